@@ -1,0 +1,217 @@
+"""The array-module shim: which library an array belongs to, and how arrays move. The only file that imports CuPy.
+
+CuPy is imported when one of its arrays appears (then it is loaded already) or when a CUDA device is asked for; never by
+``import gpuconv``. Below the functions of this file nobody asks for the type of an array.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gpuconv.errors import DeviceError, DTypeError
+from gpuconv.typing import Array, DTypeLike
+
+DTYPES = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
+
+
+def array_module(x: object) -> ModuleType:
+    """NumPy for a NumPy array, CuPy for a CuPy array.
+
+    Raises
+    ------
+    TypeError
+        For anything else: lists, masked arrays, tensors of other libraries.
+
+    >>> array_module(np.zeros(3)).__name__
+    'numpy'
+    """
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(x, cupy.ndarray):
+        return cupy
+    if isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray):
+        return np
+    raise TypeError(f"{_kind(x)} is neither a NumPy nor a CuPy array")
+
+
+def common_module(caller: str, **arrays: object) -> ModuleType:
+    """The one module that all of these arrays belong to; None stands for an argument that was not given.
+
+    Raises
+    ------
+    TypeError
+        If one is no array, or some live in NumPy and some in CuPy. Nothing is copied to make them agree.
+    DeviceError
+        If CuPy arrays live on different devices.
+    """
+    homes = {}
+    for name, x in arrays.items():
+        if x is None:
+            continue
+        try:
+            homes[name] = array_module(x)
+        except TypeError as error:
+            raise TypeError(
+                f"{caller}: {name}: {error}. Convert it first: np.asarray({name}), cupy.asarray({name}), "
+                f"or from_dlpack({name}) of either for a tensor; a masked array needs .filled(value)."
+            ) from None
+    if len(set(homes.values())) > 1:
+        where = ", ".join(f"{name} in {'NumPy' if home is np else 'CuPy'}" for name, home in homes.items())
+        raise TypeError(
+            f"{caller}: the arrays must live in one library: {where}. "
+            "Move some with gpuconv.to_device or gpuconv.to_numpy; nothing is copied across the bus unasked."
+        )
+    devices = {name: device_of(arrays[name]) for name in homes}
+    if len(set(devices.values())) > 1:
+        where = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise DeviceError(f"{caller}: the arrays must live on one device: {where}. Move some with gpuconv.to_device.")
+    return next(iter(homes.values()))
+
+
+def common_dtype(caller: str, **arrays: Array | None) -> np.dtype[Any]:
+    """The dtype, in native byte order, that all of these arrays share.
+
+    Raises
+    ------
+    DTypeError
+        If gpuconv does not compute in it, or they differ. Nothing is cast to make them agree.
+    """
+    dtypes = {name: native(x.dtype) for name, x in arrays.items() if x is not None}
+    for name, dtype in dtypes.items():
+        check_dtype(dtype, caller, f"{name}.dtype")
+    if len(set(dtypes.values())) > 1:
+        found = ", ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
+        raise DTypeError(f"{caller}: the arrays must share one dtype: {found}. Cast some with .astype.")
+    return next(iter(dtypes.values()))
+
+
+def check_dtype(dtype: np.dtype[Any], caller: str, name: str = "dtype") -> None:
+    if dtype.name not in DTYPES:
+        raise DTypeError(f"{caller}: {name} is {dtype}, gpuconv computes in {', '.join(DTYPES)}. Cast with .astype.")
+
+
+def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """`dtype` in this machine's byte order."""
+    return dtype if dtype.isnative else dtype.newbyteorder("=")
+
+
+def as_dtype(dtype: DTypeLike, caller: str) -> np.dtype[Any]:
+    """`dtype`, also by name, as one that gpuconv computes in. "bfloat16" needs the ml_dtypes package."""
+    if dtype == "bfloat16":
+        try:
+            import ml_dtypes
+        except ImportError:
+            raise DTypeError(f"{caller}: dtype bfloat16 needs the ml_dtypes package: pip install ml_dtypes.") from None
+        return np.dtype(ml_dtypes.bfloat16)
+    try:
+        result = native(np.dtype(dtype))
+    except TypeError:
+        raise DTypeError(f"{caller}: {dtype!r} is not a dtype. gpuconv computes in {', '.join(DTYPES)}.") from None
+    check_dtype(result, caller)
+    return result
+
+
+def accumulator(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype that sums of products of `dtype` are made in: float32 for the 16-bit floats, else `dtype` itself."""
+    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
+
+
+def is_complex(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind == "c"
+
+
+# -------------------------------------------------------------------------------------------------- devices
+
+
+def device_of(x: Any) -> str:
+    """Where an array lives: "cpu", or "cuda:0" and so on.
+
+    >>> device_of(np.zeros(3))
+    'cpu'
+    """
+    return "cpu" if isinstance(x, np.ndarray) else f"cuda:{x.device.id}"
+
+
+def devices() -> list[str]:
+    """Every device of this machine that gpuconv can use: "cpu", then the CUDA devices CuPy sees. Imports CuPy.
+
+    >>> devices()[0]
+    'cpu'
+    """
+    try:
+        import cupy
+
+        count = cupy.cuda.runtime.getDeviceCount()
+    except Exception:  # no CuPy, no driver, no device: each raises its own kind
+        count = 0
+    return ["cpu", *(f"cuda:{i}" for i in range(count))]
+
+
+def device_name(device: str) -> str:
+    """The device with its product name where it has one: "cpu", "cuda:0 NVIDIA H200"."""
+    if device == "cpu":
+        return device
+    import cupy
+
+    name = cupy.cuda.runtime.getDeviceProperties(_ordinal(device))["name"]
+    return f"{device} {name.decode()}"
+
+
+def to_device(x: Array, device: str) -> Array:
+    """`x` on `device` ("cpu", "cuda", "cuda:1"); `x` itself if it is there already, a copy otherwise.
+
+    Raises
+    ------
+    DeviceError
+        If there is no such device, or no CuPy to reach it.
+
+    >>> a = np.ones(3)
+    >>> to_device(a, "cpu") is a
+    True
+    """
+    home = array_module(x)
+    if device == "cpu":
+        return to_numpy(x)
+    ordinal = _ordinal(device)
+    try:
+        import cupy
+
+        count = cupy.cuda.runtime.getDeviceCount()
+    except ImportError:
+        raise DeviceError(
+            f"to_device: {device!r} needs CuPy: pip install 'gpuconv[cuda12]' or 'gpuconv[cuda13]'."
+        ) from None
+    except Exception as error:  # CuPy is there but the driver is not
+        raise DeviceError(f"to_device: {device!r} cannot be used: {error}") from error
+    if ordinal >= count:
+        raise DeviceError(f"to_device: {device!r} is not there, CuPy sees {count} CUDA devices.")
+    if home is cupy and x.device.id == ordinal:
+        return x
+    with cupy.cuda.Device(ordinal):
+        moved: Array = cupy.array(x)
+    return moved
+
+
+def to_numpy(x: Array) -> Array:
+    """`x` as a NumPy array: itself, or a copy brought from the device.
+
+    >>> to_numpy(np.arange(3))
+    array([0, 1, 2])
+    """
+    home = array_module(x)
+    return x if home is np else home.asnumpy(x)  # type: ignore[no-any-return]
+
+
+def _ordinal(device: str) -> int:
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not (number or "0").isdecimal():
+        raise DeviceError(f"device {device!r} is neither 'cpu' nor 'cuda' nor 'cuda:<number>'.")
+    return int(number or "0")
+
+
+def _kind(x: object) -> str:
+    kind = type(x)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

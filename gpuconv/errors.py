@@ -1,0 +1,32 @@
+"""The exceptions of gpuconv.
+
+Every message names the function and the argument, the rule, both numbers, and the remedy:
+
+    conv2d: w takes 3 input channels a group, x brings 4 (groups=1). ...
+
+Each class also is the built-in exception one would expect, so that code which knows nothing of gpuconv catches it.
+"""
+
+
+class GeometryError(ValueError):
+    """Shapes, pads, strides, dilations or groups that do not fit each other."""
+
+
+class DTypeError(TypeError):
+    """A dtype that gpuconv does not compute in, or arrays of different dtypes."""
+
+
+class DeviceError(RuntimeError):
+    """A device that is not there, or CuPy arrays that live on different devices."""
+
+
+class AlgorithmError(ValueError):
+    """An algorithm asked for by name that does not exist or cannot serve the call."""
+
+
+class WorkspaceError(MemoryError):
+    """Memory: more workspace needed than ``max_workspace`` allows, or than the device has left."""
+
+
+class KernelError(RuntimeError):
+    """A CUDA kernel that could not be found, compiled or launched."""

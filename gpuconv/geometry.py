@@ -1,0 +1,595 @@
+"""The geometry of a convolution: every check, every size formula, FLOPs and bytes. Ints in, a frozen dataclass out.
+
+One alphabet, here and everywhere else in gpuconv:
+
+    n          samples                       x   (n, d, h, w, c)             input
+    d h w      input, one letter an axis     w   (t, r, s, c // groups, k)   weights
+    c  k       input and output channels     y   (n, o, p, q, k)             output
+    t r s      kernel, one letter an axis
+    o p q      output, one letter an axis    2-D drops the first letter of each triple, 1-D the first two.
+
+Along one axis an output p looks at the padded input through ``kernel`` taps:
+
+    padded input    lo  lo  0   1   2   3   4   5   hi      in = 6, pad = (2, 1)
+    p = 0           r0  .   r1  .   r2                      kernel 3, dilation 2: a span of 5
+    p = 1                       r0  .   r1  .   r2          stride 3: out = 2
+
+so tap r of output p reads input  ``p * stride + r * dilation - lo``,  and there are
+
+    out = floor((in + lo + hi - dilation * (kernel - 1) - 1) / stride) + 1
+
+outputs (Dumoulin & Visin, "A guide to convolution arithmetic for deep learning", 2016, eq. 6 with dilation).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, get_args
+
+import numpy as np
+
+from gpuconv.errors import GeometryError
+from gpuconv.typing import Array, Ints, IntsLike, Layout, PadLike, PadMode, Pads, Pair
+
+PAD_MODES: tuple[str, ...] = get_args(PadMode)
+LAYOUTS: tuple[str, ...] = get_args(Layout)
+NAMED_PADS = ("same", "valid", "full", "causal")
+
+SPATIAL_LETTERS = {1: "w", 2: "hw", 3: "dhw"}
+KERNEL_LETTERS = {1: "s", 2: "rs", 3: "trs"}
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """One convolution, in numbers: an immutable, hashable description that every algorithm works from.
+
+    Make one with `create` (numbers), `from_shapes` (array shapes), `transposed` or `parse` (a problem string): they
+    check what they are given; the bare constructor does not.
+
+    Parameters
+    ----------
+    n, c, k : int
+        Samples, input channels, output channels. Any may be 0.
+    spatial, kernel, stride, dilation : tuple of int
+        One number for each of the 1 to 3 spatial axes. `spatial` is the input size.
+    pad : tuple of (int, int)
+        Low and high pad of each axis.
+    groups : int
+        Channel groups: output channels of a group see only the c // groups input channels of the same group.
+    pad_mode : {"zeros", "reflect", "replicate", "circular"}
+        What the padding holds.
+
+    Examples
+    --------
+    >>> g = ConvGeometry.create(n=8, spatial=(56, 56), c=64, k=64, kernel=(3, 3), pad="same")
+    >>> g.out, g.pad, f"{g.flops:.3g}"
+    ((56, 56), ((1, 1), (1, 1)), '1.85e+09')
+    >>> str(g)
+    'n8_h56w56_c64_k64_r3s3_p1'
+    >>> ConvGeometry.parse(str(g)) == g
+    True
+    """
+
+    n: int
+    spatial: Ints
+    c: int
+    k: int
+    kernel: Ints
+    stride: Ints
+    dilation: Ints
+    pad: Pads
+    groups: int = 1
+    pad_mode: str = "zeros"
+
+    # ---------------------------------------------------------------------------------------------- making one
+
+    @classmethod
+    def create(
+        cls,
+        n: int,
+        spatial: IntsLike,
+        c: int,
+        k: int,
+        kernel: IntsLike,
+        stride: IntsLike = 1,
+        pad: PadLike = 0,
+        dilation: IntsLike = 1,
+        groups: int = 1,
+        pad_mode: str = "zeros",
+        *,
+        caller: str = "ConvGeometry",
+    ) -> ConvGeometry:
+        """Check and normalise: `kernel` fixes the number of axes, every other argument may be one int for all axes.
+
+        Raises
+        ------
+        GeometryError
+            For any argument that breaks a rule; the message starts with `caller`.
+        """
+        ndim = 1 if _is_int(kernel) else len(kernel)  # type: ignore[arg-type]
+        if ndim not in SPATIAL_LETTERS:
+            raise GeometryError(f"{caller}: kernel has {ndim} axes, a convolution has 1 to 3. kernel={kernel!r}.")
+        sizes = as_ints(spatial, ndim, "spatial", caller, least=0)
+        taps = as_ints(kernel, ndim, "kernel", caller)
+        steps = as_ints(stride, ndim, "stride", caller)
+        holes = as_ints(dilation, ndim, "dilation", caller)
+        spans = tuple(map(kernel_span, taps, holes))
+        return _checked(
+            caller,
+            as_int(n, "n", caller, least=0),
+            sizes,
+            as_int(c, "c", caller, least=0),
+            as_int(k, "k", caller, least=0),
+            taps,
+            steps,
+            holes,
+            resolve_pad(pad, sizes, spans, steps, caller),
+            as_int(groups, "groups", caller),
+            pad_mode,
+        )
+
+    @classmethod
+    def from_shapes(
+        cls,
+        x_shape: Sequence[int],
+        w_shape: Sequence[int],
+        stride: IntsLike = 1,
+        pad: PadLike = 0,
+        dilation: IntsLike = 1,
+        groups: int = 1,
+        pad_mode: str = "zeros",
+        *,
+        layout: str = "channels_last",
+        ndim: int | None = None,
+        caller: str = "ConvGeometry",
+        x_name: str = "x.shape",
+    ) -> ConvGeometry:
+        """The convolution of an x and a w of these shapes, both in `layout`.
+
+        >>> ConvGeometry.from_shapes((1, 3, 32, 32), (8, 3, 5, 5), layout="channels_first").out
+        (28, 28)
+        """
+        ndim = len(w_shape) - 2 if ndim is None else ndim
+        n, spatial, c = split_x_shape(x_shape, ndim, layout, caller, x_name)
+        kernel, c_group, k = split_w_shape(w_shape, ndim, layout, caller)
+        groups = as_int(groups, "groups", caller)
+        if c_group * groups != c:
+            axis_w, axis_x = (ndim, ndim + 1) if layout == "channels_last" else (1, 1)
+            raise GeometryError(
+                f"{caller}: w takes {c_group} input channels a group, x brings {c} (groups={groups}). "
+                f"w.shape={tuple(w_shape)} needs w.shape[{axis_w}] == {x_name}[{axis_x}] // groups."
+            )
+        return cls.create(n, spatial, c, k, kernel, stride, pad, dilation, groups, pad_mode, caller=caller)
+
+    @classmethod
+    def transposed(
+        cls,
+        x_shape: Sequence[int],
+        w_shape: Sequence[int],
+        stride: IntsLike = 1,
+        pad: PadLike = 0,
+        dilation: IntsLike = 1,
+        groups: int = 1,
+        output_pad: IntsLike = 0,
+        output_shape: IntsLike | None = None,
+        *,
+        layout: str = "channels_last",
+        ndim: int | None = None,
+        caller: str = "ConvGeometry.transposed",
+    ) -> ConvGeometry:
+        """The convolution whose input gradient is the transposed convolution of an x and a w of these shapes.
+
+        The result's `y_shape` is x, its `x_shape` what the transposed convolution returns:
+
+            out = (in - 1) * stride + dilation * (kernel - 1) + 1 - lo - hi + output_pad
+
+        `output_pad` (less than stride) picks one of the sizes that a convolution of this stride maps to `in`;
+        `output_shape` names that size instead. With "same", out = in * stride.
+
+        >>> g = ConvGeometry.transposed((1, 7, 7, 16), (3, 3, 8, 16), stride=2, pad=1, output_pad=1)
+        >>> g.x_shape, g.y_shape
+        ((1, 14, 14, 8), (1, 7, 7, 16))
+        """
+        ndim = len(w_shape) - 2 if ndim is None else ndim
+        n, small, in_ch = split_x_shape(x_shape, ndim, layout, caller)
+        kernel, out_group, k = split_w_shape(w_shape, ndim, layout, caller)
+        if k != in_ch:
+            axis_w, axis_x = (ndim + 1, ndim + 1) if layout == "channels_last" else (0, 1)
+            raise GeometryError(
+                f"{caller}: w takes {k} input channels, x brings {in_ch}. w.shape={tuple(w_shape)} needs "
+                f"w.shape[{axis_w}] == x.shape[{axis_x}] (a transposed convolution's w is that of its adjoint conv)."
+            )
+        steps = as_ints(stride, ndim, "stride", caller)
+        holes = as_ints(dilation, ndim, "dilation", caller)
+        extra = as_ints(output_pad, ndim, "output_pad", caller, least=0)
+        spans = tuple(map(kernel_span, kernel, holes))
+        if output_shape is not None:
+            if any(extra):
+                raise GeometryError(f"{caller}: output_pad={output_pad!r} and output_shape={output_shape!r} both given. Give one.")
+            large = as_ints(output_shape, ndim, "output_shape", caller, least=0)
+            pads = resolve_pad(pad, large, spans, steps, caller)
+        elif isinstance(pad, str) and pad == "same":
+            large = tuple(i * s + e for i, s, e in zip(small, steps, extra, strict=True))
+            pads = resolve_pad(pad, tuple(i * s for i, s in zip(small, steps, strict=True)), spans, steps, caller)
+        else:
+            pads = resolve_pad(pad, small, spans, steps, caller)
+            large = tuple(
+                (i - 1) * s + span - lo - hi + e if i else 0
+                for i, s, span, (lo, hi), e in zip(small, steps, spans, pads, extra, strict=True)
+            )
+        for letter, i, o, s, span, (lo, hi) in zip(
+            SPATIAL_LETTERS[ndim], small, large, steps, spans, pads, strict=True
+        ):
+            least = (i - 1) * s + span - lo - hi
+            if i and not least <= o < least + s:
+                raise GeometryError(
+                    f"{caller}: output size {o} along {letter} is out of reach: input {i}, stride {s}, span {span}, "
+                    f"pad ({lo}, {hi}) lead to {least} to {least + s - 1} (output_pad 0 to {s - 1})."
+                )
+            if o < 0 or (i and o == 0):
+                raise GeometryError(
+                    f"{caller}: pad ({lo}, {hi}) along {letter} crops the output to {o}; "
+                    f"input {i}, stride {s} and span {span} give {least + lo + hi} before cropping. Pad less."
+                )
+        return cls.create(n, large, out_group * groups, k, kernel, steps, pads, holes, groups, caller=caller)
+
+    # ---------------------------------------------------------------------------------------------- sizes
+
+    @property
+    def ndim(self) -> int:
+        """Spatial axes: 1 to 3."""
+        return len(self.kernel)
+
+    @cached_property
+    def span(self) -> Ints:
+        """Input positions from the first to the last tap, per axis."""
+        return tuple(map(kernel_span, self.kernel, self.dilation))
+
+    @cached_property
+    def padded(self) -> Ints:
+        """Input size with its pads, per axis."""
+        return tuple(i + lo + hi for i, (lo, hi) in zip(self.spatial, self.pad, strict=True))
+
+    @cached_property
+    def out(self) -> Ints:
+        """Output size, per axis."""
+        sizes = zip(self.spatial, self.pad, self.span, self.stride, strict=True)
+        return tuple(max(0, output_size(i, p, span, s)) for i, p, span, s in sizes)
+
+    @property
+    def c_group(self) -> int:
+        """Input channels of one group."""
+        return self.c // self.groups
+
+    @property
+    def k_group(self) -> int:
+        """Output channels of one group."""
+        return self.k // self.groups
+
+    @property
+    def x_shape(self) -> Ints:
+        """Input, channels last."""
+        return (self.n, *self.spatial, self.c)
+
+    @property
+    def w_shape(self) -> Ints:
+        """Weights, channels last."""
+        return (*self.kernel, self.c_group, self.k)
+
+    @property
+    def y_shape(self) -> Ints:
+        """Output, channels last."""
+        return (self.n, *self.out, self.k)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of each of the three passes, counting those on zero padding as the field does."""
+        return math.prod((self.n, *self.out, *self.kernel, self.c_group, self.k))
+
+    @property
+    def flops(self) -> int:
+        """Two for each multiply-add."""
+        return 2 * self.macs
+
+    def bytes(self, itemsize: int) -> int:
+        """Bytes of x, w and y, each moved once: no algorithm can move less."""
+        return itemsize * (math.prod(self.x_shape) + math.prod(self.w_shape) + math.prod(self.y_shape))
+
+    # ---------------------------------------------------------------------------------------------- positions
+
+    @property
+    def is_padded(self) -> bool:
+        return any(lo or hi for lo, hi in self.pad)
+
+    def source_index(self, axis: int) -> Array:
+        """Which input position each position of the padded axis holds; -1 where it holds a zero.
+
+        >>> g = ConvGeometry.create(1, 4, 1, 1, 3, pad=((2, 1),), pad_mode="reflect")
+        >>> g.source_index(0)
+        array([2, 1, 0, 1, 2, 3, 2])
+        """
+        size, (lo, hi) = self.spatial[axis], self.pad[axis]
+        at = np.arange(-lo, size + hi)
+        if self.pad_mode == "replicate":
+            return at.clip(0, size - 1)
+        if self.pad_mode == "circular":
+            return at % max(size, 1)
+        if self.pad_mode == "reflect":
+            period = max(2 * (size - 1), 1)
+            at %= period
+            return np.where(at < size, at, period - at)
+        return np.where((at >= 0) & (at < size), at, -1)
+
+    def taps(self) -> Iterator[Ints]:
+        """Every kernel position, in row order."""
+        return itertools.product(*map(range, self.kernel))
+
+    def tap_slices(self, tap: Ints) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """Where tap `tap` meets the input itself, not the padding: slices of the input axes and of the output axes.
+
+        ``x[:, *ins]`` lies over ``y[:, *outs]``, one input position for each output position.
+
+        >>> g = ConvGeometry.create(1, 5, 1, 1, 3, stride=2, pad=1)
+        >>> g.tap_slices((0,))
+        ((slice(1, 4, 2),), (slice(1, 3, 1),))
+        """
+        ins, outs = [], []
+        axes = zip(tap, self.spatial, self.out, self.stride, self.dilation, self.pad, strict=True)
+        for r, size, out, s, d, (lo, _) in axes:
+            first = r * d - lo  # the input position under output 0
+            p0 = max(0, -(first // s))
+            p1 = max(p0, min(out, (size - 1 - first) // s + 1))
+            start = first + p0 * s
+            ins.append(slice(start, start + (p1 - p0 - 1) * s + 1 if p1 > p0 else start, s))
+            outs.append(slice(p0, p1, 1))
+        return tuple(ins), tuple(outs)
+
+    # ---------------------------------------------------------------------------------------------- problem string
+
+    def __str__(self) -> str:
+        """The problem string, e.g. ``n8_h56w56_c64_k64_r3s3_p1``; `parse` reads it back."""
+
+        def per_axis(letters: str, sizes: Ints) -> str:
+            return "".join(f"{letter}{size}" for letter, size in zip(letters, sizes, strict=True))
+
+        def compact(key: str, values: Sequence[str], default: str) -> str:
+            text = values[0] if len(set(values)) == 1 else "x".join(values)
+            return "" if text == default else f"_{key}{text}"
+
+        pads = [str(lo) if lo == hi else f"{lo}-{hi}" for lo, hi in self.pad]
+        return (
+            f"n{self.n}_{per_axis(SPATIAL_LETTERS[self.ndim], self.spatial)}_c{self.c}_k{self.k}"
+            f"_{per_axis(KERNEL_LETTERS[self.ndim], self.kernel)}"
+            + compact("p", pads, "0")
+            + compact("st", [str(s) for s in self.stride], "1")
+            + compact("dl", [str(d) for d in self.dilation], "1")
+            + compact("g", [str(self.groups)], "1")
+            + ("" if self.pad_mode == "zeros" else f"_{self.pad_mode}")
+        )
+
+    @classmethod
+    def parse(cls, problem: str) -> ConvGeometry:
+        """Read a problem string.
+
+            n8_h56w56_c64_k64_r3s3_p1        8 samples of 56 x 56 x 64, 64 output channels, 3 x 3 kernel, pad 1
+            n1_w100_c4_k4_s5_p4-0            1-D, causal: 4 on the low side, 0 on the high
+            n1_d8h9w9_c2_k2_t3r3s3_p1x0x0    3-D, one pad an axis
+            ..._st2_dl2_g4_reflect           stride, dilation, groups, pad mode (each omitted at its default)
+
+        Raises
+        ------
+        GeometryError
+            If the text is no problem string, or the problem breaks a rule.
+        """
+        match = _PROBLEM.fullmatch(problem)
+        if match is None:
+            raise GeometryError(
+                f"parse: {problem!r} is not a problem string. It reads like n8_h56w56_c64_k64_r3s3_p1, "
+                "then _st<stride>, _dl<dilation>, _g<groups> and a pad mode where they are not 1 and zeros."
+            )
+        part = match.groupdict()
+        letters = re.sub(r"\d", "", part["spatial"]), re.sub(r"\d", "", part["kernel"])
+        if letters not in zip(SPATIAL_LETTERS.values(), KERNEL_LETTERS.values(), strict=True):
+            raise GeometryError(
+                f"parse: {problem!r} names input axes {letters[0]!r} and kernel axes {letters[1]!r}. "
+                "They are 'w' and 's' in 1-D, 'hw' and 'rs' in 2-D, 'dhw' and 'trs' in 3-D."
+            )
+        ndim = len(letters[0])
+
+        def spread(key: str, default: str) -> list[str]:
+            values = (part[key] or default).split("x")
+            return values * ndim if len(values) == 1 else values
+
+        pads = [tuple(map(int, p.split("-"))) for p in spread("pad", "0")]
+        return cls.create(
+            int(part["n"]),
+            tuple(map(int, re.findall(r"\d+", part["spatial"]))),
+            int(part["c"]),
+            int(part["k"]),
+            tuple(map(int, re.findall(r"\d+", part["kernel"]))),
+            tuple(map(int, spread("stride", "1"))),
+            tuple((p[0], p[-1]) for p in pads),
+            tuple(map(int, spread("dilation", "1"))),
+            int(part["groups"] or 1),
+            part["mode"] or "zeros",
+            caller="parse",
+        )
+
+
+_PROBLEM = re.compile(
+    r"n(?P<n>\d+)_(?P<spatial>(?:[dhw]\d+)+)_c(?P<c>\d+)_k(?P<k>\d+)_(?P<kernel>(?:[trs]\d+)+)"
+    r"(?:_p(?P<pad>\d+(?:-\d+)?(?:x\d+(?:-\d+)?)*))?"
+    r"(?:_st(?P<stride>\d+(?:x\d+)*))?"
+    r"(?:_dl(?P<dilation>\d+(?:x\d+)*))?"
+    r"(?:_g(?P<groups>\d+))?"
+    rf"(?:_(?P<mode>{'|'.join(PAD_MODES)}))?"
+)
+
+
+# -------------------------------------------------------------------------------------------------- the formulas
+
+
+def kernel_span(kernel: int, dilation: int) -> int:
+    """Input positions from the first tap to the last."""
+    return dilation * (kernel - 1) + 1
+
+
+def output_size(size: int, pad: Pair, span: int, stride: int) -> int:
+    """Outputs along one axis; 0 or less where the kernel does not fit."""
+    return (size + sum(pad) - span) // stride + 1
+
+
+def resolve_pad(pad: PadLike, spatial: Ints, span: Ints, stride: Ints, caller: str) -> Pads:
+    """Any form of `pad` as one (lo, hi) an axis.
+
+    Accepted: an int; one int an axis; one (lo, hi) an axis; the flat (lo, hi, lo, hi, ...), which in 2-D is
+    (top, bottom, left, right); and the names
+
+        "valid"     no pad
+        "same"      out = ceil(in / stride), the odd one on the high side (TensorFlow, JAX, ONNX SAME_UPPER)
+        "full"      every position where kernel and input overlap: span - 1 on both sides
+        "causal"    1-D: span - 1 on the low side, so that no output sees a later input
+    """
+    ndim = len(spatial)
+    if isinstance(pad, str):
+        if pad == "causal" and ndim > 1:
+            raise GeometryError(f"{caller}: pad='causal' is for 1 axis, this convolution has {ndim}. Pad with numbers.")
+        if pad == "valid":
+            return ((0, 0),) * ndim
+        if pad == "full":
+            return tuple((s - 1, s - 1) for s in span)
+        if pad == "causal":
+            return ((span[0] - 1, 0),)
+        if pad == "same":
+            total = [
+                max(0, (-(-i // st) - 1) * st + sp - i) for i, sp, st in zip(spatial, span, stride, strict=True)
+            ]
+            return tuple((t // 2, t - t // 2) for t in total)
+        raise GeometryError(f"{caller}: pad={pad!r} is none of {', '.join(map(repr, NAMED_PADS))}. Use one, or numbers.")
+    flat: list[Any]
+    if _is_int(pad):
+        flat = [pad] * (2 * ndim)
+    else:
+        entries: list[Any] = list(pad)  # type: ignore[arg-type]
+        if entries and not any(_is_int(e) for e in entries):
+            if len(entries) != ndim or any(not hasattr(e, "__len__") or len(e) != 2 for e in entries):
+                raise GeometryError(f"{caller}: pad={pad!r} needs one (lo, hi) for each of the {ndim} axes.")
+            flat = [side for pair in entries for side in pair]
+        elif len(entries) == ndim:
+            flat = [side for side in entries for _ in range(2)]
+        elif len(entries) == 2 * ndim:
+            flat = entries
+        else:
+            raise GeometryError(
+                f"{caller}: pad={pad!r} has {len(entries)} entries; {ndim} axes take 1, {ndim} or {2 * ndim}."
+            )
+    sides = [as_int(side, "pad", caller, least=0) for side in flat]
+    return tuple(zip(sides[::2], sides[1::2], strict=True))
+
+
+@lru_cache(maxsize=4096)
+def _checked(caller: str, *fields: Any) -> ConvGeometry:
+    """The rules that hold between normalised fields. Cached: a training loop asks for the same few again and again."""
+    g = ConvGeometry(*fields)
+    if g.pad_mode not in PAD_MODES:
+        raise GeometryError(f"{caller}: pad_mode={g.pad_mode!r} is none of {', '.join(map(repr, PAD_MODES))}.")
+    for name, channels in (("input", g.c), ("output", g.k)):
+        if channels % g.groups:
+            raise GeometryError(f"{caller}: groups={g.groups} does not divide the {channels} {name} channels.")
+    for axis, letter in enumerate(SPATIAL_LETTERS[g.ndim]):
+        size, (lo, hi), span = g.spatial[axis], g.pad[axis], g.span[axis]
+        if size == 0 and (lo or hi) and g.pad_mode != "zeros":
+            raise GeometryError(
+                f"{caller}: pad ({lo}, {hi}) along {letter} has nothing to {g.pad_mode}: the input has size 0. "
+                "Use pad_mode='zeros'."
+            )
+        if size and span > size + lo + hi:
+            raise GeometryError(
+                f"{caller}: the kernel spans {span} along {letter} (kernel {g.kernel[axis]}, dilation "
+                f"{g.dilation[axis]}), the padded input only {size + lo + hi} (input {size}, pad ({lo}, {hi})). "
+                f"Pad by {span - size - lo - hi} more, or use a smaller kernel or dilation."
+            )
+    return g
+
+
+# -------------------------------------------------------------------------------------------------- shapes and layouts
+
+
+def check_layout(layout: str, caller: str) -> None:
+    if layout not in LAYOUTS:
+        raise GeometryError(f"{caller}: layout={layout!r} is none of {', '.join(map(repr, LAYOUTS))}.")
+
+
+def split_x_shape(
+    shape: Sequence[int], ndim: int, layout: str, caller: str, name: str = "x.shape"
+) -> tuple[int, Ints, int]:
+    """(n, spatial, channels) of an input or an output of shape `shape`."""
+    shape = _of_length(shape, ndim, caller, name, "(N, *spatial, C)", "(N, C, *spatial)", layout)
+    if layout == "channels_last":
+        return shape[0], shape[1:-1], shape[-1]
+    return shape[0], shape[2:], shape[1]
+
+
+def split_w_shape(shape: Sequence[int], ndim: int, layout: str, caller: str) -> tuple[Ints, int, int]:
+    """(kernel, input channels a group, output channels) of weights of shape `shape`."""
+    shape = _of_length(shape, ndim, caller, "w.shape", "(*kernel, C // groups, F)", "(F, C // groups, *kernel)", layout)
+    if layout == "channels_last":
+        return shape[:-2], shape[-2], shape[-1]
+    return shape[2:], shape[1], shape[0]
+
+
+def _of_length(
+    shape: Sequence[int], ndim: int, caller: str, name: str, last: str, first: str, layout: str
+) -> Ints:
+    check_layout(layout, caller)
+    try:
+        sizes = tuple(operator.index(size) for size in shape)
+    except TypeError:
+        raise GeometryError(f"{caller}: {name}={shape!r} is not a shape. It needs {ndim + 2} integers.") from None
+    if len(sizes) != ndim + 2:
+        raise GeometryError(
+            f"{caller}: {name}={sizes} has {len(sizes)} axes, {ndim}-D convolution needs {ndim + 2}: "
+            f"{last if layout == 'channels_last' else first} with layout={layout!r}."
+        )
+    return sizes
+
+
+# -------------------------------------------------------------------------------------------------- integers
+
+
+def _is_int(value: object) -> bool:
+    """An integer of any kind, np.int64 and 0-d integer arrays included."""
+    try:
+        operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
+
+
+def as_int(value: object, name: str, caller: str, least: int = 1) -> int:
+    """`value` as an int of at least `least`; a bool or a float is refused, not rounded."""
+    if not _is_int(value) or isinstance(value, (bool, np.bool_)):
+        raise GeometryError(f"{caller}: {name}={value!r} is not an integer.")
+    number = operator.index(value)  # type: ignore[arg-type]
+    if number < least:
+        raise GeometryError(f"{caller}: {name}={number} is less than {least}.")
+    return number
+
+
+def as_ints(value: IntsLike, ndim: int, name: str, caller: str, least: int = 1) -> Ints:
+    """One int for each of the `ndim` axes, from one for all or one an axis."""
+    if _is_int(value):
+        return (as_int(value, name, caller, least),) * ndim
+    try:
+        entries = list(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise GeometryError(f"{caller}: {name}={value!r} is not an integer, nor one an axis.") from None
+    if len(entries) != ndim:
+        raise GeometryError(f"{caller}: {name}={value!r} has {len(entries)} entries for {ndim} axes.")
+    return tuple(as_int(entry, name, caller, least) for entry in entries)
