@@ -1,0 +1,72 @@
+"""When two results count as equal: the only place in the tests where that is decided.
+
+Integers first. An array filled with small integers loses nothing to rounding, so its result is right or wrong:
+``assert_exact``. Real values are compared with float64, and the yardstick is NumPy: at most twice the error that a
+plain NumPy product makes at the same dtype on the same problem, plus one rounding of the result (``assert_close``).
+
+Every comparison reads ``not (error <= tolerance)``, because a NaN answers no to any question.
+"""
+
+import numpy as np
+
+TIMES_NUMPY = 2.0
+FLOOR = {  # one unit in the last place of the largest element: what storing the result may cost
+    "float16": 2.0**-10,
+    "bfloat16": 2.0**-7,
+    "float32": 2.0**-23,
+    "float64": 2.0**-52,
+    "complex64": 2.0**-23,
+    "complex128": 2.0**-52,
+}
+
+
+def to_numpy(a):
+    """A NumPy array of the same numbers, from whichever backend holds them."""
+    return a.get() if hasattr(a, "get") else a
+
+
+def wide(a):
+    a = np.asarray(a)
+    return a.astype(np.complex128 if np.iscomplexobj(a) else np.float64)
+
+
+def error(got, want):
+    """The largest difference relative to the largest element wanted; NaN and infinities come out as they are."""
+    if not want.size:
+        return 0.0
+    with np.errstate(invalid="ignore"):
+        return float(np.max(np.abs(wide(got) - wide(want))) / (np.max(np.abs(want)) or 1.0))
+
+
+def assert_like(got, want, dtype):
+    """An array, of the wanted shape, of the wanted dtype in native byte order."""
+    assert isinstance(got, np.ndarray), f"got {type(got).__name__}, want an array"
+    assert got.shape == want.shape, f"shape: got {got.shape}, want {want.shape}"
+    assert got.dtype == np.dtype(dtype), f"dtype: got {got.dtype}, want {np.dtype(dtype)}"
+    assert got.dtype.isnative, f"dtype: got {got.dtype.str}, want native byte order"
+
+
+def assert_within(got, want, dtype, tolerance):
+    got = to_numpy(got)
+    assert_like(got, want, dtype)
+    found = error(got, want)
+    if not (found <= tolerance):
+        apart = ~(np.abs(wide(got) - wide(want)) <= tolerance * (np.max(np.abs(want)) or 1.0))
+        where = tuple(int(i) for i in np.argwhere(apart)[0])
+        raise AssertionError(
+            f"error {found:.3g}, tolerance {tolerance:.3g}: {int(apart.sum())} of {got.size} elements differ, "
+            f"the first at {where}: got {got[where]}, want {want[where]}"
+        )
+
+
+def assert_exact(got, want, dtype):
+    """Not one bit away from the wanted numbers, which the dtype must be able to hold."""
+    held = want.astype(np.dtype(dtype))
+    assert np.array_equal(wide(held), want), f"the test is at fault: {np.dtype(dtype)} cannot hold the wanted values"
+    assert_within(got, want, dtype, 0.0)
+
+
+def assert_close(got, want, dtype, *, numpy_result):
+    """At most twice as far from the float64 result as NumPy's own result at that dtype, plus the floor."""
+    floor = FLOOR[np.dtype(dtype).name]
+    assert_within(got, want, dtype, TIMES_NUMPY * error(numpy_result, want) + floor)
