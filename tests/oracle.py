@@ -189,7 +189,7 @@ def max_pool(x, kernel, *, stride, dilation, pads):
 
 
 def max_pool_grad(dy, x, kernel, *, stride, dilation, pads):
-    """dy goes to the winner of its window, to the first in row order where several tie."""
+    """Each dy goes to the winner of its window, to the first in row order where several tie."""
     y, winners = _winners(x, kernel, stride, dilation, pads)
     n, c, dx = len(x), x.shape[-1], np.zeros((len(x), int(np.prod(x.shape[1:-1])), x.shape[-1]))
     image, channel = np.ogrid[:n, :c]

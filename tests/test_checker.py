@@ -90,14 +90,14 @@ def passes(got, want, dtype, numpy_result):
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_close_ends_at_the_floor_where_numpy_is_exact(dtype, ulps, right):
     want = np.array([1.0, 0.5])  # between 0.5 and 1 the dtype has values half a floor apart
-    got = (want + [0.0, ulps * FLOOR[np.dtype(dtype).name]]).astype(dtype)
+    got = np.array([1.0, 0.5 + ulps * FLOOR[np.dtype(dtype).name]]).astype(dtype)
     assert passes(got, want, dtype, want) == right
 
 
 @pytest.mark.parametrize(("times", "right"), [(1.9, True), (2.1, False)])
 def test_close_allows_twice_the_error_of_numpy(times, right):
-    want, off = np.array([1.0, 0.5]), 1e-3
-    assert passes(want + [0.0, times * off], want, np.float64, want + [0.0, off]) == right
+    want, numpy_result, got = (np.array([1.0, 0.5 + off]) for off in (0.0, 1e-3, times * 1e-3))
+    assert passes(got, want, np.float64, numpy_result) == right
 
 
 def test_empty_results_are_equal_when_their_shapes_are():
