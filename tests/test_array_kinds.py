@@ -1,0 +1,147 @@
+"""Any array is legal input: whatever its strides, flags and byte order, the result is that of a plain copy of it."""
+
+import numpy as np
+import pytest
+from calls import CALLS, same
+from cases import DTYPES
+from tolerances import to_numpy
+
+import gpuconv
+
+
+def negative(a):
+    flip = (slice(None, None, -1),) * a.ndim
+    return a[flip].copy()[flip]
+
+
+def spread(a):
+    """Every second element along each axis of a larger array."""
+    large = np.zeros([2 * size for size in a.shape], a.dtype)
+    view = large[(slice(None, None, 2),) * a.ndim]
+    view[...] = a
+    return view
+
+
+def transposed(a):
+    return np.ascontiguousarray(a.T).T
+
+
+def inner_axes_swapped(a):
+    """Contiguous in an order that is neither C nor Fortran."""
+    return np.swapaxes(np.ascontiguousarray(np.swapaxes(a, 0, -1)), 0, -1)
+
+
+def broadcast(a):
+    """One row repeated by a stride of 0, along the first and the last axis."""
+    return np.broadcast_to(a[:1, ..., :1], a.shape)
+
+
+def scalar(a):
+    return np.broadcast_to(a.ravel()[:1].reshape((1,) * a.ndim), a.shape)
+
+
+def read_only(a):
+    a = a.copy()
+    a.setflags(write=False)
+    return a
+
+
+def unaligned(a):
+    room = np.zeros(a.nbytes + 1, np.uint8)
+    view = room[1:].view(a.dtype).reshape(a.shape)
+    view[...] = a
+    return view
+
+
+def byte_swapped(a):
+    return a.astype(a.dtype.newbyteorder())
+
+
+STRIDED = {f.__name__: f for f in (negative, spread, transposed, inner_axes_swapped, broadcast, scalar)}
+NUMPY_ONLY = {f.__name__: f for f in (read_only, unaligned, byte_swapped)}
+
+
+def restrided(xp, a):
+    """The same numbers on `xp`, with the strides that `a` has."""
+    if xp is np:
+        return a
+    low = sum(min(0, stride * (size - 1)) for size, stride in zip(a.shape, a.strides, strict=True))
+    high = sum(max(0, stride * (size - 1)) for size, stride in zip(a.shape, a.strides, strict=True))
+    room = xp.zeros((high - low) // a.itemsize + 1, a.dtype)
+    view = xp.lib.stride_tricks.as_strided(room[-low // a.itemsize :], a.shape, a.strides)
+    view[...] = xp.asarray(np.ascontiguousarray(a))
+    return view
+
+
+@pytest.mark.parametrize("kind", STRIDED.values(), ids=STRIDED)
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_strides(xp, call, kind):
+    odd = {name: restrided(xp, kind(a)) for name, a in call.arrays().items()}
+    plain = {name: a.copy(order="C") for name, a in odd.items()}
+    assert same(call(odd), call(plain))
+
+
+@pytest.mark.parametrize("kind", NUMPY_ONLY.values(), ids=NUMPY_ONLY)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "complex64"])
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_flags(call, dtype, kind):
+    if call.function.startswith("max") and dtype.startswith("complex"):
+        return  # complex numbers have no order: refused, and tested with the pools
+    plain = call.arrays(dtype=dtype)
+    got = call({name: kind(a) for name, a in plain.items()})
+    assert got.dtype.isnative
+    assert same(got, call(plain))
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_one_odd_argument_among_plain_ones(call):
+    plain = call.arrays()
+    want = call(plain)
+    for name, a in plain.items():
+        for kind in (negative, byte_swapped, read_only):
+            assert same(call({**plain, name: kind(a)}), want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_inputs_are_left_as_they_were_and_not_handed_back(xp, call, dtype):
+    if call.function.startswith("max") and dtype.startswith("complex"):
+        return  # complex numbers have no order: refused, and tested with the pools
+    if xp is not np and dtype == "bfloat16":
+        return  # what CuPy does with it is tested with the convolutions
+    arrays = {name: xp.asarray(a) for name, a in call.arrays(dtype=dtype).items()}
+    before = {name: to_numpy(a).tobytes() for name, a in arrays.items()}
+    result = call(arrays)
+    assert {name: to_numpy(a).tobytes() for name, a in arrays.items()} == before
+    assert result.flags.c_contiguous
+    if xp is np:
+        assert result.flags.writeable
+        assert not any(np.shares_memory(result, a) for a in arrays.values())
+        assert result.base is None or not any(result.base is a for a in arrays.values())
+
+
+ALIASES = {
+    "1x1 kernel of one": ("conv2d", {"w": (1, 1, 3, 3)}, {}),
+    "pad of nothing": ("pad", {}, {"pad": 0}),
+    "1x1 columns": ("im2col", {}, {"kernel_shape": 1}),
+    "1x1 pool": ("max_pool2d", {}, {"kernel_shape": 1}),
+    "1x1 average": ("avg_pool2d", {}, {"kernel_shape": 1}),
+}
+
+
+@pytest.mark.parametrize(("function", "shapes", "keywords"), ALIASES.values(), ids=ALIASES)
+def test_a_call_that_changes_nothing_still_copies(rng, function, shapes, keywords):
+    x = rng.standard_normal((2, 4, 5, 3))
+    arrays = [np.eye(3).reshape(shape) for shape in shapes.values()]
+    result = getattr(gpuconv, function)(x, *arrays, **keywords)
+    result = result[0] if isinstance(result, tuple) else result
+    assert np.array_equal(result.ravel(), x.ravel())
+    assert not np.shares_memory(result, x)
+
+
+def test_col2im_of_1x1_columns_copies(rng):
+    cols = rng.standard_normal((2 * 4 * 5, 3))
+    for method in ("gather", "scatter"):
+        x = gpuconv.col2im(cols, (2, 4, 5, 3), 1, method=method)
+        assert np.array_equal(x.ravel(), cols.ravel())
+        assert not np.shares_memory(x, cols)

@@ -1,0 +1,138 @@
+"""plan and explain: what will run, why, at what cost; the table's text is golden."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from calls import ALGORITHM_NAMES, convolve, problem, willing
+from cases import CASES, DIRECTIONS, DTYPES, PLAIN
+
+import gpuconv
+
+RESNET = "n8_h56w56_c64_k64_r3s3_p1"
+
+
+class TestAlgorithms:
+    def test_the_order(self):
+        assert ALGORITHM_NAMES == ["depthwise", "gemm", "loops"]
+
+    @pytest.mark.parametrize("direction", DIRECTIONS)
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+    def test_the_specialist_takes_its_own_and_the_others_everything(self, case, dtype, direction):
+        names = willing(case, direction, dtype)
+        assert names == [*(["depthwise"] if case.groups == case.c else []), "gemm", "loops"]
+
+
+class TestPlan:
+    def test_says_what_it_is_about(self):
+        p = gpuconv.plan(RESNET, "float16", direction="input_grad", precision="fast")
+        assert p.geometry == gpuconv.ConvGeometry.parse(RESNET)
+        assert np.dtype(p.dtype) == np.float16
+        assert (p.device, p.direction, p.precision) == ("cpu", "input_grad", "fast")
+        assert p.flops == p.geometry.flops == 2 * 8 * 56 * 56 * 64 * 64 * 9
+
+    def test_defaults(self):
+        p = gpuconv.plan(RESNET)
+        assert (np.dtype(p.dtype), p.device, p.direction, p.precision) == (np.float32, "cpu", "forward", "strict")
+        assert p == gpuconv.plan(gpuconv.ConvGeometry.parse(RESNET), "float32", "cpu")
+
+    def test_candidates_are_the_list_in_its_order(self):
+        p = gpuconv.plan(RESNET)
+        assert [c.name for c in p.candidates] == ALGORITHM_NAMES
+        assert [c.status for c in p.candidates] == ["refused", "chosen", "possible"]
+        assert p.chosen == "gemm"
+
+    def test_exactly_one_is_chosen_and_its_workspace_is_the_plan_s(self):
+        for case in CASES.values():
+            for direction in DIRECTIONS:
+                p = gpuconv.plan(problem(case), direction=direction)
+                (chosen,) = [c for c in p.candidates if c.status == "chosen"]
+                assert (chosen.name, chosen.workspace) == (p.chosen, p.workspace)
+                assert {c.status for c in p.candidates} <= {"chosen", "possible", "refused"}
+                assert all(c.note for c in p.candidates if c.status == "refused")
+
+    def test_immutable(self):
+        p = gpuconv.plan(RESNET)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            p.chosen = "loops"
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            p.candidates[0].note = ""
+
+    def test_a_named_algorithm_is_chosen(self):
+        p = gpuconv.plan(RESNET, algorithm="loops")
+        assert p.chosen == "loops"
+        assert [c.status for c in p.candidates if c.name == "loops"] == ["chosen"]
+
+    def test_max_workspace_binds(self):
+        roomy, tight = (gpuconv.plan(RESNET, max_workspace=cap) for cap in (2**30, 2**20))
+        assert tight.workspace <= 2**20 < 2**30
+        assert roomy.workspace <= 2**30
+
+    def test_what_a_plan_chooses_is_what_runs(self):
+        """Bits differ between the algorithms on real values, so they tell which one it was."""
+        case = PLAIN[2]
+        rng = np.random.default_rng(0)
+        x, w = rng.standard_normal(case.x_shape), rng.standard_normal(case.w_shape)
+        chosen = gpuconv.explain(x, w).chosen
+        auto, named = (convolve("forward", case, x, w, None, algorithm=name) for name in ("auto", chosen))
+        assert auto.tobytes() == named.tobytes()
+
+
+class TestExplain:
+    def test_is_the_plan_of_the_call(self):
+        x, w, _ = CASES["2d-depthwise"].arrays()
+        p = gpuconv.explain(x, w, **CASES["2d-depthwise"].keywords)
+        assert p == gpuconv.plan(problem(CASES["2d-depthwise"]), "float32", "cpu")
+        assert p.chosen == "depthwise"
+
+    @pytest.mark.parametrize("direction", DIRECTIONS)
+    @pytest.mark.parametrize("ndim", PLAIN)
+    def test_takes_the_axes_from_x(self, xp, device, ndim, direction):
+        x, w, _ = map(xp.asarray, PLAIN[ndim].arrays())
+        p = gpuconv.explain(x, w, direction=direction, pad="same")
+        assert (p.geometry.ndim, p.direction, p.device) == (ndim, direction, device)
+
+    def test_takes_the_keywords_of_conv(self):
+        x, w = np.ones((2, 4, 9, 9), np.float32), np.ones((6, 2, 3, 3), np.float32)
+        keywords = {
+            "stride": 2,
+            "dilation": 2,
+            "groups": 2,
+            "pad": 1,
+            "pad_mode": "reflect",
+            "layout": "channels_first",
+        }
+        p = gpuconv.explain(x, w, **keywords, precision="fast", max_workspace=2**20, algorithm="loops")
+        assert str(p.geometry) == "n2_h9w9_c4_k6_r3s3_p1_st2_dl2_g2_reflect"
+        assert (p.chosen, p.precision) == ("loops", "fast")
+
+    def test_refuses_what_the_call_refuses(self):
+        with pytest.raises(gpuconv.GeometryError, match=r"^explain: w takes 3 input channels a group, x brings 4"):
+            gpuconv.explain(np.ones((1, 9, 9, 4)), np.ones((3, 3, 3, 8)))
+        with pytest.raises(gpuconv.DTypeError, match=r"^explain: .*x is float64, w is float32"):
+            gpuconv.explain(np.ones((1, 9, 9, 4)), np.ones((3, 3, 4, 8), np.float32))
+
+
+class TestErrors:
+    def test_unknown_algorithm(self):
+        with pytest.raises(gpuconv.AlgorithmError, match=r"^plan: algorithm='fft'.*'?auto'?.*depthwise.*gemm.*loops"):
+            gpuconv.plan(RESNET, algorithm="fft")
+
+    @pytest.mark.parametrize(
+        ("keywords", "error", "says"),
+        [
+            ({"direction": "backward"}, ValueError, r"direction='backward'.*forward.*input_grad.*weight_grad"),
+            ({"precision": "exact"}, ValueError, r"precision='exact'.*strict.*fast"),
+            ({"dtype": "int32"}, gpuconv.DTypeError, r"int32.*float16, bfloat16, float32"),
+            ({"dtype": "float33"}, gpuconv.DTypeError, r"float33"),
+            ({"device": "gpu"}, gpuconv.DeviceError, r"gpu"),
+        ],
+    )
+    def test_keywords(self, keywords, error, says):
+        with pytest.raises(error, match=f"plan: .*{says}"):
+            gpuconv.plan(RESNET, **keywords)
+
+    def test_a_string_that_is_no_problem(self):
+        with pytest.raises(gpuconv.GeometryError, match=r"'resnet' is not a problem string"):
+            gpuconv.plan("resnet")

@@ -1,0 +1,161 @@
+"""Max and average pooling and their gradients."""
+
+from dataclasses import replace
+
+import numpy as np
+import oracle
+import pytest
+from cases import DTYPES, Case, cases, integers
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from tolerances import assert_close, assert_exact, to_numpy
+
+import gpuconv
+
+REAL_DTYPES = [name for name, dtype in DTYPES.items() if dtype.kind != "c"]
+POOLS = {
+    "plain": Case(2, (6, 4), 3, 3, (2, 2), (2, 2), (1, 1), ((0, 0), (0, 0))),
+    "overlapping": Case(2, (6, 5), 3, 3, (3, 2), (1, 2), (1, 1), ((0, 0), (0, 0))),
+    "padded": Case(1, (5, 6), 2, 2, (3, 3), (2, 2), (1, 1), ((1, 0), (2, 1))),
+    "stride-over-kernel": Case(2, (7, 8), 1, 1, (2, 1), (3, 4), (1, 1), ((0, 0), (0, 0))),
+    "whole-image": Case(2, (4, 3), 5, 5, (4, 3), (1, 1), (1, 1), ((0, 0), (0, 0))),
+    "batch-0": Case(0, (4, 4), 2, 2, (2, 2), (2, 2), (1, 1), ((0, 0), (0, 0))),
+    "channels-0": Case(2, (4, 4), 0, 0, (2, 2), (2, 2), (1, 1), ((0, 0), (0, 0))),
+}
+DILATED = {
+    **POOLS,
+    "dilated": Case(2, (7, 8), 2, 2, (2, 3), (1, 1), (3, 2), ((0, 0), (0, 0))),
+    "dilated-padded": Case(1, (6, 5), 2, 2, (3, 2), (2, 1), (2, 3), ((2, 1), (0, 2))),
+}
+
+
+def max_keywords(case):
+    return {"stride": case.stride, "pad": case.pads, "dilation": case.dilation}
+
+
+def avg_keywords(case):
+    return {"stride": case.stride, "pad": case.pads}
+
+
+def pixels_per_window(case):
+    inside = oracle.sources(case.spatial, case.pads) >= 0
+    walk = oracle.windows(inside.shape, case.kernel, case.stride, case.dilation)
+    return [int(inside[taps[1:]].sum()) for _, taps in walk]
+
+
+@pytest.mark.parametrize("dtype", REAL_DTYPES)
+@pytest.mark.parametrize("case", DILATED.values(), ids=DILATED)
+class TestMax:
+    def test_forward(self, xp, case, dtype):
+        x, _, _ = case.arrays(integers, dtype)
+        got = gpuconv.max_pool2d(xp.asarray(x), case.kernel, **max_keywords(case))
+        assert_exact(got, oracle.max_pool(x, case.kernel, **case.steps), DTYPES[dtype])
+
+    def test_grad(self, xp, case, dtype):
+        """The integers repeat, so most windows hold ties."""
+        x, _, dy = case.arrays(integers, dtype)
+        got = gpuconv.max_pool2d_grad(xp.asarray(dy), xp.asarray(x), case.kernel, **max_keywords(case))
+        assert_exact(got, oracle.max_pool_grad(dy, x, case.kernel, **case.steps), DTYPES[dtype])
+
+
+@pytest.mark.parametrize("count_pads", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", POOLS.values(), ids=POOLS)
+class TestAverage:
+    def test_forward(self, xp, case, dtype, count_pads):
+        x, _, _ = case.arrays(integers, dtype)
+        got = gpuconv.avg_pool2d(xp.asarray(x), case.kernel, count_include_pad=count_pads, **avg_keywords(case))
+        want = oracle.avg_pool(x, case.kernel, count_pads=count_pads, stride=case.stride, pads=case.pads)
+        assert_close(got, want, DTYPES[dtype], numpy_result=want.astype(DTYPES[dtype]))
+
+    def test_grad(self, xp, case, dtype, count_pads):
+        _, _, dy = case.arrays(integers, dtype)
+        got = gpuconv.avg_pool2d_grad(
+            xp.asarray(dy), case.x_shape, case.kernel, count_include_pad=count_pads, **avg_keywords(case)
+        )
+        keywords = {"count_pads": count_pads, "stride": case.stride, "pads": case.pads}
+        want = oracle.avg_pool_grad(dy, case.spatial, case.kernel, **keywords)
+        assert_close(got, want, DTYPES[dtype], numpy_result=want.astype(DTYPES[dtype]))
+
+    def test_grad_is_the_adjoint(self, xp, case, dtype, count_pads):
+        """On windows of 12 the shares are multiples of 1 / 12, so inputs are multiplied by 12 to stay integers."""
+        x, _, dy = case.arrays(integers, "float64")
+        x, dy = 12 * x, 12 * dy
+        keywords = {**avg_keywords(case), "count_include_pad": count_pads}
+        y = gpuconv.avg_pool2d(xp.asarray(x), case.kernel, **keywords)
+        dx = gpuconv.avg_pool2d_grad(xp.asarray(dy), case.x_shape, case.kernel, **keywords)
+        forth, back = np.vdot(to_numpy(y), dy), np.vdot(x, to_numpy(dx))
+        assert abs(forth - back) <= 1e-12 * (1 + np.abs(x).sum())
+
+
+@pytest.mark.parametrize("which", ["max", "average"])
+def test_any_geometry(xp, which):
+    @given(cases(2, modes=("zeros",)), st.integers(0, 2**32 - 1))
+    @settings(max_examples=100)
+    def check(case, seed):
+        case = replace(case, k=case.c, groups=1, dilation=case.dilation if which == "max" else (1, 1))
+        assume(all(pixels_per_window(case)))
+        x, _, dy = case.arrays(integers, "float64", seed)
+        if which == "max":
+            got = gpuconv.max_pool2d(xp.asarray(x), case.kernel, **max_keywords(case))
+            grad = gpuconv.max_pool2d_grad(xp.asarray(dy), xp.asarray(x), case.kernel, **max_keywords(case))
+            assert_exact(got, oracle.max_pool(x, case.kernel, **case.steps), "float64")
+            assert_exact(grad, oracle.max_pool_grad(dy, x, case.kernel, **case.steps), "float64")
+            return
+        taps, steps = int(np.prod(case.kernel)), {"stride": case.stride, "pads": case.pads}
+        got = gpuconv.avg_pool2d(xp.asarray(taps * x), case.kernel, **avg_keywords(case))
+        grad = gpuconv.avg_pool2d_grad(xp.asarray(taps * dy), case.x_shape, case.kernel, **avg_keywords(case))
+        assert_close(
+            got, taps * (want := oracle.avg_pool(x, case.kernel, **steps)), "float64", numpy_result=taps * want
+        )
+        want = taps * oracle.avg_pool_grad(dy, case.spatial, case.kernel, **steps)
+        assert_close(grad, want, "float64", numpy_result=want)
+
+    check()
+
+
+def test_the_stride_is_the_kernel_unless_given(xp):
+    x = xp.asarray(np.arange(24.0).reshape(1, 4, 6, 1))
+    assert gpuconv.max_pool2d(x, (2, 3)).ravel().tolist() == [8, 11, 20, 23]
+    assert gpuconv.avg_pool2d(x, (2, 3)).ravel().tolist() == [4, 7, 16, 19]
+    dy = xp.ones((1, 2, 2, 1))
+    assert np.flatnonzero(to_numpy(gpuconv.max_pool2d_grad(dy, x, (2, 3)))).tolist() == [8, 11, 20, 23]
+    assert gpuconv.avg_pool2d_grad(dy, x.shape, (2, 3)).ravel().tolist() == [1 / 6] * 24
+
+
+def test_pads_never_win(xp):
+    x = xp.asarray(np.array([-3.0, -np.inf, -2, -np.inf], np.float32).reshape(1, 2, 2, 1))
+    y = gpuconv.max_pool2d(x, 2, stride=1, pad=1)
+    assert y.ravel().tolist() == [-3, -3, -np.inf, -2, -2, -np.inf, -2, -2, -np.inf]
+    dx = gpuconv.max_pool2d_grad(xp.ones((1, 3, 3, 1), np.float32), x, 2, stride=1, pad=1)
+    assert dx.ravel().tolist() == [2, 2, 4, 1]
+
+
+@pytest.mark.parametrize("dtype", REAL_DTYPES)
+def test_nan_wins(dtype):
+    x = np.array([1, np.nan, 3, 2, 5, np.nan, np.nan, 0]).astype(DTYPES[dtype]).reshape(1, 2, 4, 1)
+    y = gpuconv.max_pool2d(x, 2).astype(np.float64)
+    assert np.isnan(y).all()
+    dx = gpuconv.max_pool2d_grad(np.ones((1, 1, 2, 1), DTYPES[dtype]), x, 2)
+    assert dx.astype(float).ravel().tolist() == [0, 1, 0, 0, 0, 0, 1, 0]
+
+
+class TestErrors:
+    @pytest.mark.parametrize("function", ["max_pool2d", "avg_pool2d"])
+    def test_a_pool_wider_than_the_padded_image(self, function):
+        with pytest.raises(gpuconv.GeometryError, match=rf"^{function}: .*spans 6 along h"):
+            getattr(gpuconv, function)(np.ones((1, 5, 5, 1)), (6, 2))
+
+    def test_a_window_of_pads_alone(self):
+        with pytest.raises(gpuconv.GeometryError, match=r"^max_pool2d: .*pad.*\(3, 3\)"):
+            gpuconv.max_pool2d(np.ones((1, 5, 5, 1)), 2, pad=3)
+
+    def test_max_of_complex(self):
+        with pytest.raises(gpuconv.DTypeError, match=r"^max_pool2d: x\.dtype is complex64.*order"):
+            gpuconv.max_pool2d(np.ones((1, 4, 4, 1), np.complex64), 2)
+
+    def test_dy_of_another_size(self):
+        with pytest.raises(gpuconv.GeometryError, match=r"^max_pool2d_grad: dy.*\(1, 3, 2, 1\).*\(1, 2, 2, 1\)"):
+            gpuconv.max_pool2d_grad(np.ones((1, 3, 2, 1)), np.ones((1, 4, 4, 1)), 2)
+        with pytest.raises(gpuconv.GeometryError, match=r"^avg_pool2d_grad: dy.*\(1, 3, 2, 1\).*\(1, 2, 2, 1\)"):
+            gpuconv.avg_pool2d_grad(np.ones((1, 3, 2, 1)), (1, 4, 4, 1), 2)

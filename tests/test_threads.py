@@ -1,0 +1,99 @@
+"""Threads make a call faster and nothing else: not the bits, not the caller's BLAS, not a neighbour's result."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from calls import CALLS, convolve, same, willing
+from cases import DIRECTIONS, Case, reals
+from threadpoolctl import threadpool_info, threadpool_limits
+
+import gpuconv
+
+# Large enough to be cut into many strips under the cap.
+LARGE = Case(3, (40, 37), 12, 20, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
+CAP = 2**18
+SHAPES = {
+    "2d": LARGE,
+    "one image": Case(1, (64, 61), 12, 20, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1))),
+    "strided groups": Case(3, (41, 40), 12, 16, (3, 4), (2, 1), (1, 2), ((1, 1), (2, 2)), 4, "circular"),
+    "depthwise": Case(3, (40, 37), 24, 24, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)), 24),
+    "1d": Case(4, (1500,), 8, 16, (7,), (1,), (1,), ((3, 3),)),
+    "3d": Case(2, (11, 12, 13), 6, 10, (3, 3, 3), (1, 1, 1), (1, 1, 1), ((1, 1), (1, 1), (1, 1))),
+    "1x1": Case(3, (40, 37), 48, 20, (1, 1), (1, 1), (1, 1), ((0, 0), (0, 0))),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "complex64"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("case", SHAPES.values(), ids=SHAPES)
+def test_the_bits_do_not_depend_on_the_number(monkeypatch, case, direction, dtype):
+    arrays = case.arrays(reals, dtype)
+    names = [name for name in willing(case, direction, dtype) if name != "loops"]
+    results = {}
+    for threads in (1, 2, 4, None):
+        monkeypatch.setattr(gpuconv.settings, "threads", threads)
+        for name in names:
+            results.setdefault(name, []).append(
+                convolve(direction, case, *arrays, algorithm=name, max_workspace=CAP).tobytes()
+            )
+    assert all(len(set(bits)) == 1 for bits in results.values())
+
+
+def blas_threads():
+    return [(pool["filepath"], pool["num_threads"]) for pool in threadpool_info()]
+
+
+def test_concurrent_calls_agree_and_leave_blas_alone():
+    """Calls that overlap, all of them cut into strips that hold BLAS to one thread, from threads of the caller."""
+    jobs = [(direction, case) for case in (LARGE, SHAPES["strided groups"]) for direction in DIRECTIONS]
+    inputs = {case: case.arrays(reals) for _, case in jobs}
+    want = {job: convolve(job[0], job[1], *inputs[job[1]], max_workspace=CAP) for job in jobs}
+    before, together = blas_threads(), threading.Barrier(4)
+
+    def run(offset):
+        together.wait()
+        order = jobs[offset:] + jobs[:offset]
+        return [(job, convolve(job[0], job[1], *inputs[job[1]], max_workspace=CAP)) for job in order * 2]
+
+    with ThreadPoolExecutor(4) as pool:
+        results = [result for some in pool.map(run, range(4)) for result in some]
+    assert len(results) == 4 * 2 * len(jobs)
+    assert all(same(got, want[job]) for job, got in results)
+    assert blas_threads() == before
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_a_limit_of_the_caller_is_kept(limit):
+    arrays = LARGE.arrays(reals)
+    with threadpool_limits(limit):
+        before = blas_threads()
+        convolve("forward", LARGE, *arrays, max_workspace=CAP)
+        assert blas_threads() == before
+
+
+def test_an_error_leaves_blas_alone():
+    before = blas_threads()
+    x, w, dy = LARGE.arrays(reals)
+    with pytest.raises(gpuconv.WorkspaceError):
+        convolve("forward", LARGE, x, w, dy, algorithm="gemm", max_workspace=1)
+    assert blas_threads() == before
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_every_function_is_safe_to_call_from_several_threads(call):
+    arrays = call.arrays()
+    want = call(arrays)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: call(arrays), range(8)))
+    assert all(same(got, want) for got in results)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "2"])
+def test_a_senseless_setting_is_named(monkeypatch, threads):
+    monkeypatch.setattr(gpuconv.settings, "threads", threads)
+    x, w, dy = LARGE.arrays(reals)
+    with pytest.raises(ValueError, match=r"settings\.threads"):
+        convolve("forward", LARGE, x, w, dy)
+    assert np.isfinite(x).all()

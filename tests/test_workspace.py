@@ -1,0 +1,130 @@
+"""max_workspace is a hard cap: the same result in less memory, as measured, or an error that says why not."""
+
+import re
+import tracemalloc
+
+import numpy as np
+import pytest
+from calls import ALGORITHM_NAMES, convolve, problem, same, willing
+from cases import CASES, DIRECTIONS, Case, integers
+
+import gpuconv
+
+KIB, MIB = 2**10, 2**20
+SLACK = 48 * KIB  # Python objects, index arrays of one axis, thread stacks' bookkeeping: no part of it grows with x
+
+LARGE = {
+    "2d": Case(2, (96, 90), 16, 12, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1))),
+    "2d-wide-weights": Case(1, (24, 24), 64, 64, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1))),
+    "2d-strided": Case(2, (120, 121), 8, 16, (5, 4), (2, 2), (1, 1), ((2, 2), (1, 2))),
+    "2d-reflect": Case(2, (80, 81), 8, 8, (3, 3), (1, 1), (2, 2), ((2, 2), (2, 2)), 1, "reflect"),
+    "2d-groups": Case(2, (80, 80), 16, 16, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)), 4),
+    "2d-depthwise": Case(2, (90, 90), 16, 16, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)), 16),
+    "2d-1x1": Case(2, (96, 96), 24, 8, (1, 1), (1, 1), (1, 1), ((0, 0), (0, 0))),
+    "2d-1x1-strided": Case(2, (160, 160), 24, 8, (1, 1), (2, 2), (1, 1), ((0, 0), (0, 0))),
+    "1d": Case(2, (20000,), 4, 8, (9,), (1,), (1,), ((8, 0),)),
+    "3d": Case(1, (20, 21, 22), 6, 8, (3, 3, 3), (1, 1, 1), (1, 1, 1), ((1, 1), (1, 1), (1, 1))),
+}
+CAPS = [512 * KIB, MIB, 3 * MIB]
+
+
+def peak(function):
+    """The result, and the most bytes that were held beside it at any time."""
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        result = function()
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return result, most - before - result.nbytes
+
+
+def test_the_meter_sees_numpy():
+    """A measurement that reads 0 whatever happens would pass every test below."""
+
+    def use_16_mib():
+        return (np.ones(MIB) + np.ones(MIB))[:10].copy()
+
+    _, most = peak(use_16_mib)
+    assert 16 * MIB <= most <= 17 * MIB
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("cap", CAPS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("case", LARGE.values(), ids=LARGE)
+def test_the_peak_stays_under_the_cap(case, direction, cap, dtype):
+    x, w, dy = case.arrays(integers, dtype)
+    plan = gpuconv.plan(problem(case), dtype, direction=direction, max_workspace=cap)
+    assert plan.workspace <= cap
+    convolve(direction, case, x, w, dy, max_workspace=cap)  # once before, for what is loaded at the first call
+    _, most = peak(lambda: convolve(direction, case, x, w, dy, max_workspace=cap))
+    assert most <= 1.1 * cap + SLACK
+    assert most <= 1.1 * plan.workspace + SLACK
+
+
+@pytest.mark.parametrize("algorithm", [name for name in ALGORITHM_NAMES if name != "loops"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("case", LARGE.values(), ids=LARGE)
+def test_the_cap_does_not_change_the_result(case, direction, algorithm):
+    if algorithm not in willing(case, direction):
+        return  # that it then raises is tested with the convolutions
+    arrays = case.arrays()
+    free = convolve(direction, case, *arrays, algorithm=algorithm, max_workspace=2**31)
+    served = 0
+    for cap in [64 * KIB, 256 * KIB, *CAPS]:
+        try:
+            got = convolve(direction, case, *arrays, algorithm=algorithm, max_workspace=cap)
+        except gpuconv.WorkspaceError:
+            continue
+        served += 1
+        assert same(got, free)
+    assert served >= len(CAPS)
+
+
+def test_no_cap_uses_the_setting(monkeypatch):
+    case = LARGE["2d"]
+    unbounded = gpuconv.plan(problem(case), max_workspace=2**40).workspace
+    monkeypatch.setattr(gpuconv.settings, "max_workspace", MIB)
+    assert gpuconv.plan(problem(case)).workspace <= MIB
+    arrays = case.arrays()
+    convolve("forward", case, *arrays)
+    _, most = peak(lambda: convolve("forward", case, *arrays))
+    assert most <= 1.1 * MIB + SLACK
+    assert unbounded > 0
+
+
+class TestRefused:
+    @pytest.mark.parametrize("direction", DIRECTIONS)
+    def test_a_cap_too_small_for_a_named_algorithm(self, direction):
+        case = LARGE["2d"]
+        arrays = case.arrays()
+        before = [a.copy() for a in arrays]
+        with pytest.raises(gpuconv.WorkspaceError, match=r"gemm.*max_workspace.*\b1\b"):
+            convolve(direction, case, *arrays, algorithm="gemm", max_workspace=1)
+        assert all(map(same, arrays, before))
+
+    def test_the_need_named_is_enough(self):
+        """The number of bytes in the message is one that works."""
+        case = LARGE["2d"]
+        with pytest.raises(gpuconv.WorkspaceError) as refused:
+            convolve("forward", case, *case.arrays(), algorithm="gemm", max_workspace=1)
+        numbers = [int(n.replace("_", "").replace(",", "")) for n in re.findall(r"\d[\d_,]*", str(refused.value))]
+        need = max(numbers)
+        convolve("forward", case, *case.arrays(), algorithm="gemm", max_workspace=need)
+
+    @pytest.mark.parametrize("cap", [0, 1, 100, 10000])
+    def test_auto_goes_on_to_one_that_serves(self, cap):
+        case = CASES["2d"]
+        arrays = case.arrays()
+        chosen = gpuconv.plan(problem(case), max_workspace=cap)
+        assert chosen.workspace <= cap
+        assert same(convolve("forward", case, *arrays, max_workspace=cap), convolve("forward", case, *arrays))
+
+    @pytest.mark.parametrize("cap", [-1, 1.5, "1M", True])
+    def test_a_senseless_cap(self, cap):
+        case = CASES["2d"]
+        with pytest.raises((ValueError, TypeError), match=r"^conv2d: max_workspace="):
+            convolve("forward", case, *case.arrays(), max_workspace=cap)
