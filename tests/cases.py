@@ -150,6 +150,7 @@ CASES = {
     "1d": PLAIN[1],
     "1d-causal-dilated": replace(PLAIN[1], dilation=(2,), pads=((4, 0),)),
     "1d-stride-over-kernel": replace(PLAIN[1], spatial=(11,), kernel=(2,), stride=(5,), pads=((1, 3),)),
+    "1d-huge-pads": replace(PLAIN[1], spatial=(3,), stride=(7,), pads=((200, 151),)),
     "1d-circular": replace(PLAIN[1], pads=((4, 2),), mode="circular"),
     "2d": PLAIN[2],
     "2d-1x1": replace(PLAIN[2], kernel=(1, 1)),

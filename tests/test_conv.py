@@ -81,6 +81,23 @@ def test_any_geometry(xp, device, ndim, direction):
     check()
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHM_NAMES)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_16_bits_are_summed_in_float32(xp, device, dtype, direction, algorithm):
+    """2304 ones: a sum kept in float16 stands still at 2048, one in bfloat16 at 256; the result fits both."""
+    sums = {  # what has 2304 terms: taps x channels, taps x outputs, images x pixels
+        "forward": Case(1, (48, 48), 1, 1, (48, 48), (1, 1), (1, 1), ((0, 0), (0, 0))),
+        "input_grad": Case(1, (1, 1), 1, 1, (48, 48), (1, 1), (1, 1), ((47, 47), (47, 47))),
+        "weight_grad": Case(1, (48, 48), 1, 1, (1, 1), (1, 1), (1, 1), ((0, 0), (0, 0))),
+    }
+    case = sums[direction]
+    assert algorithm in willing(case, direction, dtype, device)
+    x, w, dy = held(xp, *(np.ones(a.shape, DTYPES[dtype]) for a in case.arrays()))
+    got = convolve(direction, case, x, w, dy, algorithm=algorithm)
+    assert_exact(got, np.full((1, 1, 1, 1), 2304.0), DTYPES[dtype])
+
+
 @pytest.mark.parametrize("precision", ["strict", "fast"])
 def test_both_precisions_are_exact_on_small_integers(xp, precision):
     case = PLAIN[2]

@@ -138,7 +138,7 @@ class TestErrors:
             gpuconv.conv_transpose1d(np.ones((1, 4, 1)), np.ones((3, 1, 1)), stride=2, **keywords)
 
     def test_both_sizes(self):
-        with pytest.raises(gpuconv.GeometryError, match=r"output_pad=1 and output_shape=10 both given\. Give one"):
+        with pytest.raises(gpuconv.GeometryError, match=r"output_pad=1 and output_shape=10 are both given\. Give one"):
             gpuconv.conv_transpose1d(np.ones((1, 4, 1)), np.ones((3, 1, 1)), stride=2, output_pad=1, output_shape=10)
 
     def test_nothing_left(self):

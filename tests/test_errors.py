@@ -54,18 +54,34 @@ WRONG = {
         "conv2d", (X, ones(3, 3, 2, 5)), {"groups": 2}, GeometryError, r"groups=2 does not divide the 5 output channels"
     ),
     "axes of x": Wrong(
-        "conv2d", (X[0], W), {}, GeometryError, r"x\.shape=\(9, 8, 4\) has 3 axes, 2-D convolution needs 4: \(N, \*spatial, C\)"
+        "conv2d",
+        (X[0], W),
+        {},
+        GeometryError,
+        r"x\.shape=\(9, 8, 4\) has 3 axes, 2-D convolution needs 4: \(N, \*spatial, C\)",
     ),
-    "axes of x in 3-D": Wrong("conv3d", (X, ones(3, 3, 3, 4, 6)), {}, GeometryError, r"x\.shape=.* has 4 axes, 3-D .* needs 5"),
-    "axes of w": Wrong("conv2d", (X, W[0]), {}, GeometryError, r"w\.shape=\(3, 4, 6\) has 3 axes, 2-D convolution needs 4"),
-    "axes of w in 1-D": Wrong("conv1d", (X[0], W), {}, GeometryError, r"w\.shape=.* has 4 axes, 1-D convolution needs 3"),
-    "axes of dy": Wrong("conv2d_input_grad", (DY[0], W, X.shape), {}, GeometryError, r"dy.*\(7, 6, 6\).*\(1, 7, 6, 6\)"),
+    "axes of x in 3-D": Wrong(
+        "conv3d", (X, ones(3, 3, 3, 4, 6)), {}, GeometryError, r"x\.shape=.* has 4 axes, 3-D .* needs 5"
+    ),
+    "axes of w": Wrong(
+        "conv2d", (X, W[0]), {}, GeometryError, r"w\.shape=\(3, 4, 6\) has 3 axes, 2-D convolution needs 4"
+    ),
+    "axes of w in 1-D": Wrong(
+        "conv1d", (X[0], W), {}, GeometryError, r"w\.shape=.* has 4 axes, 1-D convolution needs 3"
+    ),
+    "axes of dy": Wrong(
+        "conv2d_input_grad", (DY[0], W, X.shape), {}, GeometryError, r"dy.*\(7, 6, 6\).*\(1, 7, 6, 6\)"
+    ),
     "axes of input_shape": Wrong(
         "conv2d_input_grad", (DY, W, (9, 8)), {}, GeometryError, r"input_shape=\(9, 8\) has 2 axes.* needs 4"
     ),
     "input_shape that is none": Wrong("conv2d_input_grad", (DY, W, 9), {}, GeometryError, r"input_shape=9 .*shape"),
     "axes of kernel_shape": Wrong(
-        "conv2d_weight_grad", (X, DY, (3, 3, 4, 6)), {}, GeometryError, r"kernel.*\(3, 3, 4, 6\) has 4 entries for 2 axes"
+        "conv2d_weight_grad",
+        (X, DY, (3, 3, 4, 6)),
+        {},
+        GeometryError,
+        r"kernel.*\(3, 3, 4, 6\) has 4 entries for 2 axes",
     ),
     "dy for dx": Wrong(
         "conv2d_input_grad", (DY, W, X.shape), {"pad": 1}, GeometryError, r"dy.*\(1, 7, 6, 6\).*\(1, 9, 8, 6\)"
@@ -78,16 +94,20 @@ WRONG = {
     ),
     "bias of another length": Wrong("conv2d", (X, W, ones(4)), {}, GeometryError, r"bias.*\(4,\).*\(6,\)"),
     "bias of another rank": Wrong("conv2d", (X, W, ones(1, 6)), {}, GeometryError, r"bias.*\(1, 6\).*\(6,\)"),
-    "bias of a transposed one": Wrong(
-        "conv_transpose2d", (DY, W, ones(6)), {}, GeometryError, r"bias.*\(6,\).*\(4,\)"
-    ),
+    "bias of a transposed one": Wrong("conv_transpose2d", (DY, W, ones(6)), {}, GeometryError, r"bias.*\(6,\).*\(4,\)"),
     "kernel over the input": Wrong(
-        "conv2d", (X, W), {"dilation": 4}, GeometryError, r"the kernel spans 9 along w .*padded input only 8 .*Pad by 1 more"
+        "conv2d",
+        (X, W),
+        {"dilation": 4},
+        GeometryError,
+        r"the kernel spans 9 along w .*padded input only 8 .*Pad by 1 more",
     ),
     "kernel of no taps": Wrong("conv2d", (X, ones(0, 3, 4, 6)), {}, GeometryError, r"kernel=0 is less than 1"),
     # keywords
     "stride": Wrong("conv2d", (X, W), {"stride": 0}, GeometryError, r"stride=0 is less than 1"),
-    "stride of three": Wrong("conv2d", (X, W), {"stride": (1, 1, 1)}, GeometryError, r"stride=\(1, 1, 1\) has 3 entries"),
+    "stride of three": Wrong(
+        "conv2d", (X, W), {"stride": (1, 1, 1)}, GeometryError, r"stride=\(1, 1, 1\) has 3 entries"
+    ),
     "dilation": Wrong("conv2d", (X, W), {"dilation": 1.5}, GeometryError, r"dilation=1\.5 is not an integer"),
     "groups that are none": Wrong("conv2d", (X, W), {"groups": True}, GeometryError, r"groups=True is not an integer"),
     "pad": Wrong("conv2d", (X, W), {"pad": -1}, GeometryError, r"pad=-1 is less than 0"),
@@ -96,7 +116,11 @@ WRONG = {
     "pad_mode": Wrong("conv2d", (X, W), {"pad_mode": "edge"}, GeometryError, r"pad_mode='edge' is none of 'zeros', "),
     "layout": Wrong("conv2d", (X, W), {"layout": "NCHW"}, GeometryError, r"layout='NCHW' is none of 'channels_last', "),
     "activation": Wrong(
-        "conv2d", (X, W), {"activation": "swish"}, ValueError, r"activation='swish'.*identity.*relu.*leaky_relu.*sigmoid.*tanh"
+        "conv2d",
+        (X, W),
+        {"activation": "swish"},
+        ValueError,
+        r"activation='swish'.*identity.*relu.*leaky_relu.*sigmoid.*tanh",
     ),
     "activation that is a function": Wrong(
         "conv2d", (X, W), {"activation": np.tanh}, ValueError, r"activation=<ufunc 'tanh'>.*identity.*relu"
@@ -121,16 +145,26 @@ WRONG = {
     "dtype of dy": Wrong(
         "conv2d_weight_grad", (X, DY.astype(complex), 3), {}, DTypeError, r".*x is float32, dy is complex128"
     ),
-    "integers": Wrong("conv2d", (X.astype(int), W.astype(int)), {}, DTypeError, r"x\.dtype is int64, gpuconv computes in float16"),
+    "integers": Wrong(
+        "conv2d", (X.astype(int), W.astype(int)), {}, DTypeError, r"x\.dtype is int64, gpuconv computes in float16"
+    ),
     "booleans": Wrong("im2col", (X.astype(bool), 3), {}, DTypeError, r"x\.dtype is bool, .*\.astype"),
     "objects": Wrong("pad", (X.astype(object), 3), {}, DTypeError, r"x\.dtype is object"),
     "long doubles": Wrong(
-        "conv2d", (X.astype(np.longdouble), W.astype(np.longdouble)), {}, DTypeError, r"x\.dtype is float128|x\.dtype is longdouble"
+        "conv2d",
+        (X.astype(np.longdouble), W.astype(np.longdouble)),
+        {},
+        DTypeError,
+        r"x\.dtype is float128|x\.dtype is longdouble",
     ),
     "activation of complex": Wrong(
-        "conv2d", (X.astype(complex), W.astype(complex)), {"activation": "relu"}, DTypeError, r"activation='relu'.*complex128"
+        "conv2d",
+        (X.astype(complex), W.astype(complex)),
+        {"activation": "relu"},
+        DTypeError,
+        r"activation='relu'.*complex128",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
@@ -184,7 +218,7 @@ def test_the_next_call_works(call):
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_keywords_are_keywords(call):
     """What follows the arrays and sizes must be named, so that a forgotten argument is not taken for a stride."""
-    with pytest.raises(TypeError, match="positional argument|unexpected keyword"):
+    with pytest.raises(TypeError, match=r"positional argument|unexpected keyword"):
         getattr(gpuconv, call.function)(*call.arrays().values(), *call.sizes, *[1] * 4)
     with pytest.raises(TypeError, match="strides"):
         call(call.arrays(), strides=1)
