@@ -1,0 +1,21 @@
+"""The `gpuconv` command: the command line if its packages are there, else one line that says how to get them."""
+
+import sys
+
+EXTRA = {"typer", "rich", "matplotlib", "PIL", "sklearn"}
+
+
+def main() -> None:
+    """Entry point of the console script and of ``python -m gpuconv``."""
+    try:
+        from gpuconv.cli import app
+
+        app(prog_name="gpuconv")
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRA:
+            raise
+        sys.exit(f"gpuconv: this needs {error.name}. Install it with: python -m pip install 'gpuconv[demo]'")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""`gpuconv demo`: a photograph under a bank of classic filters, and every algorithm held to the for-loops."""

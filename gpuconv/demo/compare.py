@@ -1,0 +1,67 @@
+"""Every algorithm against the for-loops, on a crop of the picture."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpuconv import conv2d
+from gpuconv.algorithms import ALGORITHMS
+from gpuconv.backend import to_device, to_numpy
+from gpuconv.demo.filters import bank, depthwise, gabor, gaussian
+from gpuconv.errors import AlgorithmError
+from gpuconv.typing import Array
+
+SIDE = 40
+REFERENCE = "loops"
+FILTERS = ("Gaussian blur", "Gabor bank")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One filter by one algorithm: seconds and largest difference from the for-loops, or why it refused."""
+
+    filter: str
+    algorithm: str
+    seconds: float = 0.0
+    error: float = 0.0
+    refusal: str = ""
+
+
+def comparisons(photo: Array, device: str = "cpu") -> Iterator[Comparison]:
+    """Blur and Gabor bank of the middle of a picture (1, h, w, 3). The for-loops come first, and run on the CPU."""
+    _, height, width, _ = photo.shape
+    top, left = max(0, height - SIDE) // 2, max(0, width - SIDE) // 2
+    crop = photo[:, top : top + SIDE, left : left + SIDE]
+    others = [algorithm.name for algorithm in ALGORITHMS if algorithm.name != REFERENCE]
+    gabors = bank(*(gabor(np.pi * i / 8, sigma=1) for i in range(8)))
+    filters = (depthwise(gaussian(1)), 3), (np.repeat(gabors, 3, axis=2) / 3, 1)
+    for name, (w, groups) in zip(FILTERS, filters, strict=True):
+        seconds, want = _fastest(crop, w, groups, REFERENCE, repeats=1)
+        yield Comparison(name, REFERENCE, seconds)
+        x_there, w_there = to_device(crop, device), to_device(w, device)
+        for algorithm in others:
+            try:
+                seconds, got = _fastest(x_there, w_there, groups, algorithm, repeats=5)
+            except AlgorithmError as error:
+                yield Comparison(name, algorithm, refusal=str(error))
+            else:
+                yield Comparison(name, algorithm, seconds, float(np.abs(got - want).max()))
+
+
+def count() -> int:
+    """How many comparisons there will be."""
+    return len(FILTERS) * len(ALGORITHMS)
+
+
+def _fastest(x: Array, w: Array, groups: int, algorithm: str, repeats: int) -> tuple[float, Array]:
+    """Seconds of the fastest of several runs, and the result, on the CPU."""
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        y = to_numpy(conv2d(x, w, pad="same", groups=groups, algorithm=algorithm))
+        best = min(best, time.perf_counter() - start)
+    return best, y

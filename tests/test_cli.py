@@ -1,0 +1,345 @@
+"""The command line: what it prints, what it saves, and the status it leaves."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import gpuconv
+from gpuconv import check
+from gpuconv.algorithms import ALGORITHMS
+from gpuconv.algorithms.gemm import Gemm
+from gpuconv.bench import runner
+from gpuconv.bench.suites import DEFAULT
+from gpuconv.cli import app
+from gpuconv.demo import pictures, sheet
+
+NAMES = [algorithm.name for algorithm in ALGORITHMS]
+ROOT = pathlib.Path(gpuconv.__file__).parents[1]
+
+
+def gpuconv_command(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def succeeds(*arguments):
+    result = gpuconv_command(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def is_refused(*arguments):
+    """The one line that a wrong argument is answered with; the status is 2."""
+    result = gpuconv_command(*arguments)
+    assert result.exit_code == 2, result.output
+    (line,) = result.output.splitlines()
+    return line
+
+
+# ------------------------------------------------------------------------------------------------ gpuconv
+
+
+def test_help_names_every_command():
+    text = succeeds("--help")
+    assert all(command in text for command in ("info", "check", "explain", "demo", "bench"))
+
+
+@pytest.mark.parametrize("command", ["info", "check", "explain", "demo", "bench"])
+def test_every_command_has_help(command):
+    assert "Usage: " in succeeds(command, "--help")
+
+
+def test_no_command_is_a_request_for_help():
+    assert "Usage: " in gpuconv_command().output
+
+
+def test_version():
+    assert succeeds("--version") == f"gpuconv {gpuconv.__version__}\n"
+
+
+def run_module(code):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.mark.parametrize(("missing", "command"), [("typer", "info"), ("rich", "info"), ("matplotlib", "demo")])
+def test_without_its_extra_it_says_how_to_get_it(missing, command):
+    done = run_module(
+        f"import sys, runpy; sys.modules[{missing!r}] = None; sys.argv = ['gpuconv', {command!r}]; "
+        "runpy.run_module('gpuconv', run_name='__main__')"
+    )
+    assert done.returncode == 1
+    want = f"gpuconv: this needs {missing}. Install it with: python -m pip install 'gpuconv[demo]'\n"
+    assert (done.stdout, done.stderr) == ("", want)
+
+
+def test_python_m_gpuconv_is_the_same_command():
+    done = run_module(
+        "import sys, runpy; sys.argv = ['gpuconv', '--version']; runpy.run_module('gpuconv', run_name='__main__')"
+    )
+    assert (done.stdout, done.stderr, done.returncode) == (f"gpuconv {gpuconv.__version__}\n", "", 0)
+
+
+# ------------------------------------------------------------------------------------------------ info, explain
+
+
+def test_info():
+    text = succeeds("info")
+    for word in (gpuconv.__version__, np.__version__, "blas", "cupy", "cpu", ", ".join(NAMES), "268 MB"):
+        assert word in text
+
+
+def test_explain_prints_the_plan_and_nothing_else():
+    assert succeeds("explain", "n8_h56w56_c64_k64_r1s1") == (
+        "n8_h56w56_c64_k64_r1s1  float32 strict  cpu  forward  206 MFLOP\n"
+        "  gemm       chosen    no workspace\n"
+        "  loops      possible  no workspace\n"
+        "  depthwise  refused   groups=1, needs groups == in_channels (64)\n"
+    )
+
+
+def test_explain_takes_what_a_plan_takes():
+    options = {"dtype": "float64", "direction": "weight_grad", "precision": "fast", "max_workspace": 10**6}
+    arguments = [word for key, value in options.items() for word in ("--" + key.replace("_", "-"), value)]
+    problem = "n1_d4h4w4_c2_k2_t3r3s3_p1_g2"
+    assert succeeds("explain", problem, *arguments) == f"{gpuconv.plan(problem, **options)}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["n8_h56"], "'n8_h56' is not a problem string"),
+        (["n1_h4w4_c3_k3_r5s5"], "n1_h4w4_c3_k3_r5s5|5"),
+        (["n1_w4_c3_k3_s1", "--dtype", "int32"], "int32"),
+        (["n1_w4_c3_k3_s1", "--direction", "sideways"], "sideways"),
+        (["n1_w4_c3_k3_s1", "--precision", "slow"], "slow"),
+        (["n1_w4_c3_k3_s1", "--device", "tpu"], "'tpu'"),
+    ],
+)
+def test_explain_refuses_in_the_words_of_the_library(arguments, words):
+    line = is_refused("explain", *arguments)
+    assert line.startswith("gpuconv explain: ")
+    assert any(word in line for word in words.split("|"))
+
+
+# ------------------------------------------------------------------------------------------------ check
+
+
+def test_check_passes_here():
+    text = succeeds("check", "--device", "cpu", "--dtype", "float32")
+    assert " 0 wrong" in text
+    assert all(name in text for name in NAMES)
+
+
+@pytest.mark.parametrize("dtype", check.available_dtypes())
+def test_every_algorithm_is_checked_in_every_dtype(dtype, monkeypatch):
+    monkeypatch.setattr(check, "PROBLEMS", ("n1_h5w4_c3_k6_r3s2_p1_st2x1_g3", "n2_w7_c2_k3_s3_dl2"))
+    seen = list(check.outcomes(["cpu"], [dtype]))
+    assert len(seen) == check.count(["cpu"], [dtype])
+    assert {outcome.algorithm for outcome in seen if not outcome.refused} == set(NAMES)
+    assert [outcome for outcome in seen if outcome.failure] == []
+
+
+def spoil(monkeypatch, method, value):
+    """Let gemm write one wrong element."""
+    right = getattr(Gemm, method)
+
+    def wrong(self, problem, a, b, out, *rest, **keywords):
+        right(self, problem, a, b, out, *rest, **keywords)
+        out[(0,) * out.ndim] = value
+
+    monkeypatch.setattr(Gemm, method, wrong)
+
+
+@pytest.mark.parametrize("value", [1000, np.nan])
+@pytest.mark.parametrize("method", ["forward", "input_grad", "weight_grad"])
+def test_check_finds_one_wrong_element(monkeypatch, method, value):
+    monkeypatch.setattr(check, "PROBLEMS", ("n1_h5w4_c3_k2_r3s2_p1",))
+    spoil(monkeypatch, method, value)
+    result = gpuconv_command("check", "--device", "cpu", "--dtype", "float32")
+    assert result.exit_code == 1
+    assert "cpu gemm float32 n1_h5w4_c3_k2_r3s2_p1 " + method in result.output
+    assert "1 of 3 wrong" in result.output
+
+
+def test_check_survives_an_algorithm_that_raises(monkeypatch):
+    def broken(*_args, **_keywords):
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(check, "PROBLEMS", ("n1_w5_c3_k2_s3",))
+    monkeypatch.setattr(Gemm, "forward", broken)
+    result = gpuconv_command("check", "--device", "cpu", "--dtype", "float32")
+    assert result.exit_code == 1
+    assert "RuntimeError: no such luck" in result.output
+
+
+def test_check_leaves_what_is_done_when_interrupted(monkeypatch):
+    def interrupted(*arguments):
+        yield check.Outcome("cpu", "gemm", "float32", "n1_w5_c3_k2_s3", "forward")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(check, "outcomes", interrupted)
+    result = gpuconv_command("check", "--device", "cpu")
+    assert result.exit_code == 130
+    assert "1 cases right" in result.output
+
+
+def test_check_refuses_what_is_not_there():
+    assert "'tpu'" in is_refused("check", "--device", "tpu")
+    assert "int8" in is_refused("check", "--dtype", "int8")
+
+
+# ------------------------------------------------------------------------------------------------ demo
+
+
+@pytest.fixture
+def small_picture(tmp_path):
+    path = tmp_path / "small.png"
+    ramp = np.arange(48 * 64 * 3, dtype=np.uint8).reshape(48, 64, 3)
+    Image.fromarray(ramp).save(path)
+    return path
+
+
+def test_demo_on_a_picture_of_ones_own(small_picture, tmp_path):
+    text = succeeds("demo", "--image", small_picture, "--out", tmp_path / "new" / "folder")
+    saved = tmp_path / "new" / "folder" / "gpuconv-demo-small.png"
+    assert str(saved) in text
+    with Image.open(saved) as picture:
+        assert min(picture.size) > 800
+    assert all(name in text for name in NAMES)
+    assert "refused" in text
+
+
+def test_demo_on_the_photograph(tmp_path):
+    saved = tmp_path / "photograph.jpg"
+    assert str(saved) in succeeds("demo", "--out", saved)
+    with Image.open(saved) as picture:
+        assert np.asarray(picture).std() > 40
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "I;16", "F"])
+def test_every_kind_of_picture_is_read(mode, tmp_path):
+    path = tmp_path / f"picture.{'tif' if mode in {'F', 'CMYK'} else 'png'}"
+    grey = np.linspace(0, 255, 60 * 70).reshape(60, 70)
+    if mode == "I;16":
+        picture = Image.fromarray((grey * 257).astype(np.uint16))
+    elif mode == "F":
+        picture = Image.fromarray(grey.astype(np.float32))
+    else:
+        picture = Image.fromarray(grey.astype(np.uint8)).convert("RGB" if mode == "CMYK" else "L").convert(mode)
+    picture.save(path)
+    x = pictures.load(str(path))
+    assert (x.shape, x.dtype) == ((1, 60, 70, 3), np.float32)
+    assert x.min() < 0.05
+    assert 0.95 < x.max() <= 1
+
+
+def test_transparency_falls_on_white(tmp_path):
+    path = tmp_path / "clear.png"
+    Image.new("RGBA", (50, 50), (0, 0, 0, 0)).save(path)
+    assert (pictures.load(str(path)) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"), [((1, 1), (48, 48)), ((2000, 1000), (480, 960)), ((3000, 2), (1, 960)), ((60, 50), (50, 60))]
+)
+def test_pictures_are_brought_to_a_useful_size(size, shape, tmp_path):
+    path = tmp_path / "picture.png"
+    Image.new("L", size, 128).save(path)
+    assert pictures.load(str(path)).shape == (1, *shape, 3)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (500, 3), (3, 500)])
+def test_demo_on_odd_pictures(size, tmp_path):
+    path = tmp_path / "odd.png"
+    Image.new("L", size, 128).save(path)
+    succeeds("demo", "--image", path, "--out", tmp_path)
+
+
+def test_demo_refuses_what_is_no_picture(tmp_path, small_picture):
+    assert "there is no file" in is_refused("demo", "--image", tmp_path / "missing.png")
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(small_picture.read_bytes()[:200])
+    assert "not a picture that can be read" in is_refused("demo", "--image", broken)
+    broken.write_text("no picture")
+    assert "not a picture that can be read" in is_refused("demo", "--image", broken)
+    assert "not a picture that can be read" in is_refused("demo", "--image", tmp_path)
+
+
+def test_demo_refuses_where_it_cannot_save(tmp_path, small_picture):
+    assert "ends like no picture" in is_refused("demo", "--image", small_picture, "--out", tmp_path / "sheet.xyz")
+    assert "cannot be made" in is_refused("demo", "--image", small_picture, "--out", small_picture / "folder")
+    folder = tmp_path / "folder.png"
+    folder.mkdir()
+    assert sheet.target(folder, "name") == folder / "gpuconv-demo-name.png"
+
+
+# ------------------------------------------------------------------------------------------------ bench
+
+SMALL = "n1_h8w8_c4_k4_r3s3_p1"
+
+
+def test_bench_saves_rows_with_their_provenance(tmp_path):
+    saved = tmp_path / "rows.json"
+    text = succeeds("bench", "--problem", SMALL, "--repeats", 3, "--json", saved)
+    assert SMALL in text
+    content = json.loads(saved.read_text())
+    assert {"device", "cores", "date", "versions", "command"} == set(content["provenance"])
+    assert [row["direction"] for row in content["results"]] == ["forward", "input_grad", "weight_grad"]
+    for row in content["results"]:
+        assert (row["problem"], row["algorithm"], row["repeats"]) == (SMALL, "gemm", 3)
+        assert row["ratio"] == pytest.approx(row["gflops"] / row["matmul_gflops"])
+        assert 0 <= row["extra_bytes"] < row["max_workspace"]
+
+
+def test_bench_times_what_it_is_told():
+    text = succeeds("bench", "--problem", SMALL, "--direction", "forward", "--algorithm", "loops", "--repeats", 1)
+    assert "loops" in text
+    assert "input_grad" not in text
+
+
+@pytest.mark.parametrize("value", [1000, np.nan])
+@pytest.mark.parametrize("direction", ["forward", "input_grad", "weight_grad"])
+def test_bench_does_not_time_a_wrong_result(monkeypatch, direction, value, tmp_path):
+    spoil(monkeypatch, direction, value)
+    saved = tmp_path / "rows.json"
+    result = gpuconv_command(
+        "bench", "--problem", SMALL, "--direction", direction, "--repeats", 1, "--json", saved, "--algorithm", "gemm"
+    )
+    assert result.exit_code == 1
+    assert f"{SMALL} {direction} by gemm is" in result.output
+    assert json.loads(saved.read_text())["results"] == []
+
+
+def test_bench_leaves_what_is_done_when_interrupted(monkeypatch, tmp_path):
+    measure, saved = runner.measure, tmp_path / "rows.json"
+
+    def interrupted(problem, direction, *rest):
+        if direction == "weight_grad":
+            raise KeyboardInterrupt
+        return measure(problem, direction, *rest)
+
+    monkeypatch.setattr(runner, "measure", interrupted)
+    result = gpuconv_command("bench", "--problem", SMALL, "--repeats", 1, "--json", saved)
+    assert result.exit_code == 130
+    assert len(json.loads(saved.read_text())["results"]) == 2
+
+
+def test_bench_refuses_before_it_measures(tmp_path):
+    assert "is not a problem string" in is_refused("bench", "--problem", "n1")
+    assert "sideways" in is_refused("bench", "--problem", SMALL, "--direction", "sideways")
+    assert "magic" in is_refused("bench", "--problem", SMALL, "--algorithm", "magic")
+    assert "is not a folder" in is_refused("bench", "--problem", SMALL, "--json", tmp_path / "missing" / "rows.json")
+
+
+def test_the_problems_of_the_suite_are_written_as_they_print():
+    assert [str(gpuconv.ConvGeometry.parse(problem)) for problem in (*DEFAULT, *check.PROBLEMS)] == [
+        *DEFAULT,
+        *check.PROBLEMS,
+    ]
