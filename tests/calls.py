@@ -36,9 +36,10 @@ def problem(case):
 
 
 def willing(case, direction="forward", dtype="float32", device="cpu"):
-    """The algorithms that do not refuse a case."""
+    """The algorithms that do not refuse a case, in the order of the list."""
     plan = gpuconv.plan(problem(case), dtype, device, direction=direction)
-    return [candidate.name for candidate in plan.candidates if candidate.status != "refused"]
+    served = {candidate.name for candidate in plan.candidates if candidate.status != "refused"}
+    return [name for name in ALGORITHM_NAMES if name in served]
 
 
 def channels_first(a, argument):

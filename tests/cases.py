@@ -112,29 +112,49 @@ class Case:
         return oracle.weight_grad(x, dy, self.kernel, **self.oracle)
 
     def numpy_result(self, direction, x, w, dy):
-        """What a plain NumPy product of columns and weights gives at the dtype of the arrays, rounding and all.
+        """What one plain NumPy GEMM gives at the dtype of the arrays, rounding and all; groups are blocks in it.
 
         16-bit arrays are multiplied in float32 and rounded once: that is what is promised for them.
         """
         stored, work = x.dtype, np.dtype(np.float32) if x.dtype.itemsize == 2 else x.dtype
         x, w, dy = (a.astype(work) for a in (x, w, dy))
-        block_c, block_k = self.c // self.groups, self.k // self.groups
-        results = []
-        for g in range(self.groups):
-            some_c, some_k = slice(g * block_c, (g + 1) * block_c), slice(g * block_k, (g + 1) * block_k)
-            w_kf = w[..., some_k].reshape(-1, block_k)
-            dy_mf = dy[..., some_k].reshape(-1, block_k)
-            columns = {**self.steps, "mode": self.mode}
-            if direction == "input_grad":
-                shape = (self.n, *self.spatial, block_c)
-                results.append(oracle.col2im(dy_mf @ w_kf.conj().T, shape, self.kernel, **columns))
-                continue
-            cols_mk = oracle.im2col(x[..., some_c], self.kernel, **columns)
+        if direction == "input_grad":
+            w_tck = np.flip(self._dense(w), 0).conj()
+            result = self._spread(dy, w_tck.swapaxes(1, 2).reshape(-1, self.c))
+        else:
+            cols_mj = oracle.im2col(x, self.kernel, **self.steps, mode=self.mode)
             if direction == "forward":
-                results.append((cols_mk @ w_kf).reshape(self.n, *self.out, block_k))
+                result = (cols_mj @ self._dense(w).reshape(-1, self.k)).reshape(self.y_shape)
             else:
-                results.append((cols_mk.conj().T @ dy_mf).reshape(*self.kernel, block_c, block_k))
-        return np.concatenate(results, axis=-1).astype(stored)
+                result = self._blocks((cols_mj.conj().T @ dy.reshape(-1, self.k)).reshape(-1, self.c, self.k))
+        return result.astype(stored)
+
+    def _dense(self, w):
+        """(*kernel, c // groups, k) -> (taps, c, k), zero where an output channel does not see an input channel."""
+        w_tgak = w.reshape(-1, 1, self.c // self.groups, self.k) * self._sees().astype(w.dtype)
+        return w_tgak.reshape(-1, self.c, self.k)
+
+    def _blocks(self, w_tck):
+        """The part of a dense (taps, c, k) that grouped weights hold."""
+        w_tgak = w_tck.reshape(-1, self.groups, self.c // self.groups, self.k)
+        return (w_tgak * self._sees()).sum(1, dtype=w_tck.dtype).reshape(self.w_shape)
+
+    def _sees(self):
+        """Whether group g of the inputs is that of output channel k: (groups, 1, k)."""
+        return (np.arange(self.groups)[:, None] == np.repeat(np.arange(self.groups), self.k // self.groups))[:, None]
+
+    def _spread(self, dy, w_jc):
+        """dy, its pixels a stride apart among zeros, times the flipped weights: the padded input's gradient, folded."""
+        room = oracle.sources(self.spatial, self.pads, self.mode).shape
+        apart = [(p - 1) * s + 1 for p, s in zip(self.out, self.stride, strict=True)]
+        among_zeros = np.zeros((self.n, *apart, self.k), dy.dtype)
+        among_zeros[(slice(None), *(slice(None, None, s) for s in self.stride))] = dy
+        spans = [d * (t - 1) for d, t in zip(self.dilation, self.kernel, strict=True)]
+        pads = [(span, r - a) for span, r, a in zip(spans, room, apart, strict=True)]
+        one = (1,) * self.ndim
+        cols_mj = oracle.im2col(among_zeros, self.kernel, stride=one, dilation=self.dilation, pads=pads)
+        padded = (cols_mj @ w_jc).reshape(self.n, *room, self.c)
+        return oracle.unpad(padded, self.spatial, self.pads, self.mode)
 
 
 DIRECTIONS = ("forward", "input_grad", "weight_grad")

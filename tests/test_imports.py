@@ -21,7 +21,7 @@ FLOORS = [
     ["cuda", "cpu", "adjoint"],
     ["algorithms."],
     ["heuristics", "autotune", "plan"],
-    ["functional", "pooling"],
+    ["call", "functional", "patches", "pooling"],
     ["activations", "initializers", "optimizers", "schedulers", "losses", "layers.", "models"],
     ["__init__"],
     ["integrations.", "bench.", "demo.", "cli", "check", "demo", "machine", "workload", "__main__"],
