@@ -1,0 +1,74 @@
+"""Convolution for NumPy and CuPy arrays: forward and both gradients, 1-D to 3-D, on a CUDA GPU or on the CPU.
+
+    >>> import numpy as np
+    >>> import gpuconv
+    >>> x = np.ones((8, 56, 56, 64), np.float32)  # or cupy.ones
+    >>> w = np.ones((3, 3, 64, 128), np.float32)
+    >>> y = gpuconv.conv2d(x, w, pad="same", stride=2)
+    >>> y.shape
+    (8, 28, 28, 128)
+
+Start with `conv2d`; `explain` tells what a call will do. NumPy is all it needs; CuPy is imported when one of its
+arrays appears.
+"""
+
+from gpuconv import settings
+from gpuconv.backend import devices, to_device, to_numpy
+from gpuconv.errors import AlgorithmError, DeviceError, DTypeError, GeometryError, KernelError, WorkspaceError
+from gpuconv.functional import (
+    conv1d,
+    conv1d_input_grad,
+    conv1d_weight_grad,
+    conv2d,
+    conv2d_input_grad,
+    conv2d_weight_grad,
+    conv3d,
+    conv3d_input_grad,
+    conv3d_weight_grad,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+    explain,
+)
+from gpuconv.geometry import ConvGeometry
+from gpuconv.patches import col2im, im2col, pad
+from gpuconv.plan import ConvPlan, plan
+from gpuconv.pooling import avg_pool2d, avg_pool2d_grad, max_pool2d, max_pool2d_grad
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AlgorithmError",
+    "ConvGeometry",
+    "ConvPlan",
+    "DTypeError",
+    "DeviceError",
+    "GeometryError",
+    "KernelError",
+    "WorkspaceError",
+    "avg_pool2d",
+    "avg_pool2d_grad",
+    "col2im",
+    "conv1d",
+    "conv1d_input_grad",
+    "conv1d_weight_grad",
+    "conv2d",
+    "conv2d_input_grad",
+    "conv2d_weight_grad",
+    "conv3d",
+    "conv3d_input_grad",
+    "conv3d_weight_grad",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "devices",
+    "explain",
+    "im2col",
+    "max_pool2d",
+    "max_pool2d_grad",
+    "pad",
+    "plan",
+    "settings",
+    "to_device",
+    "to_numpy",
+]

@@ -7,6 +7,7 @@ CuPy is imported when one of its arrays appears (then it is loaded already) or w
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -71,6 +72,16 @@ def common_module(caller: str, **arrays: object) -> ModuleType:
     return next(iter(homes.values()))
 
 
+def module_for(device: str) -> ModuleType:
+    """The module whose arrays live on `device`."""
+    if device == "cpu":
+        return np
+    import cupy
+
+    module: ModuleType = cupy
+    return module
+
+
 def common_dtype(caller: str, **arrays: Array | None) -> np.dtype[Any]:
     """The dtype, in native byte order, that all of these arrays share.
 
@@ -95,17 +106,20 @@ def check_dtype(dtype: np.dtype[Any], caller: str, name: str = "dtype") -> None:
 
 def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """`dtype` in this machine's byte order."""
-    return dtype if dtype.isnative else dtype.newbyteorder("=")
+    if dtype.isnative:
+        return dtype
+    swapped: np.dtype[Any] = dtype.newbyteorder("=")
+    return swapped
 
 
 def as_dtype(dtype: DTypeLike, caller: str) -> np.dtype[Any]:
     """`dtype`, also by name, as one that gpuconv computes in. "bfloat16" needs the ml_dtypes package."""
-    if dtype == "bfloat16":
+    if isinstance(dtype, str) and dtype == "bfloat16":
         try:
             import ml_dtypes
         except ImportError:
             raise DTypeError(f"{caller}: dtype bfloat16 needs the ml_dtypes package: pip install ml_dtypes.") from None
-        return np.dtype(ml_dtypes.bfloat16)
+        dtype = ml_dtypes.bfloat16
     try:
         result = native(np.dtype(dtype))
     except TypeError:
@@ -135,6 +149,11 @@ def device_of(x: Any) -> str:
     return "cpu" if isinstance(x, np.ndarray) else f"cuda:{x.device.id}"
 
 
+def on_device_of(x: Any) -> AbstractContextManager[object]:
+    """Makes the device of `x` the current one, so that what is allocated inside lands beside it."""
+    return nullcontext() if isinstance(x, np.ndarray) else x.device
+
+
 def devices() -> list[str]:
     """Every device of this machine that gpuconv can use: "cpu", then the CUDA devices CuPy sees. Imports CuPy.
 
@@ -148,6 +167,29 @@ def devices() -> list[str]:
     except Exception:  # no CuPy, no driver, no device: each raises its own kind
         count = 0
     return ["cpu", *(f"cuda:{i}" for i in range(count))]
+
+
+def check_device(device: str, caller: str) -> str:
+    """`device` as "cpu" or "cuda:<number>".
+
+    Raises
+    ------
+    DeviceError
+        If there is no such device, or no CuPy to reach it.
+    """
+    if device == "cpu":
+        return device
+    kind, colon, number = device.partition(":")
+    if kind != "cuda" or (colon and not number.isdecimal()):
+        raise DeviceError(f"{caller}: device={device!r} is neither 'cpu' nor 'cuda' nor 'cuda:<number>'.")
+    device = f"cuda:{number or 0}"
+    found = devices()
+    if device not in found:
+        raise DeviceError(
+            f"{caller}: device={device!r} is not there, only {', '.join(found)}. A CUDA device needs CuPy and a driver: "
+            "pip install 'gpuconv[cuda12]' or 'gpuconv[cuda13]', then see `gpuconv info`."
+        )
+    return device
 
 
 def device_name(device: str) -> str:
@@ -172,25 +214,14 @@ def to_device(x: Array, device: str) -> Array:
     >>> to_device(a, "cpu") is a
     True
     """
-    home = array_module(x)
+    device = check_device(device, "to_device")
     if device == "cpu":
         return to_numpy(x)
-    ordinal = _ordinal(device)
-    try:
-        import cupy
-
-        count = cupy.cuda.runtime.getDeviceCount()
-    except ImportError:
-        raise DeviceError(
-            f"to_device: {device!r} needs CuPy: pip install 'gpuconv[cuda12]' or 'gpuconv[cuda13]'."
-        ) from None
-    except Exception as error:  # CuPy is there but the driver is not
-        raise DeviceError(f"to_device: {device!r} cannot be used: {error}") from error
-    if ordinal >= count:
-        raise DeviceError(f"to_device: {device!r} is not there, CuPy sees {count} CUDA devices.")
-    if home is cupy and x.device.id == ordinal:
+    home = array_module(x)
+    cupy = module_for(device)
+    if home is cupy and device_of(x) == device:
         return x
-    with cupy.cuda.Device(ordinal):
+    with cupy.cuda.Device(_ordinal(device)):
         moved: Array = cupy.array(x)
     return moved
 
@@ -202,14 +233,11 @@ def to_numpy(x: Array) -> Array:
     array([0, 1, 2])
     """
     home = array_module(x)
-    return x if home is np else home.asnumpy(x)  # type: ignore[no-any-return]
+    return x if home is np else home.asnumpy(x)
 
 
 def _ordinal(device: str) -> int:
-    kind, _, number = device.partition(":")
-    if kind != "cuda" or not (number or "0").isdecimal():
-        raise DeviceError(f"device {device!r} is neither 'cpu' nor 'cuda' nor 'cuda:<number>'.")
-    return int(number or "0")
+    return int(device.removeprefix("cuda:"))
 
 
 def _kind(x: object) -> str:

@@ -211,7 +211,9 @@ class ConvGeometry:
         spans = tuple(map(kernel_span, kernel, holes))
         if output_shape is not None:
             if any(extra):
-                raise GeometryError(f"{caller}: output_pad={output_pad!r} and output_shape={output_shape!r} both given. Give one.")
+                raise GeometryError(
+                    f"{caller}: output_pad={output_pad!r} and output_shape={output_shape!r} are both given. Give one."
+                )
             large = as_ints(output_shape, ndim, "output_shape", caller, least=0)
             pads = resolve_pad(pad, large, spans, steps, caller)
         elif isinstance(pad, str) and pad == "same":
@@ -467,11 +469,10 @@ def resolve_pad(pad: PadLike, spatial: Ints, span: Ints, stride: Ints, caller: s
         if pad == "causal":
             return ((span[0] - 1, 0),)
         if pad == "same":
-            total = [
-                max(0, (-(-i // st) - 1) * st + sp - i) for i, sp, st in zip(spatial, span, stride, strict=True)
-            ]
+            total = [max(0, (-(-i // st) - 1) * st + sp - i) for i, sp, st in zip(spatial, span, stride, strict=True)]
             return tuple((t // 2, t - t // 2) for t in total)
-        raise GeometryError(f"{caller}: pad={pad!r} is none of {', '.join(map(repr, NAMED_PADS))}. Use one, or numbers.")
+        names = ", ".join(map(repr, NAMED_PADS))
+        raise GeometryError(f"{caller}: pad={pad!r} is none of {names}. Use one, or numbers.")
     flat: list[Any]
     if _is_int(pad):
         flat = [pad] * (2 * ndim)
@@ -544,9 +545,7 @@ def split_w_shape(shape: Sequence[int], ndim: int, layout: str, caller: str) -> 
     return shape[2:], shape[1], shape[0]
 
 
-def _of_length(
-    shape: Sequence[int], ndim: int, caller: str, name: str, last: str, first: str, layout: str
-) -> Ints:
+def _of_length(shape: Sequence[int], ndim: int, caller: str, name: str, last: str, first: str, layout: str) -> Ints:
     check_layout(layout, caller)
     try:
         sizes = tuple(operator.index(size) for size in shape)

@@ -1,0 +1,66 @@
+"""What every algorithm is given, and what it must offer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+
+from gpuconv import backend
+from gpuconv.geometry import ConvGeometry
+from gpuconv.typing import Array, Direction, Precision
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All that the choice of an algorithm may depend on, arrays apart.
+
+    `geometry` describes the convolution x -> y in all three directions. `dtype` is native. `contiguous` says that the
+    arrays are C-contiguous in channels-last order, so that an algorithm may look at them as matrices.
+    """
+
+    geometry: ConvGeometry
+    dtype: np.dtype[Any]
+    device: str = "cpu"
+    direction: Direction = "forward"
+    precision: Precision = "strict"
+    max_workspace: int = 0
+    contiguous: bool = True
+
+    @cached_property
+    def xp(self) -> ModuleType:
+        """NumPy or CuPy, where the arrays of this problem live."""
+        return backend.module_for(self.device)
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.device == "cpu"
+
+
+class Algorithm(Protocol):
+    """One way to compute all three passes. Arrays are channels last, of any strides; the results go into `out`.
+
+    The caller has checked shapes, dtypes and devices, `out` overlaps no other array, and no size is 0.
+    """
+
+    name: str
+
+    def refusal(self, problem: Problem) -> str | None:
+        """Why this problem cannot be served, in words; None if it can. Allocates nothing."""
+
+    def workspace_bytes(self, problem: Problem) -> int:
+        """Bytes taken beside arguments and result: at most ``problem.max_workspace``, or else the least possible."""
+
+    def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
+        """out = activation(conv(x, w) + bias)"""
+
+    def input_grad(
+        self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
+    ) -> None:
+        """out = activation(adjoint of x -> conv(x, w), applied to dy, + bias); a gradient has neither of the two."""
+
+    def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
+        """out = adjoint of w -> conv(x, w), applied to dy"""

@@ -1,0 +1,101 @@
+"""The for-loop convolution of the textbook: slow, obvious, and it accepts everything.
+
+All three passes walk over the same pairs: output `p` meets input `h` through tap `r`, where h = p * stride +
+r * dilation - lo. Forward sums over them into y, the input gradient into x, the weight gradient into w.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from gpuconv.algorithms.base import Problem
+from gpuconv.algorithms.epilogue import finish
+from gpuconv.backend import accumulator, native
+from gpuconv.geometry import ConvGeometry
+from gpuconv.typing import Array, Ints
+
+
+def meetings(g: ConvGeometry) -> Iterator[tuple[Ints, Ints, Ints]]:
+    """Every (output position, tap, input position) that multiply; taps over zero padding meet nothing.
+
+    >>> list(meetings(ConvGeometry.create(1, 3, 1, 1, 2, stride=2, pad=((1, 0),))))
+    [((0,), (1,), (0,)), ((1,), (0,), (1,)), ((1,), (1,), (2,))]
+    """
+    sources = [g.source_index(axis) for axis in range(g.ndim)]
+    for out in itertools.product(*map(range, g.out)):
+        for tap in itertools.product(*map(range, g.kernel)):
+            padded = (p * s + r * d for p, s, r, d in zip(out, g.stride, tap, g.dilation, strict=True))
+            source = tuple(int(index[at]) for index, at in zip(sources, padded, strict=True))
+            if min(source) >= 0:
+                yield out, tap, source
+
+
+class Loops:
+    name = "loops"
+
+    def refusal(self, problem: Problem) -> str | None:
+        return None if problem.on_cpu else "runs on the CPU only"
+
+    def workspace_bytes(self, problem: Problem) -> int:
+        """The sums, where `out` itself is too narrow to hold them."""
+        g = problem.geometry
+        acc = accumulator(problem.dtype)
+        if problem.dtype == acc:
+            return 0
+        shape = {"forward": g.y_shape, "input_grad": g.x_shape, "weight_grad": g.w_shape}[problem.direction]
+        return int(np.prod(shape)) * acc.itemsize
+
+    def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
+        g, y = problem.geometry, _sums(problem, out)
+        x_gc, w_cgk, y_gk = _by_group(x, g), _by_group(w, g), _by_group(y, g)
+        for n in range(g.n):
+            for p, tap, h in meetings(g):
+                y_gk[(n, *p)] += np.einsum("gc,cgk->gk", _wide(x_gc[(n, *h)]), _wide(w_cgk[tap]))
+        finish(np, y, None if bias is None else _wide(bias), activation)
+        _store(y, out)
+
+    def input_grad(
+        self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
+    ) -> None:
+        g, dx = problem.geometry, _sums(problem, out)
+        dy_gk, w_cgk, dx_gc = _by_group(dy, g), _by_group(w, g), _by_group(dx, g)
+        for n in range(g.n):
+            for p, tap, h in meetings(g):
+                dx_gc[(n, *h)] += np.einsum("gk,cgk->gc", _wide(dy_gk[(n, *p)]), _wide(w_cgk[tap]).conj())
+        finish(np, dx, None if bias is None else _wide(bias), activation)
+        _store(dx, out)
+
+    def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
+        g, dw = problem.geometry, _sums(problem, out)
+        x_gc, dy_gk, dw_cgk = _by_group(x, g), _by_group(dy, g), _by_group(dw, g)
+        for n in range(g.n):
+            for p, tap, h in meetings(g):
+                dw_cgk[tap] += np.einsum("gc,gk->cgk", _wide(x_gc[(n, *h)]).conj(), _wide(dy_gk[(n, *p)]))
+        _store(dw, out)
+
+
+def _by_group(array: Array, g: ConvGeometry) -> Array:
+    """A view whose last axis, channels, is split into (groups, channels of a group)."""
+    return array.reshape(*array.shape[:-1], g.groups, array.shape[-1] // g.groups)
+
+
+def _wide(values: Array) -> Array:
+    """A few values in the dtype that sums are made in."""
+    return values.astype(accumulator(native(values.dtype)), copy=False)
+
+
+def _sums(problem: Problem, out: Array) -> Array:
+    """Zeros to sum into: `out` itself where it is wide enough."""
+    acc = accumulator(problem.dtype)
+    if out.dtype != acc:
+        return np.zeros(out.shape, acc)
+    out[...] = 0
+    return out
+
+
+def _store(sums: Array, out: Array) -> None:
+    if sums is not out:
+        np.copyto(out, sums, casting="unsafe")

@@ -1,0 +1,340 @@
+"""What algorithms that compute strip by strip have in common: cutting, threads, and all three passes.
+
+A subclass says how one strip is computed. The rest is here, once: how many outputs a strip may have under
+``max_workspace``, the input gradient as stride-1 correlations (see adjoint.py), padding other than zeros, and the
+weight gradient as a sum over strips.
+
+Where strips end depends on the problem and on ``max_workspace``, never on the number of threads, and every sum over
+strips is made in a fixed order: so the bits of a result do not depend on how many threads there are, or which is first.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from types import ModuleType
+from typing import Any, TypeVar
+
+import numpy as np
+
+from gpuconv import cpu
+from gpuconv.adjoint import AdjointPart, adjoint_parts
+from gpuconv.algorithms.base import Problem
+from gpuconv.algorithms.epilogue import fill
+from gpuconv.algorithms.strips import Strip, extents_of, fold, gather_elements, split
+from gpuconv.backend import accumulator, is_complex
+from gpuconv.geometry import ConvGeometry
+from gpuconv.typing import Array, Ints
+
+Task = TypeVar("Task")
+
+SHARES = 8
+"""Work is cut into at least so many tasks where it can be, so that threads have something to share out."""
+
+SMALL_MACS = 2**18
+"""Up to here one thread does everything: BLAS keeps to one by itself, and a second would cost more than it gains."""
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """y = correlate(x, w) without bias; or, for a weight gradient, what it takes to get w's gradient from x and y's.
+
+    `x_plain` and `y_plain` say that the array is C-contiguous and of dtype `acc`, so that strips of it are matrices;
+    `w_plain`, that w can be used, or its gradient written, where it lies.
+    """
+
+    g: ConvGeometry
+    acc: np.dtype[Any]
+    casts: bool
+    on_cpu: bool
+    x_plain: bool
+    y_plain: bool
+    w_plain: bool
+
+    @classmethod
+    def of(cls, problem: Problem) -> Correlation:
+        acc = accumulator(problem.dtype)
+        plain = problem.contiguous and problem.dtype == acc
+        return cls(problem.geometry, acc, problem.dtype != acc, problem.on_cpu, plain, plain, plain)
+
+    @classmethod
+    def of_part(cls, problem: Problem, part: AdjointPart, g: ConvGeometry) -> Correlation:
+        """The correlation of geometry `g` that gives one part of an input gradient: x is dy, y is dx."""
+        whole = cls.of(problem)
+        one_tap = math.prod(g.kernel) == 1
+        return replace(
+            whole,
+            g=g,
+            x_plain=whole.x_plain and g.spatial == problem.geometry.out,
+            y_plain=whole.y_plain and all(s.step == 1 for s in part.dx_slices),
+            w_plain=whole.w_plain and one_tap and not is_complex(problem.dtype),
+        )
+
+    @property
+    def needs_tile(self) -> bool:
+        """Whether some strip looks at padding, or at values of another dtype: a view of x will not do."""
+        return self.g.is_padded or self.casts
+
+    @property
+    def tap_count(self) -> int:
+        return math.prod(self.g.kernel)
+
+    def tile_bytes(self, extents: Ints) -> int:
+        return gather_elements(self.g, extents) * self.acc.itemsize if self.needs_tile else 0
+
+
+@dataclass(frozen=True)
+class Cut:
+    """`strips` x `blocks` (of output channels, or of groups) are the tasks; a weight gradient has `chunks` x `blocks`."""
+
+    strips: Sequence[Strip]
+    blocks: Sequence[slice]
+    chunks: int
+    threads: int
+    shared_bytes: int
+    worker_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.shared_bytes + self.threads * self.worker_bytes
+
+    @property
+    def extents(self) -> Ints:
+        """Of the largest strip."""
+        return extents_of(self.strips[0])
+
+
+StripJob = Callable[[tuple[Strip, slice]], None]
+"""Computes one block of channels of one strip."""
+
+WeightJob = Callable[[Strip, slice, Array, bool], None]
+"""Adds what one strip contributes to one block of a weight gradient; the first of a sum is written instead."""
+
+
+class StripAlgorithm(ABC):
+    """Base of gemm and depthwise; see `Algorithm` for the methods that callers use."""
+
+    name: str
+
+    # ------------------------------------------------------------------------------------------ for the subclass
+
+    @abstractmethod
+    def refusal(self, problem: Problem) -> str | None: ...
+
+    @abstractmethod
+    def rows(self, c: Correlation) -> int:
+        """How many outputs a strip best has."""
+
+    @abstractmethod
+    def blocks(self, c: Correlation, pieces: int, least: int) -> list[slice]:
+        """Up to `pieces` blocks of the channels (or groups), each of at least `least` output channels if it can be."""
+
+    @abstractmethod
+    def strip_bytes(self, c: Correlation, extents: Ints) -> int:
+        """Buffers of a `strip_job` for strips up to these extents."""
+
+    @abstractmethod
+    def weight_bytes(self, c: Correlation, extents: Ints) -> int:
+        """Buffers of a `weight_job` for strips up to these extents."""
+
+    @abstractmethod
+    def packed_bytes(self, c: Correlation) -> int:
+        """Memory that `pack` takes."""
+
+    @abstractmethod
+    def pack(self, xp: ModuleType, c: Correlation, w_tagb: Array) -> Array:
+        """The weights as `strip_job` wants them, from a view (*taps, inputs of a group, groups, outputs of a group)."""
+
+    @abstractmethod
+    def strip_job(
+        self, xp: ModuleType, c: Correlation, cut: Cut, x: Array, packed: Array, y: Array, bias: Array | None, act: str
+    ) -> StripJob: ...
+
+    @abstractmethod
+    def weight_job(self, xp: ModuleType, c: Correlation, cut: Cut, x: Array, dy: Array) -> WeightJob: ...
+
+    # ------------------------------------------------------------------------------------------ the passes
+
+    def workspace_bytes(self, problem: Problem) -> int:
+        g, budget = problem.geometry, problem.max_workspace
+        if g.macs == 0:
+            return 0
+        if problem.direction == "forward":
+            return self._cut(Correlation.of(problem), budget).total_bytes
+        if problem.direction == "weight_grad":
+            return self._weight_cut(Correlation.of(problem), budget).total_bytes
+        if _needs_fold(g):
+            inner, samples = _unfolded(problem)
+            return _padded_bytes(problem, samples) + self.workspace_bytes(inner)
+        parts = [(part, part.geometry) for part in adjoint_parts(g)]
+        cuts = [self._cut(Correlation.of_part(problem, part, sub), budget) for part, sub in parts if sub is not None]
+        return max((cut.total_bytes for cut in cuts), default=0)
+
+    def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
+        self._correlate(problem, Correlation.of(problem), x, _split_groups(w, problem.geometry), out, bias, activation)
+
+    def input_grad(
+        self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
+    ) -> None:
+        g, xp = problem.geometry, problem.xp
+        if _needs_fold(g):
+            self._input_grad_folded(problem, dy, w, out)
+            return
+        for part in adjoint_parts(g):
+            target = out[(slice(None), *part.dx_slices)]
+            if part.geometry is None:
+                fill(xp, target, bias, activation)
+                continue
+            w_tagb = _split_groups(w[part.w_slices], g)
+            w_tbga = w_tagb.swapaxes(-3, -1)  # (*taps, outputs of a group, groups, inputs of a group)
+            c = Correlation.of_part(problem, part, part.geometry)
+            dy_part = dy[(slice(None), *part.dy_slices)]
+            self._correlate(problem, c, dy_part, w_tbga, target, bias, activation, conjugate=is_complex(problem.dtype))
+
+    def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
+        c, xp = Correlation.of(problem), problem.xp
+        cut = self._weight_cut(c, problem.max_workspace)
+        bounds = np.linspace(0, len(cut.strips), cut.chunks + 1).astype(int)
+        in_place = cut.chunks == 1 and c.w_plain
+        sums = out[None] if in_place else xp.empty((cut.chunks, *c.g.w_shape), c.acc)
+
+        def make_job() -> Callable[[tuple[int, slice]], None]:
+            add = self.weight_job(xp, c, cut, x, dy)
+
+            def job(task: tuple[int, slice]) -> None:
+                chunk, block = task
+                for i in range(bounds[chunk], bounds[chunk + 1]):
+                    add(cut.strips[i], block, sums[chunk], i == bounds[chunk])
+
+            return job
+
+        _run(c, cut, itertools.product(range(cut.chunks), cut.blocks), make_job)
+        total = sums[0]
+        for chunk in range(1, cut.chunks):
+            total += sums[chunk]
+        if is_complex(problem.dtype):
+            # The jobs conjugate dy, which is smaller than the columns of x:  conj(x)^T dy == conj(x^T conj(dy)).
+            xp.conjugate(total, out=total)
+        if not in_place:
+            xp.copyto(out, total, casting="unsafe")
+
+    # ------------------------------------------------------------------------------------------ below the passes
+
+    def _correlate(
+        self,
+        problem: Problem,
+        c: Correlation,
+        x: Array,
+        w_tagb: Array,
+        y: Array,
+        bias: Array | None,
+        activation: str,
+        conjugate: bool = False,
+    ) -> None:
+        xp = problem.xp
+        cut = self._cut(c, problem.max_workspace)
+        packed = self.pack(xp, c, w_tagb)
+        if conjugate:
+            packed = xp.conjugate(packed, out=packed)
+        bias = None if bias is None else bias.astype(c.acc, copy=False)
+        tasks = itertools.product(cut.strips, cut.blocks)
+        _run(c, cut, tasks, lambda: self.strip_job(xp, c, cut, x, packed, y, bias, activation))
+
+    def _input_grad_folded(self, problem: Problem, dy: Array, w: Array, out: Array) -> None:
+        """The gradient of the padded input, some samples at a time, folded back onto the input."""
+        xp, g = problem.xp, problem.geometry
+        inner, samples = _unfolded(problem)
+        padded = xp.empty((samples, *g.padded, g.c), problem.dtype)
+        for first in range(0, g.n, samples):
+            chunk = slice(first, min(first + samples, g.n))
+            count = chunk.stop - chunk.start
+            inner = replace(inner, geometry=replace(inner.geometry, n=count))
+            self.input_grad(inner, dy[chunk], w, padded[:count], None, "identity")
+            out[chunk] = fold(xp, padded[:count], g)
+
+    def _cut(self, c: Correlation, budget: int) -> Cut:
+        return _cut(self, c, budget, cpu.workers())
+
+    def _weight_cut(self, c: Correlation, budget: int) -> Cut:
+        return _weight_cut(self, c, budget, cpu.workers())
+
+
+@lru_cache(maxsize=1024)
+def _cut(algorithm: StripAlgorithm, c: Correlation, budget: int, threads: int) -> Cut:
+    shared = algorithm.packed_bytes(c)
+    strips, worker = _fit(c, algorithm.rows(c), budget - shared, algorithm.strip_bytes)
+    pieces = 1 if c.g.macs <= SMALL_MACS else -(-SHARES // len(strips))
+    blocks = algorithm.blocks(c, pieces, 64)
+    return Cut(
+        strips, blocks, 1, _threads(c, len(strips) * len(blocks), budget - shared, worker, threads), shared, worker
+    )
+
+
+@lru_cache(maxsize=1024)
+def _weight_cut(algorithm: StripAlgorithm, c: Correlation, budget: int, threads: int) -> Cut:
+    one_sum = math.prod(c.g.w_shape) * c.acc.itemsize
+    blocks = algorithm.blocks(c, 1 if c.g.macs <= SMALL_MACS else SHARES, 128)
+    rows = algorithm.rows(c)
+    chunks = 1 if c.g.macs <= SMALL_MACS else min(-(-SHARES // len(blocks)), -(-math.prod(c.g.y_shape[:-1]) // rows))
+    chunks = max(1, min(chunks, budget // 2 // max(one_sum, 1)))
+    shared = 0 if chunks == 1 and c.w_plain else chunks * one_sum
+    strips, worker = _fit(c, rows, budget - shared, algorithm.weight_bytes)
+    chunks = min(chunks, len(strips))
+    return Cut(
+        strips, blocks, chunks, _threads(c, chunks * len(blocks), budget - shared, worker, threads), shared, worker
+    )
+
+
+def _fit(
+    c: Correlation, rows: int, budget: int, bytes_of: Callable[[Correlation, Ints], int]
+) -> tuple[list[Strip], int]:
+    """Strips of about `rows` outputs, or fewer until the buffers of one thread stay under `budget`."""
+    while True:
+        strips = split((c.g.n, *c.g.out), rows)
+        worker = bytes_of(c, extents_of(strips[0]))
+        if worker <= budget or rows == 1:
+            return strips, worker
+        rows = max(1, min(rows, math.prod(extents_of(strips[0]))) // 2)
+
+
+def _threads(c: Correlation, tasks: int, budget: int, worker: int, most: int) -> int:
+    if not c.on_cpu or c.g.macs <= SMALL_MACS:
+        return 1
+    affordable = most if worker == 0 else budget // worker
+    return max(1, min(most, tasks, affordable))
+
+
+def _run(c: Correlation, cut: Cut, tasks: Iterable[Task], make_job: Callable[[], Callable[[Task], None]]) -> None:
+    if c.on_cpu and c.g.macs > SMALL_MACS:
+        cpu.spread(tasks, make_job, cut.threads)
+        return
+    job = make_job()
+    for task in tasks:
+        job(task)
+
+
+def _split_groups(w: Array, g: ConvGeometry) -> Array:
+    """w (*taps, c // groups, k) as a view (*taps, c // groups, groups, k // groups)."""
+    return w.reshape(*w.shape[:-1], g.groups, g.k_group)
+
+
+def _needs_fold(g: ConvGeometry) -> bool:
+    return g.is_padded and g.pad_mode != "zeros"
+
+
+def _padded_bytes(problem: Problem, samples: int) -> int:
+    g = problem.geometry
+    return math.prod((samples, *g.padded, g.c)) * problem.dtype.itemsize
+
+
+def _unfolded(problem: Problem) -> tuple[Problem, int]:
+    """The input gradient of the padded input, and how many samples of it to make at a time."""
+    g = problem.geometry
+    samples = max(1, min(g.n, problem.max_workspace // 2 // _padded_bytes(problem, 1)))
+    inner = replace(g, n=samples, spatial=g.padded, pad=((0, 0),) * g.ndim, pad_mode="zeros")
+    budget = problem.max_workspace - _padded_bytes(problem, samples)
+    return replace(problem, geometry=inner, max_workspace=max(0, budget)), samples

@@ -1,0 +1,135 @@
+"""Strips: pieces of the output, and the padded input each of them looks at.
+
+output (n, p, q)  cut along its first axes            what strip 0 looks at, gathered into a padded tile
++---------------+                                     +-----------------+
+| strip 0       |   each strip is some whole rows     | 0 0 0 0 0 0 0 0 |   <- the padding exists only here
++---------------+   (or samples, or part of a row)    | 0 x x x x x x 0 |
+| strip 1       |                                     | 0 x x x x x x 0 |
++---------------+                                     +-----------------+
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from types import ModuleType
+
+from gpuconv.geometry import ConvGeometry
+from gpuconv.typing import Array, Ints, Pair
+
+Strip = tuple[slice, ...]
+"""A piece of the output: slices of (n, *out)."""
+
+
+# -------------------------------------------------------------------------------------------------- cutting
+
+
+def split(extents: Ints, most: int) -> list[Strip]:
+    """Cut an array of these extents into pieces of at most `most` (at least 1) elements, each contiguous in C order.
+
+    >>> split((2, 3, 4), most=8)[:2]
+    [(slice(0, 1, None), slice(0, 2, None), slice(0, 4, None)), (slice(0, 1, None), slice(2, 3, None), slice(0, 4, None))]
+    """
+    inner, axis = 1, len(extents)
+    while axis > 0 and inner * extents[axis - 1] <= most:
+        axis -= 1
+        inner *= extents[axis]
+    if axis == 0:
+        return [tuple(slice(0, e) for e in extents)]
+    axis -= 1  # the axis that is cut; those before it are taken one index at a time, those behind it whole
+    pieces = -(-extents[axis] // max(1, most // inner))
+    size = -(-extents[axis] // pieces)
+    cuts = [[slice(i, i + 1) for i in range(e)] for e in extents[:axis]]
+    cuts.append([slice(i, min(i + size, extents[axis])) for i in range(0, extents[axis], size)])
+    cuts.extend([slice(0, e)] for e in extents[axis + 1 :])
+    return list(itertools.product(*cuts))
+
+
+def extents_of(strip: Strip) -> Ints:
+    return tuple(s.stop - s.start for s in strip)
+
+
+def split_axis(size: int, pieces: int, least: int) -> list[slice]:
+    """Cut an axis into up to `pieces` nearly equal slices, each but the last of at least `least`."""
+    step = max(least, -(-size // pieces))
+    return [slice(i, min(i + step, size)) for i in range(0, size, step)]
+
+
+# -------------------------------------------------------------------------------------------------- gathering
+
+
+def tile_shape(g: ConvGeometry, extents: Ints) -> Ints:
+    """Shape of the padded input under a strip of these extents."""
+    sizes = ((e - 1) * s + span for e, s, span in zip(extents[1:], g.stride, g.span, strict=True))
+    return (extents[0], *sizes, g.c)
+
+
+def gather(xp: ModuleType, x: Array, g: ConvGeometry, strip: Strip, buffer: Array | None) -> Array:
+    """The padded input under `strip`: a view of x where it holds no padding and `buffer` is no other dtype.
+
+    `buffer` is flat and large enough for the tile; None promises that a view will do.
+    """
+    ranges: list[Pair] = []  # of input positions; they reach past 0 and the size where there is padding
+    for s, step, span, (lo, _) in zip(strip[1:], g.stride, g.span, g.pad, strict=True):
+        ranges.append((s.start * step - lo, (s.stop - 1) * step - lo + span))
+    inside = tuple(
+        slice(max(0, start), max(0, min(size, stop))) for (start, stop), size in zip(ranges, g.spatial, strict=True)
+    )
+    is_inside = all(s.start == r[0] and s.stop == r[1] for s, r in zip(inside, ranges, strict=True))
+    if buffer is None or (is_inside and x.dtype == buffer.dtype):
+        return x[(strip[0], *inside)]
+    shape = (strip[0].stop - strip[0].start, *(stop - start for start, stop in ranges), g.c)
+    tile = buffer[: math.prod(shape)].reshape(shape)
+    if is_inside:
+        xp.copyto(tile, x[(strip[0], *inside)], casting="unsafe")
+    elif g.pad_mode == "zeros":
+        tile[...] = 0
+        target = tuple(slice(s.start - start, s.stop - start) for s, (start, _) in zip(inside, ranges, strict=True))
+        if all(s.start < s.stop for s in inside):
+            xp.copyto(tile[(slice(None), *target)], x[(strip[0], *inside)], casting="unsafe")
+    else:
+        source = x[strip[0]]
+        for axis, (start, stop) in enumerate(ranges):
+            lo = g.pad[axis][0]
+            source = xp.take(source, xp.asarray(g.source_index(axis)[start + lo : stop + lo]), axis=axis + 1)
+        xp.copyto(tile, source, casting="unsafe")
+    return tile
+
+
+def gather_elements(g: ConvGeometry, extents: Ints) -> int:
+    """Elements that `gather` takes for a strip of these extents: its buffer and what it allocates on the way."""
+    # take() makes an array for each axis; two of them, neither larger than the tile, exist at a time.
+    return math.prod(tile_shape(g, extents)) * (1 if g.pad_mode == "zeros" else 3)
+
+
+def windows(xp: ModuleType, tile: Array, g: ConvGeometry, extents: Ints) -> Array:
+    """A view of a tile with one axis for each output and each kernel axis: (n, *out, *kernel, c)."""
+    n_stride, *strides, c_stride = tile.strides
+    return xp.lib.stride_tricks.as_strided(  # type: ignore[no-any-return]
+        tile,
+        (*extents, *g.kernel, g.c),
+        (
+            n_stride,
+            *(stride * s for stride, s in zip(strides, g.stride, strict=True)),
+            *(stride * d for stride, d in zip(strides, g.dilation, strict=True)),
+            c_stride,
+        ),
+    )
+
+
+# -------------------------------------------------------------------------------------------------- padding's adjoint
+
+
+def fold(xp: ModuleType, padded: Array, g: ConvGeometry) -> Array:
+    """The adjoint of padding: adds every padded position to the input position it was read from, in place.
+
+    `padded` is (n, *g.padded, c); the result is the view of it that lies over the input.
+    """
+    for axis, (lo, _) in enumerate(g.pad):
+        size = g.spatial[axis]
+        by_position = xp.moveaxis(padded, axis + 1, 0)
+        for position, source in enumerate(g.source_index(axis)):
+            if not lo <= position < lo + size and source >= 0:
+                by_position[lo + source] += by_position[position]
+        padded = padded[(slice(None),) * (axis + 1) + (slice(lo, lo + size),)]
+    return padded

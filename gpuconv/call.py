@@ -1,0 +1,245 @@
+"""What every convolution function does with its arguments: check, choose an algorithm, run it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gpuconv import backend
+from gpuconv.algorithms import Problem
+from gpuconv.algorithms.epilogue import ACTIVATIONS, fill
+from gpuconv.errors import DTypeError, GeometryError, WorkspaceError
+from gpuconv.geometry import ConvGeometry, as_ints, split_x_shape
+from gpuconv.plan import ConvPlan, check_direction, check_precision, choose, plan_of, workspace_limit
+from gpuconv.typing import Array, Direction, Ints, IntsLike, Layout, PadLike, PadMode, Precision
+
+
+@dataclass(frozen=True)
+class Call:
+    """The keywords that all passes share, and what each does with them."""
+
+    caller: str
+    ndim: int
+    stride: IntsLike
+    pad: PadLike
+    dilation: IntsLike
+    groups: int
+    layout: Layout
+    algorithm: str
+    precision: Precision
+    max_workspace: int | None
+    pad_mode: PadMode = "zeros"
+
+    def forward(self, x: Array, w: Array, bias: Array | None, activation: str | None, out: Array | None) -> Array:
+        backend.common_module(self.caller, x=x, w=w, bias=bias, out=out)
+        dtype = backend.common_dtype(self.caller, x=x, w=w, bias=bias)
+        g = self.geometry(x.shape, w.shape)
+        return self.run("forward", g, dtype, {"x": x, "w": w}, out, g.y_shape, bias, activation)
+
+    def input_grad(self, dy: Array, w: Array, input_shape: IntsLike, out: Array | None) -> Array:
+        backend.common_module(self.caller, dy=dy, w=w, out=out)
+        dtype = backend.common_dtype(self.caller, dy=dy, w=w)
+        shape = as_ints(input_shape, self.ndim + 2, "input_shape", self.caller, least=0)
+        g = self.geometry(shape, w.shape, "input_shape")
+        self.check_shape("dy", dy, g.y_shape, f"the convolution {g}")
+        return self.run("input_grad", g, dtype, {"dy": dy, "w": w}, out, g.x_shape)
+
+    def weight_grad(self, x: Array, dy: Array, kernel_shape: IntsLike, out: Array | None) -> Array:
+        backend.common_module(self.caller, x=x, dy=dy, out=out)
+        dtype = backend.common_dtype(self.caller, x=x, dy=dy)
+        kernel = as_ints(kernel_shape, self.ndim, "kernel_shape", self.caller)
+        n, spatial, c = split_x_shape(x.shape, self.ndim, self.layout, self.caller)
+        _, _, k = split_x_shape(dy.shape, self.ndim, self.layout, self.caller, "dy.shape")
+        g = ConvGeometry.create(
+            n, spatial, c, k, kernel, self.stride, self.pad, self.dilation, self.groups, self.pad_mode,
+            caller=self.caller,
+        )  # fmt: skip
+        self.check_shape("dy", dy, g.y_shape, f"the convolution {g}")
+        return self.run("weight_grad", g, dtype, {"x": x, "dy": dy}, out, g.w_shape)
+
+    def transpose(
+        self,
+        x: Array,
+        w: Array,
+        bias: Array | None,
+        output_pad: IntsLike,
+        output_shape: IntsLike | None,
+        activation: str | None,
+        out: Array | None,
+    ) -> Array:
+        backend.common_module(self.caller, x=x, w=w, bias=bias, out=out)
+        dtype = backend.common_dtype(self.caller, x=x, w=w, bias=bias)
+        g = ConvGeometry.transposed(
+            x.shape, w.shape, self.stride, self.pad, self.dilation, self.groups, output_pad, output_shape,
+            layout=self.layout, ndim=self.ndim, caller=self.caller,
+        )  # fmt: skip
+        return self.run("input_grad", g, dtype, {"x": x, "w": w}, out, g.x_shape, bias, activation)
+
+    def explain(self, x: Array, w: Array, direction: Direction) -> ConvPlan:
+        backend.common_module(self.caller, x=x, w=w)
+        dtype = backend.common_dtype(self.caller, x=x, w=w)
+        g = self.geometry(x.shape, w.shape)
+        problem = self.problem(
+            check_direction(direction, self.caller),
+            g,
+            dtype,
+            backend.device_of(x),
+            self.channels_last(x),
+            self.channels_last(w, is_w=True),
+        )
+        return plan_of(problem, self.algorithm, self.caller)
+
+    # ---------------------------------------------------------------------------------------------- shared steps
+
+    def geometry(self, x_shape: Ints, w_shape: Ints, x_name: str = "x.shape") -> ConvGeometry:
+        return ConvGeometry.from_shapes(
+            x_shape, w_shape, self.stride, self.pad, self.dilation, self.groups, self.pad_mode,
+            layout=self.layout, ndim=self.ndim, caller=self.caller, x_name=x_name,
+        )  # fmt: skip
+
+    def problem(
+        self, direction: Direction, g: ConvGeometry, dtype: np.dtype[Any], device: str, *arrays: Array
+    ) -> Problem:
+        """`arrays`, channels last, are all that the algorithm will read and write."""
+        return Problem(
+            g,
+            dtype,
+            device,
+            direction,
+            check_precision(self.precision, self.caller),
+            workspace_limit(self.max_workspace, self.caller),
+            all(array.flags.c_contiguous and array.dtype == dtype for array in arrays),
+        )
+
+    def run(
+        self,
+        direction: Direction,
+        g: ConvGeometry,
+        dtype: np.dtype[Any],
+        inputs: dict[str, Array],
+        out: Array | None,
+        shape: Ints,
+        bias: Array | None = None,
+        activation: str | None = None,
+    ) -> Array:
+        """Check the rest, choose an algorithm, and let it write into `out` or a new array of (channels-last) `shape`."""
+        first = next(iter(inputs.values()))
+        xp, device = backend.array_module(first), backend.device_of(first)
+        is_w = direction == "weight_grad"
+        activation = self.check_activation(activation, dtype)
+        self.check_bias(bias, shape[-1])
+        self.check_out(out, g, shape, dtype, is_w)
+        with backend.on_device_of(first), self.out_of_memory(device, math.prod(shape) * dtype.itemsize):
+            result = self.result(xp, out, (*inputs.values(), bias), shape, dtype, is_w)
+            target = self.channels_last(result, is_w)
+            views = [self.channels_last(x, name == "w") for name, x in inputs.items()]
+            problem = self.problem(direction, g, dtype, device, *views, target)
+            algorithm = choose(problem, self.algorithm, self.caller)
+            if g.macs == 0:
+                fill(xp, target, bias, activation)
+            else:
+                epilogue = () if is_w else (bias, activation)
+                getattr(algorithm, direction)(problem, *views, target, *epilogue)
+            return self.deliver(result, out)
+
+    # ---------------------------------------------------------------------------------------------- results
+
+    def result(
+        self,
+        xp: ModuleType,
+        out: Array | None,
+        inputs: Iterable[Array | None],
+        shape: Ints,
+        dtype: np.dtype[Any],
+        is_w: bool = False,
+    ) -> Array:
+        """Where to write: `out`, or a new array where there is none or it overlaps an input."""
+        if out is not None and not any(xp.may_share_memory(out, x) for x in inputs if x is not None):
+            return out
+        fresh: Array = xp.empty(self.in_layout(shape, is_w), dtype)
+        return fresh
+
+    def deliver(self, result: Array, out: Array | None) -> Array:
+        """`result`, in `out` where there is one; the inputs that `out` may overlap have been read by now."""
+        if out is None or out is result:
+            return result
+        out[...] = result
+        return out
+
+    # ---------------------------------------------------------------------------------------------- layouts
+
+    def channels_last(self, array: Array, is_w: bool = False) -> Array:
+        """A channels-last view of an array in the layout of this call."""
+        if self.layout == "channels_last":
+            return array
+        kernel_or_spatial = range(2, array.ndim)
+        return array.transpose(*kernel_or_spatial, 1, 0) if is_w else array.transpose(0, *kernel_or_spatial, 1)
+
+    def in_layout(self, shape: Ints, is_w: bool = False) -> Ints:
+        """A channels-last shape in the layout of this call."""
+        if self.layout == "channels_last":
+            return shape
+        return (shape[-1], shape[-2], *shape[:-2]) if is_w else (shape[0], shape[-1], *shape[1:-1])
+
+    # ---------------------------------------------------------------------------------------------- checks
+
+    def check_bias(self, bias: Array | None, channels: int) -> None:
+        if bias is not None and bias.shape != (channels,):
+            raise GeometryError(
+                f"{self.caller}: bias.shape={bias.shape}, {channels} output channels need bias.shape=({channels},)."
+            )
+
+    def check_out(
+        self, out: Array | None, g: ConvGeometry, shape: Ints, dtype: np.dtype[Any], is_w: bool = False
+    ) -> None:
+        if out is None:
+            return
+        self.check_shape("out", out, shape, f"the result of {g}", is_w)
+        if out.dtype != dtype:
+            raise DTypeError(f"{self.caller}: out is {out.dtype}, the result is {dtype}. Make out of that dtype.")
+        if not getattr(out.flags, "writeable", True):  # CuPy arrays always are
+            raise GeometryError(f"{self.caller}: out is read-only. Pass an array that may be written.")
+
+    def check_shape(self, name: str, array: Array, shape: Ints, what: str, is_w: bool = False) -> None:
+        """`shape` is channels last."""
+        wanted = self.in_layout(shape, is_w)
+        if array.shape != wanted:
+            raise GeometryError(f"{self.caller}: {name}.shape={array.shape}, {what} needs {name}.shape={wanted}.")
+
+    def check_activation(self, activation: str | None, dtype: np.dtype[Any]) -> str:
+        if activation is None:
+            return "identity"
+        if activation not in ACTIVATIONS:
+            names = ", ".join(map(repr, ACTIVATIONS))
+            raise ValueError(f"{self.caller}: activation={activation!r} is none of {names}.")
+        if backend.is_complex(dtype) and activation != "identity":
+            raise DTypeError(f"{self.caller}: activation={activation!r} takes real numbers, the arrays are {dtype}.")
+        return activation
+
+    @contextmanager
+    def out_of_memory(self, device: str, result_bytes: int) -> Iterator[None]:
+        """Says what was asked for, and what to do, when NumPy or CuPy runs out of memory."""
+        try:
+            yield
+        except WorkspaceError:
+            raise
+        except MemoryError as error:
+            limit = workspace_limit(self.max_workspace, self.caller)
+            raise WorkspaceError(
+                f"{self.caller}: out of memory on {device}: {error}. The result takes {result_bytes} bytes, workspace "
+                f"up to {limit} more. Pass a smaller max_workspace, or fewer samples at a time."
+            ) from error
+
+
+def spatial_ndim(x: Array, name: str, caller: str) -> int:
+    """The number of spatial axes of an array (N, *spatial, C)."""
+    backend.common_module(caller, **{name: x})
+    if not 3 <= x.ndim <= 5:
+        raise GeometryError(f"{caller}: {name}.shape={x.shape} has {x.ndim} axes, (N, *spatial, C) has 3 to 5.")
+    return x.ndim - 2

@@ -1,0 +1,134 @@
+"""The CPU as a device: its cores, the cache one core owns, and jobs run side by side with BLAS held to one thread."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TypeVar
+
+from fastrlock.rlock import FastRLock
+from threadpoolctl import ThreadpoolController
+
+from gpuconv import settings
+
+Task = TypeVar("Task")
+
+
+def workers() -> int:
+    """Threads a call may use: `settings.threads`, or the cores this process may run on."""
+    if settings.threads is None:
+        return _cores()
+    if settings.threads < 1:
+        raise ValueError(f"settings.threads={settings.threads} is less than 1. Set None for every core.")
+    return settings.threads
+
+
+@cache
+def cache_bytes() -> int:
+    """The size of the second-level cache of one core; 1 MiB where the system does not tell."""
+    try:
+        found = os.sysconf("SC_LEVEL2_CACHE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        found = 0
+    return found if found > 0 else 2**20
+
+
+def spread(tasks: Iterable[Task], make_job: Callable[[], Callable[[Task], None]], threads: int) -> None:
+    """Run every task once, on up to `threads` threads, the caller's among them.
+
+    Each thread calls `make_job` once, which is where it gets buffers of its own, and applies what it returns to one
+    task after another until none is left. Which thread takes which task is left to chance, so a job must write only
+    what its task owns; then the result is the same for any number of threads. BLAS runs on one thread meanwhile.
+
+    The first exception of a job is raised here, after the other threads have stopped at their next task.
+    """
+    with _serial_blas:
+        if threads == 1:
+            job = make_job()
+            for task in tasks:
+                job(task)
+            return
+        queue, lock, stop = iter(tasks), threading.Lock(), threading.Event()
+
+        def work() -> None:
+            try:
+                job = make_job()
+                while not stop.is_set():
+                    with lock:
+                        try:
+                            task = next(queue)
+                        except StopIteration:
+                            return
+                    job(task)
+            except BaseException:
+                stop.set()
+                raise
+
+        helpers = [_pool().submit(work) for _ in range(threads - 1)]
+        try:
+            work()
+        finally:
+            # A helper that has not started yet finds nothing left to do; do not wait for it.
+            running = [helper for helper in helpers if not helper.cancel()]
+            errors = [helper.exception() for helper in running]
+        for error in errors:
+            if error is not None:
+                raise error
+
+
+@cache
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=128, thread_name_prefix="gpuconv")
+
+
+class _SerialBLAS:
+    """Holds BLAS to one thread from the first of several overlapping entries to the last of their exits.
+
+    A pair of plain ``threadpool_limits`` in two Python threads would leave the process at one thread for good: the
+    second remembers the limit of the first as the original.
+    """
+
+    def __init__(self) -> None:
+        self._lock = FastRLock()
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._limit = _blas().limit(limits=1, user_api="blas")
+            self._inside += 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._limit.restore_original_limits()
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+_serial_blas = _SerialBLAS()
+
+
+def _after_fork() -> None:
+    """Threads do not survive a fork: the child starts with a new pool and nobody inside BLAS."""
+    _pool.cache_clear()
+    _serial_blas.__init__()  # type: ignore[misc]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,595 @@
+"""Convolution and its gradients as functions of NumPy or CuPy arrays.
+
+Arrays are channels last unless ``layout="channels_first"``; `conv2d` says what all of these have in common.
+"""
+
+from __future__ import annotations
+
+from gpuconv.call import Call, spatial_ndim
+from gpuconv.plan import ConvPlan
+from gpuconv.typing import Array, Direction, IntsLike, Layout, PadLike, PadMode, Precision
+
+# -------------------------------------------------------------------------------------------------- convolution
+
+
+def conv1d(
+    x: Array,
+    w: Array,
+    bias: Array | None = None,
+    *,
+    stride: IntsLike = 1,
+    pad: PadLike = 0,
+    dilation: IntsLike = 1,
+    groups: int = 1,
+    pad_mode: PadMode = "zeros",
+    activation: str | None = None,
+    layout: Layout = "channels_last",
+    algorithm: str = "auto",
+    precision: Precision = "strict",
+    max_workspace: int | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Convolve a batch of signals: x (N, W, C), w (KW, C // groups, F) -> (N, OW, F).
+
+    Everything else is as in `conv2d`, with one spatial axis; pad="causal" is for this one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import conv1d
+    >>> x = np.arange(5.0).reshape(1, 5, 1)
+    >>> conv1d(x, np.ones((2, 1, 1)), pad="causal").ravel()
+    array([0., 1., 3., 5., 7.])
+    """
+    call = Call("conv1d", 1, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode)
+    return call.forward(x, w, bias, activation, out)
+
+
+def conv2d(
+    x: Array,
+    w: Array,
+    bias: Array | None = None,
+    *,
+    stride: IntsLike = 1,
+    pad: PadLike = 0,
+    dilation: IntsLike = 1,
+    groups: int = 1,
+    pad_mode: PadMode = "zeros",
+    activation: str | None = None,
+    layout: Layout = "channels_last",
+    algorithm: str = "auto",
+    precision: Precision = "strict",
+    max_workspace: int | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Convolve a batch of images with a bank of filters (cross-correlation: the kernel is not flipped).
+
+        y[n, p, q, k]  =  sum over r, s, c  of  x[n, p * stride + r * dilation - top, ...q, s, left..., c]  w[r, s, c, k]
+
+    (Dumoulin & Visin, "A guide to convolution arithmetic for deep learning", 2016.) With groups, output channels of
+    group i see the input channels of group i only.
+
+    Parameters
+    ----------
+    x : array (N, H, W, C)
+        NumPy or CuPy, of float16, bfloat16, float32, float64, complex64 or complex128; any strides.
+    w : array (KH, KW, C // groups, F)
+        Of the same library, device and dtype, as all arrays of a call.
+    bias : array (F,), optional
+    stride, dilation : int or one int an axis
+    pad : int, one int an axis, ((top, bottom), (left, right)), (top, bottom, left, right), or a name
+        "valid": none. "same": output size ceil(in / stride), the odd one at the bottom and right. "full": dilation *
+        (kernel - 1) on all sides. "causal" (1-D only): the same, on the low side alone.
+    groups : int
+        Divides C and F. groups == C is depthwise convolution.
+    pad_mode : {"zeros", "reflect", "replicate", "circular"}
+        What the padding holds; the last three are `numpy.pad`'s "reflect", "edge" and "wrap".
+    activation : {"identity", "relu", "sigmoid", "tanh"}, optional
+        Applied after the bias; real dtypes only.
+    layout : {"channels_last", "channels_first"}
+        "channels_first" takes and returns what PyTorch and ONNX use: x (N, C, H, W), w (F, C // groups, KH, KW).
+    algorithm : str
+        "auto", or a name that `explain` lists; one that cannot serve the call raises and says why.
+    precision : {"strict", "fast"}
+        "strict": float32 means float32. "fast" permits TF32 and the like where an algorithm has them.
+    max_workspace : int, optional
+        Bytes of extra memory allowed beside arguments and result: a hard cap, default `settings.max_workspace`.
+    out : array, optional
+        Where to put the result: its exact shape and dtype, any strides. If it overlaps an argument, the result is
+        made elsewhere and copied.
+
+    Returns
+    -------
+    array (N, OH, OW, F)
+        OH = floor((H + top + bottom - dilation * (KH - 1) - 1) / stride) + 1, OW alike. It is of x's library, device
+        and dtype (in native byte order). 16-bit floats are summed in float32.
+
+    Raises
+    ------
+    GeometryError
+        Shapes, pads, strides, dilation or groups do not fit.
+    TypeError, DTypeError, DeviceError
+        Arguments that are no arrays, or of different libraries, dtypes or devices.
+    AlgorithmError, WorkspaceError
+        The named algorithm cannot serve the call, or not within `max_workspace`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import conv2d
+    >>> x = np.ones((1, 4, 4, 3), np.float32)
+    >>> w = np.ones((3, 3, 3, 2), np.float32)
+    >>> conv2d(x, w, pad="same")[0, :, :, 0]
+    array([[12., 18., 18., 12.],
+           [18., 27., 27., 18.],
+           [18., 27., 27., 18.],
+           [12., 18., 18., 12.]], dtype=float32)
+    """
+    call = Call("conv2d", 2, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode)
+    return call.forward(x, w, bias, activation, out)
+
+
+def conv3d(
+    x: Array,
+    w: Array,
+    bias: Array | None = None,
+    *,
+    stride: IntsLike = 1,
+    pad: PadLike = 0,
+    dilation: IntsLike = 1,
+    groups: int = 1,
+    pad_mode: PadMode = "zeros",
+    activation: str | None = None,
+    layout: Layout = "channels_last",
+    algorithm: str = "auto",
+    precision: Precision = "strict",
+    max_workspace: int | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Convolve a batch of volumes: x (N, D, H, W, C), w (KD, KH, KW, C // groups, F) -> (N, OD, OH, OW, F).
+
+    Everything else is as in `conv2d`, with three spatial axes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import conv3d
+    >>> conv3d(np.ones((1, 4, 4, 4, 2)), np.ones((2, 2, 2, 2, 8)), stride=2).shape
+    (1, 2, 2, 2, 8)
+    """
+    call = Call("conv3d", 3, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode)
+    return call.forward(x, w, bias, activation, out)
+
+
+# -------------------------------------------------------------------------------------------------- gradients
+
+
+def conv1d_input_grad(
+    dy: Array,
+    w: Array,
+    input_shape: IntsLike,
+    *,
+    stride: IntsLike = 1,
+    pad: PadLike = 0,
+    dilation: IntsLike = 1,
+    groups: int = 1,
+    pad_mode: PadMode = "zeros",
+    layout: Layout = "channels_last",
+    algorithm: str = "auto",
+    precision: Precision = "strict",
+    max_workspace: int | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Gradient of `conv1d` with respect to x: dy (N, OW, F), w (KW, C // groups, F) -> (N, W, C).
+
+    Everything else is as in `conv2d_input_grad`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import conv1d_input_grad
+    >>> conv1d_input_grad(np.ones((1, 2, 1)), np.ones((2, 1, 1)), (1, 4, 1), stride=2).ravel()
+    array([1., 1., 1., 1.])
+    """
+    call = Call(
+        "conv1d_input_grad", 1, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode
+    )
+    return call.input_grad(dy, w, input_shape, out)
+
+
+def conv2d_input_grad(
+    dy: Array,
+    w: Array,
+    input_shape: IntsLike,
+    *,
+    stride: IntsLike = 1,
+    pad: PadLike = 0,
+    dilation: IntsLike = 1,
+    groups: int = 1,
+    pad_mode: PadMode = "zeros",
+    layout: Layout = "channels_last",
+    algorithm: str = "auto",
+    precision: Precision = "strict",
+    max_workspace: int | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Gradient of `conv2d` with respect to x: the adjoint of x -> conv2d(x, w), applied to dy.
+
+        dx[n, h, w, c]  =  sum over the (p, q, r, s, k) whose product x[n, h, w, c] enters, of  dy[n, p, q, k] conj(w[r, s, c, k])
+
+    It is computed as stride-1 convolutions of dy (`gpuconv.adjoint`), every element of dx once: deterministic.
+
+    Parameters
+    ----------
+    dy : array (N, OH, OW, F)
+        Gradient of a scalar with respect to y.
+    w : array (KH, KW, C // groups, F)
+    input_shape : sequence of int
+        The shape of x in `layout`: (N, H, W, C), or (N, C, H, W). A stride makes it ambiguous, so it is asked for.
+    stride, pad, dilation, groups, pad_mode, layout, algorithm, precision, max_workspace, out
+        As in `conv2d`. The gradient through a pad_mode folds the padding back onto the input.
+
+    Returns
+    -------
+    array (N, H, W, C)
+
+    Raises
+    ------
+    GeometryError, TypeError, DTypeError, DeviceError, AlgorithmError, WorkspaceError
+        As `conv2d`; also if dy is not of the shape that `conv2d` returns.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import conv2d_input_grad
+    >>> dy, w = np.ones((1, 2, 2, 1)), np.ones((3, 3, 1, 1))
+    >>> conv2d_input_grad(dy, w, (1, 4, 4, 1))[0, :, :, 0]
+    array([[1., 2., 2., 1.],
+           [2., 4., 4., 2.],
+           [2., 4., 4., 2.],
+           [1., 2., 2., 1.]])
+    """
+    call = Call(
+        "conv2d_input_grad", 2, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode
+    )
+    return call.input_grad(dy, w, input_shape, out)
+
+
+def conv3d_input_grad(
+    dy: Array,
+    w: Array,
+    input_shape: IntsLike,
+    *,
+    stride: IntsLike = 1,
+    pad: PadLike = 0,
+    dilation: IntsLike = 1,
+    groups: int = 1,
+    pad_mode: PadMode = "zeros",
+    layout: Layout = "channels_last",
+    algorithm: str = "auto",
+    precision: Precision = "strict",
+    max_workspace: int | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Gradient of `conv3d` with respect to x: dy (N, OD, OH, OW, F), w (KD, KH, KW, C // groups, F) -> (N, D, H, W, C).
+
+    Everything else is as in `conv2d_input_grad`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import conv3d_input_grad
+    >>> conv3d_input_grad(np.ones((1, 3, 3, 3, 8)), np.ones((2, 2, 2, 2, 8)), (1, 4, 4, 4, 2)).shape
+    (1, 4, 4, 4, 2)
+    """
+    call = Call(
+        "conv3d_input_grad", 3, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode
+    )
+    return call.input_grad(dy, w, input_shape, out)
+
+
+def conv1d_weight_grad(
+    x: Array,
+    dy: Array,
+    kernel_shape: IntsLike,
+    *,
+    stride: IntsLike = 1,
+    pad: PadLike = 0,
+    dilation: IntsLike = 1,
+    groups: int = 1,
+    pad_mode: PadMode = "zeros",
+    layout: Layout = "channels_last",
+    algorithm: str = "auto",
+    precision: Precision = "strict",
+    max_workspace: int | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Gradient of `conv1d` with respect to w: x (N, W, C), dy (N, OW, F) -> (KW, C // groups, F).
+
+    Everything else is as in `conv2d_weight_grad`; `kernel_shape` is an int or (KW,).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import conv1d_weight_grad
+    >>> conv1d_weight_grad(np.arange(4.0).reshape(1, 4, 1), np.ones((1, 3, 1)), 2).ravel()
+    array([3., 6.])
+    """
+    call = Call(
+        "conv1d_weight_grad", 1, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode
+    )
+    return call.weight_grad(x, dy, kernel_shape, out)
+
+
+def conv2d_weight_grad(
+    x: Array,
+    dy: Array,
+    kernel_shape: IntsLike,
+    *,
+    stride: IntsLike = 1,
+    pad: PadLike = 0,
+    dilation: IntsLike = 1,
+    groups: int = 1,
+    pad_mode: PadMode = "zeros",
+    layout: Layout = "channels_last",
+    algorithm: str = "auto",
+    precision: Precision = "strict",
+    max_workspace: int | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Gradient of `conv2d` with respect to w: the adjoint of w -> conv2d(x, w), applied to dy.
+
+        dw[r, s, c, k]  =  sum over n, p, q  of  conj(x[n, p * stride + r * dilation - top, ...q, s, left..., c])  dy[n, p, q, k]
+
+    The gradient of the bias is ``dy.sum(axis=(0, 1, 2))``.
+
+    Parameters
+    ----------
+    x : array (N, H, W, C)
+    dy : array (N, OH, OW, F)
+        Gradient of a scalar with respect to y.
+    kernel_shape : int or (KH, KW)
+    stride, pad, dilation, groups, pad_mode, layout, algorithm, precision, max_workspace, out
+        As in `conv2d`.
+
+    Returns
+    -------
+    array (KH, KW, C // groups, F), or (F, C // groups, KH, KW) with layout="channels_first"
+
+    Raises
+    ------
+    GeometryError, TypeError, DTypeError, DeviceError, AlgorithmError, WorkspaceError
+        As `conv2d`; also if dy is not of the shape that `conv2d` returns.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import conv2d_weight_grad
+    >>> x, dy = np.ones((1, 4, 4, 1)), np.ones((1, 4, 4, 1))
+    >>> conv2d_weight_grad(x, dy, 3, pad=1)[:, :, 0, 0]
+    array([[ 9., 12.,  9.],
+           [12., 16., 12.],
+           [ 9., 12.,  9.]])
+    """
+    call = Call(
+        "conv2d_weight_grad", 2, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode
+    )
+    return call.weight_grad(x, dy, kernel_shape, out)
+
+
+def conv3d_weight_grad(
+    x: Array,
+    dy: Array,
+    kernel_shape: IntsLike,
+    *,
+    stride: IntsLike = 1,
+    pad: PadLike = 0,
+    dilation: IntsLike = 1,
+    groups: int = 1,
+    pad_mode: PadMode = "zeros",
+    layout: Layout = "channels_last",
+    algorithm: str = "auto",
+    precision: Precision = "strict",
+    max_workspace: int | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Gradient of `conv3d` with respect to w: x (N, D, H, W, C), dy (N, OD, OH, OW, F) -> (KD, KH, KW, C // groups, F).
+
+    Everything else is as in `conv2d_weight_grad`; `kernel_shape` is an int or (KD, KH, KW).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import conv3d_weight_grad
+    >>> conv3d_weight_grad(np.ones((1, 4, 4, 4, 2)), np.ones((1, 3, 3, 3, 8)), 2).shape
+    (2, 2, 2, 2, 8)
+    """
+    call = Call(
+        "conv3d_weight_grad", 3, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode
+    )
+    return call.weight_grad(x, dy, kernel_shape, out)
+
+
+# -------------------------------------------------------------------------------------------------- transposed convolution
+
+
+def conv_transpose1d(
+    x: Array,
+    w: Array,
+    bias: Array | None = None,
+    *,
+    stride: IntsLike = 1,
+    pad: PadLike = 0,
+    dilation: IntsLike = 1,
+    groups: int = 1,
+    output_pad: IntsLike = 0,
+    output_shape: IntsLike | None = None,
+    activation: str | None = None,
+    layout: Layout = "channels_last",
+    algorithm: str = "auto",
+    precision: Precision = "strict",
+    max_workspace: int | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Transposed convolution, the exact adjoint of `conv1d`: x (N, W, in_ch), w (KW, out_ch // groups, in_ch) -> (N, OW, out_ch).
+
+    Everything else is as in `conv_transpose2d`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import conv_transpose1d
+    >>> conv_transpose1d(np.ones((1, 3, 4)), np.ones((2, 8, 4)), stride=2).shape
+    (1, 6, 8)
+    """
+    call = Call("conv_transpose1d", 1, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace)
+    return call.transpose(x, w, bias, output_pad, output_shape, activation, out)
+
+
+def conv_transpose2d(
+    x: Array,
+    w: Array,
+    bias: Array | None = None,
+    *,
+    stride: IntsLike = 1,
+    pad: PadLike = 0,
+    dilation: IntsLike = 1,
+    groups: int = 1,
+    output_pad: IntsLike = 0,
+    output_shape: IntsLike | None = None,
+    activation: str | None = None,
+    layout: Layout = "channels_last",
+    algorithm: str = "auto",
+    precision: Precision = "strict",
+    max_workspace: int | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Transposed convolution, also called deconvolution: the exact adjoint of `conv2d` with the same w.
+
+        conv_transpose2d(x, w)  ==  conv2d_input_grad(x, w, shape of the result)
+
+    so w is that of the convolution that goes the other way, (KH, KW, out_ch // groups, in_ch) as in Keras, and complex
+    w enter conjugated (Dumoulin & Visin 2016, chapter 4).
+
+    Parameters
+    ----------
+    x : array (N, H, W, in_ch)
+    w : array (KH, KW, out_ch // groups, in_ch)
+        (in_ch, out_ch // groups, KH, KW) with layout="channels_first", as in PyTorch.
+    bias : array (out_ch,), optional
+    output_pad : int or one int an axis
+        0 <= output_pad < stride: which of the input sizes that a strided convolution maps to H is meant; added on the
+        high side.
+    output_shape : int or (OH, OW), optional
+        That size itself, instead of `output_pad`.
+    stride, pad, dilation, groups, activation, layout, algorithm, precision, max_workspace, out
+        As in `conv2d`; `pad` crops the result. "same" gives OH = H * stride.
+
+    Returns
+    -------
+    array (N, OH, OW, out_ch)
+        OH = (H - 1) * stride + dilation * (KH - 1) + 1 - top - bottom + output_pad, OW alike.
+
+    Raises
+    ------
+    GeometryError, TypeError, DTypeError, DeviceError, AlgorithmError, WorkspaceError
+        As `conv2d`; also if no convolution leads from `output_shape` to x.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import conv_transpose2d
+    >>> x = np.array([[1.0, 2.0], [3.0, 4.0]]).reshape(1, 2, 2, 1)
+    >>> conv_transpose2d(x, np.ones((2, 2, 1, 1)), stride=2)[0, :, :, 0]
+    array([[1., 1., 2., 2.],
+           [1., 1., 2., 2.],
+           [3., 3., 4., 4.],
+           [3., 3., 4., 4.]])
+    """
+    call = Call("conv_transpose2d", 2, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace)
+    return call.transpose(x, w, bias, output_pad, output_shape, activation, out)
+
+
+def conv_transpose3d(
+    x: Array,
+    w: Array,
+    bias: Array | None = None,
+    *,
+    stride: IntsLike = 1,
+    pad: PadLike = 0,
+    dilation: IntsLike = 1,
+    groups: int = 1,
+    output_pad: IntsLike = 0,
+    output_shape: IntsLike | None = None,
+    activation: str | None = None,
+    layout: Layout = "channels_last",
+    algorithm: str = "auto",
+    precision: Precision = "strict",
+    max_workspace: int | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Transposed convolution, the exact adjoint of `conv3d`: x (N, D, H, W, in_ch), w (KD, KH, KW, out_ch // groups, in_ch) -> (N, OD, OH, OW, out_ch).
+
+    Everything else is as in `conv_transpose2d`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import conv_transpose3d
+    >>> conv_transpose3d(np.ones((1, 2, 2, 2, 4)), np.ones((3, 3, 3, 8, 4)), stride=2, pad="same").shape
+    (1, 4, 4, 4, 8)
+    """
+    call = Call("conv_transpose3d", 3, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace)
+    return call.transpose(x, w, bias, output_pad, output_shape, activation, out)
+
+
+# -------------------------------------------------------------------------------------------------- plans
+
+
+def explain(
+    x: Array,
+    w: Array,
+    *,
+    stride: IntsLike = 1,
+    pad: PadLike = 0,
+    dilation: IntsLike = 1,
+    groups: int = 1,
+    pad_mode: PadMode = "zeros",
+    layout: Layout = "channels_last",
+    algorithm: str = "auto",
+    precision: Precision = "strict",
+    max_workspace: int | None = None,
+    direction: Direction = "forward",
+) -> ConvPlan:
+    """What a convolution of x and w would do: the algorithm chosen, the others and why not, FLOPs, workspace.
+
+    Parameters
+    ----------
+    x, w : array
+        As for `conv1d`, `conv2d` or `conv3d`: the number of axes tells which. Only shape, dtype, strides and device
+        are looked at.
+    direction : {"forward", "input_grad", "weight_grad"}
+        Which pass of that convolution.
+    stride, pad, dilation, groups, pad_mode, layout, algorithm, precision, max_workspace
+        As in `conv2d`.
+
+    Returns
+    -------
+    ConvPlan
+
+    Raises
+    ------
+    GeometryError, TypeError, DTypeError, DeviceError, AlgorithmError, WorkspaceError
+        As the call itself would.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import explain
+    >>> x, w = np.ones((1, 8, 8, 4), np.float32), np.ones((1, 1, 4, 4), np.float32)
+    >>> explain(x, w)
+    <ConvPlan n1_h8w8_c4_k4_r1s1 float32 forward on cpu: gemm, no workspace>
+    """
+    ndim = spatial_ndim(x, "x", "explain")
+    call = Call("explain", ndim, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode)
+    return call.explain(x, w, direction)

@@ -1,0 +1,172 @@
+"""im2col, col2im and pad: the pieces that convolution is made of, for those who build on them or learn from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, SupportsIndex
+
+from gpuconv import backend
+from gpuconv.algorithms import columns
+from gpuconv.algorithms.strips import gather
+from gpuconv.call import spatial_ndim
+from gpuconv.errors import GeometryError
+from gpuconv.geometry import ConvGeometry, as_ints
+from gpuconv.typing import Array, IntsLike, PadLike, PadMode, Pads
+
+
+def im2col(
+    x: Array, kernel_shape: IntsLike, *, stride: IntsLike = 1, pad: PadLike = 0, dilation: IntsLike = 1
+) -> Array:
+    """Lay out what each output of a convolution looks at as one row of a matrix.
+
+    With w of shape (KH, KW, C, F), ``im2col(x, (KH, KW)) @ w.reshape(-1, F)`` is the convolution, its rows in the order
+    n, p, q (Chellapilla, Puri & Simard 2006).
+
+    Parameters
+    ----------
+    x : array (N, *spatial, C)
+        1 to 3 spatial axes, any dtype, any strides.
+    kernel_shape : int or one int an axis
+    stride, pad, dilation
+        As in `conv2d`. Padding is zeros.
+
+    Returns
+    -------
+    array (N * prod(out), prod(kernel_shape) * C)
+        Columns in the order r, s, c. prod(kernel_shape) times larger than x where the stride is 1.
+
+    Raises
+    ------
+    GeometryError, TypeError
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import im2col
+    >>> im2col(np.arange(4).reshape(1, 4, 1), 2)
+    array([[0, 1],
+           [1, 2],
+           [2, 3]])
+    """
+    ndim = spatial_ndim(x, "x", "im2col")
+    kernel = as_ints(kernel_shape, ndim, "kernel_shape", "im2col")
+    n, *spatial, c = x.shape
+    g = ConvGeometry.create(n, spatial, c, 1, kernel, stride, pad, dilation, caller="im2col")
+    with backend.on_device_of(x):
+        return columns.im2col(backend.array_module(x), x, g)
+
+
+def col2im(
+    cols: Array,
+    input_shape: Sequence[SupportsIndex],
+    kernel_shape: IntsLike,
+    *,
+    stride: IntsLike = 1,
+    pad: PadLike = 0,
+    dilation: IntsLike = 1,
+    method: Literal["gather", "scatter"] = "gather",
+) -> Array:
+    """Add every element of a matrix of `im2col` to the position it came from: the exact adjoint of `im2col`.
+
+    It is no inverse: a position that lies in several windows receives a share from each.
+
+    Parameters
+    ----------
+    cols : array (N * prod(out), prod(kernel_shape) * C)
+    input_shape : (N, *spatial, C)
+        The shape of the x that `im2col` was given.
+    kernel_shape, stride, pad, dilation
+        As given to `im2col`.
+    method : {"gather", "scatter"}
+        "gather": every position sums what is its own, in a fixed order. "scatter": every element is added where it
+        belongs, with ``add.at``; on a GPU these are atomic additions, whose order and so whose rounding may differ
+        from call to call.
+
+    Returns
+    -------
+    array (N, *spatial, C)
+        Of the dtype of cols; 16-bit floats are summed in float32.
+
+    Raises
+    ------
+    GeometryError, TypeError, ValueError
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import col2im
+    >>> col2im(np.ones((3, 2)), (1, 4, 1), 2).ravel()
+    array([1., 2., 2., 1.])
+    """
+    if not hasattr(input_shape, "__len__") or not 3 <= len(input_shape) <= 5:
+        raise GeometryError(f"col2im: input_shape={input_shape!r} is not (N, *spatial, C), which has 3 to 5 axes.")
+    n, *spatial, c = as_ints(input_shape, len(input_shape), "input_shape", "col2im", least=0)
+    xp = backend.common_module("col2im", cols=cols)
+    kernel = as_ints(kernel_shape, len(spatial), "kernel_shape", "col2im")
+    g = ConvGeometry.create(n, spatial, c, 1, kernel, stride, pad, dilation, caller="col2im")
+    wanted = (n * math.prod(g.out), math.prod(kernel) * c)
+    if cols.shape != wanted:
+        raise GeometryError(f"col2im: cols.shape={cols.shape}, the im2col of {g} has shape {wanted}.")
+    if method not in ("gather", "scatter"):
+        raise ValueError(f"col2im: method={method!r} is neither 'gather' nor 'scatter'.")
+    make = columns.col2im_gather if method == "gather" else columns.col2im_scatter
+    with backend.on_device_of(cols):
+        return make(xp, cols, g)
+
+
+def pad(
+    x: Array,
+    pad: PadLike,
+    *,
+    kernel_shape: IntsLike | None = None,
+    stride: IntsLike = 1,
+    dilation: IntsLike = 1,
+    mode: PadMode = "zeros",
+) -> tuple[Array, Pads]:
+    """Pad the spatial axes as a convolution would.
+
+    Parameters
+    ----------
+    x : array (N, *spatial, C)
+        1 to 3 spatial axes, any dtype.
+    pad
+        As in `conv2d`; the names "same", "full" and "causal" need `kernel_shape`, and "same" `stride`.
+    kernel_shape, stride, dilation : int or one int an axis
+        Of the convolution to pad for.
+    mode : {"zeros", "reflect", "replicate", "circular"}
+
+    Returns
+    -------
+    padded : array (N, *padded, C)
+        A new array, also where nothing is padded.
+    pads : ((lo, hi), ...)
+        What `pad` came to, one pair an axis.
+
+    Raises
+    ------
+    GeometryError, TypeError
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import pad
+    >>> padded, pads = pad(np.arange(3.0).reshape(1, 3, 1), "same", kernel_shape=2, mode="replicate")
+    >>> padded.ravel(), pads
+    (array([0., 1., 2., 2.]), ((0, 1),))
+    """
+    ndim = spatial_ndim(x, "x", "pad")
+    if kernel_shape is None and isinstance(pad, str) and pad in ("same", "full", "causal"):
+        raise GeometryError(f"pad: pad={pad!r} depends on the kernel. Pass kernel_shape, or pad with numbers.")
+    kernel = as_ints(1 if kernel_shape is None else kernel_shape, ndim, "kernel_shape", "pad")
+    n, *spatial, c = x.shape
+    pads = ConvGeometry.create(n, spatial, c, 1, kernel, stride, pad, dilation, pad_mode=mode, caller="pad").pad
+    g = ConvGeometry.create(n, spatial, c, 1, (1,) * ndim, pad=pads, pad_mode=mode, caller="pad")
+    xp = backend.array_module(x)
+    with backend.on_device_of(x):
+        padded: Array = xp.empty((n, *g.padded, c), x.dtype)
+        if padded.size:
+            tile = gather(xp, x, g, tuple(slice(0, size) for size in (n, *g.out)), padded.reshape(-1))
+            if not g.is_padded:
+                xp.copyto(padded, tile)
+    return padded, pads

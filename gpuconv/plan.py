@@ -1,0 +1,235 @@
+"""The choice of an algorithm, as data: what will run, what else could, what refuses and why, at what cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from gpuconv import backend, settings
+from gpuconv.algorithms import ALGORITHMS, Algorithm, Problem
+from gpuconv.errors import AlgorithmError, WorkspaceError
+from gpuconv.geometry import ConvGeometry, as_int
+from gpuconv.typing import Direction, DTypeLike, Precision
+
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+Status = Literal["chosen", "possible", "refused"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One algorithm of the list, judged for one problem; `workspace` is None where it is refused."""
+
+    name: str
+    status: Status
+    note: str
+    workspace: int | None
+
+
+@dataclass(frozen=True, repr=False)
+class ConvPlan:
+    """What a call will do. Numbers are attributes; ``str`` is the table, ``repr`` one line.
+
+    Attributes
+    ----------
+    geometry : ConvGeometry
+    dtype, precision, device, direction : str
+    candidates : tuple of Candidate
+        Every algorithm there is: the chosen one, then the possible, then the refused.
+    chosen : str
+        Name of the algorithm that runs.
+    workspace : int
+        Bytes that it takes beside arguments and result.
+    flops : int
+
+    Examples
+    --------
+    >>> print(plan("n1_h8w8_c4_k4_r1s1"))
+    n1_h8w8_c4_k4_r1s1  float32 strict  cpu  forward  2.05 kFLOP
+      gemm       chosen    no workspace
+      loops      possible  no workspace
+      depthwise  refused   groups=1, needs groups == in_channels (4)
+    """
+
+    geometry: ConvGeometry
+    dtype: str
+    precision: str
+    device: str
+    direction: str
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def chosen(self) -> str:
+        return self.candidates[0].name
+
+    @property
+    def workspace(self) -> int:
+        return self.candidates[0].workspace or 0
+
+    @property
+    def flops(self) -> int:
+        return self.geometry.flops
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.geometry}  {self.dtype} {self.precision}  {backend.device_name(self.device)}  "
+            f"{self.direction}  {si(self.flops)}FLOP"
+        )
+        width = max(len(c.name) for c in self.candidates)
+        return "\n".join([head, *(f"  {c.name:<{width}}  {c.status:<8}  {c.note}" for c in self.candidates)])
+
+    def __repr__(self) -> str:
+        return (
+            f"<ConvPlan {self.geometry} {self.dtype} {self.direction} on {self.device}: "
+            f"{self.chosen}, {_workspace_text(self.workspace)}>"
+        )
+
+
+def plan(
+    geometry: ConvGeometry | str,
+    dtype: DTypeLike = "float32",
+    device: str = "cpu",
+    *,
+    direction: Direction = "forward",
+    precision: Precision = "strict",
+    algorithm: str = "auto",
+    max_workspace: int | None = None,
+) -> ConvPlan:
+    """What a convolution of C-contiguous, channels-last arrays would do; nothing is computed or allocated.
+
+    Parameters
+    ----------
+    geometry : ConvGeometry or str
+        The convolution x -> y, also when `direction` names one of its gradients; a problem string is parsed.
+    dtype : dtype or str
+    device : str
+        "cpu", "cuda" or "cuda:<number>".
+    direction : {"forward", "input_grad", "weight_grad"}
+    precision, algorithm, max_workspace
+        As for `conv2d`.
+
+    Raises
+    ------
+    GeometryError, DTypeError, DeviceError, AlgorithmError, WorkspaceError, ValueError
+        As the call itself would.
+
+    Examples
+    --------
+    >>> p = plan("n8_h56w56_c64_k64_r3s3_p1", direction="weight_grad")
+    >>> p.chosen, p.flops
+    ('gemm', 1849688064)
+    """
+    problem = Problem(
+        ConvGeometry.parse(geometry) if isinstance(geometry, str) else geometry,
+        backend.as_dtype(dtype, "plan"),
+        backend.check_device(device, "plan"),
+        check_direction(direction, "plan"),
+        check_precision(precision, "plan"),
+        workspace_limit(max_workspace, "plan"),
+    )
+    return plan_of(problem, algorithm, "plan")
+
+
+def plan_of(problem: Problem, algorithm: str, caller: str) -> ConvPlan:
+    """The plan of a checked problem."""
+    chosen = choose(problem, algorithm, caller)
+    candidates = [_judge(candidate, problem, candidate is chosen) for candidate in ALGORITHMS]
+    order: list[Status] = ["chosen", "possible", "refused"]
+    candidates.sort(key=lambda c: order.index(c.status))
+    return ConvPlan(
+        problem.geometry,
+        problem.dtype.name,
+        problem.precision,
+        problem.device,
+        problem.direction,
+        tuple(candidates),
+    )
+
+
+def choose(problem: Problem, algorithm: str, caller: str) -> Algorithm:
+    """The algorithm named, or with "auto" the first of the list that can serve the problem.
+
+    Raises
+    ------
+    AlgorithmError
+        If there is no algorithm of that name, or it refuses.
+    WorkspaceError
+        If it cannot stay under ``problem.max_workspace``.
+    """
+    if algorithm == "auto":
+        # The last, the reference, accepts everything on the CPU; gemm does on a GPU, workspace permitting.
+        candidates = [a for a in ALGORITHMS if a.refusal(problem) is None]
+        for candidate in candidates:
+            if candidate.workspace_bytes(problem) <= problem.max_workspace:
+                return candidate
+        least = min(candidates, key=lambda a: a.workspace_bytes(problem))
+        raise WorkspaceError(_too_large(caller, least, problem))
+    for candidate in ALGORITHMS:
+        if candidate.name == algorithm:
+            break
+    else:
+        names = ", ".join(repr(a.name) for a in ALGORITHMS)
+        raise AlgorithmError(f"{caller}: algorithm={algorithm!r} does not exist. Choose 'auto' or one of {names}.")
+    reason = candidate.refusal(problem)
+    if reason is not None:
+        raise AlgorithmError(
+            f"{caller}: algorithm={algorithm!r} cannot serve {problem.geometry}: {reason}. Choose another, or 'auto'."
+        )
+    if candidate.workspace_bytes(problem) > problem.max_workspace:
+        raise WorkspaceError(_too_large(caller, candidate, problem))
+    return candidate
+
+
+def _judge(candidate: Algorithm, problem: Problem, is_chosen: bool) -> Candidate:
+    reason = candidate.refusal(problem)
+    if reason is not None:
+        return Candidate(candidate.name, "refused", reason, None)
+    needed = candidate.workspace_bytes(problem)
+    if needed > problem.max_workspace:
+        note = f"needs {si(needed)}B workspace, max_workspace allows {si(problem.max_workspace)}B"
+        return Candidate(candidate.name, "refused", note, None)
+    return Candidate(candidate.name, "chosen" if is_chosen else "possible", _workspace_text(needed), needed)
+
+
+def _too_large(caller: str, candidate: Algorithm, problem: Problem) -> str:
+    return (
+        f"{caller}: algorithm={candidate.name!r} needs {candidate.workspace_bytes(problem)} bytes of workspace for "
+        f"{problem.geometry}, max_workspace allows {problem.max_workspace}. Raise max_workspace, or choose another algorithm."
+    )
+
+
+def _workspace_text(count: int) -> str:
+    return f"{si(count)}B workspace" if count else "no workspace"
+
+
+def si(count: float) -> str:
+    """Three digits and a decimal prefix, ready for its unit: ``57.8 M``.
+
+    >>> si(57802752) + "B", si(999999) + "B", si(12) + "FLOP"
+    ('57.8 MB', '1 MB', '12 FLOP')
+    """
+    for prefix in ("", "k", "M", "G", "T"):
+        if float(f"{count:.3g}") < 1000:
+            break
+        count /= 1000
+    else:
+        prefix = "P"
+    return f"{count:.3g} {prefix}"
+
+
+def check_direction(direction: Direction, caller: str) -> Direction:
+    if direction not in DIRECTIONS:
+        raise ValueError(f"{caller}: direction={direction!r} is none of {', '.join(map(repr, DIRECTIONS))}.")
+    return direction
+
+
+def check_precision(precision: Precision, caller: str) -> Precision:
+    if precision not in PRECISIONS:
+        raise ValueError(f"{caller}: precision={precision!r} is none of {', '.join(map(repr, PRECISIONS))}.")
+    return precision
+
+
+def workspace_limit(max_workspace: int | None, caller: str) -> int:
+    """The limit in bytes that holds for a call: its own, or the setting of the process."""
+    return settings.max_workspace if max_workspace is None else as_int(max_workspace, "max_workspace", caller, least=0)
