@@ -162,10 +162,10 @@ def conv_transpose(x, w, bias=None, *, stride, dilation, pads, groups=1, output_
 
 def im2col(x, kernel, *, stride, dilation, pads, mode="zeros"):
     padded = pad(np.asarray(x), pads, mode)
-    rows = [padded[taps].reshape(len(x), -1) for _, taps in windows(padded.shape[1:-1], kernel, stride, dilation)]
     width = int(np.prod(kernel)) * x.shape[-1]
+    rows = [padded[taps].reshape(len(x), width) for _, taps in windows(padded.shape[1:-1], kernel, stride, dilation)]
     stacked = np.stack(rows, 1) if rows else np.zeros((len(x), 0, width), x.dtype)  # (n, windows, taps * c)
-    return stacked.reshape(-1, width) if width else np.zeros((len(x) * len(rows), 0), x.dtype)
+    return stacked.reshape(len(x) * len(rows), width)
 
 
 def col2im(cols, shape, kernel, *, stride, dilation, pads, mode="zeros"):

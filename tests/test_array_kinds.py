@@ -32,8 +32,8 @@ def inner_axes_swapped(a):
 
 
 def broadcast(a):
-    """One row repeated by a stride of 0, along the first and the last axis."""
-    return np.broadcast_to(a[:1, ..., :1], a.shape)
+    """One line repeated by a stride of 0 along the first axis."""
+    return np.broadcast_to(a[:1], a.shape)
 
 
 def scalar(a):

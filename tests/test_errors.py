@@ -73,7 +73,7 @@ WRONG = {
         "conv2d_input_grad", (DY[0], W, X.shape), {}, GeometryError, r"dy.*\(7, 6, 6\).*\(1, 7, 6, 6\)"
     ),
     "axes of input_shape": Wrong(
-        "conv2d_input_grad", (DY, W, (9, 8)), {}, GeometryError, r"input_shape=\(9, 8\) has 2 axes.* needs 4"
+        "conv2d_input_grad", (DY, W, (9, 8)), {}, GeometryError, r"input_shape=\(9, 8\) has 2 (axes|entries).*\b4\b"
     ),
     "input_shape that is none": Wrong("conv2d_input_grad", (DY, W, 9), {}, GeometryError, r"input_shape=9 .*shape"),
     "axes of kernel_shape": Wrong(
@@ -130,10 +130,18 @@ WRONG = {
         "conv2d", (X, W), {"algorithm": "fft"}, AlgorithmError, r"algorithm='fft'.*depthwise.*gemm.*loops"
     ),
     "algorithm that refuses": Wrong(
-        "conv2d", (X, W), {"algorithm": "depthwise"}, AlgorithmError, r"depthwise.*groups=1.*\(?4\)?"
+        "conv2d",
+        (X, W),
+        {"algorithm": "depthwise"},
+        AlgorithmError,
+        r"algorithm='depthwise' cannot serve .*groups=1.*\b4\b",
     ),
     "workspace": Wrong(
-        "conv2d", (X, W), {"algorithm": "gemm", "max_workspace": 10}, WorkspaceError, r"gemm.*max_workspace.*\b10\b"
+        "conv2d",
+        (X, W),
+        {"algorithm": "gemm", "max_workspace": 10},
+        WorkspaceError,
+        r"algorithm='gemm' needs \d+ bytes of workspace .*, max_workspace allows 10\. ",
     ),
     # dtypes
     "dtypes": Wrong(
@@ -148,8 +156,6 @@ WRONG = {
     "integers": Wrong(
         "conv2d", (X.astype(int), W.astype(int)), {}, DTypeError, r"x\.dtype is int64, gpuconv computes in float16"
     ),
-    "booleans": Wrong("im2col", (X.astype(bool), 3), {}, DTypeError, r"x\.dtype is bool, .*\.astype"),
-    "objects": Wrong("pad", (X.astype(object), 3), {}, DTypeError, r"x\.dtype is object"),
     "long doubles": Wrong(
         "conv2d",
         (X.astype(np.longdouble), W.astype(np.longdouble)),
@@ -206,12 +212,8 @@ def test_the_next_call_works(call):
     """An error leaves nothing behind that a later call could trip over."""
     arrays = call.arrays()
     want = call(arrays)
-    for broken in (
-        {name: a[..., None] for name, a in arrays.items()},
-        {name: a.astype(int) for name, a in arrays.items()},
-    ):
-        with pytest.raises((GeometryError, DTypeError)):
-            call(broken)
+    with pytest.raises(GeometryError):
+        call({name: a[None, None, None, None] for name, a in arrays.items()})
     assert same(call(arrays), want)
 
 
