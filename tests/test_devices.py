@@ -108,8 +108,6 @@ class TestBackend:
 
     def test_a_device_without_cupy(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "cupy", None)  # makes "import cupy" an ImportError
-        with pytest.raises(
-            gpuconv.DeviceError, match=r"'cuda:1' is not there.* needs CuPy.*pip install 'gpuconv\[cuda12\]'"
-        ):
+        with pytest.raises(gpuconv.DeviceError, match=r"'cuda:1' needs CuPy: pip install 'gpuconv\[cuda12\]'"):
             backend.to_device(np.ones(3), "cuda:1")
         assert backend.devices() == ["cpu"]

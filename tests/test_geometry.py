@@ -53,6 +53,11 @@ class TestSizes:
             3, kernel=(2,) * 3, stride=(2,) * 3, pad=((1, 1),) * 3, dilation=(2,) * 3
         )
 
+    @pytest.mark.parametrize("kind", [list, np.array, lambda sizes: tuple(map(np.int16, sizes))])
+    def test_lists_and_arrays_of_numpy_integers_serve_as_sizes(self, kind):
+        sizes = {"spatial": (9, 8), "kernel": (3, 2), "stride": (2, 1), "dilation": (1, 2)}
+        assert create(**{name: kind(values) for name, values in sizes.items()}) == create(**sizes)
+
     def test_big_sizes_do_not_wrap(self):
         g = create(1, n=2**20, spatial=2**31, kernel=3)
         assert g.out == (2**31 - 2,)
@@ -236,7 +241,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("kernel", [(), (1, 1, 1, 1)])
     def test_number_of_axes(self, kernel):
-        with pytest.raises(GeometryError, match=rf"kernel has {len(kernel)} axes, a convolution has 1 to 3"):
+        with pytest.raises(GeometryError, match=rf"kernel=.* has {len(kernel)} axes, a convolution has 1 to 3"):
             ConvGeometry.create(1, 5, 1, 1, kernel)
 
     @pytest.mark.parametrize(

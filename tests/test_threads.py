@@ -54,11 +54,13 @@ def test_the_bits_do_not_depend_on_the_caller_s_thread_or_its_limit():
         ]
 
     results = {"main": run()}
+    with ThreadPoolExecutor(1) as pool:
+        results["another thread"] = pool.submit(run).result()
     for limit in (1, 2):
         with threadpool_limits(limit):
             results[f"limit {limit}"] = run()
     with ThreadPoolExecutor(1) as pool:
-        results["another"] = pool.submit(run).result()
+        results["a third thread"] = pool.submit(run).result()
     results["main again"] = run()
     different = {name for name, bits in results.items() if bits != results["main"]}
     assert not different

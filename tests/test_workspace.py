@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from calls import ALGORITHM_NAMES, convolve, problem, same, willing
-from cases import CASES, DIRECTIONS, Case, integers
+from cases import CASES, DIRECTIONS, PLAIN, Case, integers
 
 import gpuconv
 
@@ -65,6 +65,36 @@ def test_the_peak_stays_under_the_cap(case, direction, cap, dtype):
     assert most <= 1.1 * plan.workspace + SLACK
 
 
+@pytest.mark.parametrize("cap", [16 * KIB, 64 * KIB])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("case", LARGE.values(), ids=LARGE)
+def test_a_small_cap_holds_for_the_bookkeeping_too(case, direction, cap):
+    """At the first call of its kind, and with many strips: what is kept for each of them counts as well."""
+    x, w, dy = case.arrays()
+    convolve(direction, PLAIN[case.ndim], *PLAIN[case.ndim].arrays())  # loads what is loaded at any first call
+    cap += 8  # a cap that no other test has, so that no plan is remembered
+    if gpuconv.plan(problem(case), direction=direction, max_workspace=cap + 1).chosen == "loops":
+        return  # needs no workspace, only patience
+    _, most = peak(lambda: convolve(direction, case, x, w, dy, max_workspace=cap))
+    assert most <= 1.1 * cap + 2 * SLACK
+
+
+@pytest.mark.parametrize("problem", ["n16_h4096w4096_c64_k64_r3s3_p1", "n1_w4000000000_c3_k3_s9_dl3"])
+def test_a_plan_takes_next_to_nothing_however_large_the_problem(problem):
+    plan, most = peak(lambda: Sized(gpuconv.plan(problem, direction="weight_grad")))
+    assert most <= 2 * SLACK
+    assert plan.held.flops > 10**11
+
+
+class Sized:
+    """Something held, counted as no array."""
+
+    nbytes = 0
+
+    def __init__(self, held):
+        self.held = held
+
+
 @pytest.mark.parametrize("algorithm", [name for name in ALGORITHM_NAMES if name != "loops"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("case", LARGE.values(), ids=LARGE)
@@ -94,6 +124,20 @@ def test_no_cap_uses_the_setting(monkeypatch):
     _, most = peak(lambda: convolve("forward", case, *arrays))
     assert most <= 1.1 * MIB + SLACK
     assert unbounded > 0
+
+
+@pytest.mark.parametrize("call", ["conv1d", "conv1d_input_grad", "conv_transpose1d"])
+def test_out_of_memory_says_how_much_was_asked_for(call):
+    """A result that no machine holds, from inputs that repeat one element; and the next call works."""
+    n, small = 2**44, np.ones((1, 8, 16), np.float32)
+    x, w = np.broadcast_to(small[:, :1, :1], (n, 8, 16)), np.ones((1, 16, 16), np.float32)
+    sizes = [(n, 8, 16)] if call == "conv1d_input_grad" else []
+    with pytest.raises(
+        gpuconv.WorkspaceError, match=rf"^{call}: out of memory on cpu.*\b{n * 8 * 16 * 4}\b.*max_workspace"
+    ):
+        getattr(gpuconv, call)(x, w, *sizes)
+    y = getattr(gpuconv, call)(small, w, *[(1, 8, 16)] * len(sizes))
+    assert (y == 16).all()
 
 
 class TestRefused:
