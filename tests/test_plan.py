@@ -86,6 +86,54 @@ class TestPlan:
         assert auto.tobytes() == named.tobytes()
 
 
+GOLDEN = {  # small problems, done in one strip by one thread, so that no number depends on the machine
+    "gemm": (
+        ("n1_h8w8_c4_k4_r3s3_p1", {}),
+        """\
+n1_h8w8_c4_k4_r3s3_p1  float32 strict  cpu  forward  18.4 kFLOP
+  gemm       chosen    10.8 kB workspace
+  loops      possible  no workspace
+  depthwise  refused   groups=1, needs groups == in_channels (4)""",
+        "<ConvPlan n1_h8w8_c4_k4_r3s3_p1 float32 forward on cpu: gemm, 10.8 kB workspace>",
+    ),
+    "depthwise": (
+        ("n1_h8w8_c4_k4_r3s3_p1_g4", {"dtype": "float16", "direction": "weight_grad", "precision": "fast"}),
+        """\
+n1_h8w8_c4_k4_r3s3_p1_g4  float16 fast  cpu  weight_grad  4.61 kFLOP
+  depthwise  chosen    3.81 kB workspace
+  gemm       possible  12.1 kB workspace
+  loops      possible  144 B workspace""",
+        "<ConvPlan n1_h8w8_c4_k4_r3s3_p1_g4 float16 weight_grad on cpu: depthwise, 3.81 kB workspace>",
+    ),
+    "refused for workspace": (
+        ("n1_h8w8_c4_k4_r3s3_p1_g4", {"dtype": "complex128", "direction": "input_grad", "max_workspace": 1000}),
+        """\
+n1_h8w8_c4_k4_r3s3_p1_g4  complex128 strict  cpu  input_grad  4.61 kFLOP
+  loops      chosen    no workspace
+  depthwise  refused   needs 1.28 kB workspace, max_workspace allows 1 kB
+  gemm       refused   needs 1.73 kB workspace, max_workspace allows 1 kB""",
+        "<ConvPlan n1_h8w8_c4_k4_r3s3_p1_g4 complex128 input_grad on cpu: loops, no workspace>",
+    ),
+    "named": (
+        ("n2_w9_c3_k5_s1", {"algorithm": "loops"}),
+        """\
+n2_w9_c3_k5_s1  float32 strict  cpu  forward  540 FLOP
+  loops      chosen    no workspace
+  gemm       possible  no workspace
+  depthwise  refused   groups=1, needs groups == in_channels (3)""",
+        "<ConvPlan n2_w9_c3_k5_s1 float32 forward on cpu: loops, no workspace>",
+    ),
+}
+
+
+@pytest.mark.parametrize(("asked", "table", "line"), GOLDEN.values(), ids=GOLDEN)
+def test_the_text_is_golden(asked, table, line):
+    text, keywords = asked
+    p = gpuconv.plan(text, **keywords)
+    assert str(p) == table
+    assert repr(p) == line
+
+
 class TestExplain:
     def test_is_the_plan_of_the_call(self):
         x, w, _ = CASES["2d-depthwise"].arrays()
