@@ -6,7 +6,7 @@ position h, padded position ``h + lo``, the same pairs are
     p = (h + lo - r * dilation) / stride      for the taps r that make this a whole number
 
 and which taps do depends only on ``(h + lo) mod stride``. So the input positions of one residue form an image of their
-own, to which a subset of the taps, flipped, is applied with stride 1. A 3 x 3 kernel at stride 2, pad 0, has four parts:
+own, to which a subset of the taps, flipped, is applied with stride 1. A 3 x 3 kernel at stride 2 has four parts:
 
     h even, w even    taps r 2 0, s 2 0         h even, w odd    taps r 2 0, s 1
     h odd,  w even    taps r 1,   s 2 0         h odd,  w odd    taps r 1,   s 1

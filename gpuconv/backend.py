@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -99,6 +100,12 @@ def common_dtype(caller: str, **arrays: Array | None) -> np.dtype[Any]:
     return next(iter(dtypes.values()))
 
 
+def check_number(x: Array, caller: str, name: str) -> None:
+    """Functions that only move values, or add them, take integers as well."""
+    if x.dtype.kind not in "iu":
+        check_dtype(native(x.dtype), caller, f"{name}.dtype")
+
+
 def check_dtype(dtype: np.dtype[Any], caller: str, name: str = "dtype") -> None:
     if dtype.name not in DTYPES:
         raise DTypeError(f"{caller}: {name} is {dtype}, gpuconv computes in {', '.join(DTYPES)}. Cast with .astype.")
@@ -130,7 +137,7 @@ def as_dtype(dtype: DTypeLike, caller: str) -> np.dtype[Any]:
 
 def accumulator(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype that sums of products of `dtype` are made in: float32 for the 16-bit floats, else `dtype` itself."""
-    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
+    return np.dtype(np.float32) if dtype.name in ("float16", "bfloat16") else dtype
 
 
 def is_complex(dtype: np.dtype[Any]) -> bool:
@@ -183,12 +190,13 @@ def check_device(device: str, caller: str) -> str:
     if kind != "cuda" or (colon and not number.isdecimal()):
         raise DeviceError(f"{caller}: device={device!r} is neither 'cpu' nor 'cuda' nor 'cuda:<number>'.")
     device = f"cuda:{number or 0}"
+    if find_spec("cupy") is None:
+        raise DeviceError(
+            f"{caller}: device={device!r} needs CuPy: pip install 'gpuconv[cuda12]' or 'gpuconv[cuda13]'."
+        )
     found = devices()
     if device not in found:
-        raise DeviceError(
-            f"{caller}: device={device!r} is not there, only {', '.join(found)}. A CUDA device needs CuPy and a driver: "
-            "pip install 'gpuconv[cuda12]' or 'gpuconv[cuda13]', then see `gpuconv info`."
-        )
+        raise DeviceError(f"{caller}: device={device!r} is not there, CuPy sees {len(found) - 1} CUDA devices.")
     return device
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -42,11 +42,10 @@ class Call:
         g = self.geometry(x.shape, w.shape)
         return self.run("forward", g, dtype, {"x": x, "w": w}, out, g.y_shape, bias, activation)
 
-    def input_grad(self, dy: Array, w: Array, input_shape: IntsLike, out: Array | None) -> Array:
+    def input_grad(self, dy: Array, w: Array, input_shape: Sequence[SupportsIndex], out: Array | None) -> Array:
         backend.common_module(self.caller, dy=dy, w=w, out=out)
         dtype = backend.common_dtype(self.caller, dy=dy, w=w)
-        shape = as_ints(input_shape, self.ndim + 2, "input_shape", self.caller, least=0)
-        g = self.geometry(shape, w.shape, "input_shape")
+        g = self.geometry(input_shape, w.shape, "input_shape")
         self.check_shape("dy", dy, g.y_shape, f"the convolution {g}")
         return self.run("input_grad", g, dtype, {"dy": dy, "w": w}, out, g.x_shape)
 
@@ -97,7 +96,7 @@ class Call:
 
     # ---------------------------------------------------------------------------------------------- shared steps
 
-    def geometry(self, x_shape: Ints, w_shape: Ints, x_name: str = "x.shape") -> ConvGeometry:
+    def geometry(self, x_shape: Sequence[SupportsIndex], w_shape: Ints, x_name: str = "x.shape") -> ConvGeometry:
         return ConvGeometry.from_shapes(
             x_shape, w_shape, self.stride, self.pad, self.dilation, self.groups, self.pad_mode,
             layout=self.layout, ndim=self.ndim, caller=self.caller, x_name=x_name,
@@ -128,7 +127,7 @@ class Call:
         bias: Array | None = None,
         activation: str | None = None,
     ) -> Array:
-        """Check the rest, choose an algorithm, and let it write into `out` or a new array of (channels-last) `shape`."""
+        """Check the rest, choose an algorithm, let it write into `out` or a new array of (channels-last) `shape`."""
         first = next(iter(inputs.values()))
         xp, device = backend.array_module(first), backend.device_of(first)
         is_w = direction == "weight_grad"

@@ -10,9 +10,10 @@ from functools import cache
 from typing import TypeVar
 
 from fastrlock.rlock import FastRLock
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import OpenBLASController, ThreadpoolController
 
 from gpuconv import settings
+from gpuconv.geometry import as_int
 
 Task = TypeVar("Task")
 
@@ -21,9 +22,7 @@ def workers() -> int:
     """Threads a call may use: `settings.threads`, or the cores this process may run on."""
     if settings.threads is None:
         return _cores()
-    if settings.threads < 1:
-        raise ValueError(f"settings.threads={settings.threads} is less than 1. Set None for every core.")
-    return settings.threads
+    return as_int(settings.threads, "settings.threads", "gpuconv")
 
 
 @cache
@@ -95,8 +94,8 @@ def _pool() -> ThreadPoolExecutor:
 class _SerialBLAS:
     """Holds BLAS to one thread from the first of several overlapping entries to the last of their exits.
 
-    A pair of plain ``threadpool_limits`` in two Python threads would leave the process at one thread for good: the
-    second remembers the limit of the first as the original.
+    With plain ``threadpool_limits`` in two Python threads the second would remember the limit of the first as the
+    original, and leave the process at one thread for good.
     """
 
     def __init__(self) -> None:
@@ -106,6 +105,7 @@ class _SerialBLAS:
     def __enter__(self) -> None:
         with self._lock:
             if self._inside == 0:
+                _let_any_thread_control_blas()
                 self._limit = _blas().limit(limits=1, user_api="blas")
             self._inside += 1
 
@@ -113,12 +113,24 @@ class _SerialBLAS:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
+                _let_any_thread_control_blas()
                 self._limit.restore_original_limits()
+                _let_any_thread_control_blas()
 
 
 @cache
 def _blas() -> ThreadpoolController:
     return ThreadpoolController()
+
+
+def _let_any_thread_control_blas() -> None:
+    """From 3.8 on threadpoolctl obeys the first thread that sets a limit of OpenBLAS and silently ignores all others.
+
+    Ours may enter on one thread and leave on another; `_SerialBLAS` keeps them from getting into each other's way.
+    """
+    release = getattr(OpenBLASController, "clear_controlling_thread", None)
+    if release is not None:
+        release(force=True)
 
 
 _serial_blas = _SerialBLAS()

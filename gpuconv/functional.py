@@ -5,6 +5,9 @@ Arrays are channels last unless ``layout="channels_first"``; `conv2d` says what 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import SupportsIndex
+
 from gpuconv.call import Call, spatial_ndim
 from gpuconv.plan import ConvPlan
 from gpuconv.typing import Array, Direction, IntsLike, Layout, PadLike, PadMode, Precision
@@ -64,7 +67,9 @@ def conv2d(
 ) -> Array:
     """Convolve a batch of images with a bank of filters (cross-correlation: the kernel is not flipped).
 
-        y[n, p, q, k]  =  sum over r, s, c  of  x[n, p * stride + r * dilation - top, ...q, s, left..., c]  w[r, s, c, k]
+        y[n, p, q, k]  =  sum over r, s, c  of  x[n, i, j, c]  w[r, s, c, k]
+
+        where  i = p * stride + r * dilation - top,   j = q * stride + s * dilation - left
 
     (Dumoulin & Visin, "A guide to convolution arithmetic for deep learning", 2016.) With groups, output channels of
     group i see the input channels of group i only.
@@ -167,7 +172,7 @@ def conv3d(
 def conv1d_input_grad(
     dy: Array,
     w: Array,
-    input_shape: IntsLike,
+    input_shape: Sequence[SupportsIndex],
     *,
     stride: IntsLike = 1,
     pad: PadLike = 0,
@@ -200,7 +205,7 @@ def conv1d_input_grad(
 def conv2d_input_grad(
     dy: Array,
     w: Array,
-    input_shape: IntsLike,
+    input_shape: Sequence[SupportsIndex],
     *,
     stride: IntsLike = 1,
     pad: PadLike = 0,
@@ -215,7 +220,7 @@ def conv2d_input_grad(
 ) -> Array:
     """Gradient of `conv2d` with respect to x: the adjoint of x -> conv2d(x, w), applied to dy.
 
-        dx[n, h, w, c]  =  sum over the (p, q, r, s, k) whose product x[n, h, w, c] enters, of  dy[n, p, q, k] conj(w[r, s, c, k])
+        dx[n, i, j, c]  =  sum over k and the p, q, r, s that meet at i, j  of  dy[n, p, q, k]  conj(w[r, s, c, k])
 
     It is computed as stride-1 convolutions of dy (`gpuconv.adjoint`), every element of dx once: deterministic.
 
@@ -258,7 +263,7 @@ def conv2d_input_grad(
 def conv3d_input_grad(
     dy: Array,
     w: Array,
-    input_shape: IntsLike,
+    input_shape: Sequence[SupportsIndex],
     *,
     stride: IntsLike = 1,
     pad: PadLike = 0,
@@ -339,7 +344,7 @@ def conv2d_weight_grad(
 ) -> Array:
     """Gradient of `conv2d` with respect to w: the adjoint of w -> conv2d(x, w), applied to dy.
 
-        dw[r, s, c, k]  =  sum over n, p, q  of  conj(x[n, p * stride + r * dilation - top, ...q, s, left..., c])  dy[n, p, q, k]
+        dw[r, s, c, k]  =  sum over n, p, q  of  conj(x[n, i, j, c])  dy[n, p, q, k]         i, j as in `conv2d`
 
     The gradient of the bias is ``dy.sum(axis=(0, 1, 2))``.
 
@@ -410,7 +415,7 @@ def conv3d_weight_grad(
     return call.weight_grad(x, dy, kernel_shape, out)
 
 
-# -------------------------------------------------------------------------------------------------- transposed convolution
+# -------------------------------------------------------------------------------------------------- transposed
 
 
 def conv_transpose1d(
@@ -431,7 +436,9 @@ def conv_transpose1d(
     max_workspace: int | None = None,
     out: Array | None = None,
 ) -> Array:
-    """Transposed convolution, the exact adjoint of `conv1d`: x (N, W, in_ch), w (KW, out_ch // groups, in_ch) -> (N, OW, out_ch).
+    """Transposed convolution, the exact adjoint of `conv1d`.
+
+    x (N, W, in_ch), w (KW, out_ch // groups, in_ch) -> (N, OW, out_ch).
 
     Everything else is as in `conv_transpose2d`.
 
@@ -528,7 +535,9 @@ def conv_transpose3d(
     max_workspace: int | None = None,
     out: Array | None = None,
 ) -> Array:
-    """Transposed convolution, the exact adjoint of `conv3d`: x (N, D, H, W, in_ch), w (KD, KH, KW, out_ch // groups, in_ch) -> (N, OD, OH, OW, out_ch).
+    """Transposed convolution, the exact adjoint of `conv3d`.
+
+    x (N, D, H, W, in_ch), w (KD, KH, KW, out_ch // groups, in_ch) -> (N, OD, OH, OW, out_ch).
 
     Everything else is as in `conv_transpose2d`.
 

@@ -30,7 +30,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, get_args
+from typing import Any, SupportsIndex, get_args
 
 import numpy as np
 
@@ -112,9 +112,9 @@ class ConvGeometry:
         GeometryError
             For any argument that breaks a rule; the message starts with `caller`.
         """
-        ndim = 1 if _is_int(kernel) else len(kernel)  # type: ignore[arg-type]
+        ndim = 1 if _is_scalar(kernel) else len(kernel)  # type: ignore[arg-type]
         if ndim not in SPATIAL_LETTERS:
-            raise GeometryError(f"{caller}: kernel has {ndim} axes, a convolution has 1 to 3. kernel={kernel!r}.")
+            raise GeometryError(f"{caller}: kernel={kernel!r} has {ndim} axes, a convolution has 1 to 3.")
         sizes = as_ints(spatial, ndim, "spatial", caller, least=0)
         taps = as_ints(kernel, ndim, "kernel", caller)
         steps = as_ints(stride, ndim, "stride", caller)
@@ -137,8 +137,8 @@ class ConvGeometry:
     @classmethod
     def from_shapes(
         cls,
-        x_shape: Sequence[int],
-        w_shape: Sequence[int],
+        x_shape: Sequence[SupportsIndex],
+        w_shape: Sequence[SupportsIndex],
         stride: IntsLike = 1,
         pad: PadLike = 0,
         dilation: IntsLike = 1,
@@ -170,8 +170,8 @@ class ConvGeometry:
     @classmethod
     def transposed(
         cls,
-        x_shape: Sequence[int],
-        w_shape: Sequence[int],
+        x_shape: Sequence[SupportsIndex],
+        w_shape: Sequence[SupportsIndex],
         stride: IntsLike = 1,
         pad: PadLike = 0,
         dilation: IntsLike = 1,
@@ -234,7 +234,7 @@ class ConvGeometry:
                     f"{caller}: output size {o} along {letter} is out of reach: input {i}, stride {s}, span {span}, "
                     f"pad ({lo}, {hi}) lead to {least} to {least + s - 1} (output_pad 0 to {s - 1})."
                 )
-            if o < 0 or (i and o == 0):
+            if o < 0:
                 raise GeometryError(
                     f"{caller}: pad ({lo}, {hi}) along {letter} crops the output to {o}; "
                     f"input {i}, stride {s} and span {span} give {least + lo + hi} before cropping. Pad less."
@@ -474,7 +474,7 @@ def resolve_pad(pad: PadLike, spatial: Ints, span: Ints, stride: Ints, caller: s
         names = ", ".join(map(repr, NAMED_PADS))
         raise GeometryError(f"{caller}: pad={pad!r} is none of {names}. Use one, or numbers.")
     flat: list[Any]
-    if _is_int(pad):
+    if _is_scalar(pad):
         flat = [pad] * (2 * ndim)
     else:
         entries: list[Any] = list(pad)  # type: ignore[arg-type]
@@ -528,7 +528,7 @@ def check_layout(layout: str, caller: str) -> None:
 
 
 def split_x_shape(
-    shape: Sequence[int], ndim: int, layout: str, caller: str, name: str = "x.shape"
+    shape: Sequence[SupportsIndex], ndim: int, layout: str, caller: str, name: str = "x.shape"
 ) -> tuple[int, Ints, int]:
     """(n, spatial, channels) of an input or an output of shape `shape`."""
     shape = _of_length(shape, ndim, caller, name, "(N, *spatial, C)", "(N, C, *spatial)", layout)
@@ -537,7 +537,7 @@ def split_x_shape(
     return shape[0], shape[2:], shape[1]
 
 
-def split_w_shape(shape: Sequence[int], ndim: int, layout: str, caller: str) -> tuple[Ints, int, int]:
+def split_w_shape(shape: Sequence[SupportsIndex], ndim: int, layout: str, caller: str) -> tuple[Ints, int, int]:
     """(kernel, input channels a group, output channels) of weights of shape `shape`."""
     shape = _of_length(shape, ndim, caller, "w.shape", "(*kernel, C // groups, F)", "(F, C // groups, *kernel)", layout)
     if layout == "channels_last":
@@ -545,7 +545,9 @@ def split_w_shape(shape: Sequence[int], ndim: int, layout: str, caller: str) -> 
     return shape[2:], shape[1], shape[0]
 
 
-def _of_length(shape: Sequence[int], ndim: int, caller: str, name: str, last: str, first: str, layout: str) -> Ints:
+def _of_length(
+    shape: Sequence[SupportsIndex], ndim: int, caller: str, name: str, last: str, first: str, layout: str
+) -> Ints:
     check_layout(layout, caller)
     try:
         sizes = tuple(operator.index(size) for size in shape)
@@ -571,6 +573,11 @@ def _is_int(value: object) -> bool:
     return True
 
 
+def _is_scalar(value: object) -> bool:
+    """One value for all axes, right or wrong: an integer, or what has no entries to look at."""
+    return _is_int(value) or not hasattr(value, "__len__")
+
+
 def as_int(value: object, name: str, caller: str, least: int = 1) -> int:
     """`value` as an int of at least `least`; a bool or a float is refused, not rounded."""
     if not _is_int(value) or isinstance(value, (bool, np.bool_)):
@@ -583,12 +590,9 @@ def as_int(value: object, name: str, caller: str, least: int = 1) -> int:
 
 def as_ints(value: IntsLike, ndim: int, name: str, caller: str, least: int = 1) -> Ints:
     """One int for each of the `ndim` axes, from one for all or one an axis."""
-    if _is_int(value):
+    if _is_scalar(value):
         return (as_int(value, name, caller, least),) * ndim
-    try:
-        entries = list(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise GeometryError(f"{caller}: {name}={value!r} is not an integer, nor one an axis.") from None
+    entries = list(value)  # type: ignore[arg-type]
     if len(entries) != ndim:
         raise GeometryError(f"{caller}: {name}={value!r} has {len(entries)} entries for {ndim} axes.")
     return tuple(as_int(entry, name, caller, least) for entry in entries)

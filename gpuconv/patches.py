@@ -26,7 +26,7 @@ def im2col(
     Parameters
     ----------
     x : array (N, *spatial, C)
-        1 to 3 spatial axes, any dtype, any strides.
+        1 to 3 spatial axes, any strides, of integers or of a dtype that `conv2d` takes.
     kernel_shape : int or one int an axis
     stride, pad, dilation
         As in `conv2d`. Padding is zeros.
@@ -38,7 +38,7 @@ def im2col(
 
     Raises
     ------
-    GeometryError, TypeError
+    GeometryError, TypeError, DTypeError
 
     Examples
     --------
@@ -51,6 +51,7 @@ def im2col(
     """
     ndim = spatial_ndim(x, "x", "im2col")
     kernel = as_ints(kernel_shape, ndim, "kernel_shape", "im2col")
+    backend.check_number(x, "im2col", "x")
     n, *spatial, c = x.shape
     g = ConvGeometry.create(n, spatial, c, 1, kernel, stride, pad, dilation, caller="im2col")
     with backend.on_device_of(x):
@@ -90,7 +91,7 @@ def col2im(
 
     Raises
     ------
-    GeometryError, TypeError, ValueError
+    GeometryError, TypeError, DTypeError, ValueError
 
     Examples
     --------
@@ -103,6 +104,7 @@ def col2im(
         raise GeometryError(f"col2im: input_shape={input_shape!r} is not (N, *spatial, C), which has 3 to 5 axes.")
     n, *spatial, c = as_ints(input_shape, len(input_shape), "input_shape", "col2im", least=0)
     xp = backend.common_module("col2im", cols=cols)
+    backend.check_number(cols, "col2im", "cols")
     kernel = as_ints(kernel_shape, len(spatial), "kernel_shape", "col2im")
     g = ConvGeometry.create(n, spatial, c, 1, kernel, stride, pad, dilation, caller="col2im")
     wanted = (n * math.prod(g.out), math.prod(kernel) * c)
@@ -129,7 +131,7 @@ def pad(
     Parameters
     ----------
     x : array (N, *spatial, C)
-        1 to 3 spatial axes, any dtype.
+        1 to 3 spatial axes, of integers or of a dtype that `conv2d` takes.
     pad
         As in `conv2d`; the names "same", "full" and "causal" need `kernel_shape`, and "same" `stride`.
     kernel_shape, stride, dilation : int or one int an axis
@@ -145,7 +147,7 @@ def pad(
 
     Raises
     ------
-    GeometryError, TypeError
+    GeometryError, TypeError, DTypeError
 
     Examples
     --------
@@ -159,12 +161,13 @@ def pad(
     if kernel_shape is None and isinstance(pad, str) and pad in ("same", "full", "causal"):
         raise GeometryError(f"pad: pad={pad!r} depends on the kernel. Pass kernel_shape, or pad with numbers.")
     kernel = as_ints(1 if kernel_shape is None else kernel_shape, ndim, "kernel_shape", "pad")
+    backend.check_number(x, "pad", "x")
     n, *spatial, c = x.shape
     pads = ConvGeometry.create(n, spatial, c, 1, kernel, stride, pad, dilation, pad_mode=mode, caller="pad").pad
     g = ConvGeometry.create(n, spatial, c, 1, (1,) * ndim, pad=pads, pad_mode=mode, caller="pad")
     xp = backend.array_module(x)
     with backend.on_device_of(x):
-        padded: Array = xp.empty((n, *g.padded, c), x.dtype)
+        padded: Array = xp.empty((n, *g.padded, c), backend.native(x.dtype))
         if padded.size:
             tile = gather(xp, x, g, tuple(slice(0, size) for size in (n, *g.out)), padded.reshape(-1))
             if not g.is_padded:

@@ -195,7 +195,7 @@ def _judge(candidate: Algorithm, problem: Problem, is_chosen: bool) -> Candidate
 def _too_large(caller: str, candidate: Algorithm, problem: Problem) -> str:
     return (
         f"{caller}: algorithm={candidate.name!r} needs {candidate.workspace_bytes(problem)} bytes of workspace for "
-        f"{problem.geometry}, max_workspace allows {problem.max_workspace}. Raise max_workspace, or choose another algorithm."
+        f"{problem.geometry}, max_workspace allows {problem.max_workspace}. Raise it, or choose another algorithm."
     )
 
 

@@ -256,7 +256,9 @@ class _Pool:
 
     def refuse_complex(self) -> None:
         if backend.is_complex(self.dtype):
-            raise DTypeError(f"{self.caller}: {self.dtype} has no order, so no maximum. Pool its real part or its abs.")
+            raise DTypeError(
+                f"{self.caller}: x.dtype is {self.dtype}, which has no order and no maximum. Pool its real part or abs."
+            )
 
     def run(self, shape: Ints, write: Callable[[Array], None]) -> Array:
         """Have `write` fill a channels-last view of `out`, or of a new array of (channels-last) `shape`."""
@@ -264,7 +266,8 @@ class _Pool:
         first = next(iter(self.inputs.values()))
         with backend.on_device_of(first):
             result = self.call.result(self.xp, self.out, self.inputs.values(), shape, self.dtype)
-            write(self.call.channels_last(result))
+            with np.errstate(invalid="ignore"):  # ml_dtypes warns where a bfloat16 is compared with NaN
+                write(self.call.channels_last(result))
             return self.call.deliver(result, self.out)
 
     def scatter(self, dx_nhwc: Array, share: Callable[[int, tuple[slice, ...]], Array]) -> None:

@@ -41,7 +41,7 @@ class Depthwise(StripAlgorithm):
         return max(1, target // (max(c.g.c, c.g.k) * c.acc.itemsize))
 
     def blocks(self, c: Correlation, pieces: int, least: int) -> list[slice]:
-        return [slice(0, c.g.groups)]
+        return split_axis(c.g.groups, pieces, least)
 
     # ------------------------------------------------------------------------------------------ forward
 
@@ -70,20 +70,20 @@ class Depthwise(StripAlgorithm):
         y_b = y.reshape(*y.shape[:-1], g.groups, g.k_group)
 
         def job(task: tuple[Strip, slice]) -> None:
-            strip, _ = task
-            shape = (*extents_of(strip), g.groups)
+            strip, block = task
+            shape = (*extents_of(strip), block.stop - block.start)
             size = math.prod(shape)
             total, product = sums[:size].reshape(shape), products[:size].reshape(shape)
-            taps.move_to(strip)
+            taps.move_to(strip, block)
             for b in range(g.k_group):
                 first = True
                 for tap, a in itertools.product(g.taps(), range(g.c_group)):
-                    xp.multiply(taps.input(tap, a), packed[(*tap, a, b)], out=total if first else product)
+                    xp.multiply(taps.input(tap, a), packed[(*tap, a, b)][block], out=total if first else product)
                     if not first:
                         total += product
                     first = False
-                finish(xp, total, None if bias_bg is None else bias_bg[b], act)
-                xp.copyto(y_b[strip][..., b], total, casting="unsafe")
+                finish(xp, total, None if bias_bg is None else bias_bg[b][block], act)
+                xp.copyto(y_b[strip][..., block, b], total, casting="unsafe")
 
         return job
 
@@ -100,41 +100,46 @@ class Depthwise(StripAlgorithm):
         dy_b = dy.reshape(*dy.shape[:-1], g.groups, g.k_group)
 
         def add(strip: Strip, block: slice, total: Array, first: bool) -> None:
-            shape = (*extents_of(strip), g.groups)
+            shape = (*extents_of(strip), block.stop - block.start)
             size = math.prod(shape)
             dy_strip, product = copies[:size].reshape(shape), products[:size].reshape(shape)
             total_b = total.reshape(*g.kernel, g.groups, g.k_group)
-            taps.move_to(strip)
+            taps.move_to(strip, block)
             for b in range(g.k_group):
-                xp.copyto(dy_strip, dy_b[strip][..., b], casting="unsafe")
+                xp.copyto(dy_strip, dy_b[strip][..., block, b], casting="unsafe")
                 if is_complex(c.acc):
                     xp.conjugate(dy_strip, out=dy_strip)
                 for tap in g.taps():
                     xp.multiply(taps.input(tap, 0), dy_strip, out=product)
-                    share = product.reshape(-1, g.groups).sum(axis=0)
+                    share = product.reshape(-1, shape[-1]).sum(axis=0)
                     if first:
-                        total_b[tap][:, b] = share
+                        total_b[tap][block, b] = share
                     else:
-                        total_b[tap][:, b] += share
+                        total_b[tap][block, b] += share
 
         return add
 
 
 class _Taps:
-    """What each tap of the kernel meets in one strip after another: views (n, *out, groups) of its padded tile."""
+    """What each tap of the kernel meets in one block of one strip after another: views of its padded tile."""
 
     def __init__(self, xp: ModuleType, c: Correlation, extents: Ints, x: Array) -> None:
         self._xp, self._g, self._x = xp, c.g, x
         self._buffer = xp.empty(math.prod(tile_shape(c.g, extents)), c.acc) if c.needs_tile else None
+        self._strip: Strip | None = None
+        self._tile: Array
 
-    def move_to(self, strip: Strip) -> None:
+    def move_to(self, strip: Strip, block: slice) -> None:
         g = self._g
-        tile = gather(self._xp, self._x, g, strip, self._buffer)
-        self._tile = tile.reshape(*tile.shape[:-1], g.groups, g.c_group)
-        self._out = extents_of(strip)[1:]
+        self._block = block
+        if strip is not self._strip:
+            tile = gather(self._xp, self._x, g, strip, self._buffer)
+            self._tile = tile.reshape(*tile.shape[:-1], g.groups, g.c_group)
+            self._strip, self._out = strip, extents_of(strip)[1:]
 
     def input(self, tap: Ints, channel: int) -> Array:
+        """(n, *out, groups of the block): what tap `tap` of every output sees of one channel of each group."""
         g = self._g
         axes = zip(tap, g.dilation, self._out, g.stride, strict=True)
         ranges = tuple(slice(r * d, r * d + (p - 1) * s + 1, s) for r, d, p, s in axes)
-        return self._tile[..., channel][(slice(None), *ranges)]
+        return self._tile[..., self._block, channel][(slice(None), *ranges)]

@@ -54,7 +54,7 @@ class Gemm(StripAlgorithm):
         return 0 if c.w_plain else math.prod(c.g.w_shape) * c.acc.itemsize
 
     def pack(self, xp: ModuleType, c: Correlation, w_tagb: Array) -> Array:
-        """w as (j, k), or (g, j, k // groups): a view if c.w_plain, else a copy that keeps what is adjacent adjacent."""
+        """w as (j, k), or (g, j, k // groups): a view if c.w_plain, else a copy, adjacent what is adjacent in w."""
         *taps, a, groups, b = w_tagb.shape
         w_gtab: Array = xp.moveaxis(w_tagb, -2, 0)
         if not c.w_plain:

@@ -89,7 +89,7 @@ class Correlation:
 
 @dataclass(frozen=True)
 class Cut:
-    """`strips` x `blocks` (of output channels, or of groups) are the tasks; a weight gradient has `chunks` x `blocks`."""
+    """`strips` x `blocks` (of output channels, or of groups) are the tasks; of a weight gradient, `chunks` x `blocks`."""
 
     strips: Sequence[Strip]
     blocks: Sequence[slice]
@@ -248,13 +248,13 @@ class StripAlgorithm(ABC):
         """The gradient of the padded input, some samples at a time, folded back onto the input."""
         xp, g = problem.xp, problem.geometry
         inner, samples = _unfolded(problem)
-        padded = xp.empty((samples, *g.padded, g.c), problem.dtype)
+        padded = xp.empty((samples, *g.padded, g.c), accumulator(problem.dtype))
         for first in range(0, g.n, samples):
             chunk = slice(first, min(first + samples, g.n))
             count = chunk.stop - chunk.start
             inner = replace(inner, geometry=replace(inner.geometry, n=count))
             self.input_grad(inner, dy[chunk], w, padded[:count], None, "identity")
-            out[chunk] = fold(xp, padded[:count], g)
+            xp.copyto(out[chunk], fold(xp, padded[:count], g), casting="unsafe")
 
     def _cut(self, c: Correlation, budget: int) -> Cut:
         return _cut(self, c, budget, cpu.workers())
@@ -328,7 +328,7 @@ def _needs_fold(g: ConvGeometry) -> bool:
 
 def _padded_bytes(problem: Problem, samples: int) -> int:
     g = problem.geometry
-    return math.prod((samples, *g.padded, g.c)) * problem.dtype.itemsize
+    return math.prod((samples, *g.padded, g.c)) * accumulator(problem.dtype).itemsize
 
 
 def _unfolded(problem: Problem) -> tuple[Problem, int]:

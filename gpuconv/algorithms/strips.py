@@ -27,8 +27,8 @@ Strip = tuple[slice, ...]
 def split(extents: Ints, most: int) -> list[Strip]:
     """Cut an array of these extents into pieces of at most `most` (at least 1) elements, each contiguous in C order.
 
-    >>> split((2, 3, 4), most=8)[:2]
-    [(slice(0, 1, None), slice(0, 2, None), slice(0, 4, None)), (slice(0, 1, None), slice(2, 3, None), slice(0, 4, None))]
+    >>> split((2, 4), most=3)[:2]
+    [(slice(0, 1, None), slice(0, 2, None)), (slice(0, 1, None), slice(2, 4, None))]
     """
     inner, axis = 1, len(extents)
     while axis > 0 and inner * extents[axis - 1] <= most:
