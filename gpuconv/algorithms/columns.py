@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from types import ModuleType
 
-from gpuconv.algorithms.strips import extents_of, gather, split, tile_shape, windows
+from gpuconv.algorithms.strips import Strips, extents_of, gather, tile_shape, windows
 from gpuconv.backend import accumulator, native
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array
@@ -20,7 +20,7 @@ def im2col(xp: ModuleType, x: Array, g: ConvGeometry) -> Array:
     if cols.size == 0:
         return cols
     first = 0
-    for strip in split((g.n, *g.out), max(1, STRIP_ELEMENTS // g.c)):
+    for strip in Strips((g.n, *g.out), max(1, STRIP_ELEMENTS // g.c)):
         extents = extents_of(strip)
         buffer = xp.empty(math.prod(tile_shape(g, extents)), cols.dtype) if g.is_padded else None
         view = windows(xp, gather(xp, x, g, strip, buffer), g, extents)

@@ -132,7 +132,7 @@ class _Taps:
     def move_to(self, strip: Strip, block: slice) -> None:
         g = self._g
         self._block = block
-        if strip is not self._strip:
+        if strip != self._strip:
             tile = gather(self._xp, self._x, g, strip, self._buffer)
             self._tile = tile.reshape(*tile.shape[:-1], g.groups, g.c_group)
             self._strip, self._out = strip, extents_of(strip)[1:]

@@ -153,7 +153,7 @@ class _Columns:
         self._matrix: Array
 
     def __call__(self, strip: Strip, block: slice) -> Array:
-        if strip is not self._strip:
+        if strip != self._strip:
             self._matrix, self._strip = self._make(strip), strip
         return self._matrix[block] if self._c.g.groups > 1 else self._matrix
 

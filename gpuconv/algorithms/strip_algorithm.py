@@ -25,7 +25,7 @@ from gpuconv import cpu
 from gpuconv.adjoint import AdjointPart, adjoint_parts
 from gpuconv.algorithms.base import Problem
 from gpuconv.algorithms.epilogue import fill
-from gpuconv.algorithms.strips import Strip, extents_of, fold, gather_elements, split
+from gpuconv.algorithms.strips import Strip, Strips, extents_of, fold, gather_elements
 from gpuconv.backend import accumulator, is_complex
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints
@@ -89,9 +89,9 @@ class Correlation:
 
 @dataclass(frozen=True)
 class Cut:
-    """`strips` x `blocks` (of output channels, or of groups) are the tasks; of a weight gradient, `chunks` x `blocks`."""
+    """`strips` x `blocks` (of output channels, or groups) are the tasks; of a weight gradient, `chunks` x `blocks`."""
 
-    strips: Sequence[Strip]
+    strips: Strips
     blocks: Sequence[slice]
     chunks: int
     threads: int
@@ -241,7 +241,7 @@ class StripAlgorithm(ABC):
         if conjugate:
             packed = xp.conjugate(packed, out=packed)
         bias = None if bias is None else bias.astype(c.acc, copy=False)
-        tasks = itertools.product(cut.strips, cut.blocks)
+        tasks = ((strip, block) for strip in cut.strips for block in cut.blocks)
         _run(c, cut, tasks, lambda: self.strip_job(xp, c, cut, x, packed, y, bias, activation))
 
     def _input_grad_folded(self, problem: Problem, dy: Array, w: Array, out: Array) -> None:
@@ -289,12 +289,10 @@ def _weight_cut(algorithm: StripAlgorithm, c: Correlation, budget: int, threads:
     )
 
 
-def _fit(
-    c: Correlation, rows: int, budget: int, bytes_of: Callable[[Correlation, Ints], int]
-) -> tuple[list[Strip], int]:
+def _fit(c: Correlation, rows: int, budget: int, bytes_of: Callable[[Correlation, Ints], int]) -> tuple[Strips, int]:
     """Strips of about `rows` outputs, or fewer until the buffers of one thread stay under `budget`."""
     while True:
-        strips = split((c.g.n, *c.g.out), rows)
+        strips = Strips((c.g.n, *c.g.out), rows)
         worker = bytes_of(c, extents_of(strips[0]))
         if worker <= budget or rows == 1:
             return strips, worker

@@ -10,9 +10,10 @@ output (n, p, q)  cut along its first axes            what strip 0 looks at, gat
 
 from __future__ import annotations
 
-import itertools
 import math
+from collections.abc import Sequence
 from types import ModuleType
+from typing import overload
 
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints, Pair
@@ -24,25 +25,49 @@ Strip = tuple[slice, ...]
 # -------------------------------------------------------------------------------------------------- cutting
 
 
-def split(extents: Ints, most: int) -> list[Strip]:
-    """Cut an array of these extents into pieces of at most `most` (at least 1) elements, each contiguous in C order.
+class Strips(Sequence[Strip]):
+    """An array of these extents cut into pieces of at most `most` (at least 1) elements, each contiguous in C order.
 
-    >>> split((2, 4), most=3)[:2]
+    A sequence that holds nothing: piece i is worked out when asked for. The first is the largest.
+
+    >>> list(Strips((2, 4), most=3))[:2]
     [(slice(0, 1, None), slice(0, 2, None)), (slice(0, 1, None), slice(2, 4, None))]
     """
-    inner, axis = 1, len(extents)
-    while axis > 0 and inner * extents[axis - 1] <= most:
-        axis -= 1
-        inner *= extents[axis]
-    if axis == 0:
-        return [tuple(slice(0, e) for e in extents)]
-    axis -= 1  # the axis that is cut; those before it are taken one index at a time, those behind it whole
-    pieces = -(-extents[axis] // max(1, most // inner))
-    size = -(-extents[axis] // pieces)
-    cuts = [[slice(i, i + 1) for i in range(e)] for e in extents[:axis]]
-    cuts.append([slice(i, min(i + size, extents[axis])) for i in range(0, extents[axis], size)])
-    cuts.extend([slice(0, e)] for e in extents[axis + 1 :])
-    return list(itertools.product(*cuts))
+
+    def __init__(self, extents: Ints, most: int) -> None:
+        self.extents = extents
+        inner, axis = 1, len(extents)
+        while axis > 0 and inner * extents[axis - 1] <= most:
+            axis -= 1
+            inner *= extents[axis]
+        # Axis `cut` is cut into `pieces` of `size`; those before it are taken one index at a time, the others whole.
+        self._cut = max(0, axis - 1)
+        size = extents[0] if axis == 0 else max(1, most // inner)
+        self._pieces = max(1, -(-extents[self._cut] // max(1, size)))
+        self._size = -(-extents[self._cut] // self._pieces)
+        self._pieces = max(1, -(-extents[self._cut] // max(1, self._size)))  # of that size, one fewer may do
+        self._count = math.prod(extents[: self._cut]) * self._pieces
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, i: int) -> Strip: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[Strip]: ...
+    def __getitem__(self, i: int | slice) -> Strip | Sequence[Strip]:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(self._count))]
+        if not 0 <= i < self._count:
+            raise IndexError(i)
+        outer, piece = divmod(i, self._pieces)
+        strip = [slice(0, extent) for extent in self.extents]
+        start = piece * self._size
+        strip[self._cut] = slice(start, min(start + self._size, self.extents[self._cut]))
+        for axis in reversed(range(self._cut)):
+            outer, index = divmod(outer, self.extents[axis])
+            strip[axis] = slice(index, index + 1)
+        return tuple(strip)
 
 
 def extents_of(strip: Strip) -> Ints:
