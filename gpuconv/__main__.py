@@ -12,9 +12,10 @@ def main() -> None:
 
         app(prog_name="gpuconv")
     except ModuleNotFoundError as error:
-        if error.name not in EXTRA:
+        package = str(error.name).partition(".")[0]
+        if package not in EXTRA:
             raise
-        sys.exit(f"gpuconv: this needs {error.name}. Install it with: python -m pip install 'gpuconv[demo]'")
+        sys.exit(f"gpuconv: this needs {package}. Install it with: python -m pip install 'gpuconv[demo]'")
 
 
 if __name__ == "__main__":

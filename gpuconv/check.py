@@ -72,7 +72,7 @@ def outcomes(devices: Sequence[str], dtypes: Sequence[str]) -> Iterator[Outcome]
                 got = _exact(work.run(direction, algorithm=algorithm))
             except AlgorithmError:
                 yield Outcome(*case, refused=True)
-            except Exception as error:  # noqa: BLE001 - whatever went wrong, the other cases still run
+            except Exception as error:  # whatever went wrong, the other cases still run
                 yield Outcome(*case, failure=f"{type(error).__name__}: {error}")
             else:
                 yield Outcome(*case, failure=_difference(direction, got, x, w, y, dy))

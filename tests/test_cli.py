@@ -201,8 +201,8 @@ def test_check_refuses_what_is_not_there():
 @pytest.fixture
 def small_picture(tmp_path):
     path = tmp_path / "small.png"
-    ramp = np.arange(48 * 64 * 3, dtype=np.uint8).reshape(48, 64, 3)
-    Image.fromarray(ramp).save(path)
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    Image.fromarray(noise).save(path)
     return path
 
 
@@ -265,7 +265,7 @@ def test_demo_on_odd_pictures(size, tmp_path):
 def test_demo_refuses_what_is_no_picture(tmp_path, small_picture):
     assert "there is no file" in is_refused("demo", "--image", tmp_path / "missing.png")
     broken = tmp_path / "broken.png"
-    broken.write_bytes(small_picture.read_bytes()[:200])
+    broken.write_bytes(small_picture.read_bytes()[:2000])
     assert "not a picture that can be read" in is_refused("demo", "--image", broken)
     broken.write_text("no picture")
     assert "not a picture that can be read" in is_refused("demo", "--image", broken)
