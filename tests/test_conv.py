@@ -170,7 +170,10 @@ def test_causal_sees_no_later_input(xp, rng):
 class TestBias:
     @pytest.mark.parametrize("algorithm", ALGORITHM_NAMES)
     @pytest.mark.parametrize("dtype", DTYPES)
-    @pytest.mark.parametrize("case", ["1d", "2d-depthwise", "2d-groups", "3d", "2d-1x1", "2d-channels-0", "2d-batch-0"])
+    @pytest.mark.parametrize(
+        "case",
+        ["1d", "2d-depthwise", "2d-depthwise-multiplied", "2d-groups", "3d", "2d-1x1", "2d-channels-0", "2d-batch-0"],
+    )
     def test_is_added_to_every_pixel(self, xp, rng, device, case, dtype, algorithm):
         case = CASES[case]
         if algorithm not in willing(case, "forward", dtype, device):
