@@ -14,14 +14,18 @@ RESNET = "n8_h56w56_c64_k64_r3s3_p1"
 
 class TestAlgorithms:
     def test_the_order(self):
-        assert ALGORITHM_NAMES == ["depthwise", "gemm", "loops"]
+        """Specialists, then what takes anything, then the reference."""
+        assert len(set(ALGORITHM_NAMES)) == len(ALGORITHM_NAMES)
+        assert ALGORITHM_NAMES[0] == "depthwise"
+        assert ALGORITHM_NAMES[-2:] == ["gemm", "loops"]
 
     @pytest.mark.parametrize("direction", DIRECTIONS)
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
     def test_the_specialist_takes_its_own_and_the_others_everything(self, case, dtype, direction):
         names = willing(case, direction, dtype)
-        assert names == [*(["depthwise"] if 1 < case.groups == case.c else []), "gemm", "loops"]
+        assert ("depthwise" in names) == (1 < case.groups == case.c)
+        assert names[-2:] == ["gemm", "loops"]
 
 
 class TestPlan:
