@@ -188,7 +188,6 @@ class TestBias:
 ACTIVATIONS = {
     "identity": lambda y: y,
     "relu": lambda y: np.where(y > 0, y, 0),
-    "leaky_relu": lambda y: np.where(y > 0, y, 0.01 * y),
     "sigmoid": lambda y: 1 / (1 + np.exp(-y)),
     "tanh": np.tanh,
 }
