@@ -153,7 +153,7 @@ def demo(
         made = list(progress.track(panels.panels(photo, device), total=panels.PANELS, description="filtering"))
         progress.add_task("drawing", total=None)
         with _usage_errors("demo"):
-            sheet.save(made, path, f"{name}: every panel is one call, on {backend.device_name(device)}")
+            sheet.save(made, path, f"{name}, filtered on {backend.device_name(device)}")
     console.print(f"{len(made)} pictures on one sheet: [bold]{escape(str(path))}[/]\n", soft_wrap=True)
     with _progress() as progress:
         rows = progress.track(compare.comparisons(photo, device), total=compare.count(), description="comparing")
