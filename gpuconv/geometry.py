@@ -565,7 +565,9 @@ def _of_length(
 
 
 def _is_int(value: object) -> bool:
-    """An integer of any kind, np.int64 and 0-d integer arrays included."""
+    """An integer of any kind, np.int64 and 0-d integer arrays included; a bool is none."""
+    if isinstance(value, (bool, np.bool_)):
+        return False
     try:
         operator.index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -580,7 +582,7 @@ def _is_scalar(value: object) -> bool:
 
 def as_int(value: object, name: str, caller: str, least: int = 1) -> int:
     """`value` as an int of at least `least`; a bool or a float is refused, not rounded."""
-    if not _is_int(value) or isinstance(value, (bool, np.bool_)):
+    if not _is_int(value):
         raise GeometryError(f"{caller}: {name}={value!r} is not an integer.")
     number = operator.index(value)  # type: ignore[arg-type]
     if number < least:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from gpuconv import backend, settings
+from gpuconv import backend, heuristics, settings
 from gpuconv.algorithms import ALGORITHMS, Algorithm, Problem
 from gpuconv.errors import AlgorithmError, WorkspaceError
 from gpuconv.geometry import ConvGeometry, as_int
@@ -47,9 +47,11 @@ class ConvPlan:
     --------
     >>> print(plan("n1_h8w8_c4_k4_r1s1"))
     n1_h8w8_c4_k4_r1s1  float32 strict  cpu  forward  2.05 kFLOP
-      gemm       chosen    no workspace
-      loops      possible  no workspace
-      depthwise  refused   groups=1, needs groups == in_channels (4)
+      gemm          chosen    no workspace
+      loops         possible  no workspace
+      depthwise     refused   groups=1, needs groups == in_channels (4)
+      winograd      refused   kernel (1, 1), stride (1, 1), dilation (1, 1); needs (3, 3), (1, 1), (1, 1)
+      winograd_4x4  refused   less precise than float32, needs precision='fast'
     """
 
     geometry: ConvGeometry
@@ -118,7 +120,7 @@ def plan(
     --------
     >>> p = plan("n8_h56w56_c64_k64_r3s3_p1", direction="weight_grad")
     >>> p.chosen, p.flops
-    ('gemm', 1849688064)
+    ('winograd', 1849688064)
     """
     problem = Problem(
         ConvGeometry.parse(geometry) if isinstance(geometry, str) else geometry,
@@ -148,7 +150,7 @@ def plan_of(problem: Problem, algorithm: str, caller: str) -> ConvPlan:
 
 
 def choose(problem: Problem, algorithm: str, caller: str) -> Algorithm:
-    """The algorithm named, or with "auto" the first of the list that can serve the problem.
+    """The algorithm named, or with "auto" the one expected to be the fastest of those that can serve the problem.
 
     Raises
     ------
@@ -159,11 +161,11 @@ def choose(problem: Problem, algorithm: str, caller: str) -> Algorithm:
     """
     if algorithm == "auto":
         # The last, the reference, accepts everything on the CPU; gemm does on a GPU, workspace permitting.
-        candidates = [a for a in ALGORITHMS if a.refusal(problem) is None]
-        for candidate in candidates:
-            if candidate.workspace_bytes(problem) <= problem.max_workspace:
-                return candidate
-        least = min(candidates, key=lambda a: a.workspace_bytes(problem))
+        willing = [a for a in ALGORITHMS if a.refusal(problem) is None]
+        fitting = [a for a in willing if a.workspace_bytes(problem) <= problem.max_workspace]
+        if fitting:
+            return heuristics.rank(problem, fitting)[0]
+        least = min(willing, key=lambda a: a.workspace_bytes(problem))
         raise WorkspaceError(_too_large(caller, least, problem))
     for candidate in ALGORITHMS:
         if candidate.name == algorithm:

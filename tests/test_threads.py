@@ -13,7 +13,7 @@ import gpuconv
 
 # Large enough to be cut into many strips under the cap.
 LARGE = Case(3, (40, 37), 12, 20, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
-CAP = 2**18
+CAP = 2**19
 SHAPES = {
     "2d": LARGE,
     "one image": Case(1, (64, 61), 12, 20, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1))),

@@ -1,14 +1,21 @@
 """THE list of algorithms: specialists first, the reference, which accepts everything, last.
 
-"auto" takes the first that does not refuse. Being in the list enrols an algorithm in the tests, in `gpuconv check`,
-`gpuconv bench` and `explain`.
+"auto" takes the one that the heuristics expect to be the fastest, the first of equals. Being in the list enrols an
+algorithm in the tests, in `gpuconv check`, `gpuconv bench` and `explain`.
 """
 
-from gpuconv.algorithms.base import Algorithm, Problem
+from gpuconv.algorithms.base import Algorithm, Problem, Work
 from gpuconv.algorithms.depthwise import Depthwise
 from gpuconv.algorithms.gemm import Gemm
 from gpuconv.algorithms.loops import Loops
+from gpuconv.algorithms.winograd import F2, F4, Winograd
 
-ALGORITHMS: tuple[Algorithm, ...] = (Depthwise(), Gemm(), Loops())
+ALGORITHMS: tuple[Algorithm, ...] = (
+    Depthwise(),
+    Winograd("winograd", F2, strict=True),
+    Winograd("winograd_4x4", F4, strict=False),
+    Gemm(),
+    Loops(),
+)
 
-__all__ = ["ALGORITHMS", "Algorithm", "Problem"]
+__all__ = ["ALGORITHMS", "Algorithm", "Problem", "Work"]

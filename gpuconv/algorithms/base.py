@@ -40,6 +40,22 @@ class Problem:
         return self.device == "cpu"
 
 
+@dataclass(frozen=True)
+class Work:
+    """What an algorithm has to do, counted: the heuristics turn it into seconds.
+
+    `macs`: multiply-adds inside matrix products. `elements`: elements read or written outside of them, copies and
+    additions. `steps`: operations called one by one from Python.
+    """
+
+    macs: float = 0
+    elements: float = 0
+    steps: float = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.macs + other.macs, self.elements + other.elements, self.steps + other.steps)
+
+
 class Algorithm(Protocol):
     """One way to compute all three passes. Arrays are channels last, of any strides; the results go into `out`.
 
@@ -53,6 +69,9 @@ class Algorithm(Protocol):
 
     def workspace_bytes(self, problem: Problem) -> int:
         """Bytes taken beside arguments and result: at most ``problem.max_workspace``, or else the least possible."""
+
+    def work(self, problem: Problem) -> Work:
+        """What the problem takes, counted; of one that is not refused."""
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
         """out = activation(conv(x, w) + bias)"""

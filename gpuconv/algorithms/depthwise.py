@@ -15,7 +15,7 @@ import math
 from types import ModuleType
 
 from gpuconv import cpu
-from gpuconv.algorithms.base import Problem
+from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.epilogue import finish
 from gpuconv.algorithms.strip_algorithm import Correlation, Cut, StripAlgorithm, StripJob, WeightJob
 from gpuconv.algorithms.strips import Strip, extents_of, gather, split_axis, tile_shape
@@ -42,6 +42,9 @@ class Depthwise(StripAlgorithm):
 
     def blocks(self, c: Correlation, pieces: int, least: int) -> list[slice]:
         return split_axis(c.g.groups, pieces, least)
+
+    def correlation_work(self, c: Correlation, strips: int) -> Work:
+        return Work(elements=2 * c.g.macs, steps=(5 + 2 * c.tap_count * c.g.c_group * c.g.k_group) * strips / 2)
 
     # ------------------------------------------------------------------------------------------ forward
 

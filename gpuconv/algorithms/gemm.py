@@ -17,7 +17,7 @@ import math
 from types import ModuleType
 
 from gpuconv import cpu
-from gpuconv.algorithms.base import Problem
+from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.epilogue import finish
 from gpuconv.algorithms.strip_algorithm import Correlation, Cut, StripAlgorithm, StripJob, WeightJob
 from gpuconv.algorithms.strips import Strip, extents_of, gather, split_axis, tile_shape, windows
@@ -47,6 +47,14 @@ class Gemm(StripAlgorithm):
         if c.g.groups == 1:
             return split_axis(c.g.k, pieces, least)
         return split_axis(c.g.groups, pieces, 1)
+
+    def correlation_work(self, c: Correlation, strips: int) -> Work:
+        g = c.g
+        columns = 0.0 if windows_are_matrix(c) else g.n * math.prod(g.out) * c.tap_count * g.c
+        # Short runs of adjacent values cost as much to copy as longer ones.
+        columns *= 1 + 12 / (g.c_group if g.groups > 1 else g.c * g.kernel[-1])
+        # BLAS works on tiles of 16 columns or so: narrower products waste what is missing.
+        return Work(g.macs * max(1.0, 16 / g.k_group), columns + math.prod(g.y_shape), 20 * strips)
 
     # ------------------------------------------------------------------------------------------ forward
 

@@ -7,11 +7,12 @@ r * dilation - lo. Forward sums over them into y, the input gradient into x, the
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 
 import numpy as np
 
-from gpuconv.algorithms.base import Problem
+from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.epilogue import finish
 from gpuconv.backend import accumulator, native
 from gpuconv.geometry import ConvGeometry
@@ -46,7 +47,11 @@ class Loops:
         if problem.dtype == acc:
             return 0
         shape = {"forward": g.y_shape, "input_grad": g.x_shape, "weight_grad": g.w_shape}[problem.direction]
-        return int(np.prod(shape)) * acc.itemsize
+        return math.prod(shape) * acc.itemsize
+
+    def work(self, problem: Problem) -> Work:
+        g = problem.geometry
+        return Work(steps=4 * math.prod((g.n, *g.out, *g.kernel)))
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
         g, y = problem.geometry, _sums(problem, out)

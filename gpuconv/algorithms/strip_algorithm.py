@@ -23,7 +23,7 @@ import numpy as np
 
 from gpuconv import cpu
 from gpuconv.adjoint import AdjointPart, adjoint_parts
-from gpuconv.algorithms.base import Problem
+from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.epilogue import fill
 from gpuconv.algorithms.strips import Strip, Strips, extents_of, fold, gather_elements
 from gpuconv.backend import accumulator, is_complex
@@ -94,6 +94,7 @@ class Cut:
     strips: Strips
     blocks: Sequence[slice]
     chunks: int
+    in_place: bool
     threads: int
     shared_bytes: int
     worker_bytes: int
@@ -146,6 +147,10 @@ class StripAlgorithm(ABC):
         """Memory that `pack` takes."""
 
     @abstractmethod
+    def correlation_work(self, c: Correlation, strips: int) -> Work:
+        """What one correlation, or one weight gradient, takes in so many strips."""
+
+    @abstractmethod
     def pack(self, xp: ModuleType, c: Correlation, w_tagb: Array) -> Array:
         """The weights as `strip_job` wants them, from a view (*taps, inputs of a group, groups, outputs of a group)."""
 
@@ -156,6 +161,14 @@ class StripAlgorithm(ABC):
 
     @abstractmethod
     def weight_job(self, xp: ModuleType, c: Correlation, cut: Cut, x: Array, dy: Array) -> WeightJob: ...
+
+    def sum_shape(self, c: Correlation) -> Ints:
+        """Shape of what the jobs of a weight gradient add to."""
+        return c.g.w_shape
+
+    def unpack(self, xp: ModuleType, c: Correlation, total: Array) -> Array:
+        """The weight gradient, channels last, from the sum over all strips."""
+        return total
 
     # ------------------------------------------------------------------------------------------ the passes
 
@@ -170,9 +183,19 @@ class StripAlgorithm(ABC):
         if _needs_fold(g):
             inner, samples = _unfolded(problem)
             return _padded_bytes(problem, samples) + self.workspace_bytes(inner)
-        parts = [(part, part.geometry) for part in adjoint_parts(g)]
-        cuts = [self._cut(Correlation.of_part(problem, part, sub), budget) for part, sub in parts if sub is not None]
-        return max((cut.total_bytes for cut in cuts), default=0)
+        return max((self._cut(c, budget).total_bytes for c in _parts(problem)), default=0)
+
+    def work(self, problem: Problem) -> Work:
+        if problem.geometry.macs == 0:
+            return Work()
+        if problem.direction != "input_grad":
+            parts = [Correlation.of(problem)]
+        elif _needs_fold(problem.geometry):
+            return self.work(_unfolded(problem)[0])
+        else:
+            parts = _parts(problem)
+        works = (self.correlation_work(c, len(self._cut(c, problem.max_workspace).strips)) for c in parts)
+        return sum(works, Work())
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
         self._correlate(problem, Correlation.of(problem), x, _split_groups(w, problem.geometry), out, bias, activation)
@@ -199,8 +222,7 @@ class StripAlgorithm(ABC):
         c, xp = Correlation.of(problem), problem.xp
         cut = self._weight_cut(c, problem.max_workspace)
         bounds = np.linspace(0, len(cut.strips), cut.chunks + 1).astype(int)
-        in_place = cut.chunks == 1 and c.w_plain
-        sums = out[None] if in_place else xp.empty((cut.chunks, *c.g.w_shape), c.acc)
+        sums = out[None] if cut.in_place else xp.empty((cut.chunks, *self.sum_shape(c)), c.acc)
 
         def make_job() -> Callable[[tuple[int, slice]], None]:
             add = self.weight_job(xp, c, cut, x, dy)
@@ -219,8 +241,8 @@ class StripAlgorithm(ABC):
         if is_complex(problem.dtype):
             # The jobs conjugate dy, which is smaller than the columns of x:  conj(x)^T dy == conj(x^T conj(dy)).
             xp.conjugate(total, out=total)
-        if not in_place:
-            xp.copyto(out, total, casting="unsafe")
+        if not cut.in_place:
+            xp.copyto(out, self.unpack(xp, c, total), casting="unsafe")
 
     # ------------------------------------------------------------------------------------------ below the passes
 
@@ -269,24 +291,24 @@ def _cut(algorithm: StripAlgorithm, c: Correlation, budget: int, threads: int) -
     strips, worker = _fit(c, algorithm.rows(c), budget - shared, algorithm.strip_bytes)
     pieces = 1 if c.g.macs <= SMALL_MACS else -(-SHARES // len(strips))
     blocks = algorithm.blocks(c, pieces, 64)
-    return Cut(
-        strips, blocks, 1, _threads(c, len(strips) * len(blocks), budget - shared, worker, threads), shared, worker
-    )
+    threads = _threads(c, len(strips) * len(blocks), budget - shared, worker, threads)
+    return Cut(strips, blocks, 1, False, threads, shared, worker)
 
 
 @lru_cache(maxsize=1024)
 def _weight_cut(algorithm: StripAlgorithm, c: Correlation, budget: int, threads: int) -> Cut:
-    one_sum = math.prod(c.g.w_shape) * c.acc.itemsize
+    one_sum = math.prod(algorithm.sum_shape(c)) * c.acc.itemsize
     blocks = algorithm.blocks(c, 1 if c.g.macs <= SMALL_MACS else SHARES, 128)
     rows = algorithm.rows(c)
     chunks = 1 if c.g.macs <= SMALL_MACS else min(-(-SHARES // len(blocks)), -(-math.prod(c.g.y_shape[:-1]) // rows))
     chunks = max(1, min(chunks, budget // 2 // max(one_sum, 1)))
-    shared = 0 if chunks == 1 and c.w_plain else chunks * one_sum
+    unpacked = 0 if algorithm.sum_shape(c) == c.g.w_shape else math.prod(c.g.w_shape) * c.acc.itemsize
+    in_place = chunks == 1 and c.w_plain and not unpacked
+    shared = 0 if in_place else chunks * one_sum + unpacked
     strips, worker = _fit(c, rows, budget - shared, algorithm.weight_bytes)
     chunks = min(chunks, len(strips))
-    return Cut(
-        strips, blocks, chunks, _threads(c, chunks * len(blocks), budget - shared, worker, threads), shared, worker
-    )
+    threads = _threads(c, chunks * len(blocks), budget - shared, worker, threads)
+    return Cut(strips, blocks, chunks, in_place, threads, shared, worker)
 
 
 def _fit(c: Correlation, rows: int, budget: int, bytes_of: Callable[[Correlation, Ints], int]) -> tuple[Strips, int]:
@@ -318,6 +340,12 @@ def _run(c: Correlation, cut: Cut, tasks: Iterable[Task], make_job: Callable[[],
 def _split_groups(w: Array, g: ConvGeometry) -> Array:
     """w (*taps, c // groups, k) as a view (*taps, c // groups, groups, k // groups)."""
     return w.reshape(*w.shape[:-1], g.groups, g.k_group)
+
+
+def _parts(problem: Problem) -> list[Correlation]:
+    """The correlations that an input gradient (of zero padding) consists of."""
+    parts = ((part, part.geometry) for part in adjoint_parts(problem.geometry))
+    return [Correlation.of_part(problem, part, g) for part, g in parts if g is not None]
 
 
 def _needs_fold(g: ConvGeometry) -> bool:
