@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -49,6 +50,8 @@ def common_module(caller: str, **arrays: object) -> ModuleType:
     DeviceError
         If CuPy arrays live on different devices.
     """
+    if all(type(x) is np.ndarray or x is None for x in arrays.values()):
+        return np
     homes = {}
     for name, x in arrays.items():
         if x is None:
@@ -107,8 +110,13 @@ def check_number(x: Array, caller: str, name: str) -> None:
 
 
 def check_dtype(dtype: np.dtype[Any], caller: str, name: str = "dtype") -> None:
-    if dtype.name not in DTYPES:
+    if not _is_known(dtype):
         raise DTypeError(f"{caller}: {name} is {dtype}, gpuconv computes in {', '.join(DTYPES)}. Cast with .astype.")
+
+
+@lru_cache(maxsize=256)  # NumPy makes the name of a dtype anew each time
+def _is_known(dtype: np.dtype[Any]) -> bool:
+    return dtype.name in DTYPES
 
 
 def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -135,6 +143,7 @@ def as_dtype(dtype: DTypeLike, caller: str) -> np.dtype[Any]:
     return result
 
 
+@lru_cache(maxsize=256)
 def accumulator(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype that sums of products of `dtype` are made in: float32 for the 16-bit floats, else `dtype` itself."""
     return np.dtype(np.float32) if dtype.name in ("float16", "bfloat16") else dtype

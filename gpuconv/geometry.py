@@ -27,10 +27,10 @@ import itertools
 import math
 import operator
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Any, SupportsIndex, get_args
+from functools import cached_property, lru_cache, wraps
+from typing import Any, SupportsIndex, TypeVar, get_args
 
 import numpy as np
 
@@ -43,6 +43,31 @@ NAMED_PADS = ("same", "valid", "full", "causal")
 
 SPATIAL_LETTERS = {1: "w", 2: "hw", 3: "dhw"}
 KERNEL_LETTERS = {1: "s", 2: "rs", 3: "trs"}
+
+Make = TypeVar("Make", bound=Callable[..., Any])
+
+
+def _remembered(make: Make) -> Make:
+    """Remembers what a function of ints and strings, and tuples of them, returned: a loop asks the same each time.
+
+    What equals an int but is none (True, 2.0) goes past the memory, and so does what cannot be hashed (lists).
+    """
+    memory = lru_cache(maxsize=4096)(make)
+
+    @wraps(make)
+    def remembering(*args: Any, **keywords: Any) -> Any:
+        is_exact = all(map(_is_exact, args)) and all(map(_is_exact, keywords.values()))
+        return memory(*args, **keywords) if is_exact else make(*args, **keywords)
+
+    return remembering  # type: ignore[return-value]
+
+
+def _is_exact(value: object) -> bool:
+    kind = type(value)
+    return kind in _EXACT or (kind is tuple and all(map(_is_exact, value)))  # type: ignore[call-overload]
+
+
+_EXACT = {int, str, type, type(None)}
 
 
 @dataclass(frozen=True)
@@ -90,6 +115,7 @@ class ConvGeometry:
     # ---------------------------------------------------------------------------------------------- making one
 
     @classmethod
+    @_remembered
     def create(
         cls,
         n: int,
@@ -135,6 +161,7 @@ class ConvGeometry:
         )
 
     @classmethod
+    @_remembered
     def from_shapes(
         cls,
         x_shape: Sequence[SupportsIndex],
@@ -168,6 +195,7 @@ class ConvGeometry:
         return cls.create(n, spatial, c, k, kernel, stride, pad, dilation, groups, pad_mode, caller=caller)
 
     @classmethod
+    @_remembered
     def transposed(
         cls,
         x_shape: Sequence[SupportsIndex],
