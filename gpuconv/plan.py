@@ -161,7 +161,7 @@ def choose(problem: Problem, algorithm: str, caller: str) -> Algorithm:
     """
     if algorithm == "auto":
         # The last, the reference, accepts everything on the CPU; gemm does on a GPU, workspace permitting.
-        willing = [a for a in ALGORITHMS if a.refusal(problem) is None]
+        willing = [a for a in ALGORITHMS if a.refusal(problem) is None and a.reservation(problem) is None]
         fitting = [a for a in willing if a.workspace_bytes(problem) <= problem.max_workspace]
         if fitting:
             return heuristics.rank(problem, fitting)[0]
@@ -191,7 +191,11 @@ def _judge(candidate: Algorithm, problem: Problem, is_chosen: bool) -> Candidate
     if needed > problem.max_workspace:
         note = f"needs {si(needed)}B workspace, max_workspace allows {si(problem.max_workspace)}B"
         return Candidate(candidate.name, "refused", note, None)
-    return Candidate(candidate.name, "chosen" if is_chosen else "possible", _workspace_text(needed), needed)
+    if is_chosen:
+        return Candidate(candidate.name, "chosen", _workspace_text(needed), needed)
+    reserved = candidate.reservation(problem)
+    note = _workspace_text(needed) + (f"; {reserved}" if reserved else "")
+    return Candidate(candidate.name, "possible", note, needed)
 
 
 def _too_large(caller: str, candidate: Algorithm, problem: Problem) -> str:

@@ -64,8 +64,14 @@ class Algorithm(Protocol):
 
     name: str
 
+    exact: bool
+    """Whether arrays of small integers, whose sums the dtype holds, come out without any rounding."""
+
     def refusal(self, problem: Problem) -> str | None:
         """Why this problem cannot be served, in words; None if it can. Allocates nothing."""
+
+    def reservation(self, problem: Problem) -> str | None:
+        """Why "auto" passes over this algorithm, which may be named, in words; None if it does not."""
 
     def workspace_bytes(self, problem: Problem) -> int:
         """Bytes taken beside arguments and result: at most ``problem.max_workspace``, or else the least possible."""

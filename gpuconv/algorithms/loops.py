@@ -36,9 +36,13 @@ def meetings(g: ConvGeometry) -> Iterator[tuple[Ints, Ints, Ints]]:
 
 class Loops:
     name = "loops"
+    exact = True
 
     def refusal(self, problem: Problem) -> str | None:
         return None if problem.on_cpu else "runs on the CPU only"
+
+    def reservation(self, problem: Problem) -> str | None:
+        return None
 
     def workspace_bytes(self, problem: Problem) -> int:
         """The sums, where `out` itself is too narrow to hold them."""

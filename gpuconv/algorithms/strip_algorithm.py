@@ -120,6 +120,7 @@ class StripAlgorithm(ABC):
     """Base of gemm and depthwise; see `Algorithm` for the methods that callers use."""
 
     name: str
+    exact: bool = True
 
     # ------------------------------------------------------------------------------------------ for the subclass
 
@@ -172,6 +173,9 @@ class StripAlgorithm(ABC):
 
     # ------------------------------------------------------------------------------------------ the passes
 
+    def reservation(self, problem: Problem) -> str | None:
+        return None
+
     def workspace_bytes(self, problem: Problem) -> int:
         g, budget = problem.geometry, problem.max_workspace
         if g.macs == 0:
@@ -180,9 +184,9 @@ class StripAlgorithm(ABC):
             return self._cut(Correlation.of(problem), budget).total_bytes
         if problem.direction == "weight_grad":
             return self._weight_cut(Correlation.of(problem), budget).total_bytes
-        if _needs_fold(g):
-            inner, samples = _unfolded(problem)
-            return _padded_bytes(problem, samples) + self.workspace_bytes(inner)
+        if needs_fold(g):
+            inner, samples = unfolded(problem)
+            return padded_bytes(problem, samples) + self.workspace_bytes(inner)
         return max((self._cut(c, budget).total_bytes for c in _parts(problem)), default=0)
 
     def work(self, problem: Problem) -> Work:
@@ -190,8 +194,8 @@ class StripAlgorithm(ABC):
             return Work()
         if problem.direction != "input_grad":
             parts = [Correlation.of(problem)]
-        elif _needs_fold(problem.geometry):
-            return self.work(_unfolded(problem)[0])
+        elif needs_fold(problem.geometry):
+            return self.work(unfolded(problem)[0])
         else:
             parts = _parts(problem)
         works = (self.correlation_work(c, len(self._cut(c, problem.max_workspace).strips)) for c in parts)
@@ -204,7 +208,7 @@ class StripAlgorithm(ABC):
         self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
     ) -> None:
         g, xp = problem.geometry, problem.xp
-        if _needs_fold(g):
+        if needs_fold(g):
             self._input_grad_folded(problem, dy, w, out)
             return
         for part in adjoint_parts(g):
@@ -269,7 +273,7 @@ class StripAlgorithm(ABC):
     def _input_grad_folded(self, problem: Problem, dy: Array, w: Array, out: Array) -> None:
         """The gradient of the padded input, some samples at a time, folded back onto the input."""
         xp, g = problem.xp, problem.geometry
-        inner, samples = _unfolded(problem)
+        inner, samples = unfolded(problem)
         padded = xp.empty((samples, *g.padded, g.c), accumulator(problem.dtype))
         for first in range(0, g.n, samples):
             chunk = slice(first, min(first + samples, g.n))
@@ -348,19 +352,21 @@ def _parts(problem: Problem) -> list[Correlation]:
     return [Correlation.of_part(problem, part, g) for part, g in parts if g is not None]
 
 
-def _needs_fold(g: ConvGeometry) -> bool:
+def needs_fold(g: ConvGeometry) -> bool:
+    """Whether an input gradient is made on the padded input first, then folded onto the input it was read from."""
     return g.is_padded and g.pad_mode != "zeros"
 
 
-def _padded_bytes(problem: Problem, samples: int) -> int:
+def padded_bytes(problem: Problem, samples: int) -> int:
+    """What the gradient of so many padded samples takes."""
     g = problem.geometry
     return math.prod((samples, *g.padded, g.c)) * accumulator(problem.dtype).itemsize
 
 
-def _unfolded(problem: Problem) -> tuple[Problem, int]:
+def unfolded(problem: Problem) -> tuple[Problem, int]:
     """The input gradient of the padded input, and how many samples of it to make at a time."""
     g = problem.geometry
-    samples = max(1, min(g.n, problem.max_workspace // 2 // _padded_bytes(problem, 1)))
+    samples = max(1, min(g.n, problem.max_workspace // 2 // padded_bytes(problem, 1)))
     inner = replace(g, n=samples, spatial=g.padded, pad=((0, 0),) * g.ndim, pad_mode="zeros")
-    budget = problem.max_workspace - _padded_bytes(problem, samples)
+    budget = problem.max_workspace - padded_bytes(problem, samples)
     return replace(problem, geometry=inner, max_workspace=max(0, budget)), samples

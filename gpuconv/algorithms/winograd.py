@@ -85,6 +85,7 @@ class Winograd(StripAlgorithm):
 
     def __init__(self, name: str, transforms: Transforms, strict: bool) -> None:
         self.name = name
+        self.exact = strict
         self._f = transforms
         self._strict = strict
 
