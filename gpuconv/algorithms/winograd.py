@@ -15,6 +15,7 @@ The weight gradient is the adjoint in w of the same formula:  dw = G^T [ sum ove
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,8 +26,8 @@ import numpy as np
 from gpuconv import cpu
 from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.epilogue import finish
-from gpuconv.algorithms.strip_algorithm import Correlation, Cut, StripAlgorithm, StripJob, WeightJob
-from gpuconv.algorithms.strips import Strip, extents_of, gather, tile_shape
+from gpuconv.algorithms.strip_algorithm import SHARES, Correlation, Cut, StripAlgorithm, StripJob, WeightJob
+from gpuconv.algorithms.strips import Strip, extents_of, split_axis
 from gpuconv.backend import is_complex
 from gpuconv.typing import Array, Ints
 
@@ -70,6 +71,13 @@ F4 = Transforms(
     a_t=np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]),
 )
 
+LEAST_CHANNELS = 4
+"""With fewer, the transforms' own rounding is more than twice that of the few products they save."""
+
+SUM_CHANNELS = 128
+"""Products are summed over so many channels at a time: a longer sum in float32 errs more than twice as much as BLAS's
+own product of the untransformed matrices, which adds up blocks (measured on all-positive data, 256 channels: 2.4)."""
+
 MOST_TILES = 256
 """Tiles of a strip where the cache does not ask for fewer; more would not make the products faster."""
 
@@ -97,6 +105,9 @@ class Winograd(StripAlgorithm):
             return "less precise than float32, needs precision='fast'"
         if g.kernel != (3, 3) or set(g.stride + g.dilation) != {1}:
             return f"kernel {g.kernel}, stride {g.stride}, dilation {g.dilation}; needs (3, 3), (1, 1), (1, 1)"
+        channels = g.k_group if problem.direction == "input_grad" else g.c_group
+        if channels < LEAST_CHANNELS and problem.direction != "weight_grad":
+            return f"sums over {channels} channels, needs {LEAST_CHANNELS} to err no more than a plain sum"
         if g.is_padded and g.pad_mode != "zeros" and problem.direction != "input_grad":
             return f"pad_mode={g.pad_mode!r}, needs 'zeros'"
         return None
@@ -133,7 +144,7 @@ class Winograd(StripAlgorithm):
             w_tagb, matrix = w_tagb[::-1, ::-1], matrix[:, ::-1]
         is_transposed = abs(w_tagb.strides[-3]) < abs(w_tagb.strides[-1])
         lying = w_tagb.swapaxes(-3, -1) if is_transposed else w_tagb
-        u = xp.asarray(matrix.astype(c.acc)) @ xp.ascontiguousarray(lying, c.acc).reshape(9, -1)
+        u = _product(xp, matrix, xp.ascontiguousarray(lying, c.acc).reshape(9, -1))
         u_ngab: Array = u.reshape(-1, *lying.shape[2:]).swapaxes(1, 2)
         return u_ngab.swapaxes(-1, -2) if is_transposed else u_ngab
 
@@ -143,15 +154,16 @@ class Winograd(StripAlgorithm):
     def _sizes(self, c: Correlation, extents: Ints) -> dict[str, int]:
         """Elements of each buffer of a strip job."""
         m, n = self._f.m, self._f.n
-        _, *rounded = extents = self._rounded(extents)
-        tiles = math.prod(extents) // m**2
-        tile = math.prod(tile_shape(c.g, extents))
-        down = n * tile // (rounded[0] + 2) * (rounded[0] // m)  # (n, rows / m, columns, c)
+        nb, rows, columns = self._rounded(extents)
+        tiles = nb * (rows // m) * (columns // m)
+        row = (columns + m) * c.g.c
+        down = n * nb * (rows // m) * row
         return {
-            "tile": tile,
+            "tile": nb * (rows + 2) * row,
             "one": max(down, n * n * tiles * c.g.k),
             "two": max(n * n * tiles * c.g.c, m * n * tiles * c.g.k),
-            "y": math.prod(extents) * c.g.k,
+            "y": m * m * tiles * c.g.k,
+            "sum": n * n * tiles * c.g.k if c.g.c_group > SUM_CHANNELS else 0,
             "term": 0 if m == 2 else max(down // n, n * tiles * max(c.g.c, c.g.k)),
         }
 
@@ -168,19 +180,25 @@ class Winograd(StripAlgorithm):
 
         def job(task: tuple[Strip, slice]) -> None:
             strip, _ = task
-            nb, p, q = extents_of(strip)
             v = self._input_transform(xp, c, x, strip, buffers)
-            th, tw = v.shape[3:5]
+            nb, th, tw = v.shape[2:5]
             v_ngtc = v.reshape(f.n**2, -1, g.groups, g.c_group).swapaxes(1, 2)
             product = _view(buffers["one"], (f.n**2, nb * th * tw, g.groups, g.k_group))
-            xp.matmul(v_ngtc, packed, out=product.swapaxes(1, 2))
-            down = _view(buffers["two"], (f.m, f.n, nb, th, tw, g.k))
-            _transform(xp, f.a_t, list(product.reshape(f.n, f.n, nb, th, tw, g.k)), list(down), buffers["term"])
-            whole = _view(buffers["y"], (nb, th, f.m, tw, f.m, g.k))
-            across = [xp.moveaxis(whole[..., i, :], 2, 0) for i in range(f.m)]
-            _transform(xp, f.a_t, [down[:, j] for j in range(f.n)], across, buffers["term"])
-            finish(xp, whole, bias, act)
-            xp.copyto(y[strip], whole.reshape(nb, th * f.m, tw * f.m, g.k)[:, :p, :q], casting="unsafe")
+            blocks = split_axis(g.c_group, -(-g.c_group // SUM_CHANNELS), 1)
+            for block in blocks:
+                into = product if block.start == 0 else _view(buffers["sum"], product.shape)
+                xp.matmul(v_ngtc[..., block], packed[..., block, :], out=into.swapaxes(1, 2))
+                if block.start:
+                    product += into
+            terms = product.reshape(f.n, f.n, -1)
+            down = _view(buffers["two"], (f.m, f.n, terms.shape[-1]))
+            _transform(xp, f.a_t, terms, down, buffers["term"])
+            y_mm = _view(buffers["y"], (f.m, f.m, nb, th, tw, g.k))
+            _transform(xp, f.a_t, down.swapaxes(0, 1), y_mm.reshape(f.m, f.m, -1).swapaxes(0, 1), buffers["term"])
+            finish(xp, y_mm, bias, act)
+            for i, j in itertools.product(range(f.m), repeat=2):
+                target = y[strip][:, i :: f.m, j :: f.m]
+                xp.copyto(target, y_mm[i, j, :, : target.shape[1], : target.shape[2]], casting="unsafe")
 
         return job
 
@@ -191,14 +209,33 @@ class Winograd(StripAlgorithm):
         m, n = self._f.m, self._f.n
         nb, rows, columns = self._rounded(extents_of(strip))
         th, tw = rows // m, columns // m
-        over = (strip[0], *(slice(s.start, s.start + size) for s, size in zip(strip[1:], (rows, columns), strict=True)))
-        d = gather(xp, x, c.g, over, buffers["tile"])
-        down = _view(buffers["one"], (n, nb, th, columns + 2, c.g.c))
-        _transform(xp, self._f.b_t, [d[:, j : j + rows - m + 1 : m] for j in range(n)], list(down), buffers["term"])
+        d = _view(buffers["tile"], (nb, rows + 2, m, tw + 1, c.g.c))
+        self._gather(xp, c, x, strip, d)
+        down = _view(buffers["one"], (n, nb, th, m, tw + 1, c.g.c))
+        _transform(xp, self._f.b_t, [d[:, i : i + rows - m + 1 : m] for i in range(n)], down, buffers["term"])
         v = _view(buffers["two"], (n, n, nb, th, tw, c.g.c))
-        taps = [down[:, :, :, j : j + columns - m + 1 : m] for j in range(n)]
-        _transform(xp, self._f.b_t, taps, [v[:, i] for i in range(n)], buffers["term"])
+        terms = [down[:, :, :, j % m, j // m : j // m + tw] for j in range(n)]
+        _transform(xp, self._f.b_t, terms, v.swapaxes(0, 1), buffers["term"])
         return v
+
+    def _gather(self, xp: ModuleType, c: Correlation, x: Array, strip: Strip, d: Array) -> None:
+        """Fill d (samples, rows, m, columns / m, c) with the padded input under a strip, column j at [j % m, j // m].
+
+        Columns that are multiples of m apart so lie side by side, which is how the tiles are walked.
+        """
+        m = self._f.m
+        _, rows, columns = self._rounded(extents_of(strip))
+        (height, width), (h, w) = c.g.spatial, (s.start - lo for s, (lo, _) in zip(strip[1:], c.g.pad, strict=True))
+        top, bottom = max(0, -h), min(rows + 2, height - h)
+        left, right = max(0, -w), min(columns + 2, width - w)
+        if top > 0 or left > 0 or bottom < rows + 2 or right < columns + 2:
+            d[...] = 0
+        else:
+            d[:, :, 2:, -1] = 0  # more columns than the last tile has
+        if top < bottom:
+            for j in range(left, min(left + m, right)):
+                source = x[strip[0], h + top : h + bottom, w + j : w + right : m]
+                xp.copyto(d[:, top:bottom, j % m, j // m : j // m + source.shape[2]], source, casting="unsafe")
 
     # ------------------------------------------------------------------------------------------ weight gradient
 
@@ -206,9 +243,7 @@ class Winograd(StripAlgorithm):
         return (self._f.n**2, *c.g.w_shape[2:])
 
     def unpack(self, xp: ModuleType, c: Correlation, total: Array) -> Array:
-        matrix = xp.asarray(np.kron(self._f.g, self._f.g).T.astype(c.acc))
-        dw: Array = (matrix @ total.reshape(len(total), -1)).reshape(c.g.w_shape)
-        return dw
+        return _product(xp, np.kron(self._f.g, self._f.g).T, total.reshape(len(total), -1)).reshape(c.g.w_shape)
 
     def weight_bytes(self, c: Correlation, extents: Ints) -> int:
         return (sum(self._weight_sizes(c, extents).values()) + UFUNC_BUFFERS) * c.acc.itemsize
@@ -234,18 +269,19 @@ class Winograd(StripAlgorithm):
 
         def add(strip: Strip, _: slice, total: Array, first: bool) -> None:
             v = self._input_transform(xp, c, x, strip, buffers)
-            th, tw = v.shape[3:5]
-            nb, p, q = extents_of(strip)
-            whole = _view(buffers["y"], (nb, th * f.m, tw * f.m, g.k))
-            whole[:, p:], whole[:, :, q:] = 0, 0
-            xp.copyto(whole[:, :p, :q], dy[strip], casting="unsafe")
+            dy_mm = _view(buffers["y"], (f.m, f.m, *v.shape[2:5], g.k))
+            for i, j in itertools.product(range(f.m), repeat=2):
+                source = dy[strip][:, i :: f.m, j :: f.m]
+                p, q = source.shape[1:3]
+                dy_mm[i, j, :, p:], dy_mm[i, j, :, :, q:] = 0, 0
+                xp.copyto(dy_mm[i, j, :, :p, :q], source, casting="unsafe")
             if is_complex(c.acc):
-                xp.conjugate(whole, out=whole)
-            down = _view(buffers["one"], (f.n, nb, th, tw * f.m, g.k))
-            _transform(xp, f.a_t.T, [whole[:, i :: f.m] for i in range(f.m)], list(down), buffers["term"])
-            dy_nnt = _view(buffers["dy"], (f.n, f.n, nb, th, tw, g.k))
-            across = [down[:, :, :, i :: f.m] for i in range(f.m)]
-            _transform(xp, f.a_t.T, across, [dy_nnt[:, j] for j in range(f.n)], buffers["term"])
+                xp.conjugate(dy_mm, out=dy_mm)
+            terms = dy_mm.reshape(f.m, f.m, -1)
+            down = _view(buffers["one"], (f.n, f.m, terms.shape[-1]))
+            _transform(xp, f.a_t.T, terms, down, buffers["term"])
+            dy_nnt = _view(buffers["dy"], (f.n, f.n, terms.shape[-1]))
+            _transform(xp, f.a_t.T, down.swapaxes(0, 1), dy_nnt.swapaxes(0, 1), buffers["term"])
 
             v_ngct = v.reshape(f.n**2, -1, g.groups, g.c_group).transpose(0, 2, 3, 1)
             dy_ngtk = dy_nnt.reshape(f.n**2, -1, g.groups, g.k_group).swapaxes(1, 2)
@@ -258,12 +294,25 @@ class Winograd(StripAlgorithm):
         return add
 
 
+def _product(xp: ModuleType, matrix: Array, values: Array) -> Array:
+    """A small matrix times a wide one, its columns shared out to the threads."""
+    product: Array = xp.empty((len(matrix), values.shape[1]), values.dtype)
+    matrix = matrix.astype(values.dtype)
+    blocks = split_axis(values.shape[1], SHARES, 2**13)
+    if len(blocks) == 1:
+        return xp.matmul(matrix, values, out=product)  # type: ignore[no-any-return]
+    cpu.spread(blocks, lambda: lambda block: xp.matmul(matrix, values[:, block], out=product[:, block]), cpu.workers())
+    return product
+
+
 def _view(buffer: Array, shape: Ints) -> Array:
     view: Array = buffer[: math.prod(shape)].reshape(shape)
     return view
 
 
-def _transform(xp: ModuleType, matrix: Array, terms: Sequence[Array], outs: Sequence[Array], scratch: Array) -> None:
+def _transform(
+    xp: ModuleType, matrix: Array, terms: Sequence[Array] | Array, outs: Sequence[Array] | Array, scratch: Array
+) -> None:
     """outs[i] = sum over j of matrix[i, j] * terms[j], as few additions as the matrix asks for."""
     for row, out in zip(matrix.tolist(), outs, strict=True):
         # Begin with a coefficient of 1, which needs no multiplication.
