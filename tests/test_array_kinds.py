@@ -145,3 +145,18 @@ def test_col2im_of_1x1_columns_copies(rng):
         x = gpuconv.col2im(cols, (2, 4, 5, 3), 1, method=method)
         assert np.array_equal(x.ravel(), cols.ravel())
         assert not np.shares_memory(x, cols)
+
+
+@pytest.mark.parametrize(
+    "cut", [np.s_[:, :, ::2], np.s_[:, :, :, ::2], np.s_[:, ::-1]], ids=["columns", "channels", "rows"]
+)
+@pytest.mark.parametrize("algorithm", ["depthwise", "gemm"])
+def test_strips_that_meet_no_padding(algorithm, cut):
+    """Padded above and below alone, cut into rows: those in the middle are read where they lie, whatever the strides."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(-4, 5, (1, 20, 18, 12)).astype(np.float32)[cut]
+    w = rng.integers(-4, 5, (3, 3, 1, x.shape[-1])).astype(np.float32)
+    keywords = {"pad": ((1, 1), (0, 0)), "groups": x.shape[-1], "max_workspace": 2**14}
+    got, want = (gpuconv.conv2d(a, w, algorithm=algorithm, **keywords) for a in (x, x.copy()))
+    assert same(got, want)
+    assert same(got, gpuconv.conv2d(x, w, algorithm="loops", **keywords))

@@ -1,24 +1,32 @@
-"""Depthwise convolution, groups == input channels: one multiply-add a tap over whole strips, no columns.
+"""Depthwise convolution, groups == input channels: one contraction over the taps of a strip, no columns, no product.
 
-    forward       y[m, c, b]  =  sum over taps     x[m + tap, c] w[tap, c, b]        m = (n, p, q)  outputs
-    weight_grad   dw[t, c, b] =  sum over m        x[m + tap, c] dy[m, c, b]         b = the k // c outputs of a channel
-    input_grad    dx[m, c]    =  sum over taps, b  dy[m + tap, c, b] w'[tap, b, c]   w' flipped (adjoint.py)
+    forward       y[m,g]    =  x[t,m,g]  w[t,g]      summed over t       m = (n, p, q)  outputs     g  channels
+    weight_grad   dw[t,g]   =  x[t,m,g] dy[m,g]      summed over m       t = (r, s)     taps
+    input_grad    dx[m,g]   = dy[t,m,g]  w'[t,g]     summed over t       w' flipped (adjoint.py)
 
-A group has one input channel (or, in the input gradient, one output channel), so a matrix product would have one row
-of weights to work with; it is bound by memory and done by element-wise operations on strips that stay in cache.
+``x[t,m,g]`` is a view: what each output sees through each tap. A channel that feeds several outputs (k = b * c) repeats
+this for each of them; seen backwards it is a group of several inputs, which are summed over like taps.
+
+A matrix product would have one row of weights to work with; this is bound by memory and by the length of its innermost
+loop. Where the stride along the last axis is 1 the outputs of a row and their channels are walked as one long vector x,
+
+    y[m,x]  =  x[t,m,x]  w[t,x]      m = (n, p)      x = (q, g)      the weights repeated along q
+
+which on this code's first machine ran at 8.4e9 multiply-adds a second and core for 32 channels, against 2.0e9 without
+(one AMD EPYC core, NumPy 2.4, 2026-11-23).
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from types import ModuleType
+from typing import Any
 
 from gpuconv import cpu
 from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.epilogue import finish
-from gpuconv.algorithms.strip_algorithm import Correlation, Cut, StripAlgorithm, StripJob, WeightJob
-from gpuconv.algorithms.strips import Strip, extents_of, gather, split_axis, tile_shape
+from gpuconv.algorithms.strip_algorithm import SHARES, Correlation, Cut, StripAlgorithm, StripJob, WeightJob
+from gpuconv.algorithms.strips import Strip, extents_of, gather, tile_shape, windows
 from gpuconv.backend import is_complex
 from gpuconv.typing import Array, Ints
 
@@ -36,15 +44,17 @@ class Depthwise(StripAlgorithm):
         return None
 
     def rows(self, c: Correlation) -> int:
-        # Input, output and product of a strip share the cache.
-        target = cpu.cache_bytes() // 4 if c.on_cpu else GPU_STRIP_BYTES
-        return max(1, target // (max(c.g.c, c.g.k) * c.acc.itemsize))
+        # Input and output of a strip share the cache.
+        target = cpu.cache_bytes() // 2 if c.on_cpu else GPU_STRIP_BYTES
+        fitting = target // ((c.g.c + c.g.k) * c.acc.itemsize)
+        return max(1, min(fitting, -(-c.g.n * math.prod(c.g.out) // SHARES)))
 
     def blocks(self, c: Correlation, pieces: int, least: int) -> list[slice]:
-        return split_axis(c.g.groups, pieces, least)
+        return [slice(0, c.g.groups)]
 
     def correlation_work(self, c: Correlation, strips: int) -> Work:
-        return Work(elements=2 * c.g.macs, steps=(5 + 2 * c.tap_count * c.g.c_group * c.g.k_group) * strips / 2)
+        long_runs = 1.0 if _has_long_runs(c) else 1 + 100 / c.g.groups
+        return Work(elements=c.g.macs * long_runs, steps=(10 + 3 * c.g.c_group * c.g.k_group) * strips)
 
     # ------------------------------------------------------------------------------------------ forward
 
@@ -52,97 +62,131 @@ class Depthwise(StripAlgorithm):
         return math.prod(c.g.w_shape) * c.acc.itemsize
 
     def pack(self, xp: ModuleType, c: Correlation, w_tagb: Array) -> Array:
-        """w as (*taps, inputs of a group, outputs of a group, groups): the groups, adjacent in x and y, are last."""
-        w_tabg = w_tagb.swapaxes(-1, -2)
-        copy: Array = xp.empty(w_tabg.shape, c.acc)
-        xp.copyto(copy, w_tabg, casting="unsafe")
+        """w as (outputs of a group, *taps, inputs of a group, groups): the groups, adjacent in x and y, are last."""
+        copy: Array = xp.empty((w_tagb.shape[-1], *w_tagb.shape[:-1]), c.acc)
+        xp.copyto(copy, xp.moveaxis(w_tagb, -1, 0), casting="unsafe")
         return copy
 
     def strip_bytes(self, c: Correlation, extents: Ints) -> int:
-        products = math.prod(extents) * c.g.groups
-        return (2 * products) * c.acc.itemsize + c.tile_bytes(extents)
+        sums = math.prod(extents) * c.g.groups
+        rows = math.prod(c.g.w_shape) * extents[-1] if _has_long_runs(c) else 0
+        return (sums + rows) * c.acc.itemsize + c.tile_bytes(extents)
 
     def strip_job(
         self, xp: ModuleType, c: Correlation, cut: Cut, x: Array, packed: Array, y: Array, bias: Array | None, act: str
     ) -> StripJob:
         g = c.g
-        taps = _Taps(xp, c, cut.extents, x)
-        size = math.prod(cut.extents) * g.groups
-        sums, products = xp.empty(size, c.acc), xp.empty(size, c.acc)
+        seen = _Seen(xp, c, cut.extents, x)
+        sums = xp.empty(math.prod(cut.extents) * g.groups, c.acc)
+        weights = seen.along_rows(packed)
         bias_bg = None if bias is None else bias.reshape(g.groups, g.k_group).T
-        y_b = y.reshape(*y.shape[:-1], g.groups, g.k_group)
+        y_gb = y.reshape(*y.shape[:-1], g.groups, g.k_group)
+        # Axes of the contraction by number: m and the channels, then taps and inputs of a group, which are summed over.
+        m = range(len(cut.extents) - seen.merges)
+        taps = range(10, 10 + g.ndim + 1)
+        channels = 9
 
         def job(task: tuple[Strip, slice]) -> None:
-            strip, block = task
-            shape = (*extents_of(strip), block.stop - block.start)
-            size = math.prod(shape)
-            total, product = sums[:size].reshape(shape), products[:size].reshape(shape)
-            taps.move_to(strip, block)
+            strip, _ = task
+            extents = extents_of(strip)
+            view = seen(strip)
+            total = sums[: math.prod(extents) * g.groups].reshape(view.shape[: len(m)] + view.shape[-1:])
             for b in range(g.k_group):
-                first = True
-                for tap, a in itertools.product(g.taps(), range(g.c_group)):
-                    xp.multiply(taps.input(tap, a), packed[(*tap, a, b)][block], out=total if first else product)
-                    if not first:
-                        total += product
-                    first = False
-                finish(xp, total, None if bias_bg is None else bias_bg[b][block], act)
-                xp.copyto(y_b[strip][..., block, b], total, casting="unsafe")
+                w_b = weights[b][..., : view.shape[-1]]
+                _einsum(xp, c, view, [*m, *taps, channels], w_b, [*taps, channels], total, [*m, channels])
+                y_b = total.reshape(*extents, g.groups)
+                finish(xp, y_b, None if bias_bg is None else bias_bg[b], act)
+                xp.copyto(y_gb[strip][..., b], y_b, casting="unsafe")
 
         return job
 
     # ------------------------------------------------------------------------------------------ weight gradient
 
     def weight_bytes(self, c: Correlation, extents: Ints) -> int:
-        return self.strip_bytes(c, extents) + c.g.groups * c.acc.itemsize
+        dy = math.prod(extents) * c.g.groups
+        rows = math.prod(c.g.kernel) * c.g.groups * (extents[-1] if _has_long_runs(c) else 1)
+        return (dy + 2 * rows) * c.acc.itemsize + c.tile_bytes(extents)
 
     def weight_job(self, xp: ModuleType, c: Correlation, cut: Cut, x: Array, dy: Array) -> WeightJob:
         g = c.g
-        taps = _Taps(xp, c, cut.extents, x)
-        size = math.prod(cut.extents) * g.groups
-        copies, products = xp.empty(size, c.acc), xp.empty(size, c.acc)
-        dy_b = dy.reshape(*dy.shape[:-1], g.groups, g.k_group)
+        seen = _Seen(xp, c, cut.extents, x)
+        copies = xp.empty(math.prod(cut.extents) * g.groups, c.acc)
+        last = cut.extents[-1] if seen.merges else 1
+        sums = xp.empty(math.prod(g.kernel) * last * g.groups, c.acc)
+        dy_gb = dy.reshape(*dy.shape[:-1], g.groups, g.k_group)
+        m = range(len(cut.extents) - seen.merges)
+        taps = range(10, 10 + g.ndim)
+        channels = 9
 
-        def add(strip: Strip, block: slice, total: Array, first: bool) -> None:
-            shape = (*extents_of(strip), block.stop - block.start)
-            size = math.prod(shape)
-            dy_strip, product = copies[:size].reshape(shape), products[:size].reshape(shape)
-            total_b = total.reshape(*g.kernel, g.groups, g.k_group)
-            taps.move_to(strip, block)
+        def add(strip: Strip, _: slice, total: Array, first: bool) -> None:
+            view = seen(strip)[..., 0, :]
+            dy_strip = copies[: math.prod(extents_of(strip)) * g.groups].reshape(*extents_of(strip), g.groups)
+            dy_m = dy_strip.reshape(view.shape[: len(m)] + view.shape[-1:])
+            share = sums[: math.prod(g.kernel) * view.shape[-1]].reshape(*g.kernel, view.shape[-1])
+            total_gb = total.reshape(*g.kernel, g.groups, g.k_group)
             for b in range(g.k_group):
-                xp.copyto(dy_strip, dy_b[strip][..., block, b], casting="unsafe")
+                xp.copyto(dy_strip, dy_gb[strip][..., b], casting="unsafe")
                 if is_complex(c.acc):
                     xp.conjugate(dy_strip, out=dy_strip)
-                for tap in g.taps():
-                    xp.multiply(taps.input(tap, 0), dy_strip, out=product)
-                    share = product.reshape(-1, shape[-1]).sum(axis=0)
-                    if first:
-                        total_b[tap][block, b] = share
-                    else:
-                        total_b[tap][block, b] += share
+                _einsum(xp, c, view, [*m, *taps, channels], dy_m, [*m, channels], share, [*taps, channels])
+                dw_tg = share.reshape(*g.kernel, -1, g.groups).sum(axis=-2)
+                if first:
+                    total_gb[..., b] = dw_tg
+                else:
+                    total_gb[..., b] += dw_tg
 
         return add
 
 
-class _Taps:
-    """What each tap of the kernel meets in one block of one strip after another: views of its padded tile."""
+class _Seen:
+    """What the outputs of one strip after another see: a view (n, *out, *taps, inputs of a group, groups).
+
+    With long runs the last output axis is part of the last: (n, *out[:-1], *taps, 1, q * groups); `merges` is 1 then.
+    """
 
     def __init__(self, xp: ModuleType, c: Correlation, extents: Ints, x: Array) -> None:
-        self._xp, self._g, self._x = xp, c.g, x
+        self._xp, self._c, self._x = xp, c, x
+        self.merges = int(_has_long_runs(c))
+        self._columns = extents[-1]
         self._buffer = xp.empty(math.prod(tile_shape(c.g, extents)), c.acc) if c.needs_tile else None
-        self._strip: Strip | None = None
-        self._tile: Array
 
-    def move_to(self, strip: Strip, block: slice) -> None:
-        g = self._g
-        self._block = block
-        if strip != self._strip:
-            tile = gather(self._xp, self._x, g, strip, self._buffer)
-            self._tile = tile.reshape(*tile.shape[:-1], g.groups, g.c_group)
-            self._strip, self._out = strip, extents_of(strip)[1:]
+    def along_rows(self, packed: Array) -> Array:
+        """Packed weights as the view asks for them: with long runs, repeated for each output of a row."""
+        if not self.merges:
+            return packed
+        shape = (*packed.shape[:-1], self._columns, packed.shape[-1])
+        repeated: Array = self._xp.empty(shape, packed.dtype)
+        repeated[...] = packed[..., None, :]
+        return repeated.reshape(*packed.shape[:-1], -1)
 
-    def input(self, tap: Ints, channel: int) -> Array:
-        """(n, *out, groups of the block): what tap `tap` of every output sees of one channel of each group."""
-        g = self._g
-        axes = zip(tap, g.dilation, self._out, g.stride, strict=True)
-        ranges = tuple(slice(r * d, r * d + (p - 1) * s + 1, s) for r, d, p, s in axes)
-        return self._tile[..., self._block, channel][(slice(None), *ranges)]
+    def __call__(self, strip: Strip) -> Array:
+        xp, g = self._xp, self._c.g
+        extents = extents_of(strip)
+        tile = gather(xp, self._x, g, strip, self._buffer)
+        if not self.merges:
+            view = windows(xp, tile, g, extents)
+            return view.reshape(*view.shape[:-1], g.groups, g.c_group).swapaxes(-1, -2)
+        *strides, column, channel = tile.strides
+        out, taps = extents[:-1], g.kernel
+        by_out = (strides[0], *(stride * s for stride, s in zip(strides[1:], g.stride, strict=False)))
+        by_tap = (stride * d for stride, d in zip((*strides[1:], column), g.dilation, strict=True))
+        shape = (*out, *taps, 1, extents[-1] * g.c)
+        steps = (*by_out, *by_tap, channel, channel)
+        return xp.lib.stride_tricks.as_strided(tile, shape, steps)  # type: ignore[no-any-return]
+
+
+def _has_long_runs(c: Correlation) -> bool:
+    """Whether the outputs of a row, and their channels, lie side by side in the input, whichever tap looks at it.
+
+    They do in a contiguous x and in the tile that a cast makes; a strip of another x may be seen where it lies.
+    """
+    return c.g.stride[-1] == 1 and c.g.c_group == 1 and (c.x_plain or c.casts)
+
+
+def _einsum(
+    xp: ModuleType, c: Correlation, a: Array, a_axes: Any, b: Array, b_axes: Any, out: Array, axes: Any
+) -> None:
+    if c.on_cpu:
+        xp.einsum(a, a_axes, b, b_axes, axes, out=out)
+    else:  # CuPy's takes no out
+        xp.copyto(out, xp.einsum(a, a_axes, b, b_axes, axes))
