@@ -152,7 +152,7 @@ def test_col2im_of_1x1_columns_copies(rng):
 )
 @pytest.mark.parametrize("algorithm", ["depthwise", "gemm"])
 def test_strips_that_meet_no_padding(algorithm, cut):
-    """Padded above and below alone, cut into rows: those in the middle are read where they lie, whatever the strides."""
+    """Padded above and below alone, cut into rows: those in the middle are read where they lie."""
     rng = np.random.default_rng(0)
     x = rng.integers(-4, 5, (1, 20, 18, 12)).astype(np.float32)[cut]
     w = rng.integers(-4, 5, (3, 3, 1, x.shape[-1])).astype(np.float32)
