@@ -89,3 +89,23 @@ class Algorithm(Protocol):
 
     def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
         """out = adjoint of w -> conv(x, w), applied to dy"""
+
+    def pack_weights(self, problem: Problem, w: Array) -> Array:
+        """w as `forward_packed` takes it, made once for many calls; w itself where nothing is to be gained."""
+
+    def forward_packed(
+        self, problem: Problem, x: Array, packed: Array, out: Array, bias: Array | None, activation: str
+    ) -> None:
+        """As `forward`, and with the same bits, from what `pack_weights` returned."""
+
+
+class PlainWeights:
+    """Base of algorithms that take w as it lies."""
+
+    def pack_weights(self, problem: Problem, w: Array) -> Array:
+        return w
+
+    def forward_packed(
+        self: Algorithm, problem: Problem, x: Array, packed: Array, out: Array, bias: Array | None, activation: str
+    ) -> None:
+        self.forward(problem, x, packed, out, bias, activation)

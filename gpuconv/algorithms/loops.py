@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gpuconv.algorithms.base import Problem, Work
+from gpuconv.algorithms.base import PlainWeights, Problem, Work
 from gpuconv.algorithms.epilogue import finish
 from gpuconv.backend import accumulator, native
 from gpuconv.geometry import ConvGeometry
@@ -34,7 +34,7 @@ def meetings(g: ConvGeometry) -> Iterator[tuple[Ints, Ints, Ints]]:
                 yield out, tap, source
 
 
-class Loops:
+class Loops(PlainWeights):
     name = "loops"
     exact = True
 

@@ -202,7 +202,15 @@ class StripAlgorithm(ABC):
         return sum(works, Work())
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
-        self._correlate(problem, Correlation.of(problem), x, _split_groups(w, problem.geometry), out, bias, activation)
+        self.forward_packed(problem, x, self.pack_weights(problem, w), out, bias, activation)
+
+    def pack_weights(self, problem: Problem, w: Array) -> Array:
+        return self.pack(problem.xp, Correlation.of(problem), _split_groups(w, problem.geometry))
+
+    def forward_packed(
+        self, problem: Problem, x: Array, packed: Array, out: Array, bias: Array | None, activation: str
+    ) -> None:
+        self._correlate(problem, Correlation.of(problem), x, packed, out, bias, activation)
 
     def input_grad(
         self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
@@ -220,7 +228,10 @@ class StripAlgorithm(ABC):
             w_tbga = w_tagb.swapaxes(-3, -1)  # (*taps, outputs of a group, groups, inputs of a group)
             c = Correlation.of_part(problem, part, part.geometry)
             dy_part = dy[(slice(None), *part.dy_slices)]
-            self._correlate(problem, c, dy_part, w_tbga, target, bias, activation, conjugate=is_complex(problem.dtype))
+            packed = self.pack(xp, c, w_tbga)
+            if is_complex(problem.dtype):
+                packed = xp.conjugate(packed, out=packed)
+            self._correlate(problem, c, dy_part, packed, target, bias, activation)
 
     def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
         c, xp = Correlation.of(problem), problem.xp
@@ -255,17 +266,13 @@ class StripAlgorithm(ABC):
         problem: Problem,
         c: Correlation,
         x: Array,
-        w_tagb: Array,
+        packed: Array,
         y: Array,
         bias: Array | None,
         activation: str,
-        conjugate: bool = False,
     ) -> None:
         xp = problem.xp
         cut = self._cut(c, problem.max_workspace)
-        packed = self.pack(xp, c, w_tagb)
-        if conjugate:
-            packed = xp.conjugate(packed, out=packed)
         bias = None if bias is None else bias.astype(c.acc, copy=False)
         tasks = ((strip, block) for strip in cut.strips for block in cut.blocks)
         _run(c, cut, tasks, lambda: self.strip_job(xp, c, cut, x, packed, y, bias, activation))
