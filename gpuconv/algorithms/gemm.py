@@ -25,7 +25,7 @@ from gpuconv.backend import is_complex
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints
 
-LEAST_ROWS = 128
+LEAST_ROWS = 256
 """Shorter products spend their time packing the weights."""
 
 GPU_STRIP_BYTES = 32 * 2**20
@@ -40,7 +40,8 @@ class Gemm(StripAlgorithm):
 
     def rows(self, c: Correlation) -> int:
         row_bytes = c.tap_count * c.g.c * c.acc.itemsize
-        target = cpu.cache_bytes() if c.on_cpu else GPU_STRIP_BYTES
+        # Twice the cache: larger strips mean fewer of them, and fewer of the steps between products.
+        target = 2 * cpu.cache_bytes() if c.on_cpu else GPU_STRIP_BYTES
         return max(LEAST_ROWS, target // row_bytes)
 
     def blocks(self, c: Correlation, pieces: int, least: int) -> list[slice]:
