@@ -12,7 +12,8 @@ Start with `conv2d`; `explain` tells what a call will do. NumPy is all it needs;
 arrays appears.
 """
 
-from gpuconv import settings
+from gpuconv import autotune, settings
+from gpuconv.ahead import PreparedConv, prepare, warmup
 from gpuconv.backend import devices, to_device, to_numpy
 from gpuconv.errors import AlgorithmError, DeviceError, DTypeError, GeometryError, KernelError, WorkspaceError
 from gpuconv.functional import (
@@ -34,8 +35,7 @@ from gpuconv.geometry import ConvGeometry
 from gpuconv.patches import col2im, im2col, pad
 from gpuconv.plan import ConvPlan, plan
 from gpuconv.pooling import avg_pool2d, avg_pool2d_grad, max_pool2d, max_pool2d_grad
-
-__version__ = "0.1.0"
+from gpuconv.version import __version__ as __version__
 
 __all__ = [
     "AlgorithmError",
@@ -45,7 +45,9 @@ __all__ = [
     "DeviceError",
     "GeometryError",
     "KernelError",
+    "PreparedConv",
     "WorkspaceError",
+    "autotune",
     "avg_pool2d",
     "avg_pool2d_grad",
     "col2im",
@@ -68,7 +70,9 @@ __all__ = [
     "max_pool2d_grad",
     "pad",
     "plan",
+    "prepare",
     "settings",
     "to_device",
     "to_numpy",
+    "warmup",
 ]

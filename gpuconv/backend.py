@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -211,12 +211,24 @@ def check_device(device: str, caller: str) -> str:
 
 def device_name(device: str) -> str:
     """The device with its product name where it has one: "cpu", "cuda:0 NVIDIA H200"."""
-    if device == "cpu":
-        return device
+    return device if device == "cpu" else f"{device} {product_name(device)}"
+
+
+@cache
+def product_name(device: str) -> str:
+    """The product name of a CUDA device: "NVIDIA H200"."""
     import cupy
 
-    name = cupy.cuda.runtime.getDeviceProperties(_ordinal(device))["name"]
-    return f"{device} {name.decode()}"
+    name: bytes = cupy.cuda.runtime.getDeviceProperties(_ordinal(device))["name"]
+    return name.decode()
+
+
+def synchronize(device: str) -> None:
+    """Wait until everything that was asked of the current stream of `device` is done."""
+    if device != "cpu":
+        cupy = module_for(device)
+        with cupy.cuda.Device(_ordinal(device)):
+            cupy.cuda.get_current_stream().synchronize()
 
 
 def to_device(x: Array, device: str) -> Array:

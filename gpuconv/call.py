@@ -12,12 +12,21 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from gpuconv import backend
-from gpuconv.algorithms import Problem
+from gpuconv.algorithms import Algorithm, Problem
 from gpuconv.algorithms.epilogue import ACTIVATIONS, fill
 from gpuconv.errors import DTypeError, GeometryError, WorkspaceError
 from gpuconv.geometry import ConvGeometry, as_ints, split_x_shape
 from gpuconv.plan import ConvPlan, check_direction, check_precision, choose, plan_of, workspace_limit
 from gpuconv.typing import Array, Direction, Ints, IntsLike, Layout, PadLike, PadMode, Precision
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Weights as an algorithm wants them, and the problem that they were packed for."""
+
+    problem: Problem
+    algorithm: Algorithm
+    weights: Array
 
 
 @dataclass(frozen=True)
@@ -126,8 +135,12 @@ class Call:
         shape: Ints,
         bias: Array | None = None,
         activation: str | None = None,
+        packed: Packed | None = None,
     ) -> Array:
-        """Check the rest, choose an algorithm, let it write into `out` or a new array of (channels-last) `shape`."""
+        """Check the rest, choose an algorithm, let it write into `out` or a new array of (channels-last) `shape`.
+
+        What was packed takes the place of w where the arrays pose the problem that it was packed for.
+        """
         first = next(iter(inputs.values()))
         xp, device = backend.array_module(first), backend.device_of(first)
         is_w = direction == "weight_grad"
@@ -139,6 +152,9 @@ class Call:
             target = self.channels_last(result, is_w)
             views = [self.channels_last(x, name == "w") for name, x in inputs.items()]
             problem = self.problem(direction, g, dtype, device, *views, target)
+            if packed is not None and packed.problem == problem:
+                packed.algorithm.forward_packed(problem, views[0], packed.weights, target, bias, activation)
+                return self.deliver(result, out)
             algorithm = choose(problem, self.algorithm, self.caller)
             if g.macs == 0:
                 fill(xp, target, bias, activation)
@@ -236,9 +252,9 @@ class Call:
             ) from error
 
 
-def spatial_ndim(x: Array, name: str, caller: str) -> int:
-    """The number of spatial axes of an array (N, *spatial, C)."""
+def spatial_ndim(x: Array, name: str, caller: str, axes: str = "(N, *spatial, C)") -> int:
+    """The number of spatial axes of an array of these `axes`."""
     backend.common_module(caller, **{name: x})
     if not 3 <= x.ndim <= 5:
-        raise GeometryError(f"{caller}: {name}.shape={x.shape} has {x.ndim} axes, (N, *spatial, C) has 3 to 5.")
+        raise GeometryError(f"{caller}: {name}.shape={x.shape} has {x.ndim} axes, {axes} has 3 to 5.")
     return x.ndim - 2

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import platform
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 from fastrlock.rlock import FastRLock
@@ -33,6 +35,26 @@ def cache_bytes() -> int:
     except (AttributeError, OSError, ValueError):
         found = 0
     return found if found > 0 else 2**20
+
+
+@cache
+def product_name() -> str:
+    """The product name of the processor, as far as the platform tells."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@cache
+def blas_name() -> str:
+    """The BLAS that NumPy uses, and the architecture whose code it runs: "openblas 0.3.30 SkylakeX"."""
+    found = [pool for pool in _blas().info() if pool["user_api"] == "blas"]
+    if not found:
+        return "unknown BLAS"
+    return " ".join(str(found[0][key]) for key in ("internal_api", "version", "architecture") if found[0].get(key))
 
 
 def spread(tasks: Iterable[Task], make_job: Callable[[], Callable[[Task], None]], threads: int) -> None:

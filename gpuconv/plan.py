@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
-from gpuconv import backend, heuristics, settings
+from gpuconv import autotune, backend, cpu, heuristics, settings
 from gpuconv.algorithms import ALGORITHMS, Algorithm, Problem
 from gpuconv.errors import AlgorithmError, WorkspaceError
 from gpuconv.geometry import ConvGeometry, as_int
@@ -19,12 +20,16 @@ Status = Literal["chosen", "possible", "refused"]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One algorithm of the list, judged for one problem; `workspace` is None where it is refused."""
+    """One algorithm of the list, judged for one problem.
+
+    `workspace` (bytes) is None where it is refused, `seconds` where it was not timed, see `autotune`.
+    """
 
     name: str
     status: Status
     note: str
     workspace: int | None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,6 +46,8 @@ class ConvPlan:
         Name of the algorithm that runs.
     workspace : int
         Bytes that it takes beside arguments and result.
+    seconds : float or None
+        What it took when the problem was tuned, see `autotune`.
     flops : int
 
     Examples
@@ -68,6 +75,10 @@ class ConvPlan:
     @property
     def workspace(self) -> int:
         return self.candidates[0].workspace or 0
+
+    @property
+    def seconds(self) -> float | None:
+        return self.candidates[0].seconds
 
     @property
     def flops(self) -> int:
@@ -122,21 +133,34 @@ def plan(
     >>> p.chosen, p.flops
     ('winograd', 1849688064)
     """
-    problem = Problem(
-        ConvGeometry.parse(geometry) if isinstance(geometry, str) else geometry,
-        backend.as_dtype(dtype, "plan"),
-        backend.check_device(device, "plan"),
-        check_direction(direction, "plan"),
-        check_precision(precision, "plan"),
-        workspace_limit(max_workspace, "plan"),
-    )
+    problem = problem_of(geometry, dtype, device, direction, precision, max_workspace, "plan")
     return plan_of(problem, algorithm, "plan")
+
+
+def problem_of(
+    geometry: ConvGeometry | str,
+    dtype: DTypeLike,
+    device: str,
+    direction: Direction,
+    precision: Precision,
+    max_workspace: int | None,
+    caller: str,
+) -> Problem:
+    """The problem that C-contiguous, channels-last arrays pose, from unchecked arguments."""
+    return Problem(
+        ConvGeometry.parse(geometry) if isinstance(geometry, str) else geometry,
+        backend.as_dtype(dtype, caller),
+        backend.check_device(device, caller),
+        check_direction(direction, caller),
+        check_precision(precision, caller),
+        workspace_limit(max_workspace, caller),
+    )
 
 
 def plan_of(problem: Problem, algorithm: str, caller: str) -> ConvPlan:
     """The plan of a checked problem."""
-    chosen = choose(problem, algorithm, caller)
-    candidates = [_judge(candidate, problem, candidate is chosen) for candidate in ALGORITHMS]
+    choice = _choose(problem, algorithm, caller, False, *_circumstances())
+    candidates = [_judge(candidate, problem, choice) for candidate in ALGORITHMS]
     order: list[Status] = ["chosen", "possible", "refused"]
     candidates.sort(key=lambda c: order.index(c.status))
     return ConvPlan(
@@ -152,6 +176,8 @@ def plan_of(problem: Problem, algorithm: str, caller: str) -> ConvPlan:
 def choose(problem: Problem, algorithm: str, caller: str) -> Algorithm:
     """The algorithm named, or with "auto" the one expected to be the fastest of those that can serve the problem.
 
+    "Auto" goes by the heuristics, or by timing where that was asked for (`autotune`).
+
     Raises
     ------
     AlgorithmError
@@ -159,12 +185,32 @@ def choose(problem: Problem, algorithm: str, caller: str) -> Algorithm:
     WorkspaceError
         If it cannot stay under ``problem.max_workspace``.
     """
+    return _choose(problem, algorithm, caller, True, *_circumstances()).algorithm
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """An algorithm, and what timing it was chosen by, if any."""
+
+    algorithm: Algorithm
+    tuned: autotune.Tuned | None = None
+
+
+def _circumstances() -> tuple[int, bool, int]:
+    """What a choice depends on beside its problem."""
+    return cpu.workers(), settings.autotune, autotune.generation()
+
+
+@lru_cache(maxsize=4096)
+def _choose(problem: Problem, algorithm: str, caller: str, may_time: bool, *_: object) -> _Choice:
     if algorithm == "auto":
         # The last, the reference, accepts everything on the CPU; gemm does on a GPU, workspace permitting.
         willing = [a for a in ALGORITHMS if a.refusal(problem) is None and a.reservation(problem) is None]
         fitting = [a for a in willing if a.workspace_bytes(problem) <= problem.max_workspace]
         if fitting:
-            return heuristics.rank(problem, fitting)[0]
+            ranked = heuristics.rank(problem, fitting)
+            tuned = autotune.consult(problem, ranked, may_time)
+            return _Choice(next(a for a in ranked if tuned is None or a.name == tuned.fastest), tuned)
         least = min(willing, key=lambda a: a.workspace_bytes(problem))
         raise WorkspaceError(_too_large(caller, least, problem))
     for candidate in ALGORITHMS:
@@ -180,10 +226,10 @@ def choose(problem: Problem, algorithm: str, caller: str) -> Algorithm:
         )
     if candidate.workspace_bytes(problem) > problem.max_workspace:
         raise WorkspaceError(_too_large(caller, candidate, problem))
-    return candidate
+    return _Choice(candidate)
 
 
-def _judge(candidate: Algorithm, problem: Problem, is_chosen: bool) -> Candidate:
+def _judge(candidate: Algorithm, problem: Problem, choice: _Choice) -> Candidate:
     reason = candidate.refusal(problem)
     if reason is not None:
         return Candidate(candidate.name, "refused", reason, None)
@@ -191,11 +237,16 @@ def _judge(candidate: Algorithm, problem: Problem, is_chosen: bool) -> Candidate
     if needed > problem.max_workspace:
         note = f"needs {si(needed)}B workspace, max_workspace allows {si(problem.max_workspace)}B"
         return Candidate(candidate.name, "refused", note, None)
-    if is_chosen:
-        return Candidate(candidate.name, "chosen", _workspace_text(needed), needed)
+    seconds = choice.tuned.seconds.get(candidate.name) if choice.tuned else None
+    if candidate is choice.algorithm:
+        note = _workspace_text(needed)
+        if choice.tuned and seconds:
+            rate = problem.geometry.flops / seconds
+            note = f"tuned {choice.tuned.date}: {si(seconds)}s, {si(rate)}FLOP/s"
+        return Candidate(candidate.name, "chosen", note, needed, seconds)
     reserved = candidate.reservation(problem)
     note = _workspace_text(needed) + (f"; {reserved}" if reserved else "")
-    return Candidate(candidate.name, "possible", note, needed)
+    return Candidate(candidate.name, "possible", note, needed, seconds)
 
 
 def _too_large(caller: str, candidate: Algorithm, problem: Problem) -> str:
@@ -212,16 +263,15 @@ def _workspace_text(count: int) -> str:
 def si(count: float) -> str:
     """Three digits and a decimal prefix, ready for its unit: ``57.8 M``.
 
-    >>> si(57802752) + "B", si(999999) + "B", si(12) + "FLOP"
-    ('57.8 MB', '1 MB', '12 FLOP')
+    >>> si(57802752) + "B", si(999999) + "B", si(12) + "FLOP", si(2.1e-5) + "s"
+    ('57.8 MB', '1 MB', '12 FLOP', '21 us')
     """
-    for prefix in ("", "k", "M", "G", "T"):
-        if float(f"{count:.3g}") < 1000:
-            break
-        count /= 1000
-    else:
-        prefix = "P"
-    return f"{count:.3g} {prefix}"
+    power = 0
+    while power < 5 and float(f"{count:.3g}") >= 1000:
+        count, power = count / 1000, power + 1
+    while power > -3 and 0 < float(f"{count:.3g}") < 1:
+        count, power = count * 1000, power - 1
+    return f"{count:.3g} {('', 'k', 'M', 'G', 'T', 'P', 'n', 'u', 'm')[power]}"
 
 
 def check_direction(direction: Direction, caller: str) -> Direction:

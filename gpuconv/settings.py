@@ -10,3 +10,11 @@ max_workspace: int = 256 * 2**20
 
 threads: int | None = None
 """CPU threads a call may use; None: every core this process may run on. No result depends on it."""
+
+autotune: bool = False
+"""Whether the first call of a problem with ``algorithm="auto"`` times the algorithms, and later ones use what it found.
+
+Algorithms differ in their last bits, so this gives up that a call has the same bits on every run: see `autotune`."""
+
+autotune_budget: float = 1.0
+"""Seconds that tuning one problem may take. A run that has begun is finished."""

@@ -43,6 +43,14 @@ def device(xp):
     return "cpu" if xp is np else f"cuda:{xp.cuda.Device().id}"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_session(tmp_path_factory):
+    """No test reads or writes what the user has tuned."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPUCONV_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

@@ -16,12 +16,12 @@ PACKAGE = pathlib.Path(gpuconv.__file__).parent
 # From the bottom up. A name ending in a dot is a folder. On one floor imports may go sideways, never in a circle.
 # The package itself stands under the programs, which use it as anyone else does.
 FLOORS = [
-    ["errors", "typing", "settings"],
-    ["geometry", "backend"],
+    ["errors", "typing", "settings", "version"],
+    ["geometry", "backend", "disk"],
     ["cuda", "cpu", "adjoint"],
     ["algorithms."],
     ["heuristics", "autotune", "plan"],
-    ["call", "functional", "patches", "pooling"],
+    ["call", "functional", "ahead", "patches", "pooling"],
     ["activations", "initializers", "optimizers", "schedulers", "losses", "layers.", "models"],
     ["__init__"],
     ["integrations.", "bench.", "demo.", "cli", "check", "demo", "machine", "workload", "__main__"],

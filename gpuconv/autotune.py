@@ -1,0 +1,256 @@
+"""Timing the algorithms that can serve a problem, and remembering what they took: opt-in, bounded, shared on disk.
+
+A problem is tuned once on a machine: by `gpuconv.warmup(..., tune=True)`, or, while `settings.autotune` is True, by its
+first call with ``algorithm="auto"``. The fastest then serves every such call, and `explain` says so. What was found is
+kept in the cache directory of the platform (or in GPUCONV_CACHE_DIR), for other processes and later days.
+
+Tuning may change which algorithm runs, and so the last bits of a result. Therefore a process that does not ask for it
+never sees it: results are looked up only while `settings.autotune` is True, and for the problems that this process has
+warmed up with ``tune=True``; once looked up, they stay the same until it ends.
+
+How one problem is tuned, on arrays made for it (as large as those of the call):
+
+1. The candidates come in the order of the heuristics, without the reference unless it is alone. The first is run; one
+   that is expected to take `HOPELESS` times as long, or more than is left of `settings.autotune_budget`, is not.
+2. Each is run once unwatched, to compile its kernels and touch its memory, and once timed. More than `BEHIND` times as
+   slow as the fastest so far, it is out.
+3. Those left are run in turns, so that whatever else the machine does falls on all alike, up to `TURNS` times or until
+   the budget is spent. The medians decide.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fastrlock.rlock import FastRLock
+
+from gpuconv import backend, cpu, heuristics, settings
+from gpuconv.algorithms import ALGORITHMS, Algorithm, Problem
+from gpuconv.disk import Table
+from gpuconv.errors import KernelError
+from gpuconv.typing import Array
+from gpuconv.version import __version__
+
+HOPELESS = 10.0
+BEHIND = 3.0
+TURNS = 15
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What tuning found: the day, and the median seconds of each candidate, None for one that was out early."""
+
+    date: str
+    seconds: Mapping[str, float | None]
+
+    @property
+    def fastest(self) -> str:
+        timed = {name: seconds for name, seconds in self.seconds.items() if seconds is not None}
+        return min(timed, key=timed.__getitem__)
+
+    def is_of(self, candidates: Sequence[Algorithm]) -> bool:
+        """Whether these are the candidates that were compared: a change of the list or of their memory asks anew."""
+        return self.seconds.keys() == {candidate.name for candidate in candidates}
+
+
+# -------------------------------------------------------------------------------------------------- looking up
+
+
+def entries() -> dict[str, Tuned]:
+    """Everything that is remembered on disk, of all devices; the keys are to be read by people."""
+    return _TABLE.load()
+
+
+def path() -> Path:
+    """The file that holds it."""
+    return _TABLE.path
+
+
+def clear() -> None:
+    """Forget what was tuned, on disk and in this process."""
+    with _memory.lock:
+        _TABLE.clear()
+        _memory.forget()
+
+
+def generation() -> int:
+    """A number that changes when what `consult` says may have changed."""
+    return _memory.generation
+
+
+def apply_to(problem: Problem) -> None:
+    """From now on this process consults what is known of the problem, whatever `settings.autotune` says."""
+    with _memory.lock:
+        _memory.warmed.add(_key(problem))
+        _memory.generation += 1
+
+
+def consult(problem: Problem, candidates: Sequence[Algorithm], may_time: bool) -> Tuned | None:
+    """What is known of a problem, or with `may_time` is found out now; None where tuning was not asked for.
+
+    `candidates` are all that can serve it, in the order of the heuristics.
+    """
+    key = _key(problem)
+    if not settings.autotune and key not in _memory.warmed:
+        return None
+    with _memory.lock:
+        used = _memory.used.get(key)
+        if used is not None and used.is_of(candidates):
+            return used
+        found = _TABLE.load().get(key)
+        if found is None or not found.is_of(candidates):
+            found = tune(problem, candidates) if may_time else None
+            if found is None:
+                return None
+            _TABLE.store({key: found})
+        _memory.used[key] = found
+        _memory.generation += 1
+        return found
+
+
+class _Memory:
+    """What this process has looked up or measured."""
+
+    def __init__(self) -> None:
+        self.lock = FastRLock()
+        self.used: dict[str, Tuned] = {}
+        self.warmed: set[str] = set()
+        self.generation = 0
+
+    def forget(self) -> None:
+        self.used.clear()
+        self.warmed.clear()
+        self.generation += 1
+
+    def after_fork(self) -> None:
+        """A thread that held the lock is not there in the child."""
+        self.lock = FastRLock()
+
+
+_memory = _Memory()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_memory.after_fork)
+
+
+def _key(problem: Problem) -> str:
+    """Everything the time may depend on.
+
+    The workspace enters by its power of two, so that a cap taken from what happens to be free asks for nothing new.
+    """
+    if problem.on_cpu:
+        device = f"{cpu.product_name()}, {cpu.blas_name()}, {cpu.workers()} threads"
+    else:
+        device = backend.product_name(problem.device)
+    layout = "contiguous" if problem.contiguous else "strided"
+    return (
+        f"gpuconv {__version__}; {device}; {problem.geometry} {problem.dtype.name} {problem.precision} "
+        f"{problem.direction} {layout} workspace<2^{problem.max_workspace.bit_length()}"
+    )
+
+
+def _decode(entry: Any) -> Tuned:
+    date, times = dt.date.fromisoformat(entry["date"]), dict(entry["seconds"])
+    timed = [seconds for seconds in times.values() if seconds is not None]
+    if not timed or not all(isinstance(seconds, float) and 0 < seconds < math.inf for seconds in timed):
+        raise ValueError(f"{entry!r} does not hold the seconds of any algorithm")
+    return Tuned(date.isoformat(), times)
+
+
+def _encode(tuned: Tuned) -> object:
+    return {"date": tuned.date, "seconds": dict(tuned.seconds)}
+
+
+_TABLE = Table("tuned.json", 1, _decode, _encode)
+
+
+# -------------------------------------------------------------------------------------------------- timing
+
+
+def tune(problem: Problem, candidates: Sequence[Algorithm]) -> Tuned | None:
+    """Time the candidates, given in the order of the heuristics; None if there is nothing to time or no memory to."""
+    if problem.geometry.macs == 0:
+        return None
+    contenders = [c for c in candidates if c is not ALGORITHMS[-1]] or list(candidates)
+    try:
+        arrays = operands(problem)
+    except MemoryError:
+        return None
+    with backend.on_device_of(arrays[-1]):
+        times = _race(problem, contenders, lambda candidate: run(candidate, problem, arrays))
+    if not times:
+        return None
+    today = dt.datetime.now(tz=dt.timezone.utc).date().isoformat()
+    medians = {candidate.name: statistics.median(seconds) for candidate, seconds in times.items()}
+    return Tuned(today, {candidate.name: medians.get(candidate.name) for candidate in candidates})
+
+
+def _race(
+    problem: Problem, contenders: Sequence[Algorithm], run_once: Callable[[Algorithm], None]
+) -> dict[Algorithm, list[float]]:
+    """The seconds of all runs of those that stayed in to the end."""
+    expected = {candidate: heuristics.seconds(problem, candidate) for candidate in contenders}
+    times: dict[Algorithm, list[float]] = {}
+    left = settings.autotune_budget
+    for candidate in contenders:
+        if times:
+            leader, best = min(((c, min(s)) for c, s in times.items()), key=lambda pair: pair[1])
+            ratio = expected[candidate] / expected[leader]
+            if ratio > HOPELESS or 2 * ratio * best > left:
+                continue
+        try:
+            run_once(candidate)
+            seconds = _timed(problem, candidate, run_once)
+        except (KernelError, MemoryError):
+            continue
+        left -= 2 * seconds
+        times[candidate] = [seconds]
+    for _ in range(1, TURNS):
+        limit = BEHIND * min((min(s) for s in times.values()), default=0)
+        times = {candidate: s for candidate, s in times.items() if min(s) <= limit}
+        for candidate, seconds_so_far in times.items():
+            if left < min(seconds_so_far):
+                return times
+            seconds = _timed(problem, candidate, run_once)
+            seconds_so_far.append(seconds)
+            left -= seconds
+    return times
+
+
+def _timed(problem: Problem, candidate: Algorithm, run_once: Callable[[Algorithm], None]) -> float:
+    backend.synchronize(problem.device)
+    start = time.perf_counter()
+    run_once(candidate)
+    backend.synchronize(problem.device)
+    return time.perf_counter() - start
+
+
+def operands(problem: Problem) -> tuple[Array, Array, Array]:
+    """C-contiguous arrays for a problem: the two that it reads, filled with normal deviates, and the one it writes."""
+    g = problem.geometry
+    x, w, y = g.x_shape, g.w_shape, g.y_shape
+    first, second, out = {"forward": (x, w, y), "input_grad": (y, w, x), "weight_grad": (x, y, w)}[problem.direction]
+    deviates = np.random.default_rng(0).standard_normal(2**16).astype(problem.dtype)
+    block = backend.to_device(deviates, problem.device)
+    with backend.on_device_of(block):
+        xp = problem.xp
+        return xp.resize(block, first), xp.resize(block, second), xp.empty(out, problem.dtype)
+
+
+def run(algorithm: Algorithm, problem: Problem, arrays: tuple[Array, Array, Array]) -> None:
+    """Let an algorithm compute `arrays[2]` from the other two, without bias and activation."""
+    if problem.direction == "forward":
+        algorithm.forward(problem, *arrays, None, "identity")
+    elif problem.direction == "input_grad":
+        algorithm.input_grad(problem, *arrays, None, "identity")
+    else:
+        algorithm.weight_grad(problem, *arrays)
