@@ -1,0 +1,193 @@
+"""Weights packed once: the same bits as conv, whatever the case, for as many inputs as one likes."""
+
+from threading import Thread
+
+import numpy as np
+import pytest
+from cases import CASES, DTYPES, Case, reals
+
+import gpuconv
+from gpuconv.algorithms import ALGORITHMS
+from gpuconv.algorithms.winograd import Winograd
+
+SQUARE = Case(1, (20, 20), 32, 48, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
+
+
+def conv(case):
+    return getattr(gpuconv, f"conv{case.ndim}d")
+
+
+def channels_first(case, x, w):
+    """The same arrays in the other layout, C-contiguous."""
+    x = np.ascontiguousarray(np.moveaxis(x, -1, 1))
+    return x, np.ascontiguousarray(w.transpose(-1, -2, *range(case.ndim)))
+
+
+class TestBits:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+    def test_are_those_of_conv(self, case, dtype):
+        x, w, _ = case.arrays(reals, dtype)
+        bias = reals(np.random.default_rng(1), (case.k,), dtype)
+        prepared = gpuconv.prepare(w, x.shape, bias, **case.keywords)
+        want = conv(case)(x, w, bias, **case.keywords)
+        for _ in range(2):
+            got = prepared(x)
+            assert (got.shape, got.dtype) == (want.shape, want.dtype)
+            assert got.tobytes() == want.tobytes()
+
+    @pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+    @pytest.mark.parametrize("name", [algorithm.name for algorithm in ALGORITHMS])
+    def test_by_every_algorithm_in_both_layouts(self, name, layout):
+        case = CASES["2d-depthwise"] if name == "depthwise" else SQUARE
+        x, w, _ = case.arrays(reals)
+        if layout == "channels_first":
+            x, w = channels_first(case, x, w)
+        keywords = {**case.keywords, "algorithm": name, "layout": layout, "precision": "fast", "activation": "relu"}
+        prepared = gpuconv.prepare(w, x.shape, **keywords)
+        assert prepared.plan.chosen == name
+        assert prepared(x).tobytes() == gpuconv.conv2d(x, w, **keywords).tobytes()
+
+    @pytest.mark.parametrize("max_workspace", [200_000, 2**28])
+    def test_under_any_cap(self, max_workspace):
+        x, w, _ = SQUARE.arrays(reals)
+        keywords = {**SQUARE.keywords, "max_workspace": max_workspace}
+        assert gpuconv.prepare(w, x.shape, **keywords)(x).tobytes() == gpuconv.conv2d(x, w, **keywords).tobytes()
+
+    def test_of_inputs_that_are_not_contiguous(self):
+        x, w, _ = SQUARE.arrays(reals)
+        wide = np.zeros((1, 20, 20, 64), np.float32)
+        wide[..., ::2] = x
+        prepared = gpuconv.prepare(w, x.shape, **SQUARE.keywords)
+        assert prepared(wide[..., ::2]).tobytes() == gpuconv.conv2d(wide[..., ::2], w, **SQUARE.keywords).tobytes()
+
+    def test_of_byte_swapped_and_read_only_arrays(self):
+        x, w, _ = CASES["2d"].arrays(reals, "float64")
+        want = gpuconv.conv2d(x, w)
+        x.flags.writeable = w.flags.writeable = False
+        prepared = gpuconv.prepare(w.astype(">f8"), x.shape)
+        assert np.array_equal(prepared(x), want)
+        np.testing.assert_allclose(prepared(x.astype(">f8")), want, rtol=1e-12)
+
+    def test_out(self):
+        x, w, _ = SQUARE.arrays(reals)
+        prepared = gpuconv.prepare(w, x.shape, **SQUARE.keywords)
+        want = prepared(x)
+        for out in (np.empty_like(want), np.empty(want.shape[::-1], np.float32).T):
+            assert prepared(x, out=out) is out
+            assert np.array_equal(out, want) or np.allclose(out, want, rtol=1e-4)
+
+    def test_from_several_threads(self):
+        x, w, _ = SQUARE.arrays(reals)
+        prepared = gpuconv.prepare(w, x.shape, **SQUARE.keywords)
+        want, results = prepared(x), []
+        threads = [Thread(target=lambda: results.append(prepared(x))) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [result.tobytes() for result in results] == [want.tobytes()] * 4
+
+
+class TestKeeps:
+    def test_packs_once(self, monkeypatch):
+        packed = []
+        pack = Winograd.pack
+        monkeypatch.setattr(Winograd, "pack", lambda *args: packed.append(1) or pack(*args))
+        x, w, _ = SQUARE.arrays(reals)
+        prepared = gpuconv.prepare(w, x.shape, **SQUARE.keywords, algorithm="winograd")
+        for _ in range(3):
+            prepared(x)
+        assert packed == [1]
+
+    @pytest.mark.parametrize("name", ["winograd", "gemm", "loops"])
+    def test_a_copy(self, name):
+        x, w, _ = CASES["2d-groups"].arrays(reals) if name != "winograd" else SQUARE.arrays(reals)
+        case = CASES["2d-groups"] if name != "winograd" else SQUARE
+        bias = np.ones(case.k, np.float32)
+        prepared = gpuconv.prepare(w, x.shape, bias, **case.keywords, algorithm=name)
+        want = prepared(x)
+        w[...], bias[...] = 0, 0
+        assert np.array_equal(prepared(x), want)
+
+    def test_counts_its_bytes(self):
+        x, w, _ = SQUARE.arrays(reals)
+        bias = np.zeros(48, np.float32)
+        keywords = {**SQUARE.keywords, "precision": "fast"}
+        sizes = {
+            name: gpuconv.prepare(w, x.shape, bias, **keywords, algorithm=name).nbytes
+            for name in ("gemm", "loops", "winograd", "winograd_4x4")
+        }
+        assert sizes["gemm"] == sizes["loops"] == w.nbytes + bias.nbytes
+        assert sizes["winograd"] == sizes["gemm"] + w.nbytes * 16 // 9
+        assert sizes["winograd_4x4"] == sizes["gemm"] + w.nbytes * 36 // 9
+
+    def test_its_plan(self, monkeypatch):
+        x, w, _ = SQUARE.arrays(reals)
+        prepared = gpuconv.prepare(w, x.shape, **SQUARE.keywords)
+        assert prepared.plan == gpuconv.explain(x, w, **SQUARE.keywords)
+        want = prepared(x)
+        monkeypatch.setattr(gpuconv.settings, "max_workspace", 10_000)  # made under the cap of then
+        assert prepared(x).tobytes() == want.tobytes()
+
+    def test_repr(self):
+        prepared = gpuconv.prepare(np.ones((3, 3, 4, 4), np.float32), (1, 8, 8, 4), pad=1, algorithm="gemm")
+        assert repr(prepared) == "<PreparedConv n1_h8w8_c4_k4_r3s3_p1 float32 on cpu: gemm, 576 B kept>"
+
+
+class TestErrors:
+    W = np.ones((3, 3, 4, 8), np.float32)
+
+    @pytest.mark.parametrize(
+        ("arguments", "keywords", "error", "says"),
+        [
+            (([1, 2], (1, 8, 8, 4)), {}, TypeError, r"^prepare: w: list is neither"),
+            ((np.ones((3, 3)), (1, 8, 8, 4)), {}, gpuconv.GeometryError, r"^prepare: w\.shape=\(3, 3\) has 2 axes"),
+            ((W, (1, 8, 8, 3)), {}, gpuconv.GeometryError, r"^prepare: w takes 4 input channels.*x_shape\[3\]"),
+            ((W, (8, 8, 4)), {}, gpuconv.GeometryError, r"^prepare: x_shape=\(8, 8, 4\) has 3 axes"),
+            ((W, (1, 8, 8, 4), np.ones(7, np.float32)), {}, gpuconv.GeometryError, r"^prepare: bias\.shape=\(7,\)"),
+            ((W, (1, 8, 8, 4), np.ones(8)), {}, gpuconv.DTypeError, r"^prepare: .*w is float32, bias is float64"),
+            ((W.astype(int), (1, 8, 8, 4)), {}, gpuconv.DTypeError, r"^prepare: w\.dtype is int64"),
+            ((W, (1, 8, 8, 4)), {"activation": "tan"}, ValueError, r"^prepare: activation='tan'"),
+            ((W, (1, 8, 8, 4)), {"precision": "exact"}, ValueError, r"^prepare: precision='exact'"),
+            ((W, (1, 8, 8, 4)), {"algorithm": "depthwise"}, gpuconv.AlgorithmError, r"^prepare: algorithm='depthwise'"),
+            (
+                (W, (1, 8, 8, 4)),
+                {"algorithm": "gemm", "max_workspace": 1},
+                gpuconv.WorkspaceError,
+                r"^prepare: .*workspace",
+            ),
+        ],
+    )
+    def test_of_prepare(self, arguments, keywords, error, says):
+        with pytest.raises(error, match=says):
+            gpuconv.prepare(*arguments, **keywords)
+
+    @pytest.mark.parametrize(
+        ("x", "out", "error", "says"),
+        [
+            (np.ones((2, 8, 8, 4), np.float32), None, gpuconv.GeometryError, r"x\.shape=\(2, 8, 8, 4\), .* needs x"),
+            (np.ones((8, 8, 4), np.float32), None, gpuconv.GeometryError, r"x\.shape=\(8, 8, 4\), .* needs x"),
+            (np.ones((1, 8, 8, 4)), None, gpuconv.DTypeError, r"x is float64, w is float32"),
+            ([[1.0]], None, TypeError, r"x: list is neither"),
+            (
+                np.ones((1, 8, 8, 4), np.float32),
+                np.ones((1, 6, 6, 7), np.float32),
+                gpuconv.GeometryError,
+                r"out\.shape=\(1, 6, 6, 7\)",
+            ),
+            (np.ones((1, 8, 8, 4), np.float32), np.ones((1, 6, 6, 8)), gpuconv.DTypeError, r"out is float64"),
+        ],
+    )
+    def test_of_a_call(self, x, out, error, says):
+        prepared = gpuconv.prepare(self.W, (1, 8, 8, 4))
+        with pytest.raises(error, match=f"^prepared: .*{says}"):
+            prepared(x, out=out)
+        assert prepared(np.ones((1, 8, 8, 4), np.float32)).shape == (1, 6, 6, 8)
+
+
+@pytest.mark.gpu
+def test_on_the_gpu(xp):
+    x, w, _ = (xp.asarray(a) for a in SQUARE.arrays(reals))
+    prepared = gpuconv.prepare(w, x.shape, **SQUARE.keywords)
+    assert (prepared(x) == gpuconv.conv2d(x, w, **SQUARE.keywords)).all()
