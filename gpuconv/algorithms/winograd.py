@@ -80,6 +80,9 @@ SUM_CHANNELS = 128
 """Products are summed over so many channels at a time: a longer sum in float32 errs more than twice as much as BLAS's
 own product of the untransformed matrices, which adds up blocks (measured on all-positive data, 256 channels: 2.4)."""
 
+LONG_RUN = 0.4
+"""Seconds of an element of a long contiguous vector over those of a strided copy, which the heuristics' rate is of."""
+
 MOST_TILES = 512
 """Tiles of a strip where the cache does not ask for fewer; more would not make the products faster."""
 
@@ -127,8 +130,7 @@ class Winograd(StripAlgorithm):
     def correlation_work(self, c: Correlation, strips: int) -> Work:
         g, m, n = c.g, self._f.m, self._f.n
         tiles = g.n * math.prod(-(-p // m) for p in g.out)
-        terms_b, terms_a = np.count_nonzero(self._f.b_t), np.count_nonzero(self._f.a_t)  # additions down a tile
-        transforms = tiles * (g.c * terms_b * (m + n) + g.k * terms_a * (m + n))
+        transforms = tiles * (m + n) * (g.c * _passes(self._f.b_t) + g.k * _passes(self._f.a_t)) * LONG_RUN
         weights = math.prod(g.w_shape) / 9 * (9 + n * n)
         macs = tiles * n * n * g.c_group * g.k + weights * 9
         return Work(macs * max(1.0, 16 / g.k_group), transforms + weights + 2 * math.prod(g.y_shape), 60 * strips + 40)
@@ -316,6 +318,11 @@ def _product(xp: ModuleType, matrix: Array, values: Array) -> Array:
     threads = min(len(blocks), cpu.workers())
     cpu.spread(blocks, lambda: lambda block: xp.matmul(matrix, values[:, block], out=product[:, block]), threads)
     return product
+
+
+def _passes(matrix: Array) -> int:
+    """Passes over one term each that a transform makes: additions, and multiplications by other than 1 and -1."""
+    return int(np.count_nonzero(matrix) + np.count_nonzero(np.abs(matrix) > 1))
 
 
 def _view(buffer: Array, shape: Ints) -> Array:
