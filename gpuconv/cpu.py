@@ -23,7 +23,7 @@ Task = TypeVar("Task")
 def workers() -> int:
     """Threads a call may use: `settings.threads`, or the cores this process may run on."""
     if settings.threads is None:
-        return _cores()
+        return cores()
     return as_int(settings.threads, "settings.threads", "gpuconv")
 
 
@@ -101,7 +101,7 @@ def spread(tasks: Iterable[Task], make_job: Callable[[], Callable[[Task], None]]
 
 
 @cache
-def _cores() -> int:
+def cores() -> int:
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux

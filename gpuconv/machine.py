@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import platform
 import sys
-from pathlib import Path
 
 import numpy as np
 import threadpoolctl
 
 import gpuconv
 from gpuconv.backend import devices
+from gpuconv.cpu import product_name
 
 
 def cpu() -> str:
     """The product name of the processor, as far as the platform tells."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return product_name()
 
 
 def blas() -> str:
-    """The BLAS that NumPy uses: library, version, threads."""
-    found = [
-        f"{pool['internal_api']} {pool['version'] or ''} ({pool['num_threads']} threads)"
-        for pool in threadpoolctl.threadpool_info()
-        if pool["user_api"] == "blas"
-    ]
-    return found[0] if found else "not recognised by threadpoolctl"
+    """The BLAS that NumPy uses: library, version, the processor whose kernels it runs, threads."""
+    for pool in threadpoolctl.threadpool_info():
+        if pool["user_api"] == "blas":
+            words = [
+                pool["internal_api"],
+                pool["version"],
+                pool.get("architecture"),
+                f"({pool['num_threads']} threads)",
+            ]
+            return " ".join(word for word in words if word)
+    return "not recognised by threadpoolctl"
 
 
 def versions() -> dict[str, str]:
