@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -17,18 +16,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import gpuconv
-from gpuconv import backend, cpu, settings
+from gpuconv import autotune, backend, cpu, settings
 from gpuconv.algorithms import ALGORITHMS
 from gpuconv.errors import DeviceError
 from gpuconv.plan import DIRECTIONS, si
 from gpuconv.typing import Direction, Precision
 
 if TYPE_CHECKING:
-    from gpuconv.bench.results import Row
+    from gpuconv.bench.case import Case
+    from gpuconv.bench.peers.base import Peer
+    from gpuconv.bench.record import Record
     from gpuconv.check import Outcome
     from gpuconv.demo.compare import Comparison
 
-WIDTH_OF_A_FILE = 132
+WIDTH_OF_A_FILE = 150
+ROOM_BELOW = 6
 SHOWN_FAILURES = 10
 INTERRUPTED = 130
 
@@ -52,7 +54,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @app.command()
 def info() -> None:
-    """What is here: versions, devices, algorithms, settings."""
+    """What is here: versions, devices, algorithms, settings, what was tuned."""
     from gpuconv import machine
 
     table = Table.grid(padding=(0, 3))
@@ -68,6 +70,7 @@ def info() -> None:
     table.add_row("algorithms", ", ".join(algorithm.name for algorithm in ALGORITHMS))
     table.add_row("threads", str(cpu.workers()))
     table.add_row("max_workspace", f"{si(settings.max_workspace)}B")
+    table.add_row("tuned", f"{len(autotune.entries())} problems, in {escape(str(autotune.path()))}")
     _console().print(table)
 
 
@@ -163,8 +166,15 @@ def demo(
 
 @app.command()
 def bench(
-    problem: Annotated[
-        list[str] | None, typer.Option(help="A problem string; repeatable. Default: three layers and a large picture.")
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Layers of resnet50, say, or unet:r3s3 for those with r3s3; repeatable. list names them all."
+        ),
+    ] = None,
+    problem: Annotated[list[str] | None, typer.Option(help="A problem string; repeatable.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="The batch of every suite. Default: its smallest; on a GPU its largest.", min=1)
     ] = None,
     direction: Annotated[
         list[str] | None, typer.Option(help="forward, input_grad or weight_grad; repeatable. Default: all three.")
@@ -172,47 +182,109 @@ def bench(
     algorithm: Annotated[
         list[str] | None, typer.Option(help="An algorithm to time; repeatable. Default: the one that is chosen.")
     ] = None,
-    repeats: Annotated[
-        int, typer.Option(help="Turns to take the median of; fewer where they take over 10 s.", min=1)
-    ] = 15,
-    json: Annotated[
-        Path | None, typer.Option(help="Save the rows here, with their provenance.", dir_okay=False)
+    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(backend.DTYPES)}.")] = "float32",
+    precision: Annotated[str, typer.Option(help="strict or fast.")] = "strict",
+    device: Device = "cpu",
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="matmul (the default), torch, jax, onnxruntime or scipy, installed by you; repeatable."),
     ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads, on both sides. Default: all cores.", min=1)] = None,
+    repeats: Annotated[int, typer.Option(help="Turns of each side; fewer where they take too long.", min=1)] = 15,
+    json: Annotated[
+        Path | None, typer.Option(help="Save all with its provenance, in a file, or in a folder under a telling name.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it: a file such as bench.png or bench.pdf.")] = None,
+    show: Annotated[Path | None, typer.Option(help="Measure nothing; print, and --plot, what --json saved.")] = None,
 ) -> None:
-    """Float32 convolution on the CPU beside NumPy's own matrix product of the same FLOPs, turn by turn."""
-    from gpuconv.bench import results, runner, suites
+    """Convolution beside its peers, or the machine's own matrix product: validated, then timed turn by turn."""
+    from gpuconv.bench import case, peers, plots, suites
+    from gpuconv.bench.limits import measure as measure_limits
+    from gpuconv.bench.record import Provenance, Record
+    from gpuconv.bench.runner import threads as held_to
 
-    directions = cast("list[Direction]", direction or DIRECTIONS)
-    cases = list(itertools.product(problem or suites.DEFAULT, directions, algorithm or ["auto"]))
+    if suite == ["list"]:
+        typer.echo("\n".join(suites.names()))
+        return
     with _usage_errors("bench"):
-        for case in cases:
-            runner.chosen(*case)
-        if json and not json.parent.is_dir():
-            raise ValueError(f"{str(json.parent)!r} is not a folder to save {json.name!r} in")
-    provenance = results.Provenance()
-    rows: list[results.Row] = []
-    table = _bench_table()
-    console, progress = _console(), _progress()
-    status = 0
-    try:
-        with Live(Group(table, progress), console=console, transient=True):
-            for case in progress.track(cases, description="measuring"):
-                row = runner.measure(*case, repeats)
-                rows.append(row)
-                table.add_row(*_bench_cells(row))
-    except runner.WrongResult as error:
-        typer.echo(f"gpuconv bench: {error}", err=True)
-        status = 1
-    except KeyboardInterrupt:
-        status = INTERRUPTED
-    console.print(
-        f"{provenance.device}, {provenance.cores} cores, NumPy {provenance.versions['numpy']}, {provenance.date}"
-    )
-    console.print(table)
+        for path in filter(None, (json, plot)):
+            if not path.parent.is_dir():
+                raise ValueError(f"{str(path.parent)!r} is not a folder to save {path.name!r} in")
+        if plot:
+            plots.check_target(plot)
+        if show:
+            _report(Record.read(show), plot)
+            return
+        device = backend.check_device(device, "bench")
+        chosen = suites.choose(suite, problem, batch, largest=device != "cpu")
+        cases, left_out = case.cases(
+            chosen,
+            cast("list[Direction]", direction or DIRECTIONS),
+            algorithm or ["auto"],
+            dtype,
+            cast("Precision", precision),
+            device,
+        )
+        against = list(dict.fromkeys(against or ["matmul"]))
+        opponents = {name: peers.load(name) for name in against}
+    versions = {package: version for name in against for package, version in peers.versions(name).items()}
+    with held_to(threads):
+        record = Record(Provenance.here(device, versions), measure_limits(dtype, device))
+        status = _measure(cases, opponents, repeats, record)
     if json:
-        results.write(json, rows, provenance)
-        console.print(f"saved: {escape(str(json))}", soft_wrap=True)
+        typer.echo(f"saved: {record.write(json)}")
+    _report(record, plot)
+    if left_out:
+        typer.echo(f"{len(left_out)} cases left out, for instance: {left_out[0]}")
     raise typer.Exit(status)
+
+
+def _measure(cases: Sequence[Case], opponents: Mapping[str, Peer], repeats: int, record: Record) -> int:
+    """Add a row for each case, shown as it comes; the exit status."""
+    from gpuconv.bench import runner, tables
+
+    console, progress = _console(), _progress()
+    task = progress.add_task("measuring", total=len(cases))
+    wrong: list[str] = []
+    try:
+        with Live(progress, console=console, transient=True) as live:
+            for case in cases:
+                progress.update(task, description=str(case))
+                try:
+                    record.rows.append(runner.measure(case, opponents, repeats))
+                except runner.WrongResult as error:
+                    wrong.append(str(error))
+                except Exception as error:  # whatever went wrong, the other cases are still measured
+                    wrong.append(f"{case}: {type(error).__name__}: {error}")
+                progress.advance(task)
+                latest = record.rows[-max(1, console.height - ROOM_BELOW) :]
+                live.update(Group(tables.rows(latest, record.limits, list(opponents), console.width), progress))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    finally:
+        for message in wrong:
+            typer.echo(f"gpuconv bench: {message}", err=True)
+    return int(bool(wrong))
+
+
+def _report(record: Record, plot: Path | None) -> None:
+    """All there is to say about a record, and its picture."""
+    from gpuconv.bench import plots, tables
+
+    console = _console()
+    console.print(tables.head(record), markup=False, soft_wrap=True)
+    if not record.rows:
+        return
+    table = tables.rows(record.rows, record.limits, record.peers, console.width)
+    if not console.is_terminal:
+        console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
+    console.print(table)
+    for peer in record.peers:
+        console.print(tables.means(record, peer))
+        console.print(tables.verdict(record, peer), markup=False, soft_wrap=True)
+    if plot:
+        plots.save(record, plot)
+        console.print(f"drawn: {plot}", markup=False, soft_wrap=True)
 
 
 # ------------------------------------------------------------------------------------------------ tables
@@ -252,27 +324,6 @@ def _comparison_table(comparisons: Iterable[Comparison]) -> Table:
             speed = f"{loops / row.seconds:.0f} × as fast"
             table.add_row(row.filter, row.algorithm, f"{row.seconds * 1e3:.2f} ms", speed, f"{row.error:.1e}")
     return table
-
-
-def _bench_table() -> Table:
-    table = Table("problem", "direction", "algorithm", box=box.SIMPLE_HEAD)
-    for header in ("ms", "GFLOP/s", "matmul GFLOP/s", "ratio", "extra memory", "allowed"):
-        table.add_column(header, justify="right")
-    return table
-
-
-def _bench_cells(row: Row) -> tuple[str, ...]:
-    return (
-        row.problem,
-        row.direction,
-        row.algorithm,
-        f"{row.milliseconds:.2f}",
-        f"{row.gflops:.1f}",
-        f"{row.matmul_gflops:.1f}",
-        f"{row.ratio:.2f}",
-        f"{si(row.extra_bytes)}B",
-        f"{si(row.max_workspace)}B",
-    )
 
 
 # ------------------------------------------------------------------------------------------------ the terminal

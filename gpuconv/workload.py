@@ -11,7 +11,7 @@ import numpy as np
 import gpuconv
 from gpuconv.backend import as_dtype, is_complex, to_device
 from gpuconv.geometry import ConvGeometry
-from gpuconv.typing import Array, Direction, DTypeLike, Ints
+from gpuconv.typing import Array, Direction, DTypeLike, Ints, Precision
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,30 @@ class Workload:
 
         return cls(geometry, filled(geometry.x_shape), filled(geometry.w_shape), filled(geometry.y_shape))
 
-    def run(self, direction: Direction, *, algorithm: str = "auto", max_workspace: int | None = None) -> Array:
+    @classmethod
+    def normal(
+        cls, geometry: ConvGeometry, dtype: DTypeLike = "float32", device: str = "cpu", seed: int = 0
+    ) -> Workload:
+        """Fill x, w and dy with numbers of the normal distribution, as one finds them in a network."""
+        resolved = as_dtype(dtype, "Workload.normal")
+        rng = np.random.default_rng(seed)
+
+        def filled(shape: Ints) -> Array:
+            values = rng.standard_normal(shape, np.float32).astype(resolved)
+            if is_complex(resolved):
+                values += values.dtype.type(1j) * rng.standard_normal(shape, np.float32)
+            return to_device(values, device)
+
+        return cls(geometry, filled(geometry.x_shape), filled(geometry.w_shape), filled(geometry.y_shape))
+
+    def run(
+        self,
+        direction: Direction,
+        *,
+        algorithm: str = "auto",
+        precision: Precision = "strict",
+        max_workspace: int | None = None,
+    ) -> Array:
         """The output, the input gradient or the weight gradient, by the public function for it."""
         g = self.geometry
         keywords: dict[str, Any] = {
@@ -56,6 +79,7 @@ class Workload:
             "groups": g.groups,
             "pad_mode": g.pad_mode,
             "algorithm": algorithm,
+            "precision": precision,
             "max_workspace": max_workspace,
         }
         suffix = "" if direction == "forward" else f"_{direction}"

@@ -15,8 +15,7 @@ import gpuconv
 from gpuconv import check
 from gpuconv.algorithms import ALGORITHMS
 from gpuconv.algorithms.gemm import Gemm
-from gpuconv.bench import runner
-from gpuconv.bench.suites import DEFAULT
+from gpuconv.bench import limits, peers, runner
 from gpuconv.cli import app
 from gpuconv.demo import pictures, sheet
 
@@ -91,7 +90,7 @@ def test_python_m_gpuconv_is_the_same_command():
 
 def test_info():
     text = succeeds("info")
-    for word in (gpuconv.__version__, np.__version__, "blas", "cupy", "cpu", ", ".join(NAMES), "268 MB"):
+    for word in (gpuconv.__version__, np.__version__, "blas", "cupy", "cpu", ", ".join(NAMES), "268 MB", "tuned"):
         assert word in text
 
 
@@ -286,29 +285,79 @@ def test_demo_refuses_where_it_cannot_save(tmp_path, small_picture):
 SMALL = "n1_h8w8_c4_k4_r3s3_p1"
 
 
-def test_bench_saves_rows_with_their_provenance(tmp_path):
+@pytest.fixture
+def small_limits(monkeypatch):
+    """The machine's limits need not be right here, only quick to take."""
+    monkeypatch.setattr(limits, "SIDE", {"cpu": 8})
+    monkeypatch.setattr(limits, "COPIED", {"cpu": 2**21})
+
+
+def test_bench_saves_rows_with_their_provenance(tmp_path, small_limits):
     saved = tmp_path / "rows.json"
-    text = succeeds("bench", "--problem", SMALL, "--repeats", 3, "--json", saved)
+    text = succeeds("bench", "--problem", SMALL, "--repeats", 1, "--threads", 1, "--json", saved)
     assert SMALL in text
+    assert str(saved) in text
     content = json.loads(saved.read_text())
-    assert {"device", "cores", "date", "versions", "command"} == set(content["provenance"])
+    where = content["provenance"]
+    assert {"device", "cores", "threads", "date", "versions", "environment", "command"} == set(where)
+    assert where["threads"] == 1
     assert [row["direction"] for row in content["results"]] == ["forward", "input_grad", "weight_grad"]
     for row in content["results"]:
-        chosen = gpuconv.plan(SMALL, direction=row["direction"]).chosen
-        assert (row["problem"], row["algorithm"], row["repeats"]) == (SMALL, chosen, 3)
-        assert row["ratio"] == pytest.approx(row["gflops"] / row["matmul_gflops"])
+        plan = gpuconv.plan(SMALL, direction=row["direction"])
+        assert (row["problem"], row["algorithm"], row["workspace"]) == (SMALL, plan.chosen, plan.workspace)
+        assert row["ratios"]["matmul"] == row["peers"]["matmul"]["product"]["median"] / row["times"]["median"]
+        assert row["of_peak"] == row["gflops"] / content["limits"]["gflops"]
+        assert row["times"]["low"] <= row["times"]["median"] <= row["times"]["high"]
         assert 0 <= row["extra_bytes"] < row["max_workspace"]
+    assert gpuconv.settings.threads is None
 
 
-def test_bench_times_what_it_is_told():
-    text = succeeds("bench", "--problem", SMALL, "--direction", "forward", "--algorithm", "loops", "--repeats", 1)
+def test_bench_shows_what_it_saved(tmp_path, small_limits):
+    words = ("--problem", SMALL, "--problem", "n1_w9_c4_k4_s3_g4", "--repeats", 1, "--against", "matmul")
+    measured = succeeds("bench", *words, "--json", tmp_path)
+    (saved,) = tmp_path.glob("*.json")
+    assert saved.stem.endswith(json.loads(saved.read_text())["provenance"]["date"][:10])
+    first, _, rest = measured.partition("\n")
+    assert first == f"saved: {saved}"
+    assert succeeds("bench", "--show", saved) == rest
+    assert "Times as fast as matmul" in rest
+    assert "depthwise" in rest
+
+
+def test_bench_draws(tmp_path, small_limits):
+    saved, drawn = tmp_path / "rows.json", tmp_path / "rows.png"
+    succeeds("bench", "--problem", SMALL, "--repeats", 1, "--json", saved, "--plot", drawn)
+    with Image.open(drawn) as picture:
+        assert picture.size == (1920, 1080)
+        assert np.asarray(picture.convert("L")).std() > 10
+    drawn.unlink()
+    assert str(drawn) in succeeds("bench", "--show", saved, "--plot", drawn)
+    assert drawn.exists()
+
+
+def test_bench_times_what_it_is_told(small_limits):
+    words = ("--direction", "forward", "--algorithm", "loops", "--dtype", "float64", "--precision", "fast")
+    text = succeeds("bench", "--problem", SMALL, "--repeats", 1, *words)
     assert "loops" in text
     assert "input_grad" not in text
 
 
+def test_bench_takes_suites(small_limits):
+    words = ("--suite", "mobilenetv2_dw:7_960", "--direction", "forward", "--batch", 1)
+    text = succeeds("bench", *words, "--repeats", 1, "--algorithm", "depthwise")
+    assert "n1_h7w7_c960_k960_r3s3_p1_g960" in text
+    assert "resnet50" in succeeds("bench", "--suite", "list")
+
+
+def test_bench_leaves_out_what_an_algorithm_refuses(small_limits):
+    words = ("--problem", SMALL, "--problem", "n1_w9_c4_k4_s3_g4", "--direction", "forward", "--repeats", 1)
+    text = succeeds("bench", *words, "--algorithm", "depthwise")
+    assert "1 cases left out, for instance: plan: algorithm='depthwise' cannot serve " + SMALL in text
+
+
 @pytest.mark.parametrize("value", [1000, np.nan])
 @pytest.mark.parametrize("direction", ["forward", "input_grad", "weight_grad"])
-def test_bench_does_not_time_a_wrong_result(monkeypatch, direction, value, tmp_path):
+def test_bench_does_not_time_a_wrong_result(monkeypatch, direction, value, tmp_path, small_limits):
     spoil(monkeypatch, direction, value)
     saved = tmp_path / "rows.json"
     result = gpuconv_command(
@@ -319,13 +368,28 @@ def test_bench_does_not_time_a_wrong_result(monkeypatch, direction, value, tmp_p
     assert json.loads(saved.read_text())["results"] == []
 
 
-def test_bench_leaves_what_is_done_when_interrupted(monkeypatch, tmp_path):
+def test_bench_goes_on_after_a_failure(monkeypatch, small_limits):
+    measure = runner.measure
+
+    def fails(case, *rest):
+        if case.direction == "input_grad":
+            raise RuntimeError("no such luck")
+        return measure(case, *rest)
+
+    monkeypatch.setattr(runner, "measure", fails)
+    result = gpuconv_command("bench", "--problem", SMALL, "--repeats", 1)
+    assert result.exit_code == 1
+    assert f"gpuconv bench: {SMALL} input_grad: RuntimeError: no such luck" in result.output
+    assert "weight_grad" in result.output
+
+
+def test_bench_leaves_what_is_done_when_interrupted(monkeypatch, tmp_path, small_limits):
     measure, saved = runner.measure, tmp_path / "rows.json"
 
-    def interrupted(problem, direction, *rest):
-        if direction == "weight_grad":
+    def interrupted(case, *rest):
+        if case.direction == "weight_grad":
             raise KeyboardInterrupt
-        return measure(problem, direction, *rest)
+        return measure(case, *rest)
 
     monkeypatch.setattr(runner, "measure", interrupted)
     result = gpuconv_command("bench", "--problem", SMALL, "--repeats", 1, "--json", saved)
@@ -333,15 +397,20 @@ def test_bench_leaves_what_is_done_when_interrupted(monkeypatch, tmp_path):
     assert len(json.loads(saved.read_text())["results"]) == 2
 
 
-def test_bench_refuses_before_it_measures(tmp_path):
+def test_bench_refuses_before_it_measures(tmp_path, monkeypatch):
     assert "is not a problem string" in is_refused("bench", "--problem", "n1")
     assert "sideways" in is_refused("bench", "--problem", SMALL, "--direction", "sideways")
     assert "magic" in is_refused("bench", "--problem", SMALL, "--algorithm", "magic")
+    assert "slow" in is_refused("bench", "--problem", SMALL, "--precision", "slow")
+    assert "'tpu'" in is_refused("bench", "--problem", SMALL, "--device", "tpu")
+    assert "'alexnet' does not exist. There are default, resnet50" in is_refused("bench", "--suite", "alexnet")
+    assert "no layer of the suite 'vgg16' has 'r9' in its name" in is_refused("bench", "--suite", "vgg16:r9")
+    assert "no peer 'abacus'" in is_refused("bench", "--against", "abacus")
     assert "is not a folder" in is_refused("bench", "--problem", SMALL, "--json", tmp_path / "missing" / "rows.json")
-
-
-def test_the_problems_of_the_suite_are_written_as_they_print():
-    assert [str(gpuconv.ConvGeometry.parse(problem)) for problem in (*DEFAULT, *check.PROBLEMS)] == [
-        *DEFAULT,
-        *check.PROBLEMS,
-    ]
+    assert "ends like no picture" in is_refused("bench", "--problem", SMALL, "--plot", tmp_path / "rows.xyz")
+    assert "cannot be read" in is_refused("bench", "--show", tmp_path / "missing.json")
+    (tmp_path / "other.json").write_text("[]")
+    assert "holds no results" in is_refused("bench", "--show", tmp_path / "other.json")
+    monkeypatch.setitem(peers.PACKAGES, "torch", ("no_such_torch",))
+    line = is_refused("bench", "--problem", SMALL, "--against", "torch")
+    assert line.endswith("needs what is not installed: python -m pip install no_such_torch")

@@ -2,90 +2,167 @@
 
 from __future__ import annotations
 
-import statistics
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
-from gpuconv import check, plan, settings
-from gpuconv.bench import peers, timer
-from gpuconv.bench.results import Row
-from gpuconv.geometry import ConvGeometry
-from gpuconv.typing import Array, Direction
+from gpuconv import backend, check, cpu, settings
+from gpuconv.bench import timer
+from gpuconv.bench.case import Case
+from gpuconv.bench.peers.base import Contestant, Peer
+from gpuconv.bench.record import Row, Times
+from gpuconv.typing import Array
 from gpuconv.workload import Workload
 
-DTYPE = "float32"
 WINDOWS = 32
+ROUNDING = ("fft", "winograd_4x4")
+"""Algorithms that round even where the sums of products are integers."""
+
+TOLERANCES = {2: 5e-2, 4: 1e-4, 8: 1e-11}
+"""The largest error that two right results may differ by, over their root mean square, by the bytes of a real."""
+
+FAST_TOLERANCE = 1e-2
 
 
 class WrongResult(AssertionError):
     """A convolution gave a wrong result; it is not timed."""
 
 
-def measure(problem: str, direction: Direction, algorithm: str, repeats: int) -> Row:
-    """Validate one direction of a problem, take its memory, and time it in turns with a matrix product.
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Hold gpuconv, NumPy's BLAS and the peers to as many threads; None: every core this process may run on."""
+    before, settings.threads = settings.threads, count
+    try:
+        with threadpool_limits(cpu.workers(), user_api="blas"):
+            yield
+    finally:
+        settings.threads = before
+
+
+def measure(case: Case, peers: Mapping[str, Peer], repeats: int) -> Row:
+    """Validate one case, take its memory, and time it in turns with its peers, which are held to its result.
 
     Raises
     ------
     WrongResult
-        If the result is not exactly right.
+        If our result is not right, or a peer does not agree with it.
     """
-    g = ConvGeometry.parse(problem)
-    work = Workload.integers(g, DTYPE)
-    serving = chosen(problem, direction, algorithm)
-    validate(work, direction, serving)
+    validate(case)
+    plan = case.plan()
+    work = Workload.normal(case.geometry, case.dtype, case.device)
 
     def convolve() -> Array:
-        return work.run(direction, algorithm=serving)
+        return case.run(work)
 
-    result_bytes = convolve().nbytes
-    extra = timer.peak_bytes(convolve) - result_bytes
-    peer = peers.matmul(g, direction)
-    seconds = timer.interleaved({"conv": convolve, "matmul": peer.call}, repeats)
-    conv, matmul = (statistics.median(seconds[name]) for name in ("conv", "matmul"))
+    y = convolve()
+    extra = timer.peak_bytes(convolve, case.device) - y.nbytes
+    refusals = {name: words for name, peer in peers.items() if (words := peer.refusal(case))}
+    ways = {name: peer.contestants(case, work) for name, peer in peers.items() if name not in refusals}
+    calls: dict[str, timer.Call] = {"gpuconv": convolve}
+    for name, contestants in ways.items():
+        for way, contestant in contestants.items():
+            _compare(case, f"{name} ({way})", contestant, y)
+            calls[f"{name} {way}"] = contestant.call
+    seconds = timer.interleaved(calls, repeats, timer.stopwatch(case.device))
     return Row(
-        problem=str(g),
-        direction=direction,
-        algorithm=serving,
-        dtype=DTYPE,
-        repeats=len(seconds["conv"]),
-        milliseconds=conv * 1e3,
-        gflops=g.flops / conv / 1e9,
-        matmul_gflops=peer.flops / matmul / 1e9,
+        suite=case.layer.suite,
+        layer=case.layer.name,
+        problem=str(case.geometry),
+        direction=case.direction,
+        algorithm=plan.chosen,
+        dtype=case.dtype,
+        precision=case.precision,
+        times=Times.of(seconds["gpuconv"]),
+        peers={
+            name: {way: Times.of(seconds[f"{name} {way}"], c.scale) for way, c in contestants.items()}
+            for name, contestants in ways.items()
+        },
+        refusals=refusals,
+        workspace=plan.workspace,
         extra_bytes=max(0, extra),
         max_workspace=settings.max_workspace,
     )
 
 
-def chosen(problem: str, direction: Direction, algorithm: str) -> str:
-    """The name of the algorithm that will serve; raises as `plan` does if none can."""
-    return plan(problem, DTYPE, direction=direction, algorithm=algorithm).chosen
+# ------------------------------------------------------------------------------------------------ validation
 
 
-def validate(work: Workload, direction: Direction, algorithm: str) -> None:
-    """Hold the forward result to the definition in some windows, a gradient to its adjoint identity. No tolerance.
+def validate(case: Case) -> None:
+    """Hold a case to exact arithmetic on small integers; where it has to round, to a case that need not.
 
     Raises
     ------
     WrongResult
-        If they differ.
+        If they differ, or differ by more than rounding.
     """
-    g = work.geometry
-    y = work.run("forward", algorithm=algorithm if direction == "forward" else "auto")
-    padded = check.pad(work.x, g)
+    work = Workload.integers(case.geometry, case.dtype, case.device)
+    exact_dtype = backend.accumulator(work.x.dtype).name
+    if exact_dtype == case.dtype and case.plan().chosen not in ROUNDING:
+        _validate_exactly(case, work)
+        return
+    reference = replace(case, dtype=exact_dtype, precision="strict", algorithm="auto")
+    if reference.plan().chosen in ROUNDING:
+        reference = replace(reference, algorithm="gemm")
+    exact_work = Workload.integers(case.geometry, exact_dtype, case.device)
+    _validate_exactly(reference, exact_work)
+    got, want = case.run(work), reference.run(exact_work)
+    if not (error := _error(got, want)) <= _tolerance(case):
+        raise WrongResult(f"{case} by {case.plan().chosen} is wrong: it is off by {error:.1e} of its root mean square")
+
+
+def _validate_exactly(case: Case, work: Workload) -> None:
+    """Hold the forward result to the definition in some windows, a gradient to its adjoint identity. No tolerance."""
+    g, name = case.geometry, case.plan().chosen
+    y = backend.to_numpy(case.run(work) if case.direction == "forward" else work.run("forward"))
+    x, w, dy = (backend.to_numpy(array) for array in (work.x, work.w, work.dy))
+    padded = check.pad(x, g)
     rng = np.random.default_rng(0)
     for at in [(0,) * g.ndim, tuple(size - 1 for size in g.out), *rng.integers(0, g.out, (WINDOWS, g.ndim))]:
         start = tuple(int(p) * stride for p, stride in zip(at, g.stride, strict=True))
-        want = check.window_sum(padded, work.w, g, start)
-        if not np.array_equal(y[(slice(None), *at)], want):
-            raise WrongResult(f"{g} forward by {algorithm} is wrong at output {tuple(map(int, at))}")
-    if direction == "forward":
+        if not np.array_equal(y[(slice(None), *at)], check.window_sum(padded, w, g, start)):
+            raise WrongResult(f"{g} forward by {name} is wrong at output {tuple(map(int, at))}")
+    if case.direction == "forward":
         return
-    gradient = work.run(direction, algorithm=algorithm)
-    left, right = _dot(y, work.dy), _dot(work.x if direction == "input_grad" else work.w, gradient)
+    gradient = backend.to_numpy(case.run(work))
+    left, right = _dot(y, dy), _dot(x if case.direction == "input_grad" else w, gradient)
     if not left == right:
-        raise WrongResult(f"{g} {direction} by {algorithm} is not the adjoint: {left:g} against {right:g}")
+        raise WrongResult(f"{case} by {name} is not the adjoint: {left:g} against {right:g}")
 
 
-def _dot(a: Array, b: Array) -> float:
+def _dot(a: Array, b: Array) -> complex:
     """The exact dot product of two arrays of integers."""
-    return float(np.einsum("ij,ij->", a.reshape(-1, a.shape[-1]), b.reshape(-1, a.shape[-1]), dtype=np.float64))
+    wide = np.result_type(a.dtype, np.float64)
+    a, b = (array.reshape(-1, array.shape[-1]) for array in (a, b))
+    return complex(np.einsum("ij,ij->", a.conj() if wide.kind == "c" else a, b, dtype=wide))
+
+
+def _compare(case: Case, name: str, contestant: Contestant, ours: Array) -> None:
+    """A peer is timed only if it agrees with us."""
+    if contestant.result is None:
+        return
+    theirs = contestant.result(contestant.call())
+    if theirs.shape != ours.shape:
+        raise WrongResult(f"{case}: {name} gives the shape {theirs.shape}, gpuconv {ours.shape}")
+    error, tolerance = _error(ours, theirs), _tolerance(case)
+    if not error <= tolerance:
+        raise WrongResult(
+            f"{case}: {name} and gpuconv differ by {error:.1e} of their root mean square, allowed is {tolerance:.0e}"
+        )
+
+
+def _error(got: Array, want: Array) -> float:
+    """The largest difference over the root mean square of `want`."""
+    got, want = (array.astype(backend.accumulator(array.dtype)) for array in map(backend.to_numpy, (got, want)))
+    if not want.size:
+        return 0.0
+    scale = float(np.linalg.norm(want.ravel())) / want.size**0.5
+    return float(np.abs(got - want).max()) / (scale or 1.0)
+
+
+def _tolerance(case: Case) -> float:
+    dtype = backend.as_dtype(case.dtype, "bench")
+    strict = TOLERANCES[dtype.itemsize // (2 if backend.is_complex(dtype) else 1)]
+    return strict if case.precision == "strict" else max(strict, FAST_TOLERANCE)

@@ -1,9 +1,96 @@
-"""Lists of problems worth timing."""
+"""The layers worth timing: `layers.json` holds them by suite, each with the paper or the report that it comes from."""
 
-DEFAULT = (
-    "n1_h56w56_c64_k64_r3s3_p1",
-    "n1_h28w28_c128_k128_r3s3_p1",
-    "n8_h14w14_c256_k256_r3s3_p1",
-    "n1_h1024w1024_c64_k64_r3s3_p1",
-)
-"""Three layers of a ResNet-50, and a picture whose columns, all at once, would take 2.3 GiB."""
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TypedDict
+
+from gpuconv.geometry import ConvGeometry
+
+DEFAULT = "default"
+
+
+class Part(TypedDict):
+    """Layers of one suite that share source and batch sizes. A layer is a problem string that lacks its batch."""
+
+    suite: str
+    source: str
+    batches: list[int]
+    layers: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution of a suite; of the suite "" where it was given as a problem string."""
+
+    suite: str
+    name: str
+    geometry: ConvGeometry
+
+
+@cache
+def parts() -> list[Part]:
+    """All of `layers.json`, in its order."""
+    text = (Path(__file__).parent / "layers.json").read_text(encoding="utf-8")
+    loaded: list[Part] = json.loads(text)
+    return loaded
+
+
+def names() -> list[str]:
+    """The suites there are.
+
+    >>> names()[:3]
+    ['default', 'resnet50', 'vgg16']
+    """
+    return list(dict.fromkeys(part["suite"] for part in parts()))
+
+
+def layers(suite: str, batch: int | None = None, *, largest: bool = False) -> list[Layer]:
+    """The layers of a suite, at `batch`; by default at the smallest batch, or the largest, that each is known by.
+
+    After a colon may stand what a layer must have in its name or problem.
+
+    >>> [str(layer.geometry) for layer in layers("resnet50:stem", batch=2)]
+    ['n2_h224w224_c3_k64_r7s7_p3_st2']
+
+    Raises
+    ------
+    ValueError
+        If there is no suite of that name, or nothing of it is left.
+    """
+    name, _, word = suite.partition(":")
+    if name not in names():
+        raise ValueError(f"suite {name!r} does not exist. There are {', '.join(names())}.")
+    pick = max if largest else min
+    found = {
+        problem: Layer(name, layer, ConvGeometry.parse(problem))
+        for part in parts()
+        if part["suite"] == name
+        for layer, rest in part["layers"].items()
+        for problem in [f"n{batch or pick(part['batches'])}_{rest}"]
+        if word in layer or word in problem
+    }
+    if not found:
+        raise ValueError(f"no layer of the suite {name!r} has {word!r} in its name or problem.")
+    return list(found.values())
+
+
+def choose(
+    suites: Sequence[str] | None, problems: Sequence[str] | None, batch: int | None = None, *, largest: bool = False
+) -> list[Layer]:
+    """The layers of the suites, then the problems; without either, those of the default suite.
+
+    Raises
+    ------
+    GeometryError, ValueError
+        If a problem cannot be read, a suite does not exist, or nothing of it is left.
+    """
+    given = [ConvGeometry.parse(problem) for problem in problems or ()]
+    of_suites = [
+        layer for suite in suites or ([] if given else [DEFAULT]) for layer in layers(suite, batch, largest=largest)
+    ]
+    return of_suites + [Layer("", str(geometry), geometry) for geometry in given]

@@ -1,4 +1,4 @@
-"""Timing of several calls against each other."""
+"""Timing of several calls against each other, and the memory that one takes."""
 
 from __future__ import annotations
 
@@ -6,32 +6,95 @@ import time
 import tracemalloc
 from collections.abc import Callable, Mapping
 
+from gpuconv import backend
+
+Call = Callable[[], object]
+Stopwatch = Callable[[Call], float]
+
 FEWEST = 3
+"""Turns, however long they take."""
+MOST = 1000
+"""Calls in one turn, however short they are."""
+SLOT, BUDGET = 0.02, 4.0
+"""Seconds."""
 
 
-def interleaved(
-    calls: Mapping[str, Callable[[], object]], repeats: int, budget: float = 10.0
-) -> dict[str, list[float]]:
-    """Seconds of each call, in turns, so that whatever else the machine does falls on all of them alike.
+def stopwatch(device: str) -> Stopwatch:
+    """What takes the seconds of one call on a device."""
+    return seconds_on_cpu if device == "cpu" else _cuda_stopwatch(device)
 
-    After `budget` seconds no new turn begins, once there have been three.
-    """
-    for call in calls.values():
-        call()
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    begin = time.perf_counter()
-    for turn in range(repeats):
-        if turn >= FEWEST and time.perf_counter() - begin > budget:
-            break
-        for name, call in calls.items():
-            start = time.perf_counter()
+
+def seconds_on_cpu(call: Call) -> float:
+    """By the clock on the wall."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _cuda_stopwatch(device: str) -> Stopwatch:
+    """By events on the device, with nothing of the arrays left in its second-level cache."""
+    cuda = backend.module_for(device).cuda
+    ordinal = int(device.removeprefix("cuda:"))
+    with cuda.Device(ordinal):
+        cache = cuda.runtime.getDeviceProperties(ordinal)["l2CacheSize"]
+        flush = backend.module_for(device).empty(4 * cache, "uint8")
+        start, end = cuda.Event(), cuda.Event()
+
+    def seconds(call: Call) -> float:
+        with cuda.Device(ordinal):
+            flush.fill(0)  # the host queues the call while this runs
+            start.record()
             call()
-            seconds[name].append(time.perf_counter() - start)
+            end.record()
+            end.synchronize()
+        return float(cuda.get_elapsed_time(start, end)) * 1e-3
+
     return seconds
 
 
-def peak_bytes(call: Callable[[], object]) -> int:
-    """The most bytes that NumPy and Python held during `call` beyond those held before, its result included."""
+def interleaved(
+    calls: Mapping[str, Call],
+    repeats: int,
+    seconds: Stopwatch = seconds_on_cpu,
+    *,
+    slot: float = SLOT,
+    budget: float = BUDGET,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Seconds of each call, in turns, so that whatever else the machine does falls on all of them alike.
+
+    In its turn a call is repeated for `slot` seconds: the threads of a neighbour go on spinning for a moment after its
+    last call, which only the first few feel. After `budget` seconds for each call no new turn begins, once there have
+    been three.
+    """
+    for call in calls.values():
+        seconds(call)
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    begin = clock()
+    for turn in range(repeats):
+        if turn >= FEWEST and clock() - begin > budget * len(calls):
+            break
+        for name, call in calls.items():
+            spent = 0.0
+            for _ in range(MOST):
+                taken[name].append(seconds(call))
+                spent += taken[name][-1]
+                if spent >= slot:
+                    break
+    return taken
+
+
+def peak_bytes(call: Call, device: str = "cpu") -> int:
+    """The most bytes held during `call` beyond those held before, its result included.
+
+    On the CPU those that NumPy and Python allocate; on a GPU those that CuPy's memory pool grows by.
+    """
+    if device != "cpu":
+        pool = backend.module_for(device).get_default_memory_pool()
+        pool.free_all_blocks()
+        held = pool.total_bytes()
+        call()
+        return int(pool.total_bytes() - held)
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()

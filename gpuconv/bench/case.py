@@ -1,0 +1,81 @@
+"""What is measured in one row."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from gpuconv import plan
+from gpuconv.bench.suites import Layer
+from gpuconv.errors import AlgorithmError, WorkspaceError
+from gpuconv.geometry import ConvGeometry
+from gpuconv.plan import ConvPlan
+from gpuconv.typing import Array, Direction, Precision
+from gpuconv.workload import Workload
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer in one direction, as it is called."""
+
+    layer: Layer
+    direction: Direction
+    algorithm: str = "auto"
+    dtype: str = "float32"
+    precision: Precision = "strict"
+    device: str = "cpu"
+
+    def __str__(self) -> str:
+        return f"{self.geometry} {self.direction}"
+
+    @property
+    def geometry(self) -> ConvGeometry:
+        return self.layer.geometry
+
+    def plan(self) -> ConvPlan:
+        """What will run; raises as `gpuconv.plan` does if nothing can."""
+        return plan(
+            self.geometry,
+            self.dtype,
+            self.device,
+            direction=self.direction,
+            precision=self.precision,
+            algorithm=self.algorithm,
+        )
+
+    def run(self, work: Workload) -> Array:
+        """The result for these arrays."""
+        return work.run(self.direction, algorithm=self.algorithm, precision=self.precision)
+
+
+def cases(
+    layers: Iterable[Layer],
+    directions: Sequence[Direction],
+    algorithms: Sequence[str],
+    dtype: str,
+    precision: Precision,
+    device: str,
+) -> tuple[list[Case], list[str]]:
+    """Every combination that an algorithm serves, and why the others were left out.
+
+    Raises
+    ------
+    DTypeError, DeviceError, ValueError
+        As `gpuconv.plan` does.
+    AlgorithmError, WorkspaceError
+        If no combination is served.
+    """
+    served: list[Case] = []
+    refusals: list[Exception] = []
+    for layer, direction, algorithm in itertools.product(layers, directions, algorithms):
+        case = Case(layer, direction, algorithm, dtype, precision, device)
+        try:
+            case.plan()
+        except (AlgorithmError, WorkspaceError) as refusal:
+            refusals.append(refusal)
+        else:
+            served.append(case)
+    if refusals and not served:
+        raise refusals[0]
+    return served, [str(refusal) for refusal in refusals]

@@ -1,0 +1,60 @@
+"""What this machine can do at most, measured: the two lines of a roofline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpuconv import backend, cpu
+from gpuconv.bench import timer
+from gpuconv.typing import Array
+
+SIDE = {"cpu": 1536, "cuda": 8192}
+COPIED = {"cpu": 128 * 2**20, "cuda": 2**30}
+CHUNK = 2**20
+TRIALS = 8
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Rate of a large matrix product in GFLOP/s, and of a large copy in GB/s, bytes read and written."""
+
+    gflops: float
+    gbs: float
+
+    def roof(self, intensity: float) -> float:
+        """The GFLOP/s that a pass of so many FLOPs a byte can reach.
+
+        >>> Limits(gflops=100, gbs=20).roof(1), Limits(gflops=100, gbs=20).roof(50)
+        (20, 100)
+        """
+        return min(self.gflops, self.gbs * intensity)
+
+
+def measure(dtype: str, device: str) -> Limits:
+    """The best of some trials. A complex multiply-add counts as one, as `ConvGeometry.flops` has it."""
+    kind = device.partition(":")[0]
+    resolved = backend.as_dtype(dtype, "limits")
+    if device == "cpu":
+        resolved = backend.accumulator(resolved)
+    seconds = timer.stopwatch(device)
+    side = SIDE[kind]
+    a = backend.to_device(np.random.default_rng(0).standard_normal((side, side), np.float32).astype(resolved), device)
+    product = min(seconds(lambda: a @ a) for _ in range(TRIALS))
+    source = backend.to_device(np.ones(COPIED[kind], np.uint8), device)
+    target = source.copy()
+    copy = min(seconds(lambda: _copy(target, source)) for _ in range(TRIALS))
+    return Limits(gflops=2 * side**3 / product / 1e9, gbs=2 * source.nbytes / copy / 1e9)
+
+
+def _copy(target: Array, source: Array) -> None:
+    """On a CPU by all its threads, each a chunk at a time."""
+    if backend.device_of(source) != "cpu":
+        target[...] = source
+        return
+
+    def job(start: int) -> None:
+        target[start : start + CHUNK] = source[start : start + CHUNK]
+
+    cpu.spread(range(0, source.size, CHUNK), lambda: job, cpu.workers())

@@ -1,0 +1,42 @@
+"""What gpuconv is measured against: one module a peer, which imports its package when it is asked for contestants."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from importlib.util import find_spec
+
+from gpuconv.bench.peers import jax, matmul, onnxruntime, scipy, torch
+from gpuconv.bench.peers.base import Peer
+
+PEERS: dict[str, Peer] = {"matmul": matmul, "torch": torch, "jax": jax, "onnxruntime": onnxruntime, "scipy": scipy}
+
+PACKAGES = {
+    "matmul": (),
+    "torch": ("torch",),
+    "jax": ("jax",),
+    "onnxruntime": ("onnxruntime", "onnx"),
+    "scipy": ("scipy",),
+}
+
+
+def load(name: str) -> Peer:
+    """The peer of that name.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or its packages are not installed.
+    """
+    if name not in PEERS:
+        raise ValueError(f"there is no peer {name!r} to measure against. Choose among {', '.join(PEERS)}.")
+    missing = [package for package in PACKAGES[name] if find_spec(package) is None]
+    if missing:
+        raise ValueError(
+            f"measuring against {name} needs what is not installed: python -m pip install {' '.join(missing)}"
+        )
+    return PEERS[name]
+
+
+def versions(name: str) -> dict[str, str]:
+    """The versions of the packages that a peer needs."""
+    return {package: version(package) for package in PACKAGES[name]}

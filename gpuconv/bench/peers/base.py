@@ -1,0 +1,52 @@
+"""What a peer is asked, and what it answers with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from gpuconv.bench.case import Case
+from gpuconv.typing import Array
+from gpuconv.workload import Workload
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A call to time.
+
+    `result` turns what it returns into the channels-last NumPy array that gpuconv's result must agree with; None where
+    the call computes something else. `scale` turns its time into that of the FLOPs of the convolution.
+    """
+
+    call: Callable[[], Any]
+    result: Callable[[Any], Array] | None = None
+    scale: float = 1.0
+
+
+class Peer(Protocol):
+    """A module of this folder."""
+
+    def refusal(self, case: Case) -> str | None:
+        """Why it cannot do this pass, in words; None if it can."""
+
+    def contestants(self, case: Case, work: Workload) -> dict[str, Contestant]:
+        """The ways that it has of doing it, on as many threads as gpuconv; the fastest of them counts."""
+
+
+def channels_first(x: Array) -> Array:
+    return np.moveaxis(x, -1, 1)  # (n, *spatial, c) -> (n, c, *spatial)
+
+
+def channels_last(x: Array) -> Array:
+    return np.moveaxis(x, 1, -1)  # (n, c, *spatial) -> (n, *spatial, c)
+
+
+def weights_first(w: Array) -> Array:
+    return np.moveaxis(w, (-1, -2), (0, 1))  # (*kernel, c, k) -> (k, c, *kernel)
+
+
+def weights_last(w: Array) -> Array:
+    return np.moveaxis(w, (0, 1), (-1, -2))  # (k, c, *kernel) -> (*kernel, c, k)

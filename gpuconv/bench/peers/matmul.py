@@ -1,0 +1,52 @@
+"""NumPy's or CuPy's own product of the matrices that a pass of a convolution amounts to."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gpuconv import backend
+from gpuconv.bench.case import Case
+from gpuconv.bench.peers.base import Contestant
+from gpuconv.typing import Array
+from gpuconv.workload import Workload
+
+LARGEST_OPERAND = 256 * 2**20
+
+
+def refusal(case: Case) -> str | None:
+    """There is a product for every pass."""
+    return None
+
+
+def contestants(case: Case, work: Workload) -> dict[str, Contestant]:
+    """The product of ready-made matrices, with the FLOPs of the convolution.
+
+    With m = n*p*q rows of columns, k = r*s*c and n output channels, for each group: forward is [m,k][k,n]->[m,n], the
+    input gradient [m,n][n,k]->[m,k], the weight gradient [k,m][m,n]->[k,n]. Where the columns would be larger than
+    256 MiB, m is cut to that and the time scaled up: what counts is the rate. 16-bit floats are multiplied as float32
+    on the CPU, which has no product of its own for them.
+    """
+    g = case.geometry
+    dtype = backend.as_dtype(case.dtype, "matmul")
+    if case.device == "cpu":
+        dtype = backend.accumulator(dtype)
+    depth, width = math.prod(g.kernel) * g.c_group, g.k_group
+    all_rows = g.n * math.prod(g.out)
+    rows = min(all_rows, max(1, LARGEST_OPERAND // (dtype.itemsize * g.groups * max(depth, width))))
+    rng = np.random.default_rng(0)
+
+    def matrix(height: int, length: int) -> Array:
+        values = rng.standard_normal((g.groups, height, length), np.float32).astype(dtype)
+        return backend.to_device(values, case.device)
+
+    if case.direction == "forward":
+        a, b = matrix(rows, depth), matrix(depth, width)
+    elif case.direction == "input_grad":
+        a, b = matrix(rows, width), matrix(depth, width).swapaxes(1, 2)
+    else:
+        a, b = matrix(rows, depth).swapaxes(1, 2), matrix(rows, width)
+    if g.groups == 1:
+        a, b = a[0], b[0]
+    return {"product": Contestant(lambda: a @ b, scale=all_rows / rows)}

@@ -1,0 +1,215 @@
+"""Measured rows, with the provenance that makes them worth keeping: how they are saved, and read again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpuconv import backend, cpu, machine
+from gpuconv.bench.limits import Limits
+from gpuconv.geometry import ConvGeometry
+from gpuconv.typing import Direction, Precision
+
+ENVIRONMENT = (
+    "CUPY_ACCELERATORS",
+    "CUPY_TF32",
+    "GOMP_SPINCOUNT",
+    "KMP_AFFINITY",
+    "KMP_BLOCKTIME",
+    "MKL_NUM_THREADS",
+    "NVIDIA_TF32_OVERRIDE",
+    "OMP_NUM_THREADS",
+    "OMP_PROC_BIND",
+    "OMP_WAIT_POLICY",
+    "ONEDNN_MAX_CPU_ISA",
+    "OPENBLAS_CORETYPE",
+    "OPENBLAS_L2_SIZE",
+    "OPENBLAS_NUM_THREADS",
+    "XLA_FLAGS",
+)
+"""Environment variables that shape what is measured."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of `count` calls: the median and the quartiles beside it."""
+
+    median: float
+    low: float
+    high: float
+    count: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float], scale: float = 1.0) -> Times:
+        """
+        >>> Times.of([0.001, 0.002, 0.003])
+        Times(median=2.0, low=1.5, high=2.5, count=3)
+        """
+        low, median, high = (float(q) for q in np.percentile(seconds, [25, 50, 75]) * scale * 1e3)
+        return cls(median, low, high, len(seconds))
+
+    @property
+    def spread(self) -> float:
+        """Half the distance of the quartiles, as a part of the median."""
+        return (self.high - self.low) / 2 / self.median
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer in one direction by one algorithm, beside the same by its peers.
+
+    Attributes
+    ----------
+    peers : dict
+        By peer, by the way that it has of doing it (a memory format, say), the times.
+    refusals : dict
+        By peer that cannot do this pass, why.
+    workspace, extra_bytes, max_workspace : int
+        Bytes beside arguments and result: as planned, at the peak as measured, and as allowed.
+    """
+
+    suite: str
+    layer: str
+    problem: str
+    direction: Direction
+    algorithm: str
+    dtype: str
+    precision: Precision
+    times: Times
+    peers: dict[str, dict[str, Times]]
+    refusals: dict[str, str]
+    workspace: int
+    extra_bytes: int
+    max_workspace: int
+
+    @property
+    def geometry(self) -> ConvGeometry:
+        return ConvGeometry.parse(self.problem)
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs a byte, if each array is read or written once."""
+        return self.geometry.flops / self.bytes
+
+    @property
+    def bytes(self) -> int:
+        """Of x, w and y."""
+        return self.geometry.bytes(backend.as_dtype(self.dtype, "Row").itemsize)
+
+    @property
+    def gflops(self) -> float:
+        return self.geometry.flops / self.times.median / 1e6
+
+    @property
+    def gbs(self) -> float:
+        """Rate at which the arrays went by, each once."""
+        return self.bytes / self.times.median / 1e6
+
+    def best(self, peer: str) -> tuple[str, Times] | None:
+        """The fastest way of a peer, with its times; None if it has none."""
+        ways = self.peers.get(peer, {})
+        return min(ways.items(), key=lambda way: way[1].median, default=None)
+
+    def ratio(self, peer: str) -> float | None:
+        """How many times as fast as the best of a peer; None if that cannot do it."""
+        best = self.best(peer)
+        return best and best[1].median / self.times.median
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where, when, with what and by which command the rows were measured."""
+
+    device: str
+    cores: int
+    threads: int
+    date: str
+    versions: dict[str, str]
+    environment: dict[str, str]
+    command: str
+
+    @classmethod
+    def here(cls, device: str, versions: dict[str, str]) -> Provenance:
+        """Of this process, with the versions of the peers beside our own."""
+        return cls(
+            device=machine.cpu() if device == "cpu" else backend.device_name(device).partition(" ")[2],
+            cores=cpu.cores(),
+            threads=cpu.workers(),
+            date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            versions=machine.versions() | versions,
+            environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+            command=shlex.join(["gpuconv", *sys.argv[1:]]),
+        )
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run of the benchmark, ready to save."""
+
+    provenance: Provenance
+    limits: Limits
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def peers(self) -> list[str]:
+        """Every peer of any row."""
+        return list(dict.fromkeys(name for row in self.rows for name in (*row.peers, *row.refusals)))
+
+    def write(self, path: Path) -> Path:
+        """Save as JSON, in `path` or under a name of its own in the folder `path`. Returns where."""
+        if path.is_dir():
+            device = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\([^)]*\)", "", self.provenance.device.lower())).strip("-")
+            path /= f"{device}-{self.provenance.date[:10]}.json"
+        content = {
+            "provenance": asdict(self.provenance),
+            "limits": asdict(self.limits),
+            "results": [asdict(row) | self._derived(row) for row in self.rows],
+        }
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> Record:
+        """A saved record.
+
+        Raises
+        ------
+        ValueError
+            If there is none in that file.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            rows = [_row(saved) for saved in content["results"]]
+            return cls(Provenance(**content["provenance"]), Limits(**content["limits"]), rows)
+        except OSError as error:
+            raise ValueError(f"{str(path)!r} cannot be read: {error.strerror}") from None
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{str(path)!r} holds no results of gpuconv bench: {error!r}") from None
+
+    def _derived(self, row: Row) -> dict[str, Any]:
+        """What a reader of the file would compute first."""
+        return {
+            "gflops": row.gflops,
+            "gbs": row.gbs,
+            "of_peak": row.gflops / self.limits.gflops,
+            "ratios": {peer: row.ratio(peer) for peer in row.peers},
+        }
+
+
+def _row(saved: dict[str, Any]) -> Row:
+    values = {f.name: saved[f.name] for f in fields(Row)}
+    values["times"] = Times(**values["times"])
+    values["peers"] = {
+        peer: {way: Times(**times) for way, times in ways.items()} for peer, ways in values["peers"].items()
+    }
+    return Row(**values)

@@ -1,0 +1,122 @@
+"""Rows and means as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table
+
+from gpuconv.bench.limits import Limits
+from gpuconv.bench.record import Record, Row
+from gpuconv.bench.summary import Mean, groups
+from gpuconv.plan import DIRECTIONS, si
+
+WIDE = 130
+"""Characters: a narrower table leaves out the columns that are not asked for first."""
+
+
+@dataclass(frozen=True)
+class Column:
+    header: str
+    cell: Callable[[Row], str]
+    wide_only: bool = False
+
+
+def rows(some: Sequence[Row], limits: Limits, peers: Sequence[str], width: int) -> Table:
+    """One line a row, a rule between suites."""
+    columns = [
+        Column("ms", lambda row: digits(row.times.median)),
+        Column("spread", lambda row: f"±{row.times.spread:.0%}", wide_only=True),
+        Column("GFLOP/s", lambda row: digits(row.gflops)),
+        Column("of peak", lambda row: f"{row.gflops / limits.gflops:.0%}"),
+        Column("GB/s", lambda row: digits(row.gbs), wide_only=True),
+        Column("workspace", lambda row: f"{si(row.workspace)}B", wide_only=True),
+        Column("extra memory", lambda row: f"{si(row.extra_bytes)}B", wide_only=True),
+        *(column for peer in peers for column in _against(peer)),
+    ]
+    columns = [column for column in columns if width >= WIDE or not column.wide_only]
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for header in ("problem", "direction", "algorithm"):
+        table.add_column(header, no_wrap=True)
+    for column in columns:
+        table.add_column(column.header, justify="right")
+    suite = None
+    for row in some:
+        if suite not in (None, row.suite):
+            table.add_section()
+        suite = row.suite
+        table.add_row(row.problem, row.direction, row.algorithm, *(column.cell(row) for column in columns))
+    return table
+
+
+def means(record: Record, peer: str) -> Table:
+    """Geometric means of the ratios to a peer: one line a suite or kind, one column a direction."""
+    directions = [name for name in DIRECTIONS if any(row.direction == name for row in record.rows)]
+    table = Table(
+        "",
+        box=box.SIMPLE_HEAD,
+        title=f"Times as fast as {peer}: geometric mean, lowest to highest",
+        title_justify="left",
+    )
+    for header in (*directions, *(["all"] if len(directions) > 1 else [])):
+        table.add_column(header, justify="right")
+    for label, members in groups(record.rows).items():
+        columns = [[row for row in members if row.direction == name] for name in directions]
+        if len(directions) > 1:
+            columns.append(members)
+        table.add_row(label, *(_mean(Mean.of(some, peer)) for some in columns))
+    return table
+
+
+def head(record: Record) -> str:
+    """Where and how it was measured, in a few lines."""
+    origin, limits = record.provenance, record.limits
+    versions = ", ".join(f"{name} {version}" for name, version in origin.versions.items())
+    environment = "".join(f"\n{name}={value}" for name, value in origin.environment.items())
+    return (
+        f"{origin.device}, {origin.threads} threads on {origin.cores} cores, {origin.date}\n{versions}{environment}\n"
+        f"the most that was measured here: {digits(limits.gflops)} GFLOP/s in a matrix product, "
+        f"{digits(limits.gbs)} GB/s in a copy"
+    )
+
+
+def verdict(record: Record, peer: str) -> str:
+    """The whole run against a peer, in a line, and what that could not do."""
+    ratios = [ratio for row in record.rows if (ratio := row.ratio(peer)) is not None]
+    lines = [f"at least as fast as {peer} in {sum(ratio >= 1 for ratio in ratios)} of {len(ratios)} rows"]
+    refusals = [row.refusals[peer] for row in record.rows if peer in row.refusals]
+    lines += [f"{refusals.count(words)} rows without {peer}: it {words}" for words in dict.fromkeys(refusals)]
+    return "\n".join(lines)
+
+
+def digits(value: float) -> str:
+    """Three digits, or all before the point.
+
+    >>> digits(0.01234), digits(12.34), digits(1234.5)
+    ('0.0123', '12.3', '1234')
+    """
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
+
+
+def _against(peer: str) -> tuple[Column, Column]:
+    def milliseconds(row: Row) -> str:
+        best = row.best(peer)
+        if best is None:
+            return "-"
+        way, times = best
+        return f"{way} {digits(times.median)}" if len(row.peers[peer]) > 1 else digits(times.median)
+
+    def ratio(row: Row) -> str:
+        value = row.ratio(peer)
+        return "-" if value is None else f"[{'green' if value >= 1 else 'yellow'}]{value:.2f}×"
+
+    return Column(f"{peer} ms", milliseconds), Column("ratio", ratio)
+
+
+def _mean(mean: Mean | None) -> str:
+    if mean is None:
+        return "-"
+    extremes = f" ({mean.low:.2f} to {mean.high:.2f})" if mean.count > 1 else ""
+    return f"[bold]{mean.mean:.2f}[/]{extremes}"
