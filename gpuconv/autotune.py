@@ -239,7 +239,8 @@ def operands(problem: Problem) -> tuple[Array, Array, Array]:
     g = problem.geometry
     x, w, y = g.x_shape, g.w_shape, g.y_shape
     first, second, out = {"forward": (x, w, y), "input_grad": (y, w, x), "weight_grad": (x, y, w)}[problem.direction]
-    deviates = np.random.default_rng(0).standard_normal(2**16).astype(problem.dtype)
+    count = min(2**20, max(math.prod(first), math.prod(second)))
+    deviates = np.random.default_rng(0).standard_normal(count).astype(problem.dtype)
     block = backend.to_device(deviates, problem.device)
     with backend.on_device_of(block):
         xp = problem.xp
