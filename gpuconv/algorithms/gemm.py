@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from types import ModuleType
 
 from gpuconv import cpu
@@ -27,6 +28,9 @@ from gpuconv.typing import Array, Ints
 
 LEAST_ROWS = 256
 """Shorter products spend their time packing the weights."""
+
+BLAS_COLUMNS = 16
+"""BLAS works on tiles of so many columns or more: a narrower product takes as long as one of this width."""
 
 GPU_STRIP_BYTES = 32 * 2**20
 """Columns of this size stay in the L2 cache of a recent data-centre GPU between im2col and the product."""
@@ -45,6 +49,8 @@ class Gemm(StripAlgorithm):
         return max(LEAST_ROWS, target // row_bytes)
 
     def blocks(self, c: Correlation, pieces: int, least: int) -> list[slice]:
+        if c.side_by_side > 1:
+            return [slice(0, c.g.k)]
         if c.g.groups == 1:
             return split_axis(c.g.k, pieces, least)
         return split_axis(c.g.groups, pieces, 1)
@@ -54,16 +60,49 @@ class Gemm(StripAlgorithm):
         columns = 0.0 if windows_are_matrix(c) else g.n * math.prod(g.out) * c.tap_count * g.c
         # Short runs of adjacent values cost as much to copy as longer ones.
         columns *= 1 + 12 / (g.c_group if g.groups > 1 else g.c * g.kernel[-1])
-        # BLAS works on tiles of 16 columns or so: narrower products waste what is missing.
-        return Work(g.macs * max(1.0, 16 / g.k_group), columns + math.prod(g.y_shape), 20 * strips)
+        return Work(g.macs * max(1.0, BLAS_COLUMNS / g.k_group), columns + math.prod(g.y_shape), 20 * strips)
+
+    def adapt(self, c: Correlation) -> Correlation:
+        """Give a product that would be narrow more columns: several outputs of a row side by side.
+
+        With k = 3 output channels a product keeps 3 of BLAS's 16 columns busy. Five neighbouring outputs look at a
+        kernel only 4 wider, so five shifted copies of w, each with zeros around it, make a product of 15 columns from a
+        fifth of the rows; the results lie as they should, channels of one output after those of the other.
+        """
+        g = c.g
+        if not c.on_cpu or g.groups > 1 or g.stride[-1] > 1 or g.dilation[-1] > 1 or g.k > BLAS_COLUMNS // 2:
+            return c
+        if g.is_padded and g.pad_mode != "zeros":
+            return c
+        q, s = g.out[-1], g.kernel[-1]
+
+        def cost(outputs: int) -> float:
+            rows = -(-q // outputs)
+            return rows * (s + outputs - 1) * max(BLAS_COLUMNS, outputs * g.k)
+
+        outputs = min(range(1, min(q, BLAS_COLUMNS // g.k) + 1), key=cost)
+        if outputs == 1:
+            return c
+        lo, hi = g.pad[-1]
+        wide = replace(
+            g,
+            kernel=(*g.kernel[:-1], s + outputs - 1),
+            stride=(*g.stride[:-1], outputs),
+            pad=(*g.pad[:-1], (lo, hi - q % -outputs)),
+            k=outputs * g.k,
+        )
+        return replace(c, g=wide, y_plain=False, w_plain=False, side_by_side=outputs)
 
     # ------------------------------------------------------------------------------------------ forward
 
     def packed_bytes(self, c: Correlation) -> int:
-        return 0 if c.w_plain else math.prod(c.g.w_shape) * c.acc.itemsize
+        copies = 0 if c.w_plain else 1 if c.side_by_side == 1 else 2
+        return copies * math.prod(c.g.w_shape) * c.acc.itemsize
 
     def pack(self, xp: ModuleType, c: Correlation, w_tagb: Array) -> Array:
         """w as (j, k), or (g, j, k // groups): a view if c.w_plain, else a copy, adjacent what is adjacent in w."""
+        if c.side_by_side > 1:
+            w_tagb = _repeat_shifted(xp, w_tagb, c.side_by_side)
         *taps, a, groups, b = w_tagb.shape
         w_gtab: Array = xp.moveaxis(w_tagb, -2, 0)
         if not c.w_plain:
@@ -88,22 +127,24 @@ class Gemm(StripAlgorithm):
         g = c.g
         columns = _Columns(xp, c, cut.extents, x)
         buffer = None if c.y_plain else xp.empty(math.prod(cut.extents) * g.k, c.acc)
-        if bias is not None and g.groups > 1:
-            bias = bias.reshape(g.groups, 1, g.k_group)
+        if bias is not None:
+            bias = bias.reshape(g.groups, 1, g.k_group) if g.groups > 1 else xp.tile(bias, c.side_by_side)
 
         def job(task: tuple[Strip, slice]) -> None:
             strip, block = task
             extents = extents_of(strip)
             m = math.prod(extents)
-            target = y[strip]
+            *before, last = strip
+            target = y[(*before, slice(last.start * c.side_by_side, last.stop * c.side_by_side))]
             y_mk = target.reshape(m, g.k) if buffer is None else buffer[: m * g.k].reshape(m, g.k)
             y_block = _block(y_mk, g, block)
             xp.matmul(columns(strip, block), packed[block] if g.groups > 1 else packed[:, block], out=y_block)
             finish(xp, y_block, None if bias is None else bias[block], act)
             if buffer is not None:
                 width = g.k_group if g.groups > 1 else 1
-                ks = slice(block.start * width, block.stop * width)
-                xp.copyto(target[..., ks], y_mk.reshape(*extents, g.k)[..., ks], casting="unsafe")
+                ks = slice(block.start * width, block.stop * width) if c.side_by_side == 1 else slice(None)
+                made = y_mk.reshape(*extents[:-1], extents[-1] * c.side_by_side, -1)[..., : target.shape[-2], ks]
+                xp.copyto(target[..., ks], made, casting="unsafe")
 
         return job
 
@@ -184,6 +225,15 @@ class _Columns:
         copy: Array = self._buffer[: view.size].reshape(view.shape)
         self._xp.copyto(copy, view, casting="unsafe")
         return copy
+
+
+def _repeat_shifted(xp: ModuleType, w_tagb: Array, outputs: int) -> Array:
+    """`outputs` copies of w, each one tap further along the last axis, side by side in its output channels."""
+    *taps, s, a, groups, b = w_tagb.shape
+    wide: Array = xp.zeros((*taps, s + outputs - 1, a, groups, outputs * b), w_tagb.dtype)
+    for i in range(outputs):
+        wide[..., i : i + s, :, :, i * b : (i + 1) * b] = w_tagb
+    return wide
 
 
 def _block(matrix_mk: Array, g: ConvGeometry, block: slice) -> Array:

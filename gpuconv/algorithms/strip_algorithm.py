@@ -54,6 +54,7 @@ class Correlation:
     x_plain: bool
     y_plain: bool
     w_plain: bool
+    side_by_side: int = 1  # outputs along the last axis that `g` takes for channels of one, see Gemm.adapt
 
     @classmethod
     def of(cls, problem: Problem) -> Correlation:
@@ -163,6 +164,10 @@ class StripAlgorithm(ABC):
     @abstractmethod
     def weight_job(self, xp: ModuleType, c: Correlation, cut: Cut, x: Array, dy: Array) -> WeightJob: ...
 
+    def adapt(self, c: Correlation) -> Correlation:
+        """The same correlation in the form that this algorithm computes; not asked for a weight gradient."""
+        return c
+
     def sum_shape(self, c: Correlation) -> Ints:
         """Shape of what the jobs of a weight gradient add to."""
         return c.g.w_shape
@@ -181,23 +186,26 @@ class StripAlgorithm(ABC):
         if g.macs == 0:
             return 0
         if problem.direction == "forward":
-            return self._cut(Correlation.of(problem), budget).total_bytes
+            return self._cut(self._whole(problem), budget).total_bytes
         if problem.direction == "weight_grad":
             return self._weight_cut(Correlation.of(problem), budget).total_bytes
         if needs_fold(g):
             inner, samples = unfolded(problem)
             return padded_bytes(problem, samples) + self.workspace_bytes(inner)
-        return max((self._cut(c, budget).total_bytes for c in _parts(problem)), default=0)
+        return max((self._cut(c, budget).total_bytes for c in self._parts(problem)), default=0)
 
     def work(self, problem: Problem) -> Work:
         if problem.geometry.macs == 0:
             return Work()
-        if problem.direction != "input_grad":
-            parts = [Correlation.of(problem)]
+        if problem.direction == "weight_grad":
+            c = Correlation.of(problem)
+            return self.correlation_work(c, len(self._weight_cut(c, problem.max_workspace).strips))
+        if problem.direction == "forward":
+            parts = [self._whole(problem)]
         elif needs_fold(problem.geometry):
             return self.work(unfolded(problem)[0])
         else:
-            parts = _parts(problem)
+            parts = self._parts(problem)
         works = (self.correlation_work(c, len(self._cut(c, problem.max_workspace).strips)) for c in parts)
         return sum(works, Work())
 
@@ -205,12 +213,12 @@ class StripAlgorithm(ABC):
         self.forward_packed(problem, x, self.pack_weights(problem, w), out, bias, activation)
 
     def pack_weights(self, problem: Problem, w: Array) -> Array:
-        return self.pack(problem.xp, Correlation.of(problem), _split_groups(w, problem.geometry))
+        return self.pack(problem.xp, self._whole(problem), _split_groups(w, problem.geometry))
 
     def forward_packed(
         self, problem: Problem, x: Array, packed: Array, out: Array, bias: Array | None, activation: str
     ) -> None:
-        self._correlate(problem, Correlation.of(problem), x, packed, out, bias, activation)
+        self._correlate(problem, self._whole(problem), x, packed, out, bias, activation)
 
     def input_grad(
         self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
@@ -226,7 +234,7 @@ class StripAlgorithm(ABC):
                 continue
             w_tagb = _split_groups(w[part.w_slices], g)
             w_tbga = w_tagb.swapaxes(-3, -1)  # (*taps, outputs of a group, groups, inputs of a group)
-            c = Correlation.of_part(problem, part, part.geometry)
+            c = self.adapt(Correlation.of_part(problem, part, part.geometry))
             dy_part = dy[(slice(None), *part.dy_slices)]
             packed = self.pack(xp, c, w_tbga)
             if is_complex(problem.dtype):
@@ -288,6 +296,14 @@ class StripAlgorithm(ABC):
             inner = replace(inner, geometry=replace(inner.geometry, n=count))
             self.input_grad(inner, dy[chunk], w, padded[:count], None, "identity")
             xp.copyto(out[chunk], fold(xp, padded[:count], g), casting="unsafe")
+
+    def _whole(self, problem: Problem) -> Correlation:
+        return self.adapt(Correlation.of(problem))
+
+    def _parts(self, problem: Problem) -> list[Correlation]:
+        """The correlations that an input gradient (of zero padding) consists of."""
+        parts = ((part, part.geometry) for part in adjoint_parts(problem.geometry))
+        return [self.adapt(Correlation.of_part(problem, part, g)) for part, g in parts if g is not None]
 
     def _cut(self, c: Correlation, budget: int) -> Cut:
         return _cut(self, c, budget, cpu.workers())
@@ -351,12 +367,6 @@ def _run(c: Correlation, cut: Cut, tasks: Iterable[Task], make_job: Callable[[],
 def _split_groups(w: Array, g: ConvGeometry) -> Array:
     """w (*taps, c // groups, k) as a view (*taps, c // groups, groups, k // groups)."""
     return w.reshape(*w.shape[:-1], g.groups, g.k_group)
-
-
-def _parts(problem: Problem) -> list[Correlation]:
-    """The correlations that an input gradient (of zero padding) consists of."""
-    parts = ((part, part.geometry) for part in adjoint_parts(problem.geometry))
-    return [Correlation.of_part(problem, part, g) for part, g in parts if g is not None]
 
 
 def needs_fold(g: ConvGeometry) -> bool:
