@@ -317,7 +317,7 @@ class ConvGeometry:
         """Output, channels last."""
         return (self.n, *self.out, self.k)
 
-    @property
+    @cached_property
     def macs(self) -> int:
         """Multiply-adds of each of the three passes, counting those on zero padding as the field does."""
         return math.prod((self.n, *self.out, *self.kernel, self.c_group, self.k))
@@ -333,7 +333,7 @@ class ConvGeometry:
 
     # ---------------------------------------------------------------------------------------------- positions
 
-    @property
+    @cached_property
     def is_padded(self) -> bool:
         return any(lo or hi for lo, hi in self.pad)
 
