@@ -247,9 +247,11 @@ def _measure(cases: Sequence[Case], opponents: Mapping[str, Peer], repeats: int,
     task = progress.add_task("measuring", total=len(cases))
     wrong: list[str] = []
     try:
-        with Live(progress, console=console, transient=True) as live:
+        # Drawn between the measurements: a thread that draws would take its time from them.
+        with Live(progress, console=console, transient=True, auto_refresh=False) as live:
             for case in cases:
                 progress.update(task, description=str(case))
+                live.refresh()
                 try:
                     record.rows.append(runner.measure(case, opponents, repeats))
                 except runner.WrongResult as error:

@@ -24,7 +24,7 @@ from gpuconv.typing import Direction
 INK, QUIET, FAINT, PAPER = "#1d2429", "#6b767d", "#dfe3e5", "#ffffff"
 COLOURS = {"forward": "#2166ac", "input_grad": "#e08214", "weight_grad": "#1b9e77"}
 LABELS = {"forward": "forward", "input_grad": "input gradient", "weight_grad": "weight gradient"}
-FEW = 10
+FEW = 6
 """So many layers get bars of their own; more are drawn as dots over the bar of their suite."""
 CROWD = 12
 """Bars that leave room for large figures."""
