@@ -108,20 +108,20 @@ n1_h8w8_c4_k4_r3s3_p1  float32 strict  cpu  forward  18.4 kFLOP
         ("n1_h16w16_c64_k64_r3s3_p1_g64", {"dtype": "float16", "precision": "fast"}),
         """\
 n1_h16w16_c64_k64_r3s3_p1_g64  float16 fast  cpu  forward  295 kFLOP
-  depthwise     chosen    216 kB workspace
-  winograd      possible  363 kB workspace
-  winograd_4x4  possible  578 kB workspace
+  depthwise     chosen    65.8 kB workspace
+  winograd_4x4  possible  587 kB workspace
   gemm          possible  741 kB workspace
-  loops         possible  65.5 kB workspace""",
-        "<ConvPlan n1_h16w16_c64_k64_r3s3_p1_g64 float16 forward on cpu: depthwise, 216 kB workspace>",
+  loops         possible  65.5 kB workspace
+  winograd      refused   sums over 1 channels, needs 4 to err no more than a plain sum""",
+        "<ConvPlan n1_h16w16_c64_k64_r3s3_p1_g64 float16 forward on cpu: depthwise, 65.8 kB workspace>",
     ),
     "refused for workspace": (
         ("n1_h8w8_c4_k4_r3s3_p1_g4", {"dtype": "complex128", "direction": "input_grad", "max_workspace": 1000}),
         """\
 n1_h8w8_c4_k4_r3s3_p1_g4  complex128 strict  cpu  input_grad  4.61 kFLOP
   loops         chosen    no workspace
-  depthwise     refused   needs 1.28 kB workspace, max_workspace allows 1 kB
-  winograd      refused   needs 398 kB workspace, max_workspace allows 1 kB
+  depthwise     refused   needs 1.79 kB workspace, max_workspace allows 1 kB
+  winograd      refused   sums over 1 channels, needs 4 to err no more than a plain sum
   winograd_4x4  refused   less precise than float32, needs precision='fast'
   gemm          refused   needs 1.73 kB workspace, max_workspace allows 1 kB""",
         "<ConvPlan n1_h8w8_c4_k4_r3s3_p1_g4 complex128 input_grad on cpu: loops, no workspace>",

@@ -15,12 +15,13 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from functools import lru_cache
 from types import ModuleType
 
 from gpuconv import cpu
 from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.epilogue import finish
-from gpuconv.algorithms.strip_algorithm import Correlation, Cut, StripAlgorithm, StripJob, WeightJob
+from gpuconv.algorithms.strip_algorithm import SMALL_MACS, Correlation, Cut, StripAlgorithm, StripJob, WeightJob
 from gpuconv.algorithms.strips import Strip, extents_of, gather, split_axis, tile_shape, windows
 from gpuconv.backend import is_complex
 from gpuconv.geometry import ConvGeometry
@@ -72,7 +73,7 @@ class Gemm(StripAlgorithm):
         g = c.g
         if not c.on_cpu or g.groups > 1 or g.stride[-1] > 1 or g.dilation[-1] > 1 or g.k > BLAS_COLUMNS // 2:
             return c
-        if g.is_padded and g.pad_mode != "zeros":
+        if g.macs <= SMALL_MACS or (g.is_padded and g.pad_mode != "zeros"):
             return c
         q, s = g.out[-1], g.kernel[-1]
 
@@ -104,6 +105,8 @@ class Gemm(StripAlgorithm):
         if c.side_by_side > 1:
             w_tagb = _repeat_shifted(xp, w_tagb, c.side_by_side)
         *taps, a, groups, b = w_tagb.shape
+        if c.w_plain and groups == 1 and w_tagb.flags.c_contiguous:
+            return w_tagb.reshape(c.tap_count * a, b)
         w_gtab: Array = xp.moveaxis(w_tagb, -2, 0)
         if not c.w_plain:
             if abs(w_gtab.strides[-2]) < abs(w_gtab.strides[-1]):
@@ -243,6 +246,7 @@ def _block(matrix_mk: Array, g: ConvGeometry, block: slice) -> Array:
     return matrix_mk.reshape(-1, g.groups, g.k_group).swapaxes(0, 1)[block]
 
 
+@lru_cache(maxsize=1024)
 def windows_are_matrix(c: Correlation) -> bool:
     """Whether the windows of x, as they lie in memory, are a matrix that BLAS takes: one constant step from row to row.
 

@@ -298,7 +298,7 @@ class StripAlgorithm(ABC):
             xp.copyto(out[chunk], fold(xp, padded[:count], g), casting="unsafe")
 
     def _whole(self, problem: Problem) -> Correlation:
-        return self.adapt(Correlation.of(problem))
+        return _whole(self, problem)
 
     def _parts(self, problem: Problem) -> list[Correlation]:
         """The correlations that an input gradient (of zero padding) consists of."""
@@ -310,6 +310,11 @@ class StripAlgorithm(ABC):
 
     def _weight_cut(self, c: Correlation, budget: int) -> Cut:
         return _weight_cut(self, c, budget, cpu.workers())
+
+
+@lru_cache(maxsize=1024)
+def _whole(algorithm: StripAlgorithm, problem: Problem) -> Correlation:
+    return algorithm.adapt(Correlation.of(problem))
 
 
 @lru_cache(maxsize=1024)
