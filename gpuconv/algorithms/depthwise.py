@@ -25,7 +25,7 @@ from typing import Any
 from gpuconv import cpu
 from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.epilogue import finish
-from gpuconv.algorithms.strip_algorithm import SHARES, Correlation, Cut, StripAlgorithm, StripJob, WeightJob
+from gpuconv.algorithms.strip_algorithm import Correlation, Cut, StripAlgorithm, StripJob, WeightJob
 from gpuconv.algorithms.strips import Strip, extents_of, gather, tile_shape, windows
 from gpuconv.backend import is_complex
 from gpuconv.typing import Array, Ints
@@ -36,6 +36,7 @@ GPU_STRIP_BYTES = 32 * 2**20
 
 class Depthwise(StripAlgorithm):
     name = "depthwise"
+    share_macs = 2**20
 
     def refusal(self, problem: Problem) -> str | None:
         g = problem.geometry
@@ -47,7 +48,7 @@ class Depthwise(StripAlgorithm):
         # Input and output of a strip share the cache.
         target = cpu.cache_bytes() // 2 if c.on_cpu else GPU_STRIP_BYTES
         fitting = target // ((c.g.c + c.g.k) * c.acc.itemsize)
-        return max(1, min(fitting, -(-c.g.n * math.prod(c.g.out) // SHARES)))
+        return max(1, min(fitting, -(-c.g.n * math.prod(c.g.out) // self.shares(c))))
 
     def blocks(self, c: Correlation, pieces: int, least: int) -> list[slice]:
         return [slice(0, c.g.groups)]

@@ -39,6 +39,7 @@ GPU_STRIP_BYTES = 32 * 2**20
 
 class Gemm(StripAlgorithm):
     name = "gemm"
+    share_macs = 2**22
 
     def refusal(self, problem: Problem) -> str | None:
         return None

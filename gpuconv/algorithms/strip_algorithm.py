@@ -33,10 +33,10 @@ from gpuconv.typing import Array, Ints
 Task = TypeVar("Task")
 
 SHARES = 8
-"""Work is cut into at least so many tasks where it can be, so that threads have something to share out."""
+"""Work that is long enough is cut into at least so many tasks, so that threads have something to share out."""
 
 SMALL_MACS = 2**18
-"""Up to here one thread does everything: BLAS keeps to one by itself, and a second would cost more than it gains."""
+"""Up to here BLAS keeps to one thread by itself and need not be held to it."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,12 @@ class StripAlgorithm(ABC):
 
     name: str
     exact: bool = True
+    share_macs: int
+    """Multiply-adds that take one core some 100 us: less is not worth a task, nor waking a thread."""
+
+    def shares(self, c: Correlation) -> int:
+        """Into how many tasks to cut the work, at least where it can be."""
+        return max(1, min(SHARES, c.g.macs // self.share_macs))
 
     # ------------------------------------------------------------------------------------------ for the subclass
 
@@ -321,25 +327,26 @@ def _whole(algorithm: StripAlgorithm, problem: Problem) -> Correlation:
 def _cut(algorithm: StripAlgorithm, c: Correlation, budget: int, threads: int) -> Cut:
     shared = algorithm.packed_bytes(c)
     strips, worker = _fit(c, algorithm.rows(c), budget - shared, algorithm.strip_bytes)
-    pieces = 1 if c.g.macs <= SMALL_MACS else -(-SHARES // len(strips))
-    blocks = algorithm.blocks(c, pieces, 64)
-    threads = _threads(c, len(strips) * len(blocks), budget - shared, worker, threads)
+    shares = algorithm.shares(c)
+    blocks = algorithm.blocks(c, -(-shares // len(strips)), 64)
+    threads = _threads(c, min(shares, len(strips) * len(blocks)), budget - shared, worker, threads)
     return Cut(strips, blocks, 1, False, threads, shared, worker)
 
 
 @lru_cache(maxsize=1024)
 def _weight_cut(algorithm: StripAlgorithm, c: Correlation, budget: int, threads: int) -> Cut:
     one_sum = math.prod(algorithm.sum_shape(c)) * c.acc.itemsize
-    blocks = algorithm.blocks(c, 1 if c.g.macs <= SMALL_MACS else SHARES, 128)
+    shares = algorithm.shares(c)
+    blocks = algorithm.blocks(c, shares, 128)
     rows = algorithm.rows(c)
-    chunks = 1 if c.g.macs <= SMALL_MACS else min(-(-SHARES // len(blocks)), -(-math.prod(c.g.y_shape[:-1]) // rows))
-    chunks = max(1, min(chunks, budget // 2 // max(one_sum, 1)))
+    chunks = min(-(-shares // len(blocks)), -(-math.prod(c.g.y_shape[:-1]) // rows), budget // 2 // max(one_sum, 1))
+    chunks = max(1, chunks)
     unpacked = 0 if algorithm.sum_shape(c) == c.g.w_shape else math.prod(c.g.w_shape) * c.acc.itemsize
     in_place = chunks == 1 and c.w_plain and not unpacked
     shared = 0 if in_place else chunks * one_sum + unpacked
     strips, worker = _fit(c, rows, budget - shared, algorithm.weight_bytes)
     chunks = min(chunks, len(strips))
-    threads = _threads(c, chunks * len(blocks), budget - shared, worker, threads)
+    threads = _threads(c, min(shares, chunks * len(blocks)), budget - shared, worker, threads)
     return Cut(strips, blocks, chunks, in_place, threads, shared, worker)
 
 
@@ -354,7 +361,7 @@ def _fit(c: Correlation, rows: int, budget: int, bytes_of: Callable[[Correlation
 
 
 def _threads(c: Correlation, tasks: int, budget: int, worker: int, most: int) -> int:
-    if not c.on_cpu or c.g.macs <= SMALL_MACS:
+    if not c.on_cpu:
         return 1
     affordable = most if worker == 0 else budget // worker
     return max(1, min(most, tasks, affordable))

@@ -21,6 +21,9 @@ from gpuconv.typing import Array, Ints, Pair
 Strip = tuple[slice, ...]
 """A piece of the output: slices of (n, *out)."""
 
+UFUNC_BUFFERS = 3 * 8192
+"""Elements that NumPy allocates by itself while it adds arrays that are not contiguous: 8192 an operand."""
+
 
 # -------------------------------------------------------------------------------------------------- cutting
 

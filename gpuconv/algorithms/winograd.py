@@ -29,7 +29,7 @@ from gpuconv import cpu
 from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.epilogue import finish
 from gpuconv.algorithms.strip_algorithm import SHARES, Correlation, Cut, StripAlgorithm, StripJob, WeightJob
-from gpuconv.algorithms.strips import Strip, extents_of, split_axis
+from gpuconv.algorithms.strips import UFUNC_BUFFERS, Strip, extents_of, split_axis
 from gpuconv.backend import is_complex
 from gpuconv.typing import Array, Ints
 
@@ -86,15 +86,14 @@ LONG_RUN = 0.4
 MOST_TILES = 512
 """Tiles of a strip where the cache does not ask for fewer; more would not make the products faster."""
 
-UFUNC_BUFFERS = 3 * 8192
-"""Elements that NumPy allocates by itself while it adds arrays that are not contiguous: 8192 an operand."""
-
 LEAST_TILES = 24
 """Shorter products spend their time packing the weights."""
 
 
 class Winograd(StripAlgorithm):
     """F(m x m, 3 x 3) on NumPy. F(2 x 2) has the error of a plain float32 sum; F(4 x 4) some ten times that."""
+
+    share_macs = 2**23
 
     def __init__(self, name: str, transforms: Transforms, strict: bool) -> None:
         self.name = name
@@ -121,7 +120,7 @@ class Winograd(StripAlgorithm):
         m, n = self._f.m, self._f.n
         tiles = 4 * cpu.cache_bytes() // (n * n * max(c.g.c, c.g.k) * c.acc.itemsize)
         in_all = c.g.n * math.prod(-(-p // m) for p in c.g.out)
-        tiles = min(tiles, MOST_TILES, -(-in_all // 4))  # at least four strips, for threads to share
+        tiles = min(tiles, MOST_TILES, -(-in_all // min(4, self.shares(c))))
         return m * m * max(tiles, LEAST_TILES)
 
     def blocks(self, c: Correlation, pieces: int, least: int) -> list[slice]:
