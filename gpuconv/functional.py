@@ -94,9 +94,11 @@ def conv2d(
     layout : {"channels_last", "channels_first"}
         "channels_first" takes and returns what PyTorch and ONNX use: x (N, C, H, W), w (F, C // groups, KH, KW).
     algorithm : str
-        "auto", or a name that `explain` lists; one that cannot serve the call raises and says why.
+        "auto", or a name that `explain` lists; one that cannot serve the call raises and says why. "fft" is for large
+        kernels. A NaN or an infinity spreads over all of its tile there, so "auto" takes it under "fast" only.
     precision : {"strict", "fast"}
-        "strict": float32 means float32. "fast" permits TF32 and the like where an algorithm has them.
+        "strict": float32 means float32. "fast" permits TF32 and the like where an algorithm has them, larger Winograd
+        tiles, and FFTs, made in 32 bits.
     max_workspace : int, optional
         Bytes of extra memory allowed beside arguments and result: a hard cap, default `settings.max_workspace`.
     out : array, optional

@@ -55,6 +55,7 @@ class ConvPlan:
     >>> print(plan("n1_h8w8_c4_k4_r1s1"))
     n1_h8w8_c4_k4_r1s1  float32 strict  cpu  forward  2.05 kFLOP
       gemm          chosen    no workspace
+      fft           possible  48.1 kB workspace; auto takes it under precision='fast' only
       loops         possible  no workspace
       depthwise     refused   groups=1, needs groups == in_channels (4)
       winograd      refused   kernel (1, 1), stride (1, 1), dilation (1, 1); needs (3, 3), (1, 1), (1, 1)

@@ -8,13 +8,58 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import pytest
 from cases import CASES, integers
-from tolerances import to_numpy
+from tolerances import assert_exact, assert_rounded, to_numpy
 
 import gpuconv
 from gpuconv.algorithms import ALGORITHMS
 
 ALGORITHM_NAMES = [algorithm.name for algorithm in ALGORITHMS]
+EXACT_NAMES = [algorithm.name for algorithm in ALGORITHMS if algorithm.exact]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to compute: an algorithm at a precision."""
+
+    algorithm: str
+    precision: str = "strict"
+
+    def __str__(self):
+        return f"{self.algorithm}-{self.precision}"
+
+    @property
+    def is_exact(self):
+        return self.algorithm in [*EXACT_NAMES, "auto"]
+
+    @property
+    def keywords(self):
+        return {"algorithm": self.algorithm, "precision": self.precision}
+
+    def serves(self, case, direction="forward", dtype="float32", device="cpu"):
+        return self.algorithm in willing(case, direction, dtype, device, self.precision)
+
+    def assert_right(self, got, want, dtype, largest):
+        """Small integers: not a bit off, or within what this algorithm is known to round off.
+
+        `largest` is called for the largest sum of absolute products.
+        """
+        if self.is_exact:
+            assert_exact(got, want, dtype)
+        else:
+            assert_rounded(got, want, dtype, **self.keywords, largest=largest())
+
+
+# Every algorithm as it is by default, and those that round also where they may do so in 32 bits.
+WAYS = [Way(name) for name in ALGORITHM_NAMES]
+WAYS += [Way(name, "fast") for name in ALGORITHM_NAMES if name not in EXACT_NAMES]
+every_way = pytest.mark.parametrize("way", WAYS, ids=str)
+
+
+def largest_sum(case, direction, *arrays):
+    """The largest sum of absolute products in one direction of a case."""
+    return np.max(case.want(direction, *(None if a is None else np.abs(a) for a in arrays)), initial=0)
 
 
 def convolve(direction, case, x, w, dy, **more):
@@ -35,9 +80,9 @@ def problem(case):
     return gpuconv.ConvGeometry.create(case.n, case.spatial, case.c, case.k, case.kernel, **case.keywords)
 
 
-def willing(case, direction="forward", dtype="float32", device="cpu"):
+def willing(case, direction="forward", dtype="float32", device="cpu", precision="strict"):
     """The algorithms that do not refuse a case, in the order of the list."""
-    plan = gpuconv.plan(problem(case), dtype, device, direction=direction)
+    plan = gpuconv.plan(problem(case), dtype, device, direction=direction, precision=precision)
     served = {candidate.name for candidate in plan.candidates if candidate.status != "refused"}
     return [name for name in ALGORITHM_NAMES if name in served]
 

@@ -6,7 +6,9 @@ import sys
 
 import numpy as np
 import pytest
-from tolerances import FLOOR, assert_close, assert_exact
+from tolerances import FLOOR, ROUNDS, assert_close, assert_exact, assert_rounded
+
+from gpuconv.algorithms import ALGORITHMS
 
 HERE = pathlib.Path(__file__).parent
 WANT = np.arange(-6.0, 6.0).reshape(3, 4)
@@ -21,7 +23,17 @@ def planted(value, dtype=np.float32):
 CHECKS = {
     "exact": lambda got: assert_exact(got, WANT, np.float32),
     "close": lambda got: assert_close(got, WANT, np.float32, numpy_result=WANT.astype(np.float32)),
+    **{
+        f"rounded by {name}": lambda got, name=name: assert_rounded(
+            got, WANT, np.float32, algorithm=name, precision="fast", largest=1000
+        )
+        for name in ROUNDS
+    },
 }
+
+
+def test_what_may_round_is_what_says_so():
+    assert set(ROUNDS) == {algorithm.name for algorithm in ALGORITHMS if not algorithm.exact}
 
 
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)

@@ -127,7 +127,7 @@ WRONG = {
     ),
     "precision": Wrong("conv2d", (X, W), {"precision": "tf32"}, ValueError, r"precision='tf32'.*strict.*fast"),
     "algorithm": Wrong(
-        "conv2d", (X, W), {"algorithm": "fft"}, AlgorithmError, r"algorithm='fft'.*depthwise.*gemm.*loops"
+        "conv2d", (X, W), {"algorithm": "fourier"}, AlgorithmError, r"algorithm='fourier'.*depthwise.*gemm.*loops"
     ),
     "algorithm that refuses": Wrong(
         "conv2d",

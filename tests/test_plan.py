@@ -45,6 +45,7 @@ class TestPlan:
         p = gpuconv.plan(RESNET)
         assert [(c.name, c.status) for c in p.candidates] == [
             ("winograd", "chosen"),
+            ("fft", "possible"),
             ("gemm", "possible"),
             ("loops", "possible"),
             ("depthwise", "refused"),
@@ -99,6 +100,7 @@ GOLDEN = {  # small problems, done in one strip by one thread, so that no number
 n1_h8w8_c4_k4_r3s3_p1  float32 strict  cpu  forward  18.4 kFLOP
   gemm          chosen    10.8 kB workspace
   winograd      possible  110 kB workspace
+  fft           possible  72.3 kB workspace; auto takes it under precision='fast' only
   loops         possible  no workspace
   depthwise     refused   groups=1, needs groups == in_channels (4)
   winograd_4x4  refused   less precise than float32, needs precision='fast'""",
@@ -108,12 +110,13 @@ n1_h8w8_c4_k4_r3s3_p1  float32 strict  cpu  forward  18.4 kFLOP
         ("n1_h16w16_c64_k64_r3s3_p1_g64", {"dtype": "float16", "precision": "fast"}),
         """\
 n1_h16w16_c64_k64_r3s3_p1_g64  float16 fast  cpu  forward  295 kFLOP
-  depthwise     chosen    65.8 kB workspace
+  depthwise     chosen    188 kB workspace
   winograd_4x4  possible  587 kB workspace
+  fft           possible  353 kB workspace
   gemm          possible  741 kB workspace
   loops         possible  65.5 kB workspace
   winograd      refused   sums over 1 channels, needs 4 to err no more than a plain sum""",
-        "<ConvPlan n1_h16w16_c64_k64_r3s3_p1_g64 float16 forward on cpu: depthwise, 65.8 kB workspace>",
+        "<ConvPlan n1_h16w16_c64_k64_r3s3_p1_g64 float16 forward on cpu: depthwise, 188 kB workspace>",
     ),
     "refused for workspace": (
         ("n1_h8w8_c4_k4_r3s3_p1_g4", {"dtype": "complex128", "direction": "input_grad", "max_workspace": 1000}),
@@ -123,6 +126,7 @@ n1_h8w8_c4_k4_r3s3_p1_g4  complex128 strict  cpu  input_grad  4.61 kFLOP
   depthwise     refused   needs 1.79 kB workspace, max_workspace allows 1 kB
   winograd      refused   sums over 1 channels, needs 4 to err no more than a plain sum
   winograd_4x4  refused   less precise than float32, needs precision='fast'
+  fft           refused   needs 1.01 kB workspace, max_workspace allows 1 kB
   gemm          refused   needs 1.73 kB workspace, max_workspace allows 1 kB""",
         "<ConvPlan n1_h8w8_c4_k4_r3s3_p1_g4 complex128 input_grad on cpu: loops, no workspace>",
     ),
@@ -131,6 +135,7 @@ n1_h8w8_c4_k4_r3s3_p1_g4  complex128 strict  cpu  input_grad  4.61 kFLOP
         """\
 n2_w9_c3_k5_s1  float32 strict  cpu  forward  540 FLOP
   loops         chosen    no workspace
+  fft           possible  6.83 kB workspace; auto takes it under precision='fast' only
   gemm          possible  no workspace
   depthwise     refused   groups=1, needs groups == in_channels (3)
   winograd      refused   kernel (1,), stride (1,), dilation (1,); needs (3, 3), (1, 1), (1, 1)
@@ -184,8 +189,10 @@ class TestExplain:
 
 class TestErrors:
     def test_unknown_algorithm(self):
-        with pytest.raises(gpuconv.AlgorithmError, match=r"^plan: algorithm='fft'.*'?auto'?.*depthwise.*gemm.*loops"):
-            gpuconv.plan(RESNET, algorithm="fft")
+        with pytest.raises(
+            gpuconv.AlgorithmError, match=r"^plan: algorithm='fourier'.*'?auto'?.*depthwise.*gemm.*loops"
+        ):
+            gpuconv.plan(RESNET, algorithm="fourier")
 
     @pytest.mark.parametrize(
         ("keywords", "error", "says"),

@@ -6,6 +6,7 @@ algorithm in the tests, in `gpuconv check`, `gpuconv bench` and `explain`.
 
 from gpuconv.algorithms.base import Algorithm, Problem, Work
 from gpuconv.algorithms.depthwise import Depthwise
+from gpuconv.algorithms.fft import Fft
 from gpuconv.algorithms.gemm import Gemm
 from gpuconv.algorithms.loops import Loops
 from gpuconv.algorithms.winograd import F2, F4, Winograd
@@ -14,6 +15,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     Depthwise(),
     Winograd("winograd", F2, strict=True),
     Winograd("winograd_4x4", F4, strict=False),
+    Fft(),
     Gemm(),
     Loops(),
 )
