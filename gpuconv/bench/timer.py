@@ -17,6 +17,9 @@ MOST = 1000
 """Calls in one turn, however short they are."""
 SLOT, BUDGET = 0.02, 4.0
 """Seconds."""
+REST = 0.05
+"""Seconds between turns. The threads of a BLAS or of OpenMP go on spinning after a call, OpenBLAS's for some 26 ms, and
+take a core from whoever comes next: right after NumPy's product gemm ran at 0.44 of its rate, after a rest at 0.70."""
 
 
 def stopwatch(device: str) -> Stopwatch:
@@ -63,18 +66,18 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds of each call, in turns, so that whatever else the machine does falls on all of them alike.
 
-    In its turn a call is repeated for `slot` seconds: the threads of a neighbour go on spinning for a moment after its
-    last call, which only the first few feel. After `budget` seconds for each call no new turn begins, once there have
+    In its turn a call is repeated for `slot` seconds, after a rest that lets the threads of the one before fall asleep
+    and one run that is not counted. After `budget` seconds for each call no new turn begins, once there have
     been three.
     """
-    for call in calls.values():
-        seconds(call)
     taken: dict[str, list[float]] = {name: [] for name in calls}
     begin = clock()
     for turn in range(repeats):
         if turn >= FEWEST and clock() - begin > budget * len(calls):
             break
         for name, call in calls.items():
+            time.sleep(REST)
+            seconds(call)
             spent = 0.0
             for _ in range(MOST):
                 taken[name].append(seconds(call))
