@@ -10,6 +10,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from gpuconv import backend, check, cpu, settings
+from gpuconv.algorithms import ALGORITHMS
 from gpuconv.bench import timer
 from gpuconv.bench.case import Case
 from gpuconv.bench.peers.base import Contestant, Peer
@@ -18,8 +19,7 @@ from gpuconv.typing import Array
 from gpuconv.workload import Workload
 
 WINDOWS = 32
-ROUNDING = ("fft", "winograd_4x4")
-"""Algorithms that round even where the sums of products are integers."""
+EXACT = {algorithm.name for algorithm in ALGORITHMS if algorithm.exact}
 
 TOLERANCES = {2: 5e-2, 4: 1e-4, 8: 1e-11}
 """The largest error that two right results may differ by, over their root mean square, by the bytes of a real."""
@@ -100,11 +100,11 @@ def validate(case: Case) -> None:
     """
     work = Workload.integers(case.geometry, case.dtype, case.device)
     exact_dtype = backend.accumulator(work.x.dtype).name
-    if exact_dtype == case.dtype and case.plan().chosen not in ROUNDING:
+    if exact_dtype == case.dtype and case.plan().chosen in EXACT:
         _validate_exactly(case, work)
         return
     reference = replace(case, dtype=exact_dtype, precision="strict", algorithm="auto")
-    if reference.plan().chosen in ROUNDING:
+    if reference.plan().chosen not in EXACT:
         reference = replace(reference, algorithm="gemm")
     exact_work = Workload.integers(case.geometry, exact_dtype, case.device)
     _validate_exactly(reference, exact_work)
