@@ -64,13 +64,15 @@ def test_calls_take_turns_of_a_slot_each():
         call()
         return costs[order[-1]]
 
-    taken = timer.interleaved(calls, 2, seconds, slot=3.0, clock=lambda: 0.0)
+    taken = timer.interleaved(calls, 2, seconds, slot=3.0, warm=1.0, clock=lambda: 0.0)
     assert order == (["quick"] * 4 + ["slow"] * 2) * 2  # the first of each turn is not counted
     assert taken == {"quick": [1.0] * 6, "slow": [5.0] * 2}
 
 
 def test_a_call_without_duration_ends_its_turn():
-    assert timer.interleaved({"nothing": lambda: None}, 1, lambda call: 0.0) == {"nothing": [0.0] * timer.MOST}
+    assert timer.interleaved({"nothing": lambda: None}, 1, lambda call: 0.0, warm=0.0) == {
+        "nothing": [0.0] * timer.MOST
+    }
 
 
 def test_after_its_budget_no_turn_begins_but_three_do():

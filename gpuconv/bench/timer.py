@@ -13,9 +13,9 @@ Stopwatch = Callable[[Call], float]
 
 FEWEST = 3
 """Turns, however long they take."""
-MOST = 1000
+MOST = 2000
 """Calls in one turn, however short they are."""
-SLOT, BUDGET = 0.02, 4.0
+SLOT, WARM, BUDGET = 0.06, 0.04, 4.0
 """Seconds."""
 REST = 0.05
 """Seconds between turns. The threads of a BLAS or of OpenMP go on spinning after a call, OpenBLAS's for some 26 ms, and
@@ -61,13 +61,15 @@ def interleaved(
     seconds: Stopwatch = seconds_on_cpu,
     *,
     slot: float = SLOT,
+    warm: float = WARM,
     budget: float = BUDGET,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each call, in turns, so that whatever else the machine does falls on all of them alike.
 
-    In its turn a call is repeated for `slot` seconds, after a rest that lets the threads of the one before fall asleep
-    and one run that is not counted. After `budget` seconds for each call no new turn begins, once there have
+    In its turn a call is repeated for `slot` seconds, after a rest that lets the threads of the one before fall asleep,
+    and after `warm` seconds that are not counted, in which its own are woken and find their cores. After `budget`
+    seconds for each call no new turn begins, once there have
     been three.
     """
     taken: dict[str, list[float]] = {name: [] for name in calls}
@@ -77,13 +79,17 @@ def interleaved(
             break
         for name, call in calls.items():
             time.sleep(REST)
-            seconds(call)
-            spent = 0.0
+            spent, counted = -warm, len(taken[name])
             for _ in range(MOST):
-                taken[name].append(seconds(call))
-                spent += taken[name][-1]
-                if spent >= slot:
+                is_warm = spent >= 0
+                took = seconds(call)
+                spent += took
+                if is_warm:
+                    taken[name].append(took)
+                if spent >= slot and len(taken[name]) > counted:
                     break
+            if len(taken[name]) == counted:
+                taken[name].append(took)
     return taken
 
 
