@@ -118,7 +118,7 @@ WeightJob = Callable[[Strip, slice, Array, bool], None]
 
 
 class StripAlgorithm(ABC):
-    """Base of gemm and depthwise; see `Algorithm` for the methods that callers use."""
+    """Base of depthwise, winograd and gemm; see `Algorithm` for the methods that callers use."""
 
     name: str
     exact: bool = True
