@@ -29,4 +29,20 @@ class WorkspaceError(MemoryError):
 
 
 class KernelError(RuntimeError):
-    """A CUDA kernel that could not be found, compiled or launched."""
+    """A CUDA kernel that could not be found, compiled or launched.
+
+    Attributes
+    ----------
+    kernel, file : str
+        Its name, and the file it stands in; empty where there is none to blame.
+    options : tuple of str
+        What the compiler was told.
+    log : str
+        What the compiler said.
+    """
+
+    def __init__(
+        self, message: str, *, kernel: str = "", file: str = "", options: tuple[str, ...] = (), log: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.kernel, self.file, self.options, self.log = kernel, file, options, log
