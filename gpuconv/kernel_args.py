@@ -1,0 +1,95 @@
+"""What kernels/conv.cuh takes by value: structs of the same fields in the same order, as 0-d NumPy arrays."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from gpuconv.geometry import PAD_MODES, ConvGeometry
+from gpuconv.typing import Ints
+
+FAST_DIV = np.dtype([("mul", "u4"), ("shift", "u4"), ("by", "i4")])
+
+_INTS = ("n", "c", "k", "groups")
+_AXES = ("x", "y", "kernel", "stride", "dilation", "pad")
+_DIVISORS = ("by_x", "by_y", "by_stride")
+
+CONV = np.dtype(
+    [
+        *((name, "i4") for name in _INTS),
+        *((name, "i4", (3,)) for name in _AXES),
+        ("pad_mode", "i4"),
+        *((name, FAST_DIV, (3,)) for name in _DIVISORS),
+    ]
+)
+"""``struct Conv``. Every field is four bytes wide, so there is no padding between them."""
+
+INDEX_LIMIT = 2**30
+"""Elements that a kernel counts with ints: half their range, so that a loop may step past its end."""
+
+LONGEST_AXIS = 2**31 - 1
+
+
+def fast_div(by: int) -> tuple[int, int, int]:
+    """(mul, shift, by) of ``struct FastDiv``: n / by is ``(mulhi(n, mul) + n) >> shift`` for 0 <= n < 2**31.
+
+    >>> mul, shift, _ = fast_div(7)
+    >>> ((100 * mul >> 32) + 100) >> shift
+    14
+    """
+    by = max(by, 1)  # of an empty axis, where nothing is divided
+    shift = (by - 1).bit_length()
+    return -(-(1 << (32 + shift)) // by) - (1 << 32), shift, by
+
+
+@lru_cache(maxsize=1024)
+def conv_struct(g: ConvGeometry) -> np.ndarray[Any, Any]:
+    """`g` as ``struct Conv``, read-only; 1-D and 2-D with leading axes of size 1.
+
+    A stride between the outputs of an axis that has one, and a dilation between the taps of an axis that has one,
+    change nothing and are put in as 1: their products with positions would not fit an int.
+    """
+    leading = 3 - g.ndim
+
+    def axes(sizes: Ints, filler: int = 1) -> Ints:
+        return (filler,) * leading + tuple(sizes)
+
+    stride = tuple(s if p > 1 else 1 for s, p in zip(g.stride, g.out, strict=True))
+    dilation = tuple(d if r > 1 else 1 for d, r in zip(g.dilation, g.kernel, strict=True))
+    per_axis = {
+        "x": axes(g.spatial),
+        "y": axes(g.out),
+        "kernel": axes(g.kernel),
+        "stride": axes(stride),
+        "dilation": axes(dilation),
+        "pad": axes(tuple(lo for lo, _ in g.pad), 0),
+    }
+    struct = np.zeros((), CONV)
+    for name in _INTS:
+        struct[name] = getattr(g, name)
+    for name, sizes in per_axis.items():
+        struct[name] = sizes
+    struct["pad_mode"] = PAD_MODES.index(g.pad_mode)
+    for name in _DIVISORS:
+        struct[name] = [fast_div(by) for by in per_axis[name.removeprefix("by_")]]
+    struct.setflags(write=False)
+    return struct
+
+
+def index64(*shapes: Ints) -> int:
+    """INDEX64 for kernels that index arrays of these shapes: 1 if one has more elements than ints may count."""
+    return int(any(math.prod(shape) > INDEX_LIMIT for shape in shapes))
+
+
+def too_long(g: ConvGeometry) -> str | None:
+    """Why kernels cannot count along some axis of `g`, in words; None if they can."""
+    for name, size in (("c", g.c), ("k", g.k), ("n", g.n)):
+        if size > LONGEST_AXIS:
+            return f"{name}={size}, kernels count up to {LONGEST_AXIS}"
+    for axis, size in enumerate(g.padded):
+        if max(size, g.out[axis]) > LONGEST_AXIS:
+            return f"spatial axis {axis} is {size} long with its pads, kernels count up to {LONGEST_AXIS}"
+    return None

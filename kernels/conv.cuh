@@ -1,0 +1,212 @@
+// What every kernel of this folder shares: the dtype, the geometry, divisions, positions, bias and activation.
+//
+//   -DDTYPE=   0 float16   1 bfloat16   2 float32   3 float64   4 complex64   5 complex128
+//   -DINDEX64= 1 where an array may have more than 2^30 elements, else 0
+//
+//   T   what arrays hold       A   what sums are made in: float for the 16-bit floats, else T
+//   R   the real type of A     index_t   an offset into an array, counted in elements
+//
+// The host makes the structs with gpuconv/kernel_args.py, which lays out the same fields in the same order.
+#pragma once
+#include "ptx.cuh"
+
+#ifndef DTYPE
+#error "DTYPE says what the arrays hold: 0 float16, 1 bfloat16, 2 float32, 3 float64, 4 complex64, 5 complex128"
+#endif
+
+// ---------------------------------------------------------------------------------------------------------- numbers
+
+typedef long long i64;
+
+#if defined(INDEX64) && INDEX64
+typedef i64 index_t;
+#else
+typedef int index_t;
+#endif
+
+template <class Real>
+struct alignas(2 * sizeof(Real)) Complex {
+  Real x, y;
+};
+typedef Complex<float> c64;
+typedef Complex<double> c128;
+
+#if DTYPE == 0 || DTYPE == 1
+typedef u16 T;
+typedef float A;
+typedef float R;
+#elif DTYPE == 2
+typedef float T;
+typedef float A;
+typedef float R;
+#elif DTYPE == 3
+typedef double T;
+typedef double A;
+typedef double R;
+#elif DTYPE == 4
+typedef c64 T;
+typedef c64 A;
+typedef float R;
+#elif DTYPE == 5
+typedef c128 T;
+typedef c128 A;
+typedef double R;
+#else
+#error "DTYPE is 0 to 5"
+#endif
+#define IS_16_BIT (DTYPE <= 1)
+#define IS_COMPLEX (DTYPE >= 4)
+
+#if DTYPE == 0
+__device__ __forceinline__ A to_acc(T value) { return f16_to_f32(value); }
+__device__ __forceinline__ T from_acc(A sum) { return f32_to_f16(sum); }
+#elif DTYPE == 1
+__device__ __forceinline__ A to_acc(T value) { return bf16_to_f32(value); }
+__device__ __forceinline__ T from_acc(A sum) { return f32_to_bf16(sum); }
+#else
+__device__ __forceinline__ A to_acc(T value) { return value; }
+__device__ __forceinline__ T from_acc(A sum) { return sum; }
+#endif
+
+// zero<A>(), add, scale by a real, conj and mul_add (a * b + sum, each product and sum in one rounding) for every A.
+template <class Value> struct Zero { __device__ __forceinline__ static Value make() { return Value(0); } };
+template <class Real> struct Zero<Complex<Real>> {
+  __device__ __forceinline__ static Complex<Real> make() { return Complex<Real>{Real(0), Real(0)}; }
+};
+template <class Value> __device__ __forceinline__ Value zero() { return Zero<Value>::make(); }
+
+__device__ __forceinline__ float add(float a, float b) { return a + b; }
+__device__ __forceinline__ double add(double a, double b) { return a + b; }
+template <class Real>
+__device__ __forceinline__ Complex<Real> add(Complex<Real> a, Complex<Real> b) {
+  return Complex<Real>{a.x + b.x, a.y + b.y};
+}
+
+__device__ __forceinline__ float divide(float a, float by) { return a / by; }
+__device__ __forceinline__ double divide(double a, double by) { return a / by; }
+template <class Real>
+__device__ __forceinline__ Complex<Real> divide(Complex<Real> a, Real by) {
+  return Complex<Real>{a.x / by, a.y / by};
+}
+
+__device__ __forceinline__ float conj(float a) { return a; }
+__device__ __forceinline__ double conj(double a) { return a; }
+template <class Real>
+__device__ __forceinline__ Complex<Real> conj(Complex<Real> a) {
+  return Complex<Real>{a.x, -a.y};
+}
+
+__device__ __forceinline__ float mul_add(float a, float b, float sum) { return fmaf(a, b, sum); }
+__device__ __forceinline__ double mul_add(double a, double b, double sum) { return fma(a, b, sum); }
+template <class Real>
+__device__ __forceinline__ Complex<Real> mul_add(Complex<Real> a, Complex<Real> b, Complex<Real> sum) {
+  return Complex<Real>{mul_add(-a.y, b.y, mul_add(a.x, b.x, sum.x)), mul_add(a.y, b.x, mul_add(a.x, b.y, sum.y))};
+}
+
+// N neighbouring elements, moved by one access of up to 16 bytes. The address must be a multiple of the size.
+template <class Element, int N>
+struct alignas(sizeof(Element) * N) Pack {
+  Element at[N];
+};
+
+// ---------------------------------------------------------------------------------------------------------- divisions
+
+// n / by for 0 <= n < 2^31 and 1 <= by < 2^31, by a multiplication (Granlund & Montgomery, "Division by invariant
+// integers using multiplication", 1994): shift = ceil(log2 by), mul = ceil(2^(32 + shift) / by) - 2^32.
+struct FastDiv {
+  u32 mul, shift;
+  int by;
+};
+
+__device__ __forceinline__ int divide(int n, const FastDiv d) {
+  return (int)((__umulhi((u32)n, d.mul) + (u32)n) >> d.shift);
+}
+
+// n / by, with the remainder in `rest`; n of any size where index_t has 64 bits.
+__device__ __forceinline__ int divide(int n, const FastDiv d, int& rest) {
+  const int quotient = divide(n, d);
+  rest = n - quotient * d.by;
+  return quotient;
+}
+__device__ __forceinline__ i64 divide(i64 n, const FastDiv d, int& rest) {
+  if (n <= 0x7fffffff) return divide((int)n, d, rest);
+  const i64 quotient = n / d.by;
+  rest = (int)(n - quotient * d.by);
+  return quotient;
+}
+
+// ---------------------------------------------------------------------------------------------------------- geometry
+
+// A convolution x -> y, of three spatial axes: 1-D and 2-D have leading axes of size 1, kernel 1, stride 1, pad 0.
+//
+//   x (n, x[0], x[1], x[2], c)    w (kernel[0], kernel[1], kernel[2], c / groups, k)    y (n, y[0], y[1], y[2], k)
+//
+// Tap r of output p reads position  p * stride + r * dilation - pad  of x. `pad` is that of the low side; the high side
+// is where y ends. No padded axis is longer than 2^31 - 1, so such positions fit an int.
+struct Conv {
+  int n, c, k, groups;
+  int x[3], y[3], kernel[3], stride[3], dilation[3], pad[3];
+  int pad_mode;  // 0 zeros   1 reflect   2 replicate   3 circular
+  FastDiv by_x[3], by_y[3], by_stride[3];
+};
+
+// The position of x that padded position `at`, counted from the first of x, holds; -1 where it holds a zero.
+__device__ __forceinline__ int source(int at, int size, int pad_mode) {
+  if ((u32)at < (u32)size) return at;
+  if (pad_mode == 0) return -1;
+  if (pad_mode == 2) return at < 0 ? 0 : size - 1;
+  const u32 away = at < 0 ? 0u - (u32)at : (u32)at;
+  if (pad_mode == 3) {
+    const int rest = (int)(away % (u32)size);
+    return at > 0 || rest == 0 ? rest : size - rest;
+  }
+  if (size == 1) return 0;
+  const u32 period = 2u * ((u32)size - 1u), rest = away % period;  // there and back; reflection is even in `at`
+  return (int)(rest < (u32)size ? rest : period - rest);
+}
+
+// ... of tap `r` of output `p` along `axis`.
+__device__ __forceinline__ int source(const Conv& g, int axis, int p, int r) {
+  return source(p * g.stride[axis] + r * g.dilation[axis] - g.pad[axis], g.x[axis], g.pad_mode);
+}
+
+// A row of y as a matrix (n * o * p * q, k), taken apart.
+struct Output {
+  int n, at[3];
+};
+__device__ __forceinline__ Output output_of(const Conv& g, index_t row) {
+  Output out;
+  row = divide(row, g.by_y[2], out.at[2]);
+  row = divide(row, g.by_y[1], out.at[1]);
+  out.n = (int)divide(row, g.by_y[0], out.at[0]);
+  return out;
+}
+
+// The same of x: pixel number -> sample and position.
+__device__ __forceinline__ Output input_of(const Conv& g, index_t pixel) {
+  Output in;
+  pixel = divide(pixel, g.by_x[2], in.at[2]);
+  pixel = divide(pixel, g.by_x[1], in.at[1]);
+  in.n = (int)divide(pixel, g.by_x[0], in.at[0]);
+  return in;
+}
+
+// ---------------------------------------------------------------------------------------------------------- epilogue
+
+// activation(sum + bias[channel]); bias may be null. 0 identity, 1 relu, 2 sigmoid, 3 tanh. A NaN stays one.
+#if IS_COMPLEX
+__device__ __forceinline__ A finish(A sum, const T* __restrict__ bias, int channel, int) {
+  return bias ? add(sum, bias[channel]) : sum;
+}
+#else
+__device__ __forceinline__ float tanh_of(float a) { return tanhf(a); }
+__device__ __forceinline__ double tanh_of(double a) { return tanh(a); }
+
+__device__ __forceinline__ A finish(A sum, const T* __restrict__ bias, int channel, int activation) {
+  if (bias) sum = add(sum, to_acc(bias[channel]));
+  if (activation == 1) return sum < A(0) ? A(0) : sum;
+  if (activation == 2) return A(0.5) * tanh_of(A(0.5) * sum) + A(0.5);  // 1 / (1 + exp(-sum)) would overflow
+  if (activation == 3) return tanh_of(sum);
+  return sum;
+}
+#endif
