@@ -1,0 +1,74 @@
+"""`Module`: the kernels of one CUDA text, run on the CPU."""
+
+import threading
+
+from . import launcher, source
+from .build import unavailable
+from .launcher import ASYNC_COPIES, BOUNDS, COUNT, ORDERS, RACES, UNWRITTEN, Library
+
+_libraries: dict[tuple, Library] = {}
+_lock = threading.Lock()
+
+
+def load(tier: str, text: str, options: tuple[str, ...], *, check: bool, ubsan: bool, arch: int) -> Library:
+    """The library of a text, compiled and loaded at most once in a process."""
+    key = (tier, text, options, check, ubsan, arch)
+    with _lock:
+        if key not in _libraries:
+            if tier == "source":
+                path = source.build_module(text, options, check=check, ubsan=ubsan, arch=arch)
+            elif tier == "ptx":
+                from . import ptx
+
+                path = ptx.build_module(text, options, check=check, arch=arch)
+            else:
+                raise ValueError(f"tier must be 'source' or 'ptx', not {tier!r}")
+            _libraries[key] = Library(path)
+        return _libraries[key]
+
+
+class Module:
+    """The kernels of a CUDA text.
+
+    `text` is what CuPy's RawModule would get, with every include pasted and `#line N "file"` where a file begins.
+    tier="source" compiles the text itself as C++; tier="ptx" compiles it with NVRTC and runs the PTX.
+    check=True looks for accesses out of bounds, races, reads of shared memory that nobody wrote. ubsan=True looks for
+    overflow of signed integers and the like (source tier). `order` is that in which threads run between barriers, and
+    `async_copies` when cp.async delivers. `arch` is 80 for sm_80.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        options: tuple[str, ...] = (),
+        *,
+        tier: str = "source",
+        check: bool = False,
+        ubsan: bool = False,
+        order: str = "random",
+        seed: int = 0,
+        async_copies: str = "late",
+        arch: int = 80,
+        count_traffic: bool = False,
+        slide: str = "end",
+    ):
+        if (why := unavailable()) is not None:
+            raise RuntimeError(why)
+        self.tier = tier
+        self.checks = (BOUNDS | RACES | UNWRITTEN if check else 0) | (COUNT if count_traffic else 0)
+        self.order, self.async_copies = ORDERS[order], ASYNC_COPIES[async_copies]
+        self.seed, self.slide = seed, {"end": 0, "begin": 1}[slide]
+        self.library = load(tier, text, tuple(options), check=check, ubsan=ubsan, arch=arch)
+        self.last = None  # the record of the last launch: switches, barriers, collectives
+
+    def signature(self, name: str) -> tuple[str, ...]:
+        """The parameters of a kernel as tokens: `Cf4` is const float*, `i4` int, `s72` a struct of 72 bytes."""
+        return self.library.kernel(name).signature
+
+    def launch(self, name: str, grid, block, args, shared_bytes: int = 0) -> None:
+        """Runs a kernel. Arrays are changed in place; other arguments are numpy scalars and structured 0-d arrays."""
+        kernel = self.library.kernel(name)
+        self.last = launcher.launch(
+            kernel, grid, block, args, int(shared_bytes),
+            order=self.order, seed=self.seed, async_copies=self.async_copies, checks=self.checks, slide=self.slide,
+        )  # fmt: skip
