@@ -171,10 +171,12 @@ def _pasted(file: str, done: set[str]) -> Iterator[str]:
 
 
 def types(unit: Unit) -> dict[str, np.dtype[Any]]:
-    """What the kernels' own names of number types mean in a unit."""
+    """What the kernels' own names of number types, see conv.cuh, mean in a unit."""
+    sums = accumulator(unit.dtype)
     return {
         "T": unit.dtype,
-        "A": accumulator(unit.dtype),
+        "A": sums,
+        "R": np.dtype(sums.char.lower()) if sums.kind == "c" else sums,
         "index_t": np.dtype(np.int64 if dict(unit.macros).get("INDEX64") else np.int32),
         "c64": np.dtype(np.complex64),
         "c128": np.dtype(np.complex128),

@@ -37,7 +37,7 @@ _DIRECTIVE = re.compile(r"^[ \t]*#(?:[^\n\\]|\\.)*", re.MULTILINE | re.DOTALL)
 _KERNEL = re.compile(r'extern\s*"C"\s*__global__\s+(?P<head>[^;{}]*?)\b(?P<name>\w+)\s*\(', re.DOTALL)
 _BOUNDS = re.compile(r"__launch_bounds__\s*\([^)]*\)")
 _ALIAS = re.compile(r"\busing\s+(\w+)\s*=\s*([\w\s]+?)\s*;|\btypedef\s+([\w\s]+?)\s+(\w+)\s*;")
-_STRUCT = re.compile(r"\bstruct\s+(?:__align__\s*\((?P<align>\d+)\)\s*)?(?P<name>\w+)\s*\{")
+_STRUCT = re.compile(r"\bstruct\s+(?:(?:__align__|alignas)\s*\((?P<align>\d+)\)\s*)?(?P<name>\w+)\s*\{")
 _QUALIFIERS = re.compile(r"\b(const|volatile|__restrict__|__grid_constant__)\b")
 _FIELD = re.compile(r"(?P<name>\w+)\s*(?P<sizes>(?:\[\s*\d+\s*\]\s*)*)$")
 
@@ -119,7 +119,11 @@ class _Types:
 
     def __init__(self, text: str, given: Mapping[str, np.dtype[Any]]) -> None:
         self.given = given
-        self._aliases = {m[1] or m[4]: " ".join((m[2] or m[3]).split()) for m in _ALIAS.finditer(text)}
+        self._aliases: dict[str, str] = {}
+        for match in _ALIAS.finditer(text):
+            name, meaning = match[1] or match[4], " ".join((match[2] or match[3]).split())
+            # Two meanings are two branches of an #if, and who knows which one the compiler takes.
+            self._aliases[name] = meaning if self._aliases.get(name, meaning) == meaning else ""
         self._structs = {m["name"]: (_block(text, m.end()), int(m["align"] or 1)) for m in _STRUCT.finditer(text)}
 
     def find(self, name: str) -> np.dtype[Any] | None:
