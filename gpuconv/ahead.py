@@ -176,6 +176,8 @@ class PreparedConv:
             w_last = call.channels_last(self._w, is_w=True)
             problem = call.problem("forward", g, dtype, device, *stand_ins, w_last)
             chosen = choose(problem, call.algorithm, call.caller)
+            if problem.copied:
+                w_last = xp.ascontiguousarray(w_last)
             self._packed = Packed(problem, chosen, chosen.pack_weights(problem, w_last)) if g.macs else None
         self.plan = plan_of(problem, call.algorithm, call.caller)
         self.nbytes = self._w.nbytes + (0 if self._bias is None else self._bias.nbytes)

@@ -115,15 +115,18 @@ class Call:
         self, direction: Direction, g: ConvGeometry, dtype: np.dtype[Any], device: str, *arrays: Array
     ) -> Problem:
         """`arrays`, channels last, are all that the algorithm will read and write."""
-        return Problem(
-            g,
-            dtype,
-            device,
-            direction,
-            check_precision(self.precision, self.caller),
-            workspace_limit(self.max_workspace, self.caller),
-            all(array.flags.c_contiguous and array.dtype == dtype for array in arrays),
-        )
+        precision = check_precision(self.precision, self.caller)
+        limit = workspace_limit(self.max_workspace, self.caller)
+        contiguous = all(array.flags.c_contiguous and array.dtype == dtype for array in arrays)
+        if contiguous or device == "cpu":
+            return Problem(g, dtype, device, direction, precision, limit, contiguous)
+        copied = sum(array.size * dtype.itemsize for array in arrays if not array.flags.c_contiguous)
+        if copied > limit:
+            raise WorkspaceError(
+                f"{self.caller}: kernels take C-contiguous, channels-last arrays, copies of those that are not take "
+                f"{copied} bytes, max_workspace allows {limit}. Raise it, or pass such arrays."
+            )
+        return Problem(g, dtype, device, direction, precision, limit - copied, copied=copied)
 
     def run(
         self,
@@ -152,15 +155,25 @@ class Call:
             target = self.channels_last(result, is_w)
             views = [self.channels_last(x, name == "w") for name, x in inputs.items()]
             problem = self.problem(direction, g, dtype, device, *views, target)
-            if packed is not None and packed.problem == problem:
-                packed.algorithm.forward_packed(problem, views[0], packed.weights, target, bias, activation)
-                return self.deliver(result, out)
-            algorithm = choose(problem, self.algorithm, self.caller)
+            if packed is not None and packed.problem != problem:
+                packed = None
+            algorithm = packed.algorithm if packed else choose(problem, self.algorithm, self.caller)
             if g.macs == 0:
                 fill(xp, target, bias, activation)
+                return self.deliver(result, out)
+            written = target
+            if problem.copied:
+                views = [xp.ascontiguousarray(view) for view in (views[:1] if packed else views)]
+                written = target if target.flags.c_contiguous else xp.empty(target.shape, dtype)
+            if bias is not None and not problem.on_cpu:
+                bias = xp.ascontiguousarray(bias)
+            if packed:
+                algorithm.forward_packed(problem, views[0], packed.weights, written, bias, activation)
             else:
                 epilogue = () if is_w else (bias, activation)
-                getattr(algorithm, direction)(problem, *views, target, *epilogue)
+                getattr(algorithm, direction)(problem, *views, written, *epilogue)
+            if written is not target:
+                target[...] = written
             return self.deliver(result, out)
 
     # ---------------------------------------------------------------------------------------------- results

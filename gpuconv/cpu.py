@@ -7,6 +7,7 @@ import platform
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -57,16 +58,19 @@ def blas_name() -> str:
     return " ".join(str(found[0][key]) for key in ("internal_api", "version", "architecture") if found[0].get(key))
 
 
-def spread(tasks: Iterable[Task], make_job: Callable[[], Callable[[Task], None]], threads: int) -> None:
+def spread(
+    tasks: Iterable[Task], make_job: Callable[[], Callable[[Task], None]], threads: int, *, holds_blas: bool = True
+) -> None:
     """Run every task once, on up to `threads` threads, the caller's among them.
 
     Each thread calls `make_job` once, which is where it gets buffers of its own, and applies what it returns to one
     task after another until none is left. Which thread takes which task is left to chance, so a job must write only
-    what its task owns; then the result is the same for any number of threads. BLAS runs on one thread meanwhile.
+    what its task owns; then the result is the same for any number of threads. BLAS runs on one thread meanwhile, unless
+    `holds_blas` is False: for one thread with products so small that BLAS keeps to one by itself, or on a GPU.
 
     The first exception of a job is raised here, after the other threads have stopped at their next task.
     """
-    with _serial_blas:
+    with _serial_blas if holds_blas else nullcontext():
         if threads == 1:
             job = make_job()
             for task in tasks:

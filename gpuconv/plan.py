@@ -46,6 +46,9 @@ class ConvPlan:
         Name of the algorithm that runs.
     workspace : int
         Bytes that it takes beside arguments and result.
+    copied : int
+        Bytes of copies made first, of arrays on a GPU that are not C-contiguous and channels last. `max_workspace`
+        covers both.
     seconds : float or None
         What it took when the problem was tuned, see `autotune`.
     flops : int
@@ -68,6 +71,7 @@ class ConvPlan:
     device: str
     direction: str
     candidates: tuple[Candidate, ...]
+    copied: int = 0
 
     @property
     def chosen(self) -> str:
@@ -90,6 +94,8 @@ class ConvPlan:
             f"{self.geometry}  {self.dtype} {self.precision}  {backend.device_name(self.device)}  "
             f"{self.direction}  {si(self.flops)}FLOP"
         )
+        if self.copied:
+            head += f"  {si(self.copied)}B copied to channels last"
         width = max(len(c.name) for c in self.candidates)
         return "\n".join([head, *(f"  {c.name:<{width}}  {c.status:<8}  {c.note}" for c in self.candidates)])
 
@@ -171,6 +177,7 @@ def plan_of(problem: Problem, algorithm: str, caller: str) -> ConvPlan:
         problem.device,
         problem.direction,
         tuple(candidates),
+        problem.copied,
     )
 
 
@@ -251,9 +258,11 @@ def _judge(candidate: Algorithm, problem: Problem, choice: _Choice) -> Candidate
 
 
 def _too_large(caller: str, candidate: Algorithm, problem: Problem) -> str:
+    copies = f" beside {problem.copied} of copies" if problem.copied else ""
     return (
         f"{caller}: algorithm={candidate.name!r} needs {candidate.workspace_bytes(problem)} bytes of workspace for "
-        f"{problem.geometry}, max_workspace allows {problem.max_workspace}. Raise it, or choose another algorithm."
+        f"{problem.geometry}, max_workspace allows {problem.max_workspace}{copies}. Raise it, or choose another "
+        "algorithm."
     )
 
 

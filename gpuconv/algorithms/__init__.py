@@ -10,13 +10,14 @@ from gpuconv.algorithms.fft import Fft
 from gpuconv.algorithms.gemm import Gemm
 from gpuconv.algorithms.loops import Loops
 from gpuconv.algorithms.winograd import F2, F4, Winograd
+from gpuconv.algorithms.wrappers import Folding
 
 ALGORITHMS: tuple[Algorithm, ...] = (
-    Depthwise(),
-    Winograd("winograd", F2, strict=True),
-    Winograd("winograd_4x4", F4, strict=False),
-    Fft(),
-    Gemm(),
+    Folding(Depthwise()),
+    Folding(Winograd("winograd", F2, strict=True)),
+    Folding(Winograd("winograd_4x4", F4, strict=False)),
+    Folding(Fft()),
+    Folding(Gemm()),
     Loops(),
 )
 

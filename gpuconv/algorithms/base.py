@@ -19,7 +19,9 @@ class Problem:
     """All that the choice of an algorithm may depend on, arrays apart.
 
     `geometry` describes the convolution x -> y in all three directions. `dtype` is native. `contiguous` says that the
-    arrays are C-contiguous in channels-last order, so that an algorithm may look at them as matrices.
+    arrays are C-contiguous in channels-last order, so that an algorithm may look at them as matrices. On a GPU they
+    always are: kernels take no strides, so other arrays are copied first. `copied` says how many bytes that takes;
+    `max_workspace` is what is left beside them.
     """
 
     geometry: ConvGeometry
@@ -29,6 +31,7 @@ class Problem:
     precision: Precision = "strict"
     max_workspace: int = 0
     contiguous: bool = True
+    copied: int = 0
 
     @cached_property
     def xp(self) -> ModuleType:

@@ -26,33 +26,21 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from types import ModuleType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpuconv import cpu
 from gpuconv.algorithms.base import PlainWeights, Problem, Work
 from gpuconv.algorithms.epilogue import finish
-from gpuconv.algorithms.strip_algorithm import needs_fold, padded_bytes, unfolded
-from gpuconv.algorithms.strips import (
-    UFUNC_BUFFERS,
-    Strip,
-    extents_of,
-    fold,
-    gather,
-    gather_elements,
-    split_axis,
-    tile_shape,
-)
+from gpuconv.algorithms.strips import UFUNC_BUFFERS, Strip, extents_of, gather, gather_elements, split_axis, tile_shape
 from gpuconv.backend import accumulator, is_complex
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Direction, Ints
-
-Task = TypeVar("Task")
 
 SHARES = 4
 """Work is cut into so many tasks where that costs little, for threads to share."""
@@ -98,16 +86,11 @@ class Fft(PlainWeights):
     def workspace_bytes(self, problem: Problem) -> int:
         if problem.geometry.macs == 0:
             return 0
-        if _folds(problem):
-            inner, samples = unfolded(problem)
-            return padded_bytes(problem, samples) + self.workspace_bytes(inner)
         return tiling_of(problem).total_bytes
 
     def work(self, problem: Problem) -> Work:
         if problem.geometry.macs == 0:
             return Work()
-        if _folds(problem):
-            return self.work(unfolded(problem)[0])
         return tiling_of(problem).work
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
@@ -116,25 +99,10 @@ class Fft(PlainWeights):
     def input_grad(
         self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
     ) -> None:
-        if not _folds(problem):
-            _correlate(problem.xp, tiling_of(problem), dy, w, out, bias, activation)
-            return
-        xp, g = problem.xp, problem.geometry
-        inner, samples = unfolded(problem)
-        tiling = tiling_of(inner)
-        padded = xp.empty((samples, *g.padded, g.c), accumulator(problem.dtype))
-        for first in range(0, g.n, samples):
-            chunk = slice(first, min(first + samples, g.n))
-            count = chunk.stop - chunk.start
-            _correlate(xp, replace(tiling, n=count), dy[chunk], w, padded[:count], None, "identity")
-            xp.copyto(out[chunk], fold(xp, padded[:count], g), casting="unsafe")
+        _correlate(problem.xp, tiling_of(problem), dy, w, out, bias, activation)
 
     def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
         _correlate_weights(problem.xp, tiling_of(problem), x, dy, out)
-
-
-def _folds(problem: Problem) -> bool:
-    return problem.direction == "input_grad" and needs_fold(problem.geometry)
 
 
 # -------------------------------------------------------------------------------------------------- one pass in numbers
@@ -436,32 +404,25 @@ def _correlate(
     """Forward and input gradient: a block of weights is transformed, then every tile meets it."""
     p = tiling.p
     bias = None if bias is None else bias.astype(p.dtype, copy=False)
+    run = partial(cpu.spread, threads=tiling.threads, holds_blas=p.on_cpu)
     for block in tiling.blocks:
         spectra = xp.empty(_spectra_shape(tiling, block), p.spectral)
         w_block = _by_group(w, p.g)[(..., *block)]
-        _run(tiling, block.pieces(), partial(_weight_job, xp, tiling, w_block, spectra))
-        _run(tiling, tiling, partial(_tile_job, xp, tiling, block, source, spectra, out, bias, activation))
+        run(block.pieces(), partial(_weight_job, xp, tiling, w_block, spectra))
+        run(tiling, partial(_tile_job, xp, tiling, block, source, spectra, out, bias, activation))
 
 
 def _correlate_weights(xp: ModuleType, tiling: Tiling, x: Array, dy: Array, out: Array) -> None:
     """Weight gradient: spectra are summed over tiles, then transformed back."""
     p = tiling.p
+    run = partial(cpu.spread, threads=tiling.threads, holds_blas=p.on_cpu)
     for block in tiling.blocks:
         sums = xp.empty((tiling.chunks, *_spectra_shape(tiling, block)), p.spectral)
-        _run(tiling, range(tiling.chunks), partial(_sum_job, xp, tiling, block, x, dy, sums))
+        run(range(tiling.chunks), partial(_sum_job, xp, tiling, block, x, dy, sums))
         for chunk in range(1, tiling.chunks):
             sums[0] += sums[chunk]
         out_block = _by_group(out, p.g)[(..., *block)]
-        _run(tiling, block.pieces(), partial(_weight_inverse_job, xp, tiling, sums[0], out_block))
-
-
-def _run(tiling: Tiling, tasks: Iterable[Task], make_job: Callable[[], Callable[[Task], None]]) -> None:
-    if tiling.p.on_cpu:
-        cpu.spread(tasks, make_job, tiling.threads)
-        return
-    job = make_job()
-    for task in tasks:
-        job(task)
+        run(block.pieces(), partial(_weight_inverse_job, xp, tiling, sums[0], out_block))
 
 
 def _tile_job(

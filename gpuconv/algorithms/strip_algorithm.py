@@ -1,8 +1,8 @@
 """What algorithms that compute strip by strip have in common: cutting, threads, and all three passes.
 
 A subclass says how one strip is computed. The rest is here, once: how many outputs a strip may have under
-``max_workspace``, the input gradient as stride-1 correlations (see adjoint.py), padding other than zeros, and the
-weight gradient as a sum over strips.
+``max_workspace``, the input gradient (zero padding) as stride-1 correlations (see adjoint.py), and the weight gradient
+as a sum over strips.
 
 Where strips end depends on the problem and on ``max_workspace``, never on the number of threads, and every sum over
 strips is made in a fixed order: so the bits of a result do not depend on how many threads there are, or which is first.
@@ -13,11 +13,11 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -25,12 +25,10 @@ from gpuconv import cpu
 from gpuconv.adjoint import AdjointPart, adjoint_parts
 from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.epilogue import fill
-from gpuconv.algorithms.strips import Strip, Strips, extents_of, fold, gather_elements
+from gpuconv.algorithms.strips import Strip, Strips, extents_of, gather_elements
 from gpuconv.backend import accumulator, is_complex
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints
-
-Task = TypeVar("Task")
 
 SHARES = 8
 """Work that is long enough is cut into at least so many tasks, so that threads have something to share out."""
@@ -195,9 +193,6 @@ class StripAlgorithm(ABC):
             return self._cut(self._whole(problem), budget).total_bytes
         if problem.direction == "weight_grad":
             return self._weight_cut(Correlation.of(problem), budget).total_bytes
-        if needs_fold(g):
-            inner, samples = unfolded(problem)
-            return padded_bytes(problem, samples) + self.workspace_bytes(inner)
         return max((self._cut(c, budget).total_bytes for c in self._parts(problem)), default=0)
 
     def work(self, problem: Problem) -> Work:
@@ -206,12 +201,7 @@ class StripAlgorithm(ABC):
         if problem.direction == "weight_grad":
             c = Correlation.of(problem)
             return self.correlation_work(c, len(self._weight_cut(c, problem.max_workspace).strips))
-        if problem.direction == "forward":
-            parts = [self._whole(problem)]
-        elif needs_fold(problem.geometry):
-            return self.work(unfolded(problem)[0])
-        else:
-            parts = self._parts(problem)
+        parts = [self._whole(problem)] if problem.direction == "forward" else self._parts(problem)
         works = (self.correlation_work(c, len(self._cut(c, problem.max_workspace).strips)) for c in parts)
         return sum(works, Work())
 
@@ -230,9 +220,6 @@ class StripAlgorithm(ABC):
         self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
     ) -> None:
         g, xp = problem.geometry, problem.xp
-        if needs_fold(g):
-            self._input_grad_folded(problem, dy, w, out)
-            return
         for part in adjoint_parts(g):
             target = out[(slice(None), *part.dx_slices)]
             if part.geometry is None:
@@ -263,7 +250,8 @@ class StripAlgorithm(ABC):
 
             return job
 
-        _run(c, cut, itertools.product(range(cut.chunks), cut.blocks), make_job)
+        tasks = itertools.product(range(cut.chunks), cut.blocks)
+        cpu.spread(tasks, make_job, cut.threads, holds_blas=_spreads(c))
         total = sums[0]
         for chunk in range(1, cut.chunks):
             total += sums[chunk]
@@ -289,19 +277,8 @@ class StripAlgorithm(ABC):
         cut = self._cut(c, problem.max_workspace)
         bias = None if bias is None else bias.astype(c.acc, copy=False)
         tasks = ((strip, block) for strip in cut.strips for block in cut.blocks)
-        _run(c, cut, tasks, lambda: self.strip_job(xp, c, cut, x, packed, y, bias, activation))
-
-    def _input_grad_folded(self, problem: Problem, dy: Array, w: Array, out: Array) -> None:
-        """The gradient of the padded input, some samples at a time, folded back onto the input."""
-        xp, g = problem.xp, problem.geometry
-        inner, samples = unfolded(problem)
-        padded = xp.empty((samples, *g.padded, g.c), accumulator(problem.dtype))
-        for first in range(0, g.n, samples):
-            chunk = slice(first, min(first + samples, g.n))
-            count = chunk.stop - chunk.start
-            inner = replace(inner, geometry=replace(inner.geometry, n=count))
-            self.input_grad(inner, dy[chunk], w, padded[:count], None, "identity")
-            xp.copyto(out[chunk], fold(xp, padded[:count], g), casting="unsafe")
+        make_job = partial(self.strip_job, xp, c, cut, x, packed, y, bias, activation)
+        cpu.spread(tasks, make_job, cut.threads, holds_blas=_spreads(c))
 
     def _whole(self, problem: Problem) -> Correlation:
         return _whole(self, problem)
@@ -367,35 +344,11 @@ def _threads(c: Correlation, tasks: int, budget: int, worker: int, most: int) ->
     return max(1, min(most, tasks, affordable))
 
 
-def _run(c: Correlation, cut: Cut, tasks: Iterable[Task], make_job: Callable[[], Callable[[Task], None]]) -> None:
-    if c.on_cpu and c.g.macs > SMALL_MACS:
-        cpu.spread(tasks, make_job, cut.threads)
-        return
-    job = make_job()
-    for task in tasks:
-        job(task)
+def _spreads(c: Correlation) -> bool:
+    """Whether BLAS would spread a product over threads of its own."""
+    return c.on_cpu and c.g.macs > SMALL_MACS
 
 
 def _split_groups(w: Array, g: ConvGeometry) -> Array:
     """w (*taps, c // groups, k) as a view (*taps, c // groups, groups, k // groups)."""
     return w.reshape(*w.shape[:-1], g.groups, g.k_group)
-
-
-def needs_fold(g: ConvGeometry) -> bool:
-    """Whether an input gradient is made on the padded input first, then folded onto the input it was read from."""
-    return g.is_padded and g.pad_mode != "zeros"
-
-
-def padded_bytes(problem: Problem, samples: int) -> int:
-    """What the gradient of so many padded samples takes."""
-    g = problem.geometry
-    return math.prod((samples, *g.padded, g.c)) * accumulator(problem.dtype).itemsize
-
-
-def unfolded(problem: Problem) -> tuple[Problem, int]:
-    """The input gradient of the padded input, and how many samples of it to make at a time."""
-    g = problem.geometry
-    samples = max(1, min(g.n, problem.max_workspace // 2 // padded_bytes(problem, 1)))
-    inner = replace(g, n=samples, spatial=g.padded, pad=((0, 0),) * g.ndim, pad_mode="zeros")
-    budget = problem.max_workspace - padded_bytes(problem, samples)
-    return replace(problem, geometry=inner, max_workspace=max(0, budget)), samples

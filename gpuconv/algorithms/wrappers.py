@@ -1,0 +1,144 @@
+"""What is said once for several algorithms: one name for two devices, and the input gradient of padding that repeats.
+
+A wrapper is an algorithm itself and hands everything on but what it is there for.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from gpuconv.algorithms.base import Algorithm, Problem, Work
+from gpuconv.algorithms.strips import fold
+from gpuconv.backend import accumulator
+from gpuconv.geometry import ConvGeometry
+from gpuconv.typing import Array
+
+
+class _Wrapper:
+    """Hands every question on to the algorithm that serves the problem."""
+
+    name: str
+    exact: bool
+
+    def _serving(self, problem: Problem) -> Algorithm:
+        raise NotImplementedError
+
+    def refusal(self, problem: Problem) -> str | None:
+        return self._serving(problem).refusal(problem)
+
+    def reservation(self, problem: Problem) -> str | None:
+        return self._serving(problem).reservation(problem)
+
+    def workspace_bytes(self, problem: Problem) -> int:
+        return self._serving(problem).workspace_bytes(problem)
+
+    def work(self, problem: Problem) -> Work:
+        return self._serving(problem).work(problem)
+
+    def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
+        self._serving(problem).forward(problem, x, w, out, bias, activation)
+
+    def input_grad(
+        self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
+    ) -> None:
+        self._serving(problem).input_grad(problem, dy, w, out, bias, activation)
+
+    def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
+        self._serving(problem).weight_grad(problem, x, dy, out)
+
+    def pack_weights(self, problem: Problem, w: Array) -> Array:
+        return self._serving(problem).pack_weights(problem, w)
+
+    def forward_packed(
+        self, problem: Problem, x: Array, packed: Array, out: Array, bias: Array | None, activation: str
+    ) -> None:
+        self._serving(problem).forward_packed(problem, x, packed, out, bias, activation)
+
+
+class ByDevice(_Wrapper):
+    """One algorithm, written twice: for the CPU and in CUDA."""
+
+    def __init__(self, cpu: Algorithm, cuda: Algorithm) -> None:
+        self.name, self.exact = cpu.name, cpu.exact and cuda.exact
+        self._cpu, self._cuda = cpu, cuda
+
+    def _serving(self, problem: Problem) -> Algorithm:
+        return self._cpu if problem.on_cpu else self._cuda
+
+
+class Folding(_Wrapper):
+    """Adds the input gradient under reflect, replicate and circular padding to an algorithm that pads with zeros.
+
+    The gradient of the padded input is made first, some samples at a time, and folded: each padded position is added to
+    the position of the input that it was read from. 16-bit floats are widened, for those sums to be made in float32.
+    """
+
+    def __init__(self, algorithm: Algorithm) -> None:
+        self.name, self.exact = algorithm.name, algorithm.exact
+        self._algorithm = algorithm
+
+    def _serving(self, problem: Problem) -> Algorithm:
+        return self._algorithm
+
+    def refusal(self, problem: Problem) -> str | None:
+        return self._algorithm.refusal(_Fold(problem).inner if _folds(problem) else problem)
+
+    def workspace_bytes(self, problem: Problem) -> int:
+        if not _folds(problem):
+            return self._algorithm.workspace_bytes(problem)
+        plan = _Fold(problem)
+        return plan.bytes + self._algorithm.workspace_bytes(plan.inner)
+
+    def work(self, problem: Problem) -> Work:
+        return self._algorithm.work(
+            replace(problem, geometry=unfolded(problem.geometry)) if _folds(problem) else problem
+        )
+
+    def input_grad(
+        self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
+    ) -> None:
+        if not _folds(problem):
+            self._algorithm.input_grad(problem, dy, w, out, bias, activation)
+            return
+        xp, g, plan = problem.xp, problem.geometry, _Fold(problem)
+        wide = plan.inner.dtype
+        w = w.astype(wide, copy=False)
+        padded = xp.empty((plan.samples, *g.padded, g.c), wide)
+        for first in range(0, g.n, plan.samples):
+            chunk = slice(first, min(first + plan.samples, g.n))
+            count = chunk.stop - chunk.start
+            inner = replace(plan.inner, geometry=replace(plan.inner.geometry, n=count))
+            # Not kept under a name: the next copy would be made beside it.
+            self._algorithm.input_grad(inner, dy[chunk].astype(wide, copy=False), w, padded[:count], None, "identity")
+            xp.copyto(out[chunk], fold(xp, padded[:count], g), casting="unsafe")
+
+
+def _folds(problem: Problem) -> bool:
+    g = problem.geometry
+    return problem.direction == "input_grad" and g.is_padded and g.pad_mode != "zeros" and g.macs > 0
+
+
+class _Fold:
+    """How a problem is folded: `samples` at a time, each time the problem `inner`, with `bytes` of its own."""
+
+    def __init__(self, problem: Problem) -> None:
+        g, wide = unfolded(problem.geometry), accumulator(problem.dtype)
+        casts = wide != problem.dtype
+        w_bytes = math.prod(g.w_shape) * wide.itemsize if casts else 0
+        sample_bytes = math.prod(g.x_shape[1:]) * wide.itemsize
+        if casts:
+            sample_bytes += math.prod(g.y_shape[1:]) * wide.itemsize
+        self.samples = max(1, min(g.n, (problem.max_workspace // 2 - w_bytes) // sample_bytes))
+        self.bytes = w_bytes + self.samples * sample_bytes
+        self.inner = replace(
+            problem,
+            geometry=replace(g, n=self.samples),
+            dtype=wide,
+            max_workspace=max(0, problem.max_workspace - self.bytes),
+        )
+
+
+def unfolded(g: ConvGeometry) -> ConvGeometry:
+    """The same convolution, of an input that is padded already."""
+    return replace(g, spatial=g.padded, pad=((0, 0),) * g.ndim, pad_mode="zeros")
