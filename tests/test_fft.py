@@ -10,7 +10,7 @@ from tolerances import FLOOR, assert_close, assert_within, error
 
 import gpuconv
 from gpuconv.algorithms import Problem
-from gpuconv.algorithms.fft import fast_length, tiling_of
+from gpuconv.algorithms.fft_tiling import fast_length, tiling_of
 
 BIG = "n1_h512w512_c1_k1_r63s63_p31"
 LARGE_KERNELS = {
