@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
 
-from gpuconv import autotune, backend, cpu, heuristics, settings
+from gpuconv import autotune, backend, cpu, heuristics, html, settings
 from gpuconv.algorithms import ALGORITHMS, Algorithm, Problem
 from gpuconv.errors import AlgorithmError, WorkspaceError
 from gpuconv.geometry import ConvGeometry, as_int
@@ -90,14 +90,19 @@ class ConvPlan:
         return self.geometry.flops
 
     def __str__(self) -> str:
+        width = max(len(c.name) for c in self.candidates)
+        return "\n".join([self._head(), *(f"  {c.name:<{width}}  {c.status:<8}  {c.note}" for c in self.candidates)])
+
+    def _head(self) -> str:
         head = (
             f"{self.geometry}  {self.dtype} {self.precision}  {backend.device_name(self.device)}  "
             f"{self.direction}  {si(self.flops)}FLOP"
         )
-        if self.copied:
-            head += f"  {si(self.copied)}B copied to channels last"
-        width = max(len(c.name) for c in self.candidates)
-        return "\n".join([head, *(f"  {c.name:<{width}}  {c.status:<8}  {c.note}" for c in self.candidates)])
+        return head + f"  {si(self.copied)}B copied to channels last" if self.copied else head
+
+    def _repr_html_(self) -> str:
+        rows = [(c.name, c.status, c.note) for c in self.candidates]
+        return html.table(self._head(), ("algorithm", "", ""), rows)
 
     def __repr__(self) -> str:
         return (

@@ -16,7 +16,7 @@ PACKAGE = pathlib.Path(gpuconv.__file__).parent
 # From the bottom up. A name ending in a dot is a folder. On one floor imports may go sideways, never in a circle.
 # The package itself stands under the programs, which use it as anyone else does.
 FLOORS = [
-    ["errors", "typing", "settings", "version"],
+    ["errors", "typing", "settings", "version", "html"],
     ["geometry", "backend", "disk"],
     ["cuda", "kernel_args", "kernel_signature", "cpu", "adjoint"],
     ["algorithms."],
@@ -24,7 +24,7 @@ FLOORS = [
     ["call", "functional", "ahead", "patches", "pooling"],
     ["activations", "initializers", "optimizers", "schedulers", "losses", "layers.", "models"],
     ["__init__"],
-    ["integrations.", "bench.", "demo.", "cli", "check", "demo", "kernel_report", "machine", "workload", "__main__"],
+    ["integrations.", "bench.", "demo.", "cli", "check", "demo", "kernel_report", "kernel_table", "machine", "workload", "__main__"],
 ]
 
 
