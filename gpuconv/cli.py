@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -136,6 +137,49 @@ def explain(
 
 
 @app.command()
+def kernels(
+    arch: Annotated[
+        list[str] | None, typer.Option(help="An architecture such as sm_90; repeatable. Default: sm_70 to sm_120.")
+    ] = None,
+    kernel: Annotated[
+        list[str] | None, typer.Option(help="A kernel, of which every unit is shown; repeatable. Default: all.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Save every unit's numbers in this file.")] = None,
+) -> None:
+    """What every CUDA kernel takes: registers, spills, shared memory, by architecture. Needs NVRTC, and no GPU."""
+    from gpuconv import kernel_report, kernel_table
+
+    with _usage_errors("kernels"):
+        _check_folder_of(json)
+        try:
+            archs = kernel_report.architectures(arch or ())
+        except ModuleNotFoundError as error:
+            typer.echo(f"gpuconv kernels: {error}", err=True)
+            raise typer.Exit(1) from None
+        jobs = kernel_report.jobs(archs, kernel or ())
+    done: list[kernel_report.Outcome] = []
+    interrupted = False
+    with closing(kernel_report.outcomes(jobs)) as outcomes, _progress() as progress:
+        task = progress.add_task("compiling", total=len(jobs))
+        try:
+            for outcome in outcomes:
+                done.append(outcome)
+                progress.advance(task)
+        except KeyboardInterrupt:
+            interrupted = True
+    record = kernel_report.record(done)
+    if json:
+        json.write_text(dumps(record, indent=1) + "\n", encoding="utf-8")
+        typer.echo(f"saved: {json}")
+    console = _console()
+    console.print(kernel_table.table(done, kernel or ()))
+    for fault in record["faults"]:
+        console.print(f"[red]wrong[/]: {escape(fault)}", soft_wrap=True)
+    console.print(kernel_report.summary(done, len(jobs)), soft_wrap=True)
+    raise typer.Exit(INTERRUPTED if interrupted else int(bool(record["faults"])))
+
+
+@app.command()
 def demo(
     image: Annotated[str, typer.Option(help="A picture of yours; or one of the photographs: china, flower.")] = "china",
     out: Annotated[
@@ -207,9 +251,7 @@ def bench(
         typer.echo("\n".join(suites.names()))
         return
     with _usage_errors("bench"):
-        for path in filter(None, (json, plot)):
-            if not path.parent.is_dir():
-                raise ValueError(f"{str(path.parent)!r} is not a folder to save {path.name!r} in")
+        _check_folder_of(json, plot)
         if plot:
             plots.check_target(plot)
         if show:
@@ -343,6 +385,12 @@ def _progress() -> Progress:
     """A bar that leaves no trace when it is done, and shows nothing where there is no terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def _check_folder_of(*paths: Path | None) -> None:
+    for path in filter(None, paths):
+        if not path.parent.is_dir():
+            raise ValueError(f"{str(path.parent)!r} is not a folder to save {path.name!r} in")
 
 
 @contextmanager

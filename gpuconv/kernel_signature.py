@@ -101,12 +101,13 @@ def _kernels(text: str) -> Iterator[tuple[str, list[str]]]:
 def _parameter(text: str, kernel: str, known: _Types) -> Parameter:
     plain = " ".join(_QUALIFIERS.sub(" ", text).split())
     match = re.fullmatch(r"(?P<type>[\w ]+?)\s*(?P<star>\*?)\s*\b(?P<name>\w+)", plain)
-    dtype = known.find(match["type"]) if match else None
-    if match is None or dtype is None:
+    found = known.find(match["type"]) if match else None
+    if match is None or found is None:
         raise KernelError(
             f"{kernel}: the type of its parameter `{text}` is not known here. Known are a struct of the same text, one "
             f"pointer or number of {', '.join(NUMBERS)}, {', '.join(known.given)}."
         )
+    dtype, _ = found
     if match["star"]:
         return Parameter(text, "array", dtype)
     if dtype.kind != "V" or dtype.names:
@@ -126,19 +127,18 @@ class _Types:
             self._aliases[name] = meaning if self._aliases.get(name, meaning) == meaning else ""
         self._structs = {m["name"]: (_block(text, m.end()), int(m["align"] or 1)) for m in _STRUCT.finditer(text)}
 
-    def find(self, name: str) -> np.dtype[Any] | None:
-        """The dtype of a type; None where it is not known."""
-        if name in self.given:
-            return self.given[name]
-        if name in NUMBERS:
-            return NUMBERS[name]
+    def find(self, name: str) -> tuple[np.dtype[Any], int] | None:
+        """The dtype of a type, and what the compiler aligns it to; None where it is not known."""
+        dtype = self.given.get(name, NUMBERS.get(name))
+        if dtype is not None:
+            return dtype, dtype.itemsize
         if name in self._structs:
             return self._layout(*self._structs[name])
         if name in self._aliases:
             return self.find(self._aliases[name])
         return None
 
-    def _layout(self, body: str, align: int) -> np.dtype[Any] | None:
+    def _layout(self, body: str, align: int) -> tuple[np.dtype[Any], int] | None:
         """A struct as the compiler lays it out: each field at a multiple of its alignment, and the whole too."""
         names: list[str] = []
         formats: list[np.dtype[Any]] = []
@@ -147,15 +147,15 @@ class _Types:
         for statement in _statements(body):
             first, *others = statement.split(",")
             head = re.match(r"([\w ]+?)\s+(?=\w+\s*(?:\[|$))", first.strip())
-            base = self.find(" ".join(_QUALIFIERS.sub(" ", head[1]).split())) if head else None
-            if head is None or base is None:
+            found = self.find(" ".join(_QUALIFIERS.sub(" ", head[1]).split())) if head else None
+            if head is None or found is None:
                 return None
+            base, unit = found
             for declared in (first.strip()[head.end() :], *others):
                 field = _FIELD.fullmatch(declared.strip())
                 if field is None:
                     return None
                 sizes = tuple(int(size) for size in re.findall(r"\d+", field["sizes"]))
-                unit = _alignment(base)
                 dtype = np.dtype((base, sizes)) if sizes else base
                 start = -(-end // unit) * unit
                 names.append(field["name"])
@@ -165,12 +165,7 @@ class _Types:
         if not names:
             return None
         size = -(-end // align) * align
-        return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": size}, align=align > 1)
-
-
-def _alignment(dtype: np.dtype[Any]) -> int:
-    """What the compiler aligns a type to. A complex number is a struct of two floats."""
-    return dtype.itemsize // 2 if dtype.kind == "c" else dtype.alignment
+        return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": size}), align
 
 
 def _block(text: str, start: int) -> str:

@@ -1,0 +1,242 @@
+"""What every kernel takes of a GPU, asked of the compiler: registers, spills, stack, shared memory. Needs no GPU.
+
+A module that launches kernels lists what it ever launches as ``UNITS``; the head of a file in kernels/ holds budgets:
+
+    // budget: im2col 32 registers
+
+A kernel passes if it compiles, spills nothing, and stays in its budget in every unit on every architecture.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import pkgutil
+import re
+import signal
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from typing import Any
+
+import gpuconv
+from gpuconv import cpu, cuda, nvrtc
+from gpuconv.cuda import Unit
+from gpuconv.errors import KernelError
+from gpuconv.kernel_signature import signatures
+
+ARCHITECTURES = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+PROGRAMS = {"__main__", "bench", "check", "cli", "demo", "integrations", "kernel_report", "kernel_table", "machine"}
+
+_BUDGET = re.compile(r"^//\s*budget:\s*(\w+)\s+(\d+)\s+registers\b", re.MULTILINE)
+_COMPILING = re.compile(r"Compiling entry function '(\w+)'")
+_STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_USED = re.compile(r"Used (\d+) registers")
+_SHARED = re.compile(r"(\d+) bytes smem")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one kernel of a unit takes on one architecture: registers a thread; bytes a thread, but `shared` a block.
+
+    Dynamic shared memory is asked for by the launch, and not in `shared`.
+    """
+
+    kernel: str
+    registers: int
+    shared: int
+    stack: int
+    spill_stores: int
+    spill_loads: int
+
+    @property
+    def spills(self) -> int:
+        return self.spill_stores + self.spill_loads
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A unit compiled for an architecture: its kernels, or the compiler's words if it fails."""
+
+    unit: Unit
+    arch: str
+    usages: tuple[Usage, ...]
+    error: str = ""
+
+    def faults(self, budgets: Mapping[str, int]) -> Iterator[str]:
+        """Whatever does not pass, in words."""
+        where = f"{self.unit} for {self.arch}"
+        if self.error:
+            yield f"{where} does not compile: {self.error}"
+        for usage in self.usages:
+            if usage.spills:
+                yield f"{usage.kernel} ({where}) spills {usage.spills} bytes of registers to memory"
+            budget = budgets.get(usage.kernel, usage.registers)
+            if usage.registers > budget:
+                yield f"{usage.kernel} ({where}) takes {usage.registers} registers, its budget is {budget}"
+
+
+def units() -> list[Unit]:
+    """Every unit that the library can launch, in the order of the files."""
+    found: dict[Unit, None] = {}
+    for module in _modules(gpuconv):
+        found |= dict.fromkeys(getattr(module, "UNITS", ()))
+    return sorted(found, key=lambda unit: (unit.file, cuda.options(unit)))
+
+
+def _modules(package: Any) -> Iterator[Any]:
+    for info in pkgutil.iter_modules(package.__path__):
+        if info.name not in PROGRAMS:
+            module = import_module(f"{package.__name__}.{info.name}")
+            yield module
+            if info.ispkg:
+                yield from _modules(module)
+
+
+def files() -> list[str]:
+    """The files of kernels/ that hold kernels."""
+    return sorted(path.name for path in cuda.folder().glob("*.cu"))
+
+
+def budgets(file: str) -> dict[str, int]:
+    """The most registers that each kernel of a file allows itself, as far as it says so."""
+    text = (cuda.folder() / file).read_text(encoding="utf-8")
+    return {name: int(count) for name, count in _BUDGET.findall(text)}
+
+
+def kernels(unit: Unit) -> tuple[str, ...]:
+    """The kernels of a unit, read from its text."""
+    return tuple(signatures(cuda.flatten(unit.file), cuda.types(unit)))
+
+
+def architectures(named: Collection[str] = ()) -> tuple[str, ...]:
+    """Those of `ARCHITECTURES` that the NVRTC at hand compiles for, or those named.
+
+    Raises
+    ------
+    ValueError
+        If one is named for which it does not.
+    """
+    known = nvrtc.architectures()
+    for arch in named:
+        if re.fullmatch(r"(sm_\d+)[af]?", arch) is None or arch.rstrip("af") not in known:
+            found = ".".join(map(str, nvrtc.version()))
+            raise ValueError(f"arch={arch!r} is not known to NVRTC {found}. It compiles for {', '.join(known)}.")
+    return tuple(dict.fromkeys(named)) or tuple(arch for arch in ARCHITECTURES if arch in known)
+
+
+def in_order(archs: Iterable[str]) -> list[str]:
+    """From the oldest, each once."""
+    return sorted(set(archs), key=lambda arch: (int(arch.strip("smaf_")), arch))
+
+
+def jobs(archs: Collection[str], named: Collection[str] = ()) -> list[tuple[Unit, str]]:
+    """Every unit, or those that hold one of the named kernels, for each of these architectures.
+
+    Raises
+    ------
+    ValueError
+        If a kernel is named that no unit has.
+    """
+    chosen = units()
+    if named:
+        holds = {unit: kernels(unit) for unit in chosen}
+        missing = set(named) - {name for names in holds.values() for name in names}
+        if missing:
+            there = ", ".join(dict.fromkeys(name for names in holds.values() for name in names)) or "none"
+            raise ValueError(f"there is no kernel {', '.join(sorted(missing))}. There is: {there}.")
+        chosen = [unit for unit in chosen if set(named) & set(holds[unit])]
+    return [(unit, arch) for arch in archs for unit in chosen]
+
+
+def outcomes(chosen: Sequence[tuple[Unit, str]], processes: int | None = None) -> Generator[Outcome, None, None]:
+    """Compile all of these side by side, each handed out when it is done. Closing the iterator ends the rest."""
+    count = min(processes or cpu.cores(), len(chosen))
+    if count <= 1:
+        for unit, arch in chosen:
+            yield _outcome(unit, arch, _compile(*_task(unit, arch)))
+        return
+    # In processes: NVRTC lets only one thread of a process compile at a time.
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _leave_interrupts_to_the_parent)
+    try:
+        running = {pool.submit(_compile, *_task(unit, arch)): (unit, arch) for unit, arch in chosen}
+        for future in as_completed(running):
+            yield _outcome(*running[future], future.result())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def usages(log: str) -> Iterator[Usage]:
+    """The kernels that the assembler tells of: for each a line with its name, one with its stack, one with the rest."""
+    kernel, stack = "", (0, 0, 0)
+    for line in log.splitlines():
+        if match := _COMPILING.search(line):
+            kernel, stack = match[1], (0, 0, 0)
+        elif match := _STACK.search(line):
+            stack = (int(match[1]), int(match[2]), int(match[3]))
+        elif kernel and (match := _USED.search(line)):
+            shared = _SHARED.search(line)
+            yield Usage(kernel, int(match[1]), int(shared[1]) if shared else 0, *stack)
+            kernel = ""
+
+
+def _task(unit: Unit, arch: str) -> tuple[str, tuple[str, ...], str]:
+    return cuda.flatten(unit.file), (*cuda.options(unit), "--ptxas-options=-v"), arch
+
+
+def _compile(text: str, options: tuple[str, ...], arch: str) -> tuple[bool, str]:
+    """Whether it compiles, and the log: all that another process needs to be told, and tells."""
+    try:
+        return True, nvrtc.compile_cubin(text, options, arch)[1]
+    except KernelError as error:
+        return False, error.log or str(error)
+
+
+def _outcome(unit: Unit, arch: str, compiled: tuple[bool, str]) -> Outcome:
+    right, log = compiled
+    return Outcome(unit, arch, tuple(usages(log)) if right else (), "" if right else log)
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+# ------------------------------------------------------------------------------------------------ a record
+
+
+def summary(done: Sequence[Outcome], planned: int) -> str:
+    """What was compiled, and what was not."""
+    archs = in_order(outcome.arch for outcome in done)
+    names = {(outcome.unit.file, usage.kernel) for outcome in done for usage in outcome.usages}
+    text = (
+        f"{len(names)} kernels in {len({outcome.unit for outcome in done})} units for {', '.join(archs) or 'none'}, "
+        f"by NVRTC {'.'.join(map(str, nvrtc.version()))}"
+    )
+    without = [arch for arch in ARCHITECTURES if arch not in nvrtc.architectures()]
+    if without:
+        text += f"; it does not compile for {', '.join(without)}"
+    if len(done) < planned:
+        text += f"; {planned - len(done)} of {planned} compilations not done"
+    return text
+
+
+def record(done: Sequence[Outcome]) -> dict[str, Any]:
+    """All of it, for a JSON file."""
+    rows = [
+        {
+            "file": outcome.unit.file,
+            "dtype": outcome.unit.dtype.name,
+            "macros": dict(outcome.unit.macros),
+            "arch": outcome.arch,
+            **asdict(usage),
+            "budget": budgets(outcome.unit.file).get(usage.kernel),
+        }
+        for outcome in done
+        for usage in outcome.usages
+    ]
+    return {
+        "gpuconv": gpuconv.__version__,
+        "nvrtc": ".".join(map(str, nvrtc.version())),
+        "results": rows,
+        "faults": [fault for outcome in done for fault in outcome.faults(budgets(outcome.unit.file))],
+    }
