@@ -24,7 +24,19 @@ FLOORS = [
     ["call", "functional", "ahead", "patches", "pooling"],
     ["activations", "initializers", "optimizers", "schedulers", "losses", "layers.", "models"],
     ["__init__"],
-    ["integrations.", "bench.", "demo.", "cli", "check", "demo", "kernel_report", "kernel_table", "machine", "workload", "__main__"],
+    [
+        "integrations.",
+        "bench.",
+        "demo.",
+        "cli",
+        "check",
+        "demo",
+        "kernel_report",
+        "kernel_table",
+        "machine",
+        "workload",
+        "__main__",
+    ],
 ]
 
 
