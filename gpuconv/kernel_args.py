@@ -11,7 +11,7 @@ import numpy as np
 from gpuconv.geometry import PAD_MODES, ConvGeometry
 from gpuconv.typing import Ints
 
-FAST_DIV = np.dtype([("mul", "u4"), ("shift", "u4"), ("by", "i4")])
+FAST_DIV = np.dtype([("mul", "u4"), ("shift", "u4"), ("by", "i4"), ("mul64_low", "u4"), ("mul64_high", "u4")])
 
 _INTS = ("n", "c", "k", "groups")
 _AXES = ("x", "y", "kernel", "stride", "dilation", "pad")
@@ -33,16 +33,20 @@ INDEX_LIMIT = 2**30
 LONGEST_AXIS = 2**31 - 1
 
 
-def fast_div(by: int) -> tuple[int, int, int]:
-    """(mul, shift, by) of ``struct FastDiv``: n / by is ``(mulhi(n, mul) + n) >> shift`` for 0 <= n < 2**31.
+@lru_cache(maxsize=4096)
+def fast_div(by: int) -> np.ndarray[Any, Any]:
+    """``struct FastDiv``: n / by is ``(mulhi(n, mul) + n) >> shift``, for 0 <= n < 2**31 in 32 bits, else in 64.
 
-    >>> mul, shift, _ = fast_div(7)
-    >>> ((100 * mul >> 32) + 100) >> shift
+    >>> d = fast_div(7)
+    >>> ((100 * int(d["mul"]) >> 32) + 100) >> int(d["shift"])
     14
     """
     by = max(by, 1)  # of an empty axis, where nothing is divided
     shift = (by - 1).bit_length()
-    return -(-(1 << (32 + shift)) // by) - (1 << 32), shift, by
+    mul, mul64 = (-(-(1 << (bits + shift)) // by) - (1 << bits) for bits in (32, 64))
+    struct = np.array((mul, shift, by, mul64 % 2**32, mul64 >> 32), FAST_DIV)
+    struct.setflags(write=False)
+    return struct
 
 
 @lru_cache(maxsize=1024)

@@ -111,26 +111,28 @@ struct alignas(sizeof(Element) * N) Pack {
 
 // ---------------------------------------------------------------------------------------------------------- divisions
 
-// n / by for 0 <= n < 2^31 and 1 <= by < 2^31, by a multiplication (Granlund & Montgomery, "Division by invariant
-// integers using multiplication", 1994): shift = ceil(log2 by), mul = ceil(2^(32 + shift) / by) - 2^32.
+// n / by for n >= 0 and 1 <= by < 2^31, by a multiplication (Granlund & Montgomery, "Division by invariant integers
+// using multiplication", 1994): shift = ceil(log2 by), mul = ceil(2^(32 + shift) / by) - 2^32 for n < 2^31, and the same
+// with 64 in the place of 32, in two halves, for longer n.
 struct FastDiv {
   u32 mul, shift;
   int by;
+  u32 mul64_low, mul64_high;
 };
 
 __device__ __forceinline__ int divide(int n, const FastDiv d) {
   return (int)((__umulhi((u32)n, d.mul) + (u32)n) >> d.shift);
 }
 
-// n / by, with the remainder in `rest`; n of any size where index_t has 64 bits.
+// ... with the remainder in `rest`.
 __device__ __forceinline__ int divide(int n, const FastDiv d, int& rest) {
   const int quotient = divide(n, d);
   rest = n - quotient * d.by;
   return quotient;
 }
 __device__ __forceinline__ i64 divide(i64 n, const FastDiv d, int& rest) {
-  if (n <= 0x7fffffff) return divide((int)n, d, rest);
-  const i64 quotient = n / d.by;
+  const u64 mul = (u64)d.mul64_high << 32 | d.mul64_low;
+  const i64 quotient = (i64)((__umul64hi((u64)n, mul) + (u64)n) >> d.shift);
   rest = (int)(n - quotient * d.by);
   return quotient;
 }
