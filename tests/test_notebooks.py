@@ -1,0 +1,84 @@
+"""The notebooks run from top to bottom, and what they show in a browser is what a run shows."""
+
+import re
+
+import nbformat
+import pytest
+from nbclient.exceptions import CellExecutionError
+
+import notebooks
+
+LARGEST = 400_000
+"""Bytes of a notebook, pictures included: a browser shows it at once, and the history stays light."""
+
+every_notebook = pytest.mark.parametrize("path", notebooks.NOTEBOOKS, ids=lambda path: path.stem[:2])
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def differences(committed, fresh):
+    """In words, where two runs of a notebook show different things, in cells that must not vary."""
+    found = []
+    for old, new in zip(code_cells(committed), code_cells(fresh), strict=True):
+        if len(notebooks.images(old)) != len(notebooks.images(new)):
+            found.append(f"the pictures of {new.source!r}")
+        if "varies" not in new.metadata.get("tags", []) and notebooks.texts(old) != notebooks.texts(new):
+            found.append(f"{new.source!r} shows {notebooks.texts(new)}, saved is {notebooks.texts(old)}")
+    return found
+
+
+@every_notebook
+def test_it_runs_and_shows_what_is_saved_in_it(path):
+    committed = nbformat.read(path, as_version=4)
+    assert differences(committed, notebooks.execute(path)) == [], "python tests/notebooks.py saves what a run shows"
+
+
+@every_notebook
+def test_it_was_saved_after_a_run_of_all_its_cells(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    assert sum(len(notebooks.images(cell)) for cell in cells) >= 2
+    assert path.stat().st_size < LARGEST
+
+
+@every_notebook
+def test_nothing_of_one_machine_is_saved_in_it(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert {key for cell in notebook.cells for key in cell.metadata} <= {"tags"}
+    assert {tag for cell in notebook.cells for tag in cell.metadata.get("tags", [])} <= {"varies"}
+    assert not re.search(r"(/home/|/tmp/|/root/|[A-Z]:\\\\)", path.read_text(encoding="utf-8"))
+
+
+# ------------------------------------------------------------------------------------------------ the test itself
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A notebook of one cell, with what it shows saved as `shown`."""
+
+    def make(source, shown, tags=()):
+        cell = nbformat.v4.new_code_cell(source, metadata={"tags": list(tags)})
+        cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=shown)]
+        path = tmp_path / "small.ipynb"
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
+        return path
+
+    return make
+
+
+def test_an_error_in_a_cell_is_noticed(small):
+    with pytest.raises(CellExecutionError, match="no such luck"):
+        notebooks.execute(small("raise ValueError('no such luck')", ""))
+
+
+@pytest.mark.parametrize(("shown", "tags", "count"), [("1\n", [], 0), ("2\n", [], 1), ("2\n", ["varies"], 0)])
+def test_an_output_that_no_longer_holds_is_noticed(small, shown, tags, count):
+    path = small("print(1)", shown, tags)
+    assert len(differences(nbformat.read(path, as_version=4), notebooks.execute(path))) == count
