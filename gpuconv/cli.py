@@ -159,7 +159,7 @@ def kernels(
         jobs = kernel_report.jobs(archs, kernel or ())
     done: list[kernel_report.Outcome] = []
     interrupted = False
-    with closing(kernel_report.outcomes(jobs)) as outcomes, _progress() as progress:
+    with closing(kernel_report.compile_all(jobs)) as outcomes, _progress() as progress:
         task = progress.add_task("compiling", total=len(jobs))
         try:
             for outcome in outcomes:
@@ -167,16 +167,19 @@ def kernels(
                 progress.advance(task)
         except KeyboardInterrupt:
             interrupted = True
-    record = kernel_report.record(done)
+    record = kernel_report.record(done, jobs)
     if json:
         json.write_text(dumps(record, indent=1) + "\n", encoding="utf-8")
         typer.echo(f"saved: {json}")
     console = _console()
     console.print(kernel_table.table(done, kernel or ()))
-    for fault in record["faults"]:
+    faults = record["faults"]
+    for fault in faults[:SHOWN_FAILURES]:
         console.print(f"[red]wrong[/]: {escape(fault)}", soft_wrap=True)
+    if len(faults) > SHOWN_FAILURES:
+        console.print(f"[red]wrong[/]: {len(faults) - SHOWN_FAILURES} more, all of them in the file that --json saves")
     console.print(kernel_report.summary(done, len(jobs)), soft_wrap=True)
-    raise typer.Exit(INTERRUPTED if interrupted else int(bool(record["faults"])))
+    raise typer.Exit(INTERRUPTED if interrupted else int(bool(faults)))
 
 
 @app.command()

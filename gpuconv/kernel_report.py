@@ -149,7 +149,7 @@ def jobs(archs: Collection[str], named: Collection[str] = ()) -> list[tuple[Unit
     return [(unit, arch) for arch in archs for unit in chosen]
 
 
-def outcomes(chosen: Sequence[tuple[Unit, str]], processes: int | None = None) -> Generator[Outcome, None, None]:
+def compile_all(chosen: Sequence[tuple[Unit, str]], processes: int | None = None) -> Generator[Outcome, None, None]:
     """Compile all of these side by side, each handed out when it is done. Closing the iterator ends the rest."""
     count = min(processes or cpu.cores(), len(chosen))
     if count <= 1:
@@ -215,13 +215,17 @@ def summary(done: Sequence[Outcome], planned: int) -> str:
     without = [arch for arch in ARCHITECTURES if arch not in nvrtc.architectures()]
     if without:
         text += f"; it does not compile for {', '.join(without)}"
+    unused = set(files()) - {unit.file for unit in units()}
+    if unused:
+        text += f"; nothing launches {', '.join(sorted(unused))}"
     if len(done) < planned:
         text += f"; {planned - len(done)} of {planned} compilations not done"
     return text
 
 
-def record(done: Sequence[Outcome]) -> dict[str, Any]:
+def record(done: Sequence[Outcome], planned: Sequence[tuple[Unit, str]]) -> dict[str, Any]:
     """All of it, for a JSON file."""
+    limits = {file: budgets(file) for file in {outcome.unit.file for outcome in done}}
     rows = [
         {
             "file": outcome.unit.file,
@@ -229,14 +233,16 @@ def record(done: Sequence[Outcome]) -> dict[str, Any]:
             "macros": dict(outcome.unit.macros),
             "arch": outcome.arch,
             **asdict(usage),
-            "budget": budgets(outcome.unit.file).get(usage.kernel),
+            "budget": limits[outcome.unit.file].get(usage.kernel),
         }
         for outcome in done
         for usage in outcome.usages
     ]
+    compiled = {(outcome.unit, outcome.arch) for outcome in done}
     return {
         "gpuconv": gpuconv.__version__,
         "nvrtc": ".".join(map(str, nvrtc.version())),
         "results": rows,
-        "faults": [fault for outcome in done for fault in outcome.faults(budgets(outcome.unit.file))],
+        "not_done": [f"{unit} for {arch}" for unit, arch in planned if (unit, arch) not in compiled],
+        "faults": [fault for outcome in done for fault in outcome.faults(limits[outcome.unit.file])],
     }

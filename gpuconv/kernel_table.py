@@ -16,7 +16,7 @@ def table(done: Sequence[Outcome], named: Sequence[str] = ()) -> Table:
     """A row for each kernel, with the most that any unit takes; where kernels are named, a row for each unit."""
     archs = in_order(outcome.arch for outcome in done)
     rows: dict[tuple[str, str, str], dict[str, list[Usage]]] = defaultdict(lambda: defaultdict(list))
-    for outcome in sorted(done, key=lambda outcome: str(outcome.unit)):
+    for outcome in done:
         for usage in outcome.usages:
             if not named or usage.kernel in named:
                 unit = _specialised(outcome.unit) if named else ""
@@ -26,7 +26,7 @@ def table(done: Sequence[Outcome], named: Sequence[str] = ()) -> Table:
         made.add_column("unit")
     for header in ("shared", "stack", "spills", "budget", *archs):
         made.add_column(header, justify="right")
-    for (file, kernel, unit), by_arch in rows.items():
+    for (file, kernel, unit), by_arch in sorted(rows.items()):
         every = [usage for found in by_arch.values() for usage in found]
         spills = max(usage.spills for usage in every)
         budget = budgets(file).get(kernel)

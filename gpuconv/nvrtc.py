@@ -64,7 +64,8 @@ def _compile(text: str, options: Sequence[str], form: str) -> tuple[bytes, str]:
     (program,) = _checked(nvrtc.nvrtcCreateProgram(text.encode(), b"kernels.cu", 0, [], []))
     try:
         (status,) = nvrtc.nvrtcCompileProgram(program, len(told), [option.encode() for option in told])
-        log = _read(program, "ProgramLog").rstrip(b"\0").decode(errors="replace").strip()
+        lines = _read(program, "ProgramLog").rstrip(b"\0").decode(errors="replace").splitlines()
+        log = "\n".join(line for line in lines if "deprecated and may be removed" not in line).strip()
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             log = log or status.name
             raise KernelError(f"NVRTC, with {' '.join(told)}:\n{log}", options=told, log=log)

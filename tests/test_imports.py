@@ -18,7 +18,7 @@ PACKAGE = pathlib.Path(gpuconv.__file__).parent
 FLOORS = [
     ["errors", "typing", "settings", "version", "html"],
     ["geometry", "backend", "disk"],
-    ["cuda", "kernel_args", "kernel_signature", "cpu", "adjoint"],
+    ["cuda", "kernel_args", "kernel_signature", "nvrtc", "cublas", "cpu", "adjoint"],
     ["algorithms."],
     ["heuristics", "autotune", "plan"],
     ["call", "functional", "ahead", "patches", "pooling"],

@@ -1,0 +1,236 @@
+"""`gpuconv kernels`: what the compiler says of small kernels that are right, spill, are over budget, do not compile."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+from nvrtc_here import needs_nvrtc
+from typer.testing import CliRunner
+
+from gpuconv import cuda, kernel_report, nvrtc
+from gpuconv.cli import app
+from gpuconv.cuda import Unit
+from gpuconv.kernel_report import Usage, compile_all, usages
+
+F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
+
+GOOD = """// Adds one, and turns a block around.
+//
+// budget: more 32 registers
+// budget: turn 40 registers
+#if DTYPE == 2
+typedef float T;
+#else
+typedef double T;
+#endif
+extern "C" __global__ void more(T* x) { x[threadIdx.x] += 1; }
+extern "C" __global__ void turn(T* x) {
+  __shared__ T all[64];
+  all[threadIdx.x] = x[threadIdx.x];
+  __syncthreads();
+  x[threadIdx.x] = all[63 - threadIdx.x];
+}
+"""
+
+SPILLS = """// budget: squeezed 255 registers
+extern "C" __global__ void __launch_bounds__(1024, 2) squeezed(float* x) {
+  float kept[96];
+  for (int i = 0; i < 96; ++i) kept[i] = x[i * 1024 + threadIdx.x];
+  __syncthreads();
+  for (int i = 0; i < 96; ++i) x[i * 1024 + threadIdx.x] = kept[(95 * i) % 96] * kept[i];
+}
+"""
+
+LOG = """ptxas info    : 0 bytes gmem, 24 bytes cmem[4]
+ptxas info    : Compiling entry function 'one' for 'sm_90'
+ptxas info    : Function properties for one
+ptxas         .     8 bytes stack frame, 16 bytes spill stores, 20 bytes spill loads
+ptxas info    : Used 80 registers, used 1 barriers, 8 bytes cumulative stack size, 4096 bytes smem, 376 bytes cmem[0]
+ptxas info    : Compile time = 16.555 ms
+ptxas info    : Compiling entry function 'two' for 'sm_90'
+ptxas info    : Function properties for two
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 8 registers, used 0 barriers
+"""
+
+UNITS = [Unit("good.cu", F32, (("INDEX64", 0),)), Unit("good.cu", F64)]
+
+
+@pytest.fixture
+def kernels(tmp_path, monkeypatch):
+    """A folder with one good file in place of the real one, and its units."""
+    monkeypatch.setattr(cuda, "folder", lambda: tmp_path)
+    monkeypatch.setattr(kernel_report, "units", lambda: list(UNITS))
+    (tmp_path / "good.cu").write_text(GOOD)
+    return tmp_path
+
+
+def command(*arguments):
+    return CliRunner().invoke(app, ["kernels", *map(str, arguments)])
+
+
+def spoil(kernels, monkeypatch, text):
+    (kernels / "bad.cu").write_text(text)
+    monkeypatch.setattr(kernel_report, "units", lambda: [*UNITS, Unit("bad.cu", F32)])
+
+
+# ------------------------------------------------------------------------------------------------ the report
+
+
+def test_the_log_is_read():
+    assert list(usages(LOG)) == [Usage("one", 80, 4096, 8, 16, 20), Usage("two", 8, 0, 0, 0, 0)]
+
+
+def test_budgets_are_read(kernels):
+    assert kernel_report.budgets("good.cu") == {"more": 32, "turn": 40}
+
+
+def test_units_are_collected_from_every_module_that_launches(monkeypatch):
+    from gpuconv import pooling
+    from gpuconv.algorithms import gemm
+
+    mine = [Unit("a.cu", F64), Unit("a.cu", F32), Unit("b.cu", F32)]
+    before = kernel_report.units()
+    monkeypatch.setattr(gemm, "UNITS", mine[:2], raising=False)
+    monkeypatch.setattr(pooling, "UNITS", mine[1:], raising=False)
+    found = kernel_report.units()
+    assert set(mine) <= set(found)
+    assert len(set(found)) == len(found)
+    assert [unit for unit in found if unit in mine] == [mine[1], mine[0], mine[2]]
+    assert before == sorted(before, key=lambda unit: (unit.file, cuda.options(unit)))
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("processes", [1, 2])
+def test_outcomes(kernels, processes):
+    jobs = kernel_report.jobs(("sm_80", "sm_90"))
+    done = list(compile_all(jobs, processes))
+    assert {(outcome.unit, outcome.arch) for outcome in done} == set(jobs)
+    for outcome in done:
+        assert not list(outcome.faults(kernel_report.budgets("good.cu")))
+        assert [usage.kernel for usage in sorted(outcome.usages, key=lambda usage: usage.kernel)] == ["more", "turn"]
+        (turn,) = (usage for usage in outcome.usages if usage.kernel == "turn")
+        assert turn.shared - 64 * outcome.unit.dtype.itemsize in (0, 1024)  # the system takes 1 KB from sm_90 on
+        assert 4 <= turn.registers <= 32
+        assert not turn.spills
+
+
+@needs_nvrtc
+def test_faults_in_words(kernels, monkeypatch):
+    spoil(kernels, monkeypatch, SPILLS)
+    (outcome,) = compile_all([(Unit("bad.cu", F32), "sm_80")])
+    (fault,) = outcome.faults(kernel_report.budgets("bad.cu"))
+    assert fault.startswith("squeezed (bad.cu float32 for sm_80) spills ")
+    (good,) = compile_all([(UNITS[1], "sm_80")])
+    (fault,) = good.faults({"more": 3})
+    assert fault.startswith("more (good.cu float64 for sm_80) takes ")
+    assert fault.endswith(" registers, its budget is 3")
+    (kernels / "good.cu").write_text("int f( {")
+    (broken,) = compile_all([(UNITS[1], "sm_80")])
+    assert next(broken.faults({})).startswith("good.cu float64 for sm_80 does not compile: good.cu(1): error:")
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+@needs_nvrtc
+def test_every_kernel_on_every_architecture(kernels):
+    result = command()
+    assert result.exit_code == 0, result.output
+    archs = [arch for arch in kernel_report.ARCHITECTURES if arch in nvrtc.architectures()]
+    header, _, *rows = [line for line in result.output.splitlines() if line.strip()][:4]
+    assert header.split() == ["file", "kernel", "shared", "stack", "spills", "budget", *archs]
+    assert [row.split()[:2] for row in rows] == [["good.cu", "more"], ["good.cu", "turn"]]
+    assert all(row.split()[4] == "0" and 4 <= int(row.split()[-1]) <= 32 for row in rows)
+    assert f"2 kernels in 2 units for {', '.join(archs)}, by NVRTC " in result.output
+
+
+@needs_nvrtc
+def test_named_kernels_are_shown_unit_by_unit(kernels):
+    text = command("--kernel", "turn", "--arch", "sm_90").output
+    assert "more" not in text
+    assert [line.split()[1] for line in text.splitlines() if line.lstrip().startswith("good.cu")] == ["turn", "turn"]
+    assert "float32 INDEX64=0" in text
+    assert "float64" in text
+
+
+@needs_nvrtc
+def test_json(kernels, tmp_path):
+    saved = tmp_path / "kernels.json"
+    assert f"saved: {saved}" in command("--arch", "sm_80", "--json", saved).output.replace("\n", "")
+    content = json.loads(saved.read_text())
+    assert set(content) == {"gpuconv", "nvrtc", "results", "faults", "not_done"}
+    assert (content["faults"], content["not_done"]) == ([], [])
+    assert len(content["results"]) == 4
+    row = next(row for row in content["results"] if row["dtype"] == "float32" and row["kernel"] == "turn")
+    assert (row["file"], row["macros"], row["arch"], row["budget"]) == ("good.cu", {"INDEX64": 0}, "sm_80", 40)
+    assert (row["shared"], row["spill_stores"], row["spill_loads"], row["stack"]) == (256, 0, 0, 0)
+
+
+@needs_nvrtc
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (SPILLS, "squeezed (bad.cu float32 for sm_80) spills"),
+        (GOOD.replace("32 registers", "3 registers"), "registers, its budget is 3"),
+        (GOOD.replace("+= 1", "+= y"), 'identifier "y" is undefined'),
+    ],
+)
+def test_what_does_not_pass_is_told_and_the_status_is_1(kernels, monkeypatch, text, words):
+    spoil(kernels, monkeypatch, text)
+    result = command("--arch", "sm_80")
+    assert result.exit_code == 1
+    assert "wrong: " in result.output
+    assert words in result.output
+    assert "2 kernels in" in result.output or "3 kernels in" in result.output or "4 kernels in" in result.output
+
+
+@needs_nvrtc
+def test_what_nothing_launches_is_told(kernels):
+    (kernels / "idle.cu").write_text("")
+    assert "nothing launches idle.cu" in command("--arch", "sm_80").output
+
+
+@needs_nvrtc
+def test_an_interrupt_leaves_what_is_done(kernels, monkeypatch, tmp_path):
+    every = kernel_report.compile_all
+
+    def interrupted(jobs):
+        yield next(every(jobs[:1]))
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(kernel_report, "compile_all", interrupted)
+    result = command("--arch", "sm_80", "--json", tmp_path / "some.json")
+    assert result.exit_code == 130
+    assert "good.cu   more" in result.output
+    assert "1 of 2 compilations not done" in result.output
+    content = json.loads((tmp_path / "some.json").read_text())
+    assert len(content["results"]) == 2
+    assert content["not_done"] == ["good.cu float64 for sm_80"]
+
+
+@needs_nvrtc
+def test_refusals(kernels, tmp_path):
+    for words, arguments in {
+        "arch='sm_30' is not known to NVRTC": ("--arch", "sm_30"),
+        "arch='hopper' is not known to NVRTC": ("--arch", "hopper"),
+        "there is no kernel nope. There is: more, turn.": ("--kernel", "nope"),
+        "is not a folder": ("--json", tmp_path / "missing" / "rows.json"),
+    }.items():
+        result = command(*arguments)
+        assert result.exit_code == 2
+        assert words in result.output
+        assert len(result.output.splitlines()) == 1
+
+
+def test_without_nvrtc_it_names_the_extra(kernels, monkeypatch):
+    def missing():
+        raise ModuleNotFoundError("this needs NVRTC and cuda-bindings: " + nvrtc.HINT, name="cuda")
+
+    monkeypatch.setattr(nvrtc, "architectures", missing)
+    result = command()
+    assert result.exit_code == 1
+    assert result.output == (
+        "gpuconv kernels: this needs NVRTC and cuda-bindings: python -m pip install 'gpuconv[kernels]'\n"
+    )
