@@ -318,6 +318,17 @@ def test_more_shared_memory_is_asked_for_and_never_taken_back(kernels, cupy):
     assert [call[3:] for call in cupy.calls] == [(49_152, 0), (60_000, 60_000), (50_000, 60_000), (70_000, 70_000)]
 
 
+def test_threads_do_not_take_shared_memory_back_from_each_other(kernels, cupy):
+    launch(cupy, UNIT, "nothing", (1,), (32,), ())
+    late = threading.Thread(target=launch, args=(cupy, UNIT, "nothing", (1,), (32,), (), 60_000))
+    with cuda._lock:
+        late.start()  # sees that 60,000 bytes are too many, and waits for the lock
+        time.sleep(0.1)
+        launch(cupy, UNIT, "nothing", (1,), (32,), (), 70_000)
+    late.join()
+    assert [call[3:] for call in cupy.calls[1:]] == [(70_000, 70_000), (60_000, 70_000)]
+
+
 def test_threads_compile_once(kernels, cupy):
     cupy.seconds = 0.05
     start = threading.Barrier(8)
