@@ -18,9 +18,9 @@ RUNTIME_SOURCES = (
     "async_copies.cpp",
     "matrix.cpp",
     "sanitizer_hooks.cpp",
+    "traffic.cpp",
 )
-RUNTIME_HEADERS = ("runtime.h", "internal.h")
-MODULE_HEADERS = ("runtime.h", "cuda_surface.h", "cuda_math.h", "ptx_stand_in.h")
+RUNTIME_HEADERS = ("runtime.h", "internal.h", "traffic.h")
 
 COMMON = (
     *("-std=c++17", "-fPIC", "-shared", "-pipe", "-g1", "-fvisibility=hidden"),
@@ -119,7 +119,9 @@ def contents(names: tuple[str, ...]) -> list[str]:
 @functools.cache
 def headers_key() -> str:
     """Changes with anything that a module is compiled against."""
-    return digest(contents(MODULE_HEADERS), runtime_key(), COMMON, machine_flags())
+    return digest(
+        contents(tuple(sorted(path.name for path in HERE.glob("*.h")))), runtime_key(), COMMON, machine_flags()
+    )
 
 
 @functools.cache
@@ -156,12 +158,14 @@ def forget_old(days: int = 30) -> None:
 
 
 def shared_object(key: str, text, flags: tuple[str, ...]) -> Path:
-    """A module of C++ `text` (or a function that gives it, called only if it must be compiled) under a key of what makes it."""
+    """A module of C++ `text`, or of what `text()` gives, called only where it must be compiled; `key` tells it."""
     flags = (*COMMON, *machine_flags(), *WARNINGS, *flags)
     key = digest(key, flags, headers_key())
 
     def make(out: Path) -> None:
         source = text() if callable(text) else text
-        run([compiler(), *flags, f"-I{HERE}", "-x", "c++", "-", "-x", "none", runtime(), "-o", out], source)
+        # without the default libraries, which with instrumentation would be those of the sanitizers
+        libraries = ("-x", "none", runtime(), "-nodefaultlibs", "-lm", "-lc", "-lgcc")
+        run([compiler(), *flags, f"-I{HERE}", "-x", "c++", "-", *libraries, "-o", out], source)
 
     return cached(f"module-{key}.so", make)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import build
+from . import build, traffic
 
 BOUNDS, RACES, UNWRITTEN, COUNT = 1, 2, 4, 8
 ORDERS = {"up": 0, "down": 1, "random": 2}
@@ -20,7 +20,7 @@ MESSAGE_BYTES = 2048
 STATIC_SHARED, DYNAMIC_SHARED = 48 * 1024, 227 * 1024
 
 
-class KernelFault(RuntimeError):  # noqa: N818
+class KernelFault(RuntimeError):
     """A kernel did what it must not do."""
 
 
@@ -187,7 +187,7 @@ class Pack:
         for low, high, array in sorted(self.arrays, key=lambda part: part[0]):
             if merged and low < merged[-1][1]:
                 merged[-1][1] = max(merged[-1][1], high)
-                merged[-1][2] &= array.flags.writeable
+                merged[-1][2] |= array.flags.writeable
             else:
                 merged.append([low, high, array.flags.writeable])
         return [tuple(part) for part in merged]
@@ -213,8 +213,8 @@ class Pack:
 
 
 def same_bits(kind: str, token: str) -> bool:
-    """Whether a scalar may be given although its kind differs: the bits of a 16-bit float as u16, a struct for a complex."""
-    return (token == "u2" and kind == "f2") or (token[0] == "s" and kind[0] == "s" and kind[1:] == token[1:])
+    """Whether a scalar may be given although its kind differs: the bits of a 16-bit float are a u16."""
+    return token == "u2" and kind == "f2"
 
 
 def in_words(token: str) -> str:
@@ -264,7 +264,7 @@ def launch(
     grid, block = three(kernel.name, "grid", grid), three(kernel.name, "block", block)
     check_limits(kernel, grid, block, shared_bytes)
     pack = Pack(kernel, tuple(args))
-    packed_buffers, packed_arguments, values, count = pack.records()
+    packed_buffers, packed_arguments, _values, count = pack.records()  # the records point into the values
     buffers, arguments = (
         ctypes.create_string_buffer(data, max(len(data), 1)) for data in (packed_buffers, packed_arguments)
     )
@@ -276,6 +276,7 @@ def launch(
     )
     with one_at_a_time:
         failed = runtime().emulator_launch(kernel.address, ctypes.addressof(record))
+        record.traffic = traffic.read(runtime()) if checks & COUNT and not failed else None
     if failed:
         raise KernelFault(f"{kernel.name}: {with_lines(message.value.decode(errors='replace'))}")
     return record

@@ -5,6 +5,7 @@ import threading
 from . import launcher, source
 from .build import unavailable
 from .launcher import ASYNC_COPIES, BOUNDS, COUNT, ORDERS, RACES, UNWRITTEN, Library
+from .traffic import Traffic
 
 _libraries: dict[tuple, Library] = {}
 _lock = threading.Lock()
@@ -34,7 +35,7 @@ class Module:
     tier="source" compiles the text itself as C++; tier="ptx" compiles it with NVRTC and runs the PTX.
     check=True looks for accesses out of bounds, races, reads of shared memory that nobody wrote. ubsan=True looks for
     overflow of signed integers and the like (source tier). `order` is that in which threads run between barriers, and
-    `async_copies` when cp.async delivers. `arch` is 80 for sm_80.
+    `async_copies` when cp.async delivers. `arch` is 80 for sm_80. count_traffic=True (PTX tier) fills `traffic`.
     """
 
     def __init__(
@@ -54,12 +55,21 @@ class Module:
     ):
         if (why := unavailable()) is not None:
             raise RuntimeError(why)
+        if count_traffic and tier != "ptx":
+            raise ValueError("count_traffic needs tier='ptx': only there an access is what the GPU would do")
         self.tier = tier
         self.checks = (BOUNDS | RACES | UNWRITTEN if check else 0) | (COUNT if count_traffic else 0)
         self.order, self.async_copies = ORDERS[order], ASYNC_COPIES[async_copies]
         self.seed, self.slide = seed, {"end": 0, "begin": 1}[slide]
         self.library = load(tier, text, tuple(options), check=check, ubsan=ubsan, arch=arch)
         self.last = None  # the record of the last launch: switches, barriers, collectives
+
+    @property
+    def traffic(self) -> Traffic:
+        """What the memory accesses of the last launch would cost a GPU, a source line at a time."""
+        if self.last is None or self.last.traffic is None:
+            raise ValueError("traffic is known after a launch with count_traffic=True")
+        return self.last.traffic
 
     def signature(self, name: str) -> tuple[str, ...]:
         """The parameters of a kernel as tokens: `Cf4` is const float*, `i4` int, `s72` a struct of 72 bytes."""

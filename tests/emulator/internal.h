@@ -1,0 +1,103 @@
+// What the files of the runtime share among themselves.
+#pragma once
+#include <stdarg.h>
+#include "runtime.h"
+
+namespace emulator {
+
+constexpr unsigned MAX_THREADS = 1024, MAX_WARPS = MAX_THREADS / 32;
+constexpr unsigned char POISON = 0xff;   // NaN in every float format, -1 in every integer
+
+// Shared memory addresses. Both zones begin at a multiple of 16 and of no more, as kernels may rely on no more.
+constexpr unsigned REDZONE = 64, DYNAMIC_BEGIN = 1024 + 16, DYNAMIC_LIMIT = 227 * 1024;
+constexpr unsigned STATIC_BEGIN = 240 * 1024 + 16, STATIC_LIMIT = 48 * 1024, ARENA = 1024 * 1024;
+inline bool in_arena(const void* p) { return (const char*)p >= g.shared && (const char*)p < g.shared + ARENA; }
+
+enum Status : int { RUNNABLE, AT_BARRIER, AT_COLLECTIVE, EXITED };
+
+struct Copy {
+  char* to;
+  const char* from;
+  unsigned bytes, source_bytes, group;
+  bool delivered;
+  Site site;
+};
+
+struct State {
+  void* context;            // where to go on: what switch_to() left
+  Status status;
+  int stack;                // -1: has not begun, or has exited
+  int barrier;
+  Site site;                // where it waits
+  void* slot;
+  Copy* copies;             // cp.async under way, in the order of issue
+  unsigned copy_count, copy_capacity, open_group;
+};
+inline State& state() { return *g.current->state; }
+
+struct Warp {
+  struct Collective { unsigned arrived, mask; WarpFunction function; Site site; };
+  unsigned live;
+  unsigned epoch;           // counts __syncwarp of all live lanes
+  int waiting;
+  Collective collectives[32];
+};
+
+// What is known of one byte of memory. Epochs count barriers, over all blocks and launches of the process, so what an
+// earlier block or launch left behind tells itself by its number, and nothing is ever cleared.
+struct Cell {
+  uint32_t write_epoch;
+  uint16_t write_warp_epoch, writer;   // thread in the low ten bits, flags above
+  uint32_t read_epoch;
+  uint16_t read_warp_epoch, reader;
+};
+constexpr uint16_t THREAD_BITS = 1023, BY_ATOMIC = 1 << 10, IN_FLIGHT = 1 << 11;   // of writer
+constexpr uint16_t MANY_LANES = 1 << 10, MANY_WARPS = 1 << 11;                      // of reader
+
+struct DeviceBuffer {       // the copy of a host array
+  char* data;
+  uint64_t bytes;
+  char* begin;              // the readable pages around it
+  uint64_t room;
+  Cell* cells;
+};
+
+// fibers.cpp
+extern const Launch* launch;           // null outside of a launch
+extern const Kernel* kernel;
+extern Thread threads[MAX_THREADS];
+extern State states[MAX_THREADS];
+extern Warp warps[MAX_WARPS];
+extern Site busy_at;                   // what the runtime does for a kernel, should it meet a memory fault
+uint32_t random_bits();
+void yield();                          // lets other threads run; this one stays runnable
+void report(Site site, const char* format, va_list arguments);
+bool in_stack(const void* pointer);    // of the running thread
+bool in_any_stack_guard(const void* pointer);
+
+// checker.cpp
+extern uint32_t epoch, launch_first_epoch, block_first_epoch;
+void begin_checks();
+Cell* shared_cells(uint32_t offset);
+void mark_in_flight(const void* shared, unsigned bytes, bool on);
+
+// device_memory.cpp
+extern DeviceBuffer* buffers;
+extern int buffer_count;
+const char* bring_buffers(Launch& l);                      // null, or why not
+bool take_buffers(Launch& l, bool failed, char* message, size_t bytes);   // whether all is well
+Cell* cells_of(DeviceBuffer& buffer);
+void forget_cells();
+int describe(char* text, size_t bytes, const char* address);   // "8 bytes past the end of buffer 2 (400 bytes)"
+const char* unreadable();
+void prepare_arena();
+void begin_shared(bool first_block);   // poison
+void end_shared();                      // redzones
+bool in_shared_variable(uint32_t offset, unsigned bytes);
+int describe_shared(char* text, size_t bytes, uint32_t offset);
+
+// async_copies.cpp
+void begin_copies();
+void end_copies();                      // of the running thread
+
+}  // namespace emulator
