@@ -1,0 +1,160 @@
+"""RawModule: the text of a kernel, run by the emulator on the double's memory."""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+
+import numpy as np
+
+from .arrays import ndarray
+from .memory import MemoryPointer
+from .state import machine
+from .streams import ATTRIBUTES, current_queue
+
+SHARED_BYTES = ATTRIBUTES["MaxSharedMemoryPerBlock"]
+
+
+class CompileException(Exception):
+    def __init__(self, msg, source, name, options, backend="nvrtc"):
+        super().__init__(msg)
+        self.source, self.name, self.options, self.backend = source, name, options, backend
+
+    def get_message(self):
+        return str(self)
+
+
+CompileException.__module__ = "cupy.cuda.compiler"
+
+
+class CUDADriverError(RuntimeError):
+    pass
+
+
+CUDADriverError.__module__ = "cupy_backends.cuda.api.driver"
+
+# ------------------------------------------------------------------------------------------------ how kernels run
+
+_knobs = {"tier": "source", "check": False, "order": "random", "seed": 0}
+_modules = {}
+launches = []
+"""What was launched, in order: (name, grid, block, shared bytes)."""
+
+
+@contextmanager
+def emulation(**knobs):
+    """Run kernels inside with these settings of the emulator: tier, check, ubsan, order, seed, async_copies."""
+    before = dict(_knobs)
+    _knobs.update(knobs)
+    try:
+        yield
+    finally:
+        _knobs.clear()
+        _knobs.update(before)
+
+
+def _module(code, options):
+    key = (code, options, *sorted(_knobs.items()))
+    if key not in _modules:
+        from emulator import Module
+
+        _modules[key] = Module(code, options=options, **_knobs)
+    return _modules[key]
+
+
+# ------------------------------------------------------------------------------------------------ CuPy's classes
+
+
+class RawModule:
+    def __init__(
+        self, code=None, *, path=None, options=(), backend="nvrtc", translate_cucomplex=False,
+        enable_cooperative_groups=False, name_expressions=None, jitify=False,
+    ):  # fmt: skip
+        if path or name_expressions or jitify or enable_cooperative_groups or translate_cucomplex:
+            raise NotImplementedError("the double's RawModule takes text and options only")
+        if not isinstance(options, tuple):
+            raise TypeError("Argument 'options' has incorrect type (expected tuple)")
+        self.code, self.options, self.backend = code, options, backend
+
+    def compile(self, log_stream=None):
+        self._compiled()
+
+    def _compiled(self):
+        try:
+            return _module(self.code, self.options)
+        except Exception as error:
+            raise CompileException(str(error), self.code, "double", self.options) from error
+
+    def get_function(self, name):
+        self._compiled()
+        kernel = RawKernel(self.code, name, self.options)
+        kernel._written = _written(self.code, name)
+        return kernel
+
+
+class RawKernel:
+    def __init__(self, code, name, options=(), backend="nvrtc"):
+        self.code, self.name, self.options, self.backend = code, name, options, backend
+        self.max_threads_per_block = 1024
+        self._shared = SHARED_BYTES
+        self._written = _written(code, name)
+
+    @property
+    def max_dynamic_shared_size_bytes(self):
+        return self._shared
+
+    @max_dynamic_shared_size_bytes.setter
+    def max_dynamic_shared_size_bytes(self, count):
+        if count > ATTRIBUTES["MaxSharedMemoryPerBlockOptin"]:
+            raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
+        self._shared = count
+
+    def __call__(self, grid, block, args, *, shared_mem=0):
+        if not isinstance(grid, tuple) or not isinstance(block, tuple):
+            raise TypeError("grid and block must be tuples")
+        if shared_mem > self._shared:
+            raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
+        grid, block = (tuple(max(1, n) for n in (*extent, 1, 1)[:3]) for extent in (grid, block))
+        module = _module(self.code, self.options)
+        reads, writes = [], []
+        for place, x in enumerate(args):
+            if isinstance(x, (ndarray, MemoryPointer)):
+                memory = x._memory if isinstance(x, ndarray) else x.mem
+                if memory.device_id != machine.thread.device:
+                    raise ValueError(f"{self.name}: argument {place} lies on another device: an illegal access")
+                (writes if place in self._written else reads).append(memory)
+        machine.submit(current_queue(), reads, writes, self.name)
+        launches.append((self.name, grid, block, shared_mem))
+        module.launch(self.name, grid, block, tuple(map(_passed, args)), shared_bytes=shared_mem)
+
+
+def _passed(x):
+    """As the emulator wants it; a Python number goes through as it is, to be refused there."""
+    if isinstance(x, ndarray):
+        return x._hidden if x.size else None
+    if isinstance(x, np.ndarray):
+        if x.size != 1:
+            raise TypeError(
+                f"You are trying to pass a numpy.ndarray of shape {x.shape} as a kernel parameter. Only numpy.ndarrays "
+                "of size one can be passed by value."
+            )
+        return x if x.dtype.names else x.reshape(())[()]
+    if isinstance(x, MemoryPointer):
+        raise NotImplementedError("the double passes arrays, not MemoryPointers")
+    if x is None or isinstance(x, (bool, int, float, complex, np.generic)):
+        return x
+    raise TypeError(f"Unsupported type {type(x)}")
+
+
+class _Everything:
+    def __contains__(self, place):
+        return True
+
+
+def _written(code, name):
+    """Which arguments a kernel may write: those that are pointers to something that is not const."""
+    found = re.search(rf"__global__[^;{{]*?\b{re.escape(name)}\s*\(([^)]*)\)", code or "")
+    if found is None:
+        return _Everything()
+    parameters = found[1].split(",")
+    return {i for i, text in enumerate(parameters) if "*" in text and not re.search(r"\bconst\b[^*]*\*", text)}

@@ -1,0 +1,152 @@
+"""What the double knows about its devices: which is current, what each stream has done, what crossed the bus.
+
+Work is done at once, in the order in which Python asks for it. What a real device might have done differently is kept
+as clocks: every stream counts its operations, and knows of the others how far they had come when it was last made to
+wait for them. Touching memory that another stream wrote, without such a wait, is a `Hazard`; on a device it would be a
+race that is lost now and then. Whole allocations are watched, not single bytes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import Counter
+from contextlib import contextmanager
+
+DEVICES = 2
+DEVICE_BYTES = 4 * 2**30
+
+
+class Hazard(RuntimeError):
+    """Two streams use the same memory and nothing makes one wait for the other."""
+
+
+class Transfer(AssertionError):
+    """Something crossed the bus, or the host waited, where a test forbids it."""
+
+
+class Clock(dict):
+    """Of each stream, how many of its operations are known to be over."""
+
+    def learn(self, other):
+        for stream, time in other.items():
+            if time > self.get(stream, 0):
+                self[stream] = time
+
+
+class Queue:
+    """What a stream is to the device: the operations it was given, in order."""
+
+    ids = itertools.count(1)
+
+    def __init__(self, device_id, is_null=False, blocks=True):
+        self.device_id = device_id
+        self.is_null = is_null
+        self.blocks = blocks  # it and the null stream wait for each other
+        self.time = 0
+        self.knows = Clock()
+        self.ptr = 0 if is_null else 0x5000_0000 + 0x100 * next(self.ids)
+
+    def now(self):
+        clock = Clock(self.knows)
+        clock[self] = self.time
+        return clock
+
+    def __repr__(self):
+        return f"the null stream of device {self.device_id}" if self.is_null else f"stream {self.ptr:#x}"
+
+
+class _Thread(threading.local):
+    def __init__(self):
+        self.device = 0
+        self.device_stack = []
+        self.streams = {}  # per device: current stream objects, the last is current
+        self.entered = []
+
+
+class Machine:
+    def __init__(self):
+        self.thread = _Thread()
+        self.null = [Queue(i, is_null=True) for i in range(DEVICES)]
+        self.others = []  # queues that the null stream waits for; those gone are dropped with their Stream
+        self.host = Clock()
+        self.counts = Counter()
+        self.forbidden = []  # reasons, innermost last
+        self.faults = []
+        self.lock = threading.RLock()
+
+    # ------------------------------------------------------------------------------------------ operations
+
+    def submit(self, queue, reads, writes, what):
+        """Put an operation on these memories at the end of a queue; say so if it may run too early."""
+        with self.lock:
+            if self.faults:
+                raise Hazard(self.faults.pop())
+            queue.knows.learn(self.host)
+            if queue.is_null:
+                for other in self.others:
+                    if other.blocks and other.device_id == queue.device_id:
+                        queue.knows.learn(other.now())
+            elif queue.blocks:
+                queue.knows.learn(self.null[queue.device_id].now())
+            for memory in (*reads, *writes):
+                self._check(queue, memory, memory.writer, what, "wrote")
+            for memory in writes:
+                for reader in memory.readers.items():
+                    self._check(queue, memory, reader, what, "reads")
+            queue.time += 1
+            for memory in reads:
+                memory.readers[queue] = queue.time
+            for memory in writes:
+                memory.writer = (queue, queue.time)
+                memory.readers = {}
+
+    @staticmethod
+    def _check(queue, memory, earlier, what, did):
+        if earlier is None:
+            return
+        other, time = earlier
+        if other is not queue and queue.knows.get(other, 0) < time:
+            raise Hazard(
+                f"{what} on {queue} touches {memory.size} bytes that {other} {did}, and nothing makes it wait for that."
+            )
+
+    def released(self, memory):
+        """Memory goes back to the arena of the stream it was allocated on, which may hand it out again at once."""
+        home = memory.home
+        for queue, time in [*memory.readers.items(), *([memory.writer] if memory.writer else [])]:
+            known = max(home.knows.get(queue, 0), self.host.get(queue, 0))
+            blocking = queue.blocks and home.blocks and (queue.is_null or home.is_null)
+            if queue is not home and known < time and not blocking:
+                self.faults.append(f"{memory.size} bytes of {home} were freed while {queue} was still using them.")
+
+    # ------------------------------------------------------------------------------------------ waiting
+
+    def wait_for(self, clock):
+        """The host waits."""
+        self.note("synchronisations", "the host waited for the device")
+        with self.lock:
+            self.host.learn(clock)
+
+    def everything(self, device_id):
+        queues = [self.null[device_id], *(q for q in self.others if q.device_id == device_id)]
+        clock = Clock()
+        for queue in queues:
+            clock.learn(queue.now())
+        return clock
+
+    def note(self, kind, words):
+        if self.forbidden:
+            raise Transfer(f"{words}, in {self.forbidden[-1]}")
+        self.counts[kind] += 1
+
+    @contextmanager
+    def forbid(self, where):
+        self.forbidden.append(where)
+        try:
+            yield
+        finally:
+            self.forbidden.pop()
+
+
+machine = Machine()

@@ -1,0 +1,238 @@
+"""Device, Stream and Event as CuPy has them, over the queues of `state`."""
+
+from __future__ import annotations
+
+import weakref
+from typing import ClassVar
+
+from .state import DEVICE_BYTES, DEVICES, Clock, Queue, machine
+
+
+class CUDARuntimeError(RuntimeError):
+    NAMES: ClassVar = {
+        2: "cudaErrorMemoryAllocation: out of memory",
+        101: "cudaErrorInvalidDevice: invalid device ordinal",
+    }
+
+    def __init__(self, status):
+        self.status = status
+        super().__init__(self.NAMES.get(status, f"cudaError {status}"))
+
+
+CUDARuntimeError.__module__ = "cupy_backends.cuda.api.runtime"
+
+
+def set_device(device_id):
+    if not 0 <= device_id < DEVICES:
+        raise CUDARuntimeError(101)
+    machine.thread.device = device_id
+
+
+class Device:
+    def __init__(self, device=None):
+        self.id = machine.thread.device if device is None else int(device)
+
+    def __int__(self):
+        return self.id
+
+    def __enter__(self):
+        before = machine.thread.device
+        set_device(self.id)
+        machine.thread.device_stack.append(before)
+        return self
+
+    def __exit__(self, *_):
+        set_device(machine.thread.device_stack.pop())
+
+    def use(self):
+        set_device(self.id)
+        return self
+
+    def synchronize(self):
+        machine.wait_for(machine.everything(self.id))
+
+    @property
+    def compute_capability(self):
+        return f"{PROPERTIES['major']}{PROPERTIES['minor']}"
+
+    @property
+    def attributes(self):
+        return dict(ATTRIBUTES)
+
+    @property
+    def mem_info(self):
+        with self:
+            return memory_info()
+
+    @property
+    def cublas_handle(self):
+        return 0xB1A5_0000 + self.id
+
+    def __eq__(self, other):
+        return isinstance(other, Device) and other.id == self.id
+
+    __hash__ = None
+
+    def __lt__(self, other):
+        return self.id < other.id if isinstance(other, Device) else NotImplemented
+
+    def __repr__(self):
+        return f"<CUDA Device {self.id}>"
+
+
+# An A100's limits, which are those of the architecture that the PTX tier compiles for.
+ATTRIBUTES = {
+    "ComputeCapabilityMajor": 8,
+    "ComputeCapabilityMinor": 0,
+    "L2CacheSize": 40 * 2**20,
+    "MaxBlockDimX": 1024,
+    "MaxBlockDimY": 1024,
+    "MaxBlockDimZ": 64,
+    "MaxGridDimX": 2**31 - 1,
+    "MaxGridDimY": 65535,
+    "MaxGridDimZ": 65535,
+    "MaxSharedMemoryPerBlock": 48 * 1024,
+    "MaxSharedMemoryPerBlockOptin": 163 * 1024,
+    "MaxSharedMemoryPerMultiprocessor": 164 * 1024,
+    "MaxThreadsPerBlock": 1024,
+    "MaxThreadsPerMultiProcessor": 2048,
+    "MultiProcessorCount": 108,
+    "WarpSize": 32,
+}
+PROPERTIES = {
+    "name": b"CuPy test double",
+    "totalGlobalMem": DEVICE_BYTES,
+    "sharedMemPerBlock": ATTRIBUTES["MaxSharedMemoryPerBlock"],
+    "sharedMemPerBlockOptin": ATTRIBUTES["MaxSharedMemoryPerBlockOptin"],
+    "sharedMemPerMultiprocessor": ATTRIBUTES["MaxSharedMemoryPerMultiprocessor"],
+    "regsPerBlock": 65536,
+    "warpSize": 32,
+    "maxThreadsPerBlock": 1024,
+    "maxThreadsPerMultiProcessor": 2048,
+    "major": 8,
+    "minor": 0,
+    "multiProcessorCount": ATTRIBUTES["MultiProcessorCount"],
+    "l2CacheSize": ATTRIBUTES["L2CacheSize"],
+    "clockRate": 1410000,
+    "memoryClockRate": 1215000,
+    "memoryBusWidth": 5120,
+}
+
+
+def memory_info():
+    from .memory import default_pool
+
+    return DEVICE_BYTES - default_pool.used_bytes(), DEVICE_BYTES
+
+
+# ------------------------------------------------------------------------------------------------------ streams
+
+
+class Stream:
+    """A stream of the current device. `Stream.null` is the null stream of whichever device is current."""
+
+    def __init__(self, null=False, non_blocking=False, ptds=False):
+        if ptds:
+            raise NotImplementedError("the double has no per-thread default stream")
+        if null:
+            self._queue, self.device_id = None, -1
+            return
+        self.device_id = machine.thread.device
+        self._queue = Queue(self.device_id, blocks=not non_blocking)
+        with machine.lock:
+            machine.others.append(self._queue)
+        weakref.finalize(self, machine.others.remove, self._queue)
+
+    def queue(self, device_id=None):
+        if self._queue is not None:
+            return self._queue
+        return machine.null[machine.thread.device if device_id is None else device_id]
+
+    @property
+    def ptr(self):
+        return 0 if self._queue is None else self._queue.ptr
+
+    @property
+    def done(self):
+        queue = self.queue()
+        return machine.host.get(queue, 0) >= queue.time
+
+    def synchronize(self):
+        queue = self.queue()
+        clock = queue.now()
+        for other in machine.others:
+            if queue.is_null and other.blocks and other.device_id == queue.device_id:
+                clock.learn(other.now())
+        machine.wait_for(clock)
+
+    def record(self, event=None):
+        event = Event() if event is None else event
+        event.record(self)
+        return event
+
+    def wait_event(self, event):
+        self.queue().knows.learn(event.clock)
+
+    def _check_device(self):
+        here = machine.thread.device
+        if self.device_id not in {-1, here}:
+            raise RuntimeError(
+                f"The device that the stream is created on ({self.device_id}) does not match with the current device "
+                f"({here})"
+            )
+
+    def __enter__(self):
+        self._check_device()
+        device = machine.thread.device
+        machine.thread.entered.append((device, machine.thread.streams.get(device)))
+        machine.thread.streams[device] = self
+        return self
+
+    def __exit__(self, *_):
+        device, before = machine.thread.entered.pop()
+        machine.thread.streams[device] = before
+
+    def use(self):
+        self._check_device()
+        machine.thread.streams[machine.thread.device] = self
+        return self
+
+    def __eq__(self, other):
+        return isinstance(other, Stream) and other.ptr == self.ptr
+
+    def __hash__(self):
+        return self.ptr
+
+    def __repr__(self):
+        return f"<Stream {self.ptr} (device {self.device_id})>"
+
+
+Stream.null = Stream(null=True)
+
+
+class Event:
+    def __init__(self, block=False, disable_timing=False, interprocess=False):
+        self.clock = Clock()
+
+    @property
+    def done(self):
+        return all(machine.host.get(queue, 0) >= time for queue, time in self.clock.items())
+
+    def record(self, stream=None):
+        self.clock = (get_current_stream() if stream is None else stream).queue().now()
+
+    def synchronize(self):
+        machine.wait_for(self.clock)
+
+
+def get_elapsed_time(start_event, end_event):
+    return 1e-3
+
+
+def get_current_stream(device_id=-1):
+    device = machine.thread.device if device_id == -1 else device_id
+    return machine.thread.streams.get(device) or Stream.null
+
+
+def current_queue():
+    return get_current_stream().queue()
