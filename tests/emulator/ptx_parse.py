@@ -1,4 +1,4 @@
-"""PTX text as data: functions, their parameters and variables, and their statements with the source lines they come from."""
+"""PTX text as data: functions, their parameters and variables, their statements and the source lines of these."""
 
 import re
 from bisect import bisect_right
