@@ -1,15 +1,20 @@
-"""What kernels/conv.cuh takes by value: structs of the same fields in the same order, as 0-d NumPy arrays."""
+"""What kernels are given and specialised by: the structs of kernels/conv.cuh as 0-d NumPy arrays, units, grids."""
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
+from gpuconv.backend import DTYPES, as_dtype
+from gpuconv.cuda import Unit
 from gpuconv.geometry import PAD_MODES, ConvGeometry
-from gpuconv.typing import Ints
+from gpuconv.typing import Array, Ints
 
 FAST_DIV = np.dtype([("mul", "u4"), ("shift", "u4"), ("by", "i4"), ("mul64_low", "u4"), ("mul64_high", "u4")])
 
@@ -97,3 +102,50 @@ def too_long(g: ConvGeometry) -> str | None:
         if max(size, g.out[axis]) > LONGEST_AXIS:
             return f"spatial axis {axis} is {size} long with its pads, kernels count up to {LONGEST_AXIS}"
     return None
+
+
+# -------------------------------------------------------------------------------------------------- launches
+
+THREADS = 256
+"""A block of the kernels that move memory."""
+
+MOST_BLOCKS = 2**18
+"""Of one launch of such a kernel, whose threads then step on: far more than a device runs at a time."""
+
+
+def blocks(threads: int) -> int:
+    """How many blocks of `THREADS` have so many threads, as far as a grid goes."""
+    return min(-(-threads // THREADS), MOST_BLOCKS)
+
+
+def address(array: Array) -> int:
+    """Where a device array lies."""
+    place: int = array.data.ptr  # type: ignore[attr-defined]
+    return place
+
+
+def is_wide(count: int, itemsize: int, *addresses: int) -> int:
+    """WIDE for kernels whose threads take 16 bytes at a time: whether they divide `count` elements, and addresses."""
+    return int(itemsize < 16 and count * itemsize % 16 == 0 and not any(address % 16 for address in addresses))
+
+
+class Units:
+    """Every unit of a file: each dtype with each choice of macros. Made when looked at, for bfloat16 takes an import.
+
+    >>> [str(unit) for unit in Units("im2col.cu", ["float32"], BYTES=(1, 2))]
+    ['im2col.cu float32 BYTES=1', 'im2col.cu float32 BYTES=2']
+    """
+
+    def __init__(self, file: str, dtypes: Sequence[str] = DTYPES, **macros: Sequence[int]) -> None:
+        self._parts = [(file, dtypes, macros)]
+
+    def __add__(self, other: Units) -> Units:
+        both = Units.__new__(Units)
+        both._parts = [*self._parts, *other._parts]
+        return both
+
+    def __iter__(self) -> Iterator[Unit]:
+        for file, dtypes, macros in self._parts:
+            for name, values in itertools.product(dtypes, itertools.product(*macros.values())):
+                if name != "bfloat16" or find_spec("ml_dtypes"):
+                    yield Unit(file, as_dtype(name, "Units"), tuple(zip(macros, values, strict=True)))

@@ -1,4 +1,7 @@
-"""Max and average pooling of images, and their gradients: one pass over the array for each tap of the window."""
+"""Max and average pooling of images, and their gradients.
+
+By NumPy one pass over the array for each tap of the window, on a GPU one kernel.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpuconv import backend
+from gpuconv import backend, pooling_cuda
 from gpuconv.call import Call
 from gpuconv.errors import DTypeError, GeometryError
 from gpuconv.geometry import SPATIAL_LETTERS, ConvGeometry, as_ints, split_x_shape
+from gpuconv.kernel_args import too_long
 from gpuconv.typing import Array, Ints, IntsLike, Layout, PadLike
 
 
@@ -62,7 +66,7 @@ def max_pool2d(
         for ins, outs in pool.slices:
             xp.maximum(y_nhwc[outs], x_nhwc[ins], out=y_nhwc[outs])
 
-    return pool.run(pool.g.y_shape, write)
+    return pool.run(pool.g.y_shape, write, lambda x, y: pooling_cuda.max_pool(xp, x, pool.g, y))
 
 
 def max_pool2d_grad(
@@ -120,7 +124,7 @@ def max_pool2d_grad(
             largest[outs] = xp.where(wins, value, best)
         pool.scatter(dx_nhwc, lambda number, outs: xp.where(winner[outs] == number, dy_nhwc[outs], 0))
 
-    return pool.run(pool.g.x_shape, write)
+    return pool.run(pool.g.x_shape, write, lambda dy, x, dx: pooling_cuda.max_pool_grad(xp, dy, x, pool.g, dx))
 
 
 def avg_pool2d(
@@ -173,7 +177,7 @@ def avg_pool2d(
             total[outs] += x_nhwc[ins]
         y_nhwc[...] = (total / pool.divisor(count_include_pad)).astype(pool.dtype, copy=False)
 
-    return pool.run(pool.g.y_shape, write)
+    return pool.run(pool.g.y_shape, write, lambda x, y: pooling_cuda.avg_pool(pool.xp, x, pool.g, y, count_include_pad))
 
 
 def avg_pool2d_grad(
@@ -217,8 +221,14 @@ def avg_pool2d_grad(
     """
     shape = as_ints(input_shape, 4, "input_shape", "avg_pool2d_grad", least=0)
     pool = _Pool("avg_pool2d_grad", {"dy": dy}, shape, kernel_shape, stride, pad, 1, layout, out)
-    share = pool.views["dy"] / pool.divisor(count_include_pad)
-    return pool.run(pool.g.x_shape, lambda dx_nhwc: pool.scatter(dx_nhwc, lambda _, outs: share[outs]))
+
+    def write(dx_nhwc: Array) -> None:
+        share = pool.views["dy"] / pool.divisor(count_include_pad)
+        pool.scatter(dx_nhwc, lambda _, outs: share[outs])
+
+    return pool.run(
+        pool.g.x_shape, write, lambda dy, dx: pooling_cuda.avg_pool_grad(pool.xp, dy, pool.g, dx, count_include_pad)
+    )
 
 
 class _Pool:
@@ -260,14 +270,24 @@ class _Pool:
                 f"{self.caller}: x.dtype is {self.dtype}, which has no order and no maximum. Pool its real part or abs."
             )
 
-    def run(self, shape: Ints, write: Callable[[Array], None]) -> Array:
-        """Have `write` fill a channels-last view of `out`, or of a new array of (channels-last) `shape`."""
+    def run(self, shape: Ints, write: Callable[[Array], None], kernel: Callable[..., None]) -> Array:
+        """Have `write` fill a channels-last view of `out`, or of a new array of (channels-last) `shape`.
+
+        On a GPU `kernel` does, which is given the inputs and what it is to fill, C-contiguous.
+        """
         self.call.check_out(self.out, self.g, shape, self.dtype)
         first = next(iter(self.inputs.values()))
         with backend.on_device_of(first):
             result = self.call.result(self.xp, self.out, self.inputs.values(), shape, self.dtype)
+            target = self.call.channels_last(result)
+            if self.xp is not np and too_long(self.g) is None:
+                made = target if target.flags.c_contiguous else self.xp.empty(shape, self.dtype)
+                kernel(*map(self.xp.ascontiguousarray, self.views.values()), made)
+                if made is not target:
+                    target[...] = made
+                return self.call.deliver(result, self.out)
             with np.errstate(invalid="ignore"):  # ml_dtypes warns where a bfloat16 is compared with NaN
-                write(self.call.channels_last(result))
+                write(target)
             return self.call.deliver(result, self.out)
 
     def scatter(self, dx_nhwc: Array, share: Callable[[int, tuple[slice, ...]], Array]) -> None:

@@ -21,8 +21,8 @@ FLOORS = [
     ["cuda", "kernel_args", "kernel_signature", "nvrtc", "cublas", "cpu", "adjoint"],
     ["algorithms."],
     ["heuristics", "autotune", "plan"],
-    ["call", "functional", "ahead", "patches", "pooling"],
-    ["activations", "initializers", "optimizers", "schedulers", "losses", "layers.", "models"],
+    ["call", "functional", "ahead", "patches", "pooling", "pooling_cuda"],
+    ["named", "counter_rng", "activations", "initializers", "optimizers", "schedulers", "losses", "layers.", "models."],
     ["__init__"],
     [
         "integrations.",

@@ -8,16 +8,17 @@ from gpuconv.algorithms.base import Algorithm, Problem, Work
 from gpuconv.algorithms.depthwise import Depthwise
 from gpuconv.algorithms.fft import Fft
 from gpuconv.algorithms.gemm import Gemm
+from gpuconv.algorithms.gemm_cuda import CudaGemm
 from gpuconv.algorithms.loops import Loops
 from gpuconv.algorithms.winograd import F2, F4, Winograd
-from gpuconv.algorithms.wrappers import Folding
+from gpuconv.algorithms.wrappers import ByDevice, Folding
 
 ALGORITHMS: tuple[Algorithm, ...] = (
     Folding(Depthwise()),
     Folding(Winograd("winograd", F2, strict=True)),
     Folding(Winograd("winograd_4x4", F4, strict=False)),
     Folding(Fft()),
-    Folding(Gemm()),
+    Folding(ByDevice(Gemm(), CudaGemm())),
     Loops(),
 )
 

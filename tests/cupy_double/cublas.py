@@ -85,19 +85,37 @@ def gemmStridedBatchedEx(
     )  # fmt: skip
 
 
+_TF32_MATH = 3  # cublasMath_t, of which CuPy names the first two
+_REDUCE_IN_FULL = 16  # a flag; the double adds in full in any case
+modes = {}  # of each handle: (math mode, pointer mode)
+
+
+def getMathMode(handle):
+    return modes.get(handle, (0, 0))[0]
+
+
 def setMathMode(handle, mode):
-    if mode != _CONSTANTS["CUBLAS_DEFAULT_MATH"]:
-        raise NotImplementedError("the double knows the default math mode only")
+    if mode & ~_REDUCE_IN_FULL not in (_CONSTANTS["CUBLAS_DEFAULT_MATH"], _TF32_MATH):
+        raise NotImplementedError(f"the double does not know math mode {mode}")
+    modes[handle] = mode, getPointerMode(handle)
 
 
 def getPointerMode(handle):
-    return _CONSTANTS["CUBLAS_POINTER_MODE_HOST"]
+    return modes.get(handle, (0, 0))[1]
+
+
+def setPointerMode(handle, mode):
+    modes[handle] = getMathMode(handle), mode
 
 
 def _gemm(function, handle, transposes, sizes, alpha, a, b, beta, c, batch, compute):
     if handle != Device().cublas_handle:
         raise CUBLASError(1)
+    if getPointerMode(handle) != _CONSTANTS["CUBLAS_POINTER_MODE_HOST"]:
+        raise ValueError(f"{function}: alpha and beta are looked for in device memory: an illegal access")
     (m, n, k), name = sizes, COMPUTE.get(compute, str(compute))
+    if name == "COMPUTE_32F" and getMathMode(handle) & ~_REDUCE_IN_FULL == _TF32_MATH and a[1] in (_F32, _C64):
+        name = "COMPUTE_32F_FAST_TF32"
     if name not in _SERVED:
         raise NotImplementedError(f"the double's cuBLAS does not compute in {name}")
     if a[1] != b[1] or (a[1], c[1]) not in _SERVED[name]:
@@ -181,4 +199,5 @@ def _parts(a, function):
     return function(a)
 
 
-FUNCTIONS = {one.__name__: one for one in (gemmEx, gemmStridedBatchedEx, setMathMode, getPointerMode)}
+_WRITTEN = (gemmEx, gemmStridedBatchedEx, getMathMode, setMathMode, getPointerMode, setPointerMode)
+FUNCTIONS = {one.__name__: one for one in _WRITTEN}
