@@ -144,6 +144,9 @@ def kernels(
     kernel: Annotated[
         list[str] | None, typer.Option(help="A kernel, of which every unit is shown; repeatable. Default: all.")
     ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every unit for every architecture, which takes minutes, not a sample.")
+    ] = False,
     json: Annotated[Path | None, typer.Option(help="Save every unit's numbers in this file.")] = None,
 ) -> None:
     """What every CUDA kernel takes: registers, spills, shared memory, by architecture. Needs NVRTC, and no GPU."""
@@ -156,7 +159,8 @@ def kernels(
         except ModuleNotFoundError as error:
             typer.echo(f"gpuconv kernels: {error}", err=True)
             raise typer.Exit(1) from None
-        jobs = kernel_report.jobs(archs, kernel or ())
+        sampled = not (arch or kernel or every)
+        jobs = kernel_report.sample() if sampled else kernel_report.jobs(archs, kernel or ())
     done: list[kernel_report.Outcome] = []
     interrupted = False
     with closing(kernel_report.compile_all(jobs)) as outcomes, _progress() as progress:
@@ -178,7 +182,7 @@ def kernels(
         console.print(f"[red]wrong[/]: {escape(fault)}", soft_wrap=True)
     if len(faults) > SHOWN_FAILURES:
         console.print(f"[red]wrong[/]: {len(faults) - SHOWN_FAILURES} more, all of them in the file that --json saves")
-    console.print(kernel_report.summary(done, len(jobs)), soft_wrap=True)
+    console.print(kernel_report.summary(done, jobs), soft_wrap=True)
     raise typer.Exit(INTERRUPTED if interrupted else int(bool(faults)))
 
 

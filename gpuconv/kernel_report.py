@@ -26,6 +26,7 @@ from gpuconv.errors import KernelError
 from gpuconv.kernel_signature import signatures
 
 ARCHITECTURES = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+REFERENCE = "sm_90"
 PROGRAMS = {"__main__", "bench", "check", "cli", "demo", "integrations", "kernel_report", "kernel_table", "machine"}
 
 _BUDGET = re.compile(r"^//\s*budget:\s*(\w+)\s+(\d+)\s+registers\b", re.MULTILINE)
@@ -63,17 +64,15 @@ class Outcome:
     usages: tuple[Usage, ...]
     error: str = ""
 
-    def faults(self, budgets: Mapping[str, int]) -> Iterator[str]:
-        """Whatever does not pass, in words."""
-        where = f"{self.unit} for {self.arch}"
-        if self.error:
-            yield f"{where} does not compile: {self.error}"
+    def excesses(self, budgets: Mapping[str, int]) -> Iterator[str]:
+        """What its kernels take too much of, in words."""
         for usage in self.usages:
+            where = f"{usage.kernel} ({self.unit} for {self.arch})"
             if usage.spills:
-                yield f"{usage.kernel} ({where}) spills {usage.spills} bytes of registers to memory"
+                yield f"{where} spills {usage.spills} bytes of registers to memory"
             budget = budgets.get(usage.kernel, usage.registers)
             if usage.registers > budget:
-                yield f"{usage.kernel} ({where}) takes {usage.registers} registers, its budget is {budget}"
+                yield f"{where} takes {usage.registers} registers, its budget is {budget}"
 
 
 def units() -> list[Unit]:
@@ -149,6 +148,21 @@ def jobs(archs: Collection[str], named: Collection[str] = ()) -> list[tuple[Unit
     return [(unit, arch) for arch in archs for unit in chosen]
 
 
+def sample() -> list[tuple[Unit, str]]:
+    """Every unit for `REFERENCE`; for each other architecture one unit of each file and dtype, in turn.
+
+    All for all takes minutes. This meets what can differ: the code that a file has for an architecture or a dtype, and
+    how many registers the assembler of an architecture needs for it.
+    """
+    archs = architectures()
+    groups: dict[tuple[str, str], list[Unit]] = {}
+    for unit in units():
+        groups.setdefault((unit.file, unit.dtype.name), []).append(unit)
+    others = [arch for arch in archs if arch != REFERENCE]
+    chosen = [(group[turn % len(group)], arch) for turn, arch in enumerate(others) for group in groups.values()]
+    return [(unit, REFERENCE) for group in groups.values() for unit in group if REFERENCE in archs] + chosen
+
+
 def compile_all(chosen: Sequence[tuple[Unit, str]], processes: int | None = None) -> Generator[Outcome, None, None]:
     """Compile all of these side by side, each handed out when it is done. Closing the iterator ends the rest."""
     count = min(processes or cpu.cores(), len(chosen))
@@ -204,23 +218,42 @@ def _leave_interrupts_to_the_parent() -> None:
 # ------------------------------------------------------------------------------------------------ a record
 
 
-def summary(done: Sequence[Outcome], planned: int) -> str:
+def summary(done: Sequence[Outcome], planned: Sequence[tuple[Unit, str]]) -> str:
     """What was compiled, and what was not."""
     archs = in_order(outcome.arch for outcome in done)
     names = {(outcome.unit.file, usage.kernel) for outcome in done for usage in outcome.usages}
-    text = (
-        f"{len(names)} kernels in {len({outcome.unit for outcome in done})} units for {', '.join(archs) or 'none'}, "
-        f"by NVRTC {'.'.join(map(str, nvrtc.version()))}"
-    )
+    compiled = {outcome.unit for outcome in done}
+    by = ".".join(map(str, nvrtc.version()))
+    lines = [f"{len(names)} kernels in {len(compiled)} units for {', '.join(archs) or 'nothing'}, by NVRTC {by}"]
+    every = len(compiled) * len(archs)
+    if len(done) < len(planned):
+        lines.append(f"interrupted: {len(planned) - len(done)} of {len(planned)} compilations not done")
+    elif len(done) < every:
+        lines.append(
+            f"{len(done)} compilations of {every}: every unit for {REFERENCE}, for the others one of each file and "
+            "dtype in turn; --all does the rest"
+        )
     without = [arch for arch in ARCHITECTURES if arch not in nvrtc.architectures()]
     if without:
-        text += f"; it does not compile for {', '.join(without)}"
+        lines.append(f"this NVRTC does not compile for {', '.join(without)}")
     unused = set(files()) - {unit.file for unit in units()}
     if unused:
-        text += f"; nothing launches {', '.join(sorted(unused))}"
-    if len(done) < planned:
-        text += f"; {planned - len(done)} of {planned} compilations not done"
-    return text
+        lines.append(f"nothing launches {', '.join(sorted(unused))}")
+    return "\n".join(lines)
+
+
+def faults(done: Sequence[Outcome]) -> list[str]:
+    """Whatever does not pass, in words. What the compiler says of several units alike is told once."""
+    errors: dict[str, list[str]] = {}
+    for outcome in done:
+        if outcome.error:
+            errors.setdefault(outcome.error, []).append(f"{outcome.unit} for {outcome.arch}")
+    told = [
+        f"{first}{f' (and {len(more)} alike)' if more else ''} does not compile: {error}"
+        for error, (first, *more) in errors.items()
+    ]
+    limits = {file: budgets(file) for file in {outcome.unit.file for outcome in done}}
+    return told + [excess for outcome in done for excess in outcome.excesses(limits[outcome.unit.file])]
 
 
 def record(done: Sequence[Outcome], planned: Sequence[tuple[Unit, str]]) -> dict[str, Any]:
@@ -244,5 +277,5 @@ def record(done: Sequence[Outcome], planned: Sequence[tuple[Unit, str]]) -> dict
         "nvrtc": ".".join(map(str, nvrtc.version())),
         "results": rows,
         "not_done": [f"{unit} for {arch}" for unit, arch in planned if (unit, arch) not in compiled],
-        "faults": [fault for outcome in done for fault in outcome.faults(limits[outcome.unit.file])],
+        "faults": faults(done),
     }

@@ -102,13 +102,26 @@ def test_units_are_collected_from_every_module_that_launches(monkeypatch):
 
 
 @needs_nvrtc
+def test_the_sample(kernels, monkeypatch):
+    every = [Unit(file, dtype, (("WIDE", wide),)) for file in "ab" for dtype in (F32, F64) for wide in range(3)]
+    monkeypatch.setattr(kernel_report, "units", lambda: every)
+    jobs = kernel_report.sample()
+    assert len(set(jobs)) == len(jobs)
+    archs = kernel_report.architectures()
+    assert [unit for unit, arch in jobs if arch == "sm_90"] == every
+    for arch in set(archs) - {"sm_90"}:
+        assert [(u.file, u.dtype) for u, a in jobs if a == arch] == [("a", F32), ("a", F64), ("b", F32), ("b", F64)]
+    assert {unit for unit, arch in jobs if arch != "sm_90"} == set(every)
+
+
+@needs_nvrtc
 @pytest.mark.parametrize("processes", [1, 2])
 def test_outcomes(kernels, processes):
     jobs = kernel_report.jobs(("sm_80", "sm_90"))
     done = list(compile_all(jobs, processes))
     assert {(outcome.unit, outcome.arch) for outcome in done} == set(jobs)
+    assert kernel_report.faults(done) == []
     for outcome in done:
-        assert not list(outcome.faults(kernel_report.budgets("good.cu")))
         assert [usage.kernel for usage in sorted(outcome.usages, key=lambda usage: usage.kernel)] == ["more", "turn"]
         (turn,) = (usage for usage in outcome.usages if usage.kernel == "turn")
         assert turn.shared - 64 * outcome.unit.dtype.itemsize in (0, 1024)  # the system takes 1 KB from sm_90 on
@@ -119,16 +132,16 @@ def test_outcomes(kernels, processes):
 @needs_nvrtc
 def test_faults_in_words(kernels, monkeypatch):
     spoil(kernels, monkeypatch, SPILLS)
-    (outcome,) = compile_all([(Unit("bad.cu", F32), "sm_80")])
-    (fault,) = outcome.faults(kernel_report.budgets("bad.cu"))
+    (fault,) = kernel_report.faults(list(compile_all([(Unit("bad.cu", F32), "sm_80")])))
     assert fault.startswith("squeezed (bad.cu float32 for sm_80) spills ")
     (good,) = compile_all([(UNITS[1], "sm_80")])
-    (fault,) = good.faults({"more": 3})
+    assert kernel_report.faults([good]) == []
+    (fault,) = good.excesses({"more": 3})
     assert fault.startswith("more (good.cu float64 for sm_80) takes ")
     assert fault.endswith(" registers, its budget is 3")
     (kernels / "good.cu").write_text("int f( {")
-    (broken,) = compile_all([(UNITS[1], "sm_80")])
-    assert next(broken.faults({})).startswith("good.cu float64 for sm_80 does not compile: good.cu(1): error:")
+    (fault,) = kernel_report.faults(list(compile_all([(UNITS[1], "sm_80")] * 3, 1)))
+    assert fault.startswith("good.cu float64 for sm_80 (and 2 alike) does not compile: good.cu(1): error:")
 
 
 # ------------------------------------------------------------------------------------------------ the command
@@ -144,6 +157,16 @@ def test_every_kernel_on_every_architecture(kernels):
     assert [row.split()[:2] for row in rows] == [["good.cu", "more"], ["good.cu", "turn"]]
     assert all(row.split()[4] == "0" and 4 <= int(row.split()[-1]) <= 32 for row in rows)
     assert f"2 kernels in 2 units for {', '.join(archs)}, by NVRTC " in result.output
+
+
+@needs_nvrtc
+def test_a_sample_says_that_it_is_one(kernels, monkeypatch):
+    monkeypatch.setattr(kernel_report, "ARCHITECTURES", ("sm_80", "sm_90"))
+    monkeypatch.setattr(kernel_report, "units", lambda: [*UNITS, Unit("good.cu", F64, (("INDEX64", 1),))])
+    sampled, complete = command().output, command("--all").output
+    assert "5 compilations of 6: every unit for sm_90, for the others one of each file and dtype in turn" in sampled
+    assert "--all does the rest" in sampled
+    assert "compilations" not in complete
 
 
 @needs_nvrtc
