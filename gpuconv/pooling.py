@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gpuconv import backend, pooling_cuda
+from gpuconv import backend, pooling_cuda, pooling_winners
 from gpuconv.call import Call
 from gpuconv.errors import DTypeError, GeometryError
 from gpuconv.geometry import SPATIAL_LETTERS, ConvGeometry, as_ints, split_x_shape
@@ -115,14 +115,7 @@ def max_pool2d_grad(
     xp, x_nhwc, dy_nhwc = pool.xp, pool.views["x"], pool.views["dy"]
 
     def write(dx_nhwc: Array) -> None:
-        largest = xp.full(pool.g.y_shape, -math.inf, pool.dtype)
-        winner = xp.full(pool.g.y_shape, -1, np.int32)
-        for number, (ins, outs) in enumerate(pool.slices):
-            value, best = x_nhwc[ins], largest[outs]
-            wins = (value > best) | (xp.isnan(value) & ~xp.isnan(best)) | (winner[outs] < 0)
-            winner[outs] = xp.where(wins, number, winner[outs])
-            largest[outs] = xp.where(wins, value, best)
-        pool.scatter(dx_nhwc, lambda number, outs: xp.where(winner[outs] == number, dy_nhwc[outs], 0))
+        pooling_winners.max_pool_grad(xp, dy_nhwc, x_nhwc, pool.g, pool.slices, dx_nhwc)
 
     return pool.run(pool.g.x_shape, write, lambda dy, x, dx: pooling_cuda.max_pool_grad(xp, dy, x, pool.g, dx))
 

@@ -143,6 +143,28 @@ def test_nan_wins(dtype):
     assert dx.astype(float).ravel().tolist() == [0, 1, 0, 0, 0, 0, 1, 0]
 
 
+def test_a_gradient_that_is_not_finite_stays_where_it_belongs(xp):
+    x = xp.asarray(np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1))
+    dy = xp.asarray(np.array([np.nan, np.inf, -np.inf, -0.0], np.float32).reshape(1, 2, 2, 1))
+    dx = to_numpy(gpuconv.max_pool2d_grad(dy, x, 2)).ravel()
+    assert np.flatnonzero(dx != 0).tolist() == [5, 7, 13]
+    assert np.isnan(dx[5])
+    assert dx[[7, 13]].tolist() == [np.inf, -np.inf]
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(2, 2), (3, 2)])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_the_gradient_does_not_depend_on_the_threads(kernel, stride, dtype, monkeypatch, rng):
+    x = rng.integers(-4, 5, (5, 65, 66, 8)).astype(dtype)  # large enough for several threads
+    dy = rng.standard_normal(gpuconv.max_pool2d(x, kernel, stride=stride).shape).astype(dtype)
+    got = []
+    for threads in (1, 2, 3, 8):
+        monkeypatch.setattr(gpuconv.settings, "threads", threads)
+        got.append(gpuconv.max_pool2d_grad(dy, x, kernel, stride=stride))
+    alone = [gpuconv.max_pool2d_grad(dy[i : i + 1], x[i : i + 1], kernel, stride=stride) for i in range(5)]
+    assert all(np.array_equal(dx, np.concatenate(alone)) for dx in got)
+
+
 class TestErrors:
     @pytest.mark.parametrize("function", ["max_pool2d", "avg_pool2d"])
     def test_a_pool_wider_than_the_padded_image(self, function):
