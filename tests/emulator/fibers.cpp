@@ -221,8 +221,10 @@ void warp_collective(unsigned mask, WarpFunction function, void* slot, Site site
   Warp::Collective* mine = nullptr;
   for (int i = 0; i < w.waiting; i++) {
     Warp::Collective& c = w.collectives[i];
-    if (!(c.mask & mask)) continue;   // another part of the warp: it goes its own way
-    if (c.mask != mask || c.function != function || !same(c.site, site)) {
+    const bool meant = c.mask == mask && c.function == function && same(c.site, site);
+    // Another part of the warp goes its own way; but whoever waits for this lane there cannot be waited for here.
+    if (!meant && !(c.mask >> t.lane & 1 && c.arrived & mask)) continue;
+    if (!meant) {
       char other[300];
       place(other, sizeof other, c.site);
       fault(site, "the warp diverged: lane %u is here with mask %08x, others wait at %s with mask %08x", t.lane, mask, other, c.mask);
