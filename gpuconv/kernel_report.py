@@ -159,8 +159,10 @@ def sample() -> list[tuple[Unit, str]]:
     for unit in units():
         groups.setdefault((unit.file, unit.dtype.name), []).append(unit)
     others = [arch for arch in archs if arch != REFERENCE]
-    chosen = [(group[turn % len(group)], arch) for turn, arch in enumerate(others) for group in groups.values()]
-    return [(unit, REFERENCE) for group in groups.values() for unit in group if REFERENCE in archs] + chosen
+    chosen = [(unit, REFERENCE) for group in groups.values() for unit in group if REFERENCE in archs]
+    for turn, arch in enumerate(others):
+        chosen += [(group[(turn + place) % len(group)], arch) for place, group in enumerate(groups.values())]
+    return chosen
 
 
 def compile_all(chosen: Sequence[tuple[Unit, str]], processes: int | None = None) -> Generator[Outcome, None, None]:

@@ -1,9 +1,11 @@
 """The compiler without a GPU."""
 
+import os
+import platform
 import sys
 
 import pytest
-from nvrtc_here import needs_nvrtc
+from nvrtc_here import needs_nvrtc, why_not
 
 from gpuconv import nvrtc
 from gpuconv.errors import KernelError
@@ -47,6 +49,11 @@ def test_what_the_compiler_says_is_kept():
 def test_what_it_compiles_for():
     assert nvrtc.version() >= (12, 9)
     assert {"sm_80", "sm_90"} <= set(nvrtc.architectures())
+
+
+@pytest.mark.skipif("CI" not in os.environ or platform.machine() != "x86_64", reason="not CI, or no NVRTC for it")
+def test_ci_has_it():
+    assert why_not() == ""
 
 
 def test_without_it_the_extra_is_named(monkeypatch):
