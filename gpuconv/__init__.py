@@ -8,9 +8,13 @@
     >>> y.shape
     (8, 28, 28, 128)
 
-Start with `conv2d`; `explain` tells what a call will do. NumPy is all it needs; CuPy is imported when one of its
-arrays appears.
+Start with `conv2d`; `explain` tells what a call will do, and `models` trains networks of `layers`. NumPy is all it
+needs; CuPy is imported when one of its arrays appears.
 """
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from gpuconv import autotune, settings
 from gpuconv.ahead import PreparedConv, prepare, warmup
@@ -37,6 +41,23 @@ from gpuconv.plan import ConvPlan, plan
 from gpuconv.pooling import avg_pool2d, avg_pool2d_grad, max_pool2d, max_pool2d_grad
 from gpuconv.version import __version__ as __version__
 
+if TYPE_CHECKING:
+    from gpuconv import activations, initializers, layers, losses, models, optimizers, schedulers
+
+_FOR_TRAINING = ("activations", "initializers", "layers", "losses", "models", "optimizers", "schedulers")
+
+
+def __getattr__(name: str) -> ModuleType:
+    """What training needs is imported when it is first used."""
+    if name in _FOR_TRAINING:
+        return import_module(f"gpuconv.{name}")
+    raise AttributeError(f"module 'gpuconv' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_FOR_TRAINING})
+
+
 __all__ = [
     "AlgorithmError",
     "ConvGeometry",
@@ -47,6 +68,7 @@ __all__ = [
     "KernelError",
     "PreparedConv",
     "WorkspaceError",
+    "activations",
     "autotune",
     "avg_pool2d",
     "avg_pool2d_grad",
@@ -66,11 +88,17 @@ __all__ = [
     "devices",
     "explain",
     "im2col",
+    "initializers",
+    "layers",
+    "losses",
     "max_pool2d",
     "max_pool2d_grad",
+    "models",
+    "optimizers",
     "pad",
     "plan",
     "prepare",
+    "schedulers",
     "settings",
     "to_device",
     "to_numpy",

@@ -1,0 +1,342 @@
+"""Activation functions and their derivatives, of NumPy and CuPy arrays.
+
+>>> import numpy as np
+>>> act = parse("leaky_relu(alpha=0.1)")
+>>> act(np.array([-1.0, 2.0])), act.grad(np.array([-1.0, 2.0]))
+(array([-0.1,  2. ]), array([0.1, 1. ]))
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gpuconv import backend, named
+from gpuconv.algorithms import epilogue
+from gpuconv.errors import DTypeError
+from gpuconv.typing import Array
+
+
+class Activation(named.Named):
+    """A function of one number, applied to each element of a real array.
+
+    Derive from it with `fn` and `slope` to make one of your own. Where the derivative follows from the value, an
+    activation may say so with ``from_value = True``: then `slope` is given the value, and the input need not be kept.
+    """
+
+    from_value = False
+
+    def __call__(self, x: Array) -> Array:
+        """The value at each element: a new array of x's dtype and device."""
+        xp = _module(x, self.name)
+        with backend.on_device_of(x):
+            return self.fn(xp, x)
+
+    def grad(self, x: Array) -> Array:
+        """The derivative at each element."""
+        xp = _module(x, self.name)
+        with backend.on_device_of(x):
+            return self.slope(xp, self.fn(xp, x) if self.from_value else x)
+
+    def fn(self, xp: ModuleType, x: Array) -> Array:
+        raise NotImplementedError
+
+    def slope(self, xp: ModuleType, kept: Array) -> Array:
+        """The derivative, from the input; from the value if `from_value`."""
+        raise NotImplementedError
+
+    def pull_back(self, xp: ModuleType, dy: Array, kept: Array, out: Array | None) -> Array:
+        """The gradient with respect to the input: dy times the derivative, into `out` (which may be dy) if given."""
+        dx: Array = xp.multiply(dy, self.slope(xp, kept), out=out)
+        return dx
+
+    @property
+    def fused(self) -> str | None:
+        """Its name among the activations that a convolution applies by itself, if it is one of them."""
+        return None
+
+
+class _Fused(Activation):
+    """One that convolutions apply while their result is in cache; the value alone gives the derivative."""
+
+    from_value = True
+
+    @property
+    def fused(self) -> str:
+        return self.name
+
+    def fn(self, xp: ModuleType, x: Array) -> Array:
+        y = xp.array(x)
+        epilogue.ACTIVATIONS[self.name](xp, y)
+        return y  # type: ignore[no-any-return]
+
+
+class Identity(_Fused):
+    """f(x) = x."""
+
+    name = "identity"
+
+    def slope(self, xp: ModuleType, kept: Array) -> Array:
+        return xp.ones_like(kept)  # type: ignore[no-any-return]
+
+    def pull_back(self, xp: ModuleType, dy: Array, kept: Array, out: Array | None) -> Array:
+        return dy
+
+
+class ReLU(_Fused):
+    """f(x) = max(x, 0) (Nair & Hinton, "Rectified linear units improve restricted Boltzmann machines", 2010).
+
+    Its derivative at 0 is taken as 0.
+    """
+
+    name = "relu"
+
+    def slope(self, xp: ModuleType, kept: Array) -> Array:
+        return (kept > 0).astype(kept.dtype)
+
+    def pull_back(self, xp: ModuleType, dy: Array, kept: Array, out: Array | None) -> Array:
+        dx: Array = xp.multiply(dy, kept > 0, out=out)
+        return dx
+
+
+class Sigmoid(_Fused):
+    """f(x) = 1 / (1 + exp(-x))."""
+
+    name = "sigmoid"
+
+    def slope(self, xp: ModuleType, kept: Array) -> Array:
+        slope: Array = kept * (1 - kept)
+        return slope
+
+
+class Tanh(_Fused):
+    """f(x) = tanh(x)."""
+
+    name = "tanh"
+
+    def slope(self, xp: ModuleType, kept: Array) -> Array:
+        return 1 - kept * kept
+
+
+class LeakyReLU(Activation):
+    """f(x) = x for x > 0, alpha x otherwise (Maas, Hannun & Ng, "Rectifier nonlinearities improve neural network
+    acoustic models", 2013).
+    """
+
+    name = "leaky_relu"
+
+    def __init__(self, alpha: float = 0.01) -> None:
+        self.alpha = _finite(alpha, "alpha", self.name)
+
+    def fn(self, xp: ModuleType, x: Array) -> Array:
+        return xp.where(x > 0, x, self.alpha * x)  # type: ignore[no-any-return]
+
+    def slope(self, xp: ModuleType, kept: Array) -> Array:
+        return _step(xp, kept, 1.0, self.alpha)
+
+
+class ELU(Activation):
+    """f(x) = x for x > 0, alpha (exp(x) - 1) otherwise (Clevert, Unterthiner & Hochreiter, "Fast and accurate deep
+    network learning by exponential linear units", 2016, eq. 15).
+    """
+
+    name = "elu"
+
+    def __init__(self, alpha: float = 1.0) -> None:
+        self.alpha = _finite(alpha, "alpha", self.name)
+
+    def fn(self, xp: ModuleType, x: Array) -> Array:
+        return xp.where(x > 0, x, self.alpha * xp.expm1(xp.minimum(x, 0)))  # type: ignore[no-any-return]
+
+    def slope(self, xp: ModuleType, kept: Array) -> Array:
+        below = self.alpha * xp.exp(xp.minimum(kept, 0))
+        return xp.where(kept > 0, _like(kept, 1.0), below)  # type: ignore[no-any-return]
+
+
+class SELU(Activation):
+    """f(x) = scale elu(x, alpha), with the fixed scale and alpha that keep mean 0 and variance 1 (Klambauer et al.,
+    "Self-normalizing neural networks", 2017, eq. 2 and 14).
+    """
+
+    name = "selu"
+    alpha = 1.6732632423543772
+    scale = 1.0507009873554805
+
+    def fn(self, xp: ModuleType, x: Array) -> Array:
+        below = (self.scale * self.alpha) * xp.expm1(xp.minimum(x, 0))
+        return xp.where(x > 0, self.scale * x, below)  # type: ignore[no-any-return]
+
+    def slope(self, xp: ModuleType, kept: Array) -> Array:
+        below = (self.scale * self.alpha) * xp.exp(xp.minimum(kept, 0))
+        return xp.where(kept > 0, _like(kept, self.scale), below)  # type: ignore[no-any-return]
+
+
+class GELU(Activation):
+    """f(x) = x P(X <= x) for a standard normal X (Hendrycks & Gimpel, "Gaussian error linear units", 2016, section 2).
+
+    Parameters
+    ----------
+    approximate : bool
+        Take the paper's 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x**3))) instead, which is several times as fast.
+    """
+
+    name = "gelu"
+
+    def __init__(self, approximate: bool = False) -> None:
+        self.approximate = bool(approximate)
+
+    def fn(self, xp: ModuleType, x: Array) -> Array:
+        if self.approximate:
+            return 0.5 * x * (1 + self._tanh(xp, x))  # type: ignore[no-any-return]
+        return x * normal_cdf(xp, x)
+
+    def slope(self, xp: ModuleType, kept: Array) -> Array:
+        x = kept
+        if self.approximate:
+            t = self._tanh(xp, x)
+            inner = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
+            return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * inner  # type: ignore[no-any-return]
+        density = xp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
+        return normal_cdf(xp, x) + x * density  # type: ignore[no-any-return]
+
+    def _tanh(self, xp: ModuleType, x: Array) -> Array:
+        return xp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))  # type: ignore[no-any-return]
+
+
+class HardSigmoid(Activation):
+    """f(x) = clip(0.2 x + 0.5, 0, 1) (after Courbariaux, Bengio & David, "BinaryConnect", 2015, eq. 3, whose slope is
+    0.5; 0.2 is what Keras made of it).
+    """
+
+    name = "hard_sigmoid"
+
+    def fn(self, xp: ModuleType, x: Array) -> Array:
+        return xp.clip(0.2 * x + 0.5, 0, 1)  # type: ignore[no-any-return]
+
+    def slope(self, xp: ModuleType, kept: Array) -> Array:
+        inside = (kept > -2.5) & (kept < 2.5)
+        return 0.2 * inside.astype(kept.dtype)
+
+
+class Softplus(Activation):
+    """f(x) = log(1 + exp(x)) (Dugas et al., "Incorporating second-order functional knowledge", 2001, eq. 3)."""
+
+    name = "softplus"
+
+    def fn(self, xp: ModuleType, x: Array) -> Array:
+        return xp.logaddexp(x, _like(x, 0.0))  # type: ignore[no-any-return]
+
+    def slope(self, xp: ModuleType, kept: Array) -> Array:
+        return 0.5 * xp.tanh(0.5 * kept) + 0.5  # type: ignore[no-any-return]
+
+
+class Exponential(Activation):
+    """f(x) = exp(x)."""
+
+    name = "exponential"
+
+    def fn(self, xp: ModuleType, x: Array) -> Array:
+        return xp.exp(x)  # type: ignore[no-any-return]
+
+    def slope(self, xp: ModuleType, kept: Array) -> Array:
+        return xp.exp(kept)  # type: ignore[no-any-return]
+
+
+class Affine(Activation):
+    """f(x) = slope x + intercept."""
+
+    name = "affine"
+
+    def __init__(self, slope: float = 1.0, intercept: float = 0.0) -> None:
+        self.gain = _finite(slope, "slope", self.name)
+        self.intercept = _finite(intercept, "intercept", self.name)
+
+    @property
+    def hyperparams(self) -> dict[str, Any]:
+        return {"slope": self.gain, "intercept": self.intercept}
+
+    def fn(self, xp: ModuleType, x: Array) -> Array:
+        return self.gain * x + self.intercept
+
+    def slope(self, xp: ModuleType, kept: Array) -> Array:
+        return xp.full_like(kept, self.gain)  # type: ignore[no-any-return]
+
+
+_CLASSES: tuple[type[Activation], ...] = (
+    Identity, ReLU, LeakyReLU, ELU, SELU, GELU, Sigmoid, HardSigmoid, Tanh, Softplus, Exponential, Affine,
+)  # fmt: skip
+
+ACTIVATIONS: dict[str, type[Activation]] = {kind.name: kind for kind in _CLASSES}
+
+
+def parse(given: str | Activation | None, caller: str = "activations.parse", argument: str = "acti_fn") -> Activation:
+    """An activation from its name, with parameters or without: ``"relu"``, ``"elu(alpha=0.5)"``. None is identity.
+
+    >>> parse("ELU(0.5)")
+    elu(alpha=0.5)
+    """
+    return named.parse(Activation, ACTIVATIONS, "identity" if given is None else given, caller, argument)
+
+
+def normal_cdf(xp: ModuleType, x: Array) -> Array:
+    """P(X <= x) of a standard normal X, within a few units in the last place of 1."""
+    # erfc(z) exp(z**2) is smooth in t = (z - 4) / (z + 4), -1 <= t < 1 for z >= 0: a Chebyshev series in t converges
+    # fast (Shepherd & Laframboise, "Chebyshev approximation of (1 + 2x) exp(x^2) erfc x", 1981). Neither NumPy nor
+    # CuPy itself has erf.
+    z = xp.minimum(xp.abs(x) * math.sqrt(0.5), 26.0)
+    t2 = 2 * ((z - 4.0) / (z + 4.0))
+    before: Any = 0.0
+    last: Any = 0.0
+    series = _series(20 if x.dtype.itemsize <= 4 else 34)
+    for coefficient in series[:0:-1]:  # Clenshaw's recurrence
+        last, before = t2 * last - before + coefficient, last
+    scaled = 0.5 * t2 * last - before + series[0]
+    tail = 0.5 * scaled * xp.exp(-z * z)  # P(X > |x|)
+    return xp.where(x > 0, 1 - tail, tail)  # type: ignore[no-any-return]
+
+
+@cache
+def _series(terms: int) -> tuple[float, ...]:
+    """Chebyshev coefficients of erfc(z) exp(z**2) in t = (z - 4) / (z + 4), interpolated on the host."""
+    nodes = np.cos(np.pi * (np.arange(64) + 0.5) / 64)
+    values = [_erfcx(4 * (1 + t) / (1 - t)) for t in nodes.tolist()]
+    waves = np.cos(np.pi * np.outer(np.arange(terms), np.arange(64) + 0.5) / 64)
+    coefficients = 2 / 64 * (waves @ np.array(values))
+    coefficients[0] /= 2
+    return tuple(coefficients.tolist())
+
+
+def _erfcx(z: float) -> float:
+    if z < 5:
+        return math.erfc(z) * math.exp(z * z)
+    fraction = 0.0  # its continued fraction (Abramowitz & Stegun 7.1.14), which converges fast for large z
+    for k in range(80, 0, -1):
+        fraction = 0.5 * k / (z + fraction)
+    return 1 / (math.sqrt(math.pi) * (z + fraction))
+
+
+def _module(x: Array, caller: str) -> ModuleType:
+    xp = backend.common_module(caller, x=x)
+    if x.dtype.kind != "f":
+        raise DTypeError(f"{caller}: x.dtype is {x.dtype}, an activation takes real floating-point numbers.")
+    return xp
+
+
+def _like(x: Array, value: float) -> Any:
+    """`value` as a scalar of x's dtype, where a Python number would be taken for a float64."""
+    return x.dtype.type(value)
+
+
+def _step(xp: ModuleType, x: Array, above: float, below: float) -> Array:
+    return xp.where(x > 0, _like(x, above), _like(x, below))  # type: ignore[no-any-return]
+
+
+def _finite(value: float, name: str, caller: str) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{caller}: {name}={value!r} is not finite.")
+    return number

@@ -1,0 +1,69 @@
+"""Random bits as a function of a seed and a position: the same on every backend, made where they are needed.
+
+A generator with a hidden state would have to live on one device, and to be saved with a checkpoint. Here number i of a
+stream depends on nothing but seed, stream and i, so NumPy and CuPy give the same bits, nothing crosses the bus, and two
+integers tell where a stream stands. The function is SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom
+number generators", OOPSLA 2014, figure 16): a bijection of 64-bit words, so the numbers of a stream are all different.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import numpy as np
+
+from gpuconv.typing import Array
+
+MASK = 2**64 - 1
+GOLDEN = 0x9E3779B97F4A7C15
+
+
+def bits(xp: ModuleType, seed: int, stream: int, count: int) -> Array:
+    """`count` different 64-bit words, as uint64."""
+    start = mix(seed ^ mix(stream))
+    z: Array = xp.arange(1, count + 1, dtype=np.uint64)
+    z *= np.uint64(GOLDEN)
+    z += np.uint64(start)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        z ^= z >> np.uint64(shift)
+        z *= np.uint64(factor)
+    z ^= z >> np.uint64(31)
+    return z
+
+
+def mix(word: int) -> int:
+    """The first word of SplitMix64 from a seed.
+
+    >>> hex(mix(0))  # as published with the algorithm's reference code
+    '0xe220a8397b1dcdaf'
+    """
+    z = (word + GOLDEN) & MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+    return z ^ (z >> 31)
+
+
+def coin(xp: ModuleType, seed: int, stream: int, count: int, p: float) -> Array:
+    """`count` booleans, each True with probability `p`.
+
+    >>> float(coin(np, 1, 0, 100_000, 0.3).mean())
+    0.29953
+    """
+    kept: Array = bits(xp, seed, stream, count) < np.uint64(min(int(p * 2**64), MASK))
+    return kept
+
+
+def permutation(xp: ModuleType, seed: int, stream: int, count: int) -> Array:
+    """The numbers 0 to count - 1 in random order.
+
+    >>> permutation(np, 1, 0, 5)
+    array([0, 4, 3, 2, 1])
+    """
+    order: Array = xp.argsort(bits(xp, seed, stream, count))  # no ties, so any way of sorting gives the same
+    return order
+
+
+def seed_of(rng: int | np.random.Generator | None) -> int:
+    """A 63-bit seed: drawn from a generator, or from one seeded with an integer; from the system for None."""
+    generator = np.random.default_rng(rng)
+    return int(generator.integers(2**63 - 1))

@@ -1,0 +1,184 @@
+"""First values of weights. They are drawn on the host from a generator that is passed, never from a global one.
+
+fan_in is the number of weights that one output sums over, fan_out the number of outputs that one input has a share in.
+For a convolution both count the receptive field, within a channel group:
+
+    w (*kernel, c // groups, k)       fan_in = prod(kernel) c / groups       fan_out = prod(kernel) k / groups
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from gpuconv import backend, named
+from gpuconv.errors import GeometryError
+from gpuconv.typing import Array, DTypeLike
+
+
+class Initializer(named.Named):
+    """Makes arrays of a given shape."""
+
+    def __call__(
+        self,
+        shape: Sequence[int],
+        rng: int | np.random.Generator | None = None,
+        dtype: DTypeLike = "float32",
+        *,
+        fans: tuple[int, int] | None = None,
+    ) -> Array:
+        """A NumPy array of `shape`, drawn in float64 and rounded to `dtype`.
+
+        Parameters
+        ----------
+        rng : int or Generator, optional
+            A seed, or a generator to go on drawing from; None takes a seed from the system.
+        fans : (fan_in, fan_out), optional
+            Default: those of a convolution with one group, or a matrix (in, out), whose weights have this shape.
+        """
+        fan_in, fan_out = fans_of(shape) if fans is None else fans
+        values = self.draw(np.random.default_rng(rng), tuple(shape), fan_in, fan_out)
+        return values.astype(backend.as_dtype(dtype, self.name))
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...], fan_in: int, fan_out: int) -> Array:
+        raise NotImplementedError
+
+
+class _Scaled(Initializer):
+    """Weights of variance gain**2 / fan, drawn from a uniform or a normal distribution."""
+
+    def __init__(self, gain: float = 1.0) -> None:
+        self.gain = named.positive(gain, "gain", self.name)
+
+    def variance(self, fan_in: int, fan_out: int) -> float:
+        raise NotImplementedError
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...], fan_in: int, fan_out: int) -> Array:
+        deviation = self.gain * math.sqrt(self.variance(max(fan_in, 1), max(fan_out, 1)))
+        if self.name.endswith("_uniform"):
+            bound = math.sqrt(3) * deviation  # U(-b, b) has the variance b**2 / 3
+            return rng.uniform(-bound, bound, shape)
+        return deviation * rng.standard_normal(shape)
+
+
+class _Glorot(_Scaled):
+    def variance(self, fan_in: int, fan_out: int) -> float:
+        return 2 / (fan_in + fan_out)
+
+
+class _He(_Scaled):
+    def variance(self, fan_in: int, fan_out: int) -> float:
+        return 2 / fan_in
+
+
+class _LeCun(_Scaled):
+    def variance(self, fan_in: int, fan_out: int) -> float:
+        return 1 / fan_in
+
+
+class GlorotUniform(_Glorot):
+    """U(-b, b), b = sqrt(6 / (fan_in + fan_out)) (Glorot & Bengio, "Understanding the difficulty of training deep
+    feedforward neural networks", 2010, eq. 16).
+    """
+
+    name = "glorot_uniform"
+
+
+class GlorotNormal(_Glorot):
+    """N(0, 2 / (fan_in + fan_out)), the variance of `GlorotUniform` (Glorot & Bengio 2010, eq. 12)."""
+
+    name = "glorot_normal"
+
+
+class HeUniform(_He):
+    """U(-b, b), b = sqrt(6 / fan_in), the variance of `HeNormal`."""
+
+    name = "he_uniform"
+
+
+class HeNormal(_He):
+    """N(0, 2 / fan_in), for ReLU (He et al., "Delving deep into rectifiers", 2015, eq. 10)."""
+
+    name = "he_normal"
+
+
+class LeCunUniform(_LeCun):
+    """U(-b, b), b = sqrt(3 / fan_in), the variance of `LeCunNormal`."""
+
+    name = "lecun_uniform"
+
+
+class LeCunNormal(_LeCun):
+    """N(0, 1 / fan_in) (LeCun et al., "Efficient BackProp", 1998, eq. 16)."""
+
+    name = "lecun_normal"
+
+
+class StdNormal(Initializer):
+    """N(0, 1)."""
+
+    name = "std_normal"
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...], fan_in: int, fan_out: int) -> Array:
+        return rng.standard_normal(shape)
+
+
+class TruncNormal(Initializer):
+    """N(mean, std**2), what lies more than two std from the mean drawn again."""
+
+    name = "trunc_normal"
+
+    def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
+        self.mean = float(mean)
+        self.std = named.positive(std, "std", self.name)
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...], fan_in: int, fan_out: int) -> Array:
+        values = rng.standard_normal(shape)
+        while (far := np.abs(values) > 2).any():
+            values[far] = rng.standard_normal(int(far.sum()))
+        return self.mean + self.std * values
+
+
+class Zeros(Initializer):
+    """All zeros."""
+
+    name = "zeros"
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...], fan_in: int, fan_out: int) -> Array:
+        return np.zeros(shape)
+
+
+_CLASSES: tuple[type[Initializer], ...] = (
+    GlorotUniform, GlorotNormal, HeUniform, HeNormal, LeCunUniform, LeCunNormal, StdNormal, TruncNormal, Zeros,
+)  # fmt: skip
+
+INITIALIZERS: dict[str, type[Initializer]] = {kind.name: kind for kind in _CLASSES}
+
+
+def parse(given: str | Initializer, caller: str = "initializers.parse", argument: str = "init_w") -> Initializer:
+    """An initializer from its name, with parameters or without.
+
+    >>> parse("he_normal")
+    he_normal
+    >>> parse("glorot_uniform")((3, 3, 1, 2), rng=0).shape
+    (3, 3, 1, 2)
+    """
+    return named.parse(Initializer, INITIALIZERS, given, caller, argument)
+
+
+def fans_of(shape: Sequence[int], groups: int = 1, transposed: bool = False) -> tuple[int, int]:
+    """(fan_in, fan_out) of weights (*kernel, c // groups, k), or transposed of (*kernel, k // groups, c).
+
+    >>> fans_of((5, 5, 3, 8))
+    (75, 200)
+    >>> fans_of((3, 3, 1, 32), groups=32)  # depthwise
+    (9, 9)
+    """
+    if len(shape) < 2:
+        raise GeometryError(f"fans_of: shape={tuple(shape)} has {len(shape)} axes, weights have at least 2.")
+    *kernel, per_group, whole = shape
+    taps = math.prod(kernel)
+    one, other = taps * per_group, taps * whole // groups
+    return (other, one) if transposed else (one, other)

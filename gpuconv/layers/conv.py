@@ -1,0 +1,426 @@
+"""Convolutional layers. All arrays are channels last; the operations are those of `gpuconv.functional`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+
+from gpuconv import activations, initializers
+from gpuconv.activations import Activation
+from gpuconv.call import Call
+from gpuconv.errors import GeometryError
+from gpuconv.geometry import ConvGeometry, as_int, as_ints, split_x_shape
+from gpuconv.initializers import Initializer
+from gpuconv.layers.base import Derived, Layer, plain
+from gpuconv.optimizers import Optimizer
+from gpuconv.plan import check_precision
+from gpuconv.typing import Array, DTypeLike, Ints, IntsLike, PadLike, Precision
+
+
+class _Filters(Layer):
+    """What layers with filters have in common: W (*kernel, in, out), b (out_ch,), an activation."""
+
+    ndim: ClassVar[int]
+    transposed: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        out_ch: int,
+        kernel_shape: IntsLike,
+        pad: PadLike = 0,
+        stride: IntsLike = 1,
+        dilation: IntsLike = 1,
+        acti_fn: str | Activation | None = None,
+        optimizer: str | Optimizer | None = None,
+        init_w: str | Initializer = "glorot_uniform",
+        *,
+        groups: int = 1,
+        use_bias: bool = True,
+        algorithm: str = "auto",
+        precision: Precision = "strict",
+        dtype: DTypeLike | None = None,
+        device: str | None = None,
+        rng: int | np.random.Generator | None = None,
+    ) -> None:
+        super().__init__(optimizer, dtype, device, rng)
+        self.out_ch = as_int(out_ch, "out_ch", self.kind)
+        self.kernel_shape = as_ints(kernel_shape, self.ndim, "kernel_shape", self.kind)
+        self.pad, self.stride, self.dilation = plain(pad), plain(stride), plain(dilation)
+        self.acti_fn = activations.parse(acti_fn, self.kind)
+        self.init_w = initializers.parse(init_w, self.kind)
+        self.groups = as_int(groups, "groups", self.kind)
+        self.use_bias = bool(use_bias)
+        self.algorithm, self.precision = algorithm, check_precision(precision, self.kind)
+        self.in_ch: int | None = None
+        self._check_arguments()
+
+    def _check_arguments(self) -> None:
+        """Everything that can be found wrong before there is an input."""
+        if self.out_ch % self.groups:
+            raise GeometryError(
+                f"{self.kind}: groups={self.groups} must divide the channels, out_ch={self.out_ch}. "
+                "Choose a divisor of both in_ch and out_ch."
+            )
+        ConvGeometry.create(
+            0, (0,) * self.ndim, self.groups, self.out_ch, self.kernel_shape, self.stride, self.pad, self.dilation,
+            self.groups, caller=self.kind,
+        )  # fmt: skip
+
+    # ---------------------------------------------------------------------------------------------- shapes
+
+    @property
+    def _call(self) -> Call:
+        return Call(
+            self.kind, self.ndim, self.stride, self.pad, self.dilation, self._groups, "channels_last",
+            self.algorithm, self.precision, None,
+        )  # fmt: skip
+
+    @property
+    def _groups(self) -> int:
+        return self.groups
+
+    def _w_shape(self, in_ch: int) -> Ints:
+        return (*self.kernel_shape, in_ch // self._groups, self.out_ch)
+
+    def _geometry(self, x_shape: Sequence[int]) -> ConvGeometry:
+        """The convolution of an input of this shape with W."""
+        _, _, c = split_x_shape(x_shape, self.ndim, "channels_last", self.kind, "X.shape")
+        if self.in_ch is not None and c != self.in_ch:
+            raise GeometryError(
+                f"{self.kind}: X brings {c} channels, the layer takes {self.in_ch}: X.shape={tuple(x_shape)}, "
+                f"W.shape={self.params['W'].shape}. Channels are the last axis of X."
+            )
+        return self._geometry_of(x_shape, c)
+
+    def _geometry_of(self, x_shape: Sequence[int], c: int) -> ConvGeometry:
+        self._check_groups(c)
+        return self._call.geometry(tuple(x_shape), self._w_shape(c), "X.shape")
+
+    def _check_groups(self, c: int) -> None:
+        if c % self._groups:
+            raise GeometryError(
+                f"{self.kind}: X brings {c} channels, which groups={self._groups} does not divide. "
+                "Choose a divisor of both in_ch and out_ch."
+            )
+
+    def output_shape(self, x_shape: Sequence[int]) -> Ints:
+        return self._geometry(x_shape).y_shape
+
+    def flops(self, x_shape: Sequence[int]) -> int:
+        return self._geometry(x_shape).flops
+
+    # ---------------------------------------------------------------------------------------------- parameters
+
+    def _param_shapes(self, x_shape: Ints) -> dict[str, Ints]:
+        shapes = {"W": self._w_shape(x_shape[-1])}
+        if self.use_bias:
+            shapes["b"] = (self.out_ch,)
+        return shapes
+
+    def _first_values(self, rng: np.random.Generator, shapes: dict[str, Ints]) -> dict[str, Array]:
+        fans = initializers.fans_of(shapes["W"], self._groups, self.transposed)
+        return {"W": self.init_w(shapes["W"], rng, "float64", fans=fans)}
+
+    def _initialise(self, x_shape: Ints, dtype: np.dtype[Any], device: str) -> None:
+        super()._initialise(x_shape, dtype, device)
+        self.in_ch = x_shape[-1]
+
+    def _x_shape_of(self, params: Mapping[str, Array]) -> Ints | None:
+        """Only the number of channels is looked at."""
+        if "W" not in params:
+            return None
+        shape = params["W"].shape
+        in_ch = self._in_ch_of(shape) if len(shape) == self.ndim + 2 else 0
+        if self._w_shape(in_ch) != shape:
+            raise GeometryError(
+                f"{self.kind}: W.shape={shape}, the layer needs {self._w_shape(1)[:-2]} + {self._channels_text()}."
+            )
+        return (0,) * (self.ndim + 1) + (in_ch,)
+
+    def _in_ch_of(self, w_shape: Ints) -> int:
+        return w_shape[-2] * self._groups
+
+    def _channels_text(self) -> str:
+        return f"(in_ch // {self._groups}, {self.out_ch})"
+
+    @property
+    def hyperparams(self) -> dict[str, Any]:
+        return {**super().hyperparams, "in_ch": self.in_ch}
+
+    # ---------------------------------------------------------------------------------------------- passes
+
+    def _product(self, X: Array, activation: str | None) -> Array:
+        return self._call.forward(X, self.params["W"], self.params.get("b"), activation, None)
+
+    def _forward(self, xp: ModuleType, X: Array, training: bool) -> tuple[Array, Derived]:
+        fused = self.acti_fn.fused
+        Y = self._product(X, fused)
+        return (Y if fused else self.acti_fn.fn(xp, Y)), {"Y": Y}
+
+    def _backward(
+        self, xp: ModuleType, dLda: Array, X: Array, derived: Derived, params: bool, dX: bool, own: bool
+    ) -> tuple[Array | None, dict[str, Array]]:
+        act, Y = self.acti_fn, derived["Y"]
+        kept = Y if act.fused or not act.from_value else act.fn(xp, Y)
+        dY = act.pull_back(xp, dLda, kept, dLda if own else None)
+        gradients = {}
+        if params:
+            gradients["W"] = self._weight_grad(X, dY)
+            if self.use_bias:
+                gradients["b"] = column_sums(xp, dY)
+        return (self._input_grad(X, dY) if dX else None), gradients
+
+    def _weight_grad(self, X: Array, dY: Array) -> Array:
+        return self._call.weight_grad(X, dY, self.kernel_shape, None)
+
+    def _input_grad(self, X: Array, dY: Array) -> Array:
+        return self._call.input_grad(dY, self.params["W"], X.shape, None)
+
+
+class Conv1D(_Filters):
+    """Convolution of signals: X (N, W, in_ch) -> (N, OW, out_ch). All arguments are those of `Conv2D`.
+
+    >>> import numpy as np
+    >>> Conv1D(4, 3, pad="causal", rng=0).forward(np.ones((2, 10, 3), np.float32)).shape
+    (2, 10, 4)
+    """
+
+    ndim = 1
+
+
+class Conv2D(_Filters):
+    """Convolution of images with learned filters: X (N, H, W, in_ch) -> (N, OH, OW, out_ch).
+
+        Y = conv2d(X, W) + b         output = acti_fn(Y)
+
+    Parameters
+    ----------
+    out_ch : int
+        Number of filters.
+    kernel_shape : (KH, KW), or int for a square
+    pad, stride, dilation
+        As in `conv2d`: numbers, pairs, "same", "valid", "full".
+    acti_fn : str or Activation, optional
+        As "relu" or "leaky_relu(alpha=0.1)"; `gpuconv.activations` lists them. Default: identity.
+    optimizer : str or Optimizer, optional
+        As "adam" or "SGD(lr=0.1, momentum=0.9)"; `gpuconv.optimizers` lists them. Default: that of the model, or plain
+        SGD(lr=0.01). One object may serve several layers.
+    init_w : str or Initializer
+        `gpuconv.initializers` lists them.
+    groups : int
+        Channel groups, as in `conv2d`.
+    use_bias : bool
+    algorithm : str
+        "loops" is the for-loop layer of the textbook, "gemm" the matrix one, "auto" the fastest there is.
+    precision : {"strict", "fast"}
+    dtype : {"float32", "float64"}, optional
+        Default: that of the first input, or of a W that is set before.
+    device : str, optional
+        "cpu", "cuda" or "cuda:<number>". Default: that of the first input.
+    rng : int or Generator, optional
+        Seed of the first weights, or what to draw them from. Without one, each layer is different.
+
+    Attributes
+    ----------
+    params, gradients : {"W": (KH, KW, in_ch // groups, out_ch), "b": (out_ch,)}
+    X, derived_variables["Y"] : list
+        One entry for each kept forward. Y is the pre-activation; for relu, sigmoid and tanh, which the convolution
+        applies by itself and whose derivative follows from their value, it is that value.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> layer = Conv2D(8, (3, 3), pad="same", acti_fn="relu", optimizer="adam", rng=0)
+    >>> X = np.ones((2, 5, 5, 3), np.float32)
+    >>> layer.forward(X).shape
+    (2, 5, 5, 8)
+    >>> layer.backward(np.ones((2, 5, 5, 8), np.float32)).shape
+    (2, 5, 5, 3)
+    >>> layer.update()
+    >>> layer
+    Conv2D(8, (3, 3), pad='same', acti_fn='relu', optimizer='Adam')
+    """
+
+    ndim = 2
+
+
+class Conv3D(_Filters):
+    """Convolution of volumes: X (N, D, H, W, in_ch) -> (N, OD, OH, OW, out_ch). All arguments are those of `Conv2D`.
+
+    >>> import numpy as np
+    >>> Conv3D(4, (1, 3, 3), rng=0).forward(np.ones((1, 2, 5, 5, 1), np.float32)).shape
+    (1, 2, 3, 3, 4)
+    """
+
+    ndim = 3
+
+
+class DepthwiseConv2D(_Filters):
+    """A filter for each channel by itself (or `multiplier` filters): `Conv2D` with groups == in_ch.
+
+    X (N, H, W, in_ch) -> (N, OH, OW, in_ch * multiplier); output channel c * multiplier + m is filter m of channel c.
+    The other arguments are those of `Conv2D`.
+
+    >>> import numpy as np
+    >>> DepthwiseConv2D(3, pad=1, multiplier=2, rng=0).forward(np.ones((1, 5, 5, 4), np.float32)).shape
+    (1, 5, 5, 8)
+    """
+
+    ndim = 2
+
+    def __init__(
+        self,
+        kernel_shape: IntsLike,
+        pad: PadLike = 0,
+        stride: IntsLike = 1,
+        dilation: IntsLike = 1,
+        acti_fn: str | Activation | None = None,
+        optimizer: str | Optimizer | None = None,
+        init_w: str | Initializer = "glorot_uniform",
+        *,
+        multiplier: int = 1,
+        use_bias: bool = True,
+        algorithm: str = "auto",
+        precision: Precision = "strict",
+        dtype: DTypeLike | None = None,
+        device: str | None = None,
+        rng: int | np.random.Generator | None = None,
+    ) -> None:
+        self.multiplier = as_int(multiplier, "multiplier", self.kind)
+        super().__init__(
+            self.multiplier, kernel_shape, pad, stride, dilation, acti_fn, optimizer, init_w, use_bias=use_bias,
+            algorithm=algorithm, precision=precision, dtype=dtype, device=device, rng=rng,
+        )  # fmt: skip
+        self._channels = 1
+
+    @property
+    def _groups(self) -> int:
+        return self._channels
+
+    def _geometry_of(self, x_shape: Sequence[int], c: int) -> ConvGeometry:
+        call = Call(
+            self.kind, 2, self.stride, self.pad, self.dilation, max(c, 1), "channels_last", self.algorithm,
+            self.precision, None,
+        )  # fmt: skip
+        return call.geometry(tuple(x_shape), (*self.kernel_shape, min(c, 1), c * self.multiplier), "X.shape")
+
+    def _w_shape(self, in_ch: int) -> Ints:
+        return (*self.kernel_shape, 1, in_ch * self.multiplier)
+
+    def _initialise(self, x_shape: Ints, dtype: np.dtype[Any], device: str) -> None:
+        if not x_shape[-1]:
+            raise GeometryError(f"{self.kind}: X brings 0 channels. A filter for each needs one at least.")
+        self._channels, self.out_ch = x_shape[-1], x_shape[-1] * self.multiplier
+        super()._initialise(x_shape, dtype, device)
+
+    def _in_ch_of(self, w_shape: Ints) -> int:
+        return w_shape[-1] // self.multiplier
+
+    def _channels_text(self) -> str:
+        return f"(1, in_ch * {self.multiplier})"
+
+
+class ConvTranspose2D(_Filters):
+    """Transposed convolution, which enlarges: X (N, H, W, in_ch) -> (N, OH, OW, out_ch), as `conv_transpose2d`.
+
+    Parameters
+    ----------
+    output_pad, output_shape
+        Which of the sizes that a convolution of this stride maps to (H, W) is meant, see `conv_transpose2d`.
+    out_ch, kernel_shape, and all the others
+        As for `Conv2D`; `pad` crops the output.
+
+    Attributes
+    ----------
+    params : {"W": (KH, KW, out_ch // groups, in_ch), "b": (out_ch,)}
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ConvTranspose2D(4, 3, "same", 2, rng=0).forward(np.ones((1, 5, 5, 8), np.float32)).shape
+    (1, 10, 10, 4)
+    """
+
+    ndim = 2
+    transposed = True
+
+    def __init__(
+        self,
+        out_ch: int,
+        kernel_shape: IntsLike,
+        pad: PadLike = 0,
+        stride: IntsLike = 1,
+        dilation: IntsLike = 1,
+        acti_fn: str | Activation | None = None,
+        optimizer: str | Optimizer | None = None,
+        init_w: str | Initializer = "glorot_uniform",
+        *,
+        output_pad: IntsLike = 0,
+        output_shape: IntsLike | None = None,
+        groups: int = 1,
+        use_bias: bool = True,
+        algorithm: str = "auto",
+        precision: Precision = "strict",
+        dtype: DTypeLike | None = None,
+        device: str | None = None,
+        rng: int | np.random.Generator | None = None,
+    ) -> None:
+        self.output_pad = plain(output_pad)
+        self.target_shape = None if output_shape is None else as_ints(output_shape, 2, "output_shape", self.kind)
+        super().__init__(
+            out_ch, kernel_shape, pad, stride, dilation, acti_fn, optimizer, init_w, groups=groups, use_bias=use_bias,
+            algorithm=algorithm, precision=precision, dtype=dtype, device=device, rng=rng,
+        )  # fmt: skip
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {**super().config, "output_shape": self.target_shape}
+
+    def _w_shape(self, in_ch: int) -> Ints:
+        return (*self.kernel_shape, self.out_ch // self.groups, in_ch)
+
+    def _in_ch_of(self, w_shape: Ints) -> int:
+        return w_shape[-1]
+
+    def _channels_text(self) -> str:
+        return f"({self.out_ch // self.groups}, in_ch)"
+
+    def _geometry_of(self, x_shape: Sequence[int], c: int) -> ConvGeometry:
+        """Of the convolution that goes the other way."""
+        self._check_groups(c)
+        return ConvGeometry.transposed(
+            tuple(x_shape), self._w_shape(c), self.stride, self.pad, self.dilation, self.groups, self.output_pad,
+            self.target_shape, ndim=2, caller=self.kind,
+        )  # fmt: skip
+
+    def output_shape(self, x_shape: Sequence[int]) -> Ints:
+        return self._geometry(x_shape).x_shape
+
+    def _product(self, X: Array, activation: str | None) -> Array:
+        W, b = self.params["W"], self.params.get("b")
+        return self._call.transpose(X, W, b, self.output_pad, self.target_shape, activation, None)
+
+    def _other_way(self, X: Array) -> Call:
+        """The convolution whose adjoint this is, its pads in numbers."""
+        g = self._geometry(X.shape)
+        return Call(
+            self.kind, 2, g.stride, g.pad, g.dilation, g.groups, "channels_last", self.algorithm, self.precision, None
+        )
+
+    def _weight_grad(self, X: Array, dY: Array) -> Array:
+        return self._other_way(X).weight_grad(dY, X, self.kernel_shape, None)
+
+    def _input_grad(self, X: Array, dY: Array) -> Array:
+        return self._other_way(X).forward(dY, self.params["W"], None, None, None)
+
+
+def column_sums(xp: ModuleType, a: Array) -> Array:
+    """The sum over all axes but the last: a product with a row of ones, which BLAS does faster than a reduction."""
+    a_mk = a.reshape(-1, a.shape[-1])
+    ones = xp.ones(math.prod(a.shape[:-1]), a.dtype)
+    sums: Array = ones @ a_mk
+    return sums

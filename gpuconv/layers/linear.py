@@ -1,0 +1,162 @@
+"""Layers of vectors: Dense, and Flatten, which makes vectors of images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gpuconv import activations, initializers
+from gpuconv.activations import Activation
+from gpuconv.call import Call
+from gpuconv.errors import GeometryError
+from gpuconv.geometry import as_int
+from gpuconv.initializers import Initializer
+from gpuconv.layers.base import Derived, Layer
+from gpuconv.layers.conv import column_sums
+from gpuconv.optimizers import Optimizer
+from gpuconv.plan import check_precision
+from gpuconv.typing import Array, DTypeLike, Ints, Precision
+
+
+class Flatten(Layer):
+    """X (N, ...) -> (N, everything else in one axis): a view where X is C-contiguous.
+
+    >>> import numpy as np
+    >>> Flatten().forward(np.ones((2, 3, 4, 5), np.float32)).shape
+    (2, 60)
+    """
+
+    fresh = False
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def output_shape(self, x_shape: Sequence[int]) -> Ints:
+        if not x_shape:
+            raise GeometryError(f"{self.kind}: X.shape={tuple(x_shape)} has no axis, it must be (N, ...).")
+        return (x_shape[0], math.prod(x_shape[1:]))
+
+    def _forward(self, xp: ModuleType, X: Array, training: bool) -> tuple[Array, Derived]:
+        return X.reshape(self.output_shape(X.shape)), {}
+
+    def _backward(
+        self, xp: ModuleType, dLda: Array, X: Array, derived: Derived, params: bool, dX: bool, own: bool
+    ) -> tuple[Array | None, dict[str, Array]]:
+        return dLda.reshape(X.shape), {}
+
+
+class Dense(Layer):
+    """A matrix product: X (N, in_ch) -> (N, out_ch).
+
+        Y = X W + b         output = acti_fn(Y)
+
+    It runs as the convolution of N positions with a kernel of one tap, which is one matrix product in each direction,
+    at the precision that convolutions have.
+
+    Parameters
+    ----------
+    out_ch : int
+    acti_fn, optimizer, init_w, use_bias, precision, dtype, device, rng
+        As for `Conv2D`.
+
+    Attributes
+    ----------
+    params, gradients : {"W": (in_ch, out_ch), "b": (out_ch,)}
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Dense(10, rng=0).forward(np.ones((2, 5), np.float32)).shape
+    (2, 10)
+    """
+
+    def __init__(
+        self,
+        out_ch: int,
+        acti_fn: str | Activation | None = None,
+        optimizer: str | Optimizer | None = None,
+        init_w: str | Initializer = "glorot_uniform",
+        *,
+        use_bias: bool = True,
+        precision: Precision = "strict",
+        dtype: DTypeLike | None = None,
+        device: str | None = None,
+        rng: int | np.random.Generator | None = None,
+    ) -> None:
+        super().__init__(optimizer, dtype, device, rng)
+        self.out_ch = as_int(out_ch, "out_ch", self.kind)
+        self.acti_fn = activations.parse(acti_fn, self.kind)
+        self.init_w = initializers.parse(init_w, self.kind)
+        self.use_bias = bool(use_bias)
+        self.precision = check_precision(precision, self.kind)
+        self.in_ch: int | None = None
+
+    def output_shape(self, x_shape: Sequence[int]) -> Ints:
+        if len(x_shape) != 2:
+            raise GeometryError(
+                f"{self.kind}: X.shape={tuple(x_shape)} has {len(x_shape)} axes, it takes 2: (N, in_ch). "
+                "Put a Flatten layer before it."
+            )
+        if self.in_ch is not None and x_shape[1] != self.in_ch:
+            raise GeometryError(
+                f"{self.kind}: X brings {x_shape[1]} channels, the layer takes {self.in_ch}: "
+                f"X.shape={tuple(x_shape)}, W.shape={self.params['W'].shape}."
+            )
+        return (x_shape[0], self.out_ch)
+
+    def flops(self, x_shape: Sequence[int]) -> int:
+        return 2 * math.prod(x_shape) * self.out_ch
+
+    def _param_shapes(self, x_shape: Ints) -> dict[str, Ints]:
+        shapes: dict[str, Ints] = {"W": (x_shape[1], self.out_ch)}
+        if self.use_bias:
+            shapes["b"] = (self.out_ch,)
+        return shapes
+
+    def _first_values(self, rng: np.random.Generator, shapes: dict[str, Ints]) -> dict[str, Array]:
+        return {"W": self.init_w(shapes["W"], rng, "float64")}
+
+    def _initialise(self, x_shape: Ints, dtype: np.dtype[Any], device: str) -> None:
+        super()._initialise(x_shape, dtype, device)
+        self.in_ch = x_shape[1]
+
+    def _x_shape_of(self, params: Mapping[str, Array]) -> Ints | None:
+        if "W" not in params:
+            return None
+        shape = params["W"].shape
+        if len(shape) != 2 or shape[1] != self.out_ch:
+            raise GeometryError(f"{self.kind}: W.shape={shape}, the layer needs (in_ch, {self.out_ch}).")
+        return (0, shape[0])
+
+    @property
+    def hyperparams(self) -> dict[str, Any]:
+        return {**super().hyperparams, "in_ch": self.in_ch}
+
+    @property
+    def _call(self) -> Call:
+        return Call(self.kind, 1, 1, 0, 1, 1, "channels_last", "gemm", self.precision, None)
+
+    def _forward(self, xp: ModuleType, X: Array, training: bool) -> tuple[Array, Derived]:
+        fused = self.acti_fn.fused
+        Y = self._call.forward(X[None], self.params["W"][None], self.params.get("b"), fused, None)[0]
+        return (Y if fused else self.acti_fn.fn(xp, Y)), {"Y": Y}
+
+    def _backward(
+        self, xp: ModuleType, dLda: Array, X: Array, derived: Derived, params: bool, dX: bool, own: bool
+    ) -> tuple[Array | None, dict[str, Array]]:
+        act, Y = self.acti_fn, derived["Y"]
+        kept = Y if act.fused or not act.from_value else act.fn(xp, Y)
+        dY = act.pull_back(xp, dLda, kept, dLda if own else None)
+        gradients = {}
+        if params:
+            gradients["W"] = self._call.weight_grad(X[None], dY[None], 1, None)[0]
+            if self.use_bias:
+                gradients["b"] = column_sums(xp, dY)
+        result = None
+        if dX:
+            result = self._call.input_grad(dY[None], self.params["W"][None], (1, *X.shape), None)[0]
+        return result, gradients

@@ -1,0 +1,199 @@
+"""BatchNorm2D and Dropout: layers that do one thing in training and another in inference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gpuconv import counter_rng, named
+from gpuconv.errors import GeometryError
+from gpuconv.geometry import split_x_shape
+from gpuconv.layers.base import Derived, Layer
+from gpuconv.layers.conv import column_sums
+from gpuconv.optimizers import Optimizer
+from gpuconv.typing import Array, DTypeLike, Ints
+
+
+class BatchNorm2D(Layer):
+    """Normalise each channel over the batch (Ioffe & Szegedy, "Batch normalization", 2015, algorithm 1).
+
+        output = scale (X - mean) / sqrt(var + epsilon) + shift          X (N, H, W, C)
+
+    In training, mean and (biased) variance are those of the batch, and running averages of them are kept, of the
+    unbiased variance as in the paper's algorithm 2; in inference (``retain_derived=False``) and in a frozen layer the
+    running ones are used, and stay.
+
+    Parameters
+    ----------
+    momentum : float
+        running = momentum running + (1 - momentum) new.
+    epsilon : float
+    optimizer, dtype, device
+        As for `Conv2D`.
+
+    Attributes
+    ----------
+    params, gradients : {"scale": (C,), "shift": (C,)}
+    buffers : {"running_mean": (C,), "running_var": (C,)}
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> y = BatchNorm2D().forward(np.arange(8.0).reshape(2, 2, 2, 1))
+    >>> round(float(y.mean()), 6), round(float(y.std()), 4)
+    (0.0, 1.0)
+    """
+
+    def __init__(
+        self,
+        momentum: float = 0.9,
+        epsilon: float = 1e-5,
+        optimizer: str | Optimizer | None = None,
+        *,
+        dtype: DTypeLike | None = None,
+        device: str | None = None,
+    ) -> None:
+        super().__init__(optimizer, dtype, device)
+        self.momentum = named.positive(momentum, "momentum", self.kind, below=1)
+        self.epsilon = named.positive(epsilon, "epsilon", self.kind)
+        self.in_ch: int | None = None
+
+    def output_shape(self, x_shape: Sequence[int]) -> Ints:
+        n, spatial, c = split_x_shape(x_shape, 2, "channels_last", self.kind, "X.shape")
+        if self.in_ch is not None and c != self.in_ch:
+            raise GeometryError(
+                f"{self.kind}: X brings {c} channels, the layer takes {self.in_ch}: X.shape={tuple(x_shape)}, "
+                f"scale.shape={self.params['scale'].shape}."
+            )
+        return (n, *spatial, c)
+
+    def _param_shapes(self, x_shape: Ints) -> dict[str, Ints]:
+        return {"scale": x_shape[-1:], "shift": x_shape[-1:]}
+
+    def _first_values(self, rng: np.random.Generator, shapes: dict[str, Ints]) -> dict[str, Array]:
+        return {"scale": np.ones(shapes["scale"])}
+
+    def _first_buffers(self, x_shape: Ints) -> dict[str, Array]:
+        return {"running_mean": np.zeros(x_shape[-1:]), "running_var": np.ones(x_shape[-1:])}
+
+    def _initialise(self, x_shape: Ints, dtype: np.dtype[Any], device: str) -> None:
+        super()._initialise(x_shape, dtype, device)
+        self.in_ch = x_shape[-1]
+
+    def _x_shape_of(self, params: Mapping[str, Array]) -> Ints | None:
+        first = next(iter(params.values()))
+        return (0, 0, 0, *first.shape) if first.ndim == 1 else None
+
+    @property
+    def hyperparams(self) -> dict[str, Any]:
+        return {**super().hyperparams, "in_ch": self.in_ch}
+
+    def _forward(self, xp: ModuleType, X: Array, training: bool) -> tuple[Array, Derived]:
+        scale, shift = self.params["scale"], self.params["shift"]
+        count = math.prod(X.shape[:-1])
+        by_batch = training and self.trainable and count > 0
+        if by_batch:
+            mean = column_sums(xp, X) / count
+            normal = X - mean
+            var = column_sums(xp, normal * normal) / count
+            self._average("running_mean", mean)
+            self._average("running_var", var * (count / max(1, count - 1)))
+        else:
+            normal, var = X - self.buffers["running_mean"], self.buffers["running_var"]
+        inverse = 1 / xp.sqrt(var + self.epsilon)
+        normal *= inverse
+        return normal * scale + shift, {"normal": normal, "inverse": inverse, "by_batch": by_batch}
+
+    def _backward(
+        self, xp: ModuleType, dLda: Array, X: Array, derived: Derived, params: bool, dX: bool, own: bool
+    ) -> tuple[Array | None, dict[str, Array]]:
+        normal, inverse = derived["normal"], derived["inverse"]
+        dscale, dshift = column_sums(xp, dLda * normal), column_sums(xp, dLda)
+        gradients = {"scale": dscale, "shift": dshift} if params else {}
+        if not dX:
+            return None, gradients
+        factor = self.params["scale"] * inverse
+        if not derived["by_batch"]:  # mean and variance did not depend on X
+            return dLda * factor, gradients
+        # The formulas of the paper's section 3, gathered.
+        count = math.prod(X.shape[:-1])
+        result = normal * (dscale / -count)
+        result += dLda
+        result -= dshift / count
+        result *= factor
+        return result, gradients
+
+    def _average(self, name: str, new: Array) -> None:
+        running = self.buffers[name]
+        self.buffers[name] = running * self.momentum + new * (1 - self.momentum)
+
+
+class Dropout(Layer):
+    """Set each element to zero with probability p in training, and scale the others by 1 / (1 - p) (Srivastava et al.,
+    "Dropout: a simple way to prevent neural networks from overfitting", 2014, with the scaling of section 10 turned
+    round). In inference (``retain_derived=False``) and in a frozen layer it lets everything through.
+
+    Which ones is a function of the seed, of how many batches there were, and of the position alone: the same on every
+    device, and after a checkpoint.
+
+    Parameters
+    ----------
+    p : float
+        0 <= p < 1.
+    rng : int or Generator, optional
+        Seed, or what to draw one from.
+
+    Attributes
+    ----------
+    seed, step : int
+        `step` counts the batches.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Dropout(0.5, rng=0).forward(np.ones((1, 8), np.float32))
+    array([[0., 0., 0., 2., 2., 2., 0., 2.]], dtype=float32)
+    """
+
+    fresh = False
+
+    def __init__(self, p: float = 0.5, *, rng: int | np.random.Generator | None = None) -> None:
+        super().__init__(rng=rng)
+        self.p = named.positive(p, "p", self.kind, below=1)
+        self.seed: int | None = None
+        self.step = 0
+
+    def output_shape(self, x_shape: Sequence[int]) -> Ints:
+        return tuple(x_shape)
+
+    def _initialise(self, x_shape: Ints, dtype: np.dtype[Any], device: str) -> None:
+        super()._initialise(x_shape, dtype, device)
+        if self.seed is None:
+            self.seed = counter_rng.seed_of(self.rng)
+
+    @property
+    def extra_state(self) -> dict[str, int | None]:
+        return {"seed": self.seed, "step": self.step}
+
+    def _forward(self, xp: ModuleType, X: Array, training: bool) -> tuple[Array, Derived]:
+        if not (training and self.trainable and self.p):
+            return X, {"kept": None}
+        assert self.seed is not None
+        kept = counter_rng.coin(xp, self.seed, self.step, X.size, 1 - self.p).reshape(X.shape)
+        self.step += 1
+        return self._masked(xp, X, kept), {"kept": kept}
+
+    def _backward(
+        self, xp: ModuleType, dLda: Array, X: Array, derived: Derived, params: bool, dX: bool, own: bool
+    ) -> tuple[Array | None, dict[str, Array]]:
+        kept = derived["kept"]
+        return (dLda if kept is None else self._masked(xp, dLda, kept)), {}
+
+    def _masked(self, xp: ModuleType, x: Array, kept: Array) -> Array:
+        y: Array = xp.multiply(x, kept)
+        y *= 1 / (1 - self.p)
+        return y

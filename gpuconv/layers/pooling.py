@@ -1,0 +1,105 @@
+"""Layers that make images smaller: the largest or the mean value of each window."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+
+from gpuconv import pooling
+from gpuconv.geometry import ConvGeometry, as_ints, split_x_shape
+from gpuconv.layers.base import Derived, Layer, plain
+from gpuconv.typing import Array, Ints, IntsLike, PadLike
+
+
+class _Pool2D(Layer):
+    def __init__(self, kernel_shape: IntsLike, stride: IntsLike | None, pad: PadLike, dilation: IntsLike) -> None:
+        super().__init__()
+        self.kernel_shape = as_ints(kernel_shape, 2, "kernel_shape", self.kind)
+        self.stride, self.pad, self.dilation = plain(stride), plain(pad), plain(dilation)
+        self._geometry((0, 0, 0, 0))
+
+    def _geometry(self, x_shape: Sequence[int]) -> ConvGeometry:
+        n, spatial, c = split_x_shape(x_shape, 2, "channels_last", self.kind, "X.shape")
+        stride = self.kernel_shape if self.stride is None else self.stride
+        return ConvGeometry.create(
+            n, spatial, c, c, self.kernel_shape, stride, self.pad, self.dilation, caller=self.kind
+        )
+
+    def output_shape(self, x_shape: Sequence[int]) -> Ints:
+        return self._geometry(x_shape).y_shape
+
+
+class MaxPool2D(_Pool2D):
+    """The largest value of each window: X (N, H, W, C) -> (N, OH, OW, C), as `max_pool2d`.
+
+    Parameters
+    ----------
+    kernel_shape : (KH, KW), or int for a square
+    stride : int or one int an axis, optional
+        Default: `kernel_shape`, windows side by side.
+    pad, dilation
+        As in `conv2d`. Padding is never the largest.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> MaxPool2D(2).forward(np.ones((1, 6, 6, 3), np.float32)).shape
+    (1, 3, 3, 3)
+    """
+
+    def __init__(
+        self, kernel_shape: IntsLike, stride: IntsLike | None = None, pad: PadLike = 0, *, dilation: IntsLike = 1
+    ) -> None:
+        super().__init__(kernel_shape, stride, pad, dilation)
+
+    def _forward(self, xp: ModuleType, X: Array, training: bool) -> tuple[Array, Derived]:
+        return pooling.max_pool2d(X, self.kernel_shape, stride=self.stride, pad=self.pad, dilation=self.dilation), {}
+
+    def _backward(
+        self, xp: ModuleType, dLda: Array, X: Array, derived: Derived, params: bool, dX: bool, own: bool
+    ) -> tuple[Array | None, dict[str, Array]]:
+        if not dX:
+            return None, {}
+        steps = {"stride": self.stride, "pad": self.pad, "dilation": self.dilation}
+        return pooling.max_pool2d_grad(dLda, X, self.kernel_shape, **steps), {}
+
+
+class AvgPool2D(_Pool2D):
+    """The mean of each window: X (N, H, W, C) -> (N, OH, OW, C), as `avg_pool2d`.
+
+    Parameters
+    ----------
+    kernel_shape, stride, pad
+        As for `MaxPool2D`.
+    count_include_pad : bool
+        Divide by KH * KW, or by the positions of X in the window.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> AvgPool2D(2).forward(np.ones((1, 6, 6, 3), np.float32)).shape
+    (1, 3, 3, 3)
+    """
+
+    def __init__(
+        self,
+        kernel_shape: IntsLike,
+        stride: IntsLike | None = None,
+        pad: PadLike = 0,
+        *,
+        count_include_pad: bool = True,
+    ) -> None:
+        self.count_include_pad = bool(count_include_pad)
+        super().__init__(kernel_shape, stride, pad, 1)
+
+    def _forward(self, xp: ModuleType, X: Array, training: bool) -> tuple[Array, Derived]:
+        steps = {"stride": self.stride, "pad": self.pad, "count_include_pad": self.count_include_pad}
+        return pooling.avg_pool2d(X, self.kernel_shape, **steps), {}
+
+    def _backward(
+        self, xp: ModuleType, dLda: Array, X: Array, derived: Derived, params: bool, dX: bool, own: bool
+    ) -> tuple[Array | None, dict[str, Array]]:
+        if not dX:
+            return None, {}
+        steps = {"stride": self.stride, "pad": self.pad, "count_include_pad": self.count_include_pad}
+        return pooling.avg_pool2d_grad(dLda, X.shape, self.kernel_shape, **steps), {}

@@ -1,0 +1,179 @@
+"""Losses: a number to make small, and its gradient, which costs next to nothing beside it.
+
+>>> import numpy as np
+>>> loss = parse("softmax_cross_entropy")
+>>> logits, labels = np.array([[0.0, 0.0], [3.0, -3.0]]), np.array([0, 0])
+>>> float(loss(logits, labels).round(3))
+0.348
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gpuconv import backend, named
+from gpuconv.errors import DTypeError, GeometryError
+from gpuconv.typing import Array, Ints
+
+
+class Loss(named.Named):
+    """The mean over samples of what each one costs."""
+
+    counts_right = False
+    """Whether it tells right from wrong answers: whether there is an accuracy."""
+
+    def __call__(self, prediction: Array, target: Array) -> Array:
+        """The loss, a scalar array on the device of `prediction`."""
+        return self.value_and_grad(prediction, target)[0]
+
+    def grad(self, prediction: Array, target: Array) -> Array:
+        """Its gradient with respect to `prediction`."""
+        return self.value_and_grad(prediction, target)[1]
+
+    def value_and_grad(self, prediction: Array, target: Array, count: int | None = None) -> tuple[Array, Array]:
+        """Both at once.
+
+        Parameters
+        ----------
+        prediction : array (N, ...)
+        target : array
+            On the same device.
+        count : int, optional
+            Divide the sum over samples by this instead of their number: for a batch that comes in pieces.
+
+        Raises
+        ------
+        GeometryError, TypeError, DTypeError, DeviceError
+            If the two do not fit each other.
+        """
+        xp = backend.common_module(self.name, prediction=prediction, target=target)
+        if prediction.dtype.kind != "f":
+            raise DTypeError(f"{self.name}: prediction.dtype is {prediction.dtype}, a loss takes real numbers.")
+        self.check(prediction.shape, prediction.dtype, target)
+        with backend.on_device_of(prediction):
+            return self.both(xp, prediction, target, count)
+
+    def both(self, xp: ModuleType, prediction: Array, target: Array, count: int | None) -> tuple[Array, Array]:
+        raise NotImplementedError
+
+    def check(self, shape: Ints, dtype: np.dtype[Any], target: Array) -> None:
+        """Whether `target` suits predictions of `shape` and `dtype`; its values are looked at by `check_values`."""
+        raise NotImplementedError
+
+    def check_values(self, shape: Ints, target: Array) -> None:
+        """Whether the values of `target` make sense; on a GPU this waits for the device."""
+
+    def right(self, prediction: Array, target: Array) -> Array:
+        """How many answers are right, a scalar array."""
+        raise NotImplementedError
+
+
+class SoftmaxCrossEntropy(Loss):
+    """-log p[label] with p = softmax(logits), both in one so that neither overflows (Bridle 1990; Goodfellow, Bengio &
+    Courville, "Deep learning", 2016, eq. 6.29 and 6.30). Its gradient is (p - target) / N.
+
+    The prediction is logits (N, ..., K), before any softmax. The target is integer labels (N, ...), or probabilities of
+    the shape of the logits. With more axes than two, as for the pixels of a picture, each position counts as a sample.
+    """
+
+    name = "softmax_cross_entropy"
+    counts_right = True
+
+    def both(self, xp: ModuleType, prediction: Array, target: Array, count: int | None) -> tuple[Array, Array]:
+        k = prediction.shape[-1]
+        logits = prediction.reshape(-1, k)
+        positions = len(logits)
+        samples = prediction.shape[0]
+        divisor = max(1, positions if count is None else count * (positions // max(samples, 1)))
+        p = logits - logits.max(axis=1, keepdims=True)
+        if target.shape == prediction.shape:
+            target = target.reshape(-1, k)
+            of_target = (p * target).sum(axis=1)
+            weight = target.sum(axis=1)
+        else:
+            rows, labels = xp.arange(positions), target.reshape(-1)
+            of_target, weight = p[rows, labels], 1
+        xp.exp(p, out=p)
+        total = p.sum(axis=1)
+        value = (weight * xp.log(total) - of_target).sum() / divisor
+        scale = (weight / (total * divisor)).astype(p.dtype, copy=False)
+        p *= scale[:, None]
+        if target.ndim == 2 and target.shape == p.shape:
+            p -= target / divisor
+        else:
+            p[rows, labels] -= p.dtype.type(1 / divisor)
+        return value.astype(p.dtype, copy=False), p.reshape(prediction.shape)
+
+    def check(self, shape: Ints, dtype: np.dtype[Any], target: Array) -> None:
+        if len(shape) < 2:
+            raise GeometryError(f"{self.name}: prediction.shape={shape}, logits have the shape (N, ..., classes).")
+        if target.dtype.kind in "iu":
+            if target.shape != shape[:-1]:
+                raise GeometryError(
+                    f"{self.name}: target.shape={target.shape}, logits {shape} need labels of shape {shape[:-1]}."
+                )
+        elif target.dtype != dtype:
+            raise DTypeError(
+                f"{self.name}: target.dtype is {target.dtype}. Labels are integers, probabilities {dtype}."
+            )
+        elif target.shape != shape:
+            raise GeometryError(
+                f"{self.name}: target.shape={target.shape}, logits {shape} need probabilities of that shape, or "
+                f"integer labels of shape {shape[:-1]} (target.dtype is {target.dtype})."
+            )
+
+    def check_values(self, shape: Ints, target: Array) -> None:
+        if target.dtype.kind in "iu" and target.size:
+            low, high = int(target.min()), int(target.max())
+            if low < 0 or high >= shape[-1]:
+                raise ValueError(
+                    f"{self.name}: labels go from {low} to {high}, {shape[-1]} logits allow 0 to {shape[-1] - 1}."
+                )
+
+    def right(self, prediction: Array, target: Array) -> Array:
+        if target.shape == prediction.shape:
+            target = target.argmax(axis=-1)
+        hits = prediction.argmax(axis=-1) == target
+        right: Array = hits.mean(dtype=np.float64) * len(hits) if hits.ndim > 1 else hits.sum()
+        return right
+
+
+class SquaredError(Loss):
+    """Half the squared Euclidean distance, 0.5 sum((prediction - target)**2) / N, whose gradient is (prediction -
+    target) / N (Bishop, "Pattern recognition and machine learning", 2006, eq. 5.11). Both have the same shape.
+    """
+
+    name = "squared_error"
+
+    def both(self, xp: ModuleType, prediction: Array, target: Array, count: int | None) -> tuple[Array, Array]:
+        divisor = max(1, len(prediction) if count is None else count)
+        difference = prediction - target
+        flat = difference.reshape(-1)
+        value: Any = (0.5 / divisor) * xp.vdot(flat, flat)
+        difference *= 1 / divisor
+        return xp.asarray(value, dtype=prediction.dtype), difference
+
+    def check(self, shape: Ints, dtype: np.dtype[Any], target: Array) -> None:
+        if not shape:
+            raise GeometryError(f"{self.name}: prediction.shape={shape}, it has the shape (N, ...).")
+        if target.shape != shape:
+            raise GeometryError(f"{self.name}: target.shape={target.shape} must be prediction.shape={shape}.")
+        if target.dtype != dtype:
+            raise DTypeError(f"{self.name}: target.dtype is {target.dtype}, the prediction {dtype}. Cast with .astype.")
+
+
+_CLASSES: tuple[type[Loss], ...] = (SoftmaxCrossEntropy, SquaredError)
+
+LOSSES: dict[str, type[Loss]] = {kind.name: kind for kind in _CLASSES}
+
+
+def parse(given: str | Loss, caller: str = "losses.parse", argument: str = "loss") -> Loss:
+    """A loss from its name.
+
+    >>> parse("squared_error")
+    squared_error
+    """
+    return named.parse(Loss, LOSSES, given, caller, argument)

@@ -1,0 +1,363 @@
+"""Layers in a row."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpuconv import backend, counter_rng, layers, losses, optimizers
+from gpuconv.errors import GeometryError
+from gpuconv.geometry import as_int
+from gpuconv.layers import Layer
+from gpuconv.losses import Loss
+from gpuconv.models import files, state
+from gpuconv.models.fit import Fit, History, Settings
+from gpuconv.models.summary import ModelSummary
+from gpuconv.optimizers import Optimizer
+from gpuconv.typing import Array, Ints
+
+
+class Sequential:
+    """A network whose layers follow one another.
+
+    Parameters
+    ----------
+    layers : iterable of Layer
+        Each object once.
+    loss : str or Loss
+        "softmax_cross_entropy" (the last layer gives logits) or "squared_error".
+    optimizer : str or Optimizer, optional
+        For the layers that have none of their own.
+    rng : int or Generator, optional
+        Seed of the weights of layers that have none of their own, of the order of samples, and of dropout: the same
+        seed gives the same bits.
+
+    Attributes
+    ----------
+    layers : list of Layer
+    epochs_done : int
+        Epochs trained so far, by all calls of `fit`.
+    """
+
+    def __init__(
+        self,
+        layers: Iterable[Layer],
+        *,
+        loss: str | Loss = "softmax_cross_entropy",
+        optimizer: str | Optimizer | None = None,
+        rng: int | np.random.Generator | None = None,
+    ) -> None:
+        self.layers = list(layers)
+        for layer in self.layers:
+            if not isinstance(layer, Layer):
+                raise TypeError(f"Sequential: {layer!r} is no layer.")
+        if not self.layers or len({id(layer) for layer in self.layers}) < len(self.layers):
+            raise ValueError("Sequential: layers must be at least one, each object once.")
+        self.loss = losses.parse(loss, "Sequential")
+        self.optimizer = None if optimizer is None else optimizers.parse(optimizer, "Sequential")
+        generator = np.random.default_rng(rng)
+        self.seed = counter_rng.seed_of(generator)
+        for layer, child in zip(self.layers, generator.spawn(len(self.layers)), strict=True):
+            layer.rng = child if layer.rng is None else layer.rng
+            layer.optimizer = self.optimizer if layer.optimizer is None else layer.optimizer
+        self.epochs_done = 0
+        self.input_shape: Ints | None = None
+
+    # ---------------------------------------------------------------------------------------------- the circle
+
+    def forward(self, X: Array, retain_derived: bool = True) -> Array:
+        """The output for a batch; see `Layer.forward`. An error leaves every layer as it was."""
+        self.output_shape(np.shape(X))
+        marks = [layer.mark() for layer in self.layers]
+        y = X
+        try:
+            for layer in self.layers:
+                y = layer.forward(y, retain_derived)
+        except BaseException:
+            for layer, mark in zip(self.layers, marks, strict=True):
+                layer.reset(mark)
+            raise
+        self.input_shape = X.shape[1:]
+        return y
+
+    def backward(self, dLda: Array | Sequence[Array], retain_grads: bool = True) -> Any:
+        """Gradients with respect to the inputs, adding to those of the parameters; see `Layer.backward`."""
+        single = not isinstance(dLda, (list, tuple))
+        several: list[Array] = [dLda] if single else list(dLda)  # type: ignore[list-item]
+        results = self.pull_back(several, retain_grads)
+        return results[0] if single else results
+
+    def pull_back(self, dLda: list[Array], retain_grads: bool = True, dX: bool = True, own: bool = False) -> Any:
+        """Down to the first layer, or without `dX` to the last that needs it; with `own`, dLda may be overwritten."""
+        needed = [dX] * len(self.layers)  # whether the gradient of a layer's input is
+        for number in range(1, len(self.layers)):
+            below = self.layers[number - 1]
+            needed[number] = needed[number - 1] or (below.trainable and bool(below.params))
+        d: Any = dLda
+        for layer, wanted in zip(reversed(self.layers), reversed(needed), strict=True):
+            d = layer.pull_back(d, retain_grads, wanted, own)
+            own = own or layer.fresh
+            if not wanted:
+                break
+        return d
+
+    def update(self, cur_loss: float | None = None) -> None:
+        """A step of every layer's optimizer; see `Layer.update`."""
+        if cur_loss is not None and not np.isfinite(float(cur_loss)):
+            raise FloatingPointError(f"Sequential: update: cur_loss={cur_loss}, nothing was updated.")
+        for layer in self.layers:
+            layer.update(cur_loss)
+
+    def flush_gradients(self) -> None:
+        """Forget what every layer keeps, and set the gradients to zero."""
+        for layer in self.layers:
+            layer.flush_gradients()
+
+    def freeze(self) -> None:
+        """Stop training of every layer."""
+        for layer in self.layers:
+            layer.freeze()
+
+    def unfreeze(self) -> None:
+        """Take up training of every layer again."""
+        for layer in self.layers:
+            layer.unfreeze()
+
+    # ---------------------------------------------------------------------------------------------- training, using
+
+    def fit(
+        self,
+        X: Array,
+        y: Array,
+        *,
+        epochs: int = 1,
+        batch_size: int = 64,
+        shuffle: bool = True,
+        validation: float | tuple[Array, Array] | None = None,
+        micro_batch: int | None = None,
+        clip_norm: float | None = None,
+        patience: int | None = None,
+        min_delta: float = 0.0,
+        checkpoint: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        progress: bool | None = None,
+        on_epoch: Callable[[History], object] | None = None,
+    ) -> History:
+        """Train by mini-batches.
+
+        Parameters
+        ----------
+        X, y : array (N, ...)
+            Samples and targets, on the device of the model: nothing is moved. Labels are integers.
+        epochs : int
+            How many times to go through the samples; with `resume`, together with those that were done.
+        batch_size : int
+            Samples for each update; the last batch of an epoch may be smaller.
+        shuffle : bool
+            A new order in each epoch, a function of the model's seed and of how many epochs there were.
+        validation : float or (X, y), optional
+            Samples to evaluate on after each epoch, or the fraction of X to put aside for that, chosen by the seed.
+        micro_batch : int, optional
+            Put no more samples through the network at a time than this, and add up gradients until a batch is full:
+            the result of a large batch in the memory of a small one.
+        clip_norm : float, optional
+            Scale the gradients of all layers together down to this Euclidean norm where they are longer.
+        patience : int, optional
+            Stop when the loss (of the validation, if there is one) was not smaller than the smallest by more than
+            `min_delta` for so many epochs, and go back to the weights of the best.
+        checkpoint : path, optional
+            A file to write after each epoch, and when training is interrupted.
+        resume : bool
+            Go on from `checkpoint` if it is there; the result is that of an uninterrupted run, bit for bit.
+        progress : bool, optional
+            Show a bar. Default: where standard error is a terminal.
+        on_epoch : callable, optional
+            Called with the history after each epoch. Training ends if it returns True.
+
+        Returns
+        -------
+        History
+            One number an epoch of loss, accuracy, val_loss, val_accuracy. Ctrl-C ends training after the current batch
+            and returns what there is, with ``interrupted=True``; the model can be used.
+
+        Raises
+        ------
+        FloatingPointError
+            If the loss becomes NaN or infinite. The model is as it was when the epoch began.
+        GeometryError, DTypeError, DeviceError, TypeError, ValueError
+            If the data do not suit the network, each other or `checkpoint`; nothing was trained.
+        """
+        settings = Settings(
+            epochs, batch_size, shuffle, validation, micro_batch, clip_norm, patience, min_delta, checkpoint, resume,
+            progress, on_epoch,
+        )  # fmt: skip
+        return Fit(self, X, y, settings).run()
+
+    def predict(self, X: Array, batch_size: int = 256) -> Array:
+        """The output for all samples, some at a time; nothing is kept for a backward.
+
+        >>> model = Sequential([layers.Flatten(), layers.Dense(3)], rng=0)
+        >>> model.predict(np.ones((5, 2, 2), np.float32), batch_size=2).shape
+        (5, 3)
+        """
+        xp = backend.common_module("predict", X=X)
+        size = as_int(batch_size, "batch_size", "predict")
+        shape = self.output_shape(X.shape)
+        with backend.on_device_of(X):
+            first = self.forward(X[:size], retain_derived=False)
+            if len(X) <= size:
+                return first
+            result: Array = xp.empty(shape, first.dtype)
+            result[:size] = first
+            for start in range(size, len(X), size):
+                result[start : start + size] = self.forward(X[start : start + size], retain_derived=False)
+        return result
+
+    def evaluate(self, X: Array, y: Array, batch_size: int = 256) -> dict[str, float]:
+        """{"loss": mean over the samples, "accuracy": part that is right}; no accuracy for losses that have none."""
+        backend.common_module("evaluate", X=X, y=y)
+        size = as_int(batch_size, "batch_size", "evaluate")
+        self.check_data(X, y, "evaluate")
+        totals: list[Any] = [0.0, 0.0]
+        with backend.on_device_of(X):
+            for start in range(0, len(X), size):
+                target = y[start : start + size]
+                prediction = self.forward(X[start : start + size], retain_derived=False)
+                totals[0] = totals[0] + self.loss(prediction, target).astype(np.float64) * len(target)
+                if self.loss.counts_right:
+                    totals[1] = totals[1] + self.loss.right(prediction, target)
+        found = {"loss": float(totals[0]) / len(X)}
+        if self.loss.counts_right:
+            found["accuracy"] = float(totals[1]) / len(X)
+        return found
+
+    def check_data(self, X: Array, y: Array, caller: str) -> None:
+        """Whether samples and targets suit the network and each other. On a GPU this waits for the device once."""
+        backend.common_module(caller, X=X, y=y)
+        if not np.shape(X) or not np.shape(y) or len(X) != len(y) or not len(X):
+            raise GeometryError(
+                f"{caller}: X.shape={X.shape} and y.shape={y.shape}: it takes one target for each sample, and at least "
+                "one sample."
+            )
+        shape = self.output_shape(X.shape)
+        dtype = next((layer.dtype for layer in self.layers if layer.dtype is not None), X.dtype)
+        self.loss.check(shape, dtype, y)
+        self.loss.check_values(shape, y)
+
+    # ---------------------------------------------------------------------------------------------- shape and state
+
+    def output_shape(self, x_shape: Sequence[int]) -> Ints:
+        """The shape of the output for an input of this shape; nothing is computed.
+
+        Raises
+        ------
+        GeometryError
+            If the layers do not fit each other, or the input.
+        """
+        shape: Ints = tuple(x_shape)
+        for number, layer in enumerate(self.layers):
+            try:
+                shape = layer.output_shape(shape)
+            except GeometryError as error:
+                raise GeometryError(f"layer {number}: {error}") from None
+        return shape
+
+    def summary(self, input_shape: Sequence[int] | None = None) -> ModelSummary:
+        """Layers, shapes, parameters and FLOPs for one sample of `input_shape`; default: that of the last forward.
+
+        >>> model = Sequential([layers.Conv2D(4, 3, acti_fn="relu"), layers.Flatten(), layers.Dense(10)])
+        >>> print(model.summary((8, 8, 1)))
+        layer                              output     parameters     FLOP
+        input                              8 x 8 x 1
+        Conv2D(4, (3, 3), acti_fn='relu')  6 x 6 x 4          40  2.59 k
+        Flatten()                          144                 0       0
+        Dense(10)                          10              1,450  2.88 k
+                                           a sample        1,490  5.47 k
+        """
+        shape = self.input_shape if input_shape is None else tuple(input_shape)
+        if shape is None:
+            raise ValueError("summary: pass input_shape, as in (28, 28, 1), since the model has not seen any input.")
+        return ModelSummary.of(self.layers, shape)
+
+    @property
+    def device(self) -> str | None:
+        """Where the model lives; None before it has seen any input."""
+        return next((layer.device for layer in self.layers if layer.device is not None), None)
+
+    def to(self, device: str) -> Sequential:
+        """Move every layer, see `Layer.to`."""
+        device = backend.check_device(device, "Sequential")
+        for layer in self.layers:
+            layer.to(device)
+        return self
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of all parameters and running statistics, by "<layer number>.<name>"."""
+        return {name: value.copy() for name, value in state.arrays_of(self.layers).items()}
+
+    def load_state_dict(self, d: Mapping[str, Array]) -> None:
+        """Take over what `state_dict` returned; an error leaves every layer as it was."""
+        state.put_arrays(self.layers, d)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All that makes a model like this one, except parameters: numbers, strings, lists."""
+        return {
+            "layers": [
+                {"layer": layer.kind, **{k: v for k, v in layer.config.items() if k != "device"}}
+                | {"trainable": layer.trainable}
+                for layer in self.layers
+            ],
+            "loss": str(self.loss),
+            "seed": self.seed,
+            "epochs_done": self.epochs_done,
+            "input_shape": self.input_shape,
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model, and what its optimizers remember, into one safetensors file, which is there whole or not.
+
+        Raises
+        ------
+        ImportError
+            Without safetensors (``pip install 'gpuconv[models]'``).
+        """
+        files.write(path, *self.content())
+
+    def content(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """The arrays and the description that a file of this model holds."""
+        arrays = {**state.arrays_of(self.layers), **state.cache_arrays_of(self.layers)}
+        return state.to_numpy(arrays), {"model": self.config, "numbers": state.numbers_of(self.layers)}
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: str = "cpu") -> Sequential:
+        """The model that `save` wrote, or that a checkpoint of `fit` holds, on `device`.
+
+        Raises
+        ------
+        FileNotFoundError, ImportError
+        ValueError
+            If the file is damaged or not of this program; the message says which.
+        """
+        backend.check_device(device, "load")
+        arrays, description = files.read(path)
+        config = description["model"]
+        model = cls([layers.from_hyperparams({**d}) for d in config["layers"]], loss=config["loss"])
+        model.take(arrays, description)
+        return model.to(device)
+
+    def take(self, arrays: Mapping[str, Array], description: Mapping[str, Any]) -> None:
+        """Become what a file of a model with these layers holds."""
+        own = {name: value for name, value in arrays.items() if name.partition(".")[0].isdecimal()}
+        state.put_arrays(self.layers, own)
+        state.put_cache(self.layers, arrays, description["numbers"])
+        config = description["model"]
+        self.seed, self.epochs_done = config["seed"], config["epochs_done"]
+        self.input_shape = config["input_shape"] and tuple(config["input_shape"])
+
+    def __repr__(self) -> str:
+        inner = ", ".join(map(repr, self.layers))
+        return f"Sequential([{inner}], loss={str(self.loss)!r})"

@@ -1,0 +1,78 @@
+"""What a network consists of, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gpuconv.layers import Layer
+from gpuconv.plan import si
+from gpuconv.typing import Ints
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer: its output for one sample, the numbers it trains, and two FLOPs for each multiply-add of a sample."""
+
+    layer: str
+    output_shape: Ints
+    params: int
+    flops: int
+    trainable: bool
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """`str` is the table; the numbers are attributes.
+
+    Attributes
+    ----------
+    input_shape : tuple of int
+        Of one sample.
+    rows : tuple of Row
+    """
+
+    input_shape: Ints
+    rows: tuple[Row, ...]
+
+    @property
+    def params(self) -> int:
+        return sum(row.params for row in self.rows)
+
+    @property
+    def flops(self) -> int:
+        return sum(row.flops for row in self.rows)
+
+    @classmethod
+    def of(cls, layers: Sequence[Layer], input_shape: Ints) -> ModelSummary:
+        """Nothing is computed. GeometryError if the layers do not fit each other."""
+        shape: Ints = (1, *input_shape)
+        rows = []
+        for layer in layers:
+            after = layer.output_shape(shape)
+            params = layer.param_count_for(shape)
+            rows.append(Row(repr(layer), after[1:], params, layer.flops(shape), layer.trainable))
+            shape = after
+        return cls(tuple(input_shape), tuple(rows))
+
+    def __str__(self) -> str:
+        head = ("layer", "output", "parameters", "FLOP")
+        body = [
+            (
+                row.layer if row.trainable or not row.params else f"{row.layer} (frozen)",
+                _shape(row.output_shape),
+                f"{row.params:,}",
+                si(row.flops),
+            )
+            for row in self.rows
+        ]
+        foot = ("", "a sample", f"{self.params:,}", si(self.flops))
+        lines = [head, ("input", _shape(self.input_shape), "", ""), *body, foot]
+        widths = [max(len(line[column]) for line in lines) for column in range(4)]
+        return "\n".join(
+            f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}".rstrip() for a, b, c, d in lines
+        )
+
+
+def _shape(shape: Ints) -> str:
+    return " x ".join(map(str, shape))

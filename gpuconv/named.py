@@ -1,0 +1,136 @@
+"""Things with a name and parameters that print as ``name(key=value)`` and read back: activations, optimizers."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from gpuconv.geometry import as_int
+
+Thing = TypeVar("Thing", bound="Named")
+
+_SPELLING = re.compile(r"\s*(?P<name>[A-Za-z_][\w\s-]*?)\s*(?:\((?P<arguments>.*)\))?\s*", re.DOTALL)
+
+
+class Named:
+    """The base of all that a string can name. The parameters of ``__init__`` are attributes of the same names.
+
+    Its ``str`` can be given wherever the thing itself can, and means the same.
+    """
+
+    name: str
+    """What it is called in strings; upper and lower case, blanks, hyphens and underscores make no difference there."""
+
+    @property
+    def hyperparams(self) -> dict[str, Any]:
+        """Its parameters: numbers, strings, None."""
+        return {key: _plain(getattr(self, key)) for key in _parameters(type(self))}
+
+    def __str__(self) -> str:
+        return self._spelled(self.hyperparams)
+
+    def __repr__(self) -> str:
+        """Shorter: without what is at its default. It means the same."""
+        defaults = _parameters(type(self))
+        return self._spelled({key: value for key, value in self.hyperparams.items() if value != defaults[key]})
+
+    def _spelled(self, hyperparams: Mapping[str, Any]) -> str:
+        arguments = ", ".join(f"{key}={value!r}" for key, value in hyperparams.items())
+        return f"{self.name}({arguments})" if arguments else self.name
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+
+def parse(base: type[Thing], kinds: Mapping[str, type[Thing]], given: object, caller: str, argument: str) -> Thing:
+    """What `given` names: an instance of `base`, or a string such as ``"leaky_relu(alpha=0.1)"`` for one of `kinds`.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name, or it takes no such parameters.
+    TypeError
+        If `given` is neither.
+    """
+    if isinstance(given, base):
+        return given
+    if not isinstance(given, str):
+        raise TypeError(f"{caller}: {argument}={given!r} is neither a name nor {_article(base.__name__)}.")
+    match = _SPELLING.fullmatch(given)
+    by_name = {_folded(name): kind for name, kind in kinds.items()}
+    kind = by_name.get(_folded(match["name"])) if match else None
+    if match is None or kind is None:
+        raise ValueError(f"{caller}: {argument}={given!r} is none of {', '.join(kinds)}.")
+    positional, named = _arguments(match["arguments"] or "", f"{caller}: {argument}={given!r}")
+    try:
+        inspect.signature(kind).bind(*positional, **named)
+    except TypeError as error:
+        signature = ", ".join(_parameters(kind)) or "nothing"
+        raise ValueError(f"{caller}: {argument}={given!r}: {error}. {kind.name} takes {signature}.") from None
+    return kind(*positional, **named)
+
+
+def positive(value: float, name: str, caller: str, least: float = 0.0, below: float = float("inf")) -> float:
+    """`value` as a float, least <= value < below.
+
+    Raises
+    ------
+    ValueError
+        If it lies outside.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{caller}: {name}={value!r} is not a number.") from None
+    if not least <= number < below:
+        limit = f"from {least:g} to below {below:g}" if below < float("inf") else f"finite and at least {least:g}"
+        raise ValueError(f"{caller}: {name}={value!r}, it must be {limit}.")
+    return number
+
+
+def whole(value: int, name: str, caller: str, least: int = 1) -> int:
+    """`value` as an int of at least `least`.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    return as_int(value, name, caller, least)
+
+
+def _parameters(kind: Any) -> dict[str, Any]:
+    """The parameters of a class and their defaults."""
+    if kind.__init__ is object.__init__:
+        return {}
+    return {name: parameter.default for name, parameter in inspect.signature(kind).parameters.items()}
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Named) else value
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name).lower()
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'AEIO' else 'a'} {noun}"
+
+
+def _arguments(text: str, where: str) -> tuple[list[Any], dict[str, Any]]:
+    """The literals in ``1, alpha=0.1``; nothing is evaluated."""
+    try:
+        call = ast.parse(f"f({text})", mode="eval").body
+        assert isinstance(call, ast.Call)
+        positional = [ast.literal_eval(value) for value in call.args]
+        named = {keyword.arg or "**": ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError, AssertionError):
+        raise ValueError(f"{where}: its arguments are no list of literals, such as (alpha=0.1).") from None
+    return positional, named

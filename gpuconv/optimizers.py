@@ -1,0 +1,318 @@
+"""Optimizers: how a gradient changes a parameter. Arrays are updated in place, on the device they live on.
+
+An optimizer has parameters and no memory: what it remembers of a layer (momenta, squared gradients, the number of
+steps) is in a cache that the layer owns, so that one optimizer may serve several layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gpuconv import backend, named, schedulers
+from gpuconv.schedulers import Scheduler
+from gpuconv.typing import Array
+
+Cache = dict[str, Any]
+"""What an optimizer remembers of one layer: ``{"step": int, parameter: {name: array}}``."""
+
+CHUNK = 2**15
+"""Elements updated at a time on the CPU: so many of the arrays of a step stay in the second-level cache."""
+
+
+class Optimizer(named.Named):
+    """The base of all optimizers.
+
+    Parameters
+    ----------
+    lr : float
+        Learning rate, where there is no scheduler.
+    clip_norm : float, optional
+        Gradients of a layer are scaled down to this Euclidean norm, all parameters of the layer together, where they
+        are longer (Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", 2013,
+        algorithm 1).
+    scheduler : str or Scheduler, optional
+        The learning rate as a function of the step.
+    """
+
+    slots: tuple[str, ...] = ()
+    """The arrays remembered for each parameter, of its shape and dtype; they start at zero."""
+
+    lr: float
+    clip_norm: float | None
+    scheduler: Scheduler | None
+
+    def _set_common(self, lr: float, clip_norm: float | None, scheduler: str | Scheduler | None) -> None:
+        self.lr = named.positive(lr, "lr", self.name)
+        self.clip_norm = None if clip_norm is None else named.positive(clip_norm, "clip_norm", self.name)
+        self.scheduler = None if scheduler is None else schedulers.parse(scheduler, self.name)
+
+    def update(
+        self,
+        params: Mapping[str, Array],
+        gradients: Mapping[str, Array],
+        cache: Cache,
+        cur_loss: float | None = None,
+    ) -> None:
+        """One step: `params` and `cache` change in place; with clip_norm, `gradients` too.
+
+        The arrays of one call live on one device, C-contiguous; `gradients` has the names of `params`, or some of them.
+        """
+        if not gradients:
+            return
+        first = next(iter(gradients.values()))
+        xp = backend.array_module(first)
+        with backend.on_device_of(first):
+            if self.clip_norm is not None:
+                clip(gradients.values(), self.clip_norm)
+            slots = {name: self._slots(xp, cache, name, params[name]) for name in gradients}
+            step = cache.get("step", 0) + 1
+            rate = self.lr if self.scheduler is None else self.scheduler(step, cur_loss)
+            for name, gradient in gradients.items():
+                arrays = (params[name], gradient, *slots[name])
+                for pieces in _pieces(xp, arrays):
+                    self.step(xp, step, rate, *pieces)
+            cache["step"] = step
+
+    def step(self, xp: ModuleType, t: int, lr: float, p: Array, g: Array, *slots: Array) -> None:
+        """Step number t (from 1) of a vector p with gradient g, in place. g is left as it is."""
+        raise NotImplementedError
+
+    def _slots(self, xp: ModuleType, cache: Cache, name: str, parameter: Array) -> list[Array]:
+        if name not in cache:
+            cache[name] = {slot: xp.zeros_like(parameter) for slot in self.slots}
+        return [cache[name][slot] for slot in self.slots]
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent, plain or with momentum.
+
+        v  =  momentum v - lr g        p  =  p + v
+
+    (Polyak 1964; in this form Sutskever et al., "On the importance of initialization and momentum in deep learning",
+    2013, eq. 1 and 2.) With `nesterov`, p = p + momentum v - lr g with the new v: Nesterov's accelerated gradient, its
+    parameters read at the point looked ahead to (Bengio, Boulanger-Lewandowski & Pascanu, "Advances in optimizing
+    recurrent networks", 2013, eq. 7).
+    """
+
+    name = "SGD"
+
+    def __init__(
+        self,
+        lr: float = 0.01,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        clip_norm: float | None = None,
+        scheduler: str | Scheduler | None = None,
+    ) -> None:
+        self._set_common(lr, clip_norm, scheduler)
+        self.momentum = named.positive(momentum, "momentum", self.name, below=1)
+        self.nesterov = bool(nesterov)
+        if self.nesterov and not self.momentum:
+            raise ValueError(f"{self.name}: nesterov=True needs momentum > 0, momentum={momentum!r}.")
+        self.slots = ("velocity",) if self.momentum else ()
+
+    def step(self, xp: ModuleType, t: int, lr: float, p: Array, g: Array, *slots: Array) -> None:
+        change = g * -lr
+        if self.momentum:
+            (v,) = slots
+            v *= self.momentum
+            v += change
+            if self.nesterov:
+                change += self.momentum * v
+            else:
+                change = v
+        p += change
+
+
+class AdaGrad(Optimizer):
+    """h = h + g**2, p = p - lr g / (sqrt(h) + eps) (Duchi, Hazan & Singer, "Adaptive subgradient methods for online
+    learning and stochastic optimization", 2011, the diagonal form of section 1.2).
+    """
+
+    name = "AdaGrad"
+    slots = ("squares",)
+
+    def __init__(
+        self,
+        lr: float = 0.01,
+        eps: float = 1e-7,
+        clip_norm: float | None = None,
+        scheduler: str | Scheduler | None = None,
+    ) -> None:
+        self._set_common(lr, clip_norm, scheduler)
+        self.eps = named.positive(eps, "eps", self.name)
+
+    def step(self, xp: ModuleType, t: int, lr: float, p: Array, g: Array, *slots: Array) -> None:
+        (squares,) = slots
+        scratch = g * g
+        squares += scratch
+        _descend(xp, p, g, squares, lr, self.eps, scratch)
+
+
+class RMSProp(Optimizer):
+    """h = decay h + (1 - decay) g**2, p = p - lr g / (sqrt(h) + eps) (Tieleman & Hinton, "Neural networks for machine
+    learning", lecture 6.5, 2012).
+    """
+
+    name = "RMSProp"
+    slots = ("squares",)
+
+    def __init__(
+        self,
+        lr: float = 0.001,
+        decay: float = 0.9,
+        eps: float = 1e-7,
+        clip_norm: float | None = None,
+        scheduler: str | Scheduler | None = None,
+    ) -> None:
+        self._set_common(lr, clip_norm, scheduler)
+        self.decay = named.positive(decay, "decay", self.name, below=1)
+        self.eps = named.positive(eps, "eps", self.name)
+
+    def step(self, xp: ModuleType, t: int, lr: float, p: Array, g: Array, *slots: Array) -> None:
+        (squares,) = slots
+        scratch = g * g
+        _average(squares, scratch, self.decay)
+        _descend(xp, p, g, squares, lr, self.eps, scratch)
+
+
+class Adam(Optimizer):
+    """Averages of the gradient and of its square, freed of their bias towards 0 (Kingma & Ba, "Adam: a method for
+    stochastic optimization", 2015, algorithm 1).
+
+        m  =  decay1 m + (1 - decay1) g            m'  =  m / (1 - decay1**t)
+        v  =  decay2 v + (1 - decay2) g**2         v'  =  v / (1 - decay2**t)         p  =  p - lr m' / (sqrt(v') + eps)
+    """
+
+    name = "Adam"
+    slots = ("mean", "squares")
+
+    def __init__(
+        self,
+        lr: float = 0.001,
+        decay1: float = 0.9,
+        decay2: float = 0.999,
+        eps: float = 1e-8,
+        clip_norm: float | None = None,
+        scheduler: str | Scheduler | None = None,
+    ) -> None:
+        self._set_common(lr, clip_norm, scheduler)
+        self.decay1 = named.positive(decay1, "decay1", self.name, below=1)
+        self.decay2 = named.positive(decay2, "decay2", self.name, below=1)
+        self.eps = named.positive(eps, "eps", self.name)
+
+    def step(self, xp: ModuleType, t: int, lr: float, p: Array, g: Array, *slots: Array) -> None:
+        mean, squares = slots
+        scratch = g * (1 - self.decay1)
+        mean *= self.decay1
+        mean += scratch
+        xp.multiply(g, g, out=scratch)
+        _average(squares, scratch, self.decay2)
+        # m' / (sqrt(v') + eps) = m / (sqrt(v) + eps root) root / (1 - decay1**t), root = sqrt(1 - decay2**t)
+        root = math.sqrt(1 - self.decay2**t)
+        _descend(xp, p, mean, squares, lr * root / (1 - self.decay1**t), self.eps * root, scratch)
+
+
+class AdamW(Adam):
+    """Adam, with p = p - lr weight_decay p besides: a decay that the gradient's averages do not see (Loshchilov &
+    Hutter, "Decoupled weight decay regularization", 2019, algorithm 2).
+    """
+
+    name = "AdamW"
+
+    def __init__(
+        self,
+        lr: float = 0.001,
+        decay1: float = 0.9,
+        decay2: float = 0.999,
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        clip_norm: float | None = None,
+        scheduler: str | Scheduler | None = None,
+    ) -> None:
+        super().__init__(lr, decay1, decay2, eps, clip_norm, scheduler)
+        self.weight_decay = named.positive(weight_decay, "weight_decay", self.name)
+
+    def step(self, xp: ModuleType, t: int, lr: float, p: Array, g: Array, *slots: Array) -> None:
+        p *= 1 - lr * self.weight_decay
+        super().step(xp, t, lr, p, g, *slots)
+
+
+_CLASSES: tuple[type[Optimizer], ...] = (SGD, AdaGrad, RMSProp, Adam, AdamW)
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {kind.name: kind for kind in _CLASSES}
+
+
+def parse(given: str | Optimizer | None, caller: str = "optimizers.parse", argument: str = "optimizer") -> Optimizer:
+    """An optimizer from its name, with parameters or without. None is plain SGD.
+
+    >>> parse("sgd(lr=0.1, momentum=0.9)")
+    SGD(lr=0.1, momentum=0.9)
+    >>> str(parse("sgd(lr=0.1, momentum=0.9)"))
+    'SGD(lr=0.1, momentum=0.9, nesterov=False, clip_norm=None, scheduler=None)'
+    """
+    return named.parse(Optimizer, OPTIMIZERS, "SGD" if given is None else given, caller, argument)
+
+
+def from_hyperparams(d: Mapping[str, Any]) -> Optimizer:
+    """An optimizer from {"name": ..., parameter: value, ...}, as a layer's hyperparams hold it.
+
+    >>> from_hyperparams({"name": "SGD", "lr": 0.1}).lr
+    0.1
+    """
+    arguments = dict(d)
+    kind = type(parse(arguments.pop("name", None)))
+    try:
+        return kind(**arguments)
+    except TypeError as error:
+        raise ValueError(f"{kind.name}: {error}.") from None
+
+
+def clip(gradients: Any, most: float) -> None:
+    """Scale arrays, in place, so that the Euclidean norm of all of them together is at most `most`.
+
+    The norm stays on the device: nothing waits for it.
+    """
+    arrays = list(gradients)
+    if not arrays:
+        return
+    xp = backend.array_module(arrays[0])
+    with backend.on_device_of(arrays[0]):
+        total = sum(xp.vdot(g, g) for g in arrays)
+        norm = xp.sqrt(total)
+        tiny = np.finfo(arrays[0].dtype).tiny
+        scale = (most / xp.maximum(norm, max(most, float(tiny)))).astype(arrays[0].dtype)
+        for g in arrays:
+            g *= scale
+
+
+def _average(average: Array, new: Array, decay: float) -> None:
+    """average = decay average + (1 - decay) new; `new` is spent."""
+    average *= decay
+    new *= 1 - decay
+    average += new
+
+
+def _descend(xp: ModuleType, p: Array, g: Array, squares: Array, lr: float, eps: float, scratch: Array) -> None:
+    """p = p - lr g / (sqrt(squares) + eps)."""
+    xp.sqrt(squares, out=scratch)
+    scratch += eps
+    xp.divide(g, scratch, out=scratch)
+    scratch *= lr
+    p -= scratch
+
+
+def _pieces(xp: ModuleType, arrays: tuple[Array, ...]) -> Iterator[tuple[Array, ...]]:
+    """The arrays as vectors; on the CPU in pieces that stay in cache through all operations of a step."""
+    vectors = [array.reshape(-1) for array in arrays]
+    size = vectors[0].size
+    if xp is not np or size <= CHUNK:
+        yield tuple(vectors)
+        return
+    for start in range(0, size, CHUNK):
+        yield tuple(vector[start : start + CHUNK] for vector in vectors)

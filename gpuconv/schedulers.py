@@ -1,0 +1,101 @@
+"""Learning rates as functions of the step: pure, so that a resumed training goes on where it stopped."""
+
+from __future__ import annotations
+
+import math
+
+from gpuconv import named
+
+
+class Scheduler(named.Named):
+    """``scheduler(step)`` is the learning rate of step 1, 2, 3 and so on."""
+
+    def __call__(self, step: int, cur_loss: float | None = None) -> float:
+        """`cur_loss` is there for schedules of one's own; those of this file go by the step alone."""
+        raise NotImplementedError
+
+
+class ConstantScheduler(Scheduler):
+    """The same at every step."""
+
+    name = "constant"
+
+    def __init__(self, lr: float = 0.01) -> None:
+        self.lr = named.positive(lr, "lr", self.name)
+
+    def __call__(self, step: int, cur_loss: float | None = None) -> float:
+        return self.lr
+
+
+class ExponentialScheduler(Scheduler):
+    """lr = initial_lr decay**(step / stage_length); with `staircase` the exponent is rounded down.
+
+    The first step has initial_lr: steps are counted from 0 in the formula.
+    """
+
+    name = "exponential"
+
+    def __init__(
+        self, initial_lr: float = 0.01, stage_length: int = 500, staircase: bool = False, decay: float = 0.1
+    ) -> None:
+        self.initial_lr = named.positive(initial_lr, "initial_lr", self.name)
+        self.stage_length = named.whole(stage_length, "stage_length", self.name)
+        self.staircase = bool(staircase)
+        self.decay = named.positive(decay, "decay", self.name)
+
+    def __call__(self, step: int, cur_loss: float | None = None) -> float:
+        stages: float = (step - 1) // self.stage_length if self.staircase else (step - 1) / self.stage_length
+        return self.initial_lr * math.pow(self.decay, stages)
+
+
+class CosineScheduler(Scheduler):
+    """From initial_lr to final_lr along half a cosine, in `steps` steps; then it stays (Loshchilov & Hutter, "SGDR:
+    stochastic gradient descent with warm restarts", 2017, eq. 5, without restarts).
+
+    The first `warmup` of these steps rise linearly instead, to initial_lr.
+    """
+
+    name = "cosine"
+
+    def __init__(self, initial_lr: float = 0.01, steps: int = 1000, final_lr: float = 0.0, warmup: int = 0) -> None:
+        self.initial_lr = named.positive(initial_lr, "initial_lr", self.name)
+        self.steps = named.whole(steps, "steps", self.name)
+        self.final_lr = named.positive(final_lr, "final_lr", self.name)
+        self.warmup = named.whole(warmup, "warmup", self.name, least=0)
+
+    def __call__(self, step: int, cur_loss: float | None = None) -> float:
+        if step <= self.warmup:
+            return self.initial_lr * step / self.warmup
+        done = min(1.0, (step - 1 - self.warmup) / max(1, self.steps - 1 - self.warmup))
+        return self.final_lr + 0.5 * (self.initial_lr - self.final_lr) * (1 + math.cos(math.pi * done))
+
+
+class NoamScheduler(Scheduler):
+    """lr = scale_factor model_dim**-0.5 min(step**-0.5, step warmup_steps**-1.5) (Vaswani et al., "Attention is all you
+    need", 2017, eq. 3): a linear rise, then a decay.
+    """
+
+    name = "noam"
+
+    def __init__(self, model_dim: int = 512, scale_factor: float = 1.0, warmup_steps: int = 4000) -> None:
+        self.model_dim = named.whole(model_dim, "model_dim", self.name)
+        self.scale_factor = named.positive(scale_factor, "scale_factor", self.name)
+        self.warmup_steps = named.whole(warmup_steps, "warmup_steps", self.name)
+
+    def __call__(self, step: int, cur_loss: float | None = None) -> float:
+        shape = min(1 / math.sqrt(step), step / self.warmup_steps**1.5)
+        return self.scale_factor / math.sqrt(self.model_dim) * float(shape)
+
+
+_CLASSES: tuple[type[Scheduler], ...] = (ConstantScheduler, ExponentialScheduler, CosineScheduler, NoamScheduler)
+
+SCHEDULERS: dict[str, type[Scheduler]] = {kind.name: kind for kind in _CLASSES}
+
+
+def parse(given: str | Scheduler, caller: str = "schedulers.parse", argument: str = "scheduler") -> Scheduler:
+    """A scheduler from its name, with parameters or without.
+
+    >>> parse("cosine(initial_lr=0.1, steps=100)")(100)
+    0.0
+    """
+    return named.parse(Scheduler, SCHEDULERS, given, caller, argument)
