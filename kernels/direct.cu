@@ -19,9 +19,8 @@
 // bias (k), or (c) for the gradient, or null; partials (plan.splits, elements of the result) of A, or null for 1 split.
 //
 // Launch: block (THREADS), grid (jobs) with jobs = tiles_n * parts * tiles_m * groups * splits, no dynamic shared memory.
-// More blocks than jobs do no harm. `direct_forward` and `direct_input_grad` take arrays aligned to 16 bytes whose
-// channels in and out of a group are multiples of VECTOR; the kernels ending in `_any` take all others.
-// With splits > 1 direct_add_up follows, grid and block as one likes.
+// More blocks than jobs do no harm. A unit is one kernel: INPUT_GRAD=0 or 1; ALIGNED=1 takes arrays aligned to 16 bytes
+// whose channels of a group, in and out, are multiples of VECTOR, ALIGNED=0 takes all. After more splits than 1, add_up.cu.
 //
 // Cost: 2 n y taps c k / groups FLOP, sizeof(T) (x + w + y) bytes. Floor on an H200: FLOP / 67 T/s (float32), or bytes /
 // 4.3 TB/s where that is more (1 x 1 with c + k < 60, say). Expected, not measured: 60 to 70% of the multiply-add rate
@@ -30,17 +29,14 @@
 // 64 x 64: about 50%, and 8 x 4 products a thread read 3/8 of a number each.
 //
 // budget: direct_forward 128 registers
-// budget: direct_forward_any 128 registers
 // budget: direct_input_grad 128 registers
-// budget: direct_input_grad_any 128 registers
-// budget: direct_add_up 40 registers
 #include "tile.cuh"
 
 // How a launch is cut up. `outs` are the outputs of the largest part along each axis; without parts, all of them.
 struct DirectPlan {
   int outs[3], parts[3], apart[3];
   int tiles_m, tiles_n, splits, activation;
-  FastDiv by_outs[3], by_depth, by_channels;
+  FastDiv by_outs[3], by_depth;
 };
 
 // Along one axis: output i of this part stands at  out_first + i * out_step,  and through its tap j it sees position
@@ -272,8 +268,8 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
   __syncthreads();
   int until = begin + DEPTH_STEPS;
   for (int step = begin; step < end; step++) {
-    if (step + 1 < end) fetch(step + 1);
     prepare(step + 2);
+    if (step + 1 < end) fetch(step + 1);
     multiply(shared, step & 1, place, sums);
     if (step + 1 < end) keep(~step & 1);
     if (step + 1 == until && step + 1 < end && (!IS_16_BIT || plan.splits > 1)) {

@@ -1,0 +1,236 @@
+"""Direct convolution on a GPU: implicit matrix products by hand-written kernels, all passes, nothing unfolded.
+
+    forward       y[m,k]    =  x[m at (t,c)]   w[(t,c),k]      m = (n, o, p, q)   outputs    kernels/direct.cu
+    input_grad   dx[m,c]    = dy[m at (t,k)]   w[(t,k),c]*     m = (n, d, h, w)   inputs     kernels/direct.cu
+    weight_grad  dw[(t,c),k] =  x[m at (t,c)]* dy[m,k]         summed over m                 kernels/direct_weights.cu
+
+One launch, or two where the products of a sum are split over several blocks, whose sums add_up.cu adds in order. Raw
+kernels alone, and workspace from CuPy's pool alone: all of it can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gpuconv.algorithms import tiles
+from gpuconv.algorithms.base import PlainWeights, Problem, Work
+from gpuconv.algorithms.epilogue_cuda import activation_code
+from gpuconv.algorithms.tiles import Cut
+from gpuconv.backend import accumulator
+from gpuconv.cuda import Unit, launch
+from gpuconv.geometry import ConvGeometry
+from gpuconv.kernel_args import FAST_DIV, THREADS, Units, address, blocks, conv_struct, fast_div, index64, too_long
+from gpuconv.typing import Array, Ints
+
+PLAN = np.dtype(
+    [
+        *((name, "i4", (3,)) for name in ("outs", "parts", "apart")),
+        *((name, "i4") for name in ("tiles_m", "tiles_n", "splits", "activation")),
+        ("by_outs", FAST_DIV, (3,)),
+        ("by_depth", FAST_DIV),
+    ]
+)
+"""``struct DirectPlan`` of direct.cu."""
+
+WEIGHT_PLAN = np.dtype([*((name, "i4") for name in ("tiles_m", "tiles_n", "splits")), ("by_depth", FAST_DIV)])
+"""``struct WeightPlan`` of direct_weights.cu."""
+
+MOST_JOBS = 2**31 - 1  # blocks of a grid
+
+_NAMES = {2: ("float16", "bfloat16"), 4: ("float32",), 8: ("float64", "complex64"), 16: ("complex128",)}
+
+
+class _Units:
+    """Every unit that may be launched: with 64-bit indices only the first tile of each kind is."""
+
+    def __iter__(self) -> Iterator[Unit]:
+        for itemsize, names in _NAMES.items():
+            for aligned, kinds in ((1, tiles.WIDE_TILES), (0, tiles.NARROW_TILES)):
+                for number, tile in enumerate(kinds[itemsize]):
+                    macros = {name: [value] for name, value in tile.macros}
+                    wide_index = (0, 1) if number == 0 else (0,)
+                    common: dict[str, Any] = {"ALIGNED": [aligned], "INDEX64": wide_index, **macros}
+                    yield from Units("direct.cu", names, INPUT_GRAD=(0, 1), **common)
+                    yield from Units("direct_weights.cu", names, **common)
+        yield from Units("add_up.cu", INDEX64=(0, 1))
+
+
+UNITS = _Units()
+
+
+class Direct(PlainWeights):
+    name = "direct"
+    exact = True
+
+    def refusal(self, problem: Problem) -> str | None:
+        if problem.on_cpu:
+            return "runs on CUDA devices only"
+        g = problem.geometry
+        reason = too_long(g)
+        if reason is None and g.macs and _jobs(problem, _cut(problem)[1]) > MOST_JOBS:
+            reason = f"{_jobs(problem, _cut(problem)[1])} tiles, a grid has at most {MOST_JOBS}"
+        return reason
+
+    def reservation(self, problem: Problem) -> str | None:
+        return None
+
+    def workspace_bytes(self, problem: Problem) -> int:
+        return _partial_bytes(problem, _cut(problem)[1]) if problem.geometry.macs else 0
+
+    def work(self, problem: Problem) -> Work:
+        g = problem.geometry
+        if g.macs == 0:
+            return Work()
+        # Without tensor cores 16-bit floats are multiplied no faster than 32-bit ones.
+        slower = max(1.0, 4 / problem.dtype.itemsize) * 1.15
+        splits = _cut(problem)[1].splits
+        partials = 2 * splits * math.prod(_result_shape(problem)) if splits > 1 else 0
+        return Work(macs=slower * g.macs, elements=partials, steps=1 + (splits > 1))
+
+    def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
+        _launch_product(problem, x, w, out, bias, activation)
+
+    def input_grad(
+        self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
+    ) -> None:
+        _launch_product(problem, dy, w, out, bias, activation)
+
+    def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
+        _launch_weights(problem, x, dy, out)
+
+
+# -------------------------------------------------------------------------------------------------- launches
+
+
+def _launch_product(problem: Problem, read: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
+    g, xp = problem.geometry, problem.xp
+    aligned, cut = _cut(problem, not any(address(a) % 16 for a in (read, w, out)))
+    back = int(problem.direction == "input_grad")
+    partials = _partials(xp, problem, cut)
+    macros = (("INPUT_GRAD", back), ("ALIGNED", aligned), ("INDEX64", _index64(problem, cut)), *cut.tile.macros)
+    unit = Unit("direct.cu", problem.dtype, macros)
+    plan = _product_plan(g, problem.direction, cut, activation)
+    grid = (_jobs(problem, cut),)
+    block = (cut.tile.threads,)
+    args = (read, w, bias, out, partials, conv_struct(g), plan)
+    shared_bytes = 0
+    launch(xp, unit, "direct_input_grad" if back else "direct_forward", grid, block, args, shared_bytes)
+    if partials is not None:
+        _launch_add_up(xp, problem.dtype, partials, out, bias, activation)
+
+
+def _launch_weights(problem: Problem, x: Array, dy: Array, out: Array) -> None:
+    g, xp = problem.geometry, problem.xp
+    aligned, cut = _cut(problem, not any(address(a) % 16 for a in (x, dy, out)))
+    partials = _partials(xp, problem, cut)
+    macros = (("ALIGNED", aligned), ("INDEX64", _index64(problem, cut)), *cut.tile.macros)
+    unit = Unit("direct_weights.cu", problem.dtype, macros)
+    plan = np.array((cut.tiles_m, cut.tiles_n, cut.splits, fast_div(g.c_group)), WEIGHT_PLAN)
+    grid = (_jobs(problem, cut),)
+    block = (cut.tile.threads,)
+    args = (x, dy, out, partials, conv_struct(g), plan)
+    shared_bytes = 0
+    launch(xp, unit, "direct_weight_grad", grid, block, args, shared_bytes)
+    if partials is not None:
+        _launch_add_up(xp, problem.dtype, partials, out, None, "identity")
+
+
+def _launch_add_up(
+    xp: ModuleType, dtype: np.dtype[Any], partials: Array, out: Array, bias: Array | None, activation: str
+) -> None:
+    wide_index = index64(partials.shape)
+    unit = Unit("add_up.cu", dtype, (("INDEX64", wide_index),))
+    count = (np.int64 if wide_index else np.int32)(out.size)
+    grid = (blocks(out.size),)
+    block = (THREADS,)
+    args = (partials, bias, out, count, np.int32(len(partials)), fast_div(out.shape[-1]), activation_code(activation))
+    shared_bytes = 0
+    launch(xp, unit, "add_up", grid, block, args, shared_bytes)
+
+
+# -------------------------------------------------------------------------------------------------- how it is cut
+
+
+@lru_cache(maxsize=4096)
+def _cut(problem: Problem, addresses_aligned: bool = True) -> tuple[int, Cut]:
+    """ALIGNED, and the cut of a problem whose arrays start at multiples of 16 bytes, or do not."""
+    g, size = problem.geometry, problem.dtype.itemsize
+    vector = 16 // size
+    aligned = int(addresses_aligned and g.c_group % vector == 0 and g.k_group % vector == 0)
+    kinds = (tiles.WIDE_TILES if aligned else tiles.NARROW_TILES)[size]
+    budget = problem.max_workspace
+    if not addresses_aligned:  # where arrays start is not known when the workspace is asked for
+        budget = _partial_bytes(problem, _cut(problem)[1])
+    taps, pixels = math.prod(g.kernel), g.n * math.prod(g.out)
+    products = g.groups
+    if problem.direction == "weight_grad":
+        m, n, depth = taps * g.c_group, g.k_group, pixels
+    elif problem.direction == "forward":
+        m, n, depth = pixels, g.k_group, taps * g.c_group
+    else:
+        outs, parts, _ = _parts(g)
+        products *= math.prod(parts)
+        m, n, depth = g.n * math.prod(outs), g.c_group, max(1, taps // math.prod(parts)) * g.k_group
+    split_bytes = math.prod(_result_shape(problem)) * accumulator(problem.dtype).itemsize
+    if index64(g.x_shape, g.w_shape, g.y_shape):
+        kinds = kinds[:1]
+    choice = tiles.cut(kinds, m, n, depth, products, split_bytes, budget, tiles.processors(problem.device))
+    if choice.tile != kinds[0] and _index64(problem, choice):  # the partial sums alone are that large
+        choice = tiles.cut(kinds[:1], m, n, depth, products, split_bytes, 0, tiles.processors(problem.device))
+    return aligned, choice
+
+
+def _parts(g: ConvGeometry) -> tuple[Ints, Ints, Ints]:
+    """Three numbers an axis of ``struct Conv``: inputs in the largest part of the input gradient, parts, taps apart."""
+    conv = conv_struct(g)
+    strides = [min(int(s), int(x)) for s, x in zip(conv["stride"], conv["x"], strict=True)]
+    outs = tuple(-(-int(x) // int(s)) for x, s in zip(conv["x"], conv["stride"], strict=True))
+    apart = tuple(int(s) // math.gcd(int(s), int(d)) for s, d in zip(conv["stride"], conv["dilation"], strict=True))
+    return outs, tuple(strides), apart
+
+
+@lru_cache(maxsize=1024)
+def _product_plan(g: ConvGeometry, direction: str, cut: Cut, activation: str) -> np.ndarray[Any, Any]:
+    back = direction == "input_grad"
+    outs, parts, apart = _parts(g) if back else (tuple(map(int, conv_struct(g)["y"])), (1,) * 3, (1,) * 3)
+    plan = np.zeros((), PLAN)
+    plan["outs"], plan["parts"], plan["apart"] = outs, parts, apart
+    plan["tiles_m"], plan["tiles_n"], plan["splits"] = cut.tiles_m, cut.tiles_n, cut.splits
+    plan["activation"] = activation_code(activation)
+    plan["by_outs"] = [fast_div(size) for size in outs]
+    plan["by_depth"] = fast_div(g.k_group if back else g.c_group)
+    plan.setflags(write=False)
+    return plan
+
+
+def _jobs(problem: Problem, cut: Cut) -> int:
+    parts = _parts(problem.geometry)[1] if problem.direction == "input_grad" else (1,)
+    return cut.tiles_n * math.prod(parts) * cut.tiles_m * problem.geometry.groups * cut.splits
+
+
+def _result_shape(problem: Problem) -> Ints:
+    g = problem.geometry
+    return {"forward": g.y_shape, "input_grad": g.x_shape, "weight_grad": g.w_shape}[problem.direction]
+
+
+def _partials(xp: ModuleType, problem: Problem, cut: Cut) -> Array | None:
+    if cut.splits == 1:
+        return None
+    partials: Array = xp.empty((cut.splits, math.prod(_result_shape(problem))), accumulator(problem.dtype))
+    return partials
+
+
+def _partial_bytes(problem: Problem, cut: Cut) -> int:
+    count = cut.splits * math.prod(_result_shape(problem)) if cut.splits > 1 else 0
+    return count * accumulator(problem.dtype).itemsize
+
+
+def _index64(problem: Problem, cut: Cut) -> int:
+    g = problem.geometry
+    return index64(g.x_shape, g.w_shape, g.y_shape, (cut.splits, *_result_shape(problem)))

@@ -1,0 +1,193 @@
+// The weight gradient of a convolution: a matrix product over all output pixels, none of whose factors is copied.
+//
+//   dw[t, c, k]  =  sum over m of   x[m at t, c]*  dy[m, k]        m = (n, o, p, q)   output pixels       * conjugate
+//
+//                 m runs down             k across
+//                +---+---+---+---+       +-------+
+//         (t, c) |   a[m][t, c]  |       |  dy   |     a row (t, c) of the tile is the plane of channel c of x, shifted
+//         down   |               |       |       |     by tap t; both factors lie in memory as the tile wants them, so
+//                +---+---+---+---+       +-------+     16 bytes of channels go straight into its buffers
+//
+// There are few weights and many pixels: the pixels are cut into `splits`, each of which makes a whole dw of its own in
+// `partials`, and direct_add_up (add_up.cu) sums these in order. So the result does not depend on which block is first.
+//
+// Layouts, channels last, C-contiguous: x (n, x[0], x[1], x[2], c), dy (n, y[0], y[1], y[2], k), dw (taps, c / groups, k),
+// partials (splits, elements of dw) of A, or null for 1 split.
+//
+// Launch: block (THREADS), grid (jobs) with jobs = tiles_n * tiles_m * groups * splits, where the tiles_m are those of
+// (t, c) and the tiles_n those of k; no dynamic shared memory. More blocks than jobs do no harm. ALIGNED=1 takes arrays
+// aligned to 16 bytes whose channels of a group are multiples of VECTOR; ALIGNED=0 takes all.
+//
+// Cost: 2 n y taps c k / groups FLOP, sizeof(T) (x + w + y) bytes and twice those of `partials`. Floor on an H200: FLOP /
+// 67 T/s (float32). Expected, not measured: 60 to 70% of it where dw fills tiles of 128 x 128; finding a pixel's
+// neighbours takes some 15 instructions beside 64 x 8 multiply-adds, and no transposition is needed.
+//
+// budget: direct_weight_grad 128 registers
+#include "tile.cuh"
+
+struct WeightPlan {
+  int tiles_m, tiles_n, splits;
+  FastDiv by_depth;
+};
+
+// An output pixel: its sample, and where its window starts. No sample: past the last pixel.
+struct alignas(16) Pixel {
+  int sample, start[3];
+};
+// V rows of the tile that are neighbours: the steps from a window's start, and the channel; none past the last row.
+struct alignas(16) Plane {
+  int shift[3], channel;
+};
+
+template <int V>
+__device__ __forceinline__ void weight_gradient(const T* __restrict__ x, const T* __restrict__ dy, T* dw, A* partials,
+                                                const Conv& g, const WeightPlan& plan) {
+  __shared__ Buffers shared;
+  __shared__ Pixel pixels[2][TILE_K];
+  __shared__ Plane planes[TILE_M / V];
+  __shared__ index_t targets[TILE_M];  // where a row of dw starts; -1 for no such row
+  typedef Across<V, TILE_M> Inputs;
+  typedef Across<V, TILE_N> Outputs;
+  const int thread = (int)threadIdx.x;
+
+  u32 job = blockIdx.x;
+  const int n0 = (int)(job % (u32)plan.tiles_n) * TILE_N;
+  job /= (u32)plan.tiles_n;
+  const index_t m0 = (index_t)(job % (u32)plan.tiles_m) * TILE_M;
+  job /= (u32)plan.tiles_m;
+  const int group = (int)(job % (u32)g.groups);
+  if (job / (u32)g.groups >= (u32)plan.splits) return;
+  const int split = (int)(job / (u32)g.groups);
+
+  const int depth = g.c / g.groups, width = g.k / g.groups;
+  const index_t rows = (index_t)g.kernel[0] * g.kernel[1] * g.kernel[2] * depth;
+
+  for (int i = thread; i < TILE_M; i += THREADS) targets[i] = m0 + i < rows ? (m0 + i) * g.k : -1;
+  for (int i = thread; i < TILE_M / V; i += THREADS) {
+    const index_t row = m0 + i * V;
+    Plane plane = {{0, 0, 0}, -1};
+    if (row < rows) {
+      int channel, tap = (int)divide(row, plan.by_depth, channel);
+      plane.channel = group * depth + channel;
+#pragma unroll
+      for (int axis = 2; axis >= 0; axis--) {
+        plane.shift[axis] = tap % g.kernel[axis] * g.dilation[axis];
+        tap /= g.kernel[axis];
+      }
+    }
+    planes[i] = plane;
+  }
+
+  const index_t sum_length = (index_t)g.n * g.y[0] * g.y[1] * g.y[2];
+  const i64 all_steps = (sum_length + TILE_K - 1) / TILE_K;
+  const index_t begin = (index_t)(all_steps * split / plan.splits);
+  const int steps = (int)(all_steps * (split + 1) / plan.splits - begin);
+
+  // Looks the pixels of a step up, for all threads.
+  const auto prepare = [&](int step) {
+    if (thread >= TILE_K) return;
+    const index_t m = (begin + step) * TILE_K + thread;
+    Pixel pixel = {-1, {0, 0, 0}};
+    if (m < sum_length) {
+      const Output out = output_of(g, m);
+      pixel.sample = out.n;
+#pragma unroll
+      for (int axis = 0; axis < 3; axis++) pixel.start[axis] = out.at[axis] * g.stride[axis] - g.pad[axis];
+    }
+    pixels[step & 1][thread] = pixel;
+  };
+
+  Pack<T, V> next_a[Inputs::SLOTS], next_b[Outputs::SLOTS];
+  const auto fetch = [&](int step) {
+#pragma unroll
+    for (int slot = 0; slot < Inputs::SLOTS; slot++) {
+      next_a[slot] = nothing<V>();
+      if (!Inputs::has(slot)) continue;
+      const Plane plane = planes[Inputs::row(slot) / V];
+      const Pixel pixel = pixels[step & 1][Inputs::k(slot)];
+      if (pixel.sample < 0 || plane.channel < 0) continue;
+      index_t from = pixel.sample;
+      bool inside = true;
+#pragma unroll
+      for (int axis = 0; axis < 3; axis++) {
+        int at = pixel.start[axis] + plane.shift[axis];
+        if (g.pad_mode) at = source(at, g.x[axis], g.pad_mode);
+        inside = inside && (u32)at < (u32)g.x[axis];
+        from = from * g.x[axis] + (inside ? at : 0);
+      }
+      if (inside) next_a[slot] = load<V>(x + (from * g.c + plane.channel));
+    }
+#pragma unroll
+    for (int slot = 0; slot < Outputs::SLOTS; slot++) {
+      next_b[slot] = nothing<V>();
+      if (!Outputs::has(slot)) continue;
+      const int n = n0 + Outputs::row(slot);
+      const index_t m = (begin + step) * TILE_K + Outputs::k(slot);
+      if (n < width && m < sum_length) next_b[slot] = load<V>(dy + (m * g.k + (group * width + n)));
+    }
+  };
+  const auto keep = [&](int buffer) {
+#pragma unroll
+    for (int slot = 0; slot < Inputs::SLOTS; slot++)
+      if (Inputs::has(slot)) store_across<V>(shared.a[buffer], Inputs::k(slot), Inputs::row(slot), next_a[slot], true);
+#pragma unroll
+    for (int slot = 0; slot < Outputs::SLOTS; slot++)
+      if (Outputs::has(slot))
+        store_across<V>(shared.b[buffer], Outputs::k(slot), Outputs::row(slot), next_b[slot], false);
+  };
+
+  const Place place = place_of(thread);
+  A sums[THREAD_M][THREAD_N];
+
+  const auto deliver = [&](bool first, bool last) {
+    constexpr int N = V == 1 ? 1 : WIDTH;
+    A* const collected = collection(dw, partials, plan.splits, split, rows * g.k);
+#pragma unroll
+    for (int i = 0; i < THREAD_M; i++) {
+      const index_t target = targets[row_of_tile(place, i)];
+      if (target < 0) continue;
+#pragma unroll
+      for (int j = 0; j < THREAD_N; j += N) {
+        const int n = n0 + column_of_tile(place, j);
+        if (n >= width) continue;
+        const index_t to = target + (group * width + n);
+        if (last && plan.splits == 1)
+          conclude<N>(dw + to, first ? nullptr : collected + to, &sums[i][j], nullptr, 0, 0);
+        else
+          collect<N>(collected + to, &sums[i][j], first);
+      }
+    }
+  };
+
+  clear(sums);
+  bool first = true;
+  if (steps > 0) {
+    prepare(0);
+    prepare(1);
+    __syncthreads();
+    fetch(0);
+    keep(0);
+  }
+  __syncthreads();
+  int until = DEPTH_STEPS;
+  for (int step = 0; step < steps; step++) {
+    prepare(step + 2);
+    if (step + 1 < steps) fetch(step + 1);
+    multiply(shared, step & 1, place, sums);
+    if (step + 1 < steps) keep(~step & 1);
+    if (step + 1 == until && step + 1 < steps && (!IS_16_BIT || plan.splits > 1)) {
+      deliver(first, false);
+      clear(sums);
+      first = false;
+      until += DEPTH_STEPS;
+    }
+    __syncthreads();
+  }
+  deliver(first, true);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+direct_weight_grad(const T* __restrict__ x, const T* __restrict__ dy, T* dw, A* partials, const Conv g,
+                   const WeightPlan plan) {
+  weight_gradient<ALIGNED ? VECTOR : 1>(x, dy, dw, partials, g, plan);
+}

@@ -1,0 +1,196 @@
+// A matrix product by tiles, on the multiply-add units: what direct.cu and direct_weights.cu share.
+//
+//                       TILE_N
+//                  +-------------+        A block of THREADS threads makes TILE_M x TILE_N sums, TILE_K products at a
+//                  |  b[k][n]    | TILE_K time. Both factors wait in shared memory, k first, so that a thread finds the
+//                  +-------------+        rows and columns that it multiplies side by side. There are two buffers: while
+//     TILE_K                              one is multiplied, the next step's numbers are on their way from global memory
+//   +--------+     +-------------+        into registers, and are stored into the other buffer afterwards.
+//   |        |     |             |
+//   | a[k][m]|     |   sums      |        A thread makes THREAD_M x THREAD_N of them: chunks of WIDTH rows, THREADS_M
+//   |        |     |             |        chunks apart, by chunks of WIDTH columns, THREADS_N chunks apart. A chunk is
+//   +--------+     +-------------+ TILE_M one access of shared memory (16 bytes).
+//
+//   -DTILE_M= -DTILE_N= -DTILE_K= -DTHREAD_M= -DTHREAD_N=
+//
+// Of a step, a thread reads (THREAD_M + THREAD_N) numbers from shared memory for THREAD_M * THREAD_N multiply-adds: with
+// 8 x 8 a quarter of a number each. A warp is 4 x 8 threads, so that the 8 lanes which read together need 4 chunks of
+// one factor and 2 of the other, each from banks of its own.
+//
+// Long sums are made of short ones: after DEPTH products a thread adds its sums to where they are collected and starts
+// anew. The error of a sum of K float32 products grows with K / DEPTH + DEPTH rather than with K.
+#pragma once
+#include "conv.cuh"
+
+constexpr int WIDTH = sizeof(A) < 16 ? 16 / (int)sizeof(A) : 1;
+constexpr int VECTOR = 16 / (int)sizeof(T);  // elements of one access of global memory
+constexpr int THREADS_M = TILE_M / THREAD_M, THREADS_N = TILE_N / THREAD_N, THREADS = THREADS_M * THREADS_N;
+constexpr int RESIDENT = THREADS < 512 ? 512 / THREADS : 1;  // blocks for which a multiprocessor shall have registers
+constexpr int UNROLL = THREAD_M * THREAD_N * (int)sizeof(A) / 4 >= 64 ? 1 : 2;  // of more the loads would spill
+constexpr int DEPTH = 512;
+constexpr int DEPTH_STEPS = DEPTH / TILE_K;
+
+static_assert(THREAD_M % WIDTH == 0 && THREAD_N % WIDTH == 0, "a thread makes whole chunks");
+static_assert(TILE_M % THREAD_M == 0 && TILE_N % THREAD_N == 0, "whole threads make a tile");
+static_assert(THREADS % TILE_M == 0 || TILE_M % THREADS == 0, "each thread loads the same rows at every step");
+static_assert(THREADS % TILE_N == 0 || TILE_N % THREADS == 0, "each thread loads the same columns at every step");
+static_assert(TILE_M % 16 == 0 && TILE_N % 16 == 0, "16 rows or columns are loaded side by side");
+static_assert(TILE_K % (2 * VECTOR) == 0, "two accesses of global memory side by side");
+static_assert(THREADS >= TILE_K, "a thread for each product of a step");
+
+// A chunk more than the tile is wide: stores along k then go to banks of their own.
+struct alignas(16) Buffers {
+  A a[2][TILE_K][TILE_M + WIDTH];
+  A b[2][TILE_K][TILE_N + WIDTH];
+};
+
+// Which rows and columns of the tile a thread multiplies: chunk number m (n) of each row of chunks.
+struct Place {
+  int m, n;
+};
+__device__ __forceinline__ Place place_of(int thread) {
+  if (THREADS_M % 4 || THREADS_N % 8) return Place{thread / THREADS_N, thread % THREADS_N};
+  const int lane = thread % 32, warp = thread / 32, across = THREADS_N / 8 > 0 ? THREADS_N / 8 : 1;
+  return Place{warp / across * 4 + ((lane & 16) >> 3 | (lane & 1)), warp % across * 8 + (lane >> 1 & 7)};
+}
+__device__ __forceinline__ int row_of_tile(Place place, int i) {
+  return i / WIDTH * (THREADS_M * WIDTH) + place.m * WIDTH + i % WIDTH;
+}
+__device__ __forceinline__ int column_of_tile(Place place, int j) {
+  return j / WIDTH * (THREADS_N * WIDTH) + place.n * WIDTH + j % WIDTH;
+}
+
+__device__ __forceinline__ void multiply(const Buffers& shared, int buffer, Place place, A (&sums)[THREAD_M][THREAD_N]) {
+  typedef Pack<A, WIDTH> Chunk;
+#pragma unroll UNROLL
+  for (int k = 0; k < TILE_K; k++) {
+    Chunk a[THREAD_M / WIDTH], b[THREAD_N / WIDTH];
+#pragma unroll
+    for (int i = 0; i < THREAD_M / WIDTH; i++)
+      a[i] = *reinterpret_cast<const Chunk*>(&shared.a[buffer][k][row_of_tile(place, i * WIDTH)]);
+#pragma unroll
+    for (int j = 0; j < THREAD_N / WIDTH; j++)
+      b[j] = *reinterpret_cast<const Chunk*>(&shared.b[buffer][k][column_of_tile(place, j * WIDTH)]);
+#pragma unroll
+    for (int i = 0; i < THREAD_M; i++)
+#pragma unroll
+      for (int j = 0; j < THREAD_N; j++)
+        sums[i][j] = mul_add(a[i / WIDTH].at[i % WIDTH], b[j / WIDTH].at[j % WIDTH], sums[i][j]);
+  }
+}
+
+__device__ __forceinline__ void clear(A (&sums)[THREAD_M][THREAD_N]) {
+#pragma unroll
+  for (int i = 0; i < THREAD_M; i++)
+#pragma unroll
+    for (int j = 0; j < THREAD_N; j++) sums[i][j] = zero<A>();
+}
+
+// How the threads of a block share out a factor's numbers of one step, V neighbours at a time.
+//
+// Along<V, TILE>: neighbours along k, to be spread over V rows of the buffer. Two lots of 16 rows or columns of the tile
+// a warp: they cover whole sectors of 32 bytes, and their stores meet no bank twice. With V = 1 a warp takes one k.
+template <int V, int TILE>
+struct Along {
+  static constexpr int LOTS = TILE * TILE_K / V, SLOTS = (LOTS + THREADS - 1) / THREADS;
+  static constexpr int ROWS = V > 1 && 2 * TILE > THREADS ? 2 * TILE / THREADS : V == 1 && TILE > THREADS ? TILE / THREADS : 1;
+  __device__ __forceinline__ static int row(int slot) {  // the same for all slots equal modulo ROWS
+    const int lot = (int)threadIdx.x + slot % ROWS * THREADS;
+    return V == 1 ? lot % TILE : lot % 16 + lot / 32 % (TILE / 16) * 16;
+  }
+  __device__ __forceinline__ static int k(int slot) {  // in units of V
+    const int lot = (int)threadIdx.x + slot * THREADS;
+    return V == 1 ? lot / TILE : lot / 16 % 2 + lot / (2 * TILE) * 2;
+  }
+  __device__ __forceinline__ static bool has(int slot) {
+    return LOTS % THREADS == 0 || (int)threadIdx.x + slot * THREADS < LOTS;
+  }
+};
+
+// Across<V, TILE>: neighbours along the tile's rows or columns, as they lie in the buffer.
+template <int V, int TILE>
+struct Across {
+  static constexpr int LOTS = TILE * TILE_K / V, SLOTS = (LOTS + THREADS - 1) / THREADS;
+  static constexpr int ROWS = TILE / V > THREADS ? TILE / V / THREADS : 1;
+  __device__ __forceinline__ static int row(int slot) {
+    return ((int)threadIdx.x + slot % ROWS * THREADS) % (TILE / V) * V;
+  }
+  __device__ __forceinline__ static int k(int slot) { return ((int)threadIdx.x + slot * THREADS) / (TILE / V); }
+  __device__ __forceinline__ static bool has(int slot) {
+    return LOTS % THREADS == 0 || (int)threadIdx.x + slot * THREADS < LOTS;
+  }
+};
+
+template <int V>
+__device__ __forceinline__ Pack<T, V> load(const T* __restrict__ from) {
+  return *reinterpret_cast<const Pack<T, V>*>(from);
+}
+
+template <int V>
+__device__ __forceinline__ Pack<T, V> nothing() {
+  Pack<T, V> zeros;
+#pragma unroll
+  for (int i = 0; i < V; i++) zeros.at[i] = zero<T>();
+  return zeros;
+}
+
+template <int V, int LENGTH>
+__device__ __forceinline__ void store_along(A (&buffer)[TILE_K][LENGTH], int k, int row, Pack<T, V> numbers, bool conjugate) {
+#pragma unroll
+  for (int i = 0; i < V; i++) {
+    const A number = to_acc(numbers.at[i]);
+    buffer[k * V + i][row] = conjugate ? conj(number) : number;
+  }
+}
+
+template <int V, int LENGTH>
+__device__ __forceinline__ void store_across(A (&buffer)[TILE_K][LENGTH], int k, int row, Pack<T, V> numbers, bool conjugate) {
+  constexpr int N = V < WIDTH ? V : WIDTH;
+#pragma unroll
+  for (int i = 0; i < V; i += N) {
+    Pack<A, N> chunk;
+#pragma unroll
+    for (int j = 0; j < N; j++) {
+      const A number = to_acc(numbers.at[i + j]);
+      chunk.at[j] = conjugate ? conj(number) : number;
+    }
+    *reinterpret_cast<Pack<A, N>*>(&buffer[k][row + i]) = chunk;
+  }
+}
+
+// Where sums are collected: the sums of one split of the products among `partials`, or the result itself where it can
+// hold them. Nothing for 16-bit results that are not split: they are far less precise than one long float32 sum.
+__device__ __forceinline__ A* collection(T* out, A* partials, int splits, int split, index_t count) {
+  if (splits > 1) return partials + split * count;
+  return IS_16_BIT ? nullptr : reinterpret_cast<A*>(out);
+}
+
+// Adds a chunk of sums to where they are collected; the first are written.
+template <int N>
+__device__ __forceinline__ void collect(A* to, const A* sums, bool first) {
+  Pack<A, N>* const place = reinterpret_cast<Pack<A, N>*>(to);
+  Pack<A, N> chunk;
+#pragma unroll
+  for (int j = 0; j < N; j++) chunk.at[j] = sums[j];
+  if (!first) {
+    const Pack<A, N> before = *place;
+#pragma unroll
+    for (int j = 0; j < N; j++) chunk.at[j] = add(before.at[j], chunk.at[j]);
+  }
+  *place = chunk;
+}
+
+// Writes a chunk of results: activation(sums + what was collected + bias).
+template <int N>
+__device__ __forceinline__ void conclude(
+    T* to, const A* collected, const A* sums, const T* __restrict__ bias, int channel, int activation) {
+  Pack<A, N> before;
+  if (collected) before = *reinterpret_cast<const Pack<A, N>*>(collected);
+  Pack<T, N> chunk;
+#pragma unroll
+  for (int j = 0; j < N; j++) {
+    const A sum = collected ? add(before.at[j], sums[j]) : sums[j];
+    chunk.at[j] = from_acc(finish(sum, bias, channel + j, activation));
+  }
+  *reinterpret_cast<Pack<T, N>*>(to) = chunk;
+}
