@@ -19,7 +19,7 @@ struct Checker {
   const unsigned me, my_warp;
   const uint16_t my_warp_epoch;
   const uint64_t offset;      // of the first byte, for messages
-  const int buffer;
+  const int argument;
 
   // Whether an access that was made then happens before this one.
   bool ordered(Who then) const {
@@ -32,7 +32,7 @@ struct Checker {
   [[noreturn]] __attribute__((noinline)) void race(unsigned i, const char* mine, const char* theirs, Who then) const {
     char where[200];
     if (shared) describe_shared(where, sizeof where, (uint32_t)(offset + i));
-    else snprintf(where, sizeof where, "byte %lu of buffer %d", (unsigned long)(offset + i), buffer);
+    else snprintf(where, sizeof where, "byte %lu of argument %d", (unsigned long)(offset + i), argument);
     const char* whose = then.epoch < block_first_epoch ? " of another block" : "";
     fault(site, "race on %s: %s here and %s by thread %u%s, with nothing in between that orders them", where, mine, theirs, then.thread, whose);
   }
@@ -130,7 +130,7 @@ void check_access(const void* pointer, unsigned bytes, Access kind, Site site) {
     if (p + bytes > b.data + b.bytes) break;
     if (checks & COUNT && observer) observer->access(p, bytes, kind, false, site);
     if (checks & RACES)
-      Checker{false, true, false, kind, site, t.linear, t.warp, warp_epoch, (uint64_t)(p - b.data), i}.check(cells_of(b) + (p - b.data), bytes);
+      Checker{false, true, false, kind, site, t.linear, t.warp, warp_epoch, (uint64_t)(p - b.data), b.argument}.check(cells_of(b) + (p - b.data), bytes);
     return;
   }
   if (!(checks & BOUNDS)) return;

@@ -37,7 +37,7 @@ bool get(size_t room, DeviceBuffer& b) {
   }
   char* p = (char*)map(room + 2 * PAGE, PROT_NONE);
   if (!p || mprotect(p + PAGE, room, PROT_READ | PROT_WRITE)) return false;
-  b = {nullptr, 0, p + PAGE, room, nullptr};
+  b = {nullptr, 0, 0, p + PAGE, room, nullptr};
   return true;
 }
 
@@ -69,6 +69,7 @@ const char* bring_buffers(Launch& l) {
     const size_t offset = l.slide ? 0 : (room - host.bytes) / 16 * 16;
     b.data = b.begin + offset;
     b.bytes = host.bytes;
+    b.argument = host.argument;
     memset(b.begin, POISON, offset);
     memset(b.data + b.bytes, POISON, room - offset - b.bytes);
     memcpy(b.data, host.host, b.bytes);
@@ -89,7 +90,7 @@ bool take_buffers(Launch& l, bool failed, char* message, size_t bytes) {
       snprintf(message, bytes, "write out of bounds, %s", where);
       failed = true;
     } else if (!l.buffers[i].writable && memcmp(l.buffers[i].host, b.data, b.bytes)) {
-      snprintf(message, bytes, "write to buffer %zu, an array that is read-only", i);
+      snprintf(message, bytes, "write to argument %d, an array that is read-only", b.argument);
       failed = true;
     }
   }
@@ -114,19 +115,18 @@ int describe(char* text, size_t bytes, const char* address) {
   const DeviceBuffer* nearest = nullptr;
   uint64_t distance = 1u << 20;   // further away it belongs to nothing
   bool before = false;
-  int index = -1;
   for (int i = 0; i < (int)in_use.size(); i++) {
     const DeviceBuffer& b = in_use[i];
     const bool is_before = address < b.data;
     const uint64_t d = is_before ? b.data - address : address - (b.data + b.bytes);
     if (!is_before && address < b.data + b.bytes) {
-      return snprintf(text, bytes, "in buffer %d (%lu bytes): misaligned, or over its end", i, (unsigned long)b.bytes);
+      return snprintf(text, bytes, "from byte %ld of argument %d (%lu bytes) over its end", (long)(address - b.data), b.argument, (unsigned long)b.bytes);
     }
-    if (d < distance) distance = d, nearest = &b, before = is_before, index = i;
+    if (d < distance) distance = d, nearest = &b, before = is_before;
   }
   if (!nearest)
     return snprintf(text, bytes, "at address %p, far from every array%s", (const void*)address, (uintptr_t)address < 4096 ? ": a null pointer" : "");
-  return snprintf(text, bytes, "%lu bytes %s buffer %d (%lu bytes)", (unsigned long)distance, before ? "before" : "past the end of", index,
+  return snprintf(text, bytes, "%lu bytes %s argument %d (%lu bytes)", (unsigned long)distance, before ? "before" : "past the end of", nearest->argument,
                   (unsigned long)nearest->bytes);
 }
 

@@ -330,6 +330,7 @@ void on_signal(int signal, siginfo_t* info, void* context) {
   (void)context;
 #endif
   if (signal == SIGFPE) fault(site, "division by zero, or of the lowest integer by -1");
+  if (signal == SIGBUS || info->si_code == SI_KERNEL) fault(site, "misaligned access, or one by a wild pointer");
   const char* address = (const char*)info->si_addr;
   if (in_any_stack_guard(address)) fault(site, "stack overflow: more than %zu bytes of locals", STACK);
   char where[160];

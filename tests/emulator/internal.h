@@ -57,6 +57,7 @@ constexpr uint16_t MANY_LANES = 1 << 10, MANY_WARPS = 1 << 11;                  
 struct DeviceBuffer {       // the copy of a host array
   char* data;
   uint64_t bytes;
+  int argument;
   char* begin;              // the readable pages around it
   uint64_t room;
   Cell* cells;
@@ -88,7 +89,7 @@ const char* bring_buffers(Launch& l);                      // null, or why not
 bool take_buffers(Launch& l, bool failed, char* message, size_t bytes);   // whether all is well
 Cell* cells_of(DeviceBuffer& buffer);
 void forget_cells();
-int describe(char* text, size_t bytes, const char* address);   // "8 bytes past the end of buffer 2 (400 bytes)"
+int describe(char* text, size_t bytes, const char* address);   // "8 bytes past the end of argument 2 (400 bytes)"
 const char* unreadable();
 void prepare_arena();
 void begin_shared(bool first_block);   // poison

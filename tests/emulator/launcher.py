@@ -64,7 +64,7 @@ class LaunchRecord(ctypes.Structure):
     )
 
 
-BUFFER = struct.Struct("QQiiQ")  # emulator::Buffer: host, bytes, writable, unused, device
+BUFFER = struct.Struct("QQiiQ")  # emulator::Buffer: host, bytes, writable, argument, device
 ARGUMENT = struct.Struct("QqQ")  # emulator::Argument: value, buffer, offset
 
 # The runtime runs one launch at a time: its fibers share one thread, one shared memory and the signal handlers.
@@ -135,7 +135,7 @@ class Pack:
         self.kernel = kernel
         self.values = bytearray()
         self.parts: list[tuple] = []  # (value offset, None) or (None, (address, array))
-        self.arrays: list[tuple[int, int, np.ndarray]] = []
+        self.arrays: list[tuple[int, int, bool, int]] = []  # begin, end, writable, argument
         if len(args) != len(kernel.signature):
             raise TypeError(f"{kernel.name} takes {len(kernel.signature)} arguments, {len(args)} were given")
         for position, (token, value) in enumerate(zip(kernel.signature, args, strict=True)):
@@ -179,18 +179,18 @@ class Pack:
         low, high = (begin, begin + array.nbytes) if array.flags.forc else np.lib.array_utils.byte_bounds(array)
         self.parts.append((None, begin))
         if high > low:
-            self.arrays.append((low, high, array))
+            self.arrays.append((low, high, array.flags.writeable, len(self.parts) - 1))
 
-    def buffers(self) -> list[tuple[int, int, bool]]:
-        """(begin, end, writable) of what must be copied: arrays that overlap share one buffer."""
-        merged: list[list] = []
-        for low, high, array in sorted(self.arrays, key=lambda part: part[0]):
+    def buffers(self) -> list[tuple[int, int, bool, int]]:
+        """What must be copied: arrays that overlap share one buffer."""
+        merged: list[tuple[int, int, bool, int]] = []
+        for low, high, writable, argument in sorted(self.arrays):
             if merged and low < merged[-1][1]:
-                merged[-1][1] = max(merged[-1][1], high)
-                merged[-1][2] |= array.flags.writeable
+                begin, end, any_writable, first = merged[-1]
+                merged[-1] = (begin, max(end, high), any_writable or writable, min(first, argument))
             else:
-                merged.append([low, high, array.flags.writeable])
-        return [tuple(part) for part in merged]
+                merged.append((low, high, writable, argument))
+        return merged
 
     def records(self):
         """The packed Buffer and Argument records, the values, and how many buffers there are."""
@@ -202,13 +202,15 @@ class Pack:
             if value is not None:
                 arguments += ARGUMENT.pack(base + value, -1, 0)
                 continue
-            for index, (low, high, _) in enumerate(buffers):
+            for index, (low, high, *_) in enumerate(buffers):
                 if low <= address < high:
                     arguments += ARGUMENT.pack(0, index, address - low)
                     break
             else:
                 arguments += ARGUMENT.pack(0, -2, 0)  # an empty array: an address that nothing can be read from
-        packed = b"".join(BUFFER.pack(low, high - low, writable, 0, 0) for low, high, writable in buffers)
+        packed = b"".join(
+            BUFFER.pack(low, high - low, writable, argument, 0) for low, high, writable, argument in buffers
+        )
         return packed, bytes(arguments), values, len(buffers)
 
 

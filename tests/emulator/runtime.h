@@ -165,7 +165,7 @@ struct Buffer {
   void* host;
   uint64_t bytes;
   int writable;      // 0: must come back unchanged
-  int unused;
+  int argument;      // the first argument that points into it, for messages
   char* device;      // out: where its copy lies while the kernel runs
 };
 struct Argument {    // parameter i: either `value`, or the device address of byte `offset` of a buffer
