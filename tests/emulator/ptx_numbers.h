@@ -193,6 +193,7 @@ inline f32 root(f32 x) { return sqrtf(x); }
 inline f64 root(f64 x) { return sqrt(x); }
 template <unsigned M, class T> inline T square_root(T a) { return compute<M>([](T x) { return root(x); }, a); }
 template <unsigned M, class F> inline f32 unary(f32 a, F f) { return compute<M>(f, a); }
+inline f32 reciprocal_root(f32 x) { return (f32)(1 / sqrt((f64)x)); }
 // rcp and rsqrt .approx.ftz.f64 read and write the upper 32 bits only
 inline f64 upper_word(f64 x) { return as<f64>(bits(x) & 0xffffffff00000000ull); }
 
@@ -263,7 +264,8 @@ template <unsigned M, class To, class From> inline To convert(From from) {
   if (M & relu) x = x > 0 ? x : x != x ? x : 0;
   if (M & sat) x = x > 0 ? (x < 1 ? x : 1) : 0;
   To r = Narrow<To>::template from<M>(x);
-  return sizeof(To) == 4 ? flush<M>(r) : r;
+  if constexpr (sizeof(To) == 4) return flush<M>(r);   // a 16-bit float keeps its subnormals
+  else return r;
 }
 inline u32 two(u16 low, u16 high) { return (u32)high << 16 | low; }
 template <class T> struct Half { typedef T type; };

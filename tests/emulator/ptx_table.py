@@ -8,6 +8,7 @@ Patterns: literal text; `[.rn|rz]` an optional modifier; `<T:s32 u32>` or `<T:IN
 of an opcode must be accounted for by some row, so that no modifier is ever passed over.
 """
 
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ class Row:
     pattern: str
     regex: re.Pattern[str]
     handler: Handler
+    types: tuple[str, ...] = ()  # of destination and sources, where the row is an expression
 
     def match(self, opcode: str) -> Match | None:
         found = self.regex.fullmatch(opcode)
@@ -78,28 +80,32 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     regex = []
     for number, piece in enumerate(_PIECES.finditer(pattern)):
         if piece["option"]:
-            regex.append(rf"(?P<option{number}>\.(?:{_choices(piece['option'].split('|'))}))?")
+            regex.append(rf"(?P<option{number}>\.(?:{_one_of(piece['option'].split('|'))}))?")
         elif piece["name"]:
-            regex.append(f"(?P<{piece['name']}>{_choices(piece['choices'].split())})")
+            regex.append(f"(?P<{piece['name']}>{_one_of(piece['choices'].split())})")
         else:
             regex.append(re.escape(piece["text"]))
     return re.compile("".join(regex))
 
 
-def _choices(words: list[str]) -> str:
-    every = [choice for word in words for choice in CLASSES.get(word, word).split()]
-    return "|".join(re.escape(choice) for choice in every)
+def _choices(words: list[str]) -> list[str]:
+    return [choice for word in words for choice in CLASSES.get(word, word).split()]
+
+
+def _one_of(words: list[str]) -> str:
+    return "|".join(re.escape(choice) for choice in _choices(words))
 
 
 _ROWS: dict[str, list[Row]] = {}  # by the first word of the opcode
 
 
-def add_row(pattern: str, handler: Handler) -> None:
+def add_row(pattern: str, handler: Handler, types: tuple[str, ...] = ()) -> None:
     """Enters a row; `a|b.c` stands for two patterns, a.c and b.c."""
     stem, dot, rest = pattern.partition(".")
     stem, bracket, modifiers = stem.partition("[")
     for word in stem.split("|"):
-        row = Row(pattern, compile_pattern(word + bracket + modifiers + dot + rest), handler)
+        whole = word + bracket + modifiers + dot + rest
+        row = Row(whole, compile_pattern(whole), handler, types)
         _ROWS.setdefault(word, []).append(row)
 
 
@@ -124,7 +130,7 @@ def expressions(text: str) -> None:
         row = line.partition("#")[0].strip()
         if row:
             pattern, types, value = re.split(r"\s{2,}", row, maxsplit=2)
-            add_row(pattern, _expression(types.split(), value))
+            add_row(pattern, _expression(types.split(), value), tuple(types.split()))
 
 
 def _expression(types: list[str], value: str) -> Handler:
@@ -141,6 +147,28 @@ def _expression(types: list[str], value: str) -> Handler:
         translator.assign(instruction.operands[0], target, expression)
 
     return handler
+
+
+def rows() -> list[Row]:
+    """All rows."""
+    return [row for same_word in _ROWS.values() for row in same_word]
+
+
+def examples(pattern: str) -> list[str]:
+    """Opcodes of a pattern: with every choice of each group once, with all of its options and with none."""
+    pieces = list(_PIECES.finditer(pattern))
+    choices = {p["name"]: _choices(p["choices"].split()) for p in pieces if p["name"]}
+    most = max((len(found) for found in choices.values()), default=1)
+    found = []
+    for number, all_options in itertools.product(range(most), (False, True)):
+        parts = [
+            p["text"]
+            or (p["name"] and choices[p["name"]][number % len(choices[p["name"]])])
+            or (f".{_choices(p['option'].split('|'))[number % 2 - 1]}" if all_options else "")
+            for p in pieces
+        ]
+        found.append("".join(parts))
+    return list(dict.fromkeys(found))
 
 
 def find(instruction: Instruction) -> tuple[Handler, Match]:

@@ -113,6 +113,8 @@ class Translator:
     def value(self, operand: str, type_: str) -> str:
         """C++ of the value of a source operand, of the C++ type that is called as the PTX type."""
         if type_ == "pred":
+            if _INTEGER.fullmatch(operand):
+                return "true" if int(operand, 0) else "false"
             return f"(!{self.register(operand[1:])})" if operand.startswith("!") else self.register(operand)
         if re.fullmatch(r"0[fFdD][0-9a-fA-F]+", operand):
             return f"as<{type_}>({'b32' if operand[1] in 'fF' else 'b64'}(0x{operand[2:]}))"
