@@ -1,11 +1,11 @@
 """What every test may ask for: the array modules there are, the algorithms in the list, deterministic Hypothesis."""
 
 import os
-import shutil
 import sys
 from contextlib import contextmanager
 
 import cupy_double
+import emulator
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
@@ -30,6 +30,11 @@ def cupy_with_a_device():
     return (cupy, "") if count else (None, "CuPy finds no device")
 
 
+def skip_without_emulator():
+    if (why_not := emulator.unavailable()) is not None:
+        pytest.skip(f"the double of CuPy runs kernels in the emulator: {why_not}")
+
+
 @contextmanager
 def array_module(name):
     """The array module of that name for a while; the double takes the place of CuPy in `sys.modules`."""
@@ -42,11 +47,12 @@ def array_module(name):
         forget_devices(cupy)
         yield cupy
     else:
-        if shutil.which(os.environ.get("CXX", "g++")) is None:
-            pytest.skip("the double runs kernels in the emulator, which needs g++")
+        skip_without_emulator()
         with cupy_double.installed() as cupy:
             forget_devices(cupy)
             yield cupy
+            hazards, cupy_double.machine.faults[:] = cupy_double.machine.faults[:], []
+            assert not hazards
 
 
 _last = []
@@ -77,6 +83,20 @@ def xp(request):
 def device(xp):
     """The name that gpuconv gives to where the arrays of `xp` live."""
     return "cpu" if xp is np else f"cuda:{xp.cuda.Device().id}"
+
+
+@pytest.fixture
+def emulated():
+    """For a test that runs kernels in the emulator without asking for `xp`."""
+    skip_without_emulator()
+
+
+@pytest.fixture
+def double():
+    """The double of CuPy, for tests of itself; nothing is left unordered for the next test to stumble over."""
+    with cupy_double.installed() as cupy:
+        yield cupy
+        cupy_double.machine.faults.clear()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -370,11 +370,23 @@ def _copy_across(a, order):
     if not (a.flags.c_contiguous or a.flags.f_contiguous):
         with a.device:
             a = a.copy(order)
-    machine.note("between devices", f"{a.nbytes} bytes went to another device")
     made = fresh(a.shape, a.dtype, "K", a._hidden)
-    machine.submit(current_queue(), [a._memory], [made._memory], "copy between devices")
-    made._hidden[...] = a._hidden
+    copy_across(a, made)
     return made
+
+
+def copy_across(source, target):
+    """A copy on a null stream starts when both devices are done, and both go on when it is."""
+    machine.note("between devices", f"{source.nbytes} bytes went to another device")
+    queue, sides = current_queue(), {source._memory.device_id, target._memory.device_id}
+    if queue.is_null:
+        for device_id in sides:
+            queue.knows.learn(machine.everything(device_id))
+    machine.submit(queue, [source._memory], [target._memory], "copy between devices")
+    if queue.is_null:
+        for device_id in sides:
+            machine.null[device_id].knows.learn(queue.now())
+    target._hidden[...] = source._hidden
 
 
 def from_host(values, dtype=None, order="K"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import contextmanager
 
 import numpy as np
@@ -86,10 +85,12 @@ class RawModule:
             raise CompileException(str(error), self.code, "double", self.options) from error
 
     def get_function(self, name):
-        self._compiled()
-        kernel = RawKernel(self.code, name, self.options)
-        kernel._written = _written(self.code, name)
-        return kernel
+        compiled = self._compiled()
+        try:
+            compiled.signature(name)
+        except ValueError:
+            raise CUDADriverError("CUDA_ERROR_NOT_FOUND: named symbol not found") from None
+        return RawKernel(self.code, name, self.options)
 
 
 class RawKernel:
@@ -97,7 +98,6 @@ class RawKernel:
         self.code, self.name, self.options, self.backend = code, name, options, backend
         self.max_threads_per_block = 1024
         self._shared = SHARED_BYTES
-        self._written = _written(code, name)
 
     @property
     def max_dynamic_shared_size_bytes(self):
@@ -116,13 +116,14 @@ class RawKernel:
             raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
         grid, block = (tuple(max(1, n) for n in (*extent, 1, 1)[:3]) for extent in (grid, block))
         module = _module(self.code, self.options)
+        written = [token[0] != "C" for token in module.signature(self.name)]  # all but pointers to const
         reads, writes = [], []
         for place, x in enumerate(args):
             if isinstance(x, (ndarray, MemoryPointer)):
                 memory = x._memory if isinstance(x, ndarray) else x.mem
                 if memory.device_id != machine.thread.device:
                     raise ValueError(f"{self.name}: argument {place} lies on another device: an illegal access")
-                (writes if place in self._written else reads).append(memory)
+                (writes if place < len(written) and written[place] else reads).append(memory)
         machine.submit(current_queue(), reads, writes, self.name)
         launches.append((self.name, grid, block, shared_mem))
         module.launch(self.name, grid, block, tuple(map(_passed, args)), shared_bytes=shared_mem)
@@ -144,17 +145,3 @@ def _passed(x):
     if x is None or isinstance(x, (bool, int, float, complex, np.generic)):
         return x
     raise TypeError(f"Unsupported type {type(x)}")
-
-
-class _Everything:
-    def __contains__(self, place):
-        return True
-
-
-def _written(code, name):
-    """Which arguments a kernel may write: those that are pointers to something that is not const."""
-    found = re.search(rf"__global__[^;{{]*?\b{re.escape(name)}\s*\(([^)]*)\)", code or "")
-    if found is None:
-        return _Everything()
-    parameters = found[1].split(",")
-    return {i for i, text in enumerate(parameters) if "*" in text and not re.search(r"\bconst\b[^*]*\*", text)}

@@ -22,10 +22,10 @@ class CUDARuntimeError(RuntimeError):
 CUDARuntimeError.__module__ = "cupy_backends.cuda.api.runtime"
 
 
-def set_device(device_id):
-    if not 0 <= device_id < DEVICES:
+def set_device(device):
+    if not 0 <= device < DEVICES:
         raise CUDARuntimeError(101)
-    machine.thread.device = device_id
+    machine.thread.device = device
 
 
 class Device:
@@ -141,7 +141,7 @@ class Stream:
         self._queue = Queue(self.device_id, blocks=not non_blocking)
         with machine.lock:
             machine.others.append(self._queue)
-        weakref.finalize(self, machine.others.remove, self._queue)
+        weakref.finalize(self, _retire, self._queue)
 
     def queue(self, device_id=None):
         if self._queue is not None:
@@ -208,6 +208,14 @@ class Stream:
 
 
 Stream.null = Stream(null=True)
+
+
+def _retire(queue):
+    """Its work goes on; the null stream still waits for it."""
+    with machine.lock:
+        if queue.blocks:
+            machine.null[queue.device_id].knows.learn(queue.now())
+        machine.others.remove(queue)
 
 
 class Event:

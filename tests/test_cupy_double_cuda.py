@@ -1,0 +1,330 @@
+"""The double of CuPy's devices: streams, memory, kernels and cuBLAS; every rule is seen to be held up."""
+
+import gc
+import threading
+
+import cupy_double
+import ml_dtypes
+import numpy as np
+import pytest
+from cupy_double import Hazard, machine
+
+
+@pytest.fixture
+def cupy(double):
+    return double
+
+
+@pytest.fixture
+def x(cupy):
+    return cupy.asarray(np.arange(6, dtype=np.float32).reshape(2, 3))
+
+
+@pytest.fixture
+def stream(cupy):
+    return cupy.cuda.Stream(non_blocking=True)
+
+
+class TestStreams:
+    def test_a_forgotten_stream_is_seen(self, cupy, x, stream):
+        with stream, pytest.raises(Hazard, match=r"on stream 0x\w+ touches 24 bytes that the null stream .* wrote"):
+            x + 1
+
+    def test_so_is_reading_too_early(self, cupy, x, stream):
+        cupy.cuda.Stream.null.synchronize()
+        with stream:
+            y = x + 1
+        with pytest.raises(Hazard, match="get on the null stream"):
+            y.get()
+        stream.synchronize()
+        assert y.get()[0, 0] == 1
+
+    def test_and_writing_what_another_still_reads(self, cupy, x, stream):
+        cupy.cuda.Stream.null.synchronize()
+        with stream:
+            y = x + 1
+        with pytest.raises(Hazard, match="reads"):
+            x[...] = 0
+        stream.synchronize()
+        x[...] = 0
+        del y
+
+    def test_an_event_orders(self, cupy, x, stream):
+        stream.wait_event(cupy.cuda.Stream.null.record())
+        with stream:
+            y = x * 2
+        cupy.cuda.Stream.null.wait_event(stream.record())
+        assert y.get()[1, 2] == 10
+
+    def test_a_blocking_stream_waits_for_the_null_stream_by_itself(self, cupy, x):
+        with cupy.cuda.Stream():
+            y = x + 1
+        assert (y + 1).get()[0, 0] == 2
+
+    def test_two_may_read_the_same(self, cupy, x, stream):
+        cupy.cuda.Stream.null.synchronize()
+        other = cupy.cuda.Stream(non_blocking=True)
+        made = []
+        for one in (stream, other):
+            with one:
+                made.append(x + 1)
+        stream.synchronize()
+        other.synchronize()
+
+    def test_memory_freed_while_another_stream_uses_it(self, cupy, x, stream):
+        stream.wait_event(cupy.cuda.Stream.null.record())
+        with stream:
+            y = x + 1
+        del x, y
+        machine.faults.clear()  # the fixture holds x; a temporary does not
+        t = cupy.ones(3)
+        stream.wait_event(cupy.cuda.Stream.null.record())
+        with stream:
+            z = t + 1
+        del t
+        gc.collect()
+        with pytest.raises(Hazard, match="freed while stream"):
+            cupy.ones(3)
+        stream.synchronize()
+        del z
+
+    def test_a_stream_belongs_to_its_device(self, cupy, stream):
+        with cupy.cuda.Device(1), pytest.raises(RuntimeError, match="does not match with the current device"):
+            stream.__enter__()
+
+    def test_each_thread_has_its_own(self, cupy, stream):
+        seen = []
+        with stream, cupy.cuda.Device(0):
+            thread = threading.Thread(target=lambda: seen.append(cupy.cuda.get_current_stream()))
+            thread.start()
+            thread.join()
+            assert cupy.cuda.get_current_stream() == stream
+        assert seen == [cupy.cuda.Stream.null]
+
+
+class TestDevices:
+    def test_arrays_stay_where_they_were_made(self, cupy, x):
+        with cupy.cuda.Device(1) as second:
+            with pytest.raises(ValueError, match=r"resides \(0\) is different from the current device \(1\)"):
+                x + 1
+            y = cupy.asarray(x)
+            assert y.device == second
+        assert y.get().tolist() == x.get().tolist()
+        with pytest.raises(ValueError, match="Peer access is unavailable"):
+            x + y
+
+    def test_there_are_two(self, cupy):
+        assert cupy.cuda.runtime.getDeviceCount() == 2
+        with pytest.raises(cupy.cuda.runtime.CUDARuntimeError, match="invalid device"):
+            cupy.cuda.Device(2).use()
+
+
+class TestMemory:
+    def test_the_pool_counts_and_is_limited(self, cupy):
+        pool = cupy.get_default_memory_pool()
+        before = pool.used_bytes()
+        held = cupy.zeros(1000, np.float32)
+        assert pool.used_bytes() - before == 4096
+        pool.set_limit(pool.used_bytes() + 512)
+        try:
+            with pytest.raises(cupy.cuda.memory.OutOfMemoryError, match=r"Out of memory allocating 1,024 bytes"):
+                cupy.zeros(200, np.float32)
+            cupy.zeros(100, np.float32)
+        finally:
+            pool.set_limit(0)
+        del held
+        assert pool.used_bytes() == before
+
+    def test_the_device_is_not_endless(self, cupy):
+        with pytest.raises(MemoryError, match="Out of memory allocating 8,796,093,022,208 bytes"):
+            cupy.empty(2**40)
+
+    def test_hooks_see_every_allocation(self, cupy):
+        seen = []
+
+        class Hook(cupy.cuda.MemoryHook):
+            def malloc_postprocess(self, **kwargs):
+                seen.append(kwargs["mem_size"])
+
+            def free_postprocess(self, **kwargs):
+                seen.append(-kwargs["mem_size"])
+
+        with Hook():
+            a = cupy.empty(200, np.float32)
+            del a
+        assert seen == [1024, -1024]
+
+    def test_transforms_take_what_cufft_takes(self, cupy):
+        """A copy of what is not contiguous, a work area, the result."""
+        pool, a = cupy.get_default_memory_pool(), cupy.ones((64, 64), np.complex64)
+        arena = pool._arenas[0]
+        arena.peak = before = pool.used_bytes()
+        cupy.fft.fft(a, axis=0)
+        assert arena.peak - before == 3 * a.nbytes
+
+
+KERNEL = """#line 1 "twice.cu"
+extern "C" __global__ void twice(const float* x, float* y, int n) {
+  int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < n) y[i] = 2 * x[i];
+}
+"""
+
+
+@pytest.mark.emulated
+class TestKernels:
+    @pytest.fixture
+    def run(self, cupy, emulated):
+        kernel = cupy.RawModule(code=KERNEL, options=("-std=c++17",)).get_function("twice")
+
+        def run(x, y, n):
+            kernel((2,), (8,), (x, y, n))
+            return y
+
+        return run
+
+    @pytest.mark.parametrize("order", ["up", "down", "random"])
+    @pytest.mark.parametrize("check", [False, True])
+    def test_they_run(self, cupy, run, order, check):
+        x = cupy.arange(10, dtype=np.float32)
+        with cupy_double.emulation(order=order, check=check):
+            assert run(x, cupy.empty_like(x), np.int32(10)).get().tolist() == list(range(0, 20, 2))
+
+    def test_a_python_number_is_refused(self, cupy, run):
+        """CuPy would pass 8 bytes for it, and the kernel read 4 of them."""
+        x = cupy.arange(10, dtype=np.float32)
+        with pytest.raises(TypeError, match="argument 2 is a int"):
+            run(x, x.copy(), 10)
+        with pytest.raises(TypeError, match=r"You are trying to pass a numpy\.ndarray of shape \(10,\)"):
+            run(np.ones(10, np.float32), x, np.int32(10))
+
+    def test_the_checked_tier_sees_what_lies_beyond(self, cupy, run):
+        x = cupy.arange(10, dtype=np.float32)
+        with cupy_double.emulation(check=True), pytest.raises(Exception, match="twice"):
+            run(x, x.copy(), np.int32(11))
+
+    def test_streams_and_devices_count_for_kernels_too(self, cupy, run, stream):
+        x = cupy.arange(10, dtype=np.float32)
+        y = x.copy()
+        with stream, pytest.raises(Hazard, match="twice on stream"):
+            run(x, y, np.int32(10))
+        with cupy.cuda.Device(1), pytest.raises(ValueError, match="lies on another device"):
+            run(x, y, np.int32(10))
+
+    def test_const_arguments_are_only_read(self, cupy, run, stream):
+        x = cupy.arange(10, dtype=np.float32)
+        other = cupy.cuda.Stream(non_blocking=True)
+        ys = [x.copy(), x.copy()]
+        cupy.cuda.Stream.null.synchronize()
+        for one, y in zip((stream, other), ys, strict=True):
+            with one:
+                run(x, y, np.int32(10))
+        with stream, pytest.raises(Hazard):
+            run(x, ys[1], np.int32(10))
+        stream.synchronize()
+        other.synchronize()
+
+    def test_shared_memory_must_be_asked_for(self, cupy, emulated):
+        kernel = cupy.RawModule(code=KERNEL).get_function("twice")
+        x = cupy.arange(10, dtype=np.float32)
+        args = (x, x.copy(), np.int32(10))
+        with pytest.raises(Exception, match="INVALID_VALUE"):
+            kernel((1,), (16,), args, shared_mem=50_000)
+        kernel.max_dynamic_shared_size_bytes = 50_000
+        kernel((1,), (16,), args, shared_mem=50_000)
+        with pytest.raises(Exception, match="INVALID_VALUE"):
+            kernel.max_dynamic_shared_size_bytes = 200_000
+
+    def test_what_does_not_compile_says_so(self, cupy, emulated):
+        with pytest.raises(cupy.cuda.compiler.CompileException, match="nonsense"):
+            cupy.RawModule(code='extern "C" __global__ void k() { nonsense; }').get_function("k")
+        with pytest.raises(Exception, match="NOT_FOUND"):
+            cupy.RawModule(code=KERNEL).get_function("thrice")
+
+
+class TestProducts:
+    """gemmEx against NumPy; matrices are column-major, a row apart by the leading dimension."""
+
+    def gemm(self, cupy, a, b, c, compute, transposes=(0, 0), alpha=1, beta=0, lead=None):
+        cublas = cupy.cuda.cublas
+        codes = {"float32": 0, "float64": 1, "float16": 2, "complex64": 4, "complex128": 5, "bfloat16": 14}
+        (m, k), n = (a.shape if not transposes[0] else a.shape[::-1]), c.shape[1]
+        scale = np.result_type(c.dtype if c.dtype.itemsize > 2 else np.float32, np.float32)
+        factors = [np.array(value, scale) for value in (alpha, beta)]
+        cublas.gemmEx(
+            cupy.cuda.Device().cublas_handle, *transposes, m, n, k,
+            factors[0].ctypes.data, a.data.ptr, codes[a.dtype.name], lead or a.strides[1] // a.itemsize,
+            b.data.ptr, codes[b.dtype.name], b.strides[1] // b.itemsize,
+            factors[1].ctypes.data, c.data.ptr, codes[c.dtype.name], c.strides[1] // c.itemsize,
+            getattr(cublas, f"CUBLAS_COMPUTE_{compute}"), cublas.CUBLAS_GEMM_DEFAULT,
+        )  # fmt: skip
+
+    def matrix(self, cupy, values, dtype, room=2):
+        """Column-major, with a few rows to spare."""
+        values = np.asarray(values)
+        held = cupy.zeros((values.shape[1], values.shape[0] + room), dtype)
+        view = held.T[: values.shape[0]]
+        view[...] = cupy.asarray(values.astype(dtype))
+        return view
+
+    @pytest.mark.parametrize("transposes", [(0, 0), (1, 0), (0, 1), (1, 1), (2, 0)])
+    @pytest.mark.parametrize(
+        ("dtype", "result", "compute"),
+        [
+            ("float32", "float32", "32F"), ("float64", "float64", "64F"), ("complex64", "complex64", "32F"),
+            ("complex128", "complex128", "64F"), ("float16", "float16", "32F"), ("float16", "float32", "32F"),
+            ("bfloat16", "float32", "32F"), ("bfloat16", "bfloat16", "32F"),
+        ],
+    )  # fmt: skip
+    def test_is_numpys(self, cupy, rng, transposes, dtype, result, compute):
+        a, b, c = (rng.integers(-3, 4, shape).astype(float) for shape in ((4, 5), (5, 3), (4, 3)))
+        if dtype.startswith("complex"):
+            a = a + 1j * rng.integers(-3, 4, a.shape)
+        turned = [{0: lambda z: z, 1: lambda z: z.T, 2: lambda z: z.conj().T}[t] for t in transposes]
+        types = [ml_dtypes.bfloat16 if name == "bfloat16" else name for name in (dtype, dtype, result)]
+        x, y, z = (self.matrix(cupy, v, t) for v, t in zip((turned[0](a), turned[1](b), c), types, strict=True))
+        self.gemm(cupy, x, y, z, compute, transposes, alpha=2, beta=-1)
+        assert np.array_equal(z.get().astype(complex), 2 * (a @ b) - c)
+        assert cupy_double.products[-1].compute == f"COMPUTE_{compute}"
+
+    def test_beta_0_reads_nothing(self, cupy):
+        a, c = self.matrix(cupy, np.eye(3), np.float32), cupy.empty((3, 3), np.float32).T
+        self.gemm(cupy, a, a, c, "32F")
+        assert np.array_equal(c.get(), np.eye(3))
+
+    def test_tf32_is_seen_in_the_numbers(self, cupy):
+        """1 + 2**-12 has more bits than TF32 keeps; strict products must not lose them."""
+        a = self.matrix(cupy, np.full((2, 2), 1 + 2.0**-12), np.float32)
+        eye, c = self.matrix(cupy, np.eye(2), np.float32), self.matrix(cupy, np.zeros((2, 2)), np.float32)
+        self.gemm(cupy, a, eye, c, "32F")
+        assert (c.get() == np.float32(1 + 2.0**-12)).all()
+        self.gemm(cupy, a, eye, c, "32F_FAST_TF32")
+        assert (c.get() == 1).all()
+
+    def test_tf32_rounds_to_nearest(self):
+        to_tf32 = cupy_double.cublas.to_tf32
+        values = np.array([1 + 2.0**-11, 1 + 2.0**-12, -(1 + 2.0**-11), np.inf, np.nan], np.float32)
+        rounded = np.array([1 + 2.0**-10, 1, -(1 + 2.0**-10), np.inf, np.nan], np.float32)
+        assert np.array_equal(to_tf32(values), rounded, equal_nan=True)
+
+    def test_what_cublas_does_not_serve(self, cupy):
+        a, c = self.matrix(cupy, np.eye(3), np.float16), self.matrix(cupy, np.eye(3), np.float32)
+        error = cupy.cuda.cublas.CUBLASError
+        with pytest.raises(error, match="NOT_SUPPORTED"):
+            self.gemm(cupy, c, c, a, "32F")
+        with pytest.raises(error, match="NOT_SUPPORTED"):
+            self.gemm(cupy, a, a, c, "32F_FAST_TF32")
+        with pytest.raises(error, match="INVALID_VALUE"):
+            self.gemm(cupy, c, c, c.copy("F"), "32F", lead=2)
+
+    def test_bounds_overlap_and_streams(self, cupy, stream):
+        a = self.matrix(cupy, np.eye(3), np.float32)
+        c = cupy.empty((3, 3), np.float32).T
+        with pytest.raises(ValueError, match="reaches past the end"):
+            self.gemm(cupy, a, a, c, "32F", lead=9)
+        with pytest.raises(ValueError, match="overlaps a factor"):
+            self.gemm(cupy, a, c, c, "32F")
+        with stream, pytest.raises(Hazard, match="gemmEx on stream"):
+            self.gemm(cupy, a, a, c, "32F")
+        with cupy.cuda.Device(1), pytest.raises(ValueError, match="another device"):
+            self.gemm(cupy, a, a, c, "32F")
