@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from tolerances import FLOOR, ROUNDS, assert_close, assert_exact, assert_rounded
+from tolerances import FLOOR, ROUNDS, assert_close, assert_exact, assert_near, assert_rounded, assert_slope
 
 from gpuconv.algorithms import ALGORITHMS
 
@@ -23,6 +23,7 @@ def planted(value, dtype=np.float32):
 CHECKS = {
     "exact": lambda got: assert_exact(got, WANT, np.float32),
     "close": lambda got: assert_close(got, WANT, np.float32, numpy_result=WANT.astype(np.float32)),
+    "near": lambda got: assert_near(got, WANT, np.float32, units=4),
     **{
         f"rounded by {name}": lambda got, name=name: assert_rounded(
             got, WANT, np.float32, algorithm=name, precision="fast", largest=1000
@@ -125,3 +126,12 @@ def test_the_reference_shares_nothing_with_the_library(name):
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module or "." for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {module.split(".")[0] for module in imported} <= {"numpy"} | sys.stdlib_module_names
+
+
+def test_a_slope_is_checked():
+    assert_slope(3.0, lambda t: 3 * t + t**2)
+    for wrong in (3.00001, 0.0, np.nan):
+        with pytest.raises(AssertionError, match="the gradient says"):
+            assert_slope(wrong, lambda t: 3 * t + t**2)
+    with pytest.raises(AssertionError, match="the gradient says"):
+        assert_slope(3.0, lambda t: np.nan)

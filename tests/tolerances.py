@@ -29,6 +29,9 @@ ROUNDS = {  # error on integers over the largest sum of |products|, in units in 
     "winograd_4x4": 48.0,
 }
 
+SLOPE_STEP = 1e-5
+SLOPE = 1e-7  # of a central difference in float64: the step squared, and the unit of float64 over the step, are 1e-10
+
 
 def to_numpy(a):
     """A NumPy array of the same numbers, from whichever backend holds them."""
@@ -88,3 +91,15 @@ def assert_close(got, want, dtype, *, numpy_result):
     """At most twice as far from the float64 result as NumPy's own result at that dtype, plus the floor."""
     floor = FLOOR[np.dtype(dtype).name]
     assert_within(got, want, dtype, TIMES_NUMPY * error(numpy_result, want) + floor)
+
+
+def assert_near(got, want, dtype, *, units):
+    """Within so many units in the last place of the largest element: formulas of a few operations an element."""
+    assert_within(got, want, dtype, units * FLOOR[np.dtype(dtype).name])
+
+
+def assert_slope(slope, function, size=1.0):
+    """`slope` is the derivative of a function of one number at 0; `size` is the scale of what it is made of."""
+    difference = (function(SLOPE_STEP) - function(-SLOPE_STEP)) / (2 * SLOPE_STEP)
+    if not (abs(slope - difference) <= SLOPE * max(abs(difference), size)):
+        raise AssertionError(f"the slope is {difference}, the gradient says {slope}")

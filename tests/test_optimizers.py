@@ -1,0 +1,203 @@
+"""Optimizers and schedulers against their papers' formulas, written down again for one number at a time."""
+
+import math
+
+import numpy as np
+import pytest
+from tolerances import assert_near, to_numpy
+
+from gpuconv import optimizers, schedulers
+
+STEPS = 6
+SIZE = optimizers.CHUNK + 5  # more than one piece on the CPU
+
+
+def sgd(p, grads, lr=0.1, momentum=0.0, nesterov=False):
+    v = 0.0
+    for g in grads:
+        v = momentum * v - lr * g
+        p += momentum * v - lr * g if nesterov else v
+    return p
+
+
+def adagrad(p, grads, lr=0.1, eps=1e-7):
+    h = 0.0
+    for g in grads:
+        h += g * g
+        p -= lr * g / (math.sqrt(h) + eps)
+    return p
+
+
+def rmsprop(p, grads, lr=0.1, decay=0.8, eps=1e-7):
+    h = 0.0
+    for g in grads:
+        h = decay * h + (1 - decay) * g * g
+        p -= lr * g / (math.sqrt(h) + eps)
+    return p
+
+
+def adam(p, grads, lr=0.1, decay1=0.8, decay2=0.95, eps=1e-3, weight_decay=0.0):
+    m = v = 0.0
+    for t, g in enumerate(grads, 1):
+        m = decay1 * m + (1 - decay1) * g
+        v = decay2 * v + (1 - decay2) * g * g
+        m_hat, v_hat = m / (1 - decay1**t), v / (1 - decay2**t)
+        p = p - lr * m_hat / (math.sqrt(v_hat) + eps) - lr * weight_decay * p
+    return p
+
+
+FORMULAS = {
+    "SGD(lr=0.1)": sgd,
+    "SGD(lr=0.1, momentum=0.9)": lambda p, g: sgd(p, g, momentum=0.9),
+    "SGD(lr=0.1, momentum=0.9, nesterov=True)": lambda p, g: sgd(p, g, momentum=0.9, nesterov=True),
+    "AdaGrad(lr=0.1)": adagrad,
+    "RMSProp(lr=0.1, decay=0.8)": rmsprop,
+    "Adam(lr=0.1, decay1=0.8, decay2=0.95, eps=0.001)": adam,
+    "AdamW(lr=0.1, decay1=0.8, decay2=0.95, eps=0.001, weight_decay=0.3)": lambda p, g: adam(p, g, weight_decay=0.3),
+}
+every_optimizer = pytest.mark.parametrize(("spelling", "formula"), FORMULAS.items(), ids=FORMULAS)
+
+
+def run(xp, optimizer, params, grads, cache=None):
+    cache = {} if cache is None else cache
+    for g in grads:
+        optimizer.update(params, {name: xp.asarray(g) for name in params}, cache)
+    return cache
+
+
+def test_all_are_tested():
+    assert {optimizers.parse(spelling).name for spelling in FORMULAS} == set(optimizers.OPTIMIZERS)
+
+
+@every_optimizer
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_formula(xp, spelling, formula, dtype, rng):
+    p, grads = rng.standard_normal(7).astype(dtype), rng.standard_normal((STEPS, 7)).astype(dtype)
+    want = np.array([formula(float(a), map(float, g)) for a, g in zip(p, grads.T, strict=True)])
+    params = {"W": xp.asarray(p)}
+    cache = run(xp, optimizers.parse(spelling), params, grads)
+    assert_near(params["W"], want, dtype, units=32)
+    assert cache["step"] == STEPS
+    assert {str(a.dtype) for a in cache["W"].values()} <= {dtype}
+
+
+@every_optimizer
+def test_large_arrays_go_in_pieces_and_come_out_the_same(spelling, formula, rng):
+    p, grads = rng.standard_normal(SIZE), rng.standard_normal((2, SIZE))
+    whole, ends = {"W": p.copy().reshape(5, -1) if SIZE % 5 == 0 else p.copy()}, {"W": p[[0, -1]].copy()}
+    run(np, optimizers.parse(spelling), whole, grads)
+    run(np, optimizers.parse(spelling), ends, grads[:, [0, -1]])
+    assert whole["W"].ravel()[[0, -1]].tobytes() == ends["W"].tobytes()
+
+
+@every_optimizer
+def test_in_place_and_the_gradient_is_left_alone(xp, spelling, formula, rng):
+    p, g = xp.asarray(rng.standard_normal((3, 4))), rng.standard_normal((3, 4))
+    params, gradients = {"W": p}, {"W": xp.asarray(g)}
+    cache = {}
+    optimizers.parse(spelling).update(params, gradients, cache)
+    slots = dict(cache.get("W", {}))
+    optimizers.parse(spelling).update(params, gradients, cache)
+    assert params["W"] is p
+    assert all(cache["W"][name] is a for name, a in slots.items())
+    assert (to_numpy(gradients["W"]) == g).all()
+
+
+@every_optimizer
+def test_the_string_reads_back(spelling, formula):
+    optimizer = optimizers.parse(spelling)
+    assert optimizers.parse(str(optimizer)) == optimizer
+    assert optimizers.parse(repr(optimizer)) == optimizer
+    assert optimizers.from_hyperparams({"name": optimizer.name, **optimizer.hyperparams}) == optimizer
+
+
+@every_optimizer
+def test_one_optimizer_serves_two_layers(spelling, formula, rng):
+    """Turn by turn, with two caches, as if each had one of its own."""
+    grads = rng.standard_normal((2, 3, 4))
+    shared, together, apart = optimizers.parse(spelling), [{"W": np.ones(4)}, {"W": np.ones(4)}], []
+    caches = [{}, {}]
+    for t in range(3):
+        for i in (0, 1):
+            run(np, shared, together[i], grads[i][t : t + 1], caches[i])
+    for i in (0, 1):
+        apart.append({"W": np.ones(4)})
+        run(np, optimizers.parse(spelling), apart[i], grads[i])
+    assert all(a["W"].tobytes() == b["W"].tobytes() for a, b in zip(together, apart, strict=True))
+
+
+@pytest.mark.parametrize("most", [0.5, 100.0, 0.0])
+def test_clipping_by_the_norm_of_all(xp, most, rng):
+    arrays = [rng.standard_normal((3, 4)), rng.standard_normal(5)]
+    norm = math.sqrt(sum((a**2).sum() for a in arrays))
+    given = [xp.array(a) for a in arrays]
+    optimizers.clip(given, most)
+    for got, a in zip(given, arrays, strict=True):
+        assert_near(got, a * min(1.0, most / norm), "float64", units=8)
+
+
+def test_clipping_zeros(xp):
+    zeros = xp.zeros(3, np.float32)
+    optimizers.clip([zeros], 1.0)
+    assert (to_numpy(zeros) == 0).all()
+
+
+def test_an_optimizer_clips_its_layer(xp):
+    params, gradients = {"W": xp.zeros(2)}, {"W": xp.asarray(np.array([3.0, 4.0]))}
+    optimizers.parse("SGD(lr=1, clip_norm=1)").update(params, gradients, {})
+    assert_near(params["W"], np.array([-0.6, -0.8]), "float64", units=4)
+
+
+SCHEDULES = {
+    "constant(lr=0.3)": lambda t: 0.3,
+    "exponential(initial_lr=0.5, stage_length=4, decay=0.1)": lambda t: 0.5 * 0.1 ** ((t - 1) / 4),
+    "exponential(initial_lr=0.5, stage_length=4, staircase=True, decay=0.1)": lambda t: 0.5 * 0.1 ** ((t - 1) // 4),
+    "cosine(initial_lr=0.5, steps=11, final_lr=0.1)": lambda t: (
+        0.1 + 0.2 * (1 + math.cos(math.pi * min(t - 1, 10) / 10))
+    ),
+    "cosine(initial_lr=0.5, steps=14, warmup=3)": lambda t: (
+        0.5 * t / 3 if t <= 3 else 0.25 * (1 + math.cos(math.pi * min(t - 4, 10) / 10))
+    ),
+    "noam(model_dim=64, scale_factor=2, warmup_steps=5)": lambda t: 2 / 8 * min(t**-0.5, t * 5**-1.5),
+}
+
+
+@pytest.mark.parametrize(("spelling", "formula"), SCHEDULES.items(), ids=SCHEDULES)
+class TestSchedules:
+    def test_the_formula(self, spelling, formula):
+        scheduler = schedulers.parse(spelling)
+        for t in range(1, 20):
+            assert math.isclose(scheduler(t), formula(t), rel_tol=1e-12, abs_tol=1e-15)
+
+    def test_the_string_reads_back(self, spelling, formula):
+        scheduler = schedulers.parse(spelling)
+        assert schedulers.parse(str(scheduler)) == scheduler
+        assert schedulers.parse(repr(scheduler)) == scheduler
+
+    def test_an_optimizer_follows_it(self, spelling, formula):
+        optimizer = optimizers.SGD(lr=99.0, scheduler=spelling)
+        params = {"W": np.zeros(1)}
+        run(np, optimizer, params, np.ones((7, 1)))
+        assert math.isclose(-params["W"][0], sum(map(formula, range(1, 8))), rel_tol=1e-12)
+        assert optimizers.parse(str(optimizer)) == optimizer
+
+
+def test_all_schedules_are_tested():
+    assert {schedulers.parse(spelling).name for spelling in SCHEDULES} == set(schedulers.SCHEDULERS)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("adamax", "optimizer='adamax' is none of SGD, AdaGrad, RMSProp, Adam, AdamW"),
+        ("SGD(lr=-1)", r"SGD: lr=-1, it must be finite and at least 0"),
+        ("SGD(momentum=1)", r"momentum=1, it must be from 0 to below 1"),
+        ("SGD(nesterov=True)", "nesterov=True needs momentum > 0"),
+        ("Adam(lr='fast')", "lr='fast' is not a number"),
+        ("Adam(scheduler='linear')", "scheduler='linear' is none of constant"),
+        ("Adam(scheduler='cosine(steps=0)')", "steps=0 is less than 1"),
+    ],
+)
+def test_what_is_no_optimizer(given, message):
+    with pytest.raises(ValueError, match=message):
+        optimizers.parse(given)
