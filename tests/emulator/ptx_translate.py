@@ -36,6 +36,12 @@ def cpp_name(name: str) -> str:
     return re.sub(r"\W", "_", name)
 
 
+def source_name(name: str) -> str:
+    """The name in the source of a variable of a function: _ZZ6kernelE4tile is tile."""
+    local = re.fullmatch(r"_ZZ.*E\d+([A-Za-z_]\w*)", name)
+    return local[1] if local else name
+
+
 class Sites:
     """The source lines that faults and the traffic report name, as a table in the C++."""
 
@@ -70,9 +76,8 @@ class Globals:
             )
         elif variable.space == "shared":
             self.addresses[variable.name] = f"address_of({name})"
-            self.definitions.append(
-                f'static Shared {name} = {{{{{variable.bytes}, {variable.align}, "{variable.name}", 0, 0}}, nullptr}};'
-            )
+            record = f'{{{variable.bytes}, {variable.align}, "{source_name(variable.name)}", 0, 0}}'
+            self.definitions.append(f"static Shared {name} = {{{record}, nullptr}};")
         else:
             self.addresses[variable.name] = f"u64({name})"
             values = ", ".join(self.initial(value) for value in variable.values)
