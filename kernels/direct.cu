@@ -30,44 +30,8 @@
 //
 // budget: direct_forward 128 registers
 // budget: direct_input_grad 128 registers
+#include "axes.cuh"
 #include "tile.cuh"
-
-// How a launch is cut up. `outs` are the outputs of the largest part along each axis; without parts, all of them.
-struct DirectPlan {
-  int outs[3], parts[3], apart[3];
-  int tiles_m, tiles_n, splits, activation;
-  FastDiv by_outs[3], by_depth;
-};
-
-// Along one axis: output i of this part stands at  out_first + i * out_step,  and through its tap j it sees position
-// first + i * scale + j * step  of the array that is read. That tap is number  tap_first + j * tap_step  of the kernel.
-struct Axis {
-  int outs, out_first, out_step;
-  int first, scale, step, taps;
-  int tap_first, tap_step;
-};
-
-__device__ __forceinline__ Axis forward_axis(const Conv& g, int axis) {
-  return Axis{g.y[axis], 0, 1, -g.pad[axis], g.stride[axis], g.dilation[axis], g.kernel[axis], 0, 1};
-}
-
-// Output p of the convolution reads  p * stride + r * dilation - pad,  so input  h = part + i * stride  meets tap r at
-// p = i + (part + pad - r * dilation) / stride  where that is whole: for some first r, then for every apart-th.
-__device__ __forceinline__ Axis backward_axis(const Conv& g, const DirectPlan& plan, int axis, int part) {
-  const int stride = g.stride[axis], dilation = g.dilation[axis], apart = plan.apart[axis];
-  const int hop = dilation % stride;
-  int rest = (part % stride + g.pad[axis] % stride) % stride, tap = 0;
-  const int last = g.kernel[axis] < apart ? g.kernel[axis] : apart;
-  while (rest && tap < last) {
-    rest = rest < hop ? rest + (stride - hop) : rest - hop;
-    tap++;
-  }
-  const int outs = (g.x[axis] - 1 - part) / stride + 1;
-  if (tap == last) return Axis{outs, part, stride, 0, 1, 0, 0, 0, 0};
-  const int first = (int)(((i64)part + g.pad[axis] - (i64)tap * dilation) / stride);
-  const int step = (int)((i64)dilation * apart / stride);
-  return Axis{outs, part, stride, first, 1, -step, (g.kernel[axis] - 1 - tap) / apart + 1, tap, apart};
-}
 
 // A row of the result: its sample, and where its window starts. No sample: there is no such row.
 struct alignas(16) Row {
@@ -87,7 +51,7 @@ struct Tables {
 
 template <int V, bool BACK>
 __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __restrict__ w, const T* __restrict__ bias,
-                                         T* out, A* partials, const Conv& g, const DirectPlan& plan) {
+                                         T* out, A* partials, const Conv& g, const ProductPlan& plan) {
   __shared__ Buffers shared;
   __shared__ Tables tables;
   typedef Along<V, TILE_M> Windows;
@@ -286,13 +250,13 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
 #if INPUT_GRAD
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 direct_input_grad(const T* __restrict__ dy, const T* __restrict__ w, const T* __restrict__ bias, T* dx, A* partials,
-                  const Conv g, const DirectPlan plan) {
+                  const Conv g, const ProductPlan plan) {
   convolve<ALIGNED ? VECTOR : 1, true>(dy, w, bias, dx, partials, g, plan);
 }
 #else
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 direct_forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* y, A* partials,
-               const Conv g, const DirectPlan plan) {
+               const Conv g, const ProductPlan plan) {
   convolve<ALIGNED ? VECTOR : 1, false>(x, w, bias, y, partials, g, plan);
 }
 #endif

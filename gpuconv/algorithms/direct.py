@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 
 from gpuconv.algorithms import tiles
+from gpuconv.algorithms.add_up_cuda import add_up
 from gpuconv.algorithms.base import PlainWeights, Problem, Work
 from gpuconv.algorithms.epilogue_cuda import activation_code
 from gpuconv.algorithms.tiles import Cut
 from gpuconv.backend import accumulator
 from gpuconv.cuda import Unit, launch
 from gpuconv.geometry import ConvGeometry
-from gpuconv.kernel_args import FAST_DIV, THREADS, Units, address, blocks, conv_struct, fast_div, index64, too_long
+from gpuconv.kernel_args import FAST_DIV, Units, address, conv_struct, fast_div, index64, too_long
 from gpuconv.typing import Array, Ints
 
 PLAN = np.dtype(
@@ -36,7 +37,7 @@ PLAN = np.dtype(
         ("by_depth", FAST_DIV),
     ]
 )
-"""``struct DirectPlan`` of direct.cu."""
+"""``struct ProductPlan`` of axes.cuh."""
 
 WEIGHT_PLAN = np.dtype([*((name, "i4") for name in ("tiles_m", "tiles_n", "splits")), ("by_depth", FAST_DIV)])
 """``struct WeightPlan`` of direct_weights.cu."""
@@ -58,7 +59,6 @@ class _Units:
                     common: dict[str, Any] = {"ALIGNED": [aligned], "INDEX64": wide_index, **macros}
                     yield from Units("direct.cu", names, INPUT_GRAD=(0, 1), **common)
                     yield from Units("direct_weights.cu", names, **common)
-        yield from Units("add_up.cu", INDEX64=(0, 1))
 
 
 UNITS = _Units()
@@ -122,7 +122,7 @@ def _launch_product(problem: Problem, read: Array, w: Array, out: Array, bias: A
     shared_bytes = 0
     launch(xp, unit, "direct_input_grad" if back else "direct_forward", grid, block, args, shared_bytes)
     if partials is not None:
-        _launch_add_up(xp, problem.dtype, partials, out, bias, activation)
+        add_up(xp, partials, out, bias, activation)
 
 
 def _launch_weights(problem: Problem, x: Array, dy: Array, out: Array) -> None:
@@ -138,20 +138,7 @@ def _launch_weights(problem: Problem, x: Array, dy: Array, out: Array) -> None:
     shared_bytes = 0
     launch(xp, unit, "direct_weight_grad", grid, block, args, shared_bytes)
     if partials is not None:
-        _launch_add_up(xp, problem.dtype, partials, out, None, "identity")
-
-
-def _launch_add_up(
-    xp: ModuleType, dtype: np.dtype[Any], partials: Array, out: Array, bias: Array | None, activation: str
-) -> None:
-    wide_index = index64(partials.shape)
-    unit = Unit("add_up.cu", dtype, (("INDEX64", wide_index),))
-    count = (np.int64 if wide_index else np.int32)(out.size)
-    grid = (blocks(out.size),)
-    block = (THREADS,)
-    args = (partials, bias, out, count, np.int32(len(partials)), fast_div(out.shape[-1]), activation_code(activation))
-    shared_bytes = 0
-    launch(xp, unit, "add_up", grid, block, args, shared_bytes)
+        add_up(xp, partials, out)
 
 
 # -------------------------------------------------------------------------------------------------- how it is cut

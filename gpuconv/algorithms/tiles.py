@@ -1,9 +1,9 @@
 """How the kernels of direct.cu and direct_weights.cu cut a matrix product into tiles, and which cut is the fastest.
 
 A launch makes m x n sums of `depth` products each, for a number of independent products (groups, parts). A block makes
-one tile of sums; with `splits` > 1, of some of the products, and add_up.cu adds the partial sums. Small tiles and splits
-keep a device busy on a small problem, large tiles reuse what they load. The choice depends on the problem and the
-device alone, so that the same call gives the same bits.
+one tile of sums; with `splits` > 1, of some of the products, and add_up.cu adds the partial sums. Small tiles and
+splits keep a device busy on a small problem, large tiles reuse what they load. The choice depends on the problem and
+the device alone, so that the same call gives the same bits.
 """
 
 from __future__ import annotations

@@ -1,0 +1,43 @@
+// A convolution, or its input gradient, as a matrix product whose rows are pixels: which positions a row sees along each
+// axis. Shared by direct.cu and implicit_gemm.cu.
+//
+// The input gradient falls into parts of stride 1 (gpuconv/adjoint.py), one for each remainder of a position by the stride.
+#pragma once
+#include "conv.cuh"
+
+// How a launch is cut up. `outs` are the outputs of the largest part along each axis; without parts, all of them.
+struct ProductPlan {
+  int outs[3], parts[3], apart[3];
+  int tiles_m, tiles_n, splits, activation;
+  FastDiv by_outs[3], by_depth;
+};
+
+// Along one axis: output i of this part stands at  out_first + i * out_step,  and through its tap j it sees position
+// first + i * scale + j * step  of the array that is read. That tap is number  tap_first + j * tap_step  of the kernel.
+struct Axis {
+  int outs, out_first, out_step;
+  int first, scale, step, taps;
+  int tap_first, tap_step;
+};
+
+__device__ __forceinline__ Axis forward_axis(const Conv& g, int axis) {
+  return Axis{g.y[axis], 0, 1, -g.pad[axis], g.stride[axis], g.dilation[axis], g.kernel[axis], 0, 1};
+}
+
+// Output p of the convolution reads  p * stride + r * dilation - pad,  so input  h = part + i * stride  meets tap r at
+// p = i + (part + pad - r * dilation) / stride  where that is whole: for some first r, then for every apart-th.
+__device__ __forceinline__ Axis backward_axis(const Conv& g, const ProductPlan& plan, int axis, int part) {
+  const int stride = g.stride[axis], dilation = g.dilation[axis], apart = plan.apart[axis];
+  const int hop = dilation % stride;
+  int rest = (part % stride + g.pad[axis] % stride) % stride, tap = 0;
+  const int last = g.kernel[axis] < apart ? g.kernel[axis] : apart;
+  while (rest && tap < last) {
+    rest = rest < hop ? rest + (stride - hop) : rest - hop;
+    tap++;
+  }
+  const int outs = (g.x[axis] - 1 - part) / stride + 1;
+  if (tap == last) return Axis{outs, part, stride, 0, 1, 0, 0, 0, 0};
+  const int first = (int)(((i64)part + g.pad[axis] - (i64)tap * dilation) / stride);
+  const int step = (int)((i64)dilation * apart / stride);
+  return Axis{outs, part, stride, first, 1, -step, (g.kernel[axis] - 1 - tap) / apart + 1, tap, apart};
+}
