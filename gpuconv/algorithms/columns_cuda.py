@@ -13,10 +13,23 @@ import numpy as np
 from gpuconv.algorithms.epilogue_cuda import activation_code
 from gpuconv.cuda import Unit, launch
 from gpuconv.geometry import ConvGeometry
-from gpuconv.kernel_args import THREADS, Units, address, blocks, conv_struct, fast_div, index64, is_wide, too_long
+from gpuconv.kernel_args import (
+    MOST_BLOCKS,
+    THREADS,
+    Units,
+    address,
+    blocks,
+    conv_struct,
+    fast_div,
+    index64,
+    is_wide,
+    too_long,
+)
 from gpuconv.typing import Array, Ints, Pair
 
 ROWS = 4  # of the matrix that a thread of im2col has under way; see the kernel
+
+MOST_ACROSS = 2**15  # blocks along a row of the matrix: a grid has 65535 at most there
 
 _WORDS = np.dtype(np.float32)  # im2col knows no dtype; a unit must have one
 
@@ -79,7 +92,7 @@ def _shape(width: int, rows: int, rows_a_thread: int) -> tuple[Ints, Ints]:
     pieces = -(-width // THREADS)
     across = -(-width // pieces)
     down = THREADS // across
-    return (across, down), (min(-(-rows // (down * rows_a_thread)), 2**18), min(pieces, 2**15))
+    return (across, down), (min(-(-rows // (down * rows_a_thread)), MOST_BLOCKS), min(pieces, MOST_ACROSS))
 
 
 # -------------------------------------------------------------------------------------------------- col2im
