@@ -1,4 +1,4 @@
-"""Activations: each against its formula, written down again with the math module, and its derivative against differences."""
+"""Activations: each against its formula, written down again with the math module; derivatives against differences."""
 
 import math
 

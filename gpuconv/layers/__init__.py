@@ -28,7 +28,7 @@ LAYERS: dict[str, type[Layer]] = {
 
 
 def from_hyperparams(hyperparams: Mapping[str, Any]) -> Layer:
-    """A new layer from what `Layer.hyperparams` holds, without parameters of its own yet.
+    """A new layer from what `Layer.hyperparams` holds, without parameters, and an optimizer's memory of them, as yet.
 
     Raises
     ------
@@ -42,9 +42,8 @@ def from_hyperparams(hyperparams: Mapping[str, Any]) -> Layer:
     name = given.pop("layer", None)
     if name not in LAYERS:
         raise ValueError(f"from_hyperparams: layer={name!r} is none of {', '.join(LAYERS)}.")
-    arguments, cache, trainable = split_hyperparams(LAYERS[name], given)
+    arguments, _, trainable = split_hyperparams(LAYERS[name], given)
     layer = LAYERS[name](**arguments)
-    layer.cache = cache or {}
     layer.trainable = trainable is not False
     return layer
 

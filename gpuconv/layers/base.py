@@ -309,6 +309,7 @@ class Layer:
             if "params" in d or "hyperparams" in d:
                 self._adopt(d.get("hyperparams", {}))
                 self._set(d.get("params", {}))
+                self.cache = _moved(self.cache, self.device or "cpu")
             else:
                 self._set(d)
         except BaseException:
@@ -402,7 +403,7 @@ class Layer:
         self._used = False
 
     def _check(self, X: Array) -> ModuleType:
-        xp = backend.common_module(self.kind, X=X)
+        xp = _module_of(self.kind, X=X)
         if self.device is not None and backend.device_of(X) != self.device:
             found = backend.device_of(X)
             kind = TypeError if "cpu" in (found, self.device) else DeviceError
@@ -426,7 +427,7 @@ class Layer:
             )
         for number, (d, x) in enumerate(zip(dLda, self.X, strict=True)):
             name = "dLda" if len(dLda) == 1 else f"dLda[{number}]"
-            xp = backend.common_module(self.kind, **{name: d, "X": x})
+            xp = _module_of(self.kind, **{name: d, "X": x})
             if backend.native(d.dtype) != backend.native(x.dtype):
                 raise DTypeError(f"{self.kind}: {name} is {d.dtype}, X was {x.dtype}. Cast {name} with .astype.")
             wanted = self.output_shape(x.shape)
@@ -451,7 +452,6 @@ class Layer:
             self.buffers[name] = backend.to_device(value.astype(self.dtype), device)
         xp = backend.module_for(device)
         self.gradients = {name: xp.zeros_like(value) for name, value in self.params.items()}
-        self.cache = {}
         self._initialised = True
 
     def _set(self, given: Mapping[str, Any]) -> None:
@@ -531,6 +531,13 @@ def plain(value: object) -> Any:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         return value
+
+
+def _module_of(caller: str, **arrays: object) -> ModuleType:
+    for name, value in arrays.items():
+        if value is None:  # which elsewhere means an argument that was not given
+            raise TypeError(f"{caller}: {name} is None, it must be an array.")
+    return backend.common_module(caller, **arrays)
 
 
 def _checked_dtype(dtype: np.dtype[Any], caller: str, name: str) -> np.dtype[Any]:
