@@ -10,7 +10,12 @@ namespace emulator {
 uint32_t epoch, launch_first_epoch, block_first_epoch;
 
 namespace {
-struct Who { uint32_t epoch; uint16_t warp_epoch; unsigned thread; };
+struct Who {
+  uint64_t bits;
+  uint32_t epoch() const { return (uint32_t)(bits >> 32); }
+  uint16_t warp_epoch() const { return (uint16_t)(bits >> 16); }
+  unsigned thread() const { return (unsigned)(bits & THREAD_BITS); }
+};
 
 struct Checker {
   const bool shared, races, unwritten;
@@ -20,63 +25,68 @@ struct Checker {
   const uint16_t my_warp_epoch;
   const uint64_t offset;      // of the first byte, for messages
   const int argument;
+  const uint64_t now = (uint64_t)epoch << 32 | (uint64_t)my_warp_epoch << 16 | me;
 
   // Whether an access that was made then happens before this one.
   bool ordered(Who then) const {
-    if (then.epoch < launch_first_epoch) return true;    // a former launch: no access at all
-    if (then.epoch < block_first_epoch) return shared;   // another block
-    if (then.thread == me || then.epoch != epoch) return true;
-    return then.thread / 32 == my_warp && then.warp_epoch != my_warp_epoch;
+    if (then.epoch() < launch_first_epoch) return true;    // a former launch: no access at all
+    if (then.epoch() < block_first_epoch) return shared;   // another block
+    if (then.thread() == me || then.epoch() != epoch) return true;
+    return then.thread() / 32 == my_warp && then.warp_epoch() != my_warp_epoch;
   }
 
   [[noreturn]] __attribute__((noinline)) void race(unsigned i, const char* mine, const char* theirs, Who then) const {
     char where[200];
     if (shared) describe_shared(where, sizeof where, (uint32_t)(offset + i));
     else snprintf(where, sizeof where, "byte %lu of argument %d", (unsigned long)(offset + i), argument);
-    const char* whose = then.epoch < block_first_epoch ? " of another block" : "";
-    fault(site, "race on %s: %s here and %s by thread %u%s, with nothing in between that orders them", where, mine, theirs, then.thread, whose);
+    const char* whose = then.epoch() < block_first_epoch ? " of another block" : "";
+    fault(site, "race on %s: %s here and %s by thread %u%s, with nothing in between that orders them", where, mine, theirs, then.thread(),
+          whose);
   }
 
-  void check(Cell* cells, unsigned bytes) const {
-    for (unsigned i = 0; i < bytes; i++) {
-      Cell& c = cells[i];
-      const Who writer = {c.write_epoch, c.write_warp_epoch, (unsigned)(c.writer & THREAD_BITS)};
-      if (shared) {
-        const bool fresh = c.write_epoch >= block_first_epoch;
-        if (c.writer & IN_FLIGHT && fresh) in_flight(i, writer.thread);
-        if (unwritten && kind == READ && !fresh) never_written(i);
-      }
-      if (races && !ordered(writer) && !(kind == ATOMIC && c.writer & BY_ATOMIC))
-        race(i, kind == READ ? "read" : "written", "written", writer);
-      if (kind == READ) note_read(c);
-      else {
-        if (races) check_readers(c, i);
-        c.write_epoch = epoch;
-        c.write_warp_epoch = my_warp_epoch;
-        c.writer = (uint16_t)(me | (kind == ATOMIC ? BY_ATOMIC : 0));
-      }
+  // Words are mostly accessed as a whole, and their bytes have one history: it is checked once for the four.
+  void check(Cell* c, unsigned bytes) const {
+    unsigned i = 0;
+    for (; i + 4 <= bytes; i += 4, c += 4) {
+      const bool alike = !((c[0].write ^ c[1].write) | (c[0].write ^ c[2].write) | (c[0].write ^ c[3].write) |
+                           (c[0].read ^ c[1].read) | (c[0].read ^ c[2].read) | (c[0].read ^ c[3].read));
+      for (unsigned k = 0; k < (alike ? 1 : 4); k++) check(c[k], i + k);
+      if (!alike) continue;
+      if (kind == READ) c[1].read = c[2].read = c[3].read = c[0].read;
+      else c[1].write = c[2].write = c[3].write = c[0].write;
     }
+    for (; i < bytes; i++) check(*c++, i);
   }
 
-  void check_readers(const Cell& c, unsigned i) const {
-    const Who reader = {c.read_epoch, c.read_warp_epoch, (unsigned)(c.reader & THREAD_BITS)};
-    const bool now = c.read_epoch == epoch;
-    const bool many = now && (c.reader & MANY_WARPS || (c.reader & MANY_LANES && (reader.thread / 32 != my_warp || c.read_warp_epoch == my_warp_epoch)));
-    if (many || !ordered(reader)) race(i, "written", many ? "read by several threads, last" : "read", reader);
+  void check(Cell& c, unsigned i) const {
+    const Who writer = {c.write};
+    if (shared) {
+      const bool fresh = writer.epoch() >= block_first_epoch;
+      if (c.write & IN_FLIGHT && fresh) in_flight(i, writer.thread());
+      if (unwritten && kind == READ && !fresh) never_written(i);
+    }
+    if (races && !ordered(writer) && !(kind == ATOMIC && c.write & BY_ATOMIC))
+      race(i, kind == READ ? "read" : "written", "written", writer);
+    if (kind == READ) {
+      c.read = now | others_that_read(Who{c.read});
+    } else {
+      if (races) check_readers(Who{c.read}, i);
+      c.write = now | (kind == ATOMIC ? BY_ATOMIC : 0);
+    }
   }
 
   // Only the last reader is kept, with flags for others of the same epoch.
-  void note_read(Cell& c) const {
-    uint16_t flags = 0;
-    const unsigned last = c.reader & THREAD_BITS;
-    if (c.read_epoch == epoch) {
-      flags = c.reader & MANY_WARPS;
-      if (last / 32 != my_warp) flags |= MANY_WARPS;
-      else if (c.read_warp_epoch == my_warp_epoch) flags |= (uint16_t)(c.reader & MANY_LANES) | (last != me ? MANY_LANES : 0);
-    }
-    c.read_epoch = epoch;
-    c.read_warp_epoch = my_warp_epoch;
-    c.reader = (uint16_t)(me | flags);
+  uint64_t others_that_read(Who last) const {
+    if (last.epoch() != epoch) return 0;
+    if (last.thread() / 32 != my_warp) return MANY_WARPS;
+    if (last.warp_epoch() != my_warp_epoch) return last.bits & MANY_WARPS;
+    return last.bits & (MANY_WARPS | MANY_LANES) | (last.thread() != me ? MANY_LANES : 0);
+  }
+
+  void check_readers(Who last, unsigned i) const {
+    const bool many_lanes = last.bits & MANY_LANES && (last.thread() / 32 != my_warp || last.warp_epoch() == my_warp_epoch);
+    const bool many = last.epoch() == epoch && (last.bits & MANY_WARPS || many_lanes);
+    if (many || !ordered(last)) race(i, "written", many ? "read by several threads, last" : "read", last);
   }
 
   [[noreturn]] __attribute__((noinline)) void in_flight(unsigned i, unsigned thread) const {
@@ -101,7 +111,7 @@ void begin_checks() {
 
 void mark_in_flight(const void* shared, unsigned bytes, bool on) {
   Cell* c = shared_cells((uint32_t)((const char*)shared - g.shared));
-  for (unsigned i = 0; i < bytes; i++) c[i].writer = (uint16_t)(on ? c[i].writer | IN_FLIGHT : c[i].writer & ~IN_FLIGHT);
+  for (unsigned i = 0; i < bytes; i++) c[i].write = on ? c[i].write | IN_FLIGHT : c[i].write & ~IN_FLIGHT;
 }
 
 void check_access(const void* pointer, unsigned bytes, Access kind, Site site) {
@@ -122,7 +132,8 @@ void check_access(const void* pointer, unsigned bytes, Access kind, Site site) {
       Checker{true, (checks & RACES) != 0, (checks & UNWRITTEN) != 0, kind, site, t.linear, t.warp, warp_epoch, offset, -1}.check(shared_cells(offset), bytes);
     return;
   }
-  if (p >= &__ehdr_start && p < &_end) return;   // threadIdx and its kin
+  if (p >= &__ehdr_start && p < &_end) return;                     // threadIdx and its kin
+  if (p >= kernel->image_begin && p < kernel->image_end) return;   // constants, and the references to shared variables
   if (in_stack(p)) return;
   for (int i = 0; i < buffer_count; i++) {
     DeviceBuffer& b = buffers[i];
@@ -134,7 +145,6 @@ void check_access(const void* pointer, unsigned bytes, Access kind, Site site) {
     return;
   }
   if (!(checks & BOUNDS)) return;
-  if (p >= kernel->image_begin && p < kernel->image_end) return;   // constants
   char where[200];
   describe(where, sizeof where, p);
   fault(site, "%s of %u bytes out of bounds, %s", kind == READ ? "read" : "write", bytes, where);

@@ -182,6 +182,7 @@ void end_shared() {
 }
 
 void* shared_address(SharedVariable& v) {
+  if (v.offset) return g.shared + v.offset;
   unsigned& end = static_ends.try_emplace(kernel->image_begin, STATIC_BEGIN).first->second;
   v.offset = (end + v.alignment - 1) / v.alignment * v.alignment;
   // aligned as declared and no better: a float array that is read as float4 must say __align__(16)

@@ -92,8 +92,6 @@ void* new_context(char* begin, size_t bytes) {
 }
 #endif
 
-void to_scheduler() { emulator_switch(&state().context, scheduler); }
-
 // A thread has a stack from its first step to its last: where none waits, all run on one, which stays in the cache.
 bool give_stack(State& s) {
   if (!free_stack_count) {
@@ -110,8 +108,41 @@ bool give_stack(State& s) {
   return true;
 }
 
-void run_thread() {
-  kernel->entry(kernel_arguments);
+// ---- the scheduler: rounds, in each of which every thread that can run has its turn ---------------------------------------
+uint16_t turns[MAX_THREADS];
+unsigned turn;
+
+// The thread whose turn it is next, made the current one; null if all have exited, or wait.
+State* next_thread() {
+  if (!runnable) return nullptr;
+  for (;;) {
+    for (; turn < thread_count; turn++) {
+      State& s = states[turns[turn]];
+      if (s.status != RUNNABLE) continue;
+      g.current = &threads[turns[turn++]];
+      switches++;
+      return &s;
+    }
+    turn = 0;
+    if (launch->order == RANDOM)
+      for (unsigned i = thread_count - 1; i > 0; i--) std::swap(turns[i], turns[(uint64_t)random_bits() * (i + 1) >> 32]);
+  }
+}
+
+// The running thread lets others run; it goes on in its next turn, if it can then.
+void give_way() {
+  State& me = state();
+  State* next = next_thread();
+  if (next == &me) return;
+  if (next && next->stack < 0 && !give_stack(*next)) {
+    snprintf(launch->message, launch->message_bytes, "no memory for the stacks of %u threads", thread_count);
+    failed = true;
+    next = nullptr;
+  }
+  emulator_switch(&me.context, next ? next->context : scheduler);
+}
+
+void finish_thread() {
   end_copies();
   Thread& t = *g.current;
   State& s = state();
@@ -123,14 +154,29 @@ void run_thread() {
   live--;
   runnable--;
   w.live &= ~(1u << t.lane);
-  free_stacks[free_stack_count++] = s.stack;   // its memory stays; the next owner is not this one before the switch
-  s.stack = -1;
   for (int id = 0; id < 16; id++) {            // __syncthreads waits for the threads that have not exited
     Barrier& b = block_barriers[id];
     if (b.arrived && b.count == 0 && b.arrived == live) barrier_arrive(id, 0, Site{nullptr, 0});
   }
-  to_scheduler();
-  abort();
+}
+
+// What a fiber runs: a thread, and behind it those that have not begun. A kernel in which none waits takes one fiber.
+void run_thread() {
+  for (;;) {
+    kernel->entry(kernel_arguments);
+    finish_thread();
+    State& me = state();
+    const int stack = me.stack;
+    me.stack = -1;
+    State* next = next_thread();
+    if (next && next->stack < 0) {
+      next->stack = stack;
+      continue;
+    }
+    free_stacks[free_stack_count++] = stack;   // nobody takes it before the switch
+    emulator_switch(&me.context, next ? next->context : scheduler);
+    abort();
+  }
 }
 
 // ---- barriers ------------------------------------------------------------------------------------------------------
@@ -189,7 +235,7 @@ void wait(int id, Site site) {
   s.site = site;
   runnable--;
   if (b.arrived == (b.count ? b.count : live)) release(id);
-  if (s.status != RUNNABLE || launch->order == RANDOM) to_scheduler();
+  if (s.status != RUNNABLE || launch->order == RANDOM) give_way();
 }
 }  // namespace
 
@@ -240,10 +286,7 @@ void warp_collective(unsigned mask, WarpFunction function, void* slot, Site site
   s.status = AT_COLLECTIVE;
   s.site = site;
   runnable--;
-  if (mine->arrived != mask) {
-    to_scheduler();
-    return;
-  }
+  if (mine->arrived != mask) return give_way();
   *mine = w.collectives[--w.waiting];
   void* slots[32];
   const unsigned first = t.linear - t.lane;
@@ -259,7 +302,7 @@ void warp_collective(unsigned mask, WarpFunction function, void* slot, Site site
 
 unsigned active_lanes() { return warps[g.current->warp].live; }
 
-void yield() { to_scheduler(); }
+void yield() { give_way(); }
 
 uint32_t random_bits() {   // xorshift64*
   random_state ^= random_state >> 12;
@@ -294,7 +337,7 @@ void fault(Site site, const char* format, ...) {
   }
   report(site, format, arguments);
   va_end(arguments);
-  to_scheduler();   // which does not come back here
+  emulator_switch(&state().context, scheduler);   // which does not come back
   abort();
 }
 
@@ -364,7 +407,7 @@ void deadlock() {
   failed = true;
 }
 
-void run_block(uint16_t* order) {
+void run_block() {
   for (Barrier& b : block_barriers) b = Barrier{};
   for (unsigned w = 0; w * 32 < thread_count; w++) {
     const unsigned lanes = thread_count - w * 32;
@@ -381,39 +424,26 @@ void run_block(uint16_t* order) {
   block_first_epoch = ++epoch;
   begin_copies();
   begin_shared(false);
-  while (live) {
-    if (!runnable) return deadlock();
-    if (launch->order == RANDOM)
-      for (unsigned i = thread_count - 1; i > 0; i--) std::swap(order[i], order[(uint64_t)random_bits() * (i + 1) >> 32]);
-    for (unsigned i = 0; i < thread_count; i++) {
-      State& s = states[order[i]];
-      if (s.status != RUNNABLE) continue;
-      g.current = &threads[order[i]];
-      if (s.stack < 0 && !give_stack(s)) {
-        snprintf(launch->message, launch->message_bytes, "no memory for the stacks of %u threads", thread_count);
-        failed = true;
-      }
-      if (!failed) {
-        switches++;
-        emulator_switch(&scheduler, s.context);
-      }
-      if (failed) {
-        g.current = nullptr;
-        return;
-      }
-    }
+  turn = thread_count;   // a new round
+  State* first = next_thread();
+  if (!give_stack(*first)) {
+    snprintf(launch->message, launch->message_bytes, "no memory for the stack of a thread");
+    failed = true;
+    return;
   }
+  emulator_switch(&scheduler, first->context);   // comes back when no thread can go on
+  if (!failed && live) deadlock();
+  if (failed) return;
   end_shared();
   if (launch->checks & COUNT && observer) observer->block_end();
   g.current = nullptr;
 }
 
 void run_grid() {
-  static uint16_t order[MAX_THREADS];
   const Launch& l = *launch;
   for (unsigned i = 0; i < thread_count; i++) {
     threads[i] = {{i % l.block.x, i / l.block.x % l.block.y, i / (l.block.x * l.block.y)}, i, i % 32, i / 32, &states[i]};
-    order[i] = (uint16_t)(l.order == DOWN ? thread_count - 1 - i : i);
+    turns[i] = (uint16_t)(l.order == DOWN ? thread_count - 1 - i : i);
   }
   free_stack_count = 0;
   for (int i = stack_count - 1; i >= 0; i--) free_stacks[free_stack_count++] = i;   // a failed launch left some in use
@@ -421,7 +451,7 @@ void run_grid() {
   for (uint64_t k = 0; k < blocks && !failed; k++) {
     const uint64_t b = l.order == DOWN ? blocks - 1 - k : k;
     g.blockIdx = {(unsigned)(b % l.grid.x), (unsigned)(b / l.grid.x % l.grid.y), (unsigned)(b / l.grid.x / l.grid.y)};
-    run_block(order);
+    run_block();
   }
 }
 }  // namespace

@@ -43,16 +43,16 @@ struct Warp {
   Collective collectives[32];
 };
 
-// What is known of one byte of memory. Epochs count barriers, over all blocks and launches of the process, so what an
-// earlier block or launch left behind tells itself by its number, and nothing is ever cleared.
+// What is known of one byte of memory: who wrote it last and when, who read it last and when. Each is one number,
+//   epoch << 32 | epoch of the warp << 16 | flags | thread (10 bits)
+// Epochs count barriers, over all blocks and launches of the process, so what an earlier block or launch left behind tells
+// itself by its number, and nothing is ever cleared.
 struct Cell {
-  uint32_t write_epoch;
-  uint16_t write_warp_epoch, writer;   // thread in the low ten bits, flags above
-  uint32_t read_epoch;
-  uint16_t read_warp_epoch, reader;
+  uint64_t write, read;
 };
-constexpr uint16_t THREAD_BITS = 1023, BY_ATOMIC = 1 << 10, IN_FLIGHT = 1 << 11;   // of writer
-constexpr uint16_t MANY_LANES = 1 << 10, MANY_WARPS = 1 << 11;                      // of reader
+constexpr uint64_t THREAD_BITS = 1023;
+constexpr uint64_t BY_ATOMIC = 1 << 10, IN_FLIGHT = 1 << 11;      // flags of a write
+constexpr uint64_t MANY_LANES = 1 << 10, MANY_WARPS = 1 << 11;    // flags of a read
 
 struct DeviceBuffer {       // the copy of a host array
   char* data;
