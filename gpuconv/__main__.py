@@ -2,7 +2,7 @@
 
 import sys
 
-EXTRA = {"typer", "rich", "matplotlib", "PIL", "sklearn"}
+EXTRA = {"typer", "rich", "matplotlib", "PIL", "mlxtend", "sklearn"}
 
 
 def main() -> None:

@@ -193,26 +193,40 @@ def demo(
         Path, typer.Option(help="Where to save: a folder, or a file such as demo.png or demo.pdf.")
     ] = Path(),
     device: Device = "cpu",
+    epochs: Annotated[int, typer.Option(help="How often the network sees each digit.", min=1)] = 20,
+    algorithm: Annotated[str, typer.Option(help="What the network's convolutions run by.")] = "auto",
 ) -> None:
-    """A photograph under a bank of filters, saved as one picture, and every algorithm held to the for-loops."""
-    from gpuconv.demo import compare, panels, pictures, sheet
+    """A photograph under a bank of filters, every algorithm held to the for-loops, a network that learns to read."""
+    from gpuconv.demo import compare, digits, lenet, lesson, panels, pictures, sheet
 
     with _usage_errors("demo"):
-        backend.check_device(device, "device")
+        device = backend.check_device(device, "device")
+        lenet.check_algorithm(algorithm, device)
         photo = pictures.load(image)
         name = Path(image).stem
         path = sheet.target(out, name)
-    console = _console()
+    console, where = _console(), backend.device_name(device)
     with _progress() as progress:
         made = list(progress.track(panels.panels(photo, device), total=panels.PANELS, description="filtering"))
         progress.add_task("drawing", total=None)
         with _usage_errors("demo"):
-            sheet.save(made, path, f"{name}, filtered on {backend.device_name(device)}")
+            sheet.save(made, path, f"{name}, filtered on {where}")
     console.print(f"{len(made)} pictures on one sheet: [bold]{escape(str(path))}[/]\n", soft_wrap=True)
     with _progress() as progress:
         rows = progress.track(compare.comparisons(photo, device), total=compare.count(), description="comparing")
         table = _comparison_table(rows)
     console.print(table)
+    trained = lenet.train(digits.load(), epochs, algorithm=algorithm, device=device)
+    learnt = path.with_name(f"{path.stem}-lenet{path.suffix}")
+    with _usage_errors("demo"):
+        lesson.save(trained, learnt, f"{trained.words}, on {where}")
+    console.print(f"{trained.words}.")
+    console.print(
+        f"It reads [bold]{trained.accuracy:.1%}[/] of {len(trained.said):,} digits that it never saw: "
+        f"[bold]{escape(str(learnt))}[/]",
+        soft_wrap=True,
+    )
+    raise typer.Exit(INTERRUPTED if trained.history.interrupted else 0)
 
 
 @app.command()

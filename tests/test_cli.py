@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+import re
+import signal
 import subprocess
 import sys
 
@@ -17,7 +19,7 @@ from gpuconv.algorithms import ALGORITHMS
 from gpuconv.algorithms.gemm import Gemm
 from gpuconv.bench import limits, peers, runner
 from gpuconv.cli import app
-from gpuconv.demo import pictures, sheet
+from gpuconv.demo import digits, lenet, pictures, sheet
 
 NAMES = [algorithm.name for algorithm in ALGORITHMS]
 ROOT = pathlib.Path(gpuconv.__file__).parents[1]
@@ -206,8 +208,16 @@ def small_picture(tmp_path):
     return path
 
 
-def test_demo_on_a_picture_of_ones_own(small_picture, tmp_path):
-    text = succeeds("demo", "--image", small_picture, "--out", tmp_path / "new" / "folder")
+@pytest.fixture
+def few_digits(monkeypatch):
+    """Enough to see that training works, not enough to learn from."""
+    every = digits.load()
+    few = digits.Digits(every.train_x[:130], every.train_y[:130], every.test_x[:40], every.test_y[:40])
+    monkeypatch.setattr(digits, "load", lambda: few)
+
+
+def test_demo_on_a_picture_of_ones_own(small_picture, tmp_path, few_digits):
+    text = succeeds("demo", "--epochs", 1, "--image", small_picture, "--out", tmp_path / "new" / "folder")
     saved = tmp_path / "new" / "folder" / "gpuconv-demo-small.png"
     assert str(saved) in text
     with Image.open(saved) as picture:
@@ -216,11 +226,33 @@ def test_demo_on_a_picture_of_ones_own(small_picture, tmp_path):
     assert "refused" in text
 
 
-def test_demo_on_the_photograph(tmp_path):
+def test_demo_on_the_photograph(tmp_path, few_digits):
     saved = tmp_path / "photograph.jpg"
-    assert str(saved) in succeeds("demo", "--out", saved)
+    text = succeeds("demo", "--out", saved, "--epochs", 2, "--algorithm", "gemm")
+    assert str(saved) in text
     with Image.open(saved) as picture:
         assert np.asarray(picture).std() > 40
+    learnt = tmp_path / "photograph-lenet.jpg"
+    assert "120,382 parameters, 2 epochs of 130 digits" in text
+    assert re.search(rf"reads \d+\.\d% of 40 digits that it never saw: {re.escape(str(learnt))}", text)
+    with Image.open(learnt) as picture:
+        assert np.asarray(picture).std() > 40
+
+
+def test_demo_leaves_what_is_learnt_when_interrupted(small_picture, tmp_path, few_digits, monkeypatch):
+    distorted, calls = lenet.distorted, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return distorted(*arguments)
+
+    monkeypatch.setattr(lenet, "distorted", interrupted)
+    result = gpuconv_command("demo", "--image", small_picture, "--out", tmp_path, "--epochs", 9)
+    assert result.exit_code == 130
+    assert re.search(r"2 epochs of 130 digits in \d+ s, interrupted", result.output)
+    assert (tmp_path / "gpuconv-demo-small-lenet.png").exists()
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "I;16", "F"])
@@ -256,10 +288,10 @@ def test_pictures_are_brought_to_a_useful_size(size, shape, tmp_path):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (500, 3), (3, 500)])
-def test_demo_on_odd_pictures(size, tmp_path):
+def test_demo_on_odd_pictures(size, tmp_path, few_digits):
     path = tmp_path / "odd.png"
     Image.new("L", size, 128).save(path)
-    succeeds("demo", "--image", path, "--out", tmp_path)
+    succeeds("demo", "--image", path, "--out", tmp_path, "--epochs", 1)
 
 
 def test_demo_refuses_what_is_no_picture(tmp_path, small_picture):
@@ -270,6 +302,12 @@ def test_demo_refuses_what_is_no_picture(tmp_path, small_picture):
     broken.write_text("no picture")
     assert "not a picture that can be read" in is_refused("demo", "--image", broken)
     assert "not a picture that can be read" in is_refused("demo", "--image", tmp_path)
+
+
+def test_demo_refuses_what_the_network_cannot_run_by(small_picture):
+    assert "'magic' does not exist" in is_refused("demo", "--image", small_picture, "--algorithm", "magic")
+    assert "kernel (5, 5)" in is_refused("demo", "--image", small_picture, "--algorithm", "winograd")
+    assert "'tpu'" in is_refused("demo", "--image", small_picture, "--device", "tpu")
 
 
 def test_demo_refuses_where_it_cannot_save(tmp_path, small_picture):

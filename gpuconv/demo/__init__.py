@@ -1,1 +1,1 @@
-"""`gpuconv demo`: a photograph under a bank of classic filters, and every algorithm held to the for-loops."""
+"""`gpuconv demo`: a photograph under classic filters, every algorithm held to the for-loops, a network that learns."""

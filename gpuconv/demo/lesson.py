@@ -1,0 +1,140 @@
+"""What a network learned, as one picture: its curves, its filters, what they make of a digit, and where it errs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import MaxNLocator
+
+from gpuconv.backend import to_device, to_numpy
+from gpuconv.demo.lenet import Trained
+from gpuconv.demo.pictures import PictureError
+from gpuconv.demo.sheet import INK, PAPER, QUIET
+from gpuconv.typing import Array
+
+TRAIN, TEST = "#6baed6", "#fd8d3c"
+SHOWN_DIGIT = 3
+
+
+def save(trained: Trained, path: Path, subtitle: str) -> None:
+    """Draw it and save it.
+
+    Raises
+    ------
+    PictureError
+        If the file cannot be written.
+    """
+    figure = Figure(figsize=(16.5, 10.2), dpi=110, facecolor=PAPER)
+    canvas = FigureCanvasAgg(figure)
+    figure.text(0.02, 0.948, "gpuconv", fontsize=26, fontweight="bold", color=INK)
+    figure.text(0.14, 0.95, subtitle, fontsize=13, color=QUIET)
+    page = figure.add_gridspec(3, 6, height_ratios=[0.17, 1, 1], width_ratios=[0.03, 1, 1, 1, 1, 0.03])
+    _curve(_panel(figure, page[1, 1], "Loss"), trained.history.loss, trained.history.val_loss)
+    _accuracy(_panel(figure, page[1, 2], "Accuracy"), trained)
+    _confusion(_panel(figure, page[1, 3], "Taken for (across), being (down)"), trained.confusion)
+    wrong = np.flatnonzero(trained.said != trained.digits.test_y)
+    title = f"{len(wrong)} of {len(trained.said):,} wrong: is → taken for"
+    _mistakes(_panel(figure, page[1, 4], title), trained, wrong)
+    filters = to_numpy(trained.model.layers[0].params["W"])[:, :, 0]  # (r, s, k)
+    _grid(_panel(figure, page[2, 1], "Learned filters, 5 × 5"), np.moveaxis(filters, -1, 0), "RdBu_r", symmetric=True)
+    image = trained.digits.test_x[trained.digits.test_y == SHOWN_DIGIT][:1]
+    one, pooled, two = feature_maps(trained, image)
+    _grid(_panel(figure, page[2, 2], "A digit, as the filters see it"), one, "magma")
+    _grid(_panel(figure, page[2, 3], "… pooled"), pooled, "magma")
+    _grid(_panel(figure, page[2, 4], "… after the second convolution"), two, "magma")
+    try:
+        canvas.print_figure(path, facecolor=PAPER)
+    except OSError as error:
+        raise PictureError(f"{str(path)!r} cannot be written: {error}.") from error
+
+
+def feature_maps(trained: Trained, image: Array) -> tuple[Array, Array, Array]:
+    """What the first convolution, its pooling, and the second convolution make of one image: (channels, h, w) each."""
+    model = trained.model
+    y = to_device(image, model.device or "cpu")
+    maps = []
+    for layer in model.layers[:3]:
+        y = layer.forward(y, retain_derived=False)
+        maps.append(np.moveaxis(to_numpy(y)[0], -1, 0))
+    return maps[0], maps[1], maps[2]
+
+
+def _panel(figure: Figure, cell: Any, title: str) -> SubFigure:
+    """Room for axes under a title."""
+    panel = figure.add_subfigure(cell, facecolor=PAPER)
+    panel.suptitle(title, x=0.02, y=0.97, ha="left", fontsize=12, fontweight="bold", color=INK)
+    return panel
+
+
+def _plain(axes: Axes) -> None:
+    axes.set_facecolor(PAPER)
+    axes.spines[["top", "right"]].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(QUIET)
+    axes.tick_params(colors=QUIET, labelsize=9)
+
+
+def _curve(panel: SubFigure, train: list[float], test: list[float]) -> Axes:
+    """One number an epoch, of the distorted images and of those held out."""
+    axes = panel.add_axes((0.13, 0.1, 0.84, 0.78))
+    for values, colour, label in ((train, TRAIN, "in training, distorted"), (test, TEST, "never seen")):
+        axes.plot(range(1, len(values) + 1), values, "o-", color=colour, label=label, markersize=4)
+    axes.set_xlim(0.5, max(len(train), 2) + 0.5)
+    axes.set_xlabel("epoch", color=QUIET, fontsize=9)
+    axes.legend(frameon=False, labelcolor=INK, fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _plain(axes)
+    return axes
+
+
+def _accuracy(panel: SubFigure, trained: Trained) -> None:
+    history = trained.history
+    axes = _curve(panel, history.accuracy, history.val_accuracy)
+    lowest = min([0.9, *history.accuracy, *history.val_accuracy])
+    axes.set_ylim(max(0.0, lowest - 0.01), 1.003)
+    axes.axhline(trained.accuracy, color=TEST, linewidth=0.8, linestyle=":")
+    axes.text(1, trained.accuracy, f"{trained.accuracy:.1%} ", color=TEST, fontsize=11, va="bottom")
+
+
+def _confusion(panel: SubFigure, counts: Array) -> None:
+    """The diagonal is paler, so that what is off it shows."""
+    axes = panel.add_axes((0.06, 0.04, 0.92, 0.84))
+    shade = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(np.where(np.eye(len(counts), dtype=bool), shade * 0.35, np.sqrt(shade)), cmap="magma", vmin=0, vmax=0.5)
+    for (i, j), count in np.ndenumerate(counts):
+        if count:
+            axes.text(j, i, count, ha="center", va="center", fontsize=9, color=INK)
+    axes.set(xticks=range(len(counts)), yticks=range(len(counts)))
+    axes.xaxis.tick_top()
+    _plain(axes)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+
+
+def _grid(panel: SubFigure, images: Array, cmap: str, *, symmetric: bool = False) -> None:
+    """Small images in a square, each on its own scale, black where it is zero throughout."""
+    columns = int(np.ceil(np.sqrt(len(images))))
+    rows = -(-len(images) // columns)
+    grid = panel.add_gridspec(rows, columns, left=0.02, right=0.98, bottom=0.02, top=0.89, wspace=0.06, hspace=0.06)
+    for i, image in enumerate(images):
+        axes = panel.add_subplot(grid[i])
+        high = max(float(np.abs(image).max()), 1e-9)
+        axes.imshow(image, cmap=cmap, vmin=-high if symmetric else 0, vmax=high, interpolation="nearest")
+        axes.set_axis_off()
+
+
+def _mistakes(panel: SubFigure, trained: Trained, wrong: Array) -> None:
+    """Those that it was surest of come first."""
+    logits = trained.logits[wrong]
+    order = np.argsort(logits[np.arange(len(wrong)), trained.digits.test_y[wrong]] - logits.max(axis=1))
+    grid = panel.add_gridspec(4, 4, left=0.02, right=0.98, bottom=0.02, top=0.86, wspace=0.1, hspace=0.32)
+    for place, row in enumerate(wrong[order][:16]):
+        axes = panel.add_subplot(grid[place])
+        axes.imshow(trained.digits.test_x[row, :, :, 0], cmap="gray", vmin=0, vmax=1)
+        axes.set_title(f"{trained.digits.test_y[row]} → {trained.said[row]}", fontsize=9, color=QUIET, pad=2)
+        axes.set_axis_off()
