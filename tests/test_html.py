@@ -2,11 +2,14 @@
 
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 import gpuconv
 from gpuconv import html
 from gpuconv.algorithms import ALGORITHMS
+from gpuconv.layers import Conv2D, Dense, Flatten
+from gpuconv.models import Sequential
 
 
 class Reader(HTMLParser):
@@ -63,3 +66,29 @@ def test_a_plan_shows_all_that_its_text_says():
     assert reader.caption == head
     assert [" ".join(row).split() for row in reader.rows[1:]] == [line.split() for line in lines]
     assert len(lines) == len(ALGORITHMS)
+
+
+def test_a_layer_shows_its_arguments_and_its_parameters():
+    layer = Conv2D(8, 3, pad="same", acti_fn="leaky_relu(alpha=0.2)")
+    reader = read(layer._repr_html_())
+    assert reader.caption == "Conv2D"
+    assert reader.rows[0] == ["", "no input seen yet"]
+    shown = dict(reader.rows[1:])
+    assert shown == {name: str(value) for name, value in layer.config.items()}
+    layer.forward(np.ones((1, 5, 5, 2), np.float32))
+    layer.freeze()
+    reader = read(layer._repr_html_())
+    assert reader.rows[0] == ["", "152 parameters, frozen"]
+    assert dict(reader.rows[1:])["W"] == "3 × 3 × 2 × 8"
+    assert dict(reader.rows[1:])["b"] == "8"
+
+
+def test_a_network_shows_its_layers_then_its_summary():
+    model = Sequential([Conv2D(4, 3, acti_fn="relu"), Flatten(), Dense(10)], rng=0)
+    reader = read(model._repr_html_())
+    assert reader.rows == [["layer"], *([repr(layer)] for layer in model.layers), ["no input seen yet"]]
+    model.forward(np.ones((2, 8, 8, 1), np.float32))
+    rows = read(model._repr_html_()).rows
+    lines = str(model.summary()).splitlines()
+    assert [" ".join(row).split() for row in rows] == [line.split() for line in lines]
+    assert read(model.summary()._repr_html_()).rows == rows

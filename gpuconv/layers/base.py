@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gpuconv import backend, optimizers
+from gpuconv import backend, html, optimizers
 from gpuconv.errors import DeviceError, DTypeError, GeometryError
 from gpuconv.named import Named
 from gpuconv.optimizers import Cache, Optimizer
@@ -390,6 +390,13 @@ class Layer:
             elif name not in {"dtype", "device"} and brief not in (plain(default), "identity"):
                 shown.append(f"{name}={brief!r}")
         return f"{self.kind}({', '.join(shown)})"
+
+    def _repr_html_(self) -> str:
+        state = f"{self.param_count:,} parameters" if self.is_initialised else "no input seen yet"
+        state += "" if self.trainable else ", frozen"
+        rows = [(name, value) for name, value in self.config.items()]
+        rows += [(name, " × ".join(map(str, value.shape))) for name, value in {**self.params, **self.buffers}.items()]
+        return html.table(self.kind, ("", state), rows)
 
     # ---------------------------------------------------------------------------------------------- below
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import backend, counter_rng, layers, losses, optimizers
+from gpuconv import backend, counter_rng, html, layers, losses, optimizers
 from gpuconv.errors import GeometryError
 from gpuconv.geometry import as_int
 from gpuconv.layers import Layer
@@ -361,3 +361,9 @@ class Sequential:
     def __repr__(self) -> str:
         inner = ", ".join(map(repr, self.layers))
         return f"Sequential([{inner}], loss={str(self.loss)!r})"
+
+    def _repr_html_(self) -> str:
+        """The summary; before any input only the layers."""
+        if self.input_shape is not None:
+            return self.summary()._repr_html_()
+        return html.table("Sequential", ("layer",), [(repr(layer),) for layer in self.layers], "no input seen yet")

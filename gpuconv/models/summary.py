@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gpuconv import html
 from gpuconv.layers import Layer
 from gpuconv.plan import si
 from gpuconv.typing import Ints
+
+HEAD = ("layer", "output", "parameters", "FLOP")
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ class ModelSummary:
             shape = after
         return cls(tuple(input_shape), tuple(rows))
 
-    def __str__(self) -> str:
-        head = ("layer", "output", "parameters", "FLOP")
+    def _lines(self) -> list[tuple[str, str, str, str]]:
+        """All cells: the input, the layers, and what they come to."""
         body = [
             (
                 row.layer if row.trainable or not row.params else f"{row.layer} (frozen)",
@@ -67,11 +70,17 @@ class ModelSummary:
             for row in self.rows
         ]
         foot = ("", "a sample", f"{self.params:,}", si(self.flops))
-        lines = [head, ("input", _shape(self.input_shape), "", ""), *body, foot]
+        return [("input", _shape(self.input_shape), "", ""), *body, foot]
+
+    def __str__(self) -> str:
+        lines = [HEAD, *self._lines()]
         widths = [max(len(line[column]) for line in lines) for column in range(4)]
         return "\n".join(
             f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}".rstrip() for a, b, c, d in lines
         )
+
+    def _repr_html_(self) -> str:
+        return html.table("Sequential", HEAD, self._lines())
 
 
 def _shape(shape: Ints) -> str:
