@@ -247,7 +247,7 @@ def test_an_offset_beyond_32_bits_is_reached_without_overflow(emulated, name):
     macro = ("BYTES", 4) if file == "im2col.cu" else ("WIDE", 0)
     unit = Unit(file, a.dtype, (macro, ("INDEX64", 1)))
     module = Module(cuda.flatten(file), cuda.options(unit), ubsan=True)
-    with pytest.raises(KernelFault, match="out of bounds.*far from every array"):
+    with pytest.raises(KernelFault, match=r"out of bounds.*far from every array"):
         module.launch(name, 1, 1, args)
 
 
