@@ -1,6 +1,11 @@
 """The emulator does what a GPU does: the language, the arithmetic, warps, shared memory, launches."""
 
+import os
+import subprocess
+import sys
+import textwrap
 import threading
+from pathlib import Path
 
 import emulator
 import ml_dtypes
@@ -456,3 +461,75 @@ def test_the_order_is_that_of_the_seed():
     assert order_of(order="up") == list(range(64))
     assert order_of(order="down") == list(range(63, -1, -1))
     assert order_of(seed=1) == order_of(seed=1) != order_of(seed=2)
+
+
+def in_another_process(code, **environment):
+    begin = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import numpy as np; from emulator import Module, KernelFault\n"
+    )
+    command = [sys.executable, "-c", begin + textwrap.dedent(code), str(Path(__file__).parent)]
+    return subprocess.Popen(
+        command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+TWO_BARRIERS = """
+text = '''extern "C" __global__ void k(int* y) {
+  __shared__ int s[96];
+  const int t = threadIdx.x;
+  if (t >= 90) return;
+  s[t] = t;
+  __syncthreads();
+  const int v = s[89 - t];
+  __syncthreads();
+  s[t] = __shfl_xor_sync(__activemask(), v, 1) + v;
+  __syncthreads();
+  y[blockIdx.x * 96 + t] = s[t];
+}'''
+y = np.zeros((3, 96), np.int32)
+for check in (False, True):
+    Module(text, check=check).launch("k", 3, 96, (y,))
+    t = np.arange(90)
+    assert (y[:, :90] == 89 - t + 89 - (t ^ 1)).all(), y
+try:
+    Module(text.replace("89 - t", "t * 1000000"), check=True).launch("k", 3, 96, (y,))
+except KernelFault as fault:
+    print(fault)
+"""
+
+
+def test_several_processes_may_build_the_same(tmp_path):
+    workers = [in_another_process(TWO_BARRIERS, GPUCONV_EMULATOR_CACHE=str(tmp_path)) for _ in range(3)]
+    for worker in workers:
+        output, _ = worker.communicate()
+        assert worker.returncode == 0, output
+        assert "out of bounds" in output
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".so"] * 4
+
+
+def test_where_the_switch_of_threads_is_the_c_librarys(tmp_path):
+    flags = {"GPUCONV_EMULATOR_CACHE": str(tmp_path), "GPUCONV_EMULATOR_RUNTIME_FLAGS": "-DEMULATOR_UCONTEXT"}
+    worker = in_another_process(TWO_BARRIERS, **flags)
+    output, _ = worker.communicate()
+    assert worker.returncode == 0, output
+    assert "out of bounds" in output
+
+
+@pytest.mark.parametrize("body", ["while (*(volatile int*)x == 0) {}", "while (atomicAdd(x, 0) == 0) __syncthreads();"])
+def test_a_kernel_that_never_ends(body, monkeypatch):
+    monkeypatch.setenv("GPUCONV_EMULATOR_SECONDS", "1")
+    for way in ({}, {"check": True}):
+        with pytest.raises(KernelFault, match="computes for more than 1 s .* a loop without end"):
+            launch(kernel(body, "int* x"), 1, 64, np.zeros(1, np.int32), **way)
+
+
+def test_a_machine_without_the_compiler_is_told_so(monkeypatch):
+    monkeypatch.setenv("GPUCONV_EMULATOR_CXX", "no-such-compiler")
+    emulator.build.compiler.cache_clear()
+    try:
+        assert "the emulator needs g++" in emulator.unavailable()
+        with pytest.raises(RuntimeError, match=r"needs g\+\+, and there is none on the PATH"):
+            Module(kernel("*x = 12345;", "int* x"))
+    finally:
+        monkeypatch.undo()
+        emulator.build.compiler.cache_clear()

@@ -29,7 +29,10 @@ COMMON = (
     "-fno-strict-aliasing",  # kernels read shared memory as whatever they like, and CUDA lets them
     "-fno-optimize-sibling-calls",  # return addresses say where a call stood
 )
-RUNTIME_FLAGS = ("-O2", "-fno-exceptions", "-fno-rtti", "-Wall", "-Wextra")
+RUNTIME_FLAGS = (
+    *("-O2", "-fno-exceptions", "-fno-rtti", "-Wall", "-Wextra"),
+    *os.environ.get("GPUCONV_EMULATOR_RUNTIME_FLAGS", "").split(),
+)
 WARNINGS = ("-w",)  # NVRTC is whom a kernel's warnings are asked of
 OPTIMISED = ("-O2", "-ffp-contract=fast")
 # Instrumented code calls sanitizer_hooks.cpp; the sanitizers' own libraries are not linked.
@@ -145,7 +148,7 @@ def runtime() -> Path:
     def make(out: Path) -> None:
         forget_old()
         sources = [HERE / source for source in RUNTIME_SOURCES]
-        run([compiler(), *COMMON, *RUNTIME_FLAGS, *machine_flags(), f"-Wl,-soname,{name}", *sources, "-o", out])
+        run([compiler(), *COMMON, *RUNTIME_FLAGS, *machine_flags(), f"-Wl,-soname,{name}", *sources, "-lrt", "-o", out])
 
     return cached(name, make)
 

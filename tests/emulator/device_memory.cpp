@@ -17,6 +17,8 @@ std::vector<DeviceBuffer> in_use;
 std::multimap<size_t, DeviceBuffer> kept;   // by room: mapping anew would cost more than a small launch
 size_t kept_bytes;
 
+size_t weight(const DeviceBuffer& b) { return b.room * (b.cells ? 1 + sizeof(Cell) : 1); }
+
 void* map(size_t bytes, int protection) {
   void* p = mmap(nullptr, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   return p == MAP_FAILED ? nullptr : p;
@@ -31,7 +33,7 @@ bool get(size_t room, DeviceBuffer& b) {
   auto it = kept.find(room);
   if (it != kept.end()) {
     b = it->second;
-    kept_bytes -= room;
+    kept_bytes -= weight(b);
     kept.erase(it);
     return true;
   }
@@ -42,11 +44,8 @@ bool get(size_t room, DeviceBuffer& b) {
 }
 
 void put_back(DeviceBuffer& b) {
-  if (kept_bytes + b.room > KEPT_BYTES) {
-    unmap(b);
-    return;
-  }
-  kept_bytes += b.room;
+  if (kept_bytes + weight(b) > KEPT_BYTES) return unmap(b);
+  kept_bytes += weight(b);
   kept.emplace(b.room, b);
 }
 

@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <ucontext.h>
+#include <time.h>
 #include <unistd.h>
 #include <dlfcn.h>
 #include <new>
@@ -39,7 +40,7 @@ int free_stacks[MAX_THREADS], free_stack_count, stack_count;
 
 void run_thread();
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(EMULATOR_UCONTEXT)
 extern "C" void emulator_switch(void** save, void* to);
 asm(R"(
 .text
@@ -75,10 +76,9 @@ void* new_context(char* begin, size_t bytes) {
 }
 #else
 // Where nobody wrote the switch in assembly: the C library's, which asks the kernel for the signal mask each time.
-ucontext_t contexts[MAX_THREADS + 1];
-int next_context;
+ucontext_t contexts[MAX_THREADS + 1];   // of the threads, and of whoever launches
 void emulator_switch(void** save, void* to) {
-  if (!*save) *save = &contexts[MAX_THREADS];   // the scheduler's
+  *save = &contexts[save == &scheduler ? MAX_THREADS : (unsigned)((State*)save - states)];   // context comes first in State
   swapcontext((ucontext_t*)*save, (ucontext_t*)to);
 }
 void* new_context(char* begin, size_t bytes) {
@@ -353,24 +353,40 @@ bool in_any_stack_guard(const void* pointer) {
 }
 
 namespace {
-const int SIGNALS[] = {SIGSEGV, SIGBUS, SIGFPE};
-struct sigaction former[3];
+constexpr int TIME_IS_UP = SIGVTALRM;
+constexpr int SIGNALS[] = {SIGSEGV, SIGBUS, SIGFPE, TIME_IS_UP}, SIGNAL_COUNT = 4;
+struct sigaction former[SIGNAL_COUNT];
 pid_t launching_thread;
+
+// Where the machine was when the signal came, if that can be said.
+const char* program_counter(void* context) {
+#if defined(__x86_64__)
+  return (const char*)((ucontext_t*)context)->uc_mcontext.gregs[REG_RIP];
+#elif defined(__aarch64__)
+  return (const char*)((ucontext_t*)context)->uc_mcontext.pc;
+#else
+  (void)context;
+  return nullptr;
+#endif
+}
 
 void on_signal(int signal, siginfo_t* info, void* context) {
   if (!launch || !g.current || (pid_t)syscall(SYS_gettid) != launching_thread) {   // not the kernel's
-    for (int i = 0; i < 3; i++) if (SIGNALS[i] == signal) sigaction(signal, &former[i], nullptr);
+    for (int i = 0; i < SIGNAL_COUNT; i++)
+      if (SIGNALS[i] == signal && signal != TIME_IS_UP) sigaction(signal, &former[i], nullptr);
     return;   // happens again, to whom it may concern
   }
   Site site = busy_at;
   const char* what = "access";
+  const char* at = program_counter(context);
+  const bool in_kernel = at >= kernel->image_begin && at < kernel->image_end;
+  if (in_kernel) site = Site::code(at + 1);
+  if (signal == TIME_IS_UP) {
+    if (!in_kernel) return;   // the runtime is at work, and will have left when the signal comes again
+    fault(site, "computes for more than %lu s (GPUCONV_EMULATOR_SECONDS), and is taken for a loop without end", (unsigned long)launch->seconds);
+  }
 #if defined(__x86_64__)
-  auto& registers = ((ucontext_t*)context)->uc_mcontext.gregs;
-  const char* at = (const char*)registers[REG_RIP];
-  if (at >= kernel->image_begin && at < kernel->image_end) site = Site::code(at + 1);
-  if (signal == SIGSEGV) what = registers[REG_ERR] & 2 ? "write" : "read";
-#else
-  (void)context;
+  if (signal == SIGSEGV) what = ((ucontext_t*)context)->uc_mcontext.gregs[REG_ERR] & 2 ? "write" : "read";
 #endif
   if (signal == SIGFPE) fault(site, "division by zero, or of the lowest integer by -1");
   if (signal == SIGBUS || info->si_code == SI_KERNEL) fault(site, "misaligned access, or one by a wild pointer");
@@ -499,10 +515,19 @@ int emulator_launch(const emulator::Kernel* which, emulator::Launch* l) {
     struct sigaction action = {};
     action.sa_sigaction = on_signal;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-    for (int i = 0; i < 3; i++) sigaction(SIGNALS[i], &action, &former[i]);
+    for (int i = 0; i < SIGNAL_COUNT; i++) sigaction(SIGNALS[i], &action, &former[i]);
+    struct sigevent event = {};
+    event.sigev_notify = SIGEV_THREAD_ID;
+    event.sigev_signo = TIME_IS_UP;
+    event._sigev_un._tid = launching_thread;
+    timer_t timer;
+    const bool timed = !timer_create(CLOCK_THREAD_CPUTIME_ID, &event, &timer);
+    const struct itimerspec limit = {{0, 20'000'000}, {(time_t)l->seconds, 0}};
+    if (timed) timer_settime(timer, 0, &limit, nullptr);
     if (l->checks & COUNT && observer) observer->launch_begin();
     run_grid();
-    for (int i = 0; i < 3; i++) sigaction(SIGNALS[i], &former[i], nullptr);
+    if (timed) timer_delete(timer);
+    for (int i = 0; i < SIGNAL_COUNT; i++) sigaction(SIGNALS[i], &former[i], nullptr);
     sigaltstack(&theirs, nullptr);
   }
   if (!take_buffers(*l, failed, l->message, l->message_bytes)) failed = true;

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import os
 import re
 import shutil
 import struct
@@ -61,6 +62,7 @@ class LaunchRecord(ctypes.Structure):
         ("switches", ctypes.c_uint64),
         ("barriers", ctypes.c_uint64),
         ("collectives", ctypes.c_uint64),
+        ("seconds", ctypes.c_uint64),
     )
 
 
@@ -274,7 +276,7 @@ def launch(
     record = LaunchRecord(
         *(Index3(*grid), Index3(*block), shared_bytes, order, seed, async_copies, checks),
         *(count, len(pack.parts), slide, ctypes.addressof(buffers), ctypes.addressof(arguments)),
-        *(ctypes.addressof(message), MESSAGE_BYTES, 0, 0, 0),
+        *(ctypes.addressof(message), MESSAGE_BYTES, 0, 0, 0, seconds_allowed()),
     )
     with one_at_a_time:
         failed = runtime().emulator_launch(kernel.address, ctypes.addressof(record))
@@ -282,6 +284,11 @@ def launch(
     if failed:
         raise KernelFault(f"{kernel.name}: {with_lines(message.value.decode(errors='replace'))}")
     return record
+
+
+def seconds_allowed() -> int:
+    """How long a kernel may compute: one that waits for another block, or for itself, would go on for ever."""
+    return int(os.environ.get("GPUCONV_EMULATOR_SECONDS", "300"))
 
 
 def with_lines(message: str) -> str:

@@ -189,6 +189,7 @@ struct Launch {
   char* message;
   uint64_t message_bytes;
   uint64_t switches, barriers, collectives;   // out: what was done
+  uint64_t seconds;           // of computing, after which a kernel is taken for one that never ends
 };
 }  // namespace emulator
 
