@@ -519,7 +519,7 @@ def test_where_the_switch_of_threads_is_the_c_librarys(tmp_path):
 def test_a_kernel_that_never_ends(body, monkeypatch):
     monkeypatch.setenv("GPUCONV_EMULATOR_SECONDS", "1")
     for way in ({}, {"check": True}):
-        with pytest.raises(KernelFault, match="computes for more than 1 s .* a loop without end"):
+        with pytest.raises(KernelFault, match=r"computes for more than 1 s .* a loop without end"):
             launch(kernel(body, "int* x"), 1, 64, np.zeros(1, np.int32), **way)
 
 
