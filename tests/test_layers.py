@@ -6,6 +6,7 @@ import oracle
 import pytest
 from cases import integers
 from tolerances import FLOOR, assert_exact, assert_near, assert_slope, assert_within, to_numpy
+from training import contents
 
 import gpuconv
 from gpuconv import layers, optimizers
@@ -51,22 +52,6 @@ def fill_with_integers(xp, layer, shape, dtype, rng):
     layer.forward(x, retain_derived=False)
     layer.set_params({key: integers(rng, value.shape, dtype) for key, value in layer.params.items()})
     return x, xp.asarray(integers(rng, layer.output_shape(shape), dtype))
-
-
-def contents(layer):
-    """All that a layer is, in bytes."""
-
-    def deep(value):
-        if hasattr(value, "dtype") and hasattr(value, "tobytes"):
-            value = to_numpy(value)
-            return (value.shape, str(value.dtype), value.tobytes())
-        if isinstance(value, dict):
-            return {key: deep(inner) for key, inner in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [deep(inner) for inner in value]
-        return repr(value)
-
-    return {key: deep(value) for key, value in vars(layer).items() if key != "rng"}
 
 
 # -------------------------------------------------------------------------------------------------- values

@@ -140,12 +140,11 @@ class Layer:
         GeometryError, DTypeError, DeviceError, TypeError
             If X does not suit the layer, which stays as it was.
         """
-        xp = self._check(X)
+        xp = self.check_input(X)
         before = None if self.is_initialised else self.mark()
         with backend.on_device_of(X):
             try:
-                if before is not None:
-                    self._initialise(X.shape, backend.native(X.dtype), backend.device_of(X))
+                self.build(X.shape, backend.native(X.dtype), backend.device_of(X))
                 y, derived = self._forward(xp, X, retain_derived)
             except BaseException:
                 if before is not None:
@@ -409,7 +408,27 @@ class Layer:
         self.derived_variables = {name: [] for name in self.derived_variables}
         self._used = False
 
-    def _check(self, X: Array) -> ModuleType:
+    def build(self, x_shape: Sequence[int], dtype: DTypeLike = "float32", device: str = "cpu") -> Ints:
+        """Make the parameters for inputs of this shape, unless they are there; returns the shape of the output.
+
+        The first forward does it by itself.
+        """
+        after = self.output_shape(x_shape)
+        if not self.is_initialised:
+            before = self.mark()
+            try:
+                self._initialise(
+                    tuple(x_shape),
+                    self.dtype or _checked_dtype(backend.as_dtype(dtype, self.kind), self.kind, "dtype"),
+                    self.device or backend.check_device(device, self.kind),
+                )
+            except BaseException:
+                self.reset(before)
+                raise
+        return after
+
+    def check_input(self, X: Array) -> ModuleType:
+        """Whether `forward` would take X."""
         xp = _module_of(self.kind, X=X)
         if self.device is not None and backend.device_of(X) != self.device:
             found = backend.device_of(X)

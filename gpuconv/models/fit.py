@@ -126,6 +126,8 @@ class Fit:
 
     def run(self) -> History:
         s = self.settings
+        self.model.flush_gradients()  # of forwards before this call
+        self.model.build(self.X.shape, self.X.dtype, backend.device_of(self.X))
         with backend.on_device_of(self.X):
             if s.resume and s.checkpoint is not None and Path(s.checkpoint).exists():
                 self._resume(s.checkpoint)

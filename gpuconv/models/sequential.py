@@ -17,7 +17,7 @@ from gpuconv.models import files, state
 from gpuconv.models.fit import Fit, History, Settings
 from gpuconv.models.summary import ModelSummary
 from gpuconv.optimizers import Optimizer
-from gpuconv.typing import Array, Ints
+from gpuconv.typing import Array, DTypeLike, Ints
 
 
 class Sequential:
@@ -243,6 +243,7 @@ class Sequential:
                 "one sample."
             )
         shape = self.output_shape(X.shape)
+        self.layers[0].check_input(X)
         dtype = next((layer.dtype for layer in self.layers if layer.dtype is not None), X.dtype)
         self.loss.check(shape, dtype, y)
         self.loss.check_values(shape, y)
@@ -264,6 +265,14 @@ class Sequential:
             except GeometryError as error:
                 raise GeometryError(f"layer {number}: {error}") from None
         return shape
+
+    def build(self, x_shape: Sequence[int], dtype: DTypeLike = "float32", device: str = "cpu") -> None:
+        """Make the parameters of every layer for inputs of this shape; the first forward does it by itself."""
+        self.output_shape(x_shape)
+        shape: Sequence[int] = x_shape
+        for layer in self.layers:
+            shape = layer.build(shape, dtype, device)
+        self.input_shape = tuple(x_shape[1:])
 
     def summary(self, input_shape: Sequence[int] | None = None) -> ModelSummary:
         """Layers, shapes, parameters and FLOPs for one sample of `input_shape`; default: that of the last forward.
