@@ -30,6 +30,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, wraps
+from types import ModuleType
 from typing import Any, SupportsIndex, TypeVar, get_args
 
 import numpy as np
@@ -337,24 +338,28 @@ class ConvGeometry:
     def is_padded(self) -> bool:
         return any(lo or hi for lo, hi in self.pad)
 
-    def source_index(self, axis: int) -> Array:
+    def source_index(self, axis: int, xp: ModuleType = np, positions: Pair | None = None) -> Array:
         """Which input position each position of the padded axis holds; -1 where it holds a zero.
+
+        `positions` are the first and the end of a part of the axis, counted from the first position of the input.
 
         >>> g = ConvGeometry.create(1, 4, 1, 1, 3, pad=((2, 1),), pad_mode="reflect")
         >>> g.source_index(0)
         array([2, 1, 0, 1, 2, 3, 2])
         """
         size, (lo, hi) = self.spatial[axis], self.pad[axis]
-        at = np.arange(-lo, size + hi)
+        at: Array = xp.arange(*((-lo, size + hi) if positions is None else positions))
         if self.pad_mode == "replicate":
-            return at.clip(0, size - 1)
-        if self.pad_mode == "circular":
-            return at % max(size, 1)
-        if self.pad_mode == "reflect":
+            at = at.clip(0, size - 1)
+        elif self.pad_mode == "circular":
+            at = at % max(size, 1)
+        elif self.pad_mode == "reflect":
             period = max(2 * (size - 1), 1)
             at %= period
-            return np.where(at < size, at, period - at)
-        return np.where((at >= 0) & (at < size), at, -1)
+            at = xp.where(at < size, at, period - at)
+        else:
+            at = xp.where((at >= 0) & (at < size), at, -1)
+        return at
 
     def taps(self) -> Iterator[Ints]:
         """Every kernel position, in row order."""

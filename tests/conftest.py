@@ -79,6 +79,13 @@ def xp(request):
         yield module
 
 
+@pytest.fixture(params=[DOUBLE, CUPY])
+def gpu(request):
+    """CuPy: its double, and itself where it has a device."""
+    with array_module(request.param) as module:
+        yield module
+
+
 @pytest.fixture
 def device(xp):
     """The name that gpuconv gives to where the arrays of `xp` live."""

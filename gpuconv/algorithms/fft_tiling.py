@@ -194,7 +194,11 @@ class Tiling:
 
     @cached_property
     def worker_bytes(self) -> int:
-        """Of a thread; a step of a transform holds what it reads and what it writes."""
+        """Of a thread; a step of a transform holds what it reads and what it writes.
+
+        CuPy's holds up to three more of that size: the input with zeros behind it, its copy with the transformed axis
+        last, and the work area of cuFFT. Its matmul copies factors and results that are not C-contiguous.
+        """
         p, block, item = self.p, self.blocks[0], self.p.dtype.itemsize
         groups, c, k = block.sizes
         x = self._spectrum_bytes(self.tile[0] * groups * p.phases * c)
@@ -205,13 +209,16 @@ class Tiling:
             boxes += self.tile[0] * math.prod(sizes) * groups * p.phases * c * item
         if p.direction == "weight_grad":
             boxes += gather_elements(p.target(block), self.tile) * item
-            tiles = boxes + max(2 * x, x + 2 * y) + (self._spectra(block) if len(self) > self.chunks else 0)
+            w = self._spectra(block)
+            most = max(2 * x, x + 2 * y) if p.on_cpu else max(5 * x, x + 5 * y, 2 * x + 2 * y + w)
+            tiles = boxes + most + (w if len(self) > self.chunks else 0)
         else:
-            tiles = boxes + 2 * max(x, y)
+            read, made = (y, x) if p.is_backward else (x, y)
+            tiles = boxes + (2 * max(x, y) if p.on_cpu else max(5 * read, 4 * made, 2 * x + 2 * y))
         piece = block.pieces()[0]
         taps = math.prod(piece.sizes) * p.phases * math.prod(p.taps) * item
         buffers = min(UFUNC_BUFFERS * p.spectral.itemsize, 3 * max(x, y, self._spectra(block))) if p.on_cpu else 0
-        return max(tiles, taps + 2 * self._spectra(piece)) + buffers
+        return max(tiles, taps + (2 if p.on_cpu else 5) * self._spectra(piece)) + buffers
 
     def _spectra(self, block: Block) -> int:
         """Bytes of the spectra of a block of weights."""

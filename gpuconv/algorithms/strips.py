@@ -117,9 +117,8 @@ def gather(xp: ModuleType, x: Array, g: ConvGeometry, strip: Strip, buffer: Arra
             xp.copyto(tile[(slice(None), *target)], x[(strip[0], *inside)], casting="unsafe")
     else:
         source = x[strip[0]]
-        for axis, (start, stop) in enumerate(ranges):
-            lo = g.pad[axis][0]
-            source = xp.take(source, xp.asarray(g.source_index(axis)[start + lo : stop + lo]), axis=axis + 1)
+        for axis, positions in enumerate(ranges):
+            source = xp.take(source, g.source_index(axis, xp, positions), axis=axis + 1)
         xp.copyto(tile, source, casting="unsafe")
     return tile
 

@@ -24,14 +24,13 @@ def _along_one_axis(name):
         with np.errstate(all="ignore"):
             made = over(a._hidden, n, axis, norm)
         is_last = axis % a.ndim == a.ndim - 1
-        # cuFFT reads whole contiguous rows, and is given a work area of the size of what it writes.
-        read = own(a._hidden, [a], name) if a.base is not None or not is_last or not a.flags.c_contiguous else a
-        if n is not None and n != a.shape[axis]:
-            kept = [slice(None)] * a.ndim
-            kept[axis] = slice(0, min(n, a.shape[axis]))
-            cut = np.zeros([n if i == axis % a.ndim else size for i, size in enumerate(a.shape)], a.dtype)
-            cut[tuple(kept)] = a._hidden[tuple(kept)]
-            read = own(cut, [a], name)
+        # As CuPy does: cut or filled up with zeros, copied unless it is whole contiguous rows; then cuFFT is given a
+        # work area of the size of what it writes.
+        length = a.shape[axis] if n is None else n // 2 + 1 if name in {"irfft", "hfft"} else n
+        held = a if length == a.shape[axis] else own(_resized(a._hidden, length, axis), [a], name)
+        spoilt = name in {"irfft", "hfft"}  # by cuFFT
+        is_copied = spoilt or held.base is not None or not is_last or not held.flags.c_contiguous
+        read = own(held._hidden, [held], name) if is_copied else held
         work = ndarray(made.nbytes, np.uint8)
         rows = own(np.moveaxis(made, axis, -1), [read], name)
         del work
@@ -39,6 +38,16 @@ def _along_one_axis(name):
 
     transform.__name__ = name
     return transform
+
+
+def _resized(hidden, length, axis):
+    shape = list(hidden.shape)
+    shape[axis] = length
+    made = np.zeros(shape, hidden.dtype)
+    kept = [slice(None)] * hidden.ndim
+    kept[axis] = slice(0, min(length, hidden.shape[axis]))
+    made[tuple(kept)] = hidden[tuple(kept)]
+    return made
 
 
 FUNCTIONS = {name: _along_one_axis(name) for name in _ALONG_ONE_AXIS}

@@ -214,7 +214,11 @@ def matmul(*args, out=None, axes=None, axis=None, keepdims=False, casting="same_
     if out.shape != made.shape:
         raise ValueError("Output array has an invalid size")
     use([a, b], [out], "matmul")
+    held = [x.copy() for x in (a, b) if not x.flags.c_contiguous]
+    if out.dtype != dtype or not out.flags.c_contiguous:
+        held.append(own(made, [a, b], "matmul"))
     out._hidden[...] = made
+    del held  # these are what CuPy holds meanwhile
     return out
 
 

@@ -1,0 +1,95 @@
+"""What tests of CuPy and of its double measure with: memory in use, waits, streams, devices."""
+
+from contextlib import contextmanager
+
+import cupy_double
+import numpy as np
+import pytest
+from cases import DTYPES
+
+ROUNDED = 512
+"""CuPy's pool hands out multiples of this many bytes."""
+
+
+def is_double(gpu):
+    return gpu is cupy_double.cupy
+
+
+def sent(gpu, arrays):
+    """The arrays on the current device; bfloat16 is skipped on a CuPy that cannot hold it."""
+    try:
+        return {name: gpu.asarray(a) for name, a in arrays.items()}
+    except (TypeError, ValueError) as error:
+        if any(a.dtype == DTYPES["bfloat16"] for a in arrays.values()):
+            pytest.skip(f"this CuPy holds no bfloat16: {error}")
+        raise
+
+
+@contextmanager
+def no_waits(gpu):
+    """Inside nothing crosses the bus and the host waits for nothing. CuPy itself sees waits only."""
+    if is_double(gpu):
+        with cupy_double.no_transfers():
+            yield
+    else:
+        import cupyx
+
+        with cupyx.allow_synchronize(False):
+            yield
+
+
+def peak(gpu, function):
+    """The result, and the most bytes that the pool had handed out beside it at any time, as far as they are known."""
+    held = {"now": 0, "most": 0, "blocks": 0}
+
+    class Meter(gpu.cuda.MemoryHook):
+        name = "Meter"
+
+        def malloc_postprocess(self, **kwargs):
+            held["now"] += kwargs["mem_size"]
+            held["most"] = max(held["most"], held["now"])
+            held["blocks"] += 1
+
+        def free_postprocess(self, **kwargs):
+            held["now"] -= kwargs["mem_size"]
+
+    with Meter():
+        result = function()
+    return result, max(0, held["most"] - -(-result.nbytes // ROUNDED) * ROUNDED), held["blocks"]
+
+
+@contextmanager
+def room_for(gpu, count):
+    """The pool may hand out `count` bytes more and no other."""
+    pool = gpu.get_default_memory_pool()
+    pool.free_all_blocks()
+    pool.set_limit(pool.used_bytes() + count)
+    try:
+        yield
+    finally:
+        pool.set_limit(0)
+
+
+@contextmanager
+def own_stream(gpu):
+    """A stream that waits for what was done before, and for which nobody waits by itself."""
+    stream = gpu.cuda.Stream(non_blocking=True)
+    stream.wait_event(gpu.cuda.get_current_stream().record())
+    with stream:
+        yield stream
+    stream.synchronize()
+
+
+def second_device(gpu):
+    if gpu.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("there is one device only")
+    return gpu.cuda.Device(1)
+
+
+def bits(a):
+    a = a.get() if hasattr(a, "get") else a
+    return a.shape, a.dtype, a.tobytes()
+
+
+def same_bits(a, b):
+    return bits(a) == bits(np.asarray(b) if isinstance(b, np.ndarray) else b)
