@@ -145,7 +145,7 @@ def kernels(
         list[str] | None, typer.Option(help="A kernel, of which every unit is shown; repeatable. Default: all.")
     ] = None,
     every: Annotated[
-        bool, typer.Option("--all", help="Every unit for every architecture, which takes minutes, not a sample.")
+        bool, typer.Option("--all", help="Every unit for every architecture, which may take half an hour.")
     ] = False,
     json: Annotated[Path | None, typer.Option(help="Save every unit's numbers in this file.")] = None,
 ) -> None:
@@ -182,7 +182,7 @@ def kernels(
         console.print(f"[red]wrong[/]: {escape(fault)}", soft_wrap=True)
     if len(faults) > SHOWN_FAILURES:
         console.print(f"[red]wrong[/]: {len(faults) - SHOWN_FAILURES} more, all of them in the file that --json saves")
-    console.print(kernel_report.summary(done, jobs), soft_wrap=True)
+    console.print(kernel_report.summary(done, jobs, sampled), soft_wrap=True)
     raise typer.Exit(INTERRUPTED if interrupted else int(bool(faults)))
 
 

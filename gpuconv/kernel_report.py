@@ -149,19 +149,23 @@ def jobs(archs: Collection[str], named: Collection[str] = ()) -> list[tuple[Unit
 
 
 def sample() -> list[tuple[Unit, str]]:
-    """Every unit for `REFERENCE`; for each other architecture one unit of each file and dtype, in turn.
+    """A unit of each file and dtype for the oldest, `REFERENCE` and the newest architecture, of each file for others.
 
-    All for all takes minutes. This meets what can differ: the code that a file has for an architecture or a dtype, and
-    how many registers the assembler of an architecture needs for it.
+    All for all takes half an hour. This meets in a minute what can differ: the code that a file has for an architecture
+    or a dtype, and how many registers the assembler of an architecture needs. Which unit it is goes in turn.
     """
     archs = architectures()
-    groups: dict[tuple[str, str], list[Unit]] = {}
+    thorough = {archs[0], REFERENCE, archs[-1]}
+    by_file: dict[str, dict[str, list[Unit]]] = {}
     for unit in units():
-        groups.setdefault((unit.file, unit.dtype.name), []).append(unit)
-    others = [arch for arch in archs if arch != REFERENCE]
-    chosen = [(unit, REFERENCE) for group in groups.values() for unit in group if REFERENCE in archs]
-    for turn, arch in enumerate(others):
-        chosen += [(group[(turn + place) % len(group)], arch) for place, group in enumerate(groups.values())]
+        by_file.setdefault(unit.file, {}).setdefault(unit.dtype.name, []).append(unit)
+    chosen = []
+    for turn, arch in enumerate(archs):
+        for place, by_dtype in enumerate(by_file.values()):
+            groups = list(by_dtype.values())
+            if arch not in thorough:
+                groups = [groups[(turn + place) % len(groups)]]
+            chosen += [(group[(turn + place + row) % len(group)], arch) for row, group in enumerate(groups)]
     return chosen
 
 
@@ -220,20 +224,20 @@ def _leave_interrupts_to_the_parent() -> None:
 # ------------------------------------------------------------------------------------------------ a record
 
 
-def summary(done: Sequence[Outcome], planned: Sequence[tuple[Unit, str]]) -> str:
+def summary(done: Sequence[Outcome], planned: Sequence[tuple[Unit, str]], sampled: bool = False) -> str:
     """What was compiled, and what was not."""
     archs = in_order(outcome.arch for outcome in done)
     names = {(outcome.unit.file, usage.kernel) for outcome in done for usage in outcome.usages}
     compiled = {outcome.unit for outcome in done}
+    every = len(jobs(archs))
     by = ".".join(map(str, nvrtc.version()))
     lines = [f"{len(names)} kernels in {len(compiled)} units for {', '.join(archs) or 'nothing'}, by NVRTC {by}"]
-    every = len(compiled) * len(archs)
     if len(done) < len(planned):
         lines.append(f"interrupted: {len(planned) - len(done)} of {len(planned)} compilations not done")
-    elif len(done) < every:
+    elif sampled:
         lines.append(
-            f"{len(done)} compilations of {every}: every unit for {REFERENCE}, for the others one of each file and "
-            "dtype in turn; --all does the rest"
+            f"a sample, {len(done)} of {every} compilations: a unit of each file and dtype for {archs[0]}, {REFERENCE} "
+            f"and {archs[-1]}, a unit of each file for the others; every unit with --arch, --kernel or --all"
         )
     without = [arch for arch in ARCHITECTURES if arch not in nvrtc.architectures()]
     if without:

@@ -108,10 +108,13 @@ def test_the_sample(kernels, monkeypatch):
     jobs = kernel_report.sample()
     assert len(set(jobs)) == len(jobs)
     archs = kernel_report.architectures()
-    assert [unit for unit, arch in jobs if arch == "sm_90"] == every
-    for arch in set(archs) - {"sm_90"}:
-        assert [(u.file, u.dtype) for u, a in jobs if a == arch] == [("a", F32), ("a", F64), ("b", F32), ("b", F64)]
-    assert {unit for unit, arch in jobs if arch != "sm_90"} == set(every)
+    chosen = {arch: [unit for unit, a in jobs if a == arch] for arch in archs}
+    for arch in (archs[0], "sm_90", archs[-1]):
+        assert [(u.file, u.dtype) for u in chosen[arch]] == [("a", F32), ("a", F64), ("b", F32), ("b", F64)]
+    others = [chosen[arch] for arch in archs[1:-1] if arch != "sm_90"]
+    assert all([u.file for u in units] == ["a", "b"] for units in others)
+    assert {u.dtype for units in others for u in units if u.file == "a"} == {F32, F64}
+    assert {unit for unit, _ in jobs} == set(every)
 
 
 @needs_nvrtc
@@ -161,11 +164,11 @@ def test_every_kernel_on_every_architecture(kernels):
 
 @needs_nvrtc
 def test_a_sample_says_that_it_is_one(kernels, monkeypatch):
-    monkeypatch.setattr(kernel_report, "ARCHITECTURES", ("sm_80", "sm_90"))
+    monkeypatch.setattr(kernel_report, "ARCHITECTURES", ("sm_80", "sm_86", "sm_90"))
     monkeypatch.setattr(kernel_report, "units", lambda: [*UNITS, Unit("good.cu", F64, (("INDEX64", 1),))])
     sampled, complete = command().output, command("--all").output
-    assert "5 compilations of 6: every unit for sm_90, for the others one of each file and dtype in turn" in sampled
-    assert "--all does the rest" in sampled
+    assert "a sample, 5 of 9 compilations: a unit of each file and dtype for sm_80, sm_90 and sm_90" in sampled
+    assert "every unit with --arch, --kernel or --all" in sampled
     assert "compilations" not in complete
 
 
