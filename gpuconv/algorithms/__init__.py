@@ -6,6 +6,8 @@ algorithm in the tests, in `gpuconv check`, `gpuconv bench` and `explain`.
 
 from gpuconv.algorithms.base import Algorithm, Problem, Work
 from gpuconv.algorithms.depthwise import Depthwise
+from gpuconv.algorithms.depthwise_cuda import CudaDepthwise
+from gpuconv.algorithms.direct import Direct
 from gpuconv.algorithms.fft import Fft
 from gpuconv.algorithms.gemm import Gemm
 from gpuconv.algorithms.gemm_cuda import CudaGemm
@@ -14,10 +16,11 @@ from gpuconv.algorithms.winograd import F2, F4, Winograd
 from gpuconv.algorithms.wrappers import ByDevice, Folding
 
 ALGORITHMS: tuple[Algorithm, ...] = (
-    Folding(Depthwise()),
+    Folding(ByDevice(Depthwise(), CudaDepthwise())),
     Folding(Winograd("winograd", F2, strict=True)),
     Folding(Winograd("winograd_4x4", F4, strict=False)),
     Folding(Fft()),
+    Folding(Direct()),
     Folding(ByDevice(Gemm(), CudaGemm())),
     Loops(),
 )
