@@ -9,25 +9,13 @@ import emulator
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from on_gpu import cupy_with_a_device
 
 settings.register_profile(
     "default", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.register_profile("explore", settings.get_profile("default"), derandomize=False, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
-
-
-def cupy_with_a_device():
-    """CuPy, or why it cannot be tested here."""
-    try:
-        import cupy
-    except ImportError:
-        return None, "CuPy is not installed"
-    try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        return None, f"CuPy finds no device: {error}"
-    return (cupy, "") if count else (None, "CuPy finds no device")
 
 
 def skip_without_emulator():
@@ -45,6 +33,8 @@ def array_module(name):
         if cupy is None:
             pytest.skip(why_not)
         forget_devices(cupy)
+        if "GPUCONV_NO_POOL" in os.environ:  # so that compute-sanitizer sees where each array ends
+            cupy.cuda.set_allocator(None)
         yield cupy
     else:
         skip_without_emulator()

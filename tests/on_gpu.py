@@ -11,6 +11,19 @@ ROUNDED = 512
 """CuPy's pool hands out multiples of this many bytes."""
 
 
+def cupy_with_a_device():
+    """CuPy, or why it cannot be tested here."""
+    try:
+        import cupy
+    except ImportError:
+        return None, "CuPy is not installed"
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return None, f"CuPy finds no device: {error}"
+    return (cupy, "") if count else (None, "CuPy finds no device")
+
+
 def is_double(gpu):
     return gpu is cupy_double.cupy
 

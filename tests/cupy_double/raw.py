@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 
 import numpy as np
@@ -34,7 +35,14 @@ CUDADriverError.__module__ = "cupy_backends.cuda.api.driver"
 
 # ------------------------------------------------------------------------------------------------ how kernels run
 
-_knobs = {"tier": "source", "check": False, "order": "random", "seed": 0}
+
+def _asked_for():
+    """Settings from the environment: GPUCONV_EMULATION="tier=ptx check=1 order=down seed=3"."""
+    asked = dict(part.split("=") for part in os.environ.get("GPUCONV_EMULATION", "").split())
+    return {name: int(value) if value.isdecimal() else value for name, value in asked.items()}
+
+
+_knobs = {"tier": "source", "check": False, "order": "random", "seed": 0} | _asked_for()
 _modules = {}
 launches = []
 """What was launched, in order: (name, grid, block, shared bytes)."""
