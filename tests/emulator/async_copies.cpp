@@ -112,6 +112,7 @@ void deliver(const Bulk& b) {
 }  // namespace
 
 void begin_copies() {
+  for (unsigned i = 0; i < thread_count; i++) states[i].copy_count = states[i].open_group = 0;
   mbarriers.clear();
   bulks.clear();
   idle = 0;
@@ -160,7 +161,7 @@ bool mbarrier_try_wait(uint32_t address, unsigned parity, Site site) {
     } else i++;
   if (find(address, site).phase != parity) return true;
   if (++idle > 1000000) fault(site, "waits for ever for phase %u of the mbarrier at shared address %u", parity, address);
-  yield();
+  give_way();
   return find(address, site).phase != parity;
 }
 

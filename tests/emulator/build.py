@@ -12,7 +12,10 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RUNTIME_SOURCES = (
+    "launch.cpp",
     "fibers.cpp",
+    "barriers.cpp",
+    "faults.cpp",
     "checker.cpp",
     "device_memory.cpp",
     "async_copies.cpp",

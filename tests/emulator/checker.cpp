@@ -80,7 +80,7 @@ struct Checker {
     if (last.epoch() != epoch) return 0;
     if (last.thread() / 32 != my_warp) return MANY_WARPS;
     if (last.warp_epoch() != my_warp_epoch) return last.bits & MANY_WARPS;
-    return last.bits & (MANY_WARPS | MANY_LANES) | (last.thread() != me ? MANY_LANES : 0);
+    return (last.bits & (MANY_WARPS | MANY_LANES)) | (last.thread() != me ? MANY_LANES : 0);
   }
 
   void check_readers(Who last, unsigned i) const {

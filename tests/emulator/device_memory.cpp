@@ -156,10 +156,9 @@ void poison(const SharedVariable& v) {
 }
 
 void check_redzone(uint32_t from, unsigned bytes, const char* name) {
-  for (unsigned i = 0; i < bytes; i++)
-    if ((unsigned char)g.shared[from + i] != POISON) {
-      fault(Site{nullptr, 0}, "write out of bounds, %u bytes past the end of shared memory %s (seen at the end of the block)", i, name);
-    }
+  for (unsigned i = 0; i < bytes && !failed; i++)
+    if ((unsigned char)g.shared[from + i] != POISON)
+      complain(Site{nullptr, 0}, "write out of bounds, %u bytes past the end of shared memory %s (seen at the end of the block)", i, name);
 }
 }  // namespace
 

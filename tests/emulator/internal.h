@@ -24,7 +24,7 @@ struct Copy {
 };
 
 struct State {
-  void* context;            // where to go on: what switch_to() left
+  void* context;            // where to go on
   Status status;
   int stack;                // -1: has not begun, or has exited
   int barrier;
@@ -63,18 +63,39 @@ struct DeviceBuffer {       // the copy of a host array
   Cell* cells;
 };
 
-// fibers.cpp
+// launch.cpp
 extern const Launch* launch;           // null outside of a launch
 extern const Kernel* kernel;
+extern void** kernel_arguments;
+
+// fibers.cpp
 extern Thread threads[MAX_THREADS];
 extern State states[MAX_THREADS];
-extern Warp warps[MAX_WARPS];
-extern Site busy_at;                   // what the runtime does for a kernel, should it meet a memory fault
+extern unsigned thread_count, live, runnable;   // of the block; live: has not exited
+struct Counts { uint64_t switches, barriers, collectives; };
+extern Counts counts;
+void begin_launch_of_threads(const Launch& l);
+void run_threads();                    // a block: until all threads have exited, or none can go on, or one has failed
+void give_way();                       // the running thread lets others run; it goes on in its next turn, if it can then
+[[noreturn]] void leave_for_good();    // ends run_threads()
 uint32_t random_bits();
-void yield();                          // lets other threads run; this one stays runnable
-void report(Site site, const char* format, va_list arguments);
 bool in_stack(const void* pointer);    // of the running thread
 bool in_any_stack_guard(const void* pointer);
+
+// barriers.cpp
+extern Warp warps[MAX_WARPS];
+void begin_barriers();
+void leave_barriers();                 // the running thread has exited
+
+// faults.cpp
+extern bool failed;
+extern Site busy_at;                   // what the runtime does for a kernel, should it meet a memory fault
+bool same(Site a, Site b);
+int place(char* text, size_t bytes, Site site);
+void complain(Site site, const char* format, ...) __attribute__((format(printf, 2, 3)));   // fails the launch, and returns
+void deadlock();
+void begin_signals();
+void end_signals();
 
 // checker.cpp
 extern uint32_t epoch, launch_first_epoch, block_first_epoch;
