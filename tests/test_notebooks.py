@@ -4,6 +4,8 @@ import re
 
 import nbformat
 import pytest
+from conftest import CUPY, DOUBLE, array_module
+from matplotlib import pyplot as plt
 from nbclient.exceptions import CellExecutionError
 
 import notebooks
@@ -27,6 +29,12 @@ def differences(committed, fresh):
         if "varies" not in new.metadata.get("tags", []) and notebooks.texts(old) != notebooks.texts(new):
             found.append(f"{new.source!r} shows {notebooks.texts(new)}, saved is {notebooks.texts(old)}")
     return found
+
+
+@pytest.fixture(params=[DOUBLE, CUPY])
+def gpu_xp(request):
+    with array_module(request.param) as module:
+        yield module
 
 
 @every_notebook
@@ -54,6 +62,36 @@ def test_nothing_of_one_machine_is_saved_in_it(path):
     assert {key for cell in notebook.cells for key in cell.metadata} <= {"tags"}
     assert {tag for cell in notebook.cells for tag in cell.metadata.get("tags", [])} <= {"varies"}
     assert not re.search(r"(/home/|/tmp/|/root/|[A-Z]:\\\\)", path.read_text(encoding="utf-8"))
+
+
+@every_notebook
+def test_its_links_lead_somewhere(path):
+    text = path.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert (path.parent / target).exists(), target
+
+
+def test_there_are_five():
+    assert [path.name[:3] for path in notebooks.NOTEBOOKS] == ["01_", "02_", "03_", "04_", "05_"]
+
+
+def test_the_one_about_gpus_runs_on_a_gpu(gpu_xp, capsys):
+    """In this process, where a GPU, or the double of CuPy, is to be found."""
+    plt.switch_backend("Agg")
+    (path,) = notebooks.FOLDER.glob("04_*.ipynb")
+    namespace = {}
+    for cell in code_cells(nbformat.read(path, as_version=4)):
+        exec(compile(cell.source, path.name, "exec"), namespace)
+    plt.close("all")
+    shown = capsys.readouterr().out
+    for line in (
+        "this notebook runs on cuda:0",
+        "x in CuPy, w in NumPy",
+        "col2im: True",
+        "same bits: True",
+        "on cuda:0",
+    ):
+        assert line in shown
 
 
 # ------------------------------------------------------------------------------------------------ the test itself
