@@ -1,8 +1,10 @@
-// cp.async, mbarrier and bulk copies. A copy is delivered when it is issued, or as late as the waits allow, or at random:
-// a kernel that waits as it must gives the same result with each.
+// cp.async, mbarrier and bulk copies. A copy is delivered when it is issued, or as late as the waits allow, or at
+// random: a kernel that waits as it must gives the same result with each.
 #include <stdlib.h>
+
 #include <map>
 #include <vector>
+
 #include "internal.h"
 
 namespace emulator {
@@ -25,7 +27,7 @@ void settle(unsigned group, Site site) {
     if (launch->checks & (RACES | UNWRITTEN)) {
       mark_in_flight(c.to, c.bytes, false);
       const int checks = launch->checks;
-      const_cast<Launch*>(launch)->checks &= ~COUNT;   // counted when it was issued
+      const_cast<Launch*>(launch)->checks &= ~COUNT;  // counted when it was issued
       check_access(c.to, c.bytes, WRITE, site);
       const_cast<Launch*>(launch)->checks = checks;
     }
@@ -55,7 +57,7 @@ void copy_async(void* shared, const void* source, unsigned bytes, unsigned sourc
     deliver(c);
   } else {
     busy_at = site;
-    volatile char touched = source_bytes ? *(const char*)source : 0;   // a fault shows here, not at the wait
+    volatile char touched = source_bytes ? *(const char*)source : 0;  // a fault shows here, not at the wait
     (void)touched;
     memset(shared, POISON, bytes);
   }
@@ -78,13 +80,23 @@ void end_copies() {
   if (state().copy_count) settle(~0u, Site{nullptr, 0});
 }
 
-// ---- mbarrier --------------------------------------------------------------------------------------------------------
+// ---- mbarrier
+// --------------------------------------------------------------------------------------------------------
 namespace {
-struct MBarrier { unsigned count, pending; int64_t bytes; unsigned phase; };
-struct Bulk { uint32_t to; const void* from; uint32_t bytes, mbarrier; Site site; };
+struct MBarrier {
+  unsigned count, pending;
+  int64_t bytes;
+  unsigned phase;
+};
+struct Bulk {
+  uint32_t to;
+  const void* from;
+  uint32_t bytes, mbarrier;
+  Site site;
+};
 std::map<uint32_t, MBarrier> mbarriers;
 std::vector<Bulk> bulks;
-uint64_t idle;                        // waits since something last happened
+uint64_t idle;  // waits since something last happened
 
 MBarrier& find(uint32_t address, Site site) {
   auto it = mbarriers.find(address);
@@ -97,7 +109,7 @@ void step(MBarrier& m) {
   if (m.pending || m.bytes) return;
   m.phase ^= 1;
   m.pending = m.count;
-  epoch++;                             // taken for a barrier of the whole block
+  epoch++;  // taken for a barrier of the whole block
 }
 
 void deliver(const Bulk& b) {
@@ -138,7 +150,8 @@ void mbarrier_expect(uint32_t address, uint32_t bytes, Site site) {
 uint64_t mbarrier_arrive(uint32_t address, unsigned arrivals, uint32_t bytes, Site site) {
   MBarrier& m = find(address, site);
   const uint64_t before = m.phase;
-  if (m.pending < arrivals) fault(site, "more arrivals at the mbarrier at shared address %u than the %u it counts", address, m.count);
+  if (m.pending < arrivals)
+    fault(site, "more arrivals at the mbarrier at shared address %u than the %u it counts", address, m.count);
   m.pending -= arrivals;
   m.bytes += bytes;
   step(m);
@@ -158,15 +171,18 @@ bool mbarrier_try_wait(uint32_t address, unsigned parity, Site site) {
       const Bulk b = bulks[i];
       bulks.erase(bulks.begin() + (long)i);
       deliver(b);
-    } else i++;
+    } else
+      i++;
   if (find(address, site).phase != parity) return true;
-  if (++idle > 1000000) fault(site, "waits for ever for phase %u of the mbarrier at shared address %u", parity, address);
+  if (++idle > 1000000)
+    fault(site, "waits for ever for phase %u of the mbarrier at shared address %u", parity, address);
   give_way();
   return find(address, site).phase != parity;
 }
 
 void bulk_copy(uint32_t shared, const void* source, uint32_t bytes, uint32_t mbarrier, Site site) {
-  if (shared % 16 || (uintptr_t)source % 16 || bytes % 16) fault(site, "cp.async.bulk: an address or size that is no multiple of 16");
+  if (shared % 16 || (uintptr_t)source % 16 || bytes % 16)
+    fault(site, "cp.async.bulk: an address or size that is no multiple of 16");
   if ((uint64_t)shared + bytes > ARENA) fault(site, "cp.async.bulk to an address outside of shared memory");
   find(mbarrier, site);
   const Bulk b = {shared, source, bytes, mbarrier, site};

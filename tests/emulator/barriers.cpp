@@ -5,7 +5,10 @@ namespace emulator {
 Warp warps[MAX_WARPS];
 
 namespace {
-struct Barrier { unsigned arrived, count, votes, result; Site site; } block_barriers[16];
+struct Barrier {
+  unsigned arrived, count, votes, result;
+  Site site;
+} block_barriers[16];
 
 void release(int id) {
   Barrier& b = block_barriers[id];
@@ -62,7 +65,7 @@ unsigned barrier_count(int id, unsigned count, bool predicate, Site site) {
 }
 
 void barrier_arrive(int id, unsigned count, Site site) {
-  if (site.where || site.line) arrive(id, count, false, site);   // else: a thread exited, and may be the last waited for
+  if (site.where || site.line) arrive(id, count, false, site);  // else: a thread exited, and may be the last waited for
   Barrier& b = block_barriers[id];
   if (b.arrived == (b.count ? b.count : live)) release(id);
 }
@@ -82,22 +85,25 @@ void leave_barriers() {
   Warp& w = warps[t.warp];
   for (int i = 0; i < w.waiting; i++)
     if (w.collectives[i].mask >> t.lane & 1)
-      fault(w.collectives[i].site, "lane %u exits while others wait for it here (mask %08x)", t.lane, w.collectives[i].mask);
+      fault(w.collectives[i].site, "lane %u exits while others wait for it here (mask %08x)", t.lane,
+            w.collectives[i].mask);
   w.live &= ~(1u << t.lane);
-  for (int id = 0; id < 16; id++) {            // __syncthreads waits for the threads that have not exited
+  for (int id = 0; id < 16; id++) {  // __syncthreads waits for the threads that have not exited
     Barrier& b = block_barriers[id];
     if (b.arrived && b.count == 0 && b.arrived == live) barrier_arrive(id, 0, Site{nullptr, 0});
   }
 }
 
-// ---- warp collectives ------------------------------------------------------------------------------------------------
+// ---- warp collectives
+// ------------------------------------------------------------------------------------------------
 void warp_collective(unsigned mask, WarpFunction function, void* slot, Site site) {
   Thread& t = *g.current;
   Warp& w = warps[t.warp];
   State& s = state();
   counts.collectives++;
   if (!(mask >> t.lane & 1)) fault(site, "lane %u is not in its own mask %08x", t.lane, mask);
-  if (mask & ~w.live) fault(site, "mask %08x names lanes that have exited or do not exist (there are %08x)", mask, w.live);
+  if (mask & ~w.live)
+    fault(site, "mask %08x names lanes that have exited or do not exist (there are %08x)", mask, w.live);
   Warp::Collective* mine = nullptr;
   for (int i = 0; i < w.waiting; i++) {
     Warp::Collective& c = w.collectives[i];
@@ -107,7 +113,8 @@ void warp_collective(unsigned mask, WarpFunction function, void* slot, Site site
     if (!meant) {
       char other[300];
       place(other, sizeof other, c.site);
-      fault(site, "the warp diverged: lane %u is here with mask %08x, others wait at %s with mask %08x", t.lane, mask, other, c.mask);
+      fault(site, "the warp diverged: lane %u is here with mask %08x, others wait at %s with mask %08x", t.lane, mask,
+            other, c.mask);
     }
     mine = &c;
   }
@@ -125,8 +132,10 @@ void warp_collective(unsigned mask, WarpFunction function, void* slot, Site site
   void* slots[32];
   const unsigned first = t.linear - t.lane;
   for (unsigned lane = 0; lane < 32; lane++) slots[lane] = mask >> lane & 1 ? states[first + lane].slot : nullptr;
-  if (function) function(mask, slots);
-  else if ((mask & w.live) == w.live) w.epoch++;   // __syncwarp orders memory
+  if (function)
+    function(mask, slots);
+  else if ((mask & w.live) == w.live)
+    w.epoch++;  // __syncwarp orders memory
   for (unsigned lane = 0; lane < 32; lane++)
     if (mask >> lane & 1) {
       states[first + lane].status = RUNNABLE;

@@ -1,9 +1,11 @@
 // The access checker: bounds, races, reads of shared memory that nobody has written.
 //
-// A byte of memory has a Cell: who wrote it last and when, who read it last and when. "When" is the number of the epoch,
-// which each barrier of the block ends, and of the warp's own epoch, which __syncwarp ends. Two accesses by different
-// threads are ordered if an epoch ended between them. Blocks are never ordered, but for atomics among themselves.
+// A byte of memory has a Cell: who wrote it last and when, who read it last and when. "When" is the number of the
+// epoch, which each barrier of the block ends, and of the warp's own epoch, which __syncwarp ends. Two accesses by
+// different threads are ordered if an epoch ended between them. Blocks are never ordered, but for atomics among
+// themselves.
 #include <stdio.h>
+
 #include "internal.h"
 
 namespace emulator {
@@ -23,25 +25,27 @@ struct Checker {
   const Site site;
   const unsigned me, my_warp;
   const uint16_t my_warp_epoch;
-  const uint64_t offset;      // of the first byte, for messages
+  const uint64_t offset;  // of the first byte, for messages
   const int argument;
   const uint64_t now = (uint64_t)epoch << 32 | (uint64_t)my_warp_epoch << 16 | me;
 
   // Whether an access that was made then happens before this one.
   bool ordered(Who then) const {
-    if (then.epoch() < launch_first_epoch) return true;    // a former launch: no access at all
-    if (then.epoch() < block_first_epoch) return shared;   // another block
+    if (then.epoch() < launch_first_epoch) return true;   // a former launch: no access at all
+    if (then.epoch() < block_first_epoch) return shared;  // another block
     if (then.thread() == me || then.epoch() != epoch) return true;
     return then.thread() / 32 == my_warp && then.warp_epoch() != my_warp_epoch;
   }
 
   [[noreturn]] __attribute__((noinline)) void race(unsigned i, const char* mine, const char* theirs, Who then) const {
     char where[200];
-    if (shared) describe_shared(where, sizeof where, (uint32_t)(offset + i));
-    else snprintf(where, sizeof where, "byte %lu of argument %d", (unsigned long)(offset + i), argument);
+    if (shared)
+      describe_shared(where, sizeof where, (uint32_t)(offset + i));
+    else
+      snprintf(where, sizeof where, "byte %lu of argument %d", (unsigned long)(offset + i), argument);
     const char* whose = then.epoch() < block_first_epoch ? " of another block" : "";
-    fault(site, "race on %s: %s here and %s by thread %u%s, with nothing in between that orders them", where, mine, theirs, then.thread(),
-          whose);
+    fault(site, "race on %s: %s here and %s by thread %u%s, with nothing in between that orders them", where, mine,
+          theirs, then.thread(), whose);
   }
 
   // Words are mostly accessed as a whole, and their bytes have one history: it is checked once for the four.
@@ -52,8 +56,10 @@ struct Checker {
                            (c[0].read ^ c[1].read) | (c[0].read ^ c[2].read) | (c[0].read ^ c[3].read));
       for (unsigned k = 0; k < (alike ? 1 : 4); k++) check(c[k], i + k);
       if (!alike) continue;
-      if (kind == READ) c[1].read = c[2].read = c[3].read = c[0].read;
-      else c[1].write = c[2].write = c[3].write = c[0].write;
+      if (kind == READ)
+        c[1].read = c[2].read = c[3].read = c[0].read;
+      else
+        c[1].write = c[2].write = c[3].write = c[0].write;
     }
     for (; i < bytes; i++) check(*c++, i);
   }
@@ -84,7 +90,8 @@ struct Checker {
   }
 
   void check_readers(Who last, unsigned i) const {
-    const bool many_lanes = last.bits & MANY_LANES && (last.thread() / 32 != my_warp || last.warp_epoch() == my_warp_epoch);
+    const bool many_lanes =
+        last.bits & MANY_LANES && (last.thread() / 32 != my_warp || last.warp_epoch() == my_warp_epoch);
     const bool many = last.epoch() == epoch && (last.bits & MANY_WARPS || many_lanes);
     if (many || !ordered(last)) race(i, "written", many ? "read by several threads, last" : "read", last);
   }
@@ -92,7 +99,8 @@ struct Checker {
   [[noreturn]] __attribute__((noinline)) void in_flight(unsigned i, unsigned thread) const {
     char where[200];
     describe_shared(where, sizeof where, (uint32_t)(offset + i));
-    fault(site, "%s of %s while cp.async of thread %u to it is under way: a wait is missing", kind == READ ? "read" : "write", where, thread);
+    fault(site, "%s of %s while cp.async of thread %u to it is under way: a wait is missing",
+          kind == READ ? "read" : "write", where, thread);
   }
   [[noreturn]] __attribute__((noinline)) void never_written(unsigned i) const {
     char where[200];
@@ -103,7 +111,7 @@ struct Checker {
 }  // namespace
 
 void begin_checks() {
-  if (epoch < 0xf0000000u) return;   // rather than let the numbers begin again and old cells look new
+  if (epoch < 0xf0000000u) return;  // rather than let the numbers begin again and old cells look new
   forget_cells();
   epoch = 0;
   launch_first_epoch = 1;
@@ -115,7 +123,7 @@ void mark_in_flight(const void* shared, unsigned bytes, bool on) {
 }
 
 void check_access(const void* pointer, unsigned bytes, Access kind, Site site) {
-  if (!launch || !g.current) return;   // statics of a module, while it is loaded
+  if (!launch || !g.current) return;  // statics of a module, while it is loaded
   const char* p = (const char*)pointer;
   const Thread& t = *g.current;
   const int checks = launch->checks;
@@ -129,11 +137,13 @@ void check_access(const void* pointer, unsigned bytes, Access kind, Site site) {
       fault(site, "%s of %u bytes out of bounds, at %s", kind == READ ? "read" : "write", bytes, where);
     }
     if (checks & (RACES | UNWRITTEN))
-      Checker{true, (checks & RACES) != 0, (checks & UNWRITTEN) != 0, kind, site, t.linear, t.warp, warp_epoch, offset, -1}.check(shared_cells(offset), bytes);
+      Checker{true, (checks & RACES) != 0, (checks & UNWRITTEN) != 0, kind, site, t.linear, t.warp, warp_epoch, offset,
+              -1}
+          .check(shared_cells(offset), bytes);
     return;
   }
-  if (p >= &__ehdr_start && p < &_end) return;                     // threadIdx and its kin
-  if (p >= kernel->image_begin && p < kernel->image_end) return;   // constants, and the references to shared variables
+  if (p >= &__ehdr_start && p < &_end) return;                    // threadIdx and its kin
+  if (p >= kernel->image_begin && p < kernel->image_end) return;  // constants, and the references to shared variables
   if (in_stack(p)) return;
   for (int i = 0; i < buffer_count; i++) {
     DeviceBuffer& b = buffers[i];
@@ -141,7 +151,8 @@ void check_access(const void* pointer, unsigned bytes, Access kind, Site site) {
     if (p + bytes > b.data + b.bytes) break;
     if (checks & COUNT && observer) observer->access(p, bytes, kind, false, site);
     if (checks & RACES)
-      Checker{false, true, false, kind, site, t.linear, t.warp, warp_epoch, (uint64_t)(p - b.data), b.argument}.check(cells_of(b) + (p - b.data), bytes);
+      Checker{false, true, false, kind, site, t.linear, t.warp, warp_epoch, (uint64_t)(p - b.data), b.argument}.check(
+          cells_of(b) + (p - b.data), bytes);
     return;
   }
   if (!(checks & BOUNDS)) return;

@@ -1,14 +1,21 @@
 // The functions that CUDA C++ has without an include: mathematics, bits, conversions.
 #pragma once
+#include "runtime.h"
 
 // The C library's, declared here and not included: <math.h> costs more than most kernels.
 extern "C" {
-#define EMULATOR_MATH1(X) \
-  X(sqrt) X(cbrt) X(exp) X(exp2) X(expm1) X(log) X(log2) X(log10) X(log1p) X(sin) X(cos) X(tan) X(asin) X(acos) X(atan) X(sinh) X(cosh) \
-  X(tanh) X(erf) X(erfc) X(floor) X(ceil) X(trunc) X(round) X(rint) X(nearbyint) X(fabs) X(lgamma) X(tgamma)
+#define EMULATOR_MATH1(X)                                                                                              \
+  X(sqrt)                                                                                                              \
+  X(cbrt) X(exp) X(exp2) X(expm1) X(log) X(log2) X(log10) X(log1p) X(sin) X(cos) X(tan) X(asin) X(acos) X(atan)        \
+      X(sinh) X(cosh) X(tanh) X(erf) X(erfc) X(floor) X(ceil) X(trunc) X(round) X(rint) X(nearbyint) X(fabs) X(lgamma) \
+          X(tgamma)
 #define EMULATOR_MATH2(X) X(pow) X(atan2) X(fmod) X(fmin) X(fmax) X(fdim) X(hypot) X(copysign) X(remainder)
-#define EMULATOR_DECLARE1(name) double name(double) noexcept; float name##f(float) noexcept;
-#define EMULATOR_DECLARE2(name) double name(double, double) noexcept; float name##f(float, float) noexcept;
+#define EMULATOR_DECLARE1(name) \
+  double name(double) noexcept; \
+  float name##f(float) noexcept;
+#define EMULATOR_DECLARE2(name)         \
+  double name(double, double) noexcept; \
+  float name##f(float, float) noexcept;
 EMULATOR_MATH1(EMULATOR_DECLARE1)
 EMULATOR_MATH2(EMULATOR_DECLARE2)
 double fma(double, double, double) noexcept;
@@ -23,8 +30,10 @@ int abs(int) noexcept;
 long labs(long) noexcept;
 long long llabs(long long) noexcept;
 }
-#define EMULATOR_OVERLOAD1(name) inline float name(float x) { return name##f(x); }
-#define EMULATOR_OVERLOAD2(name) inline float name(float x, float y) { return name##f(x, y); }
+#define EMULATOR_OVERLOAD1(name) \
+  inline float name(float x) { return name##f(x); }
+#define EMULATOR_OVERLOAD2(name) \
+  inline float name(float x, float y) { return name##f(x, y); }
 EMULATOR_MATH1(EMULATOR_OVERLOAD1)
 EMULATOR_MATH2(EMULATOR_OVERLOAD2)
 inline float fma(float a, float b, float c) { return fmaf(a, b, c); }
@@ -46,8 +55,8 @@ inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline double rsqrt(double x) { return 1.0 / sqrt(x); }
 inline float rsqrt(float x) { return rsqrtf(x); }
 
-#define EMULATOR_MINMAX(T)                                 \
-  inline T min(T a, T b) { return b < a ? b : a; }         \
+#define EMULATOR_MINMAX(T)                         \
+  inline T min(T a, T b) { return b < a ? b : a; } \
   inline T max(T a, T b) { return a < b ? b : a; }
 EMULATOR_MINMAX(int)
 EMULATOR_MINMAX(unsigned)
@@ -59,7 +68,7 @@ inline float min(float a, float b) { return fminf(a, b); }
 inline float max(float a, float b) { return fmaxf(a, b); }
 inline double min(double a, double b) { return fmin(a, b); }
 inline double max(double a, double b) { return fmax(a, b); }
-inline unsigned min(unsigned a, int b) { return min(a, (unsigned)b); }   // CUDA's mixed pairs
+inline unsigned min(unsigned a, int b) { return min(a, (unsigned)b); }  // CUDA's mixed pairs
 inline unsigned min(int a, unsigned b) { return min((unsigned)a, b); }
 inline unsigned max(unsigned a, int b) { return max(a, (unsigned)b); }
 inline unsigned max(int a, unsigned b) { return max((unsigned)a, b); }
@@ -84,15 +93,34 @@ inline float __saturatef(float a) { return a > 0.0f ? a < 1.0f ? a : 1.0f : 0.0f
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 inline double __fma_rn(double a, double b, double c) { return fma(a, b, c); }
 // Never contracted to a multiply-add, which is why a kernel writes them: the result takes the way through memory.
-inline float __fadd_rn(float a, float b) { volatile float r = a + b; return r; }
-inline float __fsub_rn(float a, float b) { volatile float r = a - b; return r; }
-inline float __fmul_rn(float a, float b) { volatile float r = a * b; return r; }
+inline float __fadd_rn(float a, float b) {
+  volatile float r = a + b;
+  return r;
+}
+inline float __fsub_rn(float a, float b) {
+  volatile float r = a - b;
+  return r;
+}
+inline float __fmul_rn(float a, float b) {
+  volatile float r = a * b;
+  return r;
+}
 inline float __fdiv_rn(float a, float b) { return a / b; }
-inline double __dadd_rn(double a, double b) { volatile double r = a + b; return r; }
-inline double __dsub_rn(double a, double b) { volatile double r = a - b; return r; }
-inline double __dmul_rn(double a, double b) { volatile double r = a * b; return r; }
+inline double __dadd_rn(double a, double b) {
+  volatile double r = a + b;
+  return r;
+}
+inline double __dsub_rn(double a, double b) {
+  volatile double r = a - b;
+  return r;
+}
+inline double __dmul_rn(double a, double b) {
+  volatile double r = a * b;
+  return r;
+}
 
-template <class To, class From> inline To emulator_bits(From from) {
+template <class To, class From>
+inline To emulator_bits(From from) {
   static_assert(sizeof(To) == sizeof(From), "as many bits as before");
   To to;
   memcpy(&to, &from, sizeof(To));
@@ -118,12 +146,20 @@ inline unsigned __brev(unsigned x) {
 }
 inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((unsigned long long)a * b >> 32); }
 inline int __mulhi(int a, int b) { return (int)((long long)a * b >> 32); }
-inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) { return (unsigned long long)((unsigned __int128)a * b >> 64); }
+inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+  return (unsigned long long)((unsigned __int128)a * b >> 64);
+}
 inline long long __mul64hi(long long a, long long b) { return (long long)((__int128)a * b >> 64); }
-inline int __mul24(int a, int b) { return (int)((unsigned)((int)((unsigned)a << 8) >> 8) * (unsigned)((int)((unsigned)b << 8) >> 8)); }
+inline int __mul24(int a, int b) {
+  return (int)((unsigned)((int)((unsigned)a << 8) >> 8) * (unsigned)((int)((unsigned)b << 8) >> 8));
+}
 inline unsigned __umul24(unsigned a, unsigned b) { return (a & 0xffffffu) * (b & 0xffffffu); }
-inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned n) { return (unsigned)((((unsigned long long)high << 32 | low) << (n & 31)) >> 32); }
-inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned n) { return (unsigned)(((unsigned long long)high << 32 | low) >> (n & 31)); }
+inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned n) {
+  return (unsigned)((((unsigned long long)high << 32 | low) << (n & 31)) >> 32);
+}
+inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned n) {
+  return (unsigned)(((unsigned long long)high << 32 | low) >> (n & 31));
+}
 inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
   const unsigned long long bytes = (unsigned long long)b << 32 | a;
   unsigned r = 0;
@@ -132,7 +168,8 @@ inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
 }
 
 // Float to integer saturates on a device, and a NaN becomes 0.
-template <class To, class From> inline To emulator_to_integer(From f, From low, From end, To least, To most) {
+template <class To, class From>
+inline To emulator_to_integer(From f, From low, From end, To least, To most) {
   return f != f ? 0 : f < low ? least : f >= end ? most : (To)f;
 }
 inline int emulator_int(double f) { return emulator_to_integer<int>(f, -0x1p31, 0x1p31, -0x7fffffff - 1, 0x7fffffff); }

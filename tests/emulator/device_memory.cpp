@@ -2,8 +2,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+
 #include <map>
 #include <vector>
+
 #include "internal.h"
 
 namespace emulator {
@@ -14,7 +16,7 @@ int buffer_count;
 namespace {
 constexpr size_t PAGE = 4096, MARGIN = 64, KEPT_BYTES = 256u << 20;
 std::vector<DeviceBuffer> in_use;
-std::multimap<size_t, DeviceBuffer> kept;   // by room: mapping anew would cost more than a small launch
+std::multimap<size_t, DeviceBuffer> kept;  // by room: mapping anew would cost more than a small launch
 size_t kept_bytes;
 
 size_t weight(const DeviceBuffer& b) { return b.room * (b.cells ? 1 + sizeof(Cell) : 1); }
@@ -51,8 +53,10 @@ void put_back(DeviceBuffer& b) {
 
 // The first byte of the margins that is not as it was filled, or null.
 const char* hurt(const DeviceBuffer& b) {
-  for (const char* p = b.begin; p < b.data; p++) if ((unsigned char)*p != POISON) return p;
-  for (const char* p = b.data + b.bytes; p < b.begin + b.room; p++) if ((unsigned char)*p != POISON) return p;
+  for (const char* p = b.begin; p < b.data; p++)
+    if ((unsigned char)*p != POISON) return p;
+  for (const char* p = b.data + b.bytes; p < b.begin + b.room; p++)
+    if ((unsigned char)*p != POISON) return p;
   return nullptr;
 }
 }  // namespace
@@ -105,28 +109,31 @@ bool take_buffers(Launch& l, bool failed, char* message, size_t bytes) {
 Cell* cells_of(DeviceBuffer& b) {
   if (!b.cells) {
     b.cells = (Cell*)map(b.room * sizeof(Cell), PROT_READ | PROT_WRITE);
-    if (!b.cells) fault(Site{nullptr, 0}, "no memory to check accesses to a buffer of %lu bytes", (unsigned long)b.bytes);
+    if (!b.cells)
+      fault(Site{nullptr, 0}, "no memory to check accesses to a buffer of %lu bytes", (unsigned long)b.bytes);
   }
   return b.cells + (b.data - b.begin);
 }
 
 int describe(char* text, size_t bytes, const char* address) {
   const DeviceBuffer* nearest = nullptr;
-  uint64_t distance = 1u << 20;   // further away it belongs to nothing
+  uint64_t distance = 1u << 20;  // further away it belongs to nothing
   bool before = false;
   for (int i = 0; i < (int)in_use.size(); i++) {
     const DeviceBuffer& b = in_use[i];
     const bool is_before = address < b.data;
     const uint64_t d = is_before ? b.data - address : address - (b.data + b.bytes);
     if (!is_before && address < b.data + b.bytes) {
-      return snprintf(text, bytes, "from byte %ld of argument %d (%lu bytes) over its end", (long)(address - b.data), b.argument, (unsigned long)b.bytes);
+      return snprintf(text, bytes, "from byte %ld of argument %d (%lu bytes) over its end", (long)(address - b.data),
+                      b.argument, (unsigned long)b.bytes);
     }
     if (d < distance) distance = d, nearest = &b, before = is_before;
   }
   if (!nearest)
-    return snprintf(text, bytes, "at address %p, far from every array%s", (const void*)address, (uintptr_t)address < 4096 ? ": a null pointer" : "");
-  return snprintf(text, bytes, "%lu bytes %s argument %d (%lu bytes)", (unsigned long)distance, before ? "before" : "past the end of", nearest->argument,
-                  (unsigned long)nearest->bytes);
+    return snprintf(text, bytes, "at address %p, far from every array%s", (const void*)address,
+                    (uintptr_t)address < 4096 ? ": a null pointer" : "");
+  return snprintf(text, bytes, "%lu bytes %s argument %d (%lu bytes)", (unsigned long)distance,
+                  before ? "before" : "past the end of", nearest->argument, (unsigned long)nearest->bytes);
 }
 
 const char* unreadable() {
@@ -134,11 +141,12 @@ const char* unreadable() {
   return page;
 }
 
-// ---- shared memory ---------------------------------------------------------------------------------------------------
+// ---- shared memory
+// ---------------------------------------------------------------------------------------------------
 namespace {
 Cell* arena_cells;
-std::vector<SharedVariable*> active;               // static variables that this launch has reached
-std::map<const char*, unsigned> static_ends;       // by module: where its next variable goes
+std::vector<SharedVariable*> active;          // static variables that this launch has reached
+std::map<const char*, unsigned> static_ends;  // by module: where its next variable goes
 unsigned static_bytes;
 
 char* arena() {
@@ -158,7 +166,9 @@ void poison(const SharedVariable& v) {
 void check_redzone(uint32_t from, unsigned bytes, const char* name) {
   for (unsigned i = 0; i < bytes && !failed; i++)
     if ((unsigned char)g.shared[from + i] != POISON)
-      complain(Site{nullptr, 0}, "write out of bounds, %u bytes past the end of shared memory %s (seen at the end of the block)", i, name);
+      complain(Site{nullptr, 0},
+               "write out of bounds, %u bytes past the end of shared memory %s (seen at the end of the block)", i,
+               name);
 }
 }  // namespace
 
@@ -186,7 +196,8 @@ void* shared_address(SharedVariable& v) {
   // aligned as declared and no better: a float array that is read as float4 must say __align__(16)
   if (v.alignment < 16 && v.offset % 16 == 0) v.offset += v.alignment;
   end = v.offset + v.size + REDZONE;
-  if (end > ARENA) fault(Site{nullptr, 0}, "the static shared memory of all kernels of the module is more than the emulator has");
+  if (end > ARENA)
+    fault(Site{nullptr, 0}, "the static shared memory of all kernels of the module is more than the emulator has");
   return g.shared + v.offset;
 }
 
@@ -195,13 +206,15 @@ void shared_register(SharedVariable& v) {
   static_bytes += v.size;
   if (static_bytes > STATIC_LIMIT) fault(Site{nullptr, 0}, "more than %u bytes of static shared memory", STATIC_LIMIT);
   if (static_bytes + launch->shared_bytes > DYNAMIC_LIMIT)
-    fault(Site{nullptr, 0}, "%u bytes of shared memory, a device has up to %u", static_bytes + launch->shared_bytes, DYNAMIC_LIMIT);
+    fault(Site{nullptr, 0}, "%u bytes of shared memory, a device has up to %u", static_bytes + launch->shared_bytes,
+          DYNAMIC_LIMIT);
   poison(v);
   active.push_back(&v);
 }
 
 void* dynamic_shared(unsigned alignment) {
-  if (launch && alignment > 16) fault(Site{nullptr, 0}, "dynamic shared memory is aligned to 16 bytes, %u are wanted", alignment);
+  if (launch && alignment > 16)
+    fault(Site{nullptr, 0}, "dynamic shared memory is aligned to 16 bytes, %u are wanted", alignment);
   return arena() + DYNAMIC_BEGIN;
 }
 
@@ -221,7 +234,8 @@ int describe_shared(char* text, size_t bytes, uint32_t offset) {
   for (const SharedVariable* v : active)
     if (offset + REDZONE / 2 > v->offset && offset < v->offset + v->size + REDZONE / 2)
       return snprintf(text, bytes, "byte %d of shared %s (%u bytes)", (int)(offset - v->offset), v->name, v->size);
-  return snprintf(text, bytes, "byte %d of dynamic shared memory (%u bytes)", (int)(offset - DYNAMIC_BEGIN), launch->shared_bytes);
+  return snprintf(text, bytes, "byte %d of dynamic shared memory (%u bytes)", (int)(offset - DYNAMIC_BEGIN),
+                  launch->shared_bytes);
 }
 
 Cell* shared_cells(uint32_t offset) {

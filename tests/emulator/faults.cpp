@@ -8,6 +8,7 @@
 #include <time.h>
 #include <ucontext.h>
 #include <unistd.h>
+
 #include "internal.h"
 
 namespace emulator {
@@ -15,7 +16,8 @@ bool failed;
 Site busy_at;
 
 bool same(Site a, Site b) {
-  return a.line == b.line && (a.where == b.where || (a.line != Site::CODE && a.where && b.where && !strcmp(a.where, b.where)));
+  return a.line == b.line &&
+         (a.where == b.where || (a.line != Site::CODE && a.where && b.where && !strcmp(a.where, b.where)));
 }
 
 int place(char* text, size_t bytes, Site site) {
@@ -24,7 +26,7 @@ int place(char* text, size_t bytes, Site site) {
     const char* slash = strrchr(site.where, '/');
     return snprintf(text, bytes, "%s:%d", slash ? slash + 1 : site.where, site.line);
   }
-  Dl_info info;   // the launcher turns this into file:line; the address is that behind a call
+  Dl_info info;  // the launcher turns this into file:line; the address is that behind a call
   if (dladdr(site.where, &info) && info.dli_fname)
     return snprintf(text, bytes, "{%s+0x%lx}", info.dli_fname, (unsigned long)(site.where - (char*)info.dli_fbase - 1));
   return snprintf(text, bytes, "%p", (const void*)site.where);
@@ -33,14 +35,19 @@ int place(char* text, size_t bytes, Site site) {
 static void report(Site site, const char* format, va_list arguments) {
   char* out = launch->message;
   size_t left = launch->message_bytes;
-  auto wrote = [&](int n) { size_t k = n < 0 ? 0 : (size_t)n < left ? n : left - 1; out += k; left -= k; };
+  auto wrote = [&](int n) {
+    size_t k = n < 0 ? 0 : (size_t)n < left ? n : left - 1;
+    out += k;
+    left -= k;
+  };
   if (site.where || site.line) {
     wrote(place(out, left, site));
     wrote(snprintf(out, left, ": "));
   }
   if (g.current) {
     const Index3 t = g.current->index;
-    wrote(snprintf(out, left, "block (%u,%u,%u) thread (%u,%u,%u): ", g.blockIdx.x, g.blockIdx.y, g.blockIdx.z, t.x, t.y, t.z));
+    wrote(snprintf(out, left, "block (%u,%u,%u) thread (%u,%u,%u): ", g.blockIdx.x, g.blockIdx.y, g.blockIdx.z, t.x,
+                   t.y, t.z));
   }
   wrote(vsnprintf(out, left, format, arguments));
   failed = true;
@@ -84,10 +91,10 @@ const char* program_counter(void* context) {
 }
 
 void on_signal(int signal, siginfo_t* info, void* context) {
-  if (!launch || !g.current || (pid_t)syscall(SYS_gettid) != launching_thread) {   // not the kernel's
+  if (!launch || !g.current || (pid_t)syscall(SYS_gettid) != launching_thread) {  // not the kernel's
     for (int i = 0; i < SIGNAL_COUNT; i++)
       if (SIGNALS[i] == signal && signal != TIME_IS_UP) sigaction(signal, &former[i], nullptr);
-    return;   // happens again, to whom it may concern
+    return;  // happens again, to whom it may concern
   }
   Site site = busy_at;
   const char* what = "access";
@@ -95,8 +102,9 @@ void on_signal(int signal, siginfo_t* info, void* context) {
   const bool in_kernel = at >= kernel->image_begin && at < kernel->image_end;
   if (in_kernel) site = Site::code(at + 1);
   if (signal == TIME_IS_UP) {
-    if (!in_kernel) return;   // the runtime is at work, and will have left when the signal comes again
-    fault(site, "computes for more than %lu s (GPUCONV_EMULATOR_SECONDS), and is taken for a loop without end", (unsigned long)launch->seconds);
+    if (!in_kernel) return;  // the runtime is at work, and will have left when the signal comes again
+    fault(site, "computes for more than %lu s (GPUCONV_EMULATOR_SECONDS), and is taken for a loop without end",
+          (unsigned long)launch->seconds);
   }
 #if defined(__x86_64__)
   if (signal == SIGSEGV) what = ((ucontext_t*)context)->uc_mcontext.gregs[REG_ERR] & 2 ? "write" : "read";
@@ -113,7 +121,11 @@ void on_signal(int signal, siginfo_t* info, void* context) {
 }  // namespace
 
 void deadlock() {
-  struct Group { Site site; Status status; unsigned count, first; } groups[4];
+  struct Group {
+    Site site;
+    Status status;
+    unsigned count, first;
+  } groups[4];
   int n = 0;
   for (unsigned i = 0; i < thread_count; i++) {
     State& s = states[i];
@@ -128,12 +140,13 @@ void deadlock() {
   int used = 0;
   for (int k = 0; k < n; k++) {
     place(at, sizeof at, groups[k].site);
-    used += snprintf(text + used, sizeof text - used, "%s %u at the %s of %s (thread %u first)", k ? "," : "", groups[k].count,
-                     groups[k].status == AT_BARRIER ? "barrier" : "warp collective", at, groups[k].first);
+    used +=
+        snprintf(text + used, sizeof text - used, "%s %u at the %s of %s (thread %u first)", k ? "," : "",
+                 groups[k].count, groups[k].status == AT_BARRIER ? "barrier" : "warp collective", at, groups[k].first);
     if (used >= (int)sizeof text) break;
   }
-  snprintf(launch->message, launch->message_bytes, "block (%u,%u,%u): deadlock, all %u threads that are left wait:%s", g.blockIdx.x,
-           g.blockIdx.y, g.blockIdx.z, live, text);
+  snprintf(launch->message, launch->message_bytes, "block (%u,%u,%u): deadlock, all %u threads that are left wait:%s",
+           g.blockIdx.x, g.blockIdx.y, g.blockIdx.z, live, text);
   failed = true;
 }
 

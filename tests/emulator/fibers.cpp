@@ -2,7 +2,9 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <ucontext.h>
+
 #include <utility>
+
 #include "internal.h"
 
 namespace emulator {
@@ -12,12 +14,14 @@ unsigned thread_count, live, runnable;
 Counts counts;
 
 namespace {
-void* launcher;                      // the context of whoever launches, while a fiber runs
+void* launcher;  // the context of whoever launches, while a fiber runs
 uint64_t random_state;
 
 // ---- fibers --------------------------------------------------------------------------------------------------------
 constexpr size_t STACK = 256 * 1024, GUARD = 4096;
-struct Stack { char* begin; } stacks[MAX_THREADS];
+struct Stack {
+  char* begin;
+} stacks[MAX_THREADS];
 int free_stacks[MAX_THREADS], free_stack_count, stack_count;
 
 void run_thread();
@@ -51,16 +55,17 @@ emulator_switch:
 
 void* new_context(char* begin, size_t bytes) {
   void** top = (void**)(begin + bytes);
-  *--top = nullptr;                             // a return address, so that the entry finds its stack aligned
+  *--top = nullptr;  // a return address, so that the entry finds its stack aligned
   *--top = (void*)run_thread;
-  for (int i = 0; i < 6; i++) *--top = nullptr;   // the saved registers
+  for (int i = 0; i < 6; i++) *--top = nullptr;  // the saved registers
   return top;
 }
 #else
 // Where nobody wrote the switch in assembly: the C library's, which asks the kernel for the signal mask each time.
-ucontext_t contexts[MAX_THREADS + 1];   // of the threads, and of whoever launches
+ucontext_t contexts[MAX_THREADS + 1];  // of the threads, and of whoever launches
 void emulator_switch(void** save, void* to) {
-  *save = &contexts[save == &launcher ? MAX_THREADS : (unsigned)((State*)save - states)];   // context comes first in State
+  *save =
+      &contexts[save == &launcher ? MAX_THREADS : (unsigned)((State*)save - states)];  // context comes first in State
   swapcontext((ucontext_t*)*save, (ucontext_t*)to);
 }
 void* new_context(char* begin, size_t bytes) {
@@ -78,7 +83,8 @@ void* new_context(char* begin, size_t bytes) {
 bool give_stack(State& s) {
   if (!free_stack_count) {
     if (stack_count == (int)MAX_THREADS) return false;
-    void* p = mmap(nullptr, GUARD + STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
+    void* p = mmap(nullptr, GUARD + STACK, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
     if (p == MAP_FAILED) return false;
     mprotect(p, GUARD, PROT_NONE);
     stacks[stack_count].begin = (char*)p + GUARD;
@@ -90,7 +96,8 @@ bool give_stack(State& s) {
   return true;
 }
 
-// ---- the scheduler: rounds, in each of which every thread that can run has its turn ---------------------------------------
+// ---- the scheduler: rounds, in each of which every thread that can run has its turn
+// ---------------------------------------
 uint16_t turns[MAX_THREADS];
 unsigned turn;
 
@@ -107,7 +114,8 @@ State* next_thread() {
     }
     turn = 0;
     if (launch->order == RANDOM)
-      for (unsigned i = thread_count - 1; i > 0; i--) std::swap(turns[i], turns[(uint64_t)random_bits() * (i + 1) >> 32]);
+      for (unsigned i = thread_count - 1; i > 0; i--)
+        std::swap(turns[i], turns[(uint64_t)random_bits() * (i + 1) >> 32]);
   }
 }
 
@@ -142,7 +150,7 @@ void run_thread() {
       next->stack = stack;
       continue;
     }
-    free_stacks[free_stack_count++] = stack;   // nobody takes it before the switch
+    free_stacks[free_stack_count++] = stack;  // nobody takes it before the switch
     emulator_switch(&me.context, next ? next->context : launcher);
     abort();
   }
@@ -165,7 +173,7 @@ void begin_launch_of_threads(const Launch& l) {
     turns[i] = (uint16_t)(l.order == DOWN ? thread_count - 1 - i : i);
   }
   free_stack_count = 0;
-  for (int i = stack_count - 1; i >= 0; i--) free_stacks[free_stack_count++] = i;   // a failed launch left some in use
+  for (int i = stack_count - 1; i >= 0; i--) free_stacks[free_stack_count++] = i;  // a failed launch left some in use
 }
 
 void run_threads() {
@@ -174,13 +182,13 @@ void run_threads() {
     states[i].stack = -1;
   }
   live = runnable = thread_count;
-  turn = thread_count;   // a new round
+  turn = thread_count;  // a new round
   State* first = next_thread();
   if (!give_stack(*first)) return complain(Site{nullptr, 0}, "no memory for the stack of a thread");
   emulator_switch(&launcher, first->context);
 }
 
-uint32_t random_bits() {   // xorshift64*
+uint32_t random_bits() {  // xorshift64*
   random_state ^= random_state >> 12;
   random_state ^= random_state << 25;
   random_state ^= random_state >> 27;

@@ -1,6 +1,7 @@
 // A launch, block by block.
 #include <alloca.h>
 #include <stdio.h>
+
 #include "internal.h"
 
 namespace emulator {

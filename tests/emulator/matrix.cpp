@@ -1,4 +1,5 @@
-// 16-bit and TF32 numbers, mma.sync and ldmatrix. Fragment layouts are those of the PTX ISA, "Matrix Fragments for mma".
+// 16-bit and TF32 numbers, mma.sync and ldmatrix. Fragment layouts are those of the PTX ISA, "Matrix Fragments for
+// mma".
 #include "internal.h"
 #ifdef __F16C__
 #include <immintrin.h>
@@ -43,7 +44,9 @@ uint16_t double_to_half(double value) {
   uint64_t kept = fraction >> cut;
   const uint64_t rest = fraction & ((1ull << cut) - 1), half = 1ull << (cut - 1);
   if (rest > half || (rest == half && kept & 1)) kept++;
-  return (uint16_t)(sign | (exponent < -14 ? kept : kept + ((uint64_t)(exponent + 14) << 10)));   // a carry goes into the exponent
+  return (
+      uint16_t)(sign |
+                (exponent < -14 ? kept : kept + ((uint64_t)(exponent + 14) << 10)));  // a carry goes into the exponent
 }
 
 uint16_t float_to_half(float value) {
@@ -67,16 +70,24 @@ uint32_t float_to_tf32(float value) {
   return (u & 0x7f800000) == 0x7f800000 ? u : (u + 0x1000) & 0xffffe000u;
 }
 
-// ---- mma.sync ----------------------------------------------------------------------------------------------------------
+// ---- mma.sync
+// ----------------------------------------------------------------------------------------------------------
 namespace {
-struct Fragments { const uint32_t *a, *b; const float* c; float* d; Site site; };
+struct Fragments {
+  const uint32_t *a, *b;
+  const float* c;
+  float* d;
+  Site site;
+};
 
 void all_lanes(unsigned mask, Site site) {
   if (mask != ~0u) fault(site, "mma and ldmatrix need all 32 lanes of the warp, mask %08x", mask);
 }
 
-// Products are exact in double; the sum is made in double and rounded once, where a tensor core rounds in ways of its own.
-template <int K> void multiply(float (&a)[16][K], float (&b)[K][8], void* const slot[32]) {
+// Products are exact in double; the sum is made in double and rounded once, where a tensor core rounds in ways of its
+// own.
+template <int K>
+void multiply(float (&a)[16][K], float (&b)[K][8], void* const slot[32]) {
   for (int row = 0; row < 16; row++) {
     double sum[8] = {};
     for (int k = 0; k < K; k++)
@@ -89,12 +100,14 @@ template <int K> void multiply(float (&a)[16][K], float (&b)[K][8], void* const 
   }
 }
 
-template <bool BF16> float number(uint32_t pair, int which) {
+template <bool BF16>
+float number(uint32_t pair, int which) {
   const uint16_t bits = (uint16_t)(pair >> 16 * which);
   return BF16 ? bfloat16_to_float(bits) : half_to_float(bits);
 }
 
-template <bool BF16> void mma_16816(unsigned mask, void* const slot[32]) {
+template <bool BF16>
+void mma_16816(unsigned mask, void* const slot[32]) {
   all_lanes(mask, ((Fragments*)g.current->state->slot)->site);
   float a[16][16], b[16][8];
   for (int lane = 0; lane < 32; lane++) {
@@ -127,20 +140,27 @@ void mma_sync(Mma kind, float d[4], const uint32_t* a, const uint32_t* b, const 
   warp_collective(~0u, kind == Mma::TF32 ? mma_1688 : kind == Mma::F16 ? mma_16816<false> : mma_16816<true>, &f, site);
 }
 
-// ---- ldmatrix ------------------------------------------------------------------------------------------------------------
+// ---- ldmatrix
+// ------------------------------------------------------------------------------------------------------------
 namespace {
-struct Rows { uint32_t address; uint32_t* registers; Site site; };
+struct Rows {
+  uint32_t address;
+  uint32_t* registers;
+  Site site;
+};
 
-template <int COUNT_, bool TRANSPOSED> void load(unsigned mask, void* const slot[32]) {
+template <int COUNT_, bool TRANSPOSED>
+void load(unsigned mask, void* const slot[32]) {
   Thread* const me = g.current;
   all_lanes(mask, ((Rows*)me->state->slot)->site);
   for (int m = 0; m < COUNT_; m++) {
     uint16_t matrix[8][8];
     for (int row = 0; row < 8; row++) {
-      const int lane = m * 8 + row;   // who gives the address of this row
+      const int lane = m * 8 + row;  // who gives the address of this row
       const Rows& r = *(const Rows*)slot[lane];
       g.current = &threads[me->linear - me->lane + (unsigned)lane];
-      if (r.address % 16) fault(r.site, "ldmatrix: the row of lane %d at shared address %u is not aligned to 16 bytes", lane, r.address);
+      if (r.address % 16)
+        fault(r.site, "ldmatrix: the row of lane %d at shared address %u is not aligned to 16 bytes", lane, r.address);
       if (r.address + 16 > ARENA) fault(r.site, "ldmatrix: the row of lane %d is outside of shared memory", lane);
       access(g.shared + r.address, 16, READ, r.site);
       g.current = me;
@@ -159,9 +179,12 @@ template <int COUNT_, bool TRANSPOSED> void load(unsigned mask, void* const slot
 void ldmatrix(uint32_t* registers, int count, bool transposed, uint32_t address, Site site) {
   Rows rows = {address, registers, site};
   WarpFunction function;
-  if (count == 4) function = transposed ? load<4, true> : load<4, false>;
-  else if (count == 2) function = transposed ? load<2, true> : load<2, false>;
-  else function = transposed ? load<1, true> : load<1, false>;
+  if (count == 4)
+    function = transposed ? load<4, true> : load<4, false>;
+  else if (count == 2)
+    function = transposed ? load<2, true> : load<2, false>;
+  else
+    function = transposed ? load<1, true> : load<1, false>;
   warp_collective(~0u, function, &rows, site);
 }
 }  // namespace emulator
