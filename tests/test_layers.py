@@ -287,6 +287,12 @@ class TestTrainedLayers:
         layer.unfreeze()
         layer.forward(x)
         layer.backward(dy)
+        layer.freeze()  # with gradients at hand
+        layer.update()
+        assert contents(layer)["params"] == before["params"]
+        layer.unfreeze()
+        layer.forward(x)
+        layer.backward(dy)
         layer.update()
         assert contents(layer)["params"] != before["params"]
 
@@ -358,11 +364,16 @@ def test_the_same_seed_gives_the_same_bits_and_none_does_not(name, rng):
 
 
 def test_weights_are_drawn_by_the_fans_of_the_convolution():
-    layer = layers.Conv2D(8, 3, init_w="he_uniform", groups=2, rng=0)
-    layer.forward(np.zeros((1, 4, 4, 6)))
-    want = gpuconv.initializers.parse("he_uniform")((3, 3, 3, 8), np.random.default_rng(0), "float64", fans=(27, 36))
-    assert layer.params["W"].tobytes() == want.tobytes()
-    assert not layer.params["b"].any()
+    for name in ("glorot_uniform", "he_normal"):
+        for layer, shape, fans in (
+            (layers.Conv2D(8, 3, init_w=name, groups=2, rng=0), (3, 3, 3, 8), (27, 36)),
+            (layers.ConvTranspose2D(8, 3, init_w=name, groups=2, rng=0), (3, 3, 4, 6), (27, 36)),
+            (layers.DepthwiseConv2D(3, init_w=name, multiplier=2, rng=0), (3, 3, 1, 12), (9, 18)),
+        ):
+            layer.forward(np.zeros((1, 4, 4, 6)))
+            want = gpuconv.initializers.parse(name)(shape, np.random.default_rng(0), "float64", fans=fans)
+            assert layer.params["W"].tobytes() == want.tobytes()
+            assert not layer.params["b"].any()
 
 
 @every_layer

@@ -155,7 +155,7 @@ class Dense(Layer):
         if params:
             gradients["W"] = self._call.weight_grad(X[None], dY[None], 1, None)[0]
             if self.use_bias:
-                gradients["b"] = column_sums(xp, dY)
+                gradients["b"] = column_sums(dY)
         result = None
         if dX:
             result = self._call.input_grad(dY[None], self.params["W"][None], (1, *X.shape), None)[0]

@@ -97,9 +97,9 @@ class BatchNorm2D(Layer):
         count = math.prod(X.shape[:-1])
         by_batch = training and self.trainable and count > 0
         if by_batch:
-            mean = column_sums(xp, X) / count
+            mean = column_sums(X) / count
             normal = X - mean
-            var = column_sums(xp, normal * normal) / count
+            var = column_sums(normal * normal) / count
             self._average("running_mean", mean)
             self._average("running_var", var * (count / max(1, count - 1)))
         else:
@@ -112,7 +112,7 @@ class BatchNorm2D(Layer):
         self, xp: ModuleType, dLda: Array, X: Array, derived: Derived, params: bool, dX: bool, own: bool
     ) -> tuple[Array | None, dict[str, Array]]:
         normal, inverse = derived["normal"], derived["inverse"]
-        dscale, dshift = column_sums(xp, dLda * normal), column_sums(xp, dLda)
+        dscale, dshift = column_sums(dLda * normal), column_sums(dLda)
         gradients = {"scale": dscale, "shift": dshift} if params else {}
         if not dX:
             return None, gradients
