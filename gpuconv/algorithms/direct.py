@@ -87,11 +87,12 @@ class Direct(PlainWeights):
         g = problem.geometry
         if g.macs == 0:
             return Work()
-        # Without tensor cores 16-bit floats are multiplied no faster than 32-bit ones.
-        slower = max(1.0, 4 / problem.dtype.itemsize) * 1.15
-        splits = _cut(problem)[1].splits
-        partials = 2 * splits * math.prod(_result_shape(problem)) if splits > 1 else 0
-        return Work(macs=slower * g.macs, elements=partials, steps=1 + (splits > 1))
+        cut = _cut(problem)[1]
+        _, _, depth, products = _product(problem)
+        # Tiles are computed whole. Without tensor cores 16-bit floats are multiplied no faster than 32-bit ones.
+        macs = cut.sums * depth * products * max(1.0, 4 / problem.dtype.itemsize) * 1.15
+        partials = 2 * cut.splits * math.prod(_result_shape(problem)) if cut.splits > 1 else 0
+        return Work(macs=macs, elements=partials, steps=1 + (cut.splits > 1))
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
         _launch_product(problem, x, w, out, bias, activation)
@@ -154,16 +155,7 @@ def _cut(problem: Problem, addresses_aligned: bool = True) -> tuple[int, Cut]:
     budget = problem.max_workspace
     if not addresses_aligned:  # where arrays start is not known when the workspace is asked for
         budget = _partial_bytes(problem, _cut(problem)[1])
-    taps, pixels = math.prod(g.kernel), g.n * math.prod(g.out)
-    products = g.groups
-    if problem.direction == "weight_grad":
-        m, n, depth = taps * g.c_group, g.k_group, pixels
-    elif problem.direction == "forward":
-        m, n, depth = pixels, g.k_group, taps * g.c_group
-    else:
-        outs, parts, _ = _parts(g)
-        products *= math.prod(parts)
-        m, n, depth = g.n * math.prod(outs), g.c_group, max(1, taps // math.prod(parts)) * g.k_group
+    m, n, depth, products = _product(problem)
     split_bytes = math.prod(_result_shape(problem)) * accumulator(problem.dtype).itemsize
     if index64(g.x_shape, g.w_shape, g.y_shape):
         kinds = kinds[:1]
@@ -171,6 +163,19 @@ def _cut(problem: Problem, addresses_aligned: bool = True) -> tuple[int, Cut]:
     if choice.tile != kinds[0] and _index64(problem, choice):  # the partial sums alone are that large
         choice = tiles.cut(kinds[:1], m, n, depth, products, split_bytes, 0, tiles.processors(problem.device))
     return aligned, choice
+
+
+def _product(problem: Problem) -> tuple[int, int, int, int]:
+    """m x n sums of `depth` products, and how many times these: in every group, and part of an input gradient."""
+    g = problem.geometry
+    taps, pixels = math.prod(g.kernel), g.n * math.prod(g.out)
+    if problem.direction == "weight_grad":
+        return taps * g.c_group, g.k_group, pixels, g.groups
+    if problem.direction == "forward":
+        return pixels, g.k_group, taps * g.c_group, g.groups
+    outs, parts, _ = _parts(g)
+    each = max(1, taps // math.prod(parts))  # taps of a part, about
+    return g.n * math.prod(outs), g.c_group, each * g.k_group, g.groups * math.prod(parts)
 
 
 def _parts(g: ConvGeometry) -> tuple[Ints, Ints, Ints]:

@@ -77,6 +77,11 @@ class Cut:
     tiles_n: int
     splits: int
 
+    @property
+    def sums(self) -> int:
+        """Of whole tiles, those past the end of the result too."""
+        return self.tiles_m * self.tile.m * self.tiles_n * self.tile.n
+
 
 @lru_cache(maxsize=4096)
 def cut(

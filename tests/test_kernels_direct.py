@@ -1,0 +1,268 @@
+"""kernels/direct.cu, direct_weights.cu and add_up.cu, through the functions that users call and under the checkers."""
+
+import emulator
+import numpy as np
+import pytest
+from calls import convolve, problem
+from cases import CASES, DIRECTIONS, Case, integers, reals
+from tolerances import assert_close, assert_exact, to_numpy
+
+import gpuconv
+from gpuconv import cuda
+from gpuconv.algorithms import ALGORITHMS, add_up_cuda, direct, tiles
+from gpuconv.algorithms.base import Problem
+from gpuconv.algorithms.tiles import Tile
+
+ONE, NONE = (1, 1), ((0, 0), (0, 0))
+SAME = ((1, 1), (1, 1))
+
+# What the shared cases are too small for: whole vectors of channels, several tiles, long sums.
+LARGER = {
+    "vectors": Case(2, (9, 7), 16, 32, (3, 3), ONE, ONE, SAME),
+    "tails in m, n and k": Case(1, (11, 13), 24, 72, (3, 2), ONE, ONE, ((1, 1), (1, 0))),
+    "stride 2": Case(2, (9, 8), 16, 24, (3, 3), (2, 2), ONE, ((1, 1), (0, 1))),
+    "stride 3 over kernel 2": Case(1, (10, 11), 8, 16, (2, 2), (3, 3), ONE, ((1, 0), (0, 2))),
+    "stride 4, dilation 2": Case(1, (13, 12), 8, 8, (3, 3), (4, 3), (2, 3), ((2, 2), (3, 1))),
+    "groups of vectors": Case(1, (6, 5), 32, 64, (3, 2), (2, 1), (1, 2), ((1, 1), (1, 2)), 2),
+    "many small groups": Case(1, (5, 6), 24, 48, (3, 3), ONE, ONE, SAME, 12),
+    "a stem": Case(1, (17, 16), 3, 20, (7, 7), (2, 2), ONE, ((3, 3), (3, 3))),
+    "1x1 of stride 2": Case(2, (7, 6), 16, 40, (1, 1), (2, 2), ONE, NONE),
+    "reflected": Case(1, (9, 7), 16, 16, (3, 3), (1, 2), ONE, ((2, 1), (1, 3)), 1, "reflect"),
+    "1-D": Case(2, (40,), 8, 24, (5,), (3,), (2,), ((4, 3),)),
+    "3-D": Case(1, (4, 5, 6), 8, 16, (2, 3, 2), (2, 1, 2), (1, 2, 1), ((1, 0), (2, 2), (0, 1))),
+    "one pixel, long sums": Case(1, (3, 3), 136, 8, (3, 3), ONE, ONE, NONE),
+}
+SMALL = {name: case for name, case in CASES.items() if 0 not in case.x_shape + case.w_shape + case.y_shape}
+
+every_direction = pytest.mark.parametrize("direction", DIRECTIONS)
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    """Cuts are remembered: tests that change the tiles must not see those of others."""
+    yield
+    direct._cut.cache_clear()
+    tiles.cut.cache_clear()
+
+
+def check(gpu, case, direction, dtype="float32", **more):
+    arrays = case.arrays(integers, dtype)
+    got = convolve(direction, case, *map(gpu.asarray, arrays), algorithm="direct", **more)
+    assert_exact(got, case.want(direction, *arrays), arrays[0].dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "complex128"])
+@every_direction
+@pytest.mark.parametrize("case", SMALL.values(), ids=SMALL)
+def test_small(gpu, case, direction, dtype):
+    check(gpu, case, direction, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64", "complex64"])
+@every_direction
+@pytest.mark.parametrize("case", LARGER.values(), ids=LARGER)
+def test_larger(gpu, case, direction, dtype):
+    check(gpu, case, direction, dtype)
+
+
+# ---------------------------------------------------------------------------------------------- tiles and splits
+
+
+@pytest.mark.parametrize("number", range(4))
+@every_direction
+@pytest.mark.parametrize("name", ["tails in m, n and k", "stride 2", "groups of vectors", "a stem"])
+def test_every_tile(gpu, name, direction, number, monkeypatch):
+    for kinds in (tiles.WIDE_TILES, tiles.NARROW_TILES):
+        monkeypatch.setitem(kinds, 4, kinds[4][number % len(kinds[4]) :][:1])
+    check(gpu, LARGER[name], direction)
+
+
+@pytest.mark.parametrize("tile", [Tile(16, 16, 16, 4, 4), Tile(32, 64, 8, 4, 8), Tile(64, 16, 16, 8, 4)], ids=str)
+@every_direction
+def test_tiles_of_other_shapes(gpu, direction, tile, monkeypatch):
+    """Blocks of 16, 64 and 32 threads: nothing hangs on the shapes in use."""
+    for kinds in (tiles.WIDE_TILES, tiles.NARROW_TILES):
+        monkeypatch.setitem(kinds, 4, (tile,))
+    for name in ("tails in m, n and k", "stride 2", "a stem"):
+        check(gpu, LARGER[name], direction)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "complex128"])
+@every_direction
+def test_splits(gpu, direction, dtype, monkeypatch):
+    """However many splits there are, also more than a part of an input gradient has steps."""
+    case = Case(2, (11, 12), 8, 16, (3, 3), (2, 2), ONE, SAME)
+    monkeypatch.setattr(tiles, "LEAST_DEPTH", 1)
+    for splits in (2, 3, 8):
+        monkeypatch.setattr(tiles, "_clocks", lambda one, *_, wanted=splits: abs(one.splits - wanted))
+        direct._cut.cache_clear()
+        tiles.cut.cache_clear()
+        size = case.want(direction, *case.arrays()).size
+        sums = {"float16": 4, "float32": 4, "complex128": 16}[dtype]
+        p = Problem(problem(case), np.dtype(dtype), "cuda:0", direction, max_workspace=2**24)
+        assert direct.Direct().workspace_bytes(p) == splits * size * sums
+        check(gpu, case, direction, dtype)
+
+
+@every_direction
+def test_no_workspace_no_splits(gpu, direction):
+    keywords = {"device": "cuda:0", "direction": direction, "algorithm": "direct"}
+    few_pixels, few_weights = "n1_h7w7_c256_k256_r3s3_p1", "n8_h56w56_c16_k16_r3s3_p1"
+    splits = few_weights if direction == "weight_grad" else few_pixels
+    assert gpuconv.plan(splits, **keywords).workspace > 0
+    assert gpuconv.plan(splits, **keywords, max_workspace=0).workspace == 0
+    check(gpu, LARGER["one pixel, long sums"], direction, max_workspace=0)
+
+
+@every_direction
+def test_arrays_that_start_anywhere(gpu, direction):
+    """What is not aligned to 16 bytes is loaded element by element."""
+    case = LARGER["vectors"]
+    arrays = case.arrays()
+    shifted = []
+    for a in arrays:
+        room = gpu.empty(a.size + 1, a.dtype)
+        room[1:] = gpu.asarray(a).reshape(-1)
+        shifted.append(room[1:].reshape(a.shape))
+    got = convolve(direction, case, *shifted, algorithm="direct")
+    assert_exact(got, case.want(direction, *arrays), "float32")
+
+
+@every_direction
+def test_indices_of_64_bits(gpu, direction, monkeypatch):
+    monkeypatch.setattr(direct, "index64", lambda *shapes: 1)
+    monkeypatch.setattr(add_up_cuda, "index64", lambda *shapes: 1)
+    for name in ("stride 2", "a stem", "3-D", "reflected"):
+        check(gpu, LARGER[name], direction)
+
+
+# ---------------------------------------------------------------------------------------------- epilogue
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "sigmoid", "tanh"])
+@pytest.mark.parametrize("name", ["stride 2", "a stem", "one pixel, long sums"])
+def test_bias_and_activation(gpu, name, activation):
+    case = LARGER[name]
+    x, w, dy = case.arrays()
+    bias = integers(np.random.default_rng(1), (case.k,))
+    function = {
+        None: lambda y: y,
+        "relu": lambda y: np.maximum(y, 0),
+        "sigmoid": lambda y: 1 / (1 + np.exp(-y)),
+        "tanh": np.tanh,
+    }
+    want = function[activation](case.want("forward", x, w, dy) + bias)
+    keywords = {**case.keywords, "algorithm": "direct", "activation": activation}
+    got = gpuconv.conv2d(*map(gpu.asarray, (x, w, bias)), **keywords)
+    if activation in (None, "relu"):
+        assert_exact(got, want, "float32")
+    else:
+        assert_close(got, want, "float32", numpy_result=want.astype("float32"))
+
+
+def test_transposed_with_bias_where_no_tap_reaches(gpu):
+    """Stride 3 over kernel 2: every third row and column of the result is the bias alone."""
+    x, w = integers(np.random.default_rng(0), (1, 3, 3, 8)), integers(np.random.default_rng(1), (2, 2, 4, 8))
+    bias = integers(np.random.default_rng(2), (4,))
+    arguments = {"stride": 3, "output_pad": 2, "activation": "relu"}
+    want = gpuconv.conv_transpose2d(x, w, bias, **arguments)
+    got = gpuconv.conv_transpose2d(*map(gpu.asarray, (x, w, bias)), **arguments, algorithm="direct")
+    assert np.array_equal(to_numpy(got), want)
+    assert np.array_equal(want[0, 2, 2], np.maximum(bias, 0))
+
+
+# ---------------------------------------------------------------------------------------------- precision
+
+
+@every_direction
+def test_long_sums_round_no_more_than_numpy_s(gpu, direction, monkeypatch):
+    """Sums of 8000 to 16000 products, in one split."""
+    sizes = {"forward": (888, 8, 9), "input_grad": (8, 888, 9), "weight_grad": (8, 8, 90)}
+    c, k, size = sizes[direction]
+    case = Case(1 if c + k > 16 else 2, (size, size), c, k, (3, 3), ONE, ONE, SAME)
+    arrays = case.arrays(reals)
+    want = case.want(direction, *arrays)
+    got = convolve(direction, case, *map(gpu.asarray, arrays), algorithm="direct", max_workspace=0)
+    assert_close(got, want, "float32", numpy_result=case.numpy_result(direction, *arrays))
+
+
+@every_direction
+def test_the_same_bits_again(gpu, direction):
+    case = LARGER["tails in m, n and k"]
+    arrays = [gpu.asarray(a) for a in case.arrays(reals)]
+    first, second = (to_numpy(convolve(direction, case, *arrays, algorithm="direct")) for _ in range(2))
+    assert first.tobytes() == second.tobytes()
+
+
+# ---------------------------------------------------------------------------------------------- plans
+
+
+def test_refuses_the_cpu():
+    with pytest.raises(gpuconv.AlgorithmError, match=r"direct.*runs on CUDA devices only"):
+        convolve("forward", CASES["2d"], *CASES["2d"].arrays(), algorithm="direct")
+
+
+def test_small_problems_are_split_and_large_ones_are_not(gpu):
+    def cut(text, direction="forward"):
+        p = Problem(gpuconv.ConvGeometry.parse(text), np.dtype("float32"), "cuda:0", direction, max_workspace=2**28)
+        return direct._cut(p)[1]
+
+    assert cut("n128_h56w56_c64_k64_r3s3_p1").splits == 1
+    assert cut("n128_h28w28_c128_k128_r3s3_p1").tile.m == 128
+    assert cut("n1_h7w7_c512_k512_r3s3_p1").splits > 4
+    assert cut("n128_h56w56_c64_k64_r3s3_p1", "weight_grad").splits > 8
+
+
+# ---------------------------------------------------------------------------------------------- in the emulator
+
+
+@pytest.fixture
+def checked(monkeypatch):
+    """Launches run by the emulator, on NumPy arrays, the way that a test wants."""
+    if (why_not := emulator.unavailable()) is not None:
+        pytest.skip(why_not)
+
+    def install(**how):
+        def launch(xp, unit, name, grid, block, args, shared_bytes=0):
+            module = emulator.Module(cuda.flatten(unit.file), options=cuda.options(unit), **how)
+            module.launch(name, grid, block, args, shared_bytes)
+
+        for module in (direct, add_up_cuda):
+            monkeypatch.setattr(module, "launch", launch)
+        monkeypatch.setattr(direct, "address", lambda array: 0)
+        monkeypatch.setattr(tiles, "processors", lambda device: 16)
+
+    return install
+
+
+def run(case, direction, dtype="float32"):
+    p = Problem(problem(case), np.dtype(dtype), "cuda:0", direction, max_workspace=2**24)
+    p.__dict__["xp"] = np
+    x, w, dy = case.arrays(integers, dtype)
+    want = case.want(direction, x, w, dy)
+    out = np.empty(want.shape, dtype)
+    algorithm = direct.Direct()
+    inputs = {"forward": (x, w), "input_grad": (dy, w), "weight_grad": (x, dy)}[direction]
+    getattr(algorithm, direction)(p, *inputs, out, *(() if direction == "weight_grad" else (None, "identity")))
+    assert_exact(out, want, dtype)
+
+
+HOW = {
+    "checked": {"check": True},
+    "checked, threads in falling order": {"check": True, "order": "down"},
+    "threads in rising order": {"order": "up"},
+    "undefined behaviour": {"ubsan": True},
+}
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("how", HOW.values(), ids=HOW)
+@every_direction
+@pytest.mark.parametrize("name", ["tails in m, n and k", "stride 2", "a stem", "one pixel, long sums"])
+def test_no_races_nor_stray_reads(checked, name, direction, how):
+    checked(**how)
+    run(LARGER[name], direction)
+
+
+def test_is_in_the_list():
+    assert "direct" in [algorithm.name for algorithm in ALGORITHMS]
