@@ -152,7 +152,7 @@ class SquaredError(Loss):
         divisor = max(1, len(prediction) if count is None else count)
         difference = prediction - target
         flat = difference.reshape(-1)
-        value: Any = (0.5 / divisor) * xp.vdot(flat, flat)
+        value: Any = (0.5 / divisor) * xp.einsum("i,i->", flat, flat)
         difference *= 1 / divisor
         return xp.asarray(value, dtype=prediction.dtype), difference
 

@@ -283,7 +283,7 @@ def clip(gradients: Any, most: float) -> None:
         return
     xp = backend.array_module(arrays[0])
     with backend.on_device_of(arrays[0]):
-        total = sum(xp.vdot(g, g) for g in arrays)
+        total = sum(xp.einsum("i,i->", v, v) for v in (g.reshape(-1) for g in arrays))  # BLAS would start threads
         norm = xp.sqrt(total)
         tiny = np.finfo(arrays[0].dtype).tiny
         scale = (most / xp.maximum(norm, max(most, float(tiny)))).astype(arrays[0].dtype)

@@ -2,186 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from types import ModuleType
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from gpuconv import activations, initializers
 from gpuconv.activations import Activation
 from gpuconv.call import Call
 from gpuconv.errors import GeometryError
-from gpuconv.geometry import ConvGeometry, as_int, as_ints, split_x_shape
+from gpuconv.geometry import ConvGeometry, as_int, as_ints
 from gpuconv.initializers import Initializer
-from gpuconv.layers.base import Derived, Layer, plain
+from gpuconv.layers.filters import Filters
+from gpuconv.layers.state import plain
 from gpuconv.optimizers import Optimizer
-from gpuconv.plan import check_precision
 from gpuconv.typing import Array, DTypeLike, Ints, IntsLike, PadLike, Precision
 
 
-class _Filters(Layer):
-    """What layers with filters have in common: W (*kernel, in, out), b (out_ch,), an activation."""
-
-    ndim: ClassVar[int]
-    transposed: ClassVar[bool] = False
-
-    def __init__(
-        self,
-        out_ch: int,
-        kernel_shape: IntsLike,
-        pad: PadLike = 0,
-        stride: IntsLike = 1,
-        dilation: IntsLike = 1,
-        acti_fn: str | Activation | None = None,
-        optimizer: str | Optimizer | None = None,
-        init_w: str | Initializer = "glorot_uniform",
-        *,
-        groups: int = 1,
-        use_bias: bool = True,
-        algorithm: str = "auto",
-        precision: Precision = "strict",
-        dtype: DTypeLike | None = None,
-        device: str | None = None,
-        rng: int | np.random.Generator | None = None,
-    ) -> None:
-        super().__init__(optimizer, dtype, device, rng)
-        self.out_ch = as_int(out_ch, "out_ch", self.kind)
-        self.kernel_shape = as_ints(kernel_shape, self.ndim, "kernel_shape", self.kind)
-        self.pad, self.stride, self.dilation = plain(pad), plain(stride), plain(dilation)
-        self.acti_fn = activations.parse(acti_fn, self.kind)
-        self.init_w = initializers.parse(init_w, self.kind)
-        self.groups = as_int(groups, "groups", self.kind)
-        self.use_bias = bool(use_bias)
-        self.algorithm, self.precision = algorithm, check_precision(precision, self.kind)
-        self.in_ch: int | None = None
-        self._check_arguments()
-
-    def _check_arguments(self) -> None:
-        """Everything that can be found wrong before there is an input."""
-        if self.out_ch % self.groups:
-            raise GeometryError(
-                f"{self.kind}: groups={self.groups} must divide the channels, out_ch={self.out_ch}. "
-                "Choose a divisor of both in_ch and out_ch."
-            )
-        ConvGeometry.create(
-            0, (0,) * self.ndim, self.groups, self.out_ch, self.kernel_shape, self.stride, self.pad, self.dilation,
-            self.groups, caller=self.kind,
-        )  # fmt: skip
-
-    # ---------------------------------------------------------------------------------------------- shapes
-
-    @property
-    def _call(self) -> Call:
-        return Call(
-            self.kind, self.ndim, self.stride, self.pad, self.dilation, self._groups, "channels_last",
-            self.algorithm, self.precision, None,
-        )  # fmt: skip
-
-    @property
-    def _groups(self) -> int:
-        return self.groups
-
-    def _w_shape(self, in_ch: int) -> Ints:
-        return (*self.kernel_shape, in_ch // self._groups, self.out_ch)
-
-    def _geometry(self, x_shape: Sequence[int]) -> ConvGeometry:
-        """The convolution of an input of this shape with W."""
-        _, _, c = split_x_shape(x_shape, self.ndim, "channels_last", self.kind, "X.shape")
-        if self.in_ch is not None and c != self.in_ch:
-            raise GeometryError(
-                f"{self.kind}: X brings {c} channels, the layer takes {self.in_ch}: X.shape={tuple(x_shape)}, "
-                f"W.shape={self.params['W'].shape}. Channels are the last axis of X."
-            )
-        return self._geometry_of(x_shape, c)
-
-    def _geometry_of(self, x_shape: Sequence[int], c: int) -> ConvGeometry:
-        self._check_groups(c)
-        return self._call.geometry(tuple(x_shape), self._w_shape(c), "X.shape")
-
-    def _check_groups(self, c: int) -> None:
-        if c % self._groups:
-            raise GeometryError(
-                f"{self.kind}: X brings {c} channels, which groups={self._groups} does not divide. "
-                "Choose a divisor of both in_ch and out_ch."
-            )
-
-    def output_shape(self, x_shape: Sequence[int]) -> Ints:
-        return self._geometry(x_shape).y_shape
-
-    def flops(self, x_shape: Sequence[int]) -> int:
-        return self._geometry(x_shape).flops
-
-    # ---------------------------------------------------------------------------------------------- parameters
-
-    def _param_shapes(self, x_shape: Ints) -> dict[str, Ints]:
-        shapes = {"W": self._w_shape(x_shape[-1])}
-        if self.use_bias:
-            shapes["b"] = (self.out_ch,)
-        return shapes
-
-    def _first_values(self, rng: np.random.Generator, shapes: dict[str, Ints]) -> dict[str, Array]:
-        fans = initializers.fans_of(shapes["W"], self._groups, self.transposed)
-        return {"W": self.init_w(shapes["W"], rng, "float64", fans=fans)}
-
-    def _initialise(self, x_shape: Ints, dtype: np.dtype[Any], device: str) -> None:
-        super()._initialise(x_shape, dtype, device)
-        self.in_ch = x_shape[-1]
-
-    def _x_shape_of(self, params: Mapping[str, Array]) -> Ints | None:
-        """Only the number of channels is looked at."""
-        if "W" not in params:
-            return None
-        shape = params["W"].shape
-        in_ch = self._in_ch_of(shape) if len(shape) == self.ndim + 2 else 0
-        if self._w_shape(in_ch) != shape:
-            raise GeometryError(
-                f"{self.kind}: W.shape={shape}, the layer needs {self._w_shape(1)[:-2]} + {self._channels_text()}."
-            )
-        return (0,) * (self.ndim + 1) + (in_ch,)
-
-    def _in_ch_of(self, w_shape: Ints) -> int:
-        return w_shape[-2] * self._groups
-
-    def _channels_text(self) -> str:
-        return f"(in_ch // {self._groups}, {self.out_ch})"
-
-    @property
-    def hyperparams(self) -> dict[str, Any]:
-        return {**super().hyperparams, "in_ch": self.in_ch}
-
-    # ---------------------------------------------------------------------------------------------- passes
-
-    def _product(self, X: Array, activation: str | None) -> Array:
-        return self._call.forward(X, self.params["W"], self.params.get("b"), activation, None)
-
-    def _forward(self, xp: ModuleType, X: Array, training: bool) -> tuple[Array, Derived]:
-        fused = self.acti_fn.fused
-        Y = self._product(X, fused)
-        return (Y if fused else self.acti_fn.fn(xp, Y)), {"Y": Y}
-
-    def _backward(
-        self, xp: ModuleType, dLda: Array, X: Array, derived: Derived, params: bool, dX: bool, own: bool
-    ) -> tuple[Array | None, dict[str, Array]]:
-        act, Y = self.acti_fn, derived["Y"]
-        kept = Y if act.fused or not act.from_value else act.fn(xp, Y)
-        dY = act.pull_back(xp, dLda, kept, dLda if own else None)
-        gradients = {}
-        if params:
-            gradients["W"] = self._weight_grad(X, dY)
-            if self.use_bias:
-                gradients["b"] = column_sums(dY)
-        return (self._input_grad(X, dY) if dX else None), gradients
-
-    def _weight_grad(self, X: Array, dY: Array) -> Array:
-        return self._call.weight_grad(X, dY, self.kernel_shape, None)
-
-    def _input_grad(self, X: Array, dY: Array) -> Array:
-        return self._call.input_grad(dY, self.params["W"], X.shape, None)
-
-
-class Conv1D(_Filters):
+class Conv1D(Filters):
     """Convolution of signals: X (N, W, in_ch) -> (N, OW, out_ch). All arguments are those of `Conv2D`.
 
     >>> import numpy as np
@@ -192,7 +29,7 @@ class Conv1D(_Filters):
     ndim = 1
 
 
-class Conv2D(_Filters):
+class Conv2D(Filters):
     """Convolution of images with learned filters: X (N, H, W, in_ch) -> (N, OH, OW, out_ch).
 
         Y = conv2d(X, W) + b         output = acti_fn(Y)
@@ -248,7 +85,7 @@ class Conv2D(_Filters):
     ndim = 2
 
 
-class Conv3D(_Filters):
+class Conv3D(Filters):
     """Convolution of volumes: X (N, D, H, W, in_ch) -> (N, OD, OH, OW, out_ch). All arguments are those of `Conv2D`.
 
     >>> import numpy as np
@@ -259,7 +96,7 @@ class Conv3D(_Filters):
     ndim = 3
 
 
-class DepthwiseConv2D(_Filters):
+class DepthwiseConv2D(Filters):
     """A filter for each channel by itself (or `multiplier` filters): `Conv2D` with groups == in_ch.
 
     X (N, H, W, in_ch) -> (N, OH, OW, in_ch * multiplier); output channel c * multiplier + m is filter m of channel c.
@@ -324,7 +161,7 @@ class DepthwiseConv2D(_Filters):
         return f"(1, in_ch * {self.multiplier})"
 
 
-class ConvTranspose2D(_Filters):
+class ConvTranspose2D(Filters):
     """Transposed convolution, which enlarges: X (N, H, W, in_ch) -> (N, OH, OW, out_ch), as `conv_transpose2d`.
 
     Parameters
@@ -416,17 +253,3 @@ class ConvTranspose2D(_Filters):
 
     def _input_grad(self, X: Array, dY: Array) -> Array:
         return self._other_way(X).forward(dY, self.params["W"], None, None, None)
-
-
-def column_sums(a: Array) -> Array:
-    """The sum over all axes but the last."""
-    k = a.shape[-1]
-    a_mk = a.reshape(math.prod(a.shape[:-1]), k)
-    # Several short rows as one long: NumPy adds (36864, 20) eight times as fast, and with smaller errors. BLAS, asked
-    # for a product with ones, would leave threads spinning that slow down the next convolution.
-    rows = max(1, 512 // max(k, 1))
-    whole = len(a_mk) // rows * rows
-    sums: Array = a_mk[:whole].reshape(-1, rows * k).sum(axis=0).reshape(rows, k).sum(axis=0)
-    if whole < len(a_mk):
-        sums += a_mk[whole:].sum(axis=0)
-    return sums

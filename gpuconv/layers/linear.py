@@ -16,7 +16,7 @@ from gpuconv.errors import GeometryError
 from gpuconv.geometry import as_int
 from gpuconv.initializers import Initializer
 from gpuconv.layers.base import Derived, Layer
-from gpuconv.layers.conv import column_sums
+from gpuconv.layers.filters import column_sums
 from gpuconv.optimizers import Optimizer
 from gpuconv.plan import check_precision
 from gpuconv.typing import Array, DTypeLike, Ints, Precision

@@ -7,7 +7,8 @@ from types import ModuleType
 
 from gpuconv import pooling
 from gpuconv.geometry import ConvGeometry, as_ints, split_x_shape
-from gpuconv.layers.base import Derived, Layer, plain
+from gpuconv.layers.base import Derived, Layer
+from gpuconv.layers.state import plain
 from gpuconv.typing import Array, Ints, IntsLike, PadLike
 
 

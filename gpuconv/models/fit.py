@@ -122,7 +122,6 @@ class Fit:
         self.rows, self.validation = self._split()
         self.count = len(X) if self.rows is None else len(self.rows)
         self.stop = threading.Event()
-        self.started_at = model.epochs_done
 
     def run(self) -> History:
         s = self.settings
@@ -131,10 +130,12 @@ class Fit:
         with backend.on_device_of(self.X):
             if s.resume and s.checkpoint is not None and Path(s.checkpoint).exists():
                 self._resume(s.checkpoint)
-            first = self.model.epochs_done - self.history.epochs
             with self._interruptible(), Progress(s.progress, s.epochs, self.count) as bar:
                 while self.history.epochs < s.epochs and not self.history.stopped_early:
-                    self._epoch(bar, first)
+                    if self.stop.is_set():  # during the validation
+                        self.history.interrupted = True
+                        break
+                    self._epoch(bar)
                     if self.history.interrupted:
                         break
                     if s.on_epoch is not None and s.on_epoch(self.history):
@@ -145,7 +146,7 @@ class Fit:
 
     # ---------------------------------------------------------------------------------------------- an epoch
 
-    def _epoch(self, bar: Progress, first: int) -> None:
+    def _epoch(self, bar: Progress) -> None:
         model, at = self.model, self.at
         before = state.Snapshot.of(model.layers)
         order = self._order()

@@ -1,0 +1,373 @@
+"""The state of a layer: parameters that are made when first needed, hyperparams that make a layer anew, its device."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from gpuconv import backend, html, optimizers
+from gpuconv.errors import DTypeError, GeometryError
+from gpuconv.named import Named
+from gpuconv.optimizers import Cache, Optimizer
+from gpuconv.typing import Array, DTypeLike, Ints
+
+DTYPES = ("float32", "float64")
+
+Kind = TypeVar("Kind", bound="Stateful")
+
+
+class Stateful:
+    """All of a layer but its passes; `Layer` says what the attributes are."""
+
+    kind: ClassVar[str]
+
+    def __init__(
+        self,
+        optimizer: str | Optimizer | None = None,
+        dtype: DTypeLike | None = None,
+        device: str | None = None,
+        rng: int | np.random.Generator | None = None,
+    ) -> None:
+        self.optimizer = None if optimizer is None else optimizers.parse(optimizer, self.kind)
+        self.dtype = None if dtype is None else checked_dtype(backend.as_dtype(dtype, self.kind), self.kind, "dtype")
+        self.device = None if device is None else backend.check_device(device, self.kind)
+        self.rng = None if rng is None else np.random.default_rng(rng)
+        self.trainable = True
+        self.params: dict[str, Array] = {}
+        self.gradients: dict[str, Array] = {}
+        self.buffers: dict[str, Array] = {}
+        self.cache: Cache = {}
+        self.X: list[Array] = []
+        self.derived_variables: dict[str, list[Any]] = {}
+        self._used = False  # the kept forwards have been through a backward; the next forward starts anew
+        self._accumulated = False
+
+    def __init_subclass__(cls) -> None:
+        cls.kind = cls.__name__
+
+    # ---------------------------------------------------------------------------------------- what a kind defines
+
+    def output_shape(self, x_shape: Sequence[int]) -> Ints:
+        """The shape of the output for an input of this shape; nothing is computed.
+
+        Raises
+        ------
+        GeometryError
+            If the layer cannot take such an input.
+        """
+        raise NotImplementedError
+
+    def flops(self, x_shape: Sequence[int]) -> int:
+        """Floating-point operations of one forward: two for each multiply-add, other work not counted."""
+        return 0
+
+    def _param_shapes(self, x_shape: Ints) -> dict[str, Ints]:
+        """The shapes of the parameters for inputs of this shape, which `output_shape` has accepted."""
+        return {}
+
+    def _first_values(self, rng: np.random.Generator, shapes: dict[str, Ints]) -> dict[str, Array]:
+        """First values of the parameters, on the host; biases come by themselves."""
+        return {}
+
+    def _first_buffers(self, x_shape: Ints) -> dict[str, Array]:
+        return {}
+
+    def _x_shape_of(self, params: Mapping[str, Array]) -> Ints | None:
+        """An input shape that makes parameters of these shapes; None where they do not tell."""
+        return None
+
+    # ---------------------------------------------------------------------------------------- made when first needed
+
+    _initialised = False
+
+    @property
+    def is_initialised(self) -> bool:
+        """Whether the parameters are there."""
+        return self._initialised
+
+    def build(self, x_shape: Sequence[int], dtype: DTypeLike = "float32", device: str = "cpu") -> Ints:
+        """Make the parameters for inputs of this shape, unless they are there; returns the shape of the output.
+
+        The first forward does it by itself.
+        """
+        after = self.output_shape(x_shape)
+        if not self.is_initialised:
+            before = self.mark()
+            try:
+                self._initialise(
+                    tuple(x_shape),
+                    self.dtype or checked_dtype(backend.as_dtype(dtype, self.kind), self.kind, "dtype"),
+                    self.device or backend.check_device(device, self.kind),
+                )
+            except BaseException:
+                self.reset(before)
+                raise
+        return after
+
+    def _initialise(self, x_shape: Ints, dtype: np.dtype[Any], device: str) -> None:
+        shapes = self._param_shapes(x_shape)
+        if self.rng is None and shapes:
+            self.rng = np.random.default_rng()
+        values = self._first_values(self.rng, shapes) if self.rng is not None else {}
+        buffers = self._first_buffers(x_shape)
+        if shapes or buffers:  # others serve whatever comes
+            self.dtype, self.device = np.dtype(dtype), device
+        for name, shape in shapes.items():
+            value = values[name] if name in values else np.zeros(shape)
+            self.params[name] = backend.to_device(np.ascontiguousarray(value, self.dtype), device)
+        for name, value in buffers.items():
+            self.buffers[name] = backend.to_device(value.astype(self.dtype), device)
+        xp = backend.module_for(device)
+        self.gradients = {name: xp.zeros_like(value) for name, value in self.params.items()}
+        self._initialised = True
+
+    @property
+    def param_count(self) -> int:
+        """How many numbers are trained."""
+        return sum(value.size for value in self.params.values())
+
+    def param_count_for(self, x_shape: Sequence[int]) -> int:
+        """The same, also of a layer that is not initialised, for inputs of this shape."""
+        return sum(math.prod(shape) for shape in self._param_shapes(tuple(x_shape)).values())
+
+    # ---------------------------------------------------------------------------------------------- as data
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments that make a layer like this one, as numbers, strings, tuples and None."""
+        return {name: plain(getattr(self, name)) for name in _arguments(type(self)) if name != "rng"}
+
+    @property
+    def hyperparams(self) -> dict[str, Any]:
+        """All that describes the layer, except its parameters; every string can be given back to the constructor.
+
+        ``layers.from_hyperparams`` makes a layer of it. "optimizer" holds its cache, and its own hyperparams.
+        """
+        optimizer = self._optimizer
+        found = {"layer": self.kind, **self.config, "trainable": self.trainable}
+        if "optimizer" in found:
+            found["optimizer"] = {
+                "cache": self.cache,
+                "hyperparams": {"name": optimizer.name, **optimizer.hyperparams},
+            }
+        return found
+
+    def summary(self) -> dict[str, Any]:
+        """{"layer": name, "params": dict, "hyperparams": dict}; `set_params` takes it."""
+        return {"layer": self.kind, "params": self.params, "hyperparams": self.hyperparams}
+
+    def set_params(self, d: Mapping[str, Any]) -> None:
+        """Take over parameters: {"W": array, "b": array} or some of them, or a `summary` of a layer of this kind.
+
+        It may be called before the first forward too, which then keeps what was set. Arrays are copied, to the layer's
+        device and dtype. The hyperparams of a summary are taken over as well.
+
+        Raises
+        ------
+        ValueError, GeometryError
+            If the layer has no such parameter, or one of another shape. The layer stays as it was.
+        """
+        if not isinstance(d, Mapping):
+            raise TypeError(f"{self.kind}: set_params takes a dictionary, not {type(d).__name__}.")
+        before = self.mark()
+        try:
+            if "params" in d or "hyperparams" in d:
+                self._adopt(d.get("hyperparams", {}))
+                self._set(d.get("params", {}))
+                self.cache = _moved(self.cache, self.device or "cpu")
+            else:
+                self._set(d)
+        except BaseException:
+            self.reset(before)
+            raise
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of the parameters and buffers, on the layer's device."""
+        return {name: value.copy() for name, value in {**self.params, **self.buffers}.items()}
+
+    def load_state_dict(self, d: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned: all parameters and buffers, and no others.
+
+        Raises
+        ------
+        ValueError, GeometryError
+            If names or shapes do not match. The layer stays as it was.
+        """
+        own = {**self.params, **self.buffers}
+        if self.is_initialised and set(d) != set(own):
+            raise ValueError(f"{self.kind}: load_state_dict: {sorted(d)} given, the layer has {sorted(own)}.")
+        self.set_params(dict(d))
+
+    @property
+    def extra_state(self) -> dict[str, int | None]:
+        """Attributes beside the arrays that a checkpoint must hold for training to go on as if nothing had happened."""
+        return {}
+
+    def to(self: Kind, device: str) -> Kind:  # noqa: PYI019  # typing.Self is there from Python 3.11 on
+        """Move to a device: parameters, buffers, gradients and the optimizer's cache. Kept forwards are forgotten.
+
+        Raises
+        ------
+        DeviceError
+            If there is no such device.
+        """
+        device = backend.check_device(device, self.kind)
+        if self.device != device:
+            moved = {
+                attribute: {name: backend.to_device(value, device) for name, value in getattr(self, attribute).items()}
+                for attribute in ("params", "gradients", "buffers")
+            }
+            self.cache = _moved(self.cache, device)
+            self.__dict__.update(moved)
+            self._forget()
+            self.device = device
+        return self
+
+    # ---------------------------------------------------------------------------------------------- going back
+
+    def mark(self) -> dict[str, Any]:
+        """What `reset` puts back after an error. Dictionaries and lists are copied, the arrays in them are not."""
+        return {
+            name: value.copy() if isinstance(value, (dict, list)) else value for name, value in self.__dict__.items()
+        } | {"derived_variables": {name: list(values) for name, values in self.derived_variables.items()}}
+
+    def reset(self, mark: dict[str, Any]) -> None:
+        """Go back to where `mark` was called; arrays that were written to since are not undone."""
+        self.__dict__.clear()
+        self.__dict__.update(mark)
+
+    # ---------------------------------------------------------------------------------------------- shown
+
+    def __repr__(self) -> str:
+        defaults = inspect.signature(type(self)).parameters
+        shown = []
+        for name, value in self.config.items():
+            default = defaults[name].default
+            thing = getattr(self, name, None)
+            brief = repr(thing) if isinstance(thing, Named) else value
+            if default is inspect.Parameter.empty:
+                shown.append(repr(brief))
+            elif name not in {"dtype", "device"} and brief not in (plain(default), "identity"):
+                shown.append(f"{name}={brief!r}")
+        return f"{self.kind}({', '.join(shown)})"
+
+    def _repr_html_(self) -> str:
+        state = f"{self.param_count:,} parameters" if self.is_initialised else "no input seen yet"
+        state += "" if self.trainable else ", frozen"
+        rows = [(name, value) for name, value in self.config.items()]
+        rows += [(name, " × ".join(map(str, value.shape))) for name, value in {**self.params, **self.buffers}.items()]
+        return html.table(self.kind, ("", state), rows)
+
+    # ---------------------------------------------------------------------------------------------- below
+
+    @property
+    def _optimizer(self) -> Optimizer:
+        return optimizers.parse(None) if self.optimizer is None else self.optimizer
+
+    def _forget(self) -> None:
+        self.X = []
+        self.derived_variables = {name: [] for name in self.derived_variables}
+        self._used = False
+
+    def _set(self, given: Mapping[str, Any]) -> None:
+        if not given:
+            return
+        arrays = {name: value if hasattr(value, "dtype") else np.asarray(value) for name, value in given.items()}
+        if not self.is_initialised:
+            x_shape = self._x_shape_of(arrays)
+            if x_shape is None:
+                raise ValueError(
+                    f"{self.kind}: set_params before the first forward needs the parameter that tells how many "
+                    f"channels come in; {sorted(arrays)} do not."
+                )
+            device = self.device or backend.device_of(next(iter(arrays.values())))
+            dtypes = [a.dtype for a in arrays.values() if a.dtype.name in DTYPES]
+            self._initialise(x_shape, self.dtype or (dtypes or [np.dtype(np.float32)])[0], device)
+        assert self.device is not None
+        for name, value in arrays.items():
+            place = next((d for d in (self.params, self.buffers) if name in d), None)
+            if place is None:
+                known = ", ".join([*self.params, *self.buffers]) or "none"
+                raise ValueError(f"{self.kind}: there is no parameter {name!r}; the layer has {known}.")
+            if value.shape != place[name].shape:
+                raise GeometryError(f"{self.kind}: {name}.shape={value.shape}, the layer needs {place[name].shape}.")
+            if value.dtype.kind not in "fiub":
+                raise DTypeError(f"{self.kind}: {name} is {value.dtype}, a layer holds real numbers.")
+            copy = backend.to_device(value, self.device).astype(place[name].dtype, order="C", copy=True)
+            place[name] = copy
+
+    def _adopt(self, hyperparams: Mapping[str, Any]) -> None:
+        """Become a layer of these hyperparams, as far as they are given; what has been learnt stays."""
+        given = dict(hyperparams)
+        kind = given.pop("layer", self.kind)
+        if kind != self.kind:
+            raise ValueError(f"{self.kind}: set_params was given the hyperparams of a {kind}.")
+        arguments, cache, trainable = split_hyperparams(type(self), given)
+        other = type(self)(**{**self.config, **arguments})
+        keep = ("params", "gradients", "buffers", "cache", "X", "derived_variables", "rng", "trainable")
+        self.__dict__.update({k: v for k, v in other.__dict__.items() if k not in keep and not k.startswith("_")})
+        self.trainable = self.trainable if trainable is None else trainable
+        if cache is not None:
+            self.cache = cache
+
+
+def split_hyperparams(
+    kind: type[Stateful], given: Mapping[str, Any]
+) -> tuple[dict[str, Any], Cache | None, bool | None]:
+    """The constructor's arguments, the optimizer's cache and whether it is trained, out of hyperparams."""
+    arguments, cache = dict(given), None
+    trainable = arguments.pop("trainable", None)
+    arguments.pop("in_ch", None)
+    optimizer = arguments.get("optimizer")
+    if isinstance(optimizer, Mapping):
+        cache = _copied(optimizer.get("cache", {}))
+        arguments["optimizer"] = optimizers.from_hyperparams(optimizer.get("hyperparams", {}))
+    unknown = set(arguments) - set(_arguments(kind))
+    if unknown:
+        raise ValueError(f"{kind.kind}: there is no hyperparameter {min(unknown)!r}.")
+    return arguments, cache, trainable
+
+
+def _arguments(kind: Any) -> tuple[str, ...]:
+    return tuple(inspect.signature(kind).parameters)
+
+
+def plain(value: object) -> Any:
+    """`value` in numbers, strings, tuples and None."""
+    if isinstance(value, Named):
+        return str(value)
+    if isinstance(value, np.dtype):
+        return value.name
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return tuple(map(plain, value))
+    if value is None or isinstance(value, (str, bool, float)):
+        return value
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return value
+
+
+def checked_dtype(dtype: np.dtype[Any], caller: str, name: str) -> np.dtype[Any]:
+    if dtype.name not in DTYPES:
+        raise DTypeError(f"{caller}: {name} is {dtype}, layers compute in {' or '.join(DTYPES)}. Cast with .astype.")
+    return dtype
+
+
+def _copied(cache: Any) -> Any:
+    if isinstance(cache, Mapping):
+        return {name: _copied(value) for name, value in cache.items()}
+    return cache.copy() if hasattr(cache, "copy") else cache
+
+
+def _moved(cache: Any, device: str) -> Any:
+    if isinstance(cache, Mapping):
+        return {name: _moved(value, device) for name, value in cache.items()}
+    return backend.to_device(cache, device) if hasattr(cache, "dtype") else cache
