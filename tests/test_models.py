@@ -15,6 +15,7 @@ import gpuconv
 from gpuconv import layers, optimizers
 from gpuconv.errors import DTypeError, GeometryError
 from gpuconv.models import Sequential
+from gpuconv.models.progress import INTERVAL, Progress
 
 
 class Spy(layers.Flatten):
@@ -383,6 +384,18 @@ class TestProgress:
         monkeypatch.setitem(sys.modules, "rich.progress", None)
         network().fit(*images(), epochs=1)
         assert "epoch 1/1" in capsys.readouterr().err
+
+    def test_the_loss_is_looked_at_once_an_interval(self, monkeypatch):
+        """Each look waits for the device."""
+        now = [0.0]
+        monkeypatch.setattr("gpuconv.models.progress.time.monotonic", lambda: now[0])
+        bar = Progress(True, epochs=1, samples=100)
+        assert not bar.is_due()  # nothing is drawn
+        bar.bar = object()
+        due = []
+        for now[0] in np.arange(0, 1, INTERVAL / 8):
+            due.append(bar.is_due())
+        assert sum(due) == 1 / INTERVAL
 
     def test_it_can_be_turned_off(self, capsys, monkeypatch):
         monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
