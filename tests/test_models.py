@@ -294,6 +294,13 @@ class TestNaN:
         X[37] = 0
         model.fit(X, y)
 
+    def test_on_the_cpu_it_is_seen_at_once(self):
+        model, (X, y) = with_spy(network(), lambda batch: None), images()
+        X[12] = np.nan
+        with np.errstate(invalid="ignore"), pytest.raises(FloatingPointError, match="epoch 1, batch 2"):
+            model.fit(X, y, batch_size=10, shuffle=False)
+        assert model.layers[0].batches == 2
+
     def test_an_explosion_names_its_remedies(self):
         model, (X, y) = network(optimizer="SGD(lr=1e30)"), images()
         with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match=r"Lower the learning rate \(1e\+30\)"):
