@@ -261,6 +261,9 @@ def bench(
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw it: a file such as bench.png or bench.pdf.")] = None,
     show: Annotated[Path | None, typer.Option(help="Measure nothing; print, and --plot, what --json saved.")] = None,
+    training_step: Annotated[
+        bool, typer.Option("--training-step", help="Instead of layers, one training step of the demo's LeNet.")
+    ] = False,
 ) -> None:
     """Convolution beside its peers, or the machine's own matrix product: validated, then timed turn by turn."""
     from gpuconv.bench import case, peers, plots, suites
@@ -270,6 +273,9 @@ def bench(
 
     if suite == ["list"]:
         typer.echo("\n".join(suites.names()))
+        return
+    if training_step:
+        _training_step(device, batch, against, threads, repeats, json)
         return
     with _usage_errors("bench"):
         _check_folder_of(json, plot)
@@ -300,6 +306,38 @@ def bench(
     if left_out:
         typer.echo(f"{len(left_out)} cases left out, for instance: {left_out[0]}")
     raise typer.Exit(status)
+
+
+def _training_step(
+    device: str, batch: int | None, against: list[str] | None, threads: int | None, repeats: int, json: Path | None
+) -> None:
+    """Measure a step of training, beside PyTorch where that is asked for."""
+    from gpuconv.bench import peers, tables, training
+    from gpuconv.bench.record import Provenance
+    from gpuconv.bench.runner import WrongResult
+    from gpuconv.bench.runner import threads as held_to
+
+    with _usage_errors("bench"):
+        device = backend.check_device(device, "bench")
+        if set(against or ()) - {"torch"}:
+            raise ValueError(f"a training step can be measured against torch, not against {', '.join(against or ())}")
+        _check_folder_of(json)
+        if against:
+            peers.load("torch")
+        versions = peers.versions("torch") if against else {}
+    with held_to(threads):
+        provenance = Provenance.here(device, versions)
+        try:
+            result = training.measure(device, batch, repeats, against_torch=bool(against))
+        except WrongResult as error:
+            typer.echo(f"gpuconv bench: {error}", err=True)
+            raise typer.Exit(1) from None
+    console = _console()
+    console.print(tables.origin(provenance), markup=False, soft_wrap=True)
+    console.print(result.table())
+    if json:
+        result.write(json, provenance)
+        typer.echo(f"saved: {json}")
 
 
 def _measure(cases: Sequence[Case], opponents: Mapping[str, Peer], repeats: int, record: Record) -> int:

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from gpuconv.bench.limits import Limits
-from gpuconv.bench.record import Record, Row
+from gpuconv.bench.record import Provenance, Record, Row
 from gpuconv.bench.summary import Mean, groups
 from gpuconv.plan import DIRECTIONS, si
 
@@ -71,14 +71,22 @@ def means(record: Record, peer: str) -> Table:
 
 
 def head(record: Record) -> str:
-    """Where and how it was measured, in a few lines."""
-    origin, limits = record.provenance, record.limits
-    versions = ", ".join(f"{name} {version}" for name, version in origin.versions.items())
-    environment = "".join(f"\n{name}={value}" for name, value in origin.environment.items())
+    """Where and how it was measured, and what the machine can do, in a few lines."""
+    limits = record.limits
     return (
-        f"{origin.device}, {origin.threads} threads on {origin.cores} cores, {origin.date}\n{versions}{environment}\n"
+        f"{origin(record.provenance)}\n"
         f"the most that was measured here: {digits(limits.gflops)} GFLOP/s in a matrix product, "
         f"{digits(limits.gbs)} GB/s in a copy"
+    )
+
+
+def origin(provenance: Provenance) -> str:
+    """Where, when and with what."""
+    versions = ", ".join(f"{name} {version}" for name, version in provenance.versions.items())
+    environment = "".join(f"\n{name}={value}" for name, value in provenance.environment.items())
+    return (
+        f"{provenance.device}, {provenance.threads} threads on {provenance.cores} cores, {provenance.date}\n"
+        f"{versions}{environment}"
     )
 
 
