@@ -126,6 +126,14 @@ def test_importing_gpuconv_brings_nothing_heavy():
     heavy = {"cupy", "typer", "rich", "matplotlib", "sklearn", "scipy", "torch", "dask", "ml_dtypes", "PIL", "click"}
     assert not {module for module in new if module.split(".")[0] in heavy}
     assert "gpuconv.functional" in new
+    assert not {module for module in new if module.startswith(("gpuconv.layers", "gpuconv.models"))}
+
+
+def test_what_training_needs_is_there_when_it_is_named():
+    assert "gpuconv.models.fit" in loaded_by("import gpuconv; gpuconv.models.Sequential, gpuconv.layers.Conv2D")
+    with pytest.raises(AttributeError, match="has no attribute 'layer'"):
+        gpuconv.layer  # noqa: B018
+    assert {"layers", "models"} <= set(dir(gpuconv))
 
 
 def test_convolving_on_the_cpu_does_not_look_for_cupy():
