@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Literal, SupportsIndex
 
+import numpy as np
+
 from gpuconv import backend
-from gpuconv.algorithms import columns
+from gpuconv.algorithms import columns, columns_cuda
 from gpuconv.algorithms.strips import gather
 from gpuconv.call import spatial_ndim
 from gpuconv.errors import GeometryError
@@ -168,7 +170,12 @@ def pad(
     xp = backend.array_module(x)
     with backend.on_device_of(x):
         padded: Array = xp.empty((n, *g.padded, c), backend.native(x.dtype))
-        if padded.size:
+        if padded.size and columns.by_kernel(xp, x, g):
+            # With one tap a window is a position of the padded input.
+            columns_cuda.im2col(
+                xp, xp.ascontiguousarray(x), g, padded.reshape(-1).view(np.uint8), 0, n * math.prod(g.out)
+            )
+        elif padded.size:
             tile = gather(xp, x, g, tuple(slice(0, size) for size in (n, *g.out)), padded.reshape(-1))
             if not g.is_padded:
                 xp.copyto(padded, tile)

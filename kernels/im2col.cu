@@ -45,7 +45,7 @@ typedef uint4 Word;
 #error "BYTES is 1, 2, 4, 8 or 16"
 #endif
 
-constexpr int ROWS = 4;
+constexpr int ROWS = sizeof(index_t) == 8 ? 2 : 4;  // long indices take the registers of two
 
 extern "C" __global__ void __launch_bounds__(256, 4)
     im2col(const u8* __restrict__ x_bytes, u8* __restrict__ cols_bytes, const Conv g, index_t first, index_t count) {

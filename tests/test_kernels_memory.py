@@ -135,6 +135,16 @@ def test_a_bit_pattern_is_moved_as_it_is(gpu):
     assert got.tobytes() == bits.tobytes()
 
 
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("mode", list(oracle.PAD_MODES))
+def test_positions_beyond_the_input(gpu, mode, size):
+    """Three times around on either side."""
+    x = integers(np.random.default_rng(0), (2, size, 3, 4))
+    pads = ((3 * size, 3 * size + 1), (7, 0))
+    got, _ = gpuconv.pad(gpu.asarray(x), pads, mode=mode)
+    assert_exact(got, oracle.pad(oracle.wide(x), pads, mode), "float32")
+
+
 # -------------------------------------------------------------------------------------------------- views
 
 

@@ -22,7 +22,7 @@ def im2col(xp: ModuleType, x: Array, g: ConvGeometry) -> Array:
     cols: Array = xp.empty((g.n * math.prod(g.out), math.prod(g.kernel) * g.c), native(x.dtype))
     if cols.size == 0:
         return cols
-    if xp is not np and columns_cuda.refusal(g, x.itemsize) is None:
+    if by_kernel(xp, x, g):
         columns_cuda.im2col(xp, xp.ascontiguousarray(x), g, cols.reshape(-1).view(np.uint8), 0, len(cols))
         return cols
     first = 0
@@ -39,7 +39,7 @@ def im2col(xp: ModuleType, x: Array, g: ConvGeometry) -> Array:
 def col2im_gather(xp: ModuleType, cols: Array, g: ConvGeometry) -> Array:
     """Each input position sums what the columns hold of it, tap by tap: a fixed order, and no two write one place."""
     dtype = native(cols.dtype)
-    if _by_kernel(xp, cols, g):
+    if _sums_by_kernel(xp, cols, g):
         made: Array = xp.empty(g.x_shape, dtype)
         if made.size:
             columns_cuda.col2im_gather(xp, xp.ascontiguousarray(cols), g, made)
@@ -59,7 +59,7 @@ def col2im_scatter(xp: ModuleType, cols: Array, g: ConvGeometry) -> Array:
     the last. On a GPU the additions are atomic and come in any order.
     """
     dtype = native(cols.dtype)
-    if _by_kernel(xp, cols, g):
+    if _sums_by_kernel(xp, cols, g):
         sums = xp.zeros(g.x_shape, accumulator(dtype))
         if cols.size:
             columns_cuda.col2im_scatter(xp, xp.ascontiguousarray(cols), g, sums)
@@ -78,6 +78,11 @@ def col2im_scatter(xp: ModuleType, cols: Array, g: ConvGeometry) -> Array:
     return x.reshape(g.x_shape).astype(dtype, copy=False)
 
 
-def _by_kernel(xp: ModuleType, cols: Array, g: ConvGeometry) -> bool:
-    """Whether col2im is made by a kernel: on a GPU, of the dtypes that kernels sum."""
-    return xp is not np and cols.dtype.name in DTYPES and columns_cuda.refusal(g, cols.itemsize) is None
+def by_kernel(xp: ModuleType, array: Array, g: ConvGeometry) -> bool:
+    """Whether a kernel serves: on a GPU, where it can count that far."""
+    return xp is not np and columns_cuda.refusal(g, array.itemsize) is None
+
+
+def _sums_by_kernel(xp: ModuleType, cols: Array, g: ConvGeometry) -> bool:
+    """... and sums what the columns hold: no integers."""
+    return cols.dtype.name in DTYPES and by_kernel(xp, cols, g)
