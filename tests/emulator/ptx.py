@@ -11,7 +11,7 @@ TRANSLATOR = (
     *("ptx_arithmetic.py", "ptx_memory.py", "ptx_warp.py"),
 )
 # Contraction would fuse what the PTX does not. -O1 compiles in half the time of -O2, and runs about as fast
-FLAGS = ("-O1", "-ffp-contract=off", "-fno-var-tracking")
+FLAGS = ("-O1", "-g0", "-ffp-contract=off")
 
 
 def unavailable() -> str | None:

@@ -4,16 +4,16 @@ from .ptx_parse import Instruction, PtxError, bits_of, split_operands
 from .ptx_table import Match, expressions, instruction
 
 expressions("""
-# integers wrap around, as they do on the GPU: u() is the unsigned value, 16 bits widened to 32
-add.<T:INT>              T T T        {T}(u({a}) + u({b}))
+# integers wrap around, as they do on the GPU, so they are taken unsigned; u() does that to a signed value
+add.<T:INT>              uT uT uT     {a} + {b}
 add.sat.s32              s32 s32 s32  saturate<s32>(s64({a}) + {b})
-sub.<T:INT>              T T T        {T}(u({a}) - u({b}))
+sub.<T:INT>              uT uT uT     {a} - {b}
 sub.sat.s32              s32 s32 s32  saturate<s32>(s64({a}) - {b})
-mul.lo.<T:INT>           T T T        {T}(u({a}) * u({b}))
+mul.lo.<T:INT>           uT uT uT     1u * {a} * {b}
 mul.hi.<T:INT>           T T T        high({a}, {b})
 mul.wide.<T:s16 u16 s32 u32>  2T T T  {2T}({a}) * {2T}({b})
 mul24.lo.<T:INT32>       T T T        {T}(u(low24({a})) * u(low24({b})))
-mad.lo.<T:INT>           T T T T      {T}(u({a}) * u({b}) + u({c}))
+mad.lo.<T:INT>           uT uT uT uT  1u * {a} * {b} + {c}
 mad.hi.<T:INT>           T T T T      {T}(u(high({a}, {b})) + u({c}))
 mad.wide.<T:s16 u16 s32 u32>  2T T T 2T  {2T}(u({2T}({2T}({a}) * {2T}({b}))) + u({c}))
 mad24.lo.<T:INT32>       T T T T      {T}(u(low24({a})) * u(low24({b})) + u({c}))
@@ -39,11 +39,11 @@ sub.cc.<T:u32 s32 b32 u64 s64>   T T T    {T}(subtract_borrow(u({a}), u({b}), fa
 subc[.cc].<T:u32 s32 b32 u64 s64>  T T T  {T}(subtract_borrow(u({a}), u({b}), carry, carry))
 
 # bits
-and.<T:pred BITS>        T T T        {T}({a} & {b})
-or.<T:pred BITS>         T T T        {T}({a} | {b})
-xor.<T:pred BITS>        T T T        {T}({a} ^ {b})
+and.<T:pred BITS>        T T T        {a} & {b}
+or.<T:pred BITS>         T T T        {a} | {b}
+xor.<T:pred BITS>        T T T        {a} ^ {b}
 not.pred                 pred pred    !{a}
-not.<T:BITS>             T T          {T}(~{a})
+not.<T:BITS>             T T          ~{a}
 cnot.<T:BITS>            T T          {T}({a} == 0)
 shl.<T:BITS>             T T u32      shift_left({a}, {b})
 shr.<T:BITS INT>         T T u32      shift_right({a}, {b})
@@ -122,13 +122,19 @@ slct[.ftz].<T:BITS s16 u16 s32 u32 s64 u64 f32 f64>.f32  T T T f32  (flush<{mode
 
 _COMPARED = "b16 b32 b64 s16 u16 s32 u32 s64 u64 f16 bf16 f32 f64"
 _COMPARISONS = "eq ne lt le gt ge lo ls hi hs equ neu ltu leu gtu geu num nan"
+_SYMBOLS = {"eq": "==", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _AS_SIGNED = {"lo": "lt", "ls": "le", "hi": "gt", "hs": "ge"}  # the type is unsigned where these are used
 
 
 def _comparison(translator, instruction: Instruction, match: Match) -> str:
     type_, kind = match.names["T"], match.names["C"]
-    a, b = (f"flush<{match.mode}>({translator.value(x, type_)})" for x in instruction.operands[1:3])
-    return f"compare_{_AS_SIGNED.get(kind, kind)}({a}, {b})"
+    kind = _AS_SIGNED.get(kind, kind)
+    a, b = (translator.value(x, type_) for x in instruction.operands[1:3])
+    if type_ in {"f16", "bf16"} or match.mode != "exact":
+        a, b = (f"flush<{match.mode}>({x})" for x in (a, b))
+    # C++ compares NaN as PTX does, but for "not equal"
+    symbol = _SYMBOLS.get(kind) or ("!=" if kind == "ne" and type_[0] in "bsu" and type_ != "bf16" else None)
+    return f"({a} {symbol} {b})" if symbol else f"compare_{kind}({a}, {b})"
 
 
 def _combine(translator, instruction: Instruction, match: Match, value: str) -> str:

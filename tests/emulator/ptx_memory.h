@@ -45,14 +45,14 @@ inline void aligned(const void* address, unsigned bytes, const char* what, const
   if ((uintptr_t)address % bytes) emulator::fault(place.site, "misaligned %s of %u bytes", what, bytes);
 }
 
-template <class T, int N> inline Vector<T, N> load(const void* address, emulator::Space space, Place place) {
+template <class T, int N> ONCE Vector<T, N> load(const void* address, emulator::Space space, Place place) {
   aligned(address, sizeof(T) * N, "read", place);
   touch(address, sizeof(T) * N, emulator::READ, space, place);
   Vector<T, N> value;
   memcpy(&value, address, sizeof value);
   return value;
 }
-template <class T, int N> inline void store(void* address, Vector<T, N> value, emulator::Space space, Place place) {
+template <class T, int N> ONCE void store(void* address, Vector<T, N> value, emulator::Space space, Place place) {
   aligned(address, sizeof(T) * N, "write", place);
   touch(address, sizeof(T) * N, emulator::WRITE, space, place);
   memcpy(address, &value, sizeof value);
@@ -74,7 +74,7 @@ template <class T, class F> inline T atomic(void* address, F change, emulator::S
   return before;
 }
 
-inline void copy_async(void* shared, const void* source, unsigned bytes, unsigned source_bytes, Place place) {
+ONCE void copy_async(void* shared, const void* source, unsigned bytes, unsigned source_bytes, Place place) {
   if (emulator::g.checking & emulator::COUNT) {   // at issue; the runtime checks the accesses when it makes them
     emulator::count_request(source, source_bytes < bytes ? source_bytes : bytes, emulator::READ, GLOBAL, place.site, place.instruction, place.pass);
     emulator::count_request(shared, bytes, emulator::WRITE, SHARED, place.site, place.instruction, place.pass);
@@ -82,7 +82,7 @@ inline void copy_async(void* shared, const void* source, unsigned bytes, unsigne
   emulator::copy_async(shared, source, bytes, source_bytes, place.site);
 }
 
-template <int N, bool TRANSPOSED> inline Vector<b32, N> load_matrices(u32 address, Place place) {
+template <int N, bool TRANSPOSED> ONCE Vector<b32, N> load_matrices(u32 address, Place place) {
   // lane i gives the address of row i % 8 of matrix i / 8
   if (emulator::g.checking & emulator::COUNT && emulator::g.current->lane < 8 * N)
     emulator::count_request(emulator::shared_pointer(address), 16, emulator::READ, SHARED, place.site, place.instruction, place.pass);

@@ -39,10 +39,12 @@ class Match:
     modifiers: frozenset[str]  # of the [...] groups, each piece between dots by itself
 
     def type(self, name: str) -> str:
-        """The PTX type that `name` stands for: itself, a group, or a group twice as wide ("2T")."""
+        """The PTX type that `name` stands for: itself, a group, one twice as wide ("2T"), the unsigned one ("uT")."""
         if name.startswith("2"):
             narrow = self.names[name[1:]]
             return narrow[0] + str(2 * bits_of(narrow))
+        if name.startswith("u") and name[1:] in self.names:
+            return f"u{bits_of(self.names[name[1:]])}"
         return self.names.get(name, name)
 
     @property

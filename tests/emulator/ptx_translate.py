@@ -32,6 +32,17 @@ _INTEGER = re.compile(r"-?(?:0[xX][0-9a-fA-F]+|\d+)U?")
 _ADDRESS = re.compile(r"\[\s*([%$\w]+)\s*(?:([+-])\s*(-?\w+)\s*)?\]")
 
 
+def is_integer(type_: str) -> bool:
+    return type_[0] in "bsu" and not type_.startswith("bf")
+
+
+def same_storage(stored: str, type_: str) -> bool:
+    """Whether a C++ variable of one type is a value of the other as it stands; integers are kept unsigned."""
+    if is_integer(stored) and is_integer(type_):
+        return type_[0] in "bu" and bits_of(stored) == bits_of(type_)
+    return stored == type_
+
+
 def cpp_name(name: str) -> str:
     return re.sub(r"\W", "_", name)
 
@@ -127,7 +138,11 @@ class Translator:
             return self.literal(operand, type_)
         if re.fullmatch(r"-?\d+\.\d*(?:[eE][+-]?\d+)?", operand):
             return f"{type_}({operand})"
-        return f"as<{type_}>({self.raw(operand)})"
+        raw = self.raw(operand)
+        stored = self.types.get(raw, "u64")
+        if same_storage(stored, type_):
+            return raw
+        return f"{type_}({raw})" if is_integer(stored) and is_integer(type_) else f"as<{type_}>({raw})"
 
     def assign(self, operand: str, type_: str, value: str) -> None:
         """Writes a value of that type into a destination operand."""
@@ -136,7 +151,14 @@ class Translator:
         elif type_ == "pred":
             self.line(f"{self.register(operand)} = {value};")
         else:
-            self.line(f"set({self.register(operand)}, {type_}({value}));")
+            register = self.register(operand)
+            stored = self.types[register]
+            if same_storage(stored, type_):
+                self.line(f"{register} = {value};")
+            elif is_integer(stored) and is_integer(type_):  # sign or zero extension
+                self.line(f"{register} = {type_}({value});")
+            else:
+                self.line(f"set({register}, {type_}({value}));")
 
     def assign_all(self, targets: list[tuple[str, str, str]]) -> None:
         """Several at once: all values are worked out before the first is written, as one may be read by the next."""
@@ -198,6 +220,7 @@ class Translator:
         if name not in self.functions:
             raise PtxError(f"{self.instruction}: there is no function {name} in this text")
         gave, got = (", ".join([*(str(self.lookup(x)) for x in names), "nullptr"]) for names in (arguments, results))
+        self.count += 1  # as for temporaries
         self.line(f"void *gave[] = {{{gave}}}, *got[] = {{{got}}};")
         self.line(f"f_{cpp_name(name)}(gave, got);")
 
@@ -247,10 +270,11 @@ class Translator:
         if cpp in self.types:
             self.count += 1
             cpp += f"_{self.count}"
-        self.types[cpp] = variable.type
         # not 0, so that a register that is read before it is written shows
-        storage = "bool" if variable.type == "pred" else f"b{max(16, bits_of(variable.type))}"
-        self.declarations.append(f"{storage} {cpp} = {'true' if storage == 'bool' else f'({storage})-1'};")
+        storage = variable.type if variable.type in {"pred", "f32", "f64"} else f"b{max(16, bits_of(variable.type))}"
+        poison = {"pred": "true", "f32": "NAN", "f64": "NAN"}.get(storage, f"{storage}(-1)")
+        self.declarations.append(f"{storage} {cpp} = {poison};")
+        self.types[cpp] = storage
         return cpp
 
     def declare_variable(self, variable: Variable) -> None:
@@ -295,10 +319,12 @@ class Translator:
             self.instruction = statement
             self.place_number += 1
             handler, match = find(statement)
-            # braces: a goto may not jump past the declaration of a temporary
-            self.line(f"if ({self.value(statement.guard, 'pred')}) {{" if statement.guard else "{")
+            begin, before = len(self.code), self.count
             handler(self, statement, match)
-            self.line("}")
+            # a goto may not jump past the declaration of a temporary: it goes into braces
+            if statement.guard or self.count != before:
+                self.code.insert(begin, f"if ({self.value(statement.guard, 'pred')}) {{" if statement.guard else "{")
+                self.line("}")
 
 
 def signature(function: Function) -> str:
