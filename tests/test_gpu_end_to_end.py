@@ -100,19 +100,18 @@ class TestWhere:
 
     @every_call
     def test_on_the_current_stream(self, gpu, call):
-        """The double sees an operation on any other."""
-        arrays = sent(gpu, call.arrays())
+        """The double sees an operation on any other: nobody waits there for what this stream wrote."""
         with own_stream(gpu):
-            got = call(arrays)
+            got = call(sent(gpu, call.arrays()))
         assert np.array_equal(to_numpy(got), call(call.arrays()))
 
     @pytest.mark.parametrize("direction", DIRECTIONS)
     def test_on_the_current_stream_in_every_algorithm(self, gpu, direction):
         case = CASES["2d-depthwise"]
-        arrays = sent(gpu, dict(zip("xwd", case.arrays(), strict=True))).values()
         want = case.want(direction, *case.arrays())
         for name in ways(case, "cuda:0", direction):
             with own_stream(gpu):
+                arrays = sent(gpu, dict(zip("xwd", case.arrays(), strict=True))).values()
                 got = convolve(direction, case, *arrays, algorithm=name)
             assert np.allclose(to_numpy(got), want, atol=1e-4)
 
@@ -165,7 +164,7 @@ class TestMixing:
 
 LARGE = {
     "2d": Case(2, (24, 22), 16, 12, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1))),
-    "2d-strided": Case(2, (30, 31), 8, 16, (5, 4), (2, 2), (1, 1), ((2, 2), (1, 2))),
+    "2d-strided": Case(2, (20, 19), 8, 16, (5, 4), (2, 2), (1, 1), ((2, 2), (1, 2))),
     "2d-reflect": Case(2, (20, 21), 8, 8, (3, 3), (1, 1), (2, 2), ((2, 2), (2, 2)), 1, "reflect"),
     "2d-groups": Case(2, (20, 20), 16, 16, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)), 4),
     "2d-depthwise": Case(2, (22, 22), 16, 16, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)), 16),
@@ -173,9 +172,6 @@ LARGE = {
     "1d": Case(2, (1200,), 4, 8, (9,), (1,), (1,), ((8, 0),)),
     "3d": Case(1, (10, 9, 8), 6, 8, (3, 3, 3), (1, 1, 1), (1, 1, 1), ((1, 1), (1, 1), (1, 1))),
 }
-
-
-UNMEASURED = {"depthwise"}  # while NumPy's code serves it on CuPy, whose einsum takes what it likes
 
 
 class TestMemory:
@@ -186,7 +182,7 @@ class TestMemory:
     def test_the_peak_is_that_of_the_plan(self, gpu, case, direction, cap, dtype):
         """Of every algorithm: what the pool hands out beside the result."""
         arrays = sent(gpu, dict(zip("xwd", case.arrays(integers, dtype), strict=True))).values()
-        for name in set(ways(case, "cuda:0", direction, dtype)) - UNMEASURED:
+        for name in ways(case, "cuda:0", direction, dtype):
             keywords = {"algorithm": name, "max_workspace": cap}
             try:
                 plan = gpuconv.plan(problem(case), dtype, "cuda:0", direction=direction, **keywords)
