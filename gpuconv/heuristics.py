@@ -43,4 +43,5 @@ def seconds(problem: Problem, algorithm: Algorithm) -> float:
     rates = CPU if problem.on_cpu else GPU
     work = algorithm.work(problem)
     width = problem.dtype.itemsize / 4
-    return work.macs * width / rates.macs + work.elements * width / rates.elements + work.steps * rates.step
+    counted = work.macs * width / rates.macs + work.elements * width / rates.elements + work.steps * rates.step
+    return counted + work.seconds

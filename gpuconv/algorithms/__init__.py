@@ -11,6 +11,7 @@ from gpuconv.algorithms.direct import Direct
 from gpuconv.algorithms.fft import Fft
 from gpuconv.algorithms.gemm import Gemm
 from gpuconv.algorithms.gemm_cuda import CudaGemm
+from gpuconv.algorithms.implicit_gemm import ImplicitGemm
 from gpuconv.algorithms.loops import Loops
 from gpuconv.algorithms.winograd import F2, F4, Winograd
 from gpuconv.algorithms.wrappers import ByDevice, Folding
@@ -20,6 +21,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     Folding(Winograd("winograd", F2, strict=True)),
     Folding(Winograd("winograd_4x4", F4, strict=False)),
     Folding(Fft()),
+    Folding(ImplicitGemm()),
     Folding(Direct()),
     Folding(ByDevice(Gemm(), CudaGemm())),
     Loops(),

@@ -48,15 +48,22 @@ class Work:
     """What an algorithm has to do, counted: the heuristics turn it into seconds.
 
     `macs`: multiply-adds inside matrix products. `elements`: elements read or written outside of them, copies and
-    additions. `steps`: operations called one by one from Python.
+    additions. `steps`: operations called one by one from Python. `seconds`: what an algorithm's own model of the device
+    makes of all this.
     """
 
     macs: float = 0
     elements: float = 0
     steps: float = 0
+    seconds: float = 0
 
     def __add__(self, other: Work) -> Work:
-        return Work(self.macs + other.macs, self.elements + other.elements, self.steps + other.steps)
+        return Work(
+            self.macs + other.macs,
+            self.elements + other.elements,
+            self.steps + other.steps,
+            self.seconds + other.seconds,
+        )
 
 
 class Algorithm(Protocol):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import lru_cache
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,28 +20,21 @@ import numpy as np
 from gpuconv.algorithms import tiles
 from gpuconv.algorithms.add_up_cuda import add_up
 from gpuconv.algorithms.base import PlainWeights, Problem, Work
-from gpuconv.algorithms.epilogue_cuda import activation_code
+from gpuconv.algorithms.pixel_products import (
+    MOST_JOBS,
+    WEIGHT_PLAN,
+    jobs,
+    partial_bytes,
+    partials_of,
+    product_of,
+    product_plan,
+    result_shape,
+)
 from gpuconv.algorithms.tiles import Cut
 from gpuconv.backend import accumulator
 from gpuconv.cuda import Unit, launch
-from gpuconv.geometry import ConvGeometry
-from gpuconv.kernel_args import FAST_DIV, Units, address, conv_struct, fast_div, index64, too_long
-from gpuconv.typing import Array, Ints
-
-PLAN = np.dtype(
-    [
-        *((name, "i4", (3,)) for name in ("outs", "parts", "apart")),
-        *((name, "i4") for name in ("tiles_m", "tiles_n", "splits", "activation")),
-        ("by_outs", FAST_DIV, (3,)),
-        ("by_depth", FAST_DIV),
-    ]
-)
-"""``struct ProductPlan`` of axes.cuh."""
-
-WEIGHT_PLAN = np.dtype([*((name, "i4") for name in ("tiles_m", "tiles_n", "splits")), ("by_depth", FAST_DIV)])
-"""``struct WeightPlan`` of direct_weights.cu."""
-
-MOST_JOBS = 2**31 - 1  # blocks of a grid
+from gpuconv.kernel_args import Units, address, conv_struct, fast_div, index64, too_long
+from gpuconv.typing import Array
 
 _NAMES = {2: ("float16", "bfloat16"), 4: ("float32",), 8: ("float64", "complex64"), 16: ("complex128",)}
 
@@ -73,25 +65,25 @@ class Direct(PlainWeights):
             return "runs on CUDA devices only"
         g = problem.geometry
         reason = too_long(g)
-        if reason is None and g.macs and _jobs(problem, _cut(problem)[1]) > MOST_JOBS:
-            reason = f"{_jobs(problem, _cut(problem)[1])} tiles, a grid has at most {MOST_JOBS}"
+        if reason is None and g.macs and jobs(problem, _cut(problem)[1]) > MOST_JOBS:
+            reason = f"{jobs(problem, _cut(problem)[1])} tiles, a grid has at most {MOST_JOBS}"
         return reason
 
     def reservation(self, problem: Problem) -> str | None:
         return None
 
     def workspace_bytes(self, problem: Problem) -> int:
-        return _partial_bytes(problem, _cut(problem)[1]) if problem.geometry.macs else 0
+        return partial_bytes(problem, _cut(problem)[1]) if problem.geometry.macs else 0
 
     def work(self, problem: Problem) -> Work:
         g = problem.geometry
         if g.macs == 0:
             return Work()
         cut = _cut(problem)[1]
-        _, _, depth, products = _product(problem)
+        _, _, depth, products = product_of(problem)
         # Tiles are computed whole. Without tensor cores 16-bit floats are multiplied no faster than 32-bit ones.
         macs = cut.sums * depth * products * max(1.0, 4 / problem.dtype.itemsize) * 1.15
-        partials = 2 * cut.splits * math.prod(_result_shape(problem)) if cut.splits > 1 else 0
+        partials = 2 * cut.splits * math.prod(result_shape(problem)) if cut.splits > 1 else 0
         return Work(macs=macs, elements=partials, steps=1 + (cut.splits > 1))
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
@@ -113,11 +105,11 @@ def _launch_product(problem: Problem, read: Array, w: Array, out: Array, bias: A
     g, xp = problem.geometry, problem.xp
     aligned, cut = _cut(problem, not any(address(a) % 16 for a in (read, w, out)))
     back = int(problem.direction == "input_grad")
-    partials = _partials(xp, problem, cut)
+    partials = partials_of(problem, cut)
     macros = (("INPUT_GRAD", back), ("ALIGNED", aligned), ("INDEX64", _index64(problem, cut)), *cut.tile.macros)
     unit = Unit("direct.cu", problem.dtype, macros)
-    plan = _product_plan(g, problem.direction, cut, activation)
-    grid = (_jobs(problem, cut),)
+    plan = product_plan(g, problem.direction, cut, activation)
+    grid = (jobs(problem, cut),)
     block = (cut.tile.threads,)
     args = (read, w, bias, out, partials, conv_struct(g), plan)
     shared_bytes = 0
@@ -129,11 +121,11 @@ def _launch_product(problem: Problem, read: Array, w: Array, out: Array, bias: A
 def _launch_weights(problem: Problem, x: Array, dy: Array, out: Array) -> None:
     g, xp = problem.geometry, problem.xp
     aligned, cut = _cut(problem, not any(address(a) % 16 for a in (x, dy, out)))
-    partials = _partials(xp, problem, cut)
+    partials = partials_of(problem, cut)
     macros = (("ALIGNED", aligned), ("INDEX64", _index64(problem, cut)), *cut.tile.macros)
     unit = Unit("direct_weights.cu", problem.dtype, macros)
     plan = np.array((cut.tiles_m, cut.tiles_n, cut.splits, fast_div(g.c_group)), WEIGHT_PLAN)
-    grid = (_jobs(problem, cut),)
+    grid = (jobs(problem, cut),)
     block = (cut.tile.threads,)
     args = (x, dy, out, partials, conv_struct(g), plan)
     shared_bytes = 0
@@ -154,9 +146,9 @@ def _cut(problem: Problem, addresses_aligned: bool = True) -> tuple[int, Cut]:
     kinds = (tiles.WIDE_TILES if aligned else tiles.NARROW_TILES)[size]
     budget = problem.max_workspace
     if not addresses_aligned:  # where arrays start is not known when the workspace is asked for
-        budget = _partial_bytes(problem, _cut(problem)[1])
-    m, n, depth, products = _product(problem)
-    split_bytes = math.prod(_result_shape(problem)) * accumulator(problem.dtype).itemsize
+        budget = partial_bytes(problem, _cut(problem)[1])
+    m, n, depth, products = product_of(problem)
+    split_bytes = math.prod(result_shape(problem)) * accumulator(problem.dtype).itemsize
     if index64(g.x_shape, g.w_shape, g.y_shape):
         kinds = kinds[:1]
     choice = tiles.cut(kinds, m, n, depth, products, split_bytes, budget, tiles.processors(problem.device))
@@ -165,64 +157,6 @@ def _cut(problem: Problem, addresses_aligned: bool = True) -> tuple[int, Cut]:
     return aligned, choice
 
 
-def _product(problem: Problem) -> tuple[int, int, int, int]:
-    """m x n sums of `depth` products, and how many times these: in every group, and part of an input gradient."""
-    g = problem.geometry
-    taps, pixels = math.prod(g.kernel), g.n * math.prod(g.out)
-    if problem.direction == "weight_grad":
-        return taps * g.c_group, g.k_group, pixels, g.groups
-    if problem.direction == "forward":
-        return pixels, g.k_group, taps * g.c_group, g.groups
-    outs, parts, _ = _parts(g)
-    each = max(1, taps // math.prod(parts))  # taps of a part, about
-    return g.n * math.prod(outs), g.c_group, each * g.k_group, g.groups * math.prod(parts)
-
-
-def _parts(g: ConvGeometry) -> tuple[Ints, Ints, Ints]:
-    """Three numbers an axis of ``struct Conv``: inputs in the largest part of the input gradient, parts, taps apart."""
-    conv = conv_struct(g)
-    strides = [min(int(s), int(x)) for s, x in zip(conv["stride"], conv["x"], strict=True)]
-    outs = tuple(-(-int(x) // int(s)) for x, s in zip(conv["x"], conv["stride"], strict=True))
-    apart = tuple(int(s) // math.gcd(int(s), int(d)) for s, d in zip(conv["stride"], conv["dilation"], strict=True))
-    return outs, tuple(strides), apart
-
-
-@lru_cache(maxsize=1024)
-def _product_plan(g: ConvGeometry, direction: str, cut: Cut, activation: str) -> np.ndarray[Any, Any]:
-    back = direction == "input_grad"
-    outs, parts, apart = _parts(g) if back else (tuple(map(int, conv_struct(g)["y"])), (1,) * 3, (1,) * 3)
-    plan = np.zeros((), PLAN)
-    plan["outs"], plan["parts"], plan["apart"] = outs, parts, apart
-    plan["tiles_m"], plan["tiles_n"], plan["splits"] = cut.tiles_m, cut.tiles_n, cut.splits
-    plan["activation"] = activation_code(activation)
-    plan["by_outs"] = [fast_div(size) for size in outs]
-    plan["by_depth"] = fast_div(g.k_group if back else g.c_group)
-    plan.setflags(write=False)
-    return plan
-
-
-def _jobs(problem: Problem, cut: Cut) -> int:
-    parts = _parts(problem.geometry)[1] if problem.direction == "input_grad" else (1,)
-    return cut.tiles_n * math.prod(parts) * cut.tiles_m * problem.geometry.groups * cut.splits
-
-
-def _result_shape(problem: Problem) -> Ints:
-    g = problem.geometry
-    return {"forward": g.y_shape, "input_grad": g.x_shape, "weight_grad": g.w_shape}[problem.direction]
-
-
-def _partials(xp: ModuleType, problem: Problem, cut: Cut) -> Array | None:
-    if cut.splits == 1:
-        return None
-    partials: Array = xp.empty((cut.splits, math.prod(_result_shape(problem))), accumulator(problem.dtype))
-    return partials
-
-
-def _partial_bytes(problem: Problem, cut: Cut) -> int:
-    count = cut.splits * math.prod(_result_shape(problem)) if cut.splits > 1 else 0
-    return count * accumulator(problem.dtype).itemsize
-
-
 def _index64(problem: Problem, cut: Cut) -> int:
     g = problem.geometry
-    return index64(g.x_shape, g.w_shape, g.y_shape, (cut.splits, *_result_shape(problem)))
+    return index64(g.x_shape, g.w_shape, g.y_shape, (cut.splits, *result_shape(problem)))

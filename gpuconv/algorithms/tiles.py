@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
+from gpuconv.algorithms import pixel_products
 from gpuconv.backend import module_for
 
 
@@ -69,13 +70,10 @@ _WARPS_TO_BE_BUSY = 12
 
 
 @dataclass(frozen=True)
-class Cut:
-    """A tile, how many tiles lie along m and n, and into how many splits the products are cut."""
+class Cut(pixel_products.Cut):
+    """... and the tile."""
 
     tile: Tile
-    tiles_m: int
-    tiles_n: int
-    splits: int
 
     @property
     def sums(self) -> int:
@@ -93,7 +91,7 @@ def cut(
     """
     affordable = max(1, min(MOST_SPLITS, depth // LEAST_DEPTH, budget // max(1, split_bytes)))
     splits = [s for s in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256) if s <= affordable]
-    cuts = [Cut(tile, -(-m // tile.m), -(-n // tile.n), s) for tile in tiles for s in splits]
+    cuts = [Cut(-(-m // tile.m), -(-n // tile.n), s, tile) for tile in tiles for s in splits]
     return min(cuts, key=lambda one: _clocks(one, depth, products, split_bytes, processors))
 
 

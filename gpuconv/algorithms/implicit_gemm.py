@@ -1,0 +1,175 @@
+"""Implicit matrix products on tensor cores, all passes: 16-bit floats, and float32 as one or three TF32 products.
+
+The products are those of pixel_products.py, made by kernels/implicit_gemm.cu and implicit_gemm_weights.cu.
+
+``precision="strict"`` makes three TF32 products for one of float32 and flushes the tensor cores' sums every 32 products
+(Ootomo & Yokota 2022): the error is that of a float32 sum. ``precision="fast"`` makes one. Under "strict" an infinity
+in a float32 array comes out as NaN, where the definition may give an infinity.
+
+One launch, or two where the products of a sum are split over several blocks, whose sums add_up.cu adds in order. Raw
+kernels alone, and workspace from CuPy's pool alone: all of it can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from gpuconv.algorithms.add_up_cuda import add_up
+from gpuconv.algorithms.base import PlainWeights, Problem, Work
+from gpuconv.algorithms.pixel_products import (
+    MOST_JOBS,
+    WEIGHT_PLAN,
+    jobs,
+    partial_bytes,
+    partials_of,
+    product_of,
+    product_plan,
+    result_shape,
+)
+from gpuconv.algorithms.tensor_tiles import LARGE, MEDIUM, SMALL, Cut, Product, Tile, device, fastest
+from gpuconv.cuda import Unit, launch
+from gpuconv.kernel_args import Units, address, conv_struct, fast_div, too_long
+from gpuconv.typing import Array
+
+LEAST_ARCH = 80
+
+_TILES = {2: (LARGE, MEDIUM, SMALL), 4: (MEDIUM, SMALL)}
+"""By the bytes of an element, for COPY=16; other copies are made by the smallest."""
+
+
+class _Units:
+    """Every unit that may be launched."""
+
+    def __iter__(self) -> Iterator[Unit]:
+        for names, size, products in ((("float16", "bfloat16"), 2, (1,)), (("float32",), 4, (1, 3))):
+            for tile in _TILES[size]:
+                for copy in (16, 4, 2) if tile == SMALL else (16,):
+                    if copy < size:
+                        continue
+                    macros: dict[str, Any] = {"TILE_M": [tile.m], "TILE_N": [tile.n], "COPY": [copy]}
+                    macros["PRODUCTS"] = products
+                    yield from Units("implicit_gemm.cu", names, INPUT_GRAD=(0, 1), **macros)
+                    yield from Units("implicit_gemm_weights.cu", names, **macros)
+
+
+UNITS = _Units()
+
+
+class ImplicitGemm(PlainWeights):
+    name = "implicit_gemm"
+    exact = True
+
+    def refusal(self, problem: Problem) -> str | None:
+        if problem.on_cpu:
+            return "runs on CUDA devices only"
+        g = problem.geometry
+        if problem.dtype.name not in ("float16", "bfloat16", "float32"):
+            return f"dtype {problem.dtype}, tensor cores take float16, bfloat16 and float32"
+        arch = device(problem.device).arch
+        if arch < LEAST_ARCH:
+            return f"compute capability {arch / 10:.1f}, needs {LEAST_ARCH / 10:.1f}"
+        if g.is_padded and g.pad_mode != "zeros":
+            return f"pad_mode={g.pad_mode!r}, needs 'zeros'"
+        reason = too_long(g)
+        if reason is None and g.macs:
+            counts = (
+                product_of(problem)[2],
+                g.n * math.prod(g.out),
+                math.prod(g.w_shape[:-1]),
+                jobs(problem, _cut(problem)[1]),
+            )
+            if max(counts) > MOST_JOBS:
+                reason = f"{max(counts)} products of a sum, pixels or tiles, counts up to {MOST_JOBS}"
+        return reason
+
+    def reservation(self, problem: Problem) -> str | None:
+        return None
+
+    def workspace_bytes(self, problem: Problem) -> int:
+        return partial_bytes(problem, _cut(problem)[1]) if problem.geometry.macs else 0
+
+    def work(self, problem: Problem) -> Work:
+        return Work(seconds=_cut(problem)[1].seconds) if problem.geometry.macs else Work()
+
+    def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
+        _launch_product(problem, x, w, out, bias, activation)
+
+    def input_grad(
+        self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
+    ) -> None:
+        _launch_product(problem, dy, w, out, bias, activation)
+
+    def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
+        xp, g = problem.xp, problem.geometry
+        copy, cut = _cut(problem, _alignment(x, dy, out))
+        partials = partials_of(problem, cut)
+        unit = Unit("implicit_gemm_weights.cu", problem.dtype, _macros(problem, cut.tile, copy))
+        plan = np.array((cut.tiles_m, cut.tiles_n, cut.splits, fast_div(g.c_group)), WEIGHT_PLAN)
+        grid = (jobs(problem, cut),)
+        block = (cut.tile.threads,)
+        args = (x, dy, out, partials, conv_struct(g), plan)
+        shared_bytes = _shared_bytes(problem, cut.tile)
+        launch(xp, unit, "implicit_gemm_weight_grad", grid, block, args, shared_bytes)
+        if partials is not None:
+            add_up(xp, partials, out)
+
+
+def _launch_product(problem: Problem, read: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
+    xp, g = problem.xp, problem.geometry
+    copy, cut = _cut(problem, _alignment(read, w, out))
+    back = problem.direction == "input_grad"
+    partials = partials_of(problem, cut)
+    unit = Unit("implicit_gemm.cu", problem.dtype, (("INPUT_GRAD", int(back)), *_macros(problem, cut.tile, copy)))
+    plan = product_plan(g, problem.direction, cut, activation)
+    grid = (jobs(problem, cut),)
+    block = (cut.tile.threads,)
+    args = (read, w, bias, out, partials, conv_struct(g), plan)
+    shared_bytes = _shared_bytes(problem, cut.tile)
+    launch(xp, unit, "implicit_gemm_input_grad" if back else "implicit_gemm_forward", grid, block, args, shared_bytes)
+    if partials is not None:
+        add_up(xp, partials, out, bias, activation)
+
+
+# -------------------------------------------------------------------------------------------------- how it is cut
+
+
+@lru_cache(maxsize=4096)
+def _cut(problem: Problem, alignment: int = 16) -> tuple[int, Cut]:
+    """COPY, and the cut of a problem whose arrays start at multiples of so many bytes (16, 4 or 2)."""
+    g, size = problem.geometry, problem.dtype.itemsize
+    copy = min(alignment, math.gcd(16, size * g.c_group), math.gcd(16, size * g.k_group))
+    copy = 16 if copy == 16 else 4 if copy >= 4 else 2
+    tiles = _TILES[size] if copy == 16 else (SMALL,)
+    budget = problem.max_workspace
+    if alignment < 16:  # where arrays start is not known when the workspace is asked for
+        budget = partial_bytes(problem, _cut(problem)[1])
+    m, n, depth, times = product_of(problem)
+    factor = 1 if size == 2 else 2 * _products(problem)
+    count = math.prod(result_shape(problem))
+    product = Product(m, n, depth, times, g.macs, factor, g.bytes(size), 4 * count)
+    shared = tuple(_shared_bytes(problem, tile) for tile in tiles)
+    return copy, fastest(tiles, product, shared, budget, device(problem.device))
+
+
+def _products(problem: Problem) -> int:
+    """TF32 products made for one product."""
+    return 3 if problem.dtype.itemsize == 4 and problem.precision == "strict" else 1
+
+
+def _macros(problem: Problem, tile: Tile, copy: int) -> tuple[tuple[str, int], ...]:
+    return (("TILE_M", tile.m), ("TILE_N", tile.n), ("COPY", copy), ("PRODUCTS", _products(problem)))
+
+
+def _shared_bytes(problem: Problem, tile: Tile) -> int:
+    size, direction = problem.dtype.itemsize, problem.direction
+    return tile.shared_bytes(size, direction == "weight_grad", direction != "input_grad")
+
+
+def _alignment(*arrays: Array) -> int:
+    """Bytes that all arrays start at a multiple of, up to 16."""
+    return min(math.gcd(16, address(a)) if address(a) else 16 for a in arrays)

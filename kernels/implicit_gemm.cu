@@ -1,0 +1,216 @@
+// Convolution and its input gradient on tensor cores: a matrix product whose first factor is gathered while it multiplies.
+//
+//   forward      y[m, k]  =  sum over (t, c) of   x[m at t, c]  w[t, c, k]       m = (n, o, p, q)   one output pixel a row
+//   input_grad  dx[m, c]  =  sum over (t, k) of  dy[m at t, k]  w[t, c, k]       m = (n, d, h, w)   one input pixel a row
+//
+//                       (t, c) runs on              k across
+//     x                 +----+----+----+            +-------+
+//   +-----------+  m    | t0 | t1 | t2 |            |   w   |     A row of the first factor is a window of x. Step by step
+//   |  . . .    | ----> |    |    |    |            |       |     TILE_K of its numbers come into shared memory: what a tap
+//   |  . . .    |       +----+----+----+            +-------+     sees is one offset away from where the window starts,
+//   +-----------+                                                 the same for all rows. What lies outside of x is zero.
+//
+// Input gradient: parts of stride 1, each with the taps that meet it (axes.cuh), all in one launch; w is read along k as it
+// lies. Groups, dilation, stride, any channels; zeros are the only padding.
+//
+// Layouts, channels last, C-contiguous: x (n, x[0], x[1], x[2], c), w (taps, c / groups, k), y (n, y[0], y[1], y[2], k),
+// bias (k), or (c) for the gradient, or null; partials (plan.splits, elements of the result) of float, or null for 1 split.
+//
+// Launch: block (THREADS), grid (jobs) with jobs = tiles_n * parts * tiles_m * groups * splits; dynamic shared memory
+// SHARED_BYTES of this file, which gpuconv/algorithms/implicit_gemm.py counts in the same way. More blocks than jobs do no
+// harm. A unit is one kernel: INPUT_GRAD=0 or 1. COPY=16 takes arrays aligned to 16 bytes whose channels of a group, in and
+// out, are multiples of 16 bytes; COPY=4 of 4 bytes; COPY=2 takes all. After more splits than 1, add_up.cu. Needs sm_80.
+//
+// Cost: 2 n y taps c k / groups FLOP (three times that as three TF32 products), sizeof(T) (x + w + y) bytes. mma.sync
+// reaches at most 63-65% of the tensor cores of an H200 (published): about 510 T/s in 16 bits, 83 T/s as three products.
+//
+// budget: implicit_gemm_forward 128 registers
+// budget: implicit_gemm_input_grad 128 registers
+#include "axes.cuh"
+#include "mma.cuh"
+
+typedef AlongK<TILE_M> Windows;
+#if INPUT_GRAD
+typedef AlongK<TILE_N> Weights;
+#else
+typedef AcrossK<TILE_N> Weights;
+#endif
+constexpr int STAGE = STAGE_BYTES<Windows, Weights>;
+constexpr int SHARED_BYTES =
+    STAGES * STAGE > TILE_M * RESULT_PITCH * SIZE ? STAGES * STAGE : TILE_M * RESULT_PITCH * SIZE;
+
+// Where the window of a row starts.
+struct alignas(16) Window {
+  int start[3], unused;
+};
+struct Table {
+  Window windows[TILE_M];
+  i64 offsets[TILE_M];  // of the windows' starts, in numbers
+  i64 results[TILE_M];  // of the rows of the result; -1 where there is none
+  Axis axes[3];
+};
+
+constexpr int SIDE_BY_SIDE = 64 / COPY;               // copies of a row of a step, by neighbouring threads
+constexpr int AT_ONCE = THREADS / SIDE_BY_SIDE;       // rows that all threads copy at a time
+constexpr int OWN_WINDOWS = TILE_M / AT_ONCE;         // windows of a thread
+constexpr bool KEEPS = SIZE == 2 && OWN_WINDOWS <= 4; // ... which it keeps in registers if there are some left
+constexpr int UNROLL = COPY < 16 ? 2 : SIZE == 4 ? 1 : 8;  // of more the addresses would spill
+
+template <bool BACK>
+__device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __restrict__ w, const T* __restrict__ bias,
+                                         T* out, float* partials, const Conv& g, const ProductPlan& plan) {
+  extern __shared__ __align__(16) char shared[];
+  __shared__ Table table;
+  const int thread = (int)threadIdx.x;
+
+  // Which job this is.
+  u32 job = blockIdx.x;
+  const u32 parts = (u32)plan.parts[0] * (u32)plan.parts[1] * (u32)plan.parts[2];
+  const int n0 = (int)(job % (u32)plan.tiles_n) * TILE_N;
+  job /= (u32)plan.tiles_n;
+  const u32 part = job % parts;
+  job /= parts;
+  const i64 m0 = (i64)(job % (u32)plan.tiles_m) * TILE_M;
+  job /= (u32)plan.tiles_m;
+  const int group = (int)(job % (u32)g.groups);
+  if (job / (u32)g.groups >= (u32)plan.splits) return;
+  const int split = (int)(job / (u32)g.groups);
+
+  const int(&in_size)[3] = BACK ? g.y : g.x;
+  const int(&out_size)[3] = BACK ? g.x : g.y;
+  const int in_channels = BACK ? g.k : g.c, out_channels = BACK ? g.c : g.k;
+  const int depth = in_channels / g.groups, width = out_channels / g.groups;
+
+  if (thread == 0) {
+    u32 rest = part;
+    for (int axis = 2; axis >= 0; axis--) {
+      table.axes[axis] = BACK ? backward_axis(g, plan, axis, (int)(rest % (u32)plan.parts[axis])) : forward_axis(g, axis);
+      rest /= (u32)plan.parts[axis];
+    }
+  }
+  __syncthreads();
+
+  for (int i = thread; i < TILE_M; i += THREADS) {
+    i64 m = m0 + i;
+    int at[3];
+    m = divide(m, plan.by_outs[2], at[2]);
+    m = divide(m, plan.by_outs[1], at[1]);
+    m = divide(m, plan.by_outs[0], at[0]);
+    bool there = m < g.n;
+    Window window = {{0, 0, 0}, 0};
+    i64 offset = m, result = m;
+#pragma unroll
+    for (int axis = 0; axis < 3; axis++) {
+      const Axis along = table.axes[axis];
+      there = there && at[axis] < along.outs;
+      if (!there) break;
+      window.start[axis] = at[axis] * along.scale + along.first;
+      offset = offset * in_size[axis] + window.start[axis];
+      result = result * out_size[axis] + (at[axis] * along.out_step + along.out_first);
+    }
+    if (!there) window.start[0] = BACK ? -1 : -0x7fffffff - 1;  // taps lead down, or up: none leads back into the image
+    table.windows[i] = window;
+    table.offsets[i] = there ? offset * in_channels + group * depth : 0;
+    table.results[i] = there ? result * out_channels + group * width + n0 : -1;
+  }
+  __syncthreads();
+
+  // Read where they are needed, from the arguments or shared memory: registers are for sums.
+  const auto taps = [&](int axis) { return BACK ? table.axes[axis].taps : g.kernel[axis]; };
+  const auto hop = [&](int axis) { return BACK ? table.axes[axis].step : g.dilation[axis]; };
+  const int products = taps(0) * taps(1) * taps(2) * depth;
+  const int all_steps = (products + TILE_K - 1) / TILE_K;
+  const int begin = (int)((i64)all_steps * split / plan.splits), end = (int)((i64)all_steps * (split + 1) / plan.splits);
+
+  // The numbers of a row that this thread copies: from product j on, channel `channel` of tap (tap[0], tap[1], tap[2]).
+  const int own_row = thread / SIDE_BY_SIDE, own_k = thread % SIDE_BY_SIDE * COPIED;
+  int j = begin * TILE_K + own_k, channel = 0, tap[3] = {0, 0, 0};
+  if (products > 0) {
+    const int number = divide(j, plan.by_depth, channel);
+    tap[2] = number % taps(2);
+    tap[1] = number / taps(2) % taps(1);
+    tap[0] = number / taps(2) / taps(1);
+  }
+
+  Window kept[KEEPS ? OWN_WINDOWS : 1];
+  i64 kept_offset[KEEPS ? OWN_WINDOWS : 1];
+  if (KEEPS)
+#pragma unroll
+    for (int i = 0; i < (KEEPS ? OWN_WINDOWS : 1); i++) {
+      kept[i] = table.windows[own_row + i * AT_ONCE];
+      kept_offset[i] = table.offsets[own_row + i * AT_ONCE];
+    }
+
+  const auto load = [&](char* stage) {
+    const bool any = j < products;
+    const int shift[3] = {tap[0] * hop(0), tap[1] * hop(1), tap[2] * hop(2)};
+    const i64 delta = (((i64)shift[0] * in_size[1] + shift[1]) * in_size[2] + shift[2]) * in_channels + channel;
+#pragma unroll UNROLL
+    for (int i = 0; i < OWN_WINDOWS; i++) {
+      const int row = own_row + i * AT_ONCE;
+      const Window window = KEEPS ? kept[KEEPS ? i : 0] : table.windows[row];
+      const i64 offset = KEEPS ? kept_offset[KEEPS ? i : 0] : table.offsets[row];
+      const bool inside = any && (u32)(window.start[0] + shift[0]) < (u32)in_size[0] &&
+                          (u32)(window.start[1] + shift[1]) < (u32)in_size[1] &&
+                          (u32)(window.start[2] + shift[2]) < (u32)in_size[2];
+      bring(stage, Windows::byte(row, own_k), inside ? in + (offset + delta) : in, inside);
+    }
+    char* const weights = stage + Windows::BYTES;
+#if INPUT_GRAD
+    i64 number = 0;  // of the tap in the whole kernel
+#pragma unroll
+    for (int axis = 0; axis < 3; axis++) {
+      const Axis& along = table.axes[axis];
+      number = number * g.kernel[axis] + (tap[axis] * along.tap_step + along.tap_first);
+    }
+    const i64 start = number * (out_channels / g.groups) * g.k + group * depth + channel;
+#pragma unroll UNROLL
+    for (int i = 0; i < TILE_N / AT_ONCE; i++) {
+      const int row = own_row + i * AT_ONCE;
+      const bool inside = any && n0 + row < width;
+      bring(weights, Weights::byte(row, own_k), inside ? w + (start + (i64)(n0 + row) * g.k) : w, inside);
+    }
+#else
+    constexpr int COPIES = TILE_N / COPIED;  // of a row
+    const int first_product = j - own_k;
+#pragma unroll UNROLL
+    for (int i = 0; i < TILE_K * COPIES / THREADS; i++) {
+      const int copy = thread + i * THREADS, k = copy / COPIES, column = copy % COPIES * COPIED;
+      const bool inside = first_product + k < products && n0 + column < width;
+      bring(weights, Weights::byte(column, k), inside ? w + ((i64)(first_product + k) * g.k + (group * width + n0 + column)) : w, inside);
+    }
+#endif
+    j += TILE_K;
+    channel += TILE_K;
+    while (channel >= depth) {
+      channel -= depth;
+      if (++tap[2] < taps(2)) continue;
+      tap[2] = 0;
+      if (++tap[1] < taps(1)) continue;
+      tap[1] = 0;
+      tap[0]++;
+    }
+  };
+
+  Sums sums;
+  const Place place = place_of(thread);
+  product<Windows, Weights>(sums, shared, end - begin, place, load);
+  i64 size = (i64)g.n * out_channels;
+  for (int axis = 0; axis < 3; axis++) size *= out_size[axis];
+  write(sums, shared, place, out, plan.splits > 1 ? partials + split * size : nullptr, width - n0, bias,
+        group * width + n0, plan.activation, [&](int row) { return table.results[row]; });
+}
+
+#if INPUT_GRAD
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+implicit_gemm_input_grad(const T* __restrict__ dy, const T* __restrict__ w, const T* __restrict__ bias, T* dx,
+                         float* partials, const Conv g, const ProductPlan plan) {
+  convolve<true>(dy, w, bias, dx, partials, g, plan);
+}
+#else
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+implicit_gemm_forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* y,
+                      float* partials, const Conv g, const ProductPlan plan) {
+  convolve<false>(x, w, bias, y, partials, g, plan);
+}
+#endif

@@ -1,0 +1,112 @@
+// The weight gradient of a convolution on tensor cores: a matrix product summed over pixels.
+//
+//   dw[(t, c), k]  =  sum over m of  x[m at t, c]  dy[m, k]        m = (n, o, p, q)   one output pixel a product
+//
+//                     (t, c) across                 k across
+//     x               +-------+                     +-------+
+//   +-----------+  m  | . . . |                     |   dy  |     Both factors are read pixel by pixel: each row in shared
+//   |  . . .    | --> | . . . |   summed            |       |     memory belongs to a pixel, and holds what the tile's taps
+//   |  . . .    | on  | . . . |   downwards         |       |     and channels see of x, or its own channels of dy. A thread
+//   +-----------+     +-------+                     +-------+     copies the same tap and channel of every step.
+//
+// Layouts, channels last, C-contiguous: x (n, x[0], x[1], x[2], c), dy (n, y[0], y[1], y[2], k), dw (taps, c / groups, k),
+// partials (plan.splits, elements of dw) of float, or null for 1 split.
+//
+// Launch: block (THREADS), grid (jobs) with jobs = tiles_n * tiles_m * groups * splits; dynamic shared memory SHARED_BYTES
+// of this file, which gpuconv/algorithms/implicit_gemm.py counts in the same way. More blocks than jobs do no harm. COPY=16
+// takes arrays aligned to 16 bytes whose channels of a group, in and out, are multiples of 16 bytes; COPY=4 of 4 bytes;
+// COPY=2 takes all. Few weights and many pixels: the pixels are split until the device is full, and add_up.cu adds the
+// partial sums in order. Needs sm_80.
+//
+// Cost: 2 n y taps c k / groups FLOP (three times that as three TF32 products), sizeof(T) (x + dy + dw) bytes, and
+// 8 splits * dw for the partial sums. The rates of implicit_gemm.cu.
+//
+// budget: implicit_gemm_weight_grad 128 registers
+#include "mma.cuh"
+
+struct WeightPlan {
+  int tiles_m, tiles_n, splits;
+  FastDiv by_depth;
+};
+
+typedef AcrossK<TILE_M> Seen;
+typedef AcrossK<TILE_N> Outputs;
+constexpr int STAGE = STAGE_BYTES<Seen, Outputs>;
+constexpr int SHARED_BYTES =
+    STAGES * STAGE > TILE_M * RESULT_PITCH * SIZE ? STAGES * STAGE : TILE_M * RESULT_PITCH * SIZE;
+constexpr int UNROLL = COPY < 16 ? 2 : 1;  // of more the addresses would spill
+
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+implicit_gemm_weight_grad(const T* __restrict__ x, const T* __restrict__ dy, T* dw, float* partials, const Conv g,
+                          const WeightPlan plan) {
+  extern __shared__ __align__(16) char shared[];
+  const int thread = (int)threadIdx.x;
+
+  // Which job this is.
+  u32 job = blockIdx.x;
+  const int n0 = (int)(job % (u32)plan.tiles_n) * TILE_N;
+  job /= (u32)plan.tiles_n;
+  const int m0 = (int)(job % (u32)plan.tiles_m) * TILE_M;
+  job /= (u32)plan.tiles_m;
+  const int group = (int)(job % (u32)g.groups);
+  if (job / (u32)g.groups >= (u32)plan.splits) return;
+  const int split = (int)(job / (u32)g.groups);
+
+  const int depth = g.c / g.groups, width = g.k / g.groups;
+  const int height = g.kernel[0] * g.kernel[1] * g.kernel[2] * depth;
+  const int pixels = g.n * g.y[0] * g.y[1] * g.y[2];
+  const int all_steps = (pixels + TILE_K - 1) / TILE_K;
+  const int begin = (int)((i64)all_steps * split / plan.splits), end = (int)((i64)all_steps * (split + 1) / plan.splits);
+
+  // The tap and channel that this thread copies, of every pixel.
+  constexpr int ACROSS = TILE_M / COPIED, AT_ONCE = THREADS / ACROSS;
+  const int own_row = thread % ACROSS * COPIED;
+  int channel = 0, shift[3] = {0, 0, 0};
+  const bool any = m0 + own_row < height;
+  if (any) {
+    int tap = divide(m0 + own_row, plan.by_depth, channel);
+#pragma unroll
+    for (int axis = 2; axis >= 0; axis--) {
+      shift[axis] = tap % g.kernel[axis] * g.dilation[axis] - g.pad[axis];
+      tap /= g.kernel[axis];
+    }
+  }
+  channel += group * depth;
+
+  int first_pixel = begin * TILE_K;  // of the step that is loaded next
+  const auto load = [&](char* stage) {
+#pragma unroll UNROLL
+    for (int i = 0; i < TILE_K / AT_ONCE; i++) {
+      const int k = thread / ACROSS + i * AT_ONCE, pixel = first_pixel + k;
+      bool inside = any && pixel < pixels;
+      int rest = inside ? pixel : 0, at[3];
+      rest = divide(rest, g.by_y[2], at[2]);
+      rest = divide(rest, g.by_y[1], at[1]);
+      i64 offset = divide(rest, g.by_y[0], at[0]);
+#pragma unroll
+      for (int axis = 0; axis < 3; axis++) {
+        const int position = at[axis] * g.stride[axis] + shift[axis];
+        inside = inside && (u32)position < (u32)g.x[axis];
+        offset = offset * g.x[axis] + position;
+      }
+      bring(stage, Seen::byte(own_row, k), inside ? x + (offset * g.c + channel) : x, inside);
+    }
+    char* const outputs = stage + Seen::BYTES;
+    constexpr int COPIES = TILE_N / COPIED;  // of a pixel
+#pragma unroll UNROLL
+    for (int i = 0; i < TILE_K * COPIES / THREADS; i++) {
+      const int copy = thread + i * THREADS, k = copy / COPIES, column = copy % COPIES * COPIED;
+      const bool inside = first_pixel + k < pixels && n0 + column < width;
+      bring(outputs, Outputs::byte(column, k),
+            inside ? dy + ((i64)(first_pixel + k) * g.k + (group * width + n0 + column)) : dy, inside);
+    }
+    first_pixel += TILE_K;
+  };
+
+  Sums sums;
+  const Place place = place_of(thread);
+  product<Seen, Outputs>(sums, shared, end - begin, place, load);
+  const i64 size = (i64)height * g.k;
+  write(sums, shared, place, dw, plan.splits > 1 ? partials + split * size : nullptr, width - n0, nullptr, 0, 0,
+        [&](int row) { return m0 + row < height ? (i64)(m0 + row) * g.k + (group * width + n0) : (i64)-1; });
+}
