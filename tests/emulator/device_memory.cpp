@@ -68,8 +68,9 @@ const char* bring_buffers(Launch& l) {
     const size_t room = (host.bytes + MARGIN + PAGE - 1) / PAGE * PAGE;
     DeviceBuffer b;
     if (!get(room, b)) return "no memory for the device's copy of an array";
-    // at the end, with no better alignment than 16 bytes, which every view of 16-byte elements has
-    const size_t offset = l.slide ? 0 : (room - host.bytes) / 16 * 16;
+    // at the end, with no better alignment than 16 bytes; and with none where the array itself begins between two such
+    const size_t beyond = (uintptr_t)host.host % 16;
+    const size_t offset = (l.slide ? 0 : (room - host.bytes - beyond) / 16 * 16) + beyond;
     b.data = b.begin + offset;
     b.bytes = host.bytes;
     b.argument = host.argument;
