@@ -1,6 +1,6 @@
 """Which algorithm is expected to be the fastest: work, counted by each algorithm, over rates that were measured.
 
-    seconds = macs / rate of a matrix product  +  elements / rate of a pass over cache  +  steps * cost of a call
+    seconds = macs / rate of a matrix product  +  elements / rate of a pass over memory  +  steps * cost of a call
 
 The rates are those of one device and stand with their provenance. On another device they are a guess in absolute terms,
 but what is compared are sums of the same few terms, whose proportions change slowly from one processor to the next.
@@ -16,21 +16,36 @@ from gpuconv.algorithms import Algorithm, Problem
 
 @dataclass(frozen=True)
 class Rates:
-    """What one device does in a second, float32, all its cores at work; and the seconds of one call from Python."""
+    """What one device does in a second, all of it at work, in one dtype; and the seconds of one call from Python."""
 
     macs: float
+    fmas: float
     elements: float
     step: float
 
 
-CPU = Rates(macs=110e9, elements=1.5e9, step=4e-6)
-"""Fitted on 2026-11-23 to float32 timings of gemm, depthwise, winograd and winograd_4x4 in all three directions of 23
-problems (3x3 of 3 to 512 channels on 7x7 to 224x224, depthwise of 3 to 960, two grouped), on 2 cores of an AMD EPYC
+CPU = Rates(macs=110e9, fmas=0, elements=1.5e9, step=4e-6)
+"""In float32. Fitted on 2026-11-23 to timings of gemm, depthwise, winograd and winograd_4x4 in all three directions of
+23 problems (3x3 of 3 to 512 channels on 7x7 to 224x224, depthwise of 3 to 960, two grouped), on 2 cores of an AMD EPYC
 (Zen 5) with NumPy 2.4 and OpenBLAS 0.3.31's Haswell kernels. What it chooses took 1.02 times as long as the fastest in
 the geometric mean, 1.5 times at worst (7x7 depthwise of 3 channels, under 1 ms)."""
 
-GPU = Rates(macs=20e12, elements=500e9, step=8e-6)
-"""Estimated from data sheets, not measured."""
+GPU = {
+    "float16": (300e12, 20e12),
+    "bfloat16": (300e12, 20e12),
+    "tf32": (150e12, 20e12),
+    "float32": (23e12, 20e12),
+    "float64": (25e12, 10e12),
+    "complex64": (6e12, 5e12),
+    "complex128": (6e12, 2.5e12),
+}
+"""(macs, fmas) by dtype, float32 under precision="fast" as "tf32". Estimated from data sheets (H200), not measured."""
+
+GPU_BYTES = 4e12
+"""Read or written in a second; estimated alike."""
+
+GPU_STEP = 8e-6
+"""Of launching a kernel or a product; estimated."""
 
 
 def rank(problem: Problem, candidates: Iterable[Algorithm]) -> list[Algorithm]:
@@ -40,8 +55,15 @@ def rank(problem: Problem, candidates: Iterable[Algorithm]) -> list[Algorithm]:
 
 def seconds(problem: Problem, algorithm: Algorithm) -> float:
     """How long the algorithm is expected to take."""
-    rates = CPU if problem.on_cpu else GPU
-    work = algorithm.work(problem)
-    width = problem.dtype.itemsize / 4
-    counted = work.macs * width / rates.macs + work.elements * width / rates.elements + work.steps * rates.step
-    return counted + work.seconds
+    rates, work = _rates(problem), algorithm.work(problem)
+    products = work.macs / rates.macs + (work.fmas / rates.fmas if work.fmas else 0)
+    return products + work.elements / rates.elements + work.steps * rates.step + work.seconds
+
+
+def _rates(problem: Problem) -> Rates:
+    size = problem.dtype.itemsize
+    if problem.on_cpu:
+        return Rates(CPU.macs * 4 / size, 0, CPU.elements * 4 / size, CPU.step)
+    name = problem.dtype.name
+    macs, fmas = GPU["tf32" if name == "float32" and problem.precision == "fast" else name]
+    return Rates(macs, fmas, GPU_BYTES / size, GPU_STEP)

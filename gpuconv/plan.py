@@ -57,13 +57,14 @@ class ConvPlan:
     --------
     >>> print(plan("n1_h8w8_c4_k4_r1s1"))
     n1_h8w8_c4_k4_r1s1  float32 strict  cpu  forward  2.05 kFLOP
-      gemm          chosen    no workspace
-      fft           possible  48.1 kB workspace; auto takes it under precision='fast' only
-      loops         possible  no workspace
-      depthwise     refused   groups=1, needs groups == in_channels (4)
-      winograd      refused   kernel (1, 1), stride (1, 1), dilation (1, 1); needs (3, 3), (1, 1), (1, 1)
-      winograd_4x4  refused   less precise than float32, needs precision='fast'
-      direct        refused   runs on CUDA devices only
+      gemm           chosen    no workspace
+      fft            possible  48.1 kB workspace; auto takes it under precision='fast' only
+      loops          possible  no workspace
+      depthwise      refused   groups=1, needs groups == in_channels (4)
+      winograd       refused   kernel (1, 1), stride (1, 1), dilation (1, 1); needs (3, 3), (1, 1), (1, 1)
+      winograd_4x4   refused   less precise than float32, needs precision='fast'
+      implicit_gemm  refused   runs on CUDA devices only
+      direct         refused   runs on CUDA devices only
     """
 
     geometry: ConvGeometry
@@ -252,14 +253,16 @@ def _judge(candidate: Algorithm, problem: Problem, choice: _Choice) -> Candidate
         note = f"needs {si(needed)}B workspace, max_workspace allows {si(problem.max_workspace)}B"
         return Candidate(candidate.name, "refused", note, None)
     seconds = choice.tuned.seconds.get(candidate.name) if choice.tuned else None
+    model = candidate.work(problem).model
+    expected = f"; {model}" if model else ""
     if candidate is choice.algorithm:
-        note = _workspace_text(needed)
+        note = _workspace_text(needed) + expected
         if choice.tuned and seconds:
             rate = problem.geometry.flops / seconds
             note = f"tuned {choice.tuned.date}: {si(seconds)}s, {si(rate)}FLOP/s"
         return Candidate(candidate.name, "chosen", note, needed, seconds)
     reserved = candidate.reservation(problem)
-    note = _workspace_text(needed) + (f"; {reserved}" if reserved else "")
+    note = _workspace_text(needed) + expected + (f"; {reserved}" if reserved else "")
     return Candidate(candidate.name, "possible", note, needed, seconds)
 
 

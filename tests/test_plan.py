@@ -50,6 +50,7 @@ class TestPlan:
             ("loops", "possible"),
             ("depthwise", "refused"),
             ("winograd_4x4", "refused"),
+            ("implicit_gemm", "refused"),
             ("direct", "refused"),
         ]
         assert p.chosen == "winograd"
@@ -99,52 +100,56 @@ GOLDEN = {  # small problems, done in one strip by one thread, so that no number
         ("n1_h8w8_c4_k4_r3s3_p1", {}),
         """\
 n1_h8w8_c4_k4_r3s3_p1  float32 strict  cpu  forward  18.4 kFLOP
-  gemm          chosen    10.8 kB workspace
-  winograd      possible  110 kB workspace
-  fft           possible  72.3 kB workspace; auto takes it under precision='fast' only
-  loops         possible  no workspace
-  depthwise     refused   groups=1, needs groups == in_channels (4)
-  winograd_4x4  refused   less precise than float32, needs precision='fast'
-  direct        refused   runs on CUDA devices only""",
+  gemm           chosen    10.8 kB workspace
+  winograd       possible  110 kB workspace
+  fft            possible  72.3 kB workspace; auto takes it under precision='fast' only
+  loops          possible  no workspace
+  depthwise      refused   groups=1, needs groups == in_channels (4)
+  winograd_4x4   refused   less precise than float32, needs precision='fast'
+  implicit_gemm  refused   runs on CUDA devices only
+  direct         refused   runs on CUDA devices only""",
         "<ConvPlan n1_h8w8_c4_k4_r3s3_p1 float32 forward on cpu: gemm, 10.8 kB workspace>",
     ),
     "depthwise": (
         ("n1_h16w16_c64_k64_r3s3_p1_g64", {"dtype": "float16", "precision": "fast"}),
         """\
 n1_h16w16_c64_k64_r3s3_p1_g64  float16 fast  cpu  forward  295 kFLOP
-  depthwise     chosen    188 kB workspace
-  winograd_4x4  possible  587 kB workspace
-  fft           possible  353 kB workspace
-  gemm          possible  741 kB workspace
-  loops         possible  65.5 kB workspace
-  winograd      refused   sums over 1 channels, needs 4 to err no more than a plain sum
-  direct        refused   runs on CUDA devices only""",
+  depthwise      chosen    188 kB workspace
+  winograd_4x4   possible  587 kB workspace
+  fft            possible  353 kB workspace
+  gemm           possible  741 kB workspace
+  loops          possible  65.5 kB workspace
+  winograd       refused   sums over 1 channels, needs 4 to err no more than a plain sum
+  implicit_gemm  refused   runs on CUDA devices only
+  direct         refused   runs on CUDA devices only""",
         "<ConvPlan n1_h16w16_c64_k64_r3s3_p1_g64 float16 forward on cpu: depthwise, 188 kB workspace>",
     ),
     "refused for workspace": (
         ("n1_h8w8_c4_k4_r3s3_p1_g4", {"dtype": "complex128", "direction": "input_grad", "max_workspace": 1000}),
         """\
 n1_h8w8_c4_k4_r3s3_p1_g4  complex128 strict  cpu  input_grad  4.61 kFLOP
-  loops         chosen    no workspace
-  depthwise     refused   needs 1.79 kB workspace, max_workspace allows 1 kB
-  winograd      refused   sums over 1 channels, needs 4 to err no more than a plain sum
-  winograd_4x4  refused   less precise than float32, needs precision='fast'
-  fft           refused   needs 1.01 kB workspace, max_workspace allows 1 kB
-  direct        refused   runs on CUDA devices only
-  gemm          refused   needs 1.73 kB workspace, max_workspace allows 1 kB""",
+  loops          chosen    no workspace
+  depthwise      refused   needs 1.79 kB workspace, max_workspace allows 1 kB
+  winograd       refused   sums over 1 channels, needs 4 to err no more than a plain sum
+  winograd_4x4   refused   less precise than float32, needs precision='fast'
+  fft            refused   needs 1.01 kB workspace, max_workspace allows 1 kB
+  implicit_gemm  refused   runs on CUDA devices only
+  direct         refused   runs on CUDA devices only
+  gemm           refused   needs 1.73 kB workspace, max_workspace allows 1 kB""",
         "<ConvPlan n1_h8w8_c4_k4_r3s3_p1_g4 complex128 input_grad on cpu: loops, no workspace>",
     ),
     "named": (
         ("n2_w9_c3_k5_s1", {"algorithm": "loops"}),
         """\
 n2_w9_c3_k5_s1  float32 strict  cpu  forward  540 FLOP
-  loops         chosen    no workspace
-  fft           possible  6.83 kB workspace; auto takes it under precision='fast' only
-  gemm          possible  no workspace
-  depthwise     refused   groups=1, needs groups == in_channels (3)
-  winograd      refused   kernel (1,), stride (1,), dilation (1,); needs (3, 3), (1, 1), (1, 1)
-  winograd_4x4  refused   less precise than float32, needs precision='fast'
-  direct        refused   runs on CUDA devices only""",
+  loops          chosen    no workspace
+  fft            possible  6.83 kB workspace; auto takes it under precision='fast' only
+  gemm           possible  no workspace
+  depthwise      refused   groups=1, needs groups == in_channels (3)
+  winograd       refused   kernel (1,), stride (1,), dilation (1,); needs (3, 3), (1, 1), (1, 1)
+  winograd_4x4   refused   less precise than float32, needs precision='fast'
+  implicit_gemm  refused   runs on CUDA devices only
+  direct         refused   runs on CUDA devices only""",
         "<ConvPlan n2_w9_c3_k5_s1 float32 forward on cpu: loops, no workspace>",
     ),
 }

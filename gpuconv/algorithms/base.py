@@ -47,22 +47,26 @@ class Problem:
 class Work:
     """What an algorithm has to do, counted: the heuristics turn it into seconds.
 
-    `macs`: multiply-adds inside matrix products. `elements`: elements read or written outside of them, copies and
-    additions. `steps`: operations called one by one from Python. `seconds`: what an algorithm's own model of the device
-    makes of all this.
+    `macs`: multiply-adds inside matrix products of BLAS. `fmas`: multiply-adds that a kernel of ours makes. `elements`:
+    elements read or written outside of these, copies and additions. `steps`: operations called one by one from Python.
+    `seconds`: what an algorithm's own model of the device makes of it all, and `model` how, in words for `explain`.
     """
 
     macs: float = 0
     elements: float = 0
     steps: float = 0
+    fmas: float = 0
     seconds: float = 0
+    model: str = ""
 
     def __add__(self, other: Work) -> Work:
         return Work(
             self.macs + other.macs,
             self.elements + other.elements,
             self.steps + other.steps,
+            self.fmas + other.fmas,
             self.seconds + other.seconds,
+            self.model or other.model,
         )
 
 

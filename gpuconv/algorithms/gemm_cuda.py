@@ -74,12 +74,13 @@ class CudaGemm(PlainWeights):
         rows, width = g.n * math.prod(g.out), math.prod(g.kernel) * g.c
         narrowest = min(g.k_group, width // g.groups)
         macs = g.macs * max(1.0, LEAST_TILE / narrowest)
+        arrays = math.prod(g.x_shape) + math.prod(g.w_shape) + math.prod(g.y_shape)
         if problem.direction == "input_grad" and not _covers(g):
             strips = len(_box_cut(problem).strips)
-            return Work(macs, 2 * rows * width + math.prod(g.x_shape), 2 * strips)
+            return Work(macs, 2 * rows * width + arrays, 2 * strips)
         cut = _weight_cut(problem) if problem.direction == "weight_grad" else _row_cut(problem, False)
         copied = 0 if _matrix_step(g) else 2 * rows * width
-        return Work(macs, copied + math.prod(g.y_shape), (2 if copied else 1) * cut.count)
+        return Work(macs, copied + arrays, (2 if copied else 1) * cut.count)
 
     # ---------------------------------------------------------------------------------------------- forward
 

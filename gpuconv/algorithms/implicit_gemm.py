@@ -42,6 +42,10 @@ _TILES = {2: (LARGE, MEDIUM, SMALL), 4: (MEDIUM, SMALL)}
 """By the bytes of an element, for COPY=16; other copies are made by the smallest."""
 
 
+_REACH = {16: 1.0, 4: 0.5, 2: 0.25}
+"""By COPY: the part of the tensor cores' rate that loading so many bytes at a time allows; estimates, not measured."""
+
+
 class _Units:
     """Every unit that may be launched."""
 
@@ -94,7 +98,10 @@ class ImplicitGemm(PlainWeights):
         return partial_bytes(problem, _cut(problem)[1]) if problem.geometry.macs else 0
 
     def work(self, problem: Problem) -> Work:
-        return Work(seconds=_cut(problem)[1].seconds) if problem.geometry.macs else Work()
+        if problem.geometry.macs == 0:
+            return Work()
+        cut = _cut(problem)[1]
+        return Work(steps=1 + (cut.splits > 1), seconds=cut.seconds, model=str(cut))
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
         _launch_product(problem, x, w, out, bias, activation)
@@ -151,7 +158,7 @@ def _cut(problem: Problem, alignment: int = 16) -> tuple[int, Cut]:
     m, n, depth, times = product_of(problem)
     factor = 1 if size == 2 else 2 * _products(problem)
     count = math.prod(result_shape(problem))
-    product = Product(m, n, depth, times, g.macs, factor, g.bytes(size), 4 * count)
+    product = Product(m, n, depth, times, g.macs, factor, g.bytes(size), 4 * count, _REACH[copy])
     shared = tuple(_shared_bytes(problem, tile) for tile in tiles)
     return copy, fastest(tiles, product, shared, budget, device(problem.device))
 

@@ -6,7 +6,7 @@ one tile of sums; with `splits` > 1, of some of the products, and add_up.cu adds
     turns     blocks that a multiprocessor takes one after the other:  ceil(blocks / multiprocessors)
     compute   turns * (products of a tile) / (rate of the tensor cores * what the tile's shape lets them reach)
     memory    bytes of arrays and partial sums / bandwidth
-    seconds   the larger of the two, and the launches
+    seconds   the larger of the two
 
 and takes the cut with the fewest seconds: by the problem and the device alone, so that a call gives the same bits
 again. Until a device has measured, all its numbers are published or estimated ones, and say so.
@@ -65,8 +65,8 @@ class Device:
 
 
 # Of one multiprocessor: 16-bit multiply-adds a clock by mma.sync, and KiB of shared memory; bytes a second and clocks
-# of the device. From data sheets (A100, RTX 3090, RTX 4090, H200, B200, RTX 5090); on sm_90 and sm_100 mma.sync is taken
-# to reach 64% of the tensor cores, which take wgmma and tcgen05 to be used in full. None of this was measured here.
+# of the device. From data sheets (A100, RTX 3090, RTX 4090, H200, B200, RTX 5090); on sm_90 and sm_100 mma.sync is
+# taken to reach 64% of the tensor cores, which take wgmma and tcgen05 to be used in full. Nothing was measured here.
 _KNOWN = {
     80: (1024, 164, 1.5e12, 1.41e9),
     86: (256, 100, 0.94e12, 1.7e9),
@@ -78,7 +78,7 @@ _KNOWN = {
 
 _START_DEPTH = 64  # a block's start and end take as long as so many products of each sum
 _WARPS_TO_BE_BUSY = 8
-_LAUNCH = 3e-6
+_ADD_UP = 3e-6  # seconds that adding partial sums takes at least: a launch
 _LEAST_DEPTH = 256
 """Products of a split, at least: fewer are not worth a block's start and its partial sums."""
 
@@ -98,7 +98,7 @@ class Product:
     """m x n sums of `depth` products, `times` over; `macs` of the products are asked for, the others fill up tiles.
 
     `factor`: the 16-bit multiply-adds that take as long as each of them: 1 in 16 bits, 2 as TF32, 6 as three TF32.
-    `bytes` is what all arrays take, and `sum_bytes` a float32 of each sum.
+    `bytes` is what all arrays take, `sum_bytes` a float32 of each sum. `reach`: the part of the rate that loading allows.
     """
 
     m: int
@@ -109,6 +109,7 @@ class Product:
     factor: int
     bytes: int
     sum_bytes: int
+    reach: float
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,11 @@ class Cut(pixel_products.Cut):
     seconds: float
     floor: float
 
+    def __str__(self) -> str:
+        splits = f" x {self.splits} splits" if self.splits > 1 else ""
+        times = f"expected {1e6 * self.seconds:.3g} us, floor {1e6 * self.floor:.3g} us"
+        return f"{self.tile.m}x{self.tile.n} tiles{splits}, {self.waves:.2g} waves, {self.fill:.0%} filled, {times}"
+
 
 @lru_cache(maxsize=4096)
 def fastest(tiles: tuple[Tile, ...], product: Product, shared: tuple[int, ...], budget: int, on: Device) -> Cut:
@@ -132,7 +138,7 @@ def fastest(tiles: tuple[Tile, ...], product: Product, shared: tuple[int, ...], 
     affordable = max(1, min(64, product.depth // _LEAST_DEPTH, budget // max(1, product.sum_bytes)))
     splits = [s for s in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if s <= affordable]
     cuts = [_cut(tile, count, s, product, on) for tile, count in zip(tiles, shared, strict=True) for s in splits]
-    return min(cuts, key=lambda one: one.seconds)
+    return min(cuts, key=lambda one: one.seconds + (_ADD_UP if one.splits > 1 else 0))
 
 
 def _cut(tile: Tile, shared: int, splits: int, product: Product, on: Device) -> Cut:
@@ -142,10 +148,10 @@ def _cut(tile: Tile, shared: int, splits: int, product: Product, on: Device) -> 
     turns = -(-blocks // on.processors)
     busy = min(1.0, min(turns, at_once) * tile.warps / _WARPS_TO_BE_BUSY)
     tile_macs = tile.m * tile.n * (product.depth / splits + _START_DEPTH) * product.factor
-    compute = turns * tile_macs / (on.macs / on.processors * tile.reach * busy)
+    compute = turns * tile_macs / (on.macs / on.processors * tile.reach * product.reach * busy)
     partial_bytes = 2 * splits * product.sum_bytes if splits > 1 else 0
     memory = (product.bytes + partial_bytes) / on.bandwidth
-    seconds = max(compute, memory) + (2 if splits > 1 else 1) * _LAUNCH
+    seconds = max(compute, memory)
     floor = max(product.macs * product.factor / on.macs, product.bytes / on.bandwidth)
     fill = product.macs / (tiles_m * tile.m * tiles_n * tile.n * product.depth * product.times)
     return Cut(tiles_m, tiles_n, splits, tile, blocks / (on.processors * at_once), fill, seconds, floor)
