@@ -64,7 +64,7 @@ def product_of(problem: Problem) -> tuple[int, int, int, int]:
 def parts_of(g: ConvGeometry) -> tuple[Ints, Ints, Ints]:
     """Three numbers an axis of ``struct Conv``: inputs in the largest part of the input gradient, parts, taps apart."""
     conv = conv_struct(g)
-    strides = [min(int(s), int(x)) for s, x in zip(conv["stride"], conv["x"], strict=True)]
+    strides = [max(1, min(int(s), int(x))) for s, x in zip(conv["stride"], conv["x"], strict=True)]
     outs = tuple(-(-int(x) // int(s)) for x, s in zip(conv["x"], conv["stride"], strict=True))
     apart = tuple(int(s) // math.gcd(int(s), int(d)) for s, d in zip(conv["stride"], conv["dilation"], strict=True))
     return outs, tuple(strides), apart

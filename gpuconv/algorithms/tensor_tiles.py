@@ -98,7 +98,7 @@ class Product:
     """m x n sums of `depth` products, `times` over; `macs` of the products are asked for, the others fill up tiles.
 
     `factor`: the 16-bit multiply-adds that take as long as each of them: 1 in 16 bits, 2 as TF32, 6 as three TF32.
-    `bytes` is what all arrays take, `sum_bytes` a float32 of each sum. `reach`: the part of the rate that loading allows.
+    `bytes` is what all arrays take, `sum_bytes` a float32 of each sum. `reach`: the part of the rate that loads allow.
     """
 
     m: int
@@ -145,7 +145,7 @@ def _cut(tile: Tile, shared: int, splits: int, product: Product, on: Device) -> 
     tiles_m, tiles_n = -(-product.m // tile.m), -(-product.n // tile.n)
     blocks = tiles_m * tiles_n * product.times * splits
     at_once = max(1, min(512 // tile.threads, on.shared_bytes // (shared + 5 * 1024)))
-    turns = -(-blocks // on.processors)
+    turns = max(1, -(-blocks // on.processors))
     busy = min(1.0, min(turns, at_once) * tile.warps / _WARPS_TO_BE_BUSY)
     tile_macs = tile.m * tile.n * (product.depth / splits + _START_DEPTH) * product.factor
     compute = turns * tile_macs / (on.macs / on.processors * tile.reach * product.reach * busy)
@@ -153,5 +153,6 @@ def _cut(tile: Tile, shared: int, splits: int, product: Product, on: Device) -> 
     memory = (product.bytes + partial_bytes) / on.bandwidth
     seconds = max(compute, memory)
     floor = max(product.macs * product.factor / on.macs, product.bytes / on.bandwidth)
-    fill = product.macs / (tiles_m * tile.m * tiles_n * tile.n * product.depth * product.times)
+    computed = tiles_m * tile.m * tiles_n * tile.n * product.depth * product.times
+    fill = product.macs / max(1, computed)
     return Cut(tiles_m, tiles_n, splits, tile, blocks / (on.processors * at_once), fill, seconds, floor)

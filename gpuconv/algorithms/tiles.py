@@ -98,7 +98,7 @@ def cut(
 def _clocks(one: Cut, depth: int, products: int, split_bytes: int, processors: int) -> float:
     tile, blocks = one.tile, one.tiles_m * one.tiles_n * products * one.splits
     at_once = 512 // tile.threads  # blocks that share a multiprocessor
-    turns = -(-blocks // processors)
+    turns = max(1, -(-blocks // processors))
     busy = min(1.0, min(turns, at_once) * tile.threads / 32 / _WARPS_TO_BE_BUSY)
     reuse = {64: 1.0, 32: 0.85}.get(tile.thread_m * tile.thread_n, 0.7)
     clocks = turns * tile.m * tile.n * (depth / one.splits + _START_DEPTH) / (_FMA_A_CLOCK * busy * reuse)
