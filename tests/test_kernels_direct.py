@@ -1,5 +1,7 @@
 """kernels/direct.cu, direct_weights.cu and add_up.cu, through the functions that users call and under the checkers."""
 
+from dataclasses import replace
+
 import emulator
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from tolerances import assert_close, assert_exact, to_numpy
 
 import gpuconv
 from gpuconv import cuda
-from gpuconv.algorithms import ALGORITHMS, add_up_cuda, direct, tiles
+from gpuconv.algorithms import ALGORITHMS, add_up_cuda, direct, stem_cuda, tiles
 from gpuconv.algorithms.base import Problem
 from gpuconv.algorithms.tiles import Tile
 
@@ -136,13 +138,55 @@ def test_indices_of_64_bits(gpu, direction, monkeypatch):
         check(gpu, LARGER[name], direction)
 
 
+# ---------------------------------------------------------------------------------------------- stems
+
+STEMS = {
+    "7x7 of stride 2": Case(2, (23, 37), 3, 68, (7, 7), (2, 2), ONE, ((3, 3), (3, 3))),
+    "7x7 of stride 2, tails": Case(1, (38, 70), 3, 4, (7, 7), (2, 2), ONE, ((2, 3), (2, 3))),
+    "11x11 of stride 4": Case(1, (51, 83), 3, 8, (11, 11), (4, 4), ONE, ((2, 2), (2, 2))),
+    "4x4 patches": Case(1, (36, 72), 3, 12, (4, 4), (4, 4), ONE, NONE),
+    "5x5, one channel": Case(2, (9, 20), 1, 8, (5, 5), ONE, ONE, ((2, 2), (0, 0))),
+    "3x3, mirrored": Case(2, (9, 18), 3, 16, (3, 3), ONE, ONE, ((2, 1), (1, 3)), 1, "reflect"),
+    "3x3, circular, stride 2": Case(2, (9, 18), 4, 16, (3, 3), (2, 2), ONE, ((5, 1), (1, 8)), 1, "circular"),
+    "3x4 of strides 2 and 3": Case(1, (17, 31), 2, 8, (3, 4), (2, 3), ONE, ((1, 1), (3, 0))),
+    "3-D of single images": Case(1, (5, 6, 7), 2, 4, (1, 3, 3), (2, 1, 1), (1, 1, 1), ((1, 1), (1, 1), (0, 1))),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("case", STEMS.values(), ids=STEMS)
+def test_stems(gpu, case, dtype):
+    p = Problem(problem(case), np.dtype("float32"), "cuda:0")
+    assert stem_cuda.serves(p)
+    assert direct.Direct().workspace_bytes(p) == 0
+    check(gpu, case, "forward", dtype, max_workspace=0)
+
+
+def test_a_stem_whose_weights_start_anywhere(gpu):
+    case = STEMS["7x7 of stride 2"]
+    x, w, dy = case.arrays()
+    room = gpu.empty(w.size + 1, w.dtype)
+    room[1:] = gpu.asarray(w).reshape(-1)
+    got = gpuconv.conv2d(gpu.asarray(x), room[1:].reshape(w.shape), **case.keywords, algorithm="direct")
+    assert_exact(got, case.want("forward", x, w, dy), "float32")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"c": 5}, {"k": 6}, {"kernel": (6, 7)}, {"dilation": (1, 2)}, {"stride": (1, 1)}, {"c": 2, "groups": 2}],
+    ids=str,
+)
+def test_what_is_no_stem(change):
+    assert not stem_cuda.serves(Problem(problem(replace(STEMS["7x7 of stride 2"], **change)), np.dtype("float32")))
+
+
 # ---------------------------------------------------------------------------------------------- epilogue
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "sigmoid", "tanh"])
-@pytest.mark.parametrize("name", ["stride 2", "a stem", "one pixel, long sums"])
+@pytest.mark.parametrize("name", ["stride 2", "a stem", "3x3, mirrored", "one pixel, long sums"])
 def test_bias_and_activation(gpu, name, activation):
-    case = LARGER[name]
+    case = {**LARGER, **STEMS}[name]
     x, w, dy = case.arrays()
     bias = integers(np.random.default_rng(1), (case.k,))
     function = {
@@ -227,9 +271,10 @@ def checked(monkeypatch):
             module = emulator.Module(cuda.flatten(unit.file), options=cuda.options(unit), **how)
             module.launch(name, grid, block, args, shared_bytes)
 
-        for module in (direct, add_up_cuda):
+        for module in (direct, add_up_cuda, stem_cuda):
             monkeypatch.setattr(module, "launch", launch)
-        monkeypatch.setattr(direct, "address", lambda array: 0)
+        for module in (direct, stem_cuda):
+            monkeypatch.setattr(module, "address", lambda array: 0)
         monkeypatch.setattr(tiles, "processors", lambda device: 16)
 
     return install
@@ -262,6 +307,14 @@ HOW = {
 def test_no_races_nor_stray_reads(checked, name, direction, how):
     checked(**how)
     run(LARGER[name], direction)
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("how", HOW.values(), ids=HOW)
+@pytest.mark.parametrize("name", ["7x7 of stride 2", "3x3, circular, stride 2", "3-D of single images"])
+def test_no_races_nor_stray_reads_in_stems(checked, name, how):
+    checked(**how)
+    run(STEMS[name], "forward")
 
 
 def test_is_in_the_list():

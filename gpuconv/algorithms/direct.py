@@ -4,6 +4,8 @@
     input_grad   dx[m,c]    = dy[m at (t,k)]   w[(t,k),c]*     m = (n, d, h, w)   inputs     kernels/direct.cu
     weight_grad  dw[(t,c),k] =  x[m at (t,c)]* dy[m,k]         summed over m                 kernels/direct_weights.cu
 
+A forward pass over a few input channels has a kernel of its own, see stem_cuda.py.
+
 One launch, or two where the products of a sum are split over several blocks, whose sums add_up.cu adds in order. Raw
 kernels alone, and workspace from CuPy's pool alone: all of it can be captured in a CUDA graph.
 """
@@ -17,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.algorithms import tiles
+from gpuconv.algorithms import stem_cuda, tiles
 from gpuconv.algorithms.add_up_cuda import add_up
 from gpuconv.algorithms.base import PlainWeights, Problem, Work
 from gpuconv.algorithms.pixel_products import (
@@ -73,21 +75,27 @@ class Direct(PlainWeights):
         return None
 
     def workspace_bytes(self, problem: Problem) -> int:
-        return partial_bytes(problem, _cut(problem)[1]) if problem.geometry.macs else 0
+        if problem.geometry.macs == 0 or stem_cuda.serves(problem):
+            return 0
+        return partial_bytes(problem, _cut(problem)[1])
 
     def work(self, problem: Problem) -> Work:
         g = problem.geometry
         if g.macs == 0:
             return Work()
+        if stem_cuda.serves(problem):
+            return Work(fmas=1.15 * stem_cuda.computed(g), steps=1)
         cut = _cut(problem)[1]
         _, _, depth, products = product_of(problem)
-        # Tiles are computed whole. Without tensor cores 16-bit floats are multiplied no faster than 32-bit ones.
-        macs = cut.sums * depth * products * max(1.0, 4 / problem.dtype.itemsize) * 1.15
+        fmas = 1.15 * cut.sums * depth * products  # tiles are computed whole
         partials = 2 * cut.splits * math.prod(result_shape(problem)) if cut.splits > 1 else 0
-        return Work(macs=macs, elements=partials, steps=1 + (cut.splits > 1))
+        return Work(fmas=fmas, elements=partials, steps=1 + (cut.splits > 1))
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
-        _launch_product(problem, x, w, out, bias, activation)
+        if stem_cuda.serves(problem) and stem_cuda.is_aligned(problem, w, out):
+            stem_cuda.forward(problem, x, w, out, bias, activation)
+        else:
+            _launch_product(problem, x, w, out, bias, activation)
 
     def input_grad(
         self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
@@ -146,7 +154,7 @@ def _cut(problem: Problem, addresses_aligned: bool = True) -> tuple[int, Cut]:
     kinds = (tiles.WIDE_TILES if aligned else tiles.NARROW_TILES)[size]
     budget = problem.max_workspace
     if not addresses_aligned:  # where arrays start is not known when the workspace is asked for
-        budget = partial_bytes(problem, _cut(problem)[1])
+        budget = 0 if stem_cuda.serves(problem) else partial_bytes(problem, _cut(problem)[1])
     m, n, depth, products = product_of(problem)
     split_bytes = math.prod(result_shape(problem)) * accumulator(problem.dtype).itemsize
     if index64(g.x_shape, g.w_shape, g.y_shape):
