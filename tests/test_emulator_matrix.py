@@ -196,6 +196,54 @@ def test_mma_of_tf32_sees_ten_bits_of_fraction(check, rng):
     assert np.abs(d - (a.astype(np.float64) @ b.T + c)).max() > 1e-5
 
 
+def tile_of(name, a, b, c, **how):
+    """d[0, 0] of a tile whose first row of a, column of b, and sum are given."""
+    dtype, width = {"f16": (np.float16, 16), "bf16": (ml_dtypes.bfloat16, 16), "tf32": (np.float32, 8)}[name]
+    rows, columns = np.zeros((16, width), dtype), np.zeros((8, width), dtype)
+    rows[0, : len(a)], columns[0, : len(b)] = a, b
+    sums, d = np.zeros((16, 8), np.float32), np.zeros((16, 8), np.float32)
+    sums[0, 0] = c
+    text, options = (MMA_32, ()) if name == "tf32" else (MMA_16, (f"-DMMA=mma_16816_{name}",))
+    launch(text, 1, 32, rows, columns, sums, d, options=options, **how)
+    return d[0, 0]
+
+
+HALF = 2.0**-12  # of 2**-24, half a unit in the last place of 1
+
+
+@pytest.mark.parametrize(
+    ("name", "products", "c", "nearest", "zero"),
+    [
+        ("tf32", [1.5], 1, 1 + 2**-23, 1),
+        ("tf32", [-1.5], -1, -1 - 2**-23, -1),
+        ("tf32", [-3], 2, 2 - 2**-22, 2 - 2**-23),
+        ("tf32", [1, 1], 1, 1 + 2**-23, 1 + 2**-23),  # of a block: a bit is kept below the last place
+        ("tf32", [0.5] * 4, 1, 1 + 2**-23, 1),  # ... and no other
+        ("tf32", [1, 0, 0, 0, 1], 1, 1 + 2**-23, 1),  # of two blocks
+        ("f16", [1, 0, 0, 0, 1], 1, 1 + 2**-23, 1 + 2**-23),
+        ("f16", [1] + 7 * [0] + [1], 1, 1 + 2**-23, 1),
+        ("bf16", [1] + 7 * [0] + [1], 1, 1 + 2**-23, 1),
+        ("bf16", [1, 0, 0, 0, 1], 1, 1 + 2**-23, 1 + 2**-23),
+        ("tf32", [0] * 8, 0, 0, 0),
+        ("tf32", [1], np.inf, np.inf, np.inf),
+    ],
+)
+def test_mma_rounds_to_the_nearest_or_towards_zero(name, products, c, nearest, zero):
+    a, b = np.array(products) * HALF, np.full(len(products), HALF)
+    assert tile_of(name, a, b, c) == np.float32(nearest)
+    assert tile_of(name, a, b, c, mma_rounding="zero") == np.float32(zero)
+
+
+@pytest.mark.parametrize("name", ["f16", "bf16", "tf32"])
+def test_mma_that_rounds_towards_zero_is_exact_where_nothing_is_lost(name, rng):
+    for exponent in (-9, 0, 9):
+        a, b = (rng.integers(-8, 9, 8) * 2.0**exponent for _ in range(2))
+        c = float(rng.integers(-99, 99)) * 4.0**exponent
+        assert tile_of(name, a, b, c, mma_rounding="zero") == a @ b + c
+    assert np.isnan(tile_of(name, [np.nan], [1], 1, mma_rounding="zero"))
+
+
+
 @WAYS
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("count", [2, 4])

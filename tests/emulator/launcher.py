@@ -17,6 +17,7 @@ from . import build, traffic
 BOUNDS, RACES, UNWRITTEN, COUNT = 1, 2, 4, 8
 ORDERS = {"up": 0, "down": 1, "random": 2}
 ASYNC_COPIES = {"issue": 0, "late": 1, "random": 2}
+MMA_ROUNDING = {"nearest": 0, "zero": 1}
 MESSAGE_BYTES = 2048
 STATIC_SHARED, DYNAMIC_SHARED = 48 * 1024, 227 * 1024
 
@@ -55,6 +56,7 @@ class LaunchRecord(ctypes.Structure):
         ("buffer_count", ctypes.c_int),
         ("argument_count", ctypes.c_int),
         ("slide", ctypes.c_int),
+        ("mma_rounding", ctypes.c_int),
         ("buffers", ctypes.c_void_p),
         ("arguments", ctypes.c_void_p),
         ("message", ctypes.c_void_p),
@@ -262,7 +264,7 @@ def check_limits(kernel: Kernel, grid: tuple, block: tuple, shared_bytes: int) -
 
 
 def launch(
-    kernel: Kernel, grid, block, args, shared_bytes=0, *, order, seed, async_copies, checks, slide
+    kernel: Kernel, grid, block, args, shared_bytes=0, *, order, seed, async_copies, checks, slide, mma_rounding
 ) -> LaunchRecord:
     """Runs a kernel to its end; arrays among `args` are changed in place unless it fails."""
     grid, block = three(kernel.name, "grid", grid), three(kernel.name, "block", block)
@@ -275,7 +277,7 @@ def launch(
     message = ctypes.create_string_buffer(MESSAGE_BYTES)
     record = LaunchRecord(
         *(Index3(*grid), Index3(*block), shared_bytes, order, seed, async_copies, checks),
-        *(count, len(pack.parts), slide, ctypes.addressof(buffers), ctypes.addressof(arguments)),
+        *(count, len(pack.parts), slide, mma_rounding, ctypes.addressof(buffers), ctypes.addressof(arguments)),
         *(ctypes.addressof(message), MESSAGE_BYTES, 0, 0, 0, seconds_allowed()),
     )
     with one_at_a_time:

@@ -1,5 +1,7 @@
 // 16-bit and TF32 numbers, mma.sync and ldmatrix. Fragment layouts are those of the PTX ISA, "Matrix Fragments for
 // mma".
+#include <math.h>
+
 #include "internal.h"
 #ifdef __F16C__
 #include <immintrin.h>
@@ -16,6 +18,16 @@ float float_of(uint32_t u) {
   float f;
   memcpy(&f, &u, 4);
   return f;
+}
+uint64_t bits_of(double d) {
+  uint64_t u;
+  memcpy(&u, &d, 8);
+  return u;
+}
+double double_of(uint64_t u) {
+  double d;
+  memcpy(&d, &u, 8);
+  return d;
 }
 }  // namespace
 
@@ -84,19 +96,55 @@ void all_lanes(unsigned mask, Site site) {
   if (mask != ~0u) fault(site, "mma and ldmatrix need all 32 lanes of the warp, mask %08x", mask);
 }
 
-// Products are exact in double; the sum is made in double and rounded once, where a tensor core rounds in ways of its
-// own.
+// Adds the products of a row to its sums: made in double, and rounded once.
+template <int K>
+void add_nearest(double (&sum)[8], const float (&a)[K], const float (&b)[K][8]) {
+  double products[8] = {};
+  for (int k = 0; k < K; k++)
+    for (int col = 0; col < 8; col++) products[col] += (double)a[k] * b[k][col];
+  for (int col = 0; col < 8; col++) sum[col] = products[col] + sum[col];
+}
+
+// ... as an A100 does, which rounds the most of the devices from sm_80 on: K / 2 products and the sum are aligned to the
+// largest of them, cut off a bit below a float's last place, added up, and the sum is cut off to a float (Fasi et al.,
+// "Numerical behavior of NVIDIA tensor cores", 2021; Khattak & Mikaitis, "Accurate models of NVIDIA tensor cores", 2025).
+template <int K>
+void add_towards_zero(double (&sum)[8], const float (&a)[K], const float (&b)[K][8]) {
+  constexpr int BLOCK = K / 2;
+  constexpr uint64_t MAGNITUDE = ~0ull >> 1, INFINITE = 0x7ff;
+  for (int k = 0; k < K; k += BLOCK) {
+    double product[BLOCK][8], plain[8];
+    uint64_t largest[8];
+    for (int col = 0; col < 8; col++) largest[col] = bits_of(sum[col]) & MAGNITUDE, plain[col] = sum[col];
+    for (int i = 0; i < BLOCK; i++)
+      for (int col = 0; col < 8; col++) {
+        product[i][col] = (double)a[k + i] * b[k + i][col];
+        plain[col] += product[i][col];
+        const uint64_t bits = bits_of(product[i][col]) & MAGNITUDE;
+        largest[col] = bits > largest[col] ? bits : largest[col];
+      }
+    for (int col = 0; col < 8; col++) {
+      const uint64_t exponent = largest[col] >> 52;
+      if (exponent == INFINITE || exponent == 0) {  // NaN and infinities, and zeros
+        sum[col] = plain[col];
+        continue;
+      }
+      const double unit = double_of((exponent - 24) << 52), per_unit = double_of((2046 - (exponent - 24)) << 52);
+      double units = trunc(sum[col] * per_unit);
+      for (int i = 0; i < BLOCK; i++) units += trunc(product[i][col] * per_unit);
+      sum[col] = double_of(bits_of(units * unit) & ~0x1fffffffull);
+    }
+  }
+}
+
 template <int K>
 void multiply(float (&a)[16][K], float (&b)[K][8], void* const slot[32]) {
   for (int row = 0; row < 16; row++) {
-    double sum[8] = {};
-    for (int k = 0; k < K; k++)
-      for (int col = 0; col < 8; col++) sum[col] += (double)a[row][k] * b[k][col];
-    for (int col = 0; col < 8; col++) {
-      const Fragments& f = *(const Fragments*)slot[row % 8 * 4 + col / 2];
-      const int i = row / 8 * 2 + col % 2;
-      f.d[i] = (float)(sum[col] + f.c[i]);
-    }
+    double sum[8];
+    const auto lane_of = [&](int col) -> const Fragments& { return *(const Fragments*)slot[row % 8 * 4 + col / 2]; };
+    for (int col = 0; col < 8; col++) sum[col] = lane_of(col).c[row / 8 * 2 + col % 2];
+    launch->mma_rounding == TOWARDS_ZERO ? add_towards_zero<K>(sum, a[row], b) : add_nearest<K>(sum, a[row], b);
+    for (int col = 0; col < 8; col++) lane_of(col).d[row / 8 * 2 + col % 2] = (float)sum[col];
   }
 }
 

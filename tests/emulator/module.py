@@ -4,7 +4,7 @@ import threading
 
 from . import launcher, source
 from .build import unavailable
-from .launcher import ASYNC_COPIES, BOUNDS, COUNT, ORDERS, RACES, UNWRITTEN, Library
+from .launcher import ASYNC_COPIES, BOUNDS, COUNT, MMA_ROUNDING, ORDERS, RACES, UNWRITTEN, Library
 from .traffic import Traffic
 
 _libraries: dict[tuple, Library] = {}
@@ -35,7 +35,8 @@ class Module:
     tier="source" compiles the text itself as C++; tier="ptx" compiles it with NVRTC and runs the PTX.
     check=True looks for accesses out of bounds, races, reads of shared memory that nobody wrote. ubsan=True looks for
     overflow of signed integers and the like (source tier). `order` is that in which threads run between barriers, and
-    `async_copies` when cp.async delivers. `arch` is 80 for sm_80. count_traffic=True (PTX tier) fills `traffic`.
+    `async_copies` when cp.async delivers; `mma_rounding` is how tensor cores add up. `arch` is 80 for sm_80.
+    count_traffic=True (PTX tier) fills `traffic`.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Module:
         arch: int = 80,
         count_traffic: bool = False,
         slide: str = "end",
+        mma_rounding: str = "nearest",
     ):
         if (why := unavailable()) is not None:
             raise RuntimeError(why)
@@ -61,6 +63,7 @@ class Module:
         self.checks = (BOUNDS | RACES | UNWRITTEN if check else 0) | (COUNT if count_traffic else 0)
         self.order, self.async_copies = ORDERS[order], ASYNC_COPIES[async_copies]
         self.seed, self.slide = seed, {"end": 0, "begin": 1}[slide]
+        self.mma_rounding = MMA_ROUNDING[mma_rounding]
         self.library = load(tier, text, tuple(options), check=check, ubsan=ubsan, arch=arch)
         self.last = None  # the record of the last launch: switches, barriers, collectives
 
@@ -81,4 +84,5 @@ class Module:
         self.last = launcher.launch(
             kernel, grid, block, args, int(shared_bytes),
             order=self.order, seed=self.seed, async_copies=self.async_copies, checks=self.checks, slide=self.slide,
+            mma_rounding=self.mma_rounding,
         )  # fmt: skip

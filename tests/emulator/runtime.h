@@ -187,6 +187,7 @@ struct Argument {  // parameter i: either `value`, or the device address of byte
 };
 enum Order : int { UP, DOWN, RANDOM };
 enum AsyncCopies : int { AT_ISSUE, LATE, AT_RANDOM };
+enum MmaRounding : int { TO_NEAREST, TOWARDS_ZERO };
 struct Launch {
   Index3 grid, block;
   unsigned shared_bytes;
@@ -196,6 +197,7 @@ struct Launch {
   int checks;
   int buffer_count, argument_count;
   int slide;  // 0: a buffer ends at its unreadable page; 1: it begins at one (256-byte aligned)
+  int mma_rounding;
   Buffer* buffers;
   Argument* arguments;
   char* message;
