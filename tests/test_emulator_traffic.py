@@ -144,6 +144,32 @@ __device__ __forceinline__ unsigned matrix(unsigned at) { unsigned r;
     assert {row.file for row in rows} == {"k.cu"}
 
 
+def test_copies_one_after_another_stay_apart():
+    body = """
+    __shared__ __align__(16) float s[4][128];
+    const unsigned at = (unsigned)__cvta_generic_to_shared(s) + t * 16;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\\n" "cp.async.cg.shared.global [%0+512], [%1+512], 16;\\n"
+                 "cp.async.cg.shared.global [%0+1024], [%1+1024], 16;\\n" "cp.async.wait_all;"
+                 :: "r"(at), "l"(x + t * 4));
+    """
+    rows = traffic(body)
+    assert [(row.kind, row.requests, row.cost, row.ideal) for row in rows] == [
+        ("global read", 3, 48, 48), ("shared write", 3, 12, 12)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("order", ["up", "random"])
+def test_a_loop_entered_in_two_places_is_one_loop(order):
+    body = """
+    asm volatile("{ .reg .pred p; .reg .b64 a; .reg .b32 i; mov.u32 i, 0; setp.lt.s32 p, %1, 16; mov.u64 a, %0;\\n"
+                 "@p bra MIDDLE;\\n TOP: add.u32 i, i, 1;\\n MIDDLE: st.global.u32 [a], i;\\n"
+                 "add.u64 a, a, 128; setp.lt.u32 p, i, 5; @p bra TOP; }" :: "l"(y + t), "r"(t) : "memory");
+    """
+    (row,) = traffic(body, order=order)
+    assert row.bytes == 4 * 16 * (6 + 5)
+    assert row.cost <= 24
+
+
 def test_traffic_prints_and_is_refused_where_it_is_not_known():
     rows = traffic("y[2 * t] = x[t];")
     assert str(rows).splitlines()[0].startswith("k.cu:3")

@@ -19,6 +19,7 @@ from gpuconv.algorithms.base import Problem
 from gpuconv.algorithms.depthwise_cuda import CudaDepthwise
 from gpuconv.algorithms.direct import Direct
 from gpuconv.algorithms.gemm_cuda import CudaGemm
+from gpuconv.algorithms.implicit_gemm import ImplicitGemm
 
 pytestmark = needs_ptx
 
@@ -33,6 +34,8 @@ CASES = {
     "depthwise": (CudaDepthwise(), replace(PLAIN, groups=8)),
     "depthwise-strided": (CudaDepthwise(), replace(PLAIN, groups=8, k=16, stride=(2, 2), kernel=(3, 3))),
     "depthwise-odd": (CudaDepthwise(), Case(2, (9, 8), 5, 5, (4, 2), (1, 3), (2, 1), ((2, 1), (1, 0)), 5)),
+    "tensor-cores": (ImplicitGemm(), replace(PLAIN, c=32, k=40)),
+    "tensor-cores-odd": (ImplicitGemm(), Case(2, (8, 7), 6, 14, (3, 2), (2, 1), (1, 2), ((1, 0), (2, 1)), 2)),
     "gemm": (CudaGemm(), PLAIN),
     "gemm-groups": (CudaGemm(), Case(2, (7, 6), 16, 8, (3, 3), (2, 1), (1, 1), ((1, 1), (1, 1)), 2)),
 }
@@ -41,6 +44,7 @@ FEW = ["float16", "float32", "complex64"]
 EVERY = [(name, dtype, "forward") for name in ("direct", "depthwise") for dtype in DTYPES]
 EVERY += [(name, dtype, back) for name in ("direct", "depthwise") for dtype in FEW for back in DIRECTIONS[1:]]
 EVERY += [(name, "float32", d) for name in CASES if name not in {"direct", "depthwise"} for d in DIRECTIONS]
+EVERY += [("tensor-cores", "float16", d) for d in DIRECTIONS] + [("tensor-cores", "bfloat16", "forward")]
 EVERY += [("direct-wide", "float16", "forward"), ("depthwise-strided", "bfloat16", "forward")]
 
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from calls import problem
-from cases import DTYPES, Case, integers
+from cases import DIRECTIONS, DTYPES, Case, integers
 from cupy_double import emulation
 from emulator import Module
 from ptx_calls import needs_ptx
@@ -14,6 +14,7 @@ import gpuconv
 from gpuconv.algorithms.base import Problem
 from gpuconv.algorithms.depthwise_cuda import CudaDepthwise
 from gpuconv.algorithms.direct import Direct
+from gpuconv.algorithms.implicit_gemm import ImplicitGemm
 
 pytestmark = needs_ptx
 
@@ -80,15 +81,15 @@ def test_depthwise(double, monkeypatch, dtype, c, direction, stride):
     assert_within_budget(launches, [f"depthwise_{direction}"])
 
 
-@pytest.mark.parametrize("direction", ["forward", "input_grad", "weight_grad"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_direct(double, monkeypatch, dtype, direction):
-    case = Case(1, (8, 16), 32, 32, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
-    launches = passed(double, monkeypatch, Direct(), case, dtype, direction)
-    assert_within_budget(launches, [f"direct_{direction}"], ["read"])
-    # every partial sum of float32 is stored in full sectors; those of 16 bits are narrower than what a thread stores
-    if dtype == "float32":
-        assert_within_budget(launches, [f"direct_{direction}"], ["write"])
+@pytest.mark.parametrize("algorithm", [Direct(), ImplicitGemm()], ids=lambda algorithm: algorithm.name)
+def test_products(double, monkeypatch, algorithm, dtype, direction):
+    case = Case(1, (8, 16), 32, 64, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
+    launches = passed(double, monkeypatch, algorithm, case, dtype, direction)
+    assert_within_budget(launches, [f"{algorithm.name}_{direction}"])
+    if algorithm.name == "implicit_gemm" and dtype == "float16":
+        assert not sum(traffic.bank_conflicts for _, traffic in launches)
 
 
 def passed(gpu, monkeypatch, algorithm, case, dtype, direction):

@@ -5,6 +5,7 @@ from barrier to barrier, so requests are put together afterwards: accesses of on
 threads were in the same pass of every loop around it. Hence a counter for each loop, which this file places.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from .ptx_parse import Instruction, Label, PtxError, Scope, Statement
@@ -69,48 +70,56 @@ def blocks_of(body: list[Statement]) -> list[Block]:
     return blocks
 
 
-def dominators(blocks: list[Block]) -> list[int]:
-    """For each block the set of blocks that every way to it goes through, as bits of an int."""
-    before: list[list[int]] = [[] for _ in blocks]
-    for i, block in enumerate(blocks):
-        for j in block.next:
-            before[j].append(i)
-    every = (1 << len(blocks)) - 1
-    dominates = [1, *[every] * (len(blocks) - 1)]
-    changed = True
-    while changed:
-        changed = False
-        for i in range(1, len(blocks)):
-            common = every
-            for j in before[i]:
-                common &= dominates[j]
-            if (found := common | 1 << i) != dominates[i]:
-                dominates[i], changed = found, True
-    return dominates
+def cycles(blocks: list[Block], inside: set[int]) -> list[list[int]]:
+    """The largest sets of blocks within `inside` that lead to each other (Kosaraju's two walks)."""
+    before: dict[int, list[int]] = {i: [] for i in inside}
+    for i in inside:
+        for j in blocks[i].next:
+            if j in inside:
+                before[j].append(i)
+
+    def walk(start: int, to: Callable[[int], list[int]], seen: set[int]) -> list[int]:
+        """Blocks that can be reached and were not seen before, each after those that it leads to."""
+        seen.add(start)
+        finished, path = [], [(start, iter(to(start)))]
+        while path:
+            rest = path[-1][1]
+            following = next((j for j in rest if j in inside and j not in seen), None)
+            if following is None:
+                finished.append(path.pop()[0])
+            else:
+                seen.add(following)
+                path.append((following, iter(to(following))))
+        return finished
+
+    seen: set[int] = set()
+    order = [block for i in sorted(inside) if i not in seen for block in walk(i, lambda j: blocks[j].next, seen)]
+    seen = set()
+    found = [walk(i, lambda j: before[j], seen) for i in reversed(order) if i not in seen]
+    return [sorted(same) for same in found if len(same) > 1 or same[0] in blocks[same[0]].next]
 
 
 class Loops:
-    """The natural loops of a body, by the number of the block that each begins with."""
+    """The loops of a body, by the number of the block that each begins with.
+
+    A loop is a set of blocks that lead to each other. It begins with the block that is entered from outside, the first
+    of those where the compiler made several. Loops inside it are what still is a cycle without that block.
+    """
 
     def __init__(self, body: list[Statement]):
         self.blocks = blocks_of(body)
+        firsts = ((body[block.first], i) for i, block in enumerate(self.blocks) if block.last > block.first)
+        self.labelled = {first.name: i for first, i in firsts if isinstance(first, Label)}
         self.members: dict[int, set[int]] = {}
-        before: dict[int, list[int]] = {}
-        for i, block in enumerate(self.blocks):
-            for j in block.next:
-                before.setdefault(j, []).append(i)
-        dominates = dominators(self.blocks)
-        self.back_edges = {
-            (i, head) for i, block in enumerate(self.blocks) for head in block.next if dominates[i] >> head & 1
-        }
-        for tail, head in self.back_edges:
-            inside = self.members.setdefault(head, {head})
-            todo = [tail]
-            while todo:
-                if (block := todo.pop()) not in inside:
-                    inside.add(block)
-                    todo += before.get(block, ())
-        self.head_at = {body[self.blocks[h].first].name: h for h in self.members}
+        todo = [set(range(len(self.blocks)))]
+        while todo:
+            for cycle in cycles(self.blocks, todo.pop()):
+                inside = set(cycle)
+                outside = set(range(len(self.blocks))) - inside
+                entered = {j for i in outside for j in self.blocks[i].next} & inside
+                head = min(entered or inside)
+                self.members[head] = inside
+                todo.append(inside - {head})
 
     def around(self, block: int) -> list[int]:
         """The loops that a block is in, the outermost first."""
@@ -118,6 +127,10 @@ class Loops:
 
     def step(self, block: int, to: int) -> str:
         """C++ for going from one block to another: the counter of a loop is reset on entry and grows with each pass."""
-        if to not in self.members:
-            return ""
-        return f"++pass{to}; " if (block, to) in self.back_edges else f"pass{to} = 0; "
+        steps = []
+        for head in self.around(to):
+            if block not in self.members[head]:
+                steps.append(f"pass{head} = 0; ")
+            elif to == head:
+                steps.append(f"++pass{head}; ")
+        return "".join(steps)

@@ -212,9 +212,7 @@ class Translator:
         return f"Place{{{self.site}, {self.place_number}, passes({passes})}}"
 
     def jump(self, label: str) -> None:
-        head = self.loops.head_at.get(label)
-        step = self.loops.step(self.block, head) if head is not None else ""
-        self.line(f"{step}goto {cpp_name(label)};")
+        self.line(f"{self.loops.step(self.block, self.loops.labelled[label])}goto {cpp_name(label)};")
 
     def call(self, name: str, arguments: tuple[str, ...], results: tuple[str, ...]) -> None:
         if name not in self.functions:

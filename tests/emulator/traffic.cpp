@@ -97,7 +97,7 @@ void count_request(const void* pointer, unsigned bytes, Access kind, Space space
   if (space == GENERIC) space = in_arena(pointer) ? SHARED : in_stack(pointer) ? LOCAL : GLOBAL;
   if (space == CONST || !bytes) return;
   const Thread& thread = *g.current;
-  Request& r = requests[mix(mix(mix(instruction, (uint64_t)space), thread.warp), pass)];
+  Request& r = requests[mix(mix(mix(0, (uint64_t)instruction << 3 | space), thread.warp), pass)];
   if (r.lanes >> thread.lane & 1) settle(r), r.lanes = 0;   // a second visit that no counter tells from the first
   r.address[thread.lane] = space == SHARED ? (uint64_t)((const char*)pointer - g.shared) : (uint64_t)pointer;
   r.lanes |= 1u << thread.lane;
