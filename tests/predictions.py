@@ -8,7 +8,6 @@ import sys
 import cupy_double
 from cupy_double import streams
 
-import gpuconv
 from gpuconv.algorithms import ALGORITHMS
 from gpuconv.algorithms.implicit_gemm import _cut
 from gpuconv.bench import suites
@@ -53,8 +52,7 @@ def main():
     streams.PROPERTIES.update(H200)
     with cupy_double.installed():
         for suite, batch in (("resnet50", 128), ("resnet50", 1)):
-            print("\n".join(table(suite, batch)), end="\n\n")
-    print(f"gpuconv {gpuconv.__version__}", file=sys.stderr)
+            sys.stdout.write("\n".join(table(suite, batch)) + "\n\n")
 
 
 if __name__ == "__main__":
