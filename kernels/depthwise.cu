@@ -30,7 +30,7 @@
 // Cost: 2 taps n y k FLOP, sizeof(T) (x + w + y) bytes. Floor on an H200: the bytes over 4.3 TB/s: 32 bytes for four
 // float32 outputs take a multiprocessor 1.7 clocks. Expected, not measured: 85 to 90% of it for 3 x 3 at stride 1 (3 window
 // and 1.1 weight loads an output, 0.5 clocks of cache; 36 of some 60 instructions multiply: 0.5 clocks), 80% for 5 x 5
-// (0.8 and 1.0 clocks), 55% for 7 x 7, where the 49 multiply-adds alone take 1.5 clocks.
+// (0.8 and 1.0 clocks), 55% for 7 x 7, where the 49 multiply-adds alone take 1.5 clocks, loads another 0.5.
 //
 // budget: depthwise_forward 128 registers
 // budget: depthwise_input_grad 128 registers

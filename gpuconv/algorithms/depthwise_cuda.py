@@ -51,7 +51,7 @@ SPECIAL: dict[int, tuple[Variant, ...]] = {
         Variant(3, 2, 4, 2, 4),
         Variant(5, 1, 2, 2, 8),
         Variant(5, 2, 2, 2, 4),
-        Variant(7, 1, 1, 4, 8),
+        Variant(7, 1, 1, 4, 4),
     ),
     8: (Variant(3, 1, 2, 2, 4), Variant(3, 2, 2, 2, 4)),
     16: (),

@@ -44,7 +44,7 @@ WIDE_TILES: dict[int, tuple[Tile, ...]] = {
     2: (Tile(128, 128, 16, 8, 8), Tile(128, 64, 16, 8, 8), Tile(64, 64, 16, 8, 4), Tile(128, 32, 16, 8, 4)),
     4: (Tile(128, 128, 8, 8, 8), Tile(128, 64, 8, 8, 8), Tile(64, 64, 16, 8, 4), Tile(128, 32, 16, 8, 4)),
     8: (Tile(64, 64, 8, 4, 4),),
-    16: (Tile(64, 64, 8, 4, 4),),
+    16: (Tile(64, 32, 8, 4, 2),),
 }
 """By the bytes of an element: for arrays whose channels can be loaded 16 bytes at a time."""
 
@@ -52,7 +52,7 @@ NARROW_TILES: dict[int, tuple[Tile, ...]] = {
     2: (Tile(128, 64, 16, 8, 4), Tile(64, 64, 16, 8, 4), Tile(128, 32, 16, 8, 4)),
     4: (Tile(128, 64, 16, 8, 4), Tile(64, 64, 16, 8, 4), Tile(128, 32, 16, 8, 4)),
     8: (Tile(64, 64, 8, 4, 4),),
-    16: (Tile(64, 64, 8, 4, 4),),
+    16: (Tile(64, 32, 8, 4, 2),),
 }
 """... and for all others, element by element, which takes more registers."""
 
