@@ -14,10 +14,10 @@
 //     launch   block (256), grid any, shared bytes 0
 //              A thread: one pixel of the result, as many channels as fill 16 bytes (WIDE = 1: that number divides c,
 //              addresses are multiples of 16), or one (WIDE = 0). by_packs divides by the threads a pixel.
-//              winners: 4 bytes an element of y.  Maxima: real dtypes only.
+//              winners: WINNER_BYTES for each element of y, 1 for windows of up to 255 taps, else 4.  Maxima: real dtypes only.
 //
 // Bytes, each once from memory; where windows overlap the rest comes from the caches:
-//     max_pool, avg_pool |x| + |y|;  winners |x| + 4 y;  max_pool_grad 4 y + |dy| + |dx|;  avg_pool_grad |dy| + |dx|
+//     max_pool, avg_pool |x| + |y|;  winners |x| + y;  max_pool_grad y + |dy| + |dx|;  avg_pool_grad |dy| + |dx|
 // Floor: that / copy bandwidth. Occupancy: at 48 registers 5 blocks of 256 threads an SM (62%), 20 KB and more under way.
 //
 // budget: max_pool 64 registers
@@ -28,6 +28,12 @@
 #include "conv.cuh"
 
 constexpr int V = WIDE ? 16 / (int)sizeof(T) : 1;
+
+#if WINNER_BYTES == 1
+typedef u8 Winner;
+#else
+typedef int Winner;
+#endif
 
 // Calls visit(n, at, element) for every pack of an array of pixels (n, sizes[1], sizes[2]): element is where it lies.
 template <class Visit>
@@ -118,24 +124,27 @@ extern "C" __global__ void __launch_bounds__(256, 4)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4)
-    max_pool_winners(const T* __restrict__ x, int* __restrict__ all_winners, const Conv g, const FastDiv by_packs,
+    max_pool_winners(const T* __restrict__ x, unsigned char* __restrict__ all_winners, const Conv g, const FastDiv by_packs,
                      index_t packs) {
   each_pack(by_packs, g.by_y[2], g.by_y[1], packs, [&](int n, int p, int q, int c, index_t element) {
     Pack<T, V> best = {};
     Pack<int, V> winners;
     largest(x, g, n, p, q, c, best, winners);
-    store(all_winners + element, winners);
+    Pack<Winner, V> kept;
+#pragma unroll
+    for (int v = 0; v < V; v++) kept.at[v] = (Winner)winners.at[v];
+    store(reinterpret_cast<Winner*>(all_winners) + element, kept);
   });
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4)
-    max_pool_grad(const T* __restrict__ dy, const int* __restrict__ all_winners, T* __restrict__ dx, const Conv g,
+    max_pool_grad(const T* __restrict__ dy, const unsigned char* __restrict__ all_winners, T* __restrict__ dx, const Conv g,
                   const FastDiv by_packs, index_t packs) {
   each_pack(by_packs, g.by_x[2], g.by_x[1], packs, [&](int n, int h, int w, int c, index_t element) {
     A sums[V] = {};
     each_window_of(g, n, h, w, c, [&](int tap, int, int, index_t from) {
       const Pack<T, V> shares = load(dy + from);
-      const Pack<int, V> winners = load(all_winners + from);
+      const Pack<Winner, V> winners = load(reinterpret_cast<const Winner*>(all_winners) + from);
 #pragma unroll
       for (int v = 0; v < V; v++) {
         if (winners.at[v] == tap) sums[v] = add(sums[v], to_acc(shares.at[v]));

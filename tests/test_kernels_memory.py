@@ -250,16 +250,26 @@ def test_an_offset_beyond_32_bits_is_reached_without_overflow(emulated, name):
         "col2im_gather": (a, None, b, up, box, by_c, np.int64(0), one, np.int32(0)),
         "col2im_scatter": (a, b, down, one),
         "max_pool": (a, b, down, by_c, one),
-        "max_pool_grad": (a, np.zeros(64, np.int32), b, up, by_c, one),
+        "max_pool_grad": (a, np.zeros(64, np.uint8), b, up, by_c, one),
         "avg_pool": (a, b, down, by_c, one, np.int32(1)),
         "avg_pool_grad": (a, b, up, by_c, one, np.int32(1)),
     }[name]
     file = "pool.cu" if "pool" in name else f"{name[:6]}.cu"
-    macro = ("BYTES", 4) if file == "im2col.cu" else ("WIDE", 0)
-    unit = Unit(file, a.dtype, (macro, ("INDEX64", 1)))
+    macros = {"im2col.cu": (("BYTES", 4),), "col2im.cu": (("WIDE", 0),), "pool.cu": (("WIDE", 0), ("WINNER_BYTES", 4))}
+    unit = Unit(file, a.dtype, (*macros[file], ("INDEX64", 1)))
     module = Module(cuda.flatten(file), cuda.options(unit), ubsan=True)
     with pytest.raises(KernelFault, match=r"out of bounds.*far from every array"):
         module.launch(name, 1, 1, args)
+
+
+@pytest.mark.parametrize("c", [3, 8])
+@pytest.mark.parametrize("kernel", [(15, 17), (16, 16)])
+def test_a_window_with_more_taps_than_a_byte_counts(gpu, kernel, c):
+    """255 of them, and 256: the last one wins."""
+    x = np.zeros((1, 16, 17, c), np.float32)
+    x[0, kernel[0] - 1, kernel[1] - 1] = 1
+    dx = gpuconv.max_pool2d_grad(gpu.ones((1, 1, 1, c), np.float32), gpu.asarray(x), kernel, stride=20)
+    assert_exact(dx, x, "float32")
 
 
 # -------------------------------------------------------------------------------------------------- what they are given
