@@ -86,10 +86,7 @@ class Direct(PlainWeights):
         if stem_cuda.serves(problem):
             return Work(fmas=1.15 * stem_cuda.computed(g), steps=1)
         cut = _cut(problem)[1]
-        _, _, depth, products = product_of(problem)
-        fmas = 1.15 * cut.sums * depth * products  # tiles are computed whole
-        partials = 2 * cut.splits * math.prod(result_shape(problem)) if cut.splits > 1 else 0
-        return Work(fmas=fmas, elements=partials, steps=1 + (cut.splits > 1))
+        return Work(fmas=cut.fmas, steps=1 + (cut.splits > 1))
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
         if stem_cuda.serves(problem) and stem_cuda.is_aligned(problem, w, out):

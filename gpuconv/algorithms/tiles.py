@@ -62,23 +62,21 @@ LEAST_DEPTH = 128
 """Products of a split, at least: fewer are not worth a block's start and its partial sums."""
 
 # Estimates from data sheets (H200), not measured.
-_FMA_A_CLOCK = 128  # multiply-adds of a multiprocessor
-_BYTES_A_CLOCK = 2500  # to and from memory, all multiprocessors together
-_LAUNCH_CLOCKS = 5000
+_FMAS_A_BYTE = 128 / 2500  # of a multiprocessor, while the device moves a byte to or from memory
+_LAUNCH_FMAS = 128 * 5000  # of a multiprocessor, while a kernel is launched
 _START_DEPTH = 64  # a block's start and end take as long as so many products of each sum
 _WARPS_TO_BE_BUSY = 12
 
 
 @dataclass(frozen=True)
 class Cut(pixel_products.Cut):
-    """... and the tile."""
+    """... and the tile, and the multiply-adds that the device, all of it busy, would make in the time that this takes.
+
+    So they count tiles that stick out, multiprocessors that wait, and partial sums.
+    """
 
     tile: Tile
-
-    @property
-    def sums(self) -> int:
-        """Of whole tiles, those past the end of the result too."""
-        return self.tiles_m * self.tile.m * self.tiles_n * self.tile.n
+    fmas: float
 
 
 @lru_cache(maxsize=4096)
@@ -91,20 +89,20 @@ def cut(
     """
     affordable = max(1, min(MOST_SPLITS, depth // LEAST_DEPTH, budget // max(1, split_bytes)))
     splits = [s for s in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256) if s <= affordable]
-    cuts = [Cut(-(-m // tile.m), -(-n // tile.n), s, tile) for tile in tiles for s in splits]
-    return min(cuts, key=lambda one: _clocks(one, depth, products, split_bytes, processors))
+    cuts = [_cut(tile, s, m, n, depth, products, split_bytes, processors) for tile in tiles for s in splits]
+    return min(cuts, key=lambda one: one.fmas + (_LAUNCH_FMAS * processors if one.splits > 1 else 0))
 
 
-def _clocks(one: Cut, depth: int, products: int, split_bytes: int, processors: int) -> float:
-    tile, blocks = one.tile, one.tiles_m * one.tiles_n * products * one.splits
+def _cut(tile: Tile, splits: int, m: int, n: int, depth: int, products: int, split_bytes: int, processors: int) -> Cut:
+    tiles_m, tiles_n = -(-m // tile.m), -(-n // tile.n)
     at_once = 512 // tile.threads  # blocks that share a multiprocessor
-    turns = max(1, -(-blocks // processors))
+    turns = max(1, -(-tiles_m * tiles_n * products * splits // processors))
     busy = min(1.0, min(turns, at_once) * tile.threads / 32 / _WARPS_TO_BE_BUSY)
     reuse = {64: 1.0, 32: 0.85}.get(tile.thread_m * tile.thread_n, 0.7)
-    clocks = turns * tile.m * tile.n * (depth / one.splits + _START_DEPTH) / (_FMA_A_CLOCK * busy * reuse)
-    if one.splits > 1:
-        clocks += 2 * one.splits * split_bytes / _BYTES_A_CLOCK + _LAUNCH_CLOCKS
-    return clocks
+    fmas = processors * turns * tile.m * tile.n * (depth / splits + _START_DEPTH) / (busy * reuse)
+    if splits > 1:
+        fmas += 2 * splits * split_bytes * processors * _FMAS_A_BYTE
+    return Cut(tiles_m, tiles_n, splits, tile, fmas)
 
 
 @cache
