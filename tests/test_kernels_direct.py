@@ -96,7 +96,7 @@ def test_splits(gpu, direction, dtype, monkeypatch):
     case = Case(2, (11, 12), 8, 16, (3, 3), (2, 2), ONE, SAME)
     monkeypatch.setattr(tiles, "LEAST_DEPTH", 1)
     for splits in (2, 3, 8):
-        monkeypatch.setattr(tiles, "_clocks", lambda one, *_, wanted=splits: abs(one.splits - wanted))
+        monkeypatch.setattr(tiles, "_taken", lambda one, *_, wanted=splits: abs(one.splits - wanted))
         direct._cut.cache_clear()
         tiles.cut.cache_clear()
         size = case.want(direction, *case.arrays()).size

@@ -90,7 +90,7 @@ def cut(
     affordable = max(1, min(MOST_SPLITS, depth // LEAST_DEPTH, budget // max(1, split_bytes)))
     splits = [s for s in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256) if s <= affordable]
     cuts = [_cut(tile, s, m, n, depth, products, split_bytes, processors) for tile in tiles for s in splits]
-    return min(cuts, key=lambda one: one.fmas + (_LAUNCH_FMAS * processors if one.splits > 1 else 0))
+    return min(cuts, key=lambda one: _taken(one, processors))
 
 
 def _cut(tile: Tile, splits: int, m: int, n: int, depth: int, products: int, split_bytes: int, processors: int) -> Cut:
@@ -103,6 +103,10 @@ def _cut(tile: Tile, splits: int, m: int, n: int, depth: int, products: int, spl
     if splits > 1:
         fmas += 2 * splits * split_bytes * processors * _FMAS_A_BYTE
     return Cut(tiles_m, tiles_n, splits, tile, fmas)
+
+
+def _taken(one: Cut, processors: int) -> float:
+    return one.fmas + (_LAUNCH_FMAS * processors if one.splits > 1 else 0)
 
 
 @cache
