@@ -1,10 +1,12 @@
 """What every kernel takes of a GPU, asked of the compiler: registers, spills, stack, shared memory. Needs no GPU.
 
-A module that launches kernels lists what it ever launches as ``UNITS``; the head of a file in kernels/ holds budgets:
+A module that launches kernels lists what it ever launches as ``UNITS``; the head of a file in kernels/ holds budgets,
+and the oldest architecture that it is for, if there is one:
 
     // budget: im2col 32 registers
+    // needs: sm_80
 
-A kernel passes if it compiles, spills nothing, and stays in its budget in every unit on every architecture.
+A kernel passes if it compiles, spills nothing, and stays in its budget in every unit on every architecture it is for.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ REFERENCE = "sm_90"
 PROGRAMS = {"__main__", "bench", "check", "cli", "demo", "integrations", "kernel_report", "kernel_table", "machine"}
 
 _BUDGET = re.compile(r"^//\s*budget:\s*(\w+)\s+(\d+)\s+registers\b", re.MULTILINE)
+_NEEDS = re.compile(r"^//\s*needs:\s*sm_(\d+)\b", re.MULTILINE)
 _COMPILING = re.compile(r"Compiling entry function '(\w+)'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers")
@@ -103,6 +106,12 @@ def budgets(file: str) -> dict[str, int]:
     return {name: int(count) for name, count in _BUDGET.findall(text)}
 
 
+def oldest(file: str) -> int:
+    """The oldest architecture that a file is for: 80 for sm_80, 0 for any."""
+    needs = _NEEDS.search((cuda.folder() / file).read_text(encoding="utf-8"))
+    return int(needs[1]) if needs else 0
+
+
 def kernels(unit: Unit) -> tuple[str, ...]:
     """The kernels of a unit, read from its text."""
     return tuple(signatures(cuda.flatten(unit.file), cuda.types(unit)))
@@ -126,11 +135,15 @@ def architectures(named: Collection[str] = ()) -> tuple[str, ...]:
 
 def in_order(archs: Iterable[str]) -> list[str]:
     """From the oldest, each once."""
-    return sorted(set(archs), key=lambda arch: (int(arch.strip("smaf_")), arch))
+    return sorted(set(archs), key=lambda arch: (_number(arch), arch))
+
+
+def _number(arch: str) -> int:
+    return int(arch.strip("smaf_"))
 
 
 def jobs(archs: Collection[str], named: Collection[str] = ()) -> list[tuple[Unit, str]]:
-    """Every unit, or those that hold one of the named kernels, for each of these architectures.
+    """Every unit, or those that hold one of the named kernels, for each of these architectures that they are for.
 
     Raises
     ------
@@ -145,7 +158,8 @@ def jobs(archs: Collection[str], named: Collection[str] = ()) -> list[tuple[Unit
             there = ", ".join(dict.fromkeys(name for names in holds.values() for name in names)) or "none"
             raise ValueError(f"there is no kernel {', '.join(sorted(missing))}. There is: {there}.")
         chosen = [unit for unit in chosen if set(named) & set(holds[unit])]
-    return [(unit, arch) for arch in archs for unit in chosen]
+    least = {unit.file: oldest(unit.file) for unit in chosen}
+    return [(unit, arch) for arch in archs for unit in chosen if least[unit.file] <= _number(arch)]
 
 
 def sample() -> list[tuple[Unit, str]]:
@@ -155,15 +169,17 @@ def sample() -> list[tuple[Unit, str]]:
     or a dtype, and how many registers the assembler of an architecture needs. Which unit it is goes in turn.
     """
     archs = architectures()
-    thorough = {archs[0], REFERENCE, archs[-1]}
     by_file: dict[str, dict[str, list[Unit]]] = {}
     for unit in units():
         by_file.setdefault(unit.file, {}).setdefault(unit.dtype.name, []).append(unit)
+    archs_of = {file: [arch for arch in archs if oldest(file) <= _number(arch)] for file in by_file}
     chosen = []
     for turn, arch in enumerate(archs):
-        for place, by_dtype in enumerate(by_file.values()):
+        for place, (file, by_dtype) in enumerate(by_file.items()):
+            if arch not in archs_of[file]:
+                continue
             groups = list(by_dtype.values())
-            if arch not in thorough:
+            if arch not in (archs_of[file][0], REFERENCE, archs[-1]):
                 groups = [groups[(turn + place) % len(groups)]]
             chosen += [(group[(turn + place + row) % len(group)], arch) for row, group in enumerate(groups)]
     return chosen

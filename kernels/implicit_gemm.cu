@@ -19,13 +19,14 @@
 // Launch: block (THREADS), grid (jobs) with jobs = tiles_n * parts * tiles_m * groups * splits; dynamic shared memory
 // SHARED_BYTES of this file, which gpuconv/algorithms/implicit_gemm.py counts in the same way. More blocks than jobs do no
 // harm. A unit is one kernel: INPUT_GRAD=0 or 1. COPY=16 takes arrays aligned to 16 bytes whose channels of a group, in and
-// out, are multiples of 16 bytes; COPY=4 of 4 bytes; COPY=2 takes all. After more splits than 1, add_up.cu. Needs sm_80.
+// out, are multiples of 16 bytes; COPY=4 of 4 bytes; COPY=2 takes all. After more splits than 1, add_up.cu.
 //
 // Cost: 2 n y taps c k / groups FLOP (three times that as three TF32 products), sizeof(T) (x + w + y) bytes. mma.sync
 // reaches at most 63-65% of the tensor cores of an H200 (published): about 510 T/s in 16 bits, 83 T/s as three products.
 //
-// budget: implicit_gemm_forward 128 registers
-// budget: implicit_gemm_input_grad 128 registers
+// needs: sm_80
+// budget: implicit_gemm_forward 168 registers
+// budget: implicit_gemm_input_grad 168 registers
 #include "axes.cuh"
 #include "mma.cuh"
 

@@ -16,17 +16,23 @@
 // of this file, which gpuconv/algorithms/implicit_gemm.py counts in the same way. More blocks than jobs do no harm. COPY=16
 // takes arrays aligned to 16 bytes whose channels of a group, in and out, are multiples of 16 bytes; COPY=4 of 4 bytes;
 // COPY=2 takes all. Few weights and many pixels: the pixels are split until the device is full, and add_up.cu adds the
-// partial sums in order. Needs sm_80.
+// partial sums in order.
 //
 // Cost: 2 n y taps c k / groups FLOP (three times that as three TF32 products), sizeof(T) (x + dy + dw) bytes, and
 // 8 splits * dw for the partial sums. The rates of implicit_gemm.cu.
 //
-// budget: implicit_gemm_weight_grad 128 registers
+// needs: sm_80
+// budget: implicit_gemm_weight_grad 168 registers
 #include "mma.cuh"
 
 struct WeightPlan {
   int tiles_m, tiles_n, splits;
   FastDiv by_depth;
+};
+
+// What a chunk of the tile's rows sees of a pixel: a tap, from where the window starts, and a channel; -1 for nothing.
+struct alignas(16) View {
+  int shift[3], channel;
 };
 
 typedef AcrossK<TILE_M> Seen;
@@ -58,38 +64,42 @@ implicit_gemm_weight_grad(const T* __restrict__ x, const T* __restrict__ dy, T* 
   const int all_steps = (pixels + TILE_K - 1) / TILE_K;
   const int begin = (int)((i64)all_steps * split / plan.splits), end = (int)((i64)all_steps * (split + 1) / plan.splits);
 
-  // The tap and channel that this thread copies, of every pixel.
+  // A thread copies the same tap and channel of every pixel. In shared memory: registers are for sums.
   constexpr int ACROSS = TILE_M / COPIED, AT_ONCE = THREADS / ACROSS;
-  const int own_row = thread % ACROSS * COPIED;
-  int channel = 0, shift[3] = {0, 0, 0};
-  const bool any = m0 + own_row < height;
-  if (any) {
-    int tap = divide(m0 + own_row, plan.by_depth, channel);
+  __shared__ View views[ACROSS];
+  if (thread < ACROSS) {
+    View view = {{0, 0, 0}, -1};
+    if (m0 + thread * COPIED < height) {
+      int tap = divide(m0 + thread * COPIED, plan.by_depth, view.channel);
 #pragma unroll
-    for (int axis = 2; axis >= 0; axis--) {
-      shift[axis] = tap % g.kernel[axis] * g.dilation[axis] - g.pad[axis];
-      tap /= g.kernel[axis];
+      for (int axis = 2; axis >= 0; axis--) {
+        view.shift[axis] = tap % g.kernel[axis] * g.dilation[axis] - g.pad[axis];
+        tap /= g.kernel[axis];
+      }
+      view.channel += group * depth;
     }
+    views[thread] = view;
   }
-  channel += group * depth;
+  __syncthreads();
 
   int first_pixel = begin * TILE_K;  // of the step that is loaded next
   const auto load = [&](char* stage) {
+    const View view = views[thread % ACROSS];
 #pragma unroll UNROLL
     for (int i = 0; i < TILE_K / AT_ONCE; i++) {
       const int k = thread / ACROSS + i * AT_ONCE, pixel = first_pixel + k;
-      bool inside = any && pixel < pixels;
+      bool inside = view.channel >= 0 && pixel < pixels;
       int rest = inside ? pixel : 0, at[3];
       rest = divide(rest, g.by_y[2], at[2]);
       rest = divide(rest, g.by_y[1], at[1]);
       i64 offset = divide(rest, g.by_y[0], at[0]);
 #pragma unroll
       for (int axis = 0; axis < 3; axis++) {
-        const int position = at[axis] * g.stride[axis] + shift[axis];
+        const int position = at[axis] * g.stride[axis] + view.shift[axis];
         inside = inside && (u32)position < (u32)g.x[axis];
         offset = offset * g.x[axis] + position;
       }
-      bring(stage, Seen::byte(own_row, k), inside ? x + (offset * g.c + channel) : x, inside);
+      bring(stage, Seen::byte(thread % ACROSS * COPIED, k), inside ? x + (offset * g.c + view.channel) : x, inside);
     }
     char* const outputs = stage + Seen::BYTES;
     constexpr int COPIES = TILE_N / COPIED;  // of a pixel

@@ -16,8 +16,10 @@
 //
 // Three products (Ootomo & Yokota, "Recovering single precision accuracy from Tensor Cores while surpassing the FP32
 // theoretical peak performance", 2022): with a = big + small, both TF32, a * b is big * big + big * small + small * big to
-// 22 bits. Tensor cores round sums towards zero, which a long sum shows: after FLUSH products the sums are added, rounded
-// to nearest, to those that are kept, and the tensor cores start anew.
+// 22 bits. Tensor cores round sums towards zero, and not by the last place alone, so that even short sums show it: after
+// every step their sums are added to those that are kept, rounded to nearest, and the tensor cores start anew from what
+// that rounded off (Kahan, "Further remarks on reducing truncation errors", 1965). The error then is that of a step's
+// sums, however many steps there are. An infinity, in an array or as a sum, becomes NaN.
 //
 // A row of shared memory that is read a column at a time would come from one bank: chunks of 16 bytes are permuted within
 // 128 bytes (xor with the row) so that the eight rows of a fragment lie in eight different places; 32-bit numbers that are
@@ -34,7 +36,6 @@ constexpr int SIZE = sizeof(T);        // of a number
 constexpr int CHUNK = 16 / SIZE;       // numbers in 16 bytes
 constexpr int TILE_K = 64 / SIZE;      // products of a step
 constexpr int MMA_K = 32 / SIZE;       // ... of one instruction
-constexpr int FLUSH = 32;
 constexpr int WARP_M = TILE_M * TILE_N >= 128 * 128 ? 64 : 32, WARP_N = 32;
 constexpr int WARPS_M = TILE_M / WARP_M, WARPS_N = TILE_N / WARP_N, THREADS = 32 * WARPS_M * WARPS_N;
 constexpr int RESIDENT = THREADS == 128 && PRODUCTS == 3 ? 3 : 512 / THREADS;  // blocks for which there shall be registers
@@ -134,7 +135,7 @@ __device__ __forceinline__ void split(u32 (&big)[N], u32 (&small)[N]) {
   for (int i = 0; i < N; i++) {
 #if DTYPE == 2 && PRODUCTS == 3
     const float whole = __uint_as_float(big[i]);
-    big[i] &= 0xffffe000u;  // cut off, for a number near the largest not to become infinite; the rest holds what is lost
+    big[i] = f32_to_tf32(whole);  // to the nearest: cut off, small * small, which is left out, would add up
     small[i] = f32_to_tf32(whole - __uint_as_float(big[i]));
 #elif DTYPE == 2
     big[i] = f32_to_tf32(__uint_as_float(big[i]));
@@ -181,6 +182,20 @@ __device__ __forceinline__ void clear(Sums& sums) {
       for (int v = 0; v < 4; v++) sums[i][j][v] = 0.0f;
 }
 
+// Adds `part` to `sums`, and leaves in it what they could not hold.
+__device__ __forceinline__ void keep(Sums& sums, Sums& part) {
+#pragma unroll
+  for (int i = 0; i < ROWS; i++)
+#pragma unroll
+    for (int j = 0; j < COLUMNS; j++)
+#pragma unroll
+      for (int v = 0; v < 4; v++) {
+        const float sum = sums[i][j][v] + part[i][j][v];
+        part[i][j][v] -= sum - sums[i][j][v];
+        sums[i][j][v] = sum;
+      }
+}
+
 // ---------------------------------------------------------------------------------------------------------- the product
 
 struct Place {
@@ -217,15 +232,7 @@ __device__ __forceinline__ void product(Sums& sums, char* shared, int steps, Pla
     const char* const a = shared + step % STAGES * STAGE;
 #if PRODUCTS == 3
     multiply<LayoutA, LayoutB>(part, a, a + LayoutA::BYTES, place.row, place.column, place.lane);
-    if (step % (FLUSH / TILE_K) == FLUSH / TILE_K - 1 || step == steps - 1) {
-#pragma unroll
-      for (int i = 0; i < ROWS; i++)
-#pragma unroll
-        for (int j = 0; j < COLUMNS; j++)
-#pragma unroll
-          for (int v = 0; v < 4; v++) sums[i][j][v] += part[i][j][v];
-      clear(part);
-    }
+    keep(sums, part);
 #else
     multiply<LayoutA, LayoutB>(sums, a, a + LayoutA::BYTES, place.row, place.column, place.lane);
 #endif

@@ -243,7 +243,6 @@ def test_mma_that_rounds_towards_zero_is_exact_where_nothing_is_lost(name, rng):
     assert np.isnan(tile_of(name, [np.nan], [1], 1, mma_rounding="zero"))
 
 
-
 @WAYS
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("count", [2, 4])

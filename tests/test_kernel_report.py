@@ -86,6 +86,18 @@ def test_budgets_are_read(kernels):
     assert kernel_report.budgets("good.cu") == {"more": 32, "turn": 40}
 
 
+@needs_nvrtc
+def test_a_file_that_needs_an_architecture_is_not_compiled_for_older_ones(kernels, monkeypatch):
+    spoil(kernels, monkeypatch, "// A page.\n//\n// needs: sm_80\n" + GOOD)
+    bad = Unit("bad.cu", F32)
+    assert [kernel_report.oldest(file) for file in ("good.cu", "bad.cu")] == [0, 80]
+    assert {arch for unit, arch in kernel_report.jobs(("sm_75", "sm_80", "sm_90a")) if unit == bad} == {
+        "sm_80",
+        "sm_90a",
+    }
+    assert {arch for unit, arch in kernel_report.sample() if unit == bad} == set(kernel_report.architectures()[2:])
+
+
 def test_units_are_collected_from_every_module_that_launches(monkeypatch):
     from gpuconv import pooling
     from gpuconv.algorithms import gemm
@@ -104,6 +116,8 @@ def test_units_are_collected_from_every_module_that_launches(monkeypatch):
 @needs_nvrtc
 def test_the_sample(kernels, monkeypatch):
     every = [Unit(file, dtype, (("WIDE", wide),)) for file in "ab" for dtype in (F32, F64) for wide in range(3)]
+    for file in "ab":
+        (kernels / file).write_text("")
     monkeypatch.setattr(kernel_report, "units", lambda: every)
     jobs = kernel_report.sample()
     assert len(set(jobs)) == len(jobs)

@@ -2,9 +2,10 @@
 
 The products are those of pixel_products.py, made by kernels/implicit_gemm.cu and implicit_gemm_weights.cu.
 
-``precision="strict"`` makes three TF32 products for one of float32 and flushes the tensor cores' sums every 32 products
-(Ootomo & Yokota 2022): the error is that of a float32 sum. ``precision="fast"`` makes one. Under "strict" an infinity
-in a float32 array comes out as NaN, where the definition may give an infinity.
+``precision="strict"`` makes three TF32 products for one of float32 (Ootomo & Yokota 2022), and adds what the tensor
+cores make of 16 products to sums in float32, by Kahan's method: the error is at most twice that of a plain product in
+float32. ``precision="fast"`` makes one. Under "strict" an infinity, in an array or as a sum, comes out as NaN where the
+definition may give an infinity; so does a number beyond 3.402e38, which TF32 rounds to one.
 
 One launch, or two where the products of a sum are split over several blocks, whose sums add_up.cu adds in order. Raw
 kernels alone, and workspace from CuPy's pool alone: all of it can be captured in a CUDA graph.
@@ -37,6 +38,9 @@ from gpuconv.kernel_args import Units, address, conv_struct, fast_div, too_long
 from gpuconv.typing import Array
 
 LEAST_ARCH = 80
+
+_MOST = MOST_JOBS - 1023
+"""What is counted in an int: by steps that end past it, by fewer than 1024."""
 
 _TILES = {2: (LARGE, MEDIUM, SMALL), 4: (MEDIUM, SMALL)}
 """By the bytes of an element, for COPY=16; other copies are made by the smallest."""
@@ -82,13 +86,12 @@ class ImplicitGemm(PlainWeights):
         reason = too_long(g)
         if reason is None and g.macs:
             counts = (
-                product_of(problem)[2],
+                math.prod(g.kernel) * max(g.c_group, g.k_group),
                 g.n * math.prod(g.out),
-                math.prod(g.w_shape[:-1]),
                 jobs(problem, _cut(problem)[1]),
             )
-            if max(counts) > MOST_JOBS:
-                reason = f"{max(counts)} products of a sum, pixels or tiles, counts up to {MOST_JOBS}"
+            if max(counts) > _MOST:
+                reason = f"{max(counts)} products of a sum, pixels or tiles, counts up to {_MOST}"
         return reason
 
     def reservation(self, problem: Problem) -> str | None:
