@@ -68,8 +68,8 @@ struct AcrossK {
   __device__ __forceinline__ static u32 byte(int at, int k) { return chunk(k, at / CHUNK) + (u32)(at % CHUNK * SIZE); }
 };
 
-// Results wait here before they are written: rows a chunk longer than the tile, for the banks' sake.
-constexpr int RESULT_PITCH = TILE_N + CHUNK;
+// Results wait here before they are written: rows longer than the tile, for the banks' sake.
+constexpr int RESULT_PITCH = TILE_N + 8;
 
 // Brings COPY bytes into shared memory, or zeros where there is nothing to bring. `from` must be readable all the same.
 __device__ __forceinline__ void bring(char* shared, u32 byte, const T* from, bool there) {

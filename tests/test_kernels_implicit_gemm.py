@@ -7,12 +7,13 @@ import pytest
 from calls import convolve, problem
 from cases import DIRECTIONS, DTYPES, Case, integers, reals
 from cupy_double import emulation, streams
+from nvrtc_here import needs_nvrtc
 from on_gpu import peak, same_bits, sent
 from ptx_calls import needs_ptx
 from tolerances import assert_close, assert_exact, to_numpy
 
 import gpuconv
-from gpuconv import kernel_report
+from gpuconv import cuda, kernel_report, nvrtc
 from gpuconv.algorithms import implicit_gemm, tensor_tiles
 from gpuconv.algorithms.base import Problem
 from gpuconv.algorithms.implicit_gemm import UNITS, ImplicitGemm
@@ -309,6 +310,38 @@ def test_no_races_nor_stray_reads(double, mode, tile, name, direction, how, cut)
     cut(tile)
     with emulation(**how):
         check(double, (CHUNKS | PIECES)[name], direction, mode)
+
+
+INSTRUCTIONS = {
+    "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32": [("float16", d) for d in DIRECTIONS],
+    "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32": [("bfloat16", d) for d in DIRECTIONS],
+    "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32": [("float32", d) for d in DIRECTIONS],
+    "cvt.rna.tf32.f32": [("float32", d) for d in DIRECTIONS],
+    "ldmatrix.sync.aligned.m8n8.x4.shared.b16": [(t, d) for t in ("float16", "bfloat16") for d in DIRECTIONS[:2]]
+    + [("float32", d) for d in DIRECTIONS[:2]],
+    "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16": [
+        (t, d) for t in ("float16", "bfloat16") for d in ("forward", "weight_grad")
+    ],
+    "cp.async.cg.shared.global": [(t, d) for t in ("float16", "bfloat16", "float32") for d in DIRECTIONS],
+    "ld.local": [],
+    "st.local": [],
+}
+
+
+@needs_nvrtc
+@every_direction
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_the_instructions_that_are_meant(dtype, direction):
+    """Copies of 16 bytes that pass the first-level cache by, matrices loaded whole, products of the widest kind."""
+    file = "implicit_gemm_weights.cu" if direction == "weight_grad" else "implicit_gemm.cu"
+    macros = {"TILE_M": 128, "TILE_N": 64, "COPY": 16, "PRODUCTS": 3 if dtype == "float32" else 1}
+    if direction != "weight_grad":
+        macros = {"INPUT_GRAD": int(direction == "input_grad"), **macros}
+    unit = cuda.Unit(file, DTYPES[dtype], tuple(macros.items()))
+    assert unit in set(UNITS)
+    text = nvrtc.compile_ptx(cuda.flatten(file), cuda.options(unit), "sm_80")[0].decode()
+    for instruction, where in INSTRUCTIONS.items():
+        assert (f"{instruction} " in text or f"{instruction}." in text) == ((dtype, direction) in where), instruction
 
 
 @needs_ptx

@@ -40,7 +40,7 @@ class Tile:
     def shared_bytes(self, itemsize: int, a_across: bool, b_across: bool) -> int:
         """SHARED_BYTES of the kernels: four stages of both factors, or the results. `across`: with k outermost."""
         stage = sum(_factor_bytes(size, itemsize, across) for size, across in ((self.m, a_across), (self.n, b_across)))
-        return max(4 * stage, self.m * (self.n * itemsize + 16))
+        return max(4 * stage, self.m * (self.n + 8) * itemsize)
 
 
 def _factor_bytes(size: int, itemsize: int, across: bool) -> int:
