@@ -29,6 +29,7 @@ OWN = {  # by kernels with code of their own
     "3x3, circular, stride 2": replace(PLAIN, mode="circular", stride=(2, 2), pads=((9, 0), (1, 8))),
     "3x3, one pixel": replace(PLAIN, spatial=(1, 1)),
     "3x3, more channels than a block has threads": replace(PLAIN, n=1, spatial=(5, 3), c=304, k=304, groups=304),
+    "3x3, a block of channels not full": replace(PLAIN, n=1, spatial=(3, 4), c=260, k=260, groups=260),
     "5x5": replace(PLAIN, kernel=(5, 5), pads=FIVE),
     "5x5 of stride 2": replace(PLAIN, kernel=(5, 5), stride=(2, 2), spatial=(11, 14), pads=((2, 2), (2, 2))),
     "7x7": replace(PLAIN, kernel=(7, 7), spatial=(8, 17), pads=SEVEN),
@@ -39,6 +40,7 @@ LOOPS = {  # by the loop over taps
     "two outputs a channel": replace(PLAIN, k=16),
     "dilated": replace(PLAIN, dilation=(2, 2), pads=((2, 2), (2, 2))),
     "stride 3 over 2x4": replace(PLAIN, kernel=(2, 4), stride=(3, 2), dilation=(1, 2), pads=((0, 2), (3, 4))),
+    "a block of channels not full": replace(PLAIN, n=1, spatial=(3, 2), c=131, k=131, groups=131),
     "1-D, causal": Case(2, (33,), 12, 12, (4,), (1,), (1,), ((3, 0),), 12),
     "3-D": Case(1, (4, 5, 6), 4, 8, (2, 3, 2), (2, 1, 2), (1, 2, 1), ((1, 0), (2, 2), (0, 1)), 4),
     "large kernel": replace(PLAIN, kernel=(9, 6), pads=((4, 4), (3, 2))),
@@ -117,6 +119,16 @@ def test_splits_of_a_weight_gradient(gpu, dtype, monkeypatch):
         check(gpu, case, "weight_grad", dtype)
     assert len(found) == 3
     assert 1 in found
+
+
+@every_direction
+def test_more_blocks_than_jobs_do_no_harm(gpu, direction, monkeypatch):
+    def launch(xp, unit, name, grid, *more):
+        cuda.launch(xp, unit, name, (grid[0] + 7,), *more)
+
+    monkeypatch.setattr(depthwise_cuda, "launch", launch)
+    for name in ("3x3 of stride 2", "3x3, a block of channels not full", "two outputs a channel"):
+        check(gpu, ALL[name], direction)
 
 
 @every_direction
@@ -204,22 +216,31 @@ HOW = {
 }
 
 
+@pytest.fixture
+def checked(monkeypatch):
+    """Launches run by the emulator, on NumPy arrays, the way that a test wants."""
+    if (why_not := emulator.unavailable()) is not None:
+        pytest.skip(why_not)
+
+    def install(**how):
+        def launch(xp, unit, name, grid, block, args, shared_bytes=0):
+            module = emulator.Module(cuda.flatten(unit.file), options=cuda.options(unit), **how)
+            module.launch(name, grid, block, args, shared_bytes)
+
+        for module in (depthwise_cuda, add_up_cuda):
+            monkeypatch.setattr(module, "launch", launch)
+        monkeypatch.setattr(depthwise_cuda, "address", lambda array: 0)
+        monkeypatch.setattr(depthwise_cuda, "processors", lambda device: 4)
+
+    return install
+
+
 @pytest.mark.emulated
 @pytest.mark.parametrize("how", HOW.values(), ids=HOW)
 @every_direction
 @pytest.mark.parametrize("name", ["3x3, several tiles", "5x5 of stride 2", "7x7", "two outputs a channel", "3-D"])
-def test_no_races_nor_stray_reads(name, direction, how, monkeypatch):
-    if (why_not := emulator.unavailable()) is not None:
-        pytest.skip(why_not)
-
-    def launch(xp, unit, name, grid, block, args, shared_bytes=0):
-        module = emulator.Module(cuda.flatten(unit.file), options=cuda.options(unit), **how)
-        module.launch(name, grid, block, args, shared_bytes)
-
-    for module in (depthwise_cuda, add_up_cuda):
-        monkeypatch.setattr(module, "launch", launch)
-    monkeypatch.setattr(depthwise_cuda, "address", lambda array: 0)
-    monkeypatch.setattr(depthwise_cuda, "processors", lambda device: 4)
+def test_no_races_nor_stray_reads(checked, name, direction, how):
+    checked(**how)
     case = ALL[name]
     x, w, dy = case.arrays()
     want = case.want(direction, x, w, dy)
@@ -229,3 +250,20 @@ def test_no_races_nor_stray_reads(name, direction, how, monkeypatch):
     epilogue = () if direction == "weight_grad" else (None, "identity")
     getattr(depthwise_cuda.CudaDepthwise(), direction)(p, *inputs, out, *epilogue)
     assert_exact(out, want, "float32")
+
+
+FAR = 2**30
+DOWN = gpuconv.ConvGeometry.create(1, (FAR + 8, 5), 5, 5, (2, 1), dilation=(FAR, 1), groups=5)  # tap 1 far down x
+UP = gpuconv.ConvGeometry.create(1, (8, 5), 5, 5, (1, 1), pad=((FAR, 0), (0, 0)), groups=5)  # seen from far down y
+
+
+@pytest.mark.parametrize(("direction", "g"), [("forward", DOWN), ("input_grad", UP), ("weight_grad", DOWN)])
+def test_an_offset_beyond_32_bits_is_reached_without_overflow(checked, direction, g):
+    """Huge arrays that are not there: the first blocks must come as far as touching what lies beyond."""
+    checked(ubsan=True)
+    p = Problem(g, np.dtype("float32"), "cuda:0", direction, max_workspace=0)
+    p.__dict__["xp"] = np
+    arrays = [np.zeros(320, np.float32) for _ in range(3)]
+    epilogue = () if direction == "weight_grad" else (None, "identity")
+    with pytest.raises(emulator.KernelFault, match=r"out of bounds.*far from every array"):
+        getattr(depthwise_cuda.CudaDepthwise(), direction)(p, *arrays, *epilogue)

@@ -33,6 +33,7 @@ LARGER = {
     "1-D": Case(2, (40,), 8, 24, (5,), (3,), (2,), ((4, 3),)),
     "3-D": Case(1, (4, 5, 6), 8, 16, (2, 3, 2), (2, 1, 2), (1, 2, 1), ((1, 0), (2, 2), (0, 1))),
     "one pixel, long sums": Case(1, (3, 3), 136, 8, (3, 3), ONE, ONE, NONE),
+    "few pixels, long sums": Case(1, (4, 5), 136, 24, (3, 3), ONE, ONE, NONE),
 }
 SMALL = {name: case for name, case in CASES.items() if 0 not in case.x_shape + case.w_shape + case.y_shape}
 
@@ -104,6 +105,29 @@ def test_splits(gpu, direction, dtype, monkeypatch):
         p = Problem(problem(case), np.dtype(dtype), "cuda:0", direction, max_workspace=2**24)
         assert direct.Direct().workspace_bytes(p) == splits * size * sums
         check(gpu, case, direction, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@every_direction
+def test_long_sums_in_one_split(gpu, direction, dtype):
+    """Collected once and again: 2448 products, or pixels."""
+    case = {
+        "forward": LARGER["few pixels, long sums"],
+        "input_grad": replace(LARGER["few pixels, long sums"], c=24, k=136, spatial=(2, 3), pads=SAME),
+        "weight_grad": Case(2, (40, 31), 8, 8, (1, 2), ONE, ONE, NONE),
+    }[direction]
+    check(gpu, replace(case, c=2 * case.c) if direction == "forward" else case, direction, dtype, max_workspace=0)
+
+
+@every_direction
+def test_more_blocks_than_jobs_do_no_harm(gpu, direction, monkeypatch):
+    def launch(xp, unit, name, grid, *more):
+        cuda.launch(xp, unit, name, (grid[0] + 7,), *more)
+
+    monkeypatch.setattr(direct, "launch", launch)
+    monkeypatch.setattr(stem_cuda, "launch", launch)
+    for case in (LARGER["groups of vectors"], LARGER["one pixel, long sums"], STEMS["7x7 of stride 2"]):
+        check(gpu, case, direction)
 
 
 @every_direction
@@ -184,7 +208,7 @@ def test_what_is_no_stem(change):
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "sigmoid", "tanh"])
-@pytest.mark.parametrize("name", ["stride 2", "a stem", "3x3, mirrored", "one pixel, long sums"])
+@pytest.mark.parametrize("name", ["stride 2", "a stem", "3x3, mirrored", "few pixels, long sums"])
 def test_bias_and_activation(gpu, name, activation):
     case = {**LARGER, **STEMS}[name]
     x, w, dy = case.arrays()
@@ -315,6 +339,22 @@ def test_no_races_nor_stray_reads(checked, name, direction, how):
 def test_no_races_nor_stray_reads_in_stems(checked, name, how):
     checked(**how)
     run(STEMS[name], "forward")
+
+
+FAR = 2**30
+DOWN = gpuconv.ConvGeometry.create(1, (FAR + 8, 5), 8, 8, (2, 1), dilation=(FAR, 1))  # tap 1 lies far down x
+UP = gpuconv.ConvGeometry.create(1, (8, 5), 8, 8, (1, 1), pad=((FAR, 0), (0, 0)))  # x is seen by outputs far down y
+
+
+@pytest.mark.parametrize(("direction", "g"), [("forward", DOWN), ("input_grad", UP), ("weight_grad", DOWN)])
+def test_an_offset_beyond_32_bits_is_reached_without_overflow(checked, direction, g):
+    """Huge arrays that are not there: the first block must come as far as touching what lies beyond."""
+    checked(ubsan=True)
+    p = Problem(g, np.dtype("float32"), "cuda:0", direction, max_workspace=0)
+    p.__dict__["xp"] = np
+    arrays = [np.zeros(320, np.float32) for _ in range(3)]
+    with pytest.raises(emulator.KernelFault, match=r"out of bounds.*far from every array"):
+        getattr(direct.Direct(), direction)(p, *arrays, *(() if direction == "weight_grad" else (None, "identity")))
 
 
 def test_is_in_the_list():

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import oracle
 import pytest
+from calls import same
 from cases import DTYPES, Case, integers
 from cupy_double import emulation
 from emulator import KernelFault, Module
@@ -42,7 +43,7 @@ def columns_of(case, dtype):
 
 
 def pool_case(c):
-    return Case(2, (7, 6), c, c, (3, 2), (2, 3), (1, 1), ((1, 1), (0, 1)))
+    return Case(2, (7, 6), c, c, (3, 2), (2, 3), (1, 1), ((1, 1), (1, 1)))
 
 
 def results(gpu, dtype, c):
@@ -57,18 +58,20 @@ def results(gpu, dtype, c):
     for method in ("gather", "scatter"):
         yield gpuconv.col2im(gpu.asarray(cols), case.x_shape, case.kernel, method=method, **keywords(case)), want
     pool = pool_case(c)
-    x, _, dy = pool.arrays(integers, dtype)
-    x, dy = 6 * x, 6 * dy  # windows of 1, 2, 3, 4 and 6
-    steps = {"stride": pool.stride, "pad": pool.pads}
-    held = {"stride": pool.stride, "pads": pool.pads}
-    if dtype.kind != "c":
-        yield gpuconv.max_pool2d(gpu.asarray(x), pool.kernel, **steps), oracle.max_pool(x, pool.kernel, **pool.steps)
-        got = gpuconv.max_pool2d_grad(gpu.asarray(dy), gpu.asarray(x), pool.kernel, **steps)
-        yield got, oracle.max_pool_grad(dy, x, pool.kernel, **pool.steps)
-    got = gpuconv.avg_pool2d(gpu.asarray(x), pool.kernel, **steps)
-    yield got, oracle.avg_pool(x, pool.kernel, **held)
-    got = gpuconv.avg_pool2d_grad(gpu.asarray(dy), x.shape, pool.kernel, **steps)
-    yield got, oracle.avg_pool_grad(dy, pool.spatial, pool.kernel, **held)
+    for case in (pool, replace(pool, dilation=(1, 3))) if dtype.kind != "c" else ():
+        x, _, dy = case.arrays(integers, dtype)
+        steps = {"stride": case.stride, "pad": case.pads, "dilation": case.dilation}
+        yield gpuconv.max_pool2d(gpu.asarray(x), case.kernel, **steps), oracle.max_pool(x, case.kernel, **case.steps)
+        got = gpuconv.max_pool2d_grad(gpu.asarray(dy), gpu.asarray(x), case.kernel, **steps)
+        yield got, oracle.max_pool_grad(dy, x, case.kernel, **case.steps)
+    x, _, dy = (6 * a for a in pool.arrays(integers, dtype))  # windows of 1, 2, 3, 4 and 6
+    for count_pads in (True, False):
+        steps = {"stride": pool.stride, "pad": pool.pads, "count_include_pad": count_pads}
+        held = {"stride": pool.stride, "pads": pool.pads, "count_pads": count_pads}
+        got = gpuconv.avg_pool2d(gpu.asarray(x), pool.kernel, **steps)
+        yield got, oracle.avg_pool(x, pool.kernel, **held)
+        got = gpuconv.avg_pool2d_grad(gpu.asarray(dy), x.shape, pool.kernel, **steps)
+        yield got, oracle.avg_pool_grad(dy, pool.spatial, pool.kernel, **held)
 
 
 # -------------------------------------------------------------------------------------------------- columns
@@ -125,6 +128,19 @@ def test_col2im_rounds_16_bit_sums_once(gpu, dtype, method):
     cols[0, 8] = 1024 if dtype == "float16" else 128
     got = gpuconv.col2im(gpu.asarray(cols), (1, 5, 5, 1), 3, method=method)
     assert float(to_numpy(got)[0, 2, 2, 0]) == float(cols[0, 8]) + 4
+
+
+@pytest.mark.parametrize("method", ["gather", "scatter"])
+@pytest.mark.parametrize(("dtype", "most"), [("float16", 2000), ("bfloat16", 250)])
+def test_16_bit_sums_are_rounded_to_the_nearest(gpu, dtype, most, method):
+    """Integers that the dtype holds, while it does not hold their sums."""
+    case = replace(PLAIN, c=8, stride=(1, 1))
+    cols = np.random.default_rng(0).integers(-most, most + 1, columns_of(case, dtype).shape).astype(DTYPES[dtype])
+    want = oracle.col2im(oracle.wide(cols), case.x_shape, case.kernel, **case.steps)
+    rounded = want.astype(DTYPES[dtype])
+    assert (want != rounded).any(), "the test is at fault: nothing to round"
+    got = gpuconv.col2im(gpu.asarray(cols), case.x_shape, case.kernel, method=method, **keywords(case))
+    assert same(got, rounded)
 
 
 def test_a_bit_pattern_is_moved_as_it_is(gpu):
