@@ -1,8 +1,10 @@
 """What every test may ask for: the array modules there are, the algorithms in the list, deterministic Hypothesis."""
 
 import os
+import re
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import cupy_double
 import emulator
@@ -11,11 +13,34 @@ import pytest
 from hypothesis import HealthCheck, settings
 from on_gpu import cupy_with_a_device
 
+from gpuconv import cuda, kernel_report
+
+KERNELS = {path.name for path in cuda.folder().glob("*.cu")}
+
+if "GPUCONV_TEST_KERNELS" in os.environ:  # a copy with a mistake in it, see mutants.py
+    cuda.folder = lambda: Path(os.environ["GPUCONV_TEST_KERNELS"])
+
 settings.register_profile(
     "default", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.register_profile("explore", settings.get_profile("default"), derandomize=False, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def _must_be_listed(text, options):
+    """What is launched and not in the list of units is compiled by nobody before it comes to a user."""
+    file = re.match(r'#line 1 "([^"]+)"', text)
+    if file is None or file[1] not in KERNELS:
+        return  # a test's own
+    unit = file[1], frozenset(options)
+    if unit not in _listed:  # or the test has changed what may be launched
+        _listed.clear()
+        _listed.update((one.file, frozenset(cuda.options(one))) for one in kernel_report.units())
+    assert unit in _listed, f"launched, but in no UNITS: {file[1]} {' '.join(options)}"
+
+
+_listed = set()
+cupy_double.watchers.append(_must_be_listed)
 
 
 def skip_without_emulator():

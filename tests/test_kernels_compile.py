@@ -2,10 +2,13 @@
 
 import re
 
+import numpy as np
 import pytest
 from nvrtc_here import needs_nvrtc
 
+import gpuconv
 from gpuconv import cuda, kernel_report
+from gpuconv.algorithms import columns_cuda
 
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in sorted(cuda.folder().glob("*.cu*"))}
 
@@ -34,6 +37,19 @@ def test_rules_of_the_folder(file):
 
 def test_every_file_is_launched():
     assert sorted({unit.file for unit in kernel_report.units()}) == kernel_report.files()
+
+
+@pytest.mark.emulated
+def test_a_unit_that_is_launched_and_not_listed_is_named(double, emulated, monkeypatch):
+    x = double.ones((1, 5, 3), np.float32)
+    monkeypatch.setattr(cuda, "_modules", {})
+    monkeypatch.setattr(cuda, "_ready", {})
+    gpuconv.im2col(x, 3)
+    cuda._modules.clear(), cuda._ready.clear()
+    monkeypatch.setattr(columns_cuda, "UNITS", ())
+    monkeypatch.setattr("conftest._listed", set())
+    with pytest.raises(AssertionError, match=r"in no UNITS: im2col\.cu .*-DBYTES=4 -DINDEX64=0"):
+        gpuconv.im2col(x, 3)
 
 
 def test_every_kernel_has_a_budget_and_a_signature_that_launches_check():

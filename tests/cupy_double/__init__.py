@@ -20,10 +20,21 @@ import numpy as np
 
 from . import arrays, cublas, fft, functions, indexing, memory, names, raw, streams, ufuncs
 from .cublas import calls as products
-from .raw import emulation, launches
+from .raw import emulation, launches, watchers
 from .state import Hazard, Transfer, machine
 
-__all__ = ["Hazard", "Transfer", "cupy", "emulation", "installed", "launches", "machine", "no_transfers", "products"]
+__all__ = [
+    "Hazard",
+    "Transfer",
+    "cupy",
+    "emulation",
+    "installed",
+    "launches",
+    "machine",
+    "no_transfers",
+    "products",
+    "watchers",
+]
 
 ufuncs.install_operators()
 indexing.install()

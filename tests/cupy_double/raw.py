@@ -46,6 +46,8 @@ _knobs = {"tier": "source", "check": False, "order": "random", "seed": 0} | _ask
 _modules = {}
 launches = []
 """What was launched, in order: (name, grid, block, shared bytes)."""
+watchers = []
+"""Functions of text and options, called for every module that is made."""
 
 
 @contextmanager
@@ -81,6 +83,8 @@ class RawModule:
             raise NotImplementedError("the double's RawModule takes text and options only")
         if not isinstance(options, tuple):
             raise TypeError("Argument 'options' has incorrect type (expected tuple)")
+        for watcher in watchers:
+            watcher(code, options)
         self.code, self.options, self.backend = code, options, backend
 
     def compile(self, log_stream=None):
