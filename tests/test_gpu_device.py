@@ -16,7 +16,7 @@ pytestmark = pytest.mark.gpu
 
 SQUARE = Case(4, (56, 56), 64, 64, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
 DEPTHWISE = Case(4, (56, 56), 64, 64, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)), 64)
-CAPTURED = {"direct": SQUARE, "depthwise": DEPTHWISE}
+CAPTURED = {"direct": SQUARE, "depthwise": DEPTHWISE, "implicit_gemm": SQUARE}
 
 
 @pytest.fixture
