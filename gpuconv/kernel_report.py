@@ -148,7 +148,7 @@ def jobs(archs: Collection[str], named: Collection[str] = ()) -> list[tuple[Unit
     Raises
     ------
     ValueError
-        If a kernel is named that no unit has.
+        If a kernel is named that no unit has, or for newer architectures only.
     """
     chosen = units()
     if named:
@@ -159,7 +159,10 @@ def jobs(archs: Collection[str], named: Collection[str] = ()) -> list[tuple[Unit
             raise ValueError(f"there is no kernel {', '.join(sorted(missing))}. There is: {there}.")
         chosen = [unit for unit in chosen if set(named) & set(holds[unit])]
     least = {unit.file: oldest(unit.file) for unit in chosen}
-    return [(unit, arch) for arch in archs for unit in chosen if least[unit.file] <= _number(arch)]
+    found = [(unit, arch) for arch in archs for unit in chosen if least[unit.file] <= _number(arch)]
+    if named and not found:
+        raise ValueError(f"{', '.join(named)} needs sm_{min(least.values())} or newer.")
+    return found
 
 
 def sample() -> list[tuple[Unit, str]]:

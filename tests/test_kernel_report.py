@@ -252,10 +252,12 @@ def test_an_interrupt_leaves_what_is_done(kernels, monkeypatch, tmp_path):
 
 @needs_nvrtc
 def test_refusals(kernels, tmp_path):
+    (kernels / "good.cu").write_text("// needs: sm_80\n" + GOOD)
     for words, arguments in {
         "arch='sm_30' is not known to NVRTC": ("--arch", "sm_30"),
         "arch='hopper' is not known to NVRTC": ("--arch", "hopper"),
         "there is no kernel nope. There is: more, turn.": ("--kernel", "nope"),
+        "more needs sm_80 or newer": ("--kernel", "more", "--arch", "sm_75"),
         "is not a folder": ("--json", tmp_path / "missing" / "rows.json"),
     }.items():
         result = command(*arguments)
