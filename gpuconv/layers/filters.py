@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from types import ModuleType
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from gpuconv import activations, initializers
+from gpuconv import initializers
 from gpuconv.activations import Activation
 from gpuconv.call import Call
 from gpuconv.errors import GeometryError
 from gpuconv.geometry import ConvGeometry, as_int, as_ints, split_x_shape
 from gpuconv.initializers import Initializer
-from gpuconv.layers.base import Derived, Layer
 from gpuconv.layers.state import plain
+from gpuconv.layers.weighted import Weighted
 from gpuconv.optimizers import Optimizer
-from gpuconv.plan import check_precision
 from gpuconv.typing import Array, DTypeLike, Ints, IntsLike, PadLike, Precision
 
 
-class Filters(Layer):
+class Filters(Weighted):
     """What layers with filters have in common: W (*kernel, in, out), b (out_ch,), an activation."""
 
     ndim: ClassVar[int]
@@ -47,16 +44,11 @@ class Filters(Layer):
         device: str | None = None,
         rng: int | np.random.Generator | None = None,
     ) -> None:
-        super().__init__(optimizer, dtype, device, rng)
-        self.out_ch = as_int(out_ch, "out_ch", self.kind)
+        super().__init__(out_ch, acti_fn, optimizer, init_w, use_bias, precision, dtype, device, rng)
         self.kernel_shape = as_ints(kernel_shape, self.ndim, "kernel_shape", self.kind)
         self.pad, self.stride, self.dilation = plain(pad), plain(stride), plain(dilation)
-        self.acti_fn = activations.parse(acti_fn, self.kind)
-        self.init_w = initializers.parse(init_w, self.kind)
         self.groups = as_int(groups, "groups", self.kind)
-        self.use_bias = bool(use_bias)
-        self.algorithm, self.precision = algorithm, check_precision(precision, self.kind)
-        self.in_ch: int | None = None
+        self.algorithm = algorithm
         self._check_arguments()
 
     def _check_arguments(self) -> None:
@@ -116,19 +108,9 @@ class Filters(Layer):
 
     # ---------------------------------------------------------------------------------------------- parameters
 
-    def _param_shapes(self, x_shape: Ints) -> dict[str, Ints]:
-        shapes = {"W": self._w_shape(x_shape[-1])}
-        if self.use_bias:
-            shapes["b"] = (self.out_ch,)
-        return shapes
-
     def _first_values(self, rng: np.random.Generator, shapes: dict[str, Ints]) -> dict[str, Array]:
         fans = initializers.fans_of(shapes["W"], self._groups, self.transposed)
         return {"W": self.init_w(shapes["W"], rng, "float64", fans=fans)}
-
-    def _initialise(self, x_shape: Ints, dtype: np.dtype[Any], device: str) -> None:
-        super()._initialise(x_shape, dtype, device)
-        self.in_ch = x_shape[-1]
 
     def _x_shape_of(self, params: Mapping[str, Array]) -> Ints | None:
         """Only the number of channels is looked at."""
@@ -148,49 +130,13 @@ class Filters(Layer):
     def _channels_text(self) -> str:
         return f"(in_ch // {self._groups}, {self.out_ch})"
 
-    @property
-    def hyperparams(self) -> dict[str, Any]:
-        return {**super().hyperparams, "in_ch": self.in_ch}
-
     # ---------------------------------------------------------------------------------------------- passes
 
     def _product(self, X: Array, activation: str | None) -> Array:
         return self._call.forward(X, self.params["W"], self.params.get("b"), activation, None)
-
-    def _forward(self, xp: ModuleType, X: Array, training: bool) -> tuple[Array, Derived]:
-        fused = self.acti_fn.fused
-        Y = self._product(X, fused)
-        return (Y if fused else self.acti_fn.fn(xp, Y)), {"Y": Y}
-
-    def _backward(
-        self, xp: ModuleType, dLda: Array, X: Array, derived: Derived, params: bool, dX: bool, own: bool
-    ) -> tuple[Array | None, dict[str, Array]]:
-        act, Y = self.acti_fn, derived["Y"]
-        kept = Y if act.fused or not act.from_value else act.fn(xp, Y)
-        dY = act.pull_back(xp, dLda, kept, dLda if own else None)
-        gradients = {}
-        if params:
-            gradients["W"] = self._weight_grad(X, dY)
-            if self.use_bias:
-                gradients["b"] = column_sums(dY)
-        return (self._input_grad(X, dY) if dX else None), gradients
 
     def _weight_grad(self, X: Array, dY: Array) -> Array:
         return self._call.weight_grad(X, dY, self.kernel_shape, None)
 
     def _input_grad(self, X: Array, dY: Array) -> Array:
         return self._call.input_grad(dY, self.params["W"], X.shape, None)
-
-
-def column_sums(a: Array) -> Array:
-    """The sum over all axes but the last."""
-    k = a.shape[-1]
-    a_mk = a.reshape(math.prod(a.shape[:-1]), k)
-    # Several short rows as one long: NumPy adds (36864, 20) eight times as fast, and with smaller errors. BLAS, asked
-    # for a product with ones, would leave threads spinning that slow down the next convolution.
-    rows = max(1, 512 // max(k, 1))
-    whole = len(a_mk) // rows * rows
-    sums: Array = a_mk[:whole].reshape(-1, rows * k).sum(axis=0).reshape(rows, k).sum(axis=0)
-    if whole < len(a_mk):
-        sums += a_mk[whole:].sum(axis=0)
-    return sums

@@ -5,20 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 
-from gpuconv import activations, initializers
 from gpuconv.activations import Activation
 from gpuconv.call import Call
 from gpuconv.errors import GeometryError
-from gpuconv.geometry import as_int
 from gpuconv.initializers import Initializer
 from gpuconv.layers.base import Derived, Layer
-from gpuconv.layers.filters import column_sums
+from gpuconv.layers.weighted import Weighted
 from gpuconv.optimizers import Optimizer
-from gpuconv.plan import check_precision
 from gpuconv.typing import Array, DTypeLike, Ints, Precision
 
 
@@ -49,7 +45,7 @@ class Flatten(Layer):
         return dLda.reshape(X.shape), {}
 
 
-class Dense(Layer):
+class Dense(Weighted):
     """A matrix product: X (N, in_ch) -> (N, out_ch).
 
         Y = X W + b         output = acti_fn(Y)
@@ -87,13 +83,7 @@ class Dense(Layer):
         device: str | None = None,
         rng: int | np.random.Generator | None = None,
     ) -> None:
-        super().__init__(optimizer, dtype, device, rng)
-        self.out_ch = as_int(out_ch, "out_ch", self.kind)
-        self.acti_fn = activations.parse(acti_fn, self.kind)
-        self.init_w = initializers.parse(init_w, self.kind)
-        self.use_bias = bool(use_bias)
-        self.precision = check_precision(precision, self.kind)
-        self.in_ch: int | None = None
+        super().__init__(out_ch, acti_fn, optimizer, init_w, use_bias, precision, dtype, device, rng)
 
     def output_shape(self, x_shape: Sequence[int]) -> Ints:
         if len(x_shape) != 2:
@@ -111,18 +101,11 @@ class Dense(Layer):
     def flops(self, x_shape: Sequence[int]) -> int:
         return 2 * math.prod(x_shape) * self.out_ch
 
-    def _param_shapes(self, x_shape: Ints) -> dict[str, Ints]:
-        shapes: dict[str, Ints] = {"W": (x_shape[1], self.out_ch)}
-        if self.use_bias:
-            shapes["b"] = (self.out_ch,)
-        return shapes
+    def _w_shape(self, in_ch: int) -> Ints:
+        return (in_ch, self.out_ch)
 
     def _first_values(self, rng: np.random.Generator, shapes: dict[str, Ints]) -> dict[str, Array]:
         return {"W": self.init_w(shapes["W"], rng, "float64")}
-
-    def _initialise(self, x_shape: Ints, dtype: np.dtype[Any], device: str) -> None:
-        super()._initialise(x_shape, dtype, device)
-        self.in_ch = x_shape[1]
 
     def _x_shape_of(self, params: Mapping[str, Array]) -> Ints | None:
         if "W" not in params:
@@ -133,30 +116,17 @@ class Dense(Layer):
         return (0, shape[0])
 
     @property
-    def hyperparams(self) -> dict[str, Any]:
-        return {**super().hyperparams, "in_ch": self.in_ch}
-
-    @property
     def _call(self) -> Call:
         return Call(self.kind, 1, 1, 0, 1, 1, "channels_last", "gemm", self.precision, None)
 
-    def _forward(self, xp: ModuleType, X: Array, training: bool) -> tuple[Array, Derived]:
-        fused = self.acti_fn.fused
-        Y = self._call.forward(X[None], self.params["W"][None], self.params.get("b"), fused, None)[0]
-        return (Y if fused else self.acti_fn.fn(xp, Y)), {"Y": Y}
+    def _product(self, X: Array, activation: str | None) -> Array:
+        Y: Array = self._call.forward(X[None], self.params["W"][None], self.params.get("b"), activation, None)[0]
+        return Y
 
-    def _backward(
-        self, xp: ModuleType, dLda: Array, X: Array, derived: Derived, params: bool, dX: bool, own: bool
-    ) -> tuple[Array | None, dict[str, Array]]:
-        act, Y = self.acti_fn, derived["Y"]
-        kept = Y if act.fused or not act.from_value else act.fn(xp, Y)
-        dY = act.pull_back(xp, dLda, kept, dLda if own else None)
-        gradients = {}
-        if params:
-            gradients["W"] = self._call.weight_grad(X[None], dY[None], 1, None)[0]
-            if self.use_bias:
-                gradients["b"] = column_sums(dY)
-        result = None
-        if dX:
-            result = self._call.input_grad(dY[None], self.params["W"][None], (1, *X.shape), None)[0]
-        return result, gradients
+    def _weight_grad(self, X: Array, dY: Array) -> Array:
+        dW: Array = self._call.weight_grad(X[None], dY[None], 1, None)[0]
+        return dW
+
+    def _input_grad(self, X: Array, dY: Array) -> Array:
+        dX: Array = self._call.input_grad(dY[None], self.params["W"][None], (1, *X.shape), None)[0]
+        return dX

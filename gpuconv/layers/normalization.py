@@ -13,7 +13,7 @@ from gpuconv import counter_rng, named
 from gpuconv.errors import GeometryError
 from gpuconv.geometry import split_x_shape
 from gpuconv.layers.base import Derived, Layer
-from gpuconv.layers.filters import column_sums
+from gpuconv.layers.weighted import column_sums
 from gpuconv.optimizers import Optimizer
 from gpuconv.typing import Array, DTypeLike, Ints
 
