@@ -35,6 +35,12 @@ struct alignas(16) View {
   int shift[3], channel;
 };
 
+// Where the tile lies in the result, and how much of the result there is from there on.
+struct Result {
+  i64 start, partial;
+  int height, width;
+};
+
 typedef AcrossK<TILE_M> Seen;
 typedef AcrossK<TILE_N> Outputs;
 constexpr int STAGE = STAGE_BYTES<Seen, Outputs>;
@@ -64,9 +70,14 @@ implicit_gemm_weight_grad(const T* __restrict__ x, const T* __restrict__ dy, T* 
   const int all_steps = (pixels + TILE_K - 1) / TILE_K;
   const int begin = (int)((i64)all_steps * split / plan.splits), end = (int)((i64)all_steps * (split + 1) / plan.splits);
 
-  // A thread copies the same tap and channel of every pixel. In shared memory: registers are for sums.
-  constexpr int ACROSS = TILE_M / COPIED, AT_ONCE = THREADS / ACROSS;
+  // A thread copies the same tap and channel, and the same output channel, of every pixel. They are in shared memory:
+  // registers are for sums.
+  constexpr int ACROSS = TILE_M / COPIED, COPIES = TILE_N / COPIED;
   __shared__ View views[ACROSS];
+  __shared__ int channels[COPIES];  // -1: there is none
+  __shared__ Result result;
+  if (thread == 0)
+    result = Result{(i64)m0 * g.k + (group * width + n0), (i64)split * height * g.k, height - m0, width - n0};
   if (thread < ACROSS) {
     View view = {{0, 0, 0}, -1};
     if (m0 + thread * COPIED < height) {
@@ -80,14 +91,18 @@ implicit_gemm_weight_grad(const T* __restrict__ x, const T* __restrict__ dy, T* 
     }
     views[thread] = view;
   }
+  if (thread < COPIES) {
+    const int column = n0 + thread * COPIED;
+    channels[thread] = column < width ? group * width + column : -1;
+  }
   __syncthreads();
 
   int first_pixel = begin * TILE_K;  // of the step that is loaded next
   const auto load = [&](char* stage) {
     const View view = views[thread % ACROSS];
 #pragma unroll UNROLL
-    for (int i = 0; i < TILE_K / AT_ONCE; i++) {
-      const int k = thread / ACROSS + i * AT_ONCE, pixel = first_pixel + k;
+    for (int i = 0; i < TILE_K * ACROSS / THREADS; i++) {
+      const int k = thread / ACROSS + i * (THREADS / ACROSS), pixel = first_pixel + k;
       bool inside = view.channel >= 0 && pixel < pixels;
       int rest = inside ? pixel : 0, at[3];
       rest = divide(rest, g.by_y[2], at[2]);
@@ -102,13 +117,13 @@ implicit_gemm_weight_grad(const T* __restrict__ x, const T* __restrict__ dy, T* 
       bring(stage, Seen::byte(thread % ACROSS * COPIED, k), inside ? x + (offset * g.c + view.channel) : x, inside);
     }
     char* const outputs = stage + Seen::BYTES;
-    constexpr int COPIES = TILE_N / COPIED;  // of a pixel
+    const int channel = channels[thread % COPIES];
 #pragma unroll UNROLL
     for (int i = 0; i < TILE_K * COPIES / THREADS; i++) {
-      const int copy = thread + i * THREADS, k = copy / COPIES, column = copy % COPIES * COPIED;
-      const bool inside = first_pixel + k < pixels && n0 + column < width;
-      bring(outputs, Outputs::byte(column, k),
-            inside ? dy + ((i64)(first_pixel + k) * g.k + (group * width + n0 + column)) : dy, inside);
+      const int k = thread / COPIES + i * (THREADS / COPIES);
+      const bool inside = first_pixel + k < pixels && channel >= 0;
+      bring(outputs, Outputs::byte(thread % COPIES * COPIED, k),
+            inside ? dy + ((i64)(first_pixel + k) * g.k + channel) : dy, inside);
     }
     first_pixel += TILE_K;
   };
@@ -116,7 +131,7 @@ implicit_gemm_weight_grad(const T* __restrict__ x, const T* __restrict__ dy, T* 
   Sums sums;
   const Place place = place_of(thread);
   product<Seen, Outputs>(sums, shared, end - begin, place, load);
-  const i64 size = (i64)height * g.k;
-  write(sums, shared, place, dw, plan.splits > 1 ? partials + split * size : nullptr, width - n0, nullptr, 0, 0,
-        [&](int row) { return m0 + row < height ? (i64)(m0 + row) * g.k + (group * width + n0) : (i64)-1; });
+  const Result r = result;
+  write(sums, shared, place, dw, plan.splits > 1 ? partials + r.partial : nullptr, r.width, nullptr, 0, 0,
+        [&](int row) { return row < r.height ? r.start + (i64)row * g.k : (i64)-1; });
 }
