@@ -160,13 +160,18 @@ def test_arrays_that_start_anywhere(gpu, direction, start, launched):
 # ---------------------------------------------------------------------------------------------- splits
 
 
+# Chunks, parts without taps, pairs of numbers, and numbers by themselves.
+SPLIT = [CHUNKS["tails in m, n and k"], CHUNKS["stride 3 over kernel 2"]]
+SPLIT += [PIECES["groups of even numbers"], PIECES["tails of single numbers"]]
+
+
 @pytest.mark.parametrize("mode", [HALF, STRICT], ids=str)
 @every_direction
 def test_splits(gpu, direction, mode, cut):
     """However many there are, also more than a part of an input gradient has steps."""
     for splits in (2, 3, 8):
         cut(SMALL, splits)
-        for case in (CHUNKS["stride 3 over kernel 2"], CHUNKS["tails in m, n and k"], PIECES["groups of even numbers"]):
+        for case in SPLIT:
             size = case.want(direction, *case.arrays()).size
             assert ImplicitGemm().workspace_bytes(posed(case, direction, mode)) == splits * size * 4
             check(gpu, case, direction, mode)
