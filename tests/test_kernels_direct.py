@@ -208,7 +208,7 @@ def test_what_is_no_stem(change):
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "sigmoid", "tanh"])
-@pytest.mark.parametrize("name", ["stride 2", "a stem", "3x3, mirrored", "few pixels, long sums"])
+@pytest.mark.parametrize("name", ["stride 2", "a stem", "7x7 of stride 2", "few pixels, long sums"])
 def test_bias_and_activation(gpu, name, activation):
     case = {**LARGER, **STEMS}[name]
     x, w, dy = case.arrays()
@@ -353,7 +353,7 @@ def test_an_offset_beyond_32_bits_is_reached_without_overflow(checked, direction
     p = Problem(g, np.dtype("float32"), "cuda:0", direction, max_workspace=0)
     p.__dict__["xp"] = np
     arrays = [np.zeros(320, np.float32) for _ in range(3)]
-    with pytest.raises(emulator.KernelFault, match=r"out of bounds.*far from every array"):
+    with pytest.raises(emulator.KernelFault, match=emulator.FAR_AWAY):
         getattr(direct.Direct(), direction)(p, *arrays, *(() if direction == "weight_grad" else (None, "identity")))
 
 

@@ -8,7 +8,7 @@ import pytest
 from calls import same
 from cases import DTYPES, Case, integers
 from cupy_double import emulation
-from emulator import KernelFault, Module
+from emulator import FAR_AWAY, KernelFault, Module
 from tolerances import assert_close, assert_exact, to_numpy
 
 import gpuconv
@@ -274,7 +274,7 @@ def test_an_offset_beyond_32_bits_is_reached_without_overflow(emulated, name):
     macros = {"im2col.cu": (("BYTES", 4),), "col2im.cu": (("WIDE", 0),), "pool.cu": (("WIDE", 0), ("WINNER_BYTES", 4))}
     unit = Unit(file, a.dtype, (*macros[file], ("INDEX64", 1)))
     module = Module(cuda.flatten(file), cuda.options(unit), ubsan=True)
-    with pytest.raises(KernelFault, match=r"out of bounds.*far from every array"):
+    with pytest.raises(KernelFault, match=FAR_AWAY):
         module.launch(name, 1, 1, args)
 
 

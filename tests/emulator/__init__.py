@@ -4,4 +4,7 @@ from .build import BuildError, unavailable
 from .launcher import KernelFault
 from .module import Module
 
-__all__ = ["BuildError", "KernelFault", "Module", "unavailable"]
+__all__ = ["FAR_AWAY", "BuildError", "KernelFault", "Module", "unavailable"]
+
+FAR_AWAY = r"out of bounds.*far from every array|by a wild pointer"
+"""What a KernelFault says of an address gigabytes away from all arrays; wild is one that no process can have."""
