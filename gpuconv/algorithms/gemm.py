@@ -3,6 +3,9 @@
     forward       y[m,k]    =  cols[m,j]   w[j,k]             m = (n, p, q)   outputs
     weight_grad   dw[j,k]   =  cols[m,j]^T dy[m,k]            j = (r, s, c)   what one output looks at
     input_grad    dx[m',c]  =  cols'[m',j'] w'[j',c]          cols' of dy, w' flipped and transposed (adjoint.py)
+              or  dx        =  the sum of dcols[m,j]          dcols[m,j] = dy[m,k] w[j,k]^T (columns_grad.py)
+
+Which of the two makes an input gradient is decided by counting what each would have to do.
 
 ``cols`` is the matrix of im2col (Chellapilla, Puri & Simard, "High performance convolutional neural networks for
 document processing", 2006), one strip of it at a time. Where the windows of the input already are a matrix (1x1 kernels
@@ -19,6 +22,7 @@ from functools import lru_cache
 from types import ModuleType
 
 from gpuconv import cpu
+from gpuconv.algorithms import columns_grad
 from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.epilogue import finish
 from gpuconv.algorithms.strip_algorithm import SMALL_MACS, Correlation, Cut, StripAlgorithm, StripJob, WeightJob
@@ -32,6 +36,9 @@ LEAST_ROWS = 256
 
 BLAS_COLUMNS = 16
 """BLAS works on tiles of so many columns or more: a narrower product takes as long as one of this width."""
+
+MARGIN = 1.1
+"""The least expected gain for which an input gradient is added up from columns: about what the estimates err."""
 
 GPU_STRIP_BYTES = 32 * 2**20
 """Columns of this size stay in the L2 cache of a recent data-centre GPU between im2col and the product."""
@@ -94,6 +101,50 @@ class Gemm(StripAlgorithm):
             k=outputs * g.k,
         )
         return replace(c, g=wide, y_plain=False, w_plain=False, side_by_side=outputs)
+
+    # ------------------------------------------------------------------------------------------ input gradient
+
+    def workspace_bytes(self, problem: Problem) -> int:
+        if self._adds_columns(problem):
+            return columns_grad.cut_of(problem).total_bytes
+        return super().workspace_bytes(problem)
+
+    def work(self, problem: Problem) -> Work:
+        work = super().work(problem)
+        if not self._adds_columns(problem):
+            return work
+        # The heuristics' rates are fitted to the counts of correlations: a gain stands relative to these.
+        share = columns_grad.cost(problem) / self.correlations_cost(problem)
+        return replace(work, macs=work.macs * share, elements=work.elements * share, steps=work.steps * share)
+
+    def input_grad(
+        self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
+    ) -> None:
+        if self._adds_columns(problem):
+            columns_grad.input_grad(problem, dy, w, out, bias, activation)
+        else:
+            super().input_grad(problem, dy, w, out, bias, activation)
+
+    def _adds_columns(self, problem: Problem) -> bool:
+        g = problem.geometry
+        return problem.direction == "input_grad" and 0 not in (g.macs, *g.spatial) and columns_take_less(self, problem)
+
+    def correlations_cost(self, problem: Problem) -> float:
+        """What an input gradient by correlations takes, in multiply-adds, see columns_grad.py."""
+        return sum(self._correlation_cost(c, problem.max_workspace) for c in self._parts(problem))
+
+    def _correlation_cost(self, c: Correlation, budget: int) -> float:
+        g = c.g
+        run = g.c_group if g.groups > 1 else g.c * g.kernel[-1]
+        columns = 0 if windows_are_matrix(c) else g.n * math.prod(g.out) * c.tap_count * g.c
+        copied = math.prod(g.y_shape) + 2.5 * math.prod(g.w_shape)
+        calls = 30 + (len(self._cut(c, budget).strips) * g.groups if g.groups > 1 else 0)
+        return (
+            g.macs * max(1.0, BLAS_COLUMNS / g.k_group)
+            + columns * (columns_grad.MOVED + columns_grad.RUN / run)
+            + columns_grad.COPIED * copied
+            + columns_grad.CALL * calls
+        )
 
     # ------------------------------------------------------------------------------------------ forward
 
@@ -190,6 +241,14 @@ class Gemm(StripAlgorithm):
             return 0
         columns = math.prod(extents) * c.tap_count * c.g.c * c.acc.itemsize
         return columns + c.tile_bytes(extents)
+
+
+@lru_cache(maxsize=4096)
+def columns_take_less(gemm: Gemm, problem: Problem) -> bool:
+    """Whether an input gradient is less work when it is added up from columns than by correlations of dy."""
+    if columns_grad.cut_of(problem).total_bytes > problem.max_workspace:
+        return False
+    return MARGIN * columns_grad.cost(problem) < gemm.correlations_cost(problem)
 
 
 class _Columns:

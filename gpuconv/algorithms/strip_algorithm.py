@@ -303,10 +303,11 @@ def _whole(algorithm: StripAlgorithm, problem: Problem) -> Correlation:
 @lru_cache(maxsize=1024)
 def _cut(algorithm: StripAlgorithm, c: Correlation, budget: int, threads: int) -> Cut:
     shared = algorithm.packed_bytes(c)
-    strips, worker = _fit(c, algorithm.rows(c), budget - shared, algorithm.strip_bytes)
+    strips, worker = fit((c.g.n, *c.g.out), algorithm.rows(c), budget - shared, partial(algorithm.strip_bytes, c))
     shares = algorithm.shares(c)
     blocks = algorithm.blocks(c, -(-shares // len(strips)), 64)
-    threads = _threads(c, min(shares, len(strips) * len(blocks)), budget - shared, worker, threads)
+    tasks = min(shares, len(strips) * len(blocks))
+    threads = affordable_threads(tasks, budget - shared, worker, threads) if c.on_cpu else 1
     return Cut(strips, blocks, 1, False, threads, shared, worker)
 
 
@@ -321,27 +322,26 @@ def _weight_cut(algorithm: StripAlgorithm, c: Correlation, budget: int, threads:
     unpacked = 0 if algorithm.sum_shape(c) == c.g.w_shape else math.prod(c.g.w_shape) * c.acc.itemsize
     in_place = chunks == 1 and c.w_plain and not unpacked
     shared = 0 if in_place else chunks * one_sum + unpacked
-    strips, worker = _fit(c, rows, budget - shared, algorithm.weight_bytes)
+    strips, worker = fit((c.g.n, *c.g.out), rows, budget - shared, partial(algorithm.weight_bytes, c))
     chunks = min(chunks, len(strips))
-    threads = _threads(c, min(shares, chunks * len(blocks)), budget - shared, worker, threads)
+    tasks = min(shares, chunks * len(blocks))
+    threads = affordable_threads(tasks, budget - shared, worker, threads) if c.on_cpu else 1
     return Cut(strips, blocks, chunks, in_place, threads, shared, worker)
 
 
-def _fit(c: Correlation, rows: int, budget: int, bytes_of: Callable[[Correlation, Ints], int]) -> tuple[Strips, int]:
-    """Strips of about `rows` outputs, or fewer until the buffers of one thread stay under `budget`."""
+def fit(extents: Ints, rows: int, budget: int, bytes_of: Callable[[Ints], int]) -> tuple[Strips, int]:
+    """Strips of about `rows` positions, or fewer until the buffers of one thread stay under `budget`."""
     while True:
-        strips = Strips((c.g.n, *c.g.out), rows)
-        worker = bytes_of(c, extents_of(strips[0]))
+        strips = Strips(extents, rows)
+        worker = bytes_of(extents_of(strips[0]))
         if worker <= budget or rows == 1:
             return strips, worker
         rows = max(1, min(rows, math.prod(extents_of(strips[0]))) // 2)
 
 
-def _threads(c: Correlation, tasks: int, budget: int, worker: int, most: int) -> int:
-    if not c.on_cpu:
-        return 1
-    affordable = most if worker == 0 else budget // worker
-    return max(1, min(most, tasks, affordable))
+def affordable_threads(tasks: int, budget: int, worker: int, most: int) -> int:
+    """How many threads, of up to `most`, have something to do and room for their buffers."""
+    return max(1, min(most, tasks, most if worker == 0 else budget // worker))
 
 
 def _spreads(c: Correlation) -> bool:
