@@ -59,9 +59,9 @@ BLAS_ROWS = 16
 MOVED, RUN, COPIED, CALL = 12, 120, 12, 120_000
 """What takes as long as so many multiply-adds: an element copied to columns or added from them, a run of such elements
 that lie side by side, an element copied once, and a call of NumPy. Fitted on 2026-11-23 to float32 timings of both ways
-of 86 input gradients, on one thread of an AMD EPYC (Zen 5) with NumPy 2.4 and OpenBLAS 0.3.31's Haswell kernels, where a
-multiply-add took 17 ps. The ratio of the two ways was foretold to 7% in the median and to 20% for nine in ten, and what
-was chosen took at most 1.09 times as long as the other."""
+of 86 input gradients, on one thread of an AMD EPYC (Zen 5) with NumPy 2.4 and OpenBLAS 0.3.31's Haswell kernels, at 17
+ps a multiply-add. The ratio of the two ways was foretold to 7% in the median and to 20% for nine in ten, and what was
+chosen took at most 1.09 times as long as the other."""
 
 
 def cut_of(problem: Problem) -> Cut:
