@@ -29,6 +29,7 @@ SECONDS = {"kernel": 20, "tests": 1200}
 """How long a kernel may compute that ends in a fraction of a second when it is right; and all tests together."""
 
 MEMORY = ("test_kernels_memory.py", "test_gemm_cuda.py")
+EPILOGUES = ("test_gemm_cuda.py::test_bias_and_activation", "test_gemm_cuda.py::test_a_nan_passes_the_epilogue")
 DIRECT = ("test_kernels_direct.py",)
 DEPTHWISE = ("test_kernels_depthwise.py",)
 TENSOR_CORES = ("test_kernels_implicit_gemm.py", "test_precision_tensor_cores.py")
@@ -38,7 +39,7 @@ SUITES = {
     "pool.cu": ("test_kernels_memory.py", "test_pooling.py"),
     "epilogue.cu": ("test_gemm_cuda.py",),
     "add_up.cu": ("test_kernels_direct.py::test_splits", "test_kernels_direct.py::test_bias_and_activation"),
-    "conv.cuh": ("test_kernels_memory.py", "test_gemm_cuda.py::test_bias_and_activation", *DEPTHWISE),
+    "conv.cuh": ("test_kernels_memory.py", *EPILOGUES, *DEPTHWISE),
     "axes.cuh": DIRECT,
     "tile.cuh": DIRECT,
     "direct.cu": DIRECT,
