@@ -18,6 +18,11 @@ def test_each_is_there_once():
     assert len({(one.file, one.text, one.other) for one in ALL}) == len(ALL)
 
 
+def test_every_file_has_some():
+    files = {path.name for path in mutants.KERNELS.glob("*.cu*")}
+    assert {one.file for one in ALL} == set(mutants.SUITES) == files
+
+
 @pytest.mark.parametrize("text", ["im2col.cu\n- a\n+ b", "im2col.cu: what\n+ b", "im2col.cu: what\n- a\n* b"])
 def test_what_is_no_mutant(text):
     with pytest.raises(ValueError, match="not a mutant"):
