@@ -210,11 +210,12 @@ class TestChoice:
             "n1_h224w224_c3_k64_r11s11_p2_st4",
             "n1_h224w224_c3_k64_r3s3_p1",
             "n1_h224w224_c3_k768_r16s16_st16",
+            "n1_h14w14_c512_k512_r3s3_p1_st2",
             "n1_h56w56_c128_k128_r3s3_p1_g32",
         ],
     )
     def test_columns_where_correlations_waste(self, text):
-        """Measured: 1.9 to 6.4 times as fast."""
+        """Measured: 1.2 to 6.4 times as fast."""
         assert chosen(text) == "columns"
 
     @pytest.mark.parametrize(

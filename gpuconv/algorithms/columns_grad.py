@@ -63,6 +63,11 @@ of 86 input gradients, on one thread of an AMD EPYC (Zen 5) with NumPy 2.4 and O
 ps a multiply-add. The ratio of the two ways was foretold to 7% in the median and to 20% for nine in ten, and what was
 chosen took at most 1.09 times as long as the other."""
 
+WAKE = 6_000_000
+"""The same of handing tasks to threads and waiting for the last of them, some 100 us. Correlations do it once for each
+residue of the stride: two threads made n1_h28w28_c256_k256_r3s3_p1_st2 hardly faster than one, and 1.5 times as fast by
+columns, which take as long on one thread."""
+
 
 def cut_of(problem: Problem) -> Cut:
     """Strips of dx, and blocks of its channels."""
@@ -83,7 +88,8 @@ def cost(problem: Problem) -> float:
     calls: float = _calls(g, cut.extents[1:])
     if g.groups > 1:
         calls += 1.5 * len(cut.blocks) * g.groups
-    return products + moved + COPIED * copied + CALL * strips * calls
+    wakes = WAKE if len(cut.strips) * len(cut.blocks) > 1 and g.macs >= 2 * SHARE_MACS else 0
+    return products + moved + COPIED * copied + CALL * strips * calls + wakes
 
 
 def input_grad(problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:

@@ -134,16 +134,18 @@ class Gemm(StripAlgorithm):
         return sum(self._correlation_cost(c, problem.max_workspace) for c in self._parts(problem))
 
     def _correlation_cost(self, c: Correlation, budget: int) -> float:
-        g = c.g
+        g, cut = c.g, self._cut(c, budget)
         run = g.c_group if g.groups > 1 else g.c * g.kernel[-1]
         columns = 0 if windows_are_matrix(c) else g.n * math.prod(g.out) * c.tap_count * g.c
         copied = math.prod(g.y_shape) + 2.5 * math.prod(g.w_shape)
-        calls = 30 + (len(self._cut(c, budget).strips) * g.groups if g.groups > 1 else 0)
+        calls = 30 + (len(cut.strips) * g.groups if g.groups > 1 else 0)
+        wakes = len(cut.strips) * len(cut.blocks) > 1 and self.shares(c) > 1
         return (
             g.macs * max(1.0, BLAS_COLUMNS / g.k_group)
             + columns * (columns_grad.MOVED + columns_grad.RUN / run)
             + columns_grad.COPIED * copied
             + columns_grad.CALL * calls
+            + columns_grad.WAKE * wakes
         )
 
     # ------------------------------------------------------------------------------------------ forward
