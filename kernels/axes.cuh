@@ -3,14 +3,7 @@
 //
 // The input gradient falls into parts of stride 1 (gpuconv/adjoint.py), one for each remainder of a position by the stride.
 #pragma once
-#include "conv.cuh"
-
-// How a launch is cut up. `outs` are the outputs of the largest part along each axis; without parts, all of them.
-struct ProductPlan {
-  int outs[3], parts[3], apart[3];
-  int tiles_m, tiles_n, splits, activation;
-  FastDiv by_outs[3], by_depth;
-};
+#include "jobs.cuh"
 
 // Along one axis: output i of this part stands at  out_first + i * out_step,  and through its tap j it sees position
 // first + i * scale + j * step  of the array that is read. That tap is number  tap_first + j * tap_step  of the kernel.

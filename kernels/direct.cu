@@ -60,18 +60,10 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
   constexpr int SLOTS_B = BACK ? Columns::SLOTS : Rows::SLOTS;
   const int thread = (int)threadIdx.x;
 
-  // Which job this is.
-  u32 job = blockIdx.x;
-  const u32 parts = (u32)plan.parts[0] * (u32)plan.parts[1] * (u32)plan.parts[2];
-  const int n0 = (int)(job % (u32)plan.tiles_n) * TILE_N;
-  job /= (u32)plan.tiles_n;
-  const u32 part = job % parts;
-  job /= parts;
-  const index_t m0 = (index_t)(job % (u32)plan.tiles_m) * TILE_M;
-  job /= (u32)plan.tiles_m;
-  const int group = (int)(job % (u32)g.groups);
-  if (job / (u32)g.groups >= (u32)plan.splits) return;
-  const int split = (int)(job / (u32)g.groups);
+  Job job;
+  if (!job_of(plan, (u32)plan.parts[0] * (u32)plan.parts[1] * (u32)plan.parts[2], g.groups, job)) return;
+  const int n0 = job.tile_n * TILE_N, group = job.group, split = job.split;
+  const index_t m0 = (index_t)job.tile_m * TILE_M;
 
   const int(&in_size)[3] = BACK ? g.y : g.x;
   const int(&out_size)[3] = BACK ? g.x : g.y;
@@ -80,7 +72,7 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
 
   if (BACK) {
     if (thread == 0) {
-      u32 rest = part;
+      u32 rest = job.part;
       for (int axis = 2; axis >= 0; axis--) {
         tables.axes[axis] = backward_axis(g, plan, axis, (int)(rest % (u32)plan.parts[axis]));
         rest /= (u32)plan.parts[axis];

@@ -23,12 +23,8 @@
 // neighbours takes some 15 instructions beside 64 x 8 multiply-adds, and no transposition is needed.
 //
 // budget: direct_weight_grad 128 registers
+#include "jobs.cuh"
 #include "tile.cuh"
-
-struct WeightPlan {
-  int tiles_m, tiles_n, splits;
-  FastDiv by_depth;
-};
 
 // An output pixel: its sample, and where its window starts. No sample: past the last pixel.
 struct alignas(16) Pixel {
@@ -50,14 +46,10 @@ __device__ __forceinline__ void weight_gradient(const T* __restrict__ x, const T
   typedef Across<V, TILE_N> Outputs;
   const int thread = (int)threadIdx.x;
 
-  u32 job = blockIdx.x;
-  const int n0 = (int)(job % (u32)plan.tiles_n) * TILE_N;
-  job /= (u32)plan.tiles_n;
-  const index_t m0 = (index_t)(job % (u32)plan.tiles_m) * TILE_M;
-  job /= (u32)plan.tiles_m;
-  const int group = (int)(job % (u32)g.groups);
-  if (job / (u32)g.groups >= (u32)plan.splits) return;
-  const int split = (int)(job / (u32)g.groups);
+  Job job;
+  if (!job_of(plan, 1, g.groups, job)) return;
+  const int n0 = job.tile_n * TILE_N, group = job.group, split = job.split;
+  const index_t m0 = (index_t)job.tile_m * TILE_M;
 
   const int depth = g.c / g.groups, width = g.k / g.groups;
   const index_t rows = (index_t)g.kernel[0] * g.kernel[1] * g.kernel[2] * depth;

@@ -23,12 +23,8 @@
 //
 // needs: sm_80
 // budget: implicit_gemm_weight_grad 168 registers
+#include "jobs.cuh"
 #include "mma.cuh"
-
-struct WeightPlan {
-  int tiles_m, tiles_n, splits;
-  FastDiv by_depth;
-};
 
 // What a chunk of the tile's rows sees of a pixel: a tap, from where the window starts, and a channel; -1 for nothing.
 struct alignas(16) View {
@@ -54,15 +50,10 @@ implicit_gemm_weight_grad(const T* __restrict__ x, const T* __restrict__ dy, T* 
   extern __shared__ __align__(16) char shared[];
   const int thread = (int)threadIdx.x;
 
-  // Which job this is.
-  u32 job = blockIdx.x;
-  const int n0 = (int)(job % (u32)plan.tiles_n) * TILE_N;
-  job /= (u32)plan.tiles_n;
-  const int m0 = (int)(job % (u32)plan.tiles_m) * TILE_M;
-  job /= (u32)plan.tiles_m;
-  const int group = (int)(job % (u32)g.groups);
-  if (job / (u32)g.groups >= (u32)plan.splits) return;
-  const int split = (int)(job / (u32)g.groups);
+  Job job;
+  if (!job_of(plan, 1, g.groups, job)) return;
+  const int n0 = job.tile_n * TILE_N, group = job.group, split = job.split;
+  const int m0 = job.tile_m * TILE_M;
 
   const int depth = g.c / g.groups, width = g.k / g.groups;
   const int height = g.kernel[0] * g.kernel[1] * g.kernel[2] * depth;

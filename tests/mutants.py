@@ -42,6 +42,7 @@ SUITES = {
     "add_up.cu": ("test_kernels_direct.py::test_splits", "test_kernels_direct.py::test_bias_and_activation"),
     "conv.cuh": ("test_kernels_memory.py", *EPILOGUES, *DEPTHWISE),
     "axes.cuh": DIRECT,
+    "jobs.cuh": DIRECT,
     "tile.cuh": DIRECT,
     "direct.cu": DIRECT,
     "direct_stem.cu": ("test_kernels_direct.py::test_stems", *DIRECT),

@@ -3,9 +3,12 @@
 from contextlib import contextmanager
 
 import cupy_double
+import emulator
 import numpy as np
 import pytest
 from cases import DTYPES
+
+from gpuconv import cuda
 
 ROUNDED = 512
 """CuPy's pool hands out multiples of this many bytes."""
@@ -106,3 +109,14 @@ def bits(a):
 
 def same_bits(a, b):
     return bits(a) == bits(np.asarray(b) if isinstance(b, np.ndarray) else b)
+
+
+def launch_in_the_emulator(monkeypatch, modules, **how):
+    """Launches of these modules run in the emulator, on NumPy arrays, with these settings of its Module."""
+
+    def launch(xp, unit, name, grid, block, args, shared_bytes=0):
+        module = emulator.Module(cuda.flatten(unit.file), options=cuda.options(unit), **how)
+        module.launch(name, grid, block, args, shared_bytes)
+
+    for module in modules:
+        monkeypatch.setattr(module, "launch", launch)

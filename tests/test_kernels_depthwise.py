@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from calls import convolve, problem
 from cases import CASES, DIRECTIONS, Case, integers, reals
+from on_gpu import launch_in_the_emulator
 from tolerances import assert_close, assert_exact, to_numpy
 
 import gpuconv
@@ -223,12 +224,7 @@ def checked(monkeypatch):
         pytest.skip(why_not)
 
     def install(**how):
-        def launch(xp, unit, name, grid, block, args, shared_bytes=0):
-            module = emulator.Module(cuda.flatten(unit.file), options=cuda.options(unit), **how)
-            module.launch(name, grid, block, args, shared_bytes)
-
-        for module in (depthwise_cuda, add_up_cuda):
-            monkeypatch.setattr(module, "launch", launch)
+        launch_in_the_emulator(monkeypatch, (depthwise_cuda, add_up_cuda), **how)
         monkeypatch.setattr(depthwise_cuda, "address", lambda array: 0)
         monkeypatch.setattr(depthwise_cuda, "processors", lambda device: 4)
 

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from calls import convolve, problem
 from cases import CASES, DIRECTIONS, Case, integers, reals
+from on_gpu import launch_in_the_emulator
 from tolerances import assert_close, assert_exact, to_numpy
 
 import gpuconv
 from gpuconv import cuda
-from gpuconv.algorithms import ALGORITHMS, add_up_cuda, direct, stem_cuda, tiles
+from gpuconv.algorithms import ALGORITHMS, add_up_cuda, direct, pixel_products, stem_cuda, tiles
 from gpuconv.algorithms.base import Problem
 from gpuconv.algorithms.tiles import Tile
 
@@ -124,7 +125,7 @@ def test_more_blocks_than_jobs_do_no_harm(gpu, direction, monkeypatch):
     def launch(xp, unit, name, grid, *more):
         cuda.launch(xp, unit, name, (grid[0] + 7,), *more)
 
-    monkeypatch.setattr(direct, "launch", launch)
+    monkeypatch.setattr(pixel_products, "launch", launch)
     monkeypatch.setattr(stem_cuda, "launch", launch)
     for case in (LARGER["groups of vectors"], LARGER["one pixel, long sums"], STEMS["7x7 of stride 2"]):
         check(gpu, case, direction)
@@ -291,12 +292,7 @@ def checked(monkeypatch):
         pytest.skip(why_not)
 
     def install(**how):
-        def launch(xp, unit, name, grid, block, args, shared_bytes=0):
-            module = emulator.Module(cuda.flatten(unit.file), options=cuda.options(unit), **how)
-            module.launch(name, grid, block, args, shared_bytes)
-
-        for module in (direct, add_up_cuda, stem_cuda):
-            monkeypatch.setattr(module, "launch", launch)
+        launch_in_the_emulator(monkeypatch, (pixel_products, add_up_cuda, stem_cuda), **how)
         for module in (direct, stem_cuda):
             monkeypatch.setattr(module, "address", lambda array: 0)
         monkeypatch.setattr(tiles, "processors", lambda device: 16)

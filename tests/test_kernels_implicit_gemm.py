@@ -14,7 +14,7 @@ from tolerances import assert_close, assert_exact, to_numpy
 
 import gpuconv
 from gpuconv import cuda, kernel_report, nvrtc
-from gpuconv.algorithms import implicit_gemm, tensor_tiles
+from gpuconv.algorithms import implicit_gemm, pixel_products, tensor_tiles
 from gpuconv.algorithms.base import Problem
 from gpuconv.algorithms.implicit_gemm import UNITS, ImplicitGemm
 from gpuconv.algorithms.tensor_tiles import LARGE, MEDIUM, SMALL
@@ -80,13 +80,13 @@ def forget():
 @pytest.fixture(autouse=True)
 def launched(monkeypatch):
     """The units that were launched, in order; all of them are among those that are compiled for reports."""
-    units, every, launch = [], set(UNITS), implicit_gemm.launch
+    units, every, launch = [], set(UNITS), pixel_products.launch
 
     def watched(xp, unit, *args):
         units.append(unit)
         launch(xp, unit, *args)
 
-    monkeypatch.setattr(implicit_gemm, "launch", watched)
+    monkeypatch.setattr(pixel_products, "launch", watched)
     yield units
     assert set(units) <= every
 

@@ -17,25 +17,21 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
 from gpuconv.algorithms import stem_cuda, tiles
-from gpuconv.algorithms.add_up_cuda import add_up
 from gpuconv.algorithms.base import PlainWeights, Problem, Work
 from gpuconv.algorithms.pixel_products import (
     MOST_JOBS,
-    WEIGHT_PLAN,
     jobs,
+    launch_product,
+    launch_weights,
     partial_bytes,
-    partials_of,
     product_of,
-    product_plan,
     result_shape,
 )
 from gpuconv.algorithms.tiles import Cut
 from gpuconv.backend import accumulator
-from gpuconv.cuda import Unit, launch
-from gpuconv.kernel_args import Units, address, conv_struct, fast_div, index64, too_long
+from gpuconv.cuda import Unit
+from gpuconv.kernel_args import Units, address, index64, too_long
 from gpuconv.typing import Array
 
 _NAMES = {2: ("float16", "bfloat16"), 4: ("float32",), 8: ("float64", "complex64"), 16: ("complex128",)}
@@ -107,36 +103,21 @@ class Direct(PlainWeights):
 
 
 def _launch_product(problem: Problem, read: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
-    g, xp = problem.geometry, problem.xp
     aligned, cut = _cut(problem, not any(address(a) % 16 for a in (read, w, out)))
     back = int(problem.direction == "input_grad")
-    partials = partials_of(problem, cut)
-    macros = (("INPUT_GRAD", back), ("ALIGNED", aligned), ("INDEX64", _index64(problem, cut)), *cut.tile.macros)
-    unit = Unit("direct.cu", problem.dtype, macros)
-    plan = product_plan(g, problem.direction, cut, activation)
-    grid = (jobs(problem, cut),)
-    block = (cut.tile.threads,)
-    args = (read, w, bias, out, partials, conv_struct(g), plan)
-    shared_bytes = 0
-    launch(xp, unit, "direct_input_grad" if back else "direct_forward", grid, block, args, shared_bytes)
-    if partials is not None:
-        add_up(xp, partials, out, bias, activation)
+    unit = Unit("direct.cu", problem.dtype, (("INPUT_GRAD", back), *_macros(problem, aligned, cut)))
+    name = "direct_input_grad" if back else "direct_forward"
+    launch_product(problem, cut, unit, name, cut.tile.threads, 0, read, w, out, bias, activation)
 
 
 def _launch_weights(problem: Problem, x: Array, dy: Array, out: Array) -> None:
-    g, xp = problem.geometry, problem.xp
     aligned, cut = _cut(problem, not any(address(a) % 16 for a in (x, dy, out)))
-    partials = partials_of(problem, cut)
-    macros = (("ALIGNED", aligned), ("INDEX64", _index64(problem, cut)), *cut.tile.macros)
-    unit = Unit("direct_weights.cu", problem.dtype, macros)
-    plan = np.array((cut.tiles_m, cut.tiles_n, cut.splits, fast_div(g.c_group)), WEIGHT_PLAN)
-    grid = (jobs(problem, cut),)
-    block = (cut.tile.threads,)
-    args = (x, dy, out, partials, conv_struct(g), plan)
-    shared_bytes = 0
-    launch(xp, unit, "direct_weight_grad", grid, block, args, shared_bytes)
-    if partials is not None:
-        add_up(xp, partials, out)
+    unit = Unit("direct_weights.cu", problem.dtype, _macros(problem, aligned, cut))
+    launch_weights(problem, cut, unit, "direct_weight_grad", cut.tile.threads, 0, x, dy, out)
+
+
+def _macros(problem: Problem, aligned: int, cut: Cut) -> tuple[tuple[str, int], ...]:
+    return (("ALIGNED", aligned), ("INDEX64", _index64(problem, cut)), *cut.tile.macros)
 
 
 # -------------------------------------------------------------------------------------------------- how it is cut

@@ -18,23 +18,19 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
-from gpuconv.algorithms.add_up_cuda import add_up
 from gpuconv.algorithms.base import PlainWeights, Problem, Work
 from gpuconv.algorithms.pixel_products import (
     MOST_JOBS,
-    WEIGHT_PLAN,
     jobs,
+    launch_product,
+    launch_weights,
     partial_bytes,
-    partials_of,
     product_of,
-    product_plan,
     result_shape,
 )
 from gpuconv.algorithms.tensor_tiles import LARGE, MEDIUM, SMALL, Cut, Product, Tile, device, fastest
-from gpuconv.cuda import Unit, launch
-from gpuconv.kernel_args import Units, address, conv_struct, fast_div, too_long
+from gpuconv.cuda import Unit
+from gpuconv.kernel_args import Units, address, too_long
 from gpuconv.typing import Array
 
 LEAST_ARCH = 80
@@ -115,34 +111,19 @@ class ImplicitGemm(PlainWeights):
         _launch_product(problem, dy, w, out, bias, activation)
 
     def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
-        xp, g = problem.xp, problem.geometry
         copy, cut = _cut(problem, _alignment(x, dy, out))
-        partials = partials_of(problem, cut)
         unit = Unit("implicit_gemm_weights.cu", problem.dtype, _macros(problem, cut.tile, copy))
-        plan = np.array((cut.tiles_m, cut.tiles_n, cut.splits, fast_div(g.c_group)), WEIGHT_PLAN)
-        grid = (jobs(problem, cut),)
-        block = (cut.tile.threads,)
-        args = (x, dy, out, partials, conv_struct(g), plan)
         shared_bytes = _shared_bytes(problem, cut.tile)
-        launch(xp, unit, "implicit_gemm_weight_grad", grid, block, args, shared_bytes)
-        if partials is not None:
-            add_up(xp, partials, out)
+        launch_weights(problem, cut, unit, "implicit_gemm_weight_grad", cut.tile.threads, shared_bytes, x, dy, out)
 
 
 def _launch_product(problem: Problem, read: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
-    xp, g = problem.xp, problem.geometry
     copy, cut = _cut(problem, _alignment(read, w, out))
     back = problem.direction == "input_grad"
-    partials = partials_of(problem, cut)
     unit = Unit("implicit_gemm.cu", problem.dtype, (("INPUT_GRAD", int(back)), *_macros(problem, cut.tile, copy)))
-    plan = product_plan(g, problem.direction, cut, activation)
-    grid = (jobs(problem, cut),)
-    block = (cut.tile.threads,)
-    args = (read, w, bias, out, partials, conv_struct(g), plan)
+    name = "implicit_gemm_input_grad" if back else "implicit_gemm_forward"
     shared_bytes = _shared_bytes(problem, cut.tile)
-    launch(xp, unit, "implicit_gemm_input_grad" if back else "implicit_gemm_forward", grid, block, args, shared_bytes)
-    if partials is not None:
-        add_up(xp, partials, out, bias, activation)
+    launch_product(problem, cut, unit, name, cut.tile.threads, shared_bytes, read, w, out, bias, activation)
 
 
 # -------------------------------------------------------------------------------------------------- how it is cut

@@ -1,10 +1,10 @@
-"""A pass of a convolution as matrix products whose rows are pixels: sizes, plans and partial sums of the kernels.
+"""A pass of a convolution as matrix products whose rows are pixels: sizes, plans, partial sums and launches of kernels.
 
     forward       y[m,k]     =  x[m at (t,c)]   w[(t,c),k]     m = (n, o, p, q)   outputs
     input_grad   dx[m,c]     = dy[m at (t,k)]   w[(t,k),c]     m = (n, d, h, w)   inputs, in parts of stride 1: axes.cuh
     weight_grad  dw[(t,c),k] =  x[m at (t,c)]  dy[m,k]         summed over m
 
-direct.py and implicit_gemm.py cut these products into tiles and launch the kernels.
+direct.py and implicit_gemm.py cut these products into tiles, and name the kernels.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.algorithms.add_up_cuda import add_up
 from gpuconv.algorithms.base import Problem
 from gpuconv.algorithms.epilogue_cuda import activation_code
 from gpuconv.backend import accumulator
+from gpuconv.cuda import Unit, launch
 from gpuconv.geometry import ConvGeometry
 from gpuconv.kernel_args import FAST_DIV, conv_struct, fast_div
 from gpuconv.typing import Array, Ints
@@ -31,10 +33,10 @@ PLAN = np.dtype(
         ("by_depth", FAST_DIV),
     ]
 )
-"""``struct ProductPlan`` of axes.cuh."""
+"""``struct ProductPlan`` of jobs.cuh."""
 
 WEIGHT_PLAN = np.dtype([*((name, "i4") for name in ("tiles_m", "tiles_n", "splits")), ("by_depth", FAST_DIV)])
-"""``struct WeightPlan`` of the kernels of weight gradients."""
+"""``struct WeightPlan`` of jobs.cuh."""
 
 MOST_JOBS = 2**31 - 1  # blocks of a grid
 
@@ -82,6 +84,44 @@ def product_plan(g: ConvGeometry, direction: str, cut: Cut, activation: str) -> 
     plan["by_depth"] = fast_div(g.k_group if back else g.c_group)
     plan.setflags(write=False)
     return plan
+
+
+def launch_product(
+    problem: Problem,
+    cut: Cut,
+    unit: Unit,
+    name: str,
+    threads: int,
+    shared_bytes: int,
+    read: Array,
+    w: Array,
+    out: Array,
+    bias: Array | None,
+    activation: str,
+) -> None:
+    """Launch a kernel that makes a forward pass or an input gradient, and add up what its splits made."""
+    partials = partials_of(problem, cut)
+    plan = product_plan(problem.geometry, problem.direction, cut, activation)
+    grid = (jobs(problem, cut),)
+    block = (threads,)
+    args = (read, w, bias, out, partials, conv_struct(problem.geometry), plan)
+    launch(problem.xp, unit, name, grid, block, args, shared_bytes)
+    if partials is not None:
+        add_up(problem.xp, partials, out, bias, activation)
+
+
+def launch_weights(
+    problem: Problem, cut: Cut, unit: Unit, name: str, threads: int, shared_bytes: int, x: Array, dy: Array, out: Array
+) -> None:
+    """Launch a kernel that makes a weight gradient, and add up what its splits made."""
+    g, partials = problem.geometry, partials_of(problem, cut)
+    plan = np.array((cut.tiles_m, cut.tiles_n, cut.splits, fast_div(g.c_group)), WEIGHT_PLAN)
+    grid = (jobs(problem, cut),)
+    block = (threads,)
+    args = (x, dy, out, partials, conv_struct(g), plan)
+    launch(problem.xp, unit, name, grid, block, args, shared_bytes)
+    if partials is not None:
+        add_up(problem.xp, partials, out)
 
 
 def jobs(problem: Problem, cut: Cut) -> int:
