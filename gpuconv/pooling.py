@@ -5,7 +5,6 @@ By NumPy one pass over the array for each tap of the window, on a GPU one kernel
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -62,9 +61,7 @@ def max_pool2d(
     xp, x_nhwc = pool.xp, pool.views["x"]
 
     def write(y_nhwc: Array) -> None:
-        y_nhwc[...] = -math.inf
-        for ins, outs in pool.slices:
-            xp.maximum(y_nhwc[outs], x_nhwc[ins], out=y_nhwc[outs])
+        pooling_winners.max_pool(xp, x_nhwc, pool.g, y_nhwc)
 
     return pool.run(pool.g.y_shape, write, lambda x, y: pooling_cuda.max_pool(xp, x, pool.g, y))
 
@@ -110,12 +107,28 @@ def max_pool2d_grad(
     array([[0., 1.],
            [0., 0.]])
     """
+    return max_pool2d_grad_by(dy, x, None, kernel_shape, stride, pad, dilation, layout, out)
+
+
+def max_pool2d_grad_by(
+    dy: Array,
+    x: Array,
+    y: Array | None,
+    kernel_shape: IntsLike,
+    stride: IntsLike | None,
+    pad: PadLike,
+    dilation: IntsLike,
+    layout: Layout,
+    out: Array | None,
+) -> Array:
+    """`max_pool2d_grad`, given what `max_pool2d` returned, where it was kept."""
     pool = _Pool("max_pool2d_grad", {"dy": dy, "x": x}, None, kernel_shape, stride, pad, dilation, layout, out)
     pool.refuse_complex()
     xp, x_nhwc, dy_nhwc = pool.xp, pool.views["x"], pool.views["dy"]
+    y_nhwc = None if y is None else pool.call.channels_last(y)
 
     def write(dx_nhwc: Array) -> None:
-        pooling_winners.max_pool_grad(xp, dy_nhwc, x_nhwc, pool.g, pool.slices, dx_nhwc)
+        pooling_winners.max_pool_grad(xp, dy_nhwc, x_nhwc, y_nhwc, pool.g, dx_nhwc)
 
     return pool.run(pool.g.x_shape, write, lambda dy, x, dx: pooling_cuda.max_pool_grad(xp, dy, x, pool.g, dx))
 

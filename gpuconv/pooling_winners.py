@@ -1,9 +1,12 @@
-"""The gradient of max pooling by whole arrays: who took part in each maximum, told by comparing with it."""
+"""Max pooling by whole arrays, and its gradient: who took part in each maximum is told by comparing with it.
+
+Images are independent: some at a time, so that they stay in cache, on several threads.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
@@ -12,54 +15,100 @@ from gpuconv import backend, cpu
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array
 
-Slices = Sequence[tuple[tuple[slice, ...], tuple[slice, ...]]]
-
-WORTH_A_THREAD = 2**17
+WORTH_A_THREAD = 2**19
 """Elements of x; fewer are done before a second thread is awake."""
 
 
-def max_pool_grad(xp: ModuleType, dy: Array, x: Array, g: ConvGeometry, slices: Slices, dx: Array) -> None:
+def max_pool(xp: ModuleType, x: Array, g: ConvGeometry, y: Array) -> None:
+    """Fill y with the largest value of each window."""
+
+    def job(images: slice) -> None:
+        _largest(xp, x[images], g, y[images])
+
+    _by_images(xp, x, job)
+
+
+def max_pool_grad(xp: ModuleType, dy: Array, x: Array, y: Array | None, g: ConvGeometry, dx: Array) -> None:
     """Fill dx: each dy goes to the first tap, in row order, that equals the largest value of its window.
 
-    `slices` holds, a tap, where it meets x and the outputs there. Images are independent: some at a time, on several
-    threads. dy is moved as bits, which an AND with 0 or with all ones keeps or clears whatever they stand for.
+    That is y, if it is at hand. dy is moved as bits, which an AND with 0 or with all ones keeps or clears whatever they
+    stand for.
     """
-    bits = np.dtype(f"i{dy.dtype.itemsize}")
     dtype, acc = backend.native(dy.dtype), backend.accumulator(backend.native(dy.dtype))
+    bits = np.dtype(f"i{dtype.itemsize}")
     apart = all(span <= stride for span, stride in zip(g.span, g.stride, strict=True))
+    taps = [((slice(None), *ins), (slice(None), *outs)) for ins, outs in map(g.tap_slices, g.taps())]
 
     def job(images: slice) -> None:
         x_nhwc, total = x[images], dx[images]
-        left = dy[images].astype(dtype, order="C", copy=True).view(bits)
-        largest = xp.full(left.shape, -math.inf, dtype)
-        for ins, outs in slices:
-            xp.maximum(largest[outs], x_nhwc[ins], out=largest[outs])
+        dy_bits = xp.ascontiguousarray(dy[images], dtype).view(bits)
+        largest = xp.empty(dy_bits.shape, dtype) if y is None else y[images]
+        if y is None:
+            _largest(xp, x_nhwc, g, largest)
         has_nan = bool(xp.isnan(largest).any())
+        waiting = xp.ones(largest.shape, bool)
         if not apart and acc != dtype:
             total = xp.empty(x_nhwc.shape, acc)
-        total[...] = 0
-        for ins, outs in slices:
-            value = x_nhwc[ins]
+        if not apart or sum(x_nhwc[ins].size for ins, _ in taps) < total.size:
+            total[...] = 0  # where no tap writes
+
+        def give(hit: Array, ins: tuple[slice, ...], outs: tuple[slice, ...]) -> None:
+            share = (-hit.view(np.int8) & dy_bits[outs]).view(dtype)
+            if apart:
+                _copy(xp, share, total[ins])
+            else:
+                total[ins] += share
+
+        for ins, outs in taps[:-1]:
+            value = xp.empty(waiting[outs].shape, x.dtype)
+            _copy(xp, x_nhwc[ins], value)
             hit = value == largest[outs]
             if has_nan:
                 hit |= xp.isnan(value)
-            share = -hit.astype(bits)
-            share &= left[outs]
-            left[outs] ^= share
-            if apart:
-                total[ins] = share.view(dtype)
-            else:
-                total[ins] += share.view(dtype)
+            hit &= waiting[outs]
+            waiting[outs] ^= hit
+            give(hit, ins, outs)
+        ins, outs = taps[-1]
+        give(waiting[outs], ins, outs)
         if total.dtype != dx.dtype:
             dx[images] = total.astype(dx.dtype)
 
+    _by_images(xp, x, job)
+
+
+def _largest(xp: ModuleType, x: Array, g: ConvGeometry, y: Array) -> None:
+    """The largest values of columns, and along rows the largest of these."""
+    columns = [g.tap_slices((r, 0)) for r in range(g.kernel[0])]
+    rows = [g.tap_slices((0, s)) for s in range(g.kernel[1])]
+    high_npwc = xp.empty_like(x, dtype=y.dtype, shape=(len(x), g.out[0], g.spatial[1], g.c))
+    _fold(xp, [(x[:, ins], high_npwc[:, outs]) for (ins, _), (outs, _) in columns], high_npwc)
+    _fold(xp, [(high_npwc[:, :, ins], y[:, :, outs]) for (_, ins), (_, outs) in rows], y)
+
+
+def _fold(xp: ModuleType, pieces: list[tuple[Array, Array]], whole: Array) -> None:
+    """The largest of several arrays; beside each stands the part of `whole` that it may be the largest of."""
+    first, part = pieces[0]
+    if part.shape != whole.shape:
+        whole[...] = -math.inf
+    _copy(xp, first, part)
+    for piece, part in pieces[1:]:
+        xp.maximum(part, piece, out=part)
+
+
+def _by_images(xp: ModuleType, x: Array, job: Callable[[slice], None]) -> None:
     if xp is not np:
         job(slice(None))
         return
+    n = len(x)
     threads = cpu.workers() if x.size > WORTH_A_THREAD else 1
-    step = max(1, -(-g.n // threads))
-    cpu.spread([slice(i, i + step) for i in range(0, g.n, step)], _same(job), threads, holds_blas=False)
+    step = max(1, min(-(-n // threads), 2 * cpu.cache_bytes() * n // max(x.nbytes, 1)))
+    cpu.spread([slice(i, i + step) for i in range(0, n, step)], lambda: job, threads, holds_blas=False)
 
 
-def _same(job: Callable[[slice], None]) -> Callable[[], Callable[[slice], None]]:
-    return lambda: job
+def _copy(xp: ModuleType, source: Array, target: Array) -> None:
+    """target = source; whole pixels, where their channels are adjacent: NumPy walks over the few channels of each."""
+    size = source.itemsize
+    if xp is np and source.size and source.dtype == target.dtype and source.strides[-1] == target.strides[-1] == size:
+        pixel = np.dtype((np.void, size * source.shape[-1]))
+        source, target = source.view(pixel), target.view(pixel)
+    target[...] = source

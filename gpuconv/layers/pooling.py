@@ -54,15 +54,17 @@ class MaxPool2D(_Pool2D):
         super().__init__(kernel_shape, stride, pad, dilation)
 
     def _forward(self, xp: ModuleType, X: Array, training: bool) -> tuple[Array, Derived]:
-        return pooling.max_pool2d(X, self.kernel_shape, stride=self.stride, pad=self.pad, dilation=self.dilation), {}
+        Y = pooling.max_pool2d(X, self.kernel_shape, stride=self.stride, pad=self.pad, dilation=self.dilation)
+        return Y, {"Y": Y}
 
     def _backward(
         self, xp: ModuleType, dLda: Array, X: Array, derived: Derived, params: bool, dX: bool, own: bool
     ) -> tuple[Array | None, dict[str, Array]]:
         if not dX:
             return None, {}
-        steps = {"stride": self.stride, "pad": self.pad, "dilation": self.dilation}
-        return pooling.max_pool2d_grad(dLda, X, self.kernel_shape, **steps), {}
+        return pooling.max_pool2d_grad_by(
+            dLda, X, derived["Y"], self.kernel_shape, self.stride, self.pad, self.dilation, "channels_last", None
+        ), {}
 
 
 class AvgPool2D(_Pool2D):
