@@ -12,6 +12,7 @@ import numpy as np
 
 from gpuconv import backend, html, optimizers
 from gpuconv.errors import DTypeError, GeometryError
+from gpuconv.layers import memory
 from gpuconv.named import Named
 from gpuconv.optimizers import Cache, Optimizer
 from gpuconv.typing import Array, DTypeLike, Ints
@@ -110,6 +111,8 @@ class Stateful:
         return after
 
     def _initialise(self, x_shape: Ints, dtype: np.dtype[Any], device: str) -> None:
+        if device == "cpu":
+            memory.keep_freed()
         shapes = self._param_shapes(x_shape)
         if self.rng is None and shapes:
             self.rng = np.random.default_rng()
