@@ -26,7 +26,7 @@ from gpuconv.algorithms import columns_grad
 from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.epilogue import finish
 from gpuconv.algorithms.strip_algorithm import SMALL_MACS, Correlation, Cut, StripAlgorithm, StripJob, WeightJob
-from gpuconv.algorithms.strips import Strip, extents_of, gather, split_axis, tile_shape, windows
+from gpuconv.algorithms.strips import Strip, copy_windows, extents_of, gather, split_axis, tile_shape, windows
 from gpuconv.backend import is_complex
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints
@@ -288,7 +288,10 @@ class _Columns:
         if self._buffer is None:
             return view
         copy: Array = self._buffer[: view.size].reshape(view.shape)
-        self._xp.copyto(copy, view, casting="unsafe")
+        if self._c.on_cpu:
+            copy_windows(copy, view)
+        else:
+            self._xp.copyto(copy, view, casting="unsafe")
         return copy
 
 

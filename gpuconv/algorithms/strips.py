@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import overload
 
+import numpy as np
+
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints, Pair
 
@@ -23,6 +25,12 @@ Strip = tuple[slice, ...]
 
 UFUNC_BUFFERS = 3 * 8192
 """Elements that NumPy allocates by itself while it adds arrays that are not contiguous: 8192 an operand."""
+
+LONG_RUN = 128
+"""Bytes from which on a run of adjacent values is best copied value by value. A shorter one is copied faster as one
+element: NumPy takes some 10 ns for a run before its first value. Measured on 2026-11-23 on one thread of an AMD EPYC
+(Zen 5) with NumPy 2.4: runs of 12 to 124 bytes made gemm's forward pass 1.02 to 1.4 times as fast, 1.18 times in the
+geometric mean of 11 layers; runs of 128 and 384 would have made it 0.96 and 0.98 times as fast."""
 
 
 # -------------------------------------------------------------------------------------------------- cutting
@@ -142,6 +150,23 @@ def windows(xp: ModuleType, tile: Array, g: ConvGeometry, extents: Ints) -> Arra
             c_stride,
         ),
     )
+
+
+def copy_windows(to: Array, view: Array) -> None:
+    """to[...] = view, for NumPy: short runs of values that are adjacent in both are moved as one element each."""
+    size, axis = to.itemsize, to.ndim
+    while axis > 0 and (to.shape[axis - 1] == 1 or to.strides[axis - 1] == view.strides[axis - 1] == size):
+        axis -= 1
+        size *= to.shape[axis]
+    if to.dtype != view.dtype or not to.itemsize < size < LONG_RUN:
+        np.copyto(to, view, casting="unsafe")
+        return
+
+    def runs(array: Array) -> Array:
+        first = array[(slice(0, 1),) * axis].reshape(-1).view(np.dtype((np.void, size)))
+        return np.lib.stride_tricks.as_strided(first, array.shape[:axis], array.strides[:axis])
+
+    np.copyto(runs(to), runs(view))
 
 
 # -------------------------------------------------------------------------------------------------- padding's adjoint

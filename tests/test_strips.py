@@ -1,0 +1,61 @@
+"""Copies of windows: whatever the arrays look like, each value comes where it belongs."""
+
+import numpy as np
+import pytest
+
+from gpuconv.algorithms.strips import LONG_RUN, copy_windows
+
+
+def windows_of(tile, kernel):
+    """(p, q, r, s, c), counted out."""
+    r, s = kernel
+    p, q = tile.shape[0] - r + 1, tile.shape[1] - s + 1
+    return np.array([[tile[i : i + r, j : j + s] for j in range(q)] for i in range(p)])
+
+
+def overlapping(tile, kernel):
+    """The same as a view."""
+    return np.lib.stride_tricks.sliding_window_view(tile, kernel, axis=(0, 1)).transpose(0, 1, 3, 4, 2)
+
+
+TILES = {
+    "as it lies": lambda a: a,
+    "a part of each row": lambda a: np.concatenate([a, a], axis=1)[:, : a.shape[1]],
+    "channels first": lambda a: np.ascontiguousarray(a.transpose(2, 0, 1)).transpose(1, 2, 0),
+    "every other channel": lambda a: np.repeat(a, 2, axis=2)[..., ::2],
+    "rows backwards": lambda a: a[::-1].copy()[::-1],
+    "columns backwards": lambda a: a[:, ::-1].copy()[:, ::-1],
+    "at an odd address": lambda a: np.frombuffer(b"x" + a.tobytes(), np.uint8)[1:].view(a.dtype).reshape(a.shape),
+}
+
+
+@pytest.mark.parametrize("kind", TILES)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex128"])
+@pytest.mark.parametrize("size", [(6, 8), (3, 5)])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 1), (1, 3), (2, 5)])
+@pytest.mark.parametrize("channels", [1, 2, 3, 7, LONG_RUN // 4])
+def test_every_value_comes_where_it_belongs(channels, kernel, size, dtype, kind):
+    a = np.random.default_rng(0).standard_normal((*size, channels)).astype(dtype)
+    want = windows_of(a, kernel)
+    to = np.full(want.shape, np.nan, dtype)
+    copy_windows(to, overlapping(TILES[kind](a), kernel))
+    assert to.tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("dtypes", [("float32", "float16"), ("float64", ">f8"), ("complex64", "float32")])
+def test_dtypes_are_converted(dtypes):
+    to_dtype, dtype = dtypes
+    a = np.arange(6 * 8 * 3, dtype=dtype).reshape(6, 8, 3)
+    to = np.empty((5, 6, 2, 3, 3), to_dtype)
+    copy_windows(to, overlapping(a, (2, 3)))
+    assert np.array_equal(to, windows_of(a, (2, 3)))
+
+
+@pytest.mark.parametrize("gaps", [1, 2])
+def test_nothing_beside_the_target_is_written(gaps):
+    a = np.random.default_rng(0).standard_normal((6, 8, 3))
+    wide = np.zeros((5, 6, 2, 4, 3 * gaps))
+    to = wide[..., 1:, ::gaps]
+    copy_windows(to, overlapping(a, (2, 3)))
+    assert np.array_equal(to, windows_of(a, (2, 3)))
+    assert np.count_nonzero(wide) == np.count_nonzero(to)
