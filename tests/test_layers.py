@@ -8,6 +8,7 @@ from tolerances import FLOOR, assert_exact, assert_near, assert_slope, assert_wi
 
 import gpuconv
 from gpuconv import layers
+from gpuconv.layers import products
 
 
 def pads_of(layer, shape):
@@ -211,3 +212,20 @@ class TestDropout:
 def test_flatten_is_a_view():
     x = np.ones(IMAGE)
     assert np.shares_memory(layers.Flatten().forward(x), x)
+
+
+@pytest.mark.parametrize(
+    ("n", "j", "k"), [(700, 300, 500), (500, 300, 700), (3, 5, 2), (0, 4, 3), (4, 0, 3), (300, 9, 1)]
+)
+def test_a_product_in_blocks(monkeypatch, n, j, k):
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-4, 5, shape).astype(np.float32) for shape in ((j, n), (j, k)))
+    bias = np.arange(k, dtype=np.float32)
+    monkeypatch.setattr(products, "BLOCK", 2**20)
+    assert_exact(products.product(a.T, b, bias, "relu"), np.maximum(a.T @ b + bias, 0), "float32")
+    a, b = (rng.standard_normal(x.shape, np.float32) for x in (a, b))
+    bits = set()
+    for threads in (1, 2, 4):
+        monkeypatch.setattr(gpuconv.settings, "threads", threads)
+        bits.add(products.product(a.T, b).tobytes())
+    assert len(bits) == 1

@@ -13,6 +13,7 @@ from gpuconv.call import Call
 from gpuconv.errors import GeometryError
 from gpuconv.initializers import Initializer
 from gpuconv.layers.base import Derived, Layer
+from gpuconv.layers.products import product
 from gpuconv.layers.weighted import Weighted
 from gpuconv.optimizers import Optimizer
 from gpuconv.typing import Array, DTypeLike, Ints, Precision
@@ -50,8 +51,7 @@ class Dense(Weighted):
 
         Y = X W + b         output = acti_fn(Y)
 
-    It runs as the convolution of N positions with a kernel of one tap, which is one matrix product in each direction,
-    at the precision that convolutions have.
+    One matrix product in each direction, at the precision that convolutions have.
 
     Parameters
     ----------
@@ -115,18 +115,29 @@ class Dense(Weighted):
             raise GeometryError(f"{self.kind}: W.shape={shape}, the layer needs (in_ch, {self.out_ch}).")
         return (0, shape[0])
 
+    # On a GPU as a convolution of N positions with a kernel of one tap, whose products have the precision asked for. On
+    # the CPU what a convolution asks of its arguments would take longer than a small product.
+
     @property
     def _call(self) -> Call:
         return Call(self.kind, 1, 1, 0, 1, 1, "channels_last", "gemm", self.precision, None)
 
     def _product(self, X: Array, activation: str | None) -> Array:
-        Y: Array = self._call.forward(X[None], self.params["W"][None], self.params.get("b"), activation, None)[0]
+        W, b = self.params["W"], self.params.get("b")
+        if self.device == "cpu":
+            return product(X, W, b, activation)
+        Y: Array = self._call.forward(X[None], W[None], b, activation, None)[0]
         return Y
 
     def _weight_grad(self, X: Array, dY: Array) -> Array:
+        if self.device == "cpu":
+            return product(X.T, dY)
         dW: Array = self._call.weight_grad(X[None], dY[None], 1, None)[0]
         return dW
 
     def _input_grad(self, X: Array, dY: Array) -> Array:
-        dX: Array = self._call.input_grad(dY[None], self.params["W"][None], (1, *X.shape), None)[0]
+        W = self.params["W"]
+        if self.device == "cpu":
+            return product(dY, W.T)
+        dX: Array = self._call.input_grad(dY[None], W[None], (1, *X.shape), None)[0]
         return dX
