@@ -6,6 +6,7 @@ By NumPy one pass over the array for each tap of the window, on a GPU one kernel
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 
@@ -262,13 +263,11 @@ class _Pool:
         n, spatial, c = split_x_shape(shape, 2, layout, caller, name)
         kernel = as_ints(kernel_shape, 2, "kernel_shape", caller)
         self.g = ConvGeometry.create(n, spatial, c, c, kernel, self.call.stride, pad, dilation, caller=caller)
-        if "dy" in inputs:
+        if "dy" in inputs and inputs["dy"].shape != self.call.in_layout(self.g.y_shape):
             self.call.check_shape("dy", inputs["dy"], self.g.y_shape, f"pooling {self.g}")
-        self.counts = [self._count(axis) for axis in range(2)]
+        self.counts = [_counts(self.g, axis, caller) for axis in range(2)]
         self.views = {name: self.call.channels_last(array) for name, array in inputs.items()}
-        # One a tap, in row order: where it meets x, and the outputs there.
-        both = (self.g.tap_slices(tap) for tap in self.g.taps())
-        self.slices = [((slice(None), *ins), (slice(None), *outs)) for ins, outs in both]
+        self.slices = pooling_winners.taps_of(self.g)
 
     def refuse_complex(self) -> None:
         if backend.is_complex(self.dtype):
@@ -292,8 +291,7 @@ class _Pool:
                 if made is not target:
                     target[...] = made
                 return self.call.deliver(result, self.out)
-            with np.errstate(invalid="ignore"):  # ml_dtypes warns where a bfloat16 is compared with NaN
-                write(target)
+            write(target)
             return self.call.deliver(result, self.out)
 
     def scatter(self, dx_nhwc: Array, share: Callable[[int, tuple[slice, ...]], Array]) -> None:
@@ -310,16 +308,17 @@ class _Pool:
         divisor: Array = self.xp.asarray(np.outer(p, q)[..., None], dtype=real)
         return divisor
 
-    def _count(self, axis: int) -> Array:
-        """How many taps of each output meet the input along one axis."""
-        g = self.g
-        starts = np.arange(g.out[axis]) * g.stride[axis]
-        taps = np.arange(g.kernel[axis]) * g.dilation[axis]
-        counts: Array = (g.source_index(axis)[starts[:, None] + taps] >= 0).sum(axis=1)
-        if counts.size and counts.min() == 0:
-            raise GeometryError(
-                f"{self.caller}: output {int(counts.argmin())} along {SPATIAL_LETTERS[2][axis]} sees padding only "
-                f"(kernel {g.kernel[axis]}, dilation {g.dilation[axis]}, pad {g.pad[axis]}, input {g.spatial[axis]}). "
-                "Pad less than the kernel spans."
-            )
-        return counts
+
+@lru_cache(maxsize=1024)
+def _counts(g: ConvGeometry, axis: int, caller: str) -> Array:
+    """How many taps of each output meet the input along one axis."""
+    starts = np.arange(g.out[axis]) * g.stride[axis]
+    taps = np.arange(g.kernel[axis]) * g.dilation[axis]
+    counts: Array = (g.source_index(axis)[starts[:, None] + taps] >= 0).sum(axis=1)
+    if counts.size and counts.min() == 0:
+        raise GeometryError(
+            f"{caller}: output {int(counts.argmin())} along {SPATIAL_LETTERS[2][axis]} sees padding only "
+            f"(kernel {g.kernel[axis]}, dilation {g.dilation[axis]}, pad {g.pad[axis]}, input {g.spatial[axis]}). "
+            "Pad less than the kernel spans."
+        )
+    return counts

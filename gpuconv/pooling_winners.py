@@ -6,7 +6,8 @@ Images are independent: some at a time, so that they stay in cache, on several t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from types import ModuleType
 
 import numpy as np
@@ -15,8 +16,17 @@ from gpuconv import backend, cpu
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array
 
+Slices = tuple[slice, ...]
+
 WORTH_A_THREAD = 2**19
 """Elements of x; fewer are done before a second thread is awake."""
+
+
+@lru_cache(maxsize=1024)
+def taps_of(g: ConvGeometry) -> Sequence[tuple[Slices, Slices]]:
+    """For each tap of the window, in row order: where it meets x (n, h, w, c), and the outputs there."""
+    both = (g.tap_slices(tap) for tap in g.taps())
+    return tuple(((slice(None), *ins), (slice(None), *outs)) for ins, outs in both)
 
 
 def max_pool(xp: ModuleType, x: Array, g: ConvGeometry, y: Array) -> None:
@@ -37,7 +47,7 @@ def max_pool_grad(xp: ModuleType, dy: Array, x: Array, y: Array | None, g: ConvG
     dtype, acc = backend.native(dy.dtype), backend.accumulator(backend.native(dy.dtype))
     bits = np.dtype(f"i{dtype.itemsize}")
     apart = all(span <= stride for span, stride in zip(g.span, g.stride, strict=True))
-    taps = [((slice(None), *ins), (slice(None), *outs)) for ins, outs in map(g.tap_slices, g.taps())]
+    taps = taps_of(g)
 
     def job(images: slice) -> None:
         x_nhwc, total = x[images], dx[images]
@@ -52,7 +62,7 @@ def max_pool_grad(xp: ModuleType, dy: Array, x: Array, y: Array | None, g: ConvG
         if not apart or sum(x_nhwc[ins].size for ins, _ in taps) < total.size:
             total[...] = 0  # where no tap writes
 
-        def give(hit: Array, ins: tuple[slice, ...], outs: tuple[slice, ...]) -> None:
+        def give(hit: Array, ins: Slices, outs: Slices) -> None:
             share = (-hit.view(np.int8) & dy_bits[outs]).view(dtype)
             if apart:
                 _copy(xp, share, total[ins])
@@ -78,11 +88,10 @@ def max_pool_grad(xp: ModuleType, dy: Array, x: Array, y: Array | None, g: ConvG
 
 def _largest(xp: ModuleType, x: Array, g: ConvGeometry, y: Array) -> None:
     """The largest values of columns, and along rows the largest of these."""
-    columns = [g.tap_slices((r, 0)) for r in range(g.kernel[0])]
-    rows = [g.tap_slices((0, s)) for s in range(g.kernel[1])]
+    taps = taps_of(g)
     high_npwc = xp.empty_like(x, dtype=y.dtype, shape=(len(x), g.out[0], g.spatial[1], g.c))
-    _fold(xp, [(x[:, ins], high_npwc[:, outs]) for (ins, _), (outs, _) in columns], high_npwc)
-    _fold(xp, [(high_npwc[:, :, ins], y[:, :, outs]) for (_, ins), (_, outs) in rows], y)
+    _fold(xp, [(x[:, ins[1]], high_npwc[:, outs[1]]) for ins, outs in taps[:: g.kernel[1]]], high_npwc)
+    _fold(xp, [(high_npwc[:, :, ins[2]], y[:, :, outs[2]]) for ins, outs in taps[: g.kernel[1]]], y)
 
 
 def _fold(xp: ModuleType, pieces: list[tuple[Array, Array]], whole: Array) -> None:
@@ -96,13 +105,17 @@ def _fold(xp: ModuleType, pieces: list[tuple[Array, Array]], whole: Array) -> No
 
 
 def _by_images(xp: ModuleType, x: Array, job: Callable[[slice], None]) -> None:
-    if xp is not np:
-        job(slice(None))
-        return
+    def quietly(images: slice) -> None:
+        with np.errstate(invalid="ignore"):  # ml_dtypes warns where a bfloat16 is compared with NaN
+            job(images)
+
     n = len(x)
+    if xp is not np:
+        quietly(slice(n))
+        return
     threads = cpu.workers() if x.size > WORTH_A_THREAD else 1
     step = max(1, min(-(-n // threads), 2 * cpu.cache_bytes() * n // max(x.nbytes, 1)))
-    cpu.spread([slice(i, i + step) for i in range(0, n, step)], lambda: job, threads, holds_blas=False)
+    cpu.spread([slice(i, i + step) for i in range(0, n, step)], lambda: quietly, threads, holds_blas=False)
 
 
 def _copy(xp: ModuleType, source: Array, target: Array) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tolerances import assert_close, assert_exact, to_numpy
 
 import gpuconv
+from gpuconv import pooling_winners
 
 REAL_DTYPES = [name for name, dtype in DTYPES.items() if dtype.kind != "c"]
 POOLS = {
@@ -185,3 +186,18 @@ class TestErrors:
             gpuconv.max_pool2d_grad(np.ones((1, 3, 2, 1)), np.ones((1, 4, 4, 1)), 2)
         with pytest.raises(gpuconv.GeometryError, match=r"^avg_pool2d_grad: dy.*\(1, 3, 2, 1\).*\(1, 2, 2, 1\)"):
             gpuconv.avg_pool2d_grad(np.ones((1, 3, 2, 1)), (1, 4, 4, 1), 2)
+
+
+@pytest.mark.parametrize("name", REAL_DTYPES)
+def test_threads_neither_change_the_bits_nor_warn_of_nan(monkeypatch, name):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 3, (5, 21, 22, 3)).astype(DTYPES[name])
+    x[1:3, 4:9, 3] = np.nan
+    monkeypatch.setattr(pooling_winners, "WORTH_A_THREAD", 0)
+    bits = set()
+    for threads in (1, 2, 4):
+        monkeypatch.setattr(gpuconv.settings, "threads", threads)
+        y = gpuconv.max_pool2d(x, 3, stride=2, pad=1)
+        dx = gpuconv.max_pool2d_grad(y, x, 3, stride=2, pad=1)
+        bits.add(y.tobytes() + dx.tobytes())
+    assert len(bits) == 1
