@@ -8,6 +8,7 @@ import numpy as np
 
 from gpuconv import backend, cpu
 from gpuconv.algorithms.epilogue import finish
+from gpuconv.algorithms.strip_algorithm import SMALL_MACS
 from gpuconv.algorithms.strips import split_axis
 from gpuconv.typing import Array
 
@@ -29,7 +30,8 @@ def product(a: Array, b: Array, bias: Array | None = None, activation: str | Non
     """
     (m, j), k = a.shape, b.shape[1]
     y: Array = np.empty((m, k), backend.native(a.dtype))
-    pieces = min(BLOCKS, max(1, m * j * k // BLOCK))
+    macs = m * j * k
+    pieces = min(BLOCKS, max(1, macs // BLOCK))
     whole = slice(None)
     if m >= k:
         blocks = [(rows, whole) for rows in split_axis(m, pieces, LEAST)]
@@ -44,5 +46,5 @@ def product(a: Array, b: Array, bias: Array | None = None, activation: str | Non
     def make_job() -> Callable[[tuple[slice, slice]], None]:
         return job
 
-    cpu.spread(blocks, make_job, min(len(blocks), cpu.workers()))
+    cpu.spread(blocks, make_job, min(len(blocks), cpu.workers()), holds_blas=macs > SMALL_MACS)
     return y

@@ -18,6 +18,7 @@ from gpuconv.optimizers import Cache, Optimizer
 from gpuconv.typing import Array, DTypeLike, Ints
 
 DTYPES = ("float32", "float64")
+_DTYPES = frozenset(map(np.dtype, DTYPES))  # NumPy makes the name of a dtype anew each time
 
 Kind = TypeVar("Kind", bound="Stateful")
 
@@ -359,7 +360,7 @@ def plain(value: object) -> Any:
 
 
 def checked_dtype(dtype: np.dtype[Any], caller: str, name: str) -> np.dtype[Any]:
-    if dtype.name not in DTYPES:
+    if dtype not in _DTYPES:
         raise DTypeError(f"{caller}: {name} is {dtype}, layers compute in {' or '.join(DTYPES)}. Cast with .astype.")
     return dtype
 
