@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 from fastrlock.rlock import FastRLock
 from threadpoolctl import OpenBLASController, ThreadpoolController
 
@@ -36,6 +37,15 @@ def cache_bytes() -> int:
     except (AttributeError, OSError, ValueError):
         found = 0
     return found if found > 0 else 2**20
+
+
+@cache
+def vector_bytes() -> int:
+    """The size of the vectors that one core computes with, as far as NumPy tells."""
+    found = np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", ())
+    if "X86_V4" in found or "AVX512F" in found or "AVX512_SKX" in found:
+        return 64
+    return 32 if "X86_V3" in found or "AVX2" in found else 16
 
 
 @cache

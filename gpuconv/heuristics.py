@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from gpuconv import cpu
 from gpuconv.algorithms import Algorithm, Problem
 
 
@@ -24,7 +25,7 @@ class Rates:
     step: float
 
 
-CPU = Rates(macs=110e9, fmas=0, elements=1.5e9, step=4e-6)
+CPU = Rates(macs=110e9, fmas=200e9, elements=1.5e9, step=4e-6)
 """In float32. Fitted on 2026-11-23 to timings of gemm, depthwise, winograd and winograd_4x4 in all three directions of
 23 problems (3x3 of 3 to 512 channels on 7x7 to 224x224, depthwise of 3 to 960, two grouped), on 2 cores of an AMD EPYC
 (Zen 5) with NumPy 2.4 and OpenBLAS 0.3.31's Haswell kernels. What it chooses took 1.02 times as long as the fastest in
@@ -63,7 +64,7 @@ def seconds(problem: Problem, algorithm: Algorithm) -> float:
 def _rates(problem: Problem) -> Rates:
     size = problem.dtype.itemsize
     if problem.on_cpu:
-        return Rates(CPU.macs * 4 / size, 0, CPU.elements * 4 / size, CPU.step)
+        return Rates(CPU.macs * 4 / size, CPU.fmas * cpu.vector_bytes() / 16 / size, CPU.elements * 4 / size, CPU.step)
     name = problem.dtype.name
     macs, fmas = GPU["tf32" if name == "float32" and problem.precision == "fast" else name]
     return Rates(macs, fmas, GPU_BYTES / size, GPU_STEP)

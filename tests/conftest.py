@@ -1,5 +1,6 @@
 """What every test may ask for: the array modules there are, the algorithms in the list, deterministic Hypothesis."""
 
+import hashlib
 import os
 import re
 import sys
@@ -13,12 +14,18 @@ import pytest
 from hypothesis import HealthCheck, settings
 from on_gpu import cupy_with_a_device
 
+import gpuconv
 from gpuconv import cuda, kernel_report
 
 KERNELS = {path.name for path in cuda.folder().glob("*.cu")}
 
 if "GPUCONV_TEST_KERNELS" in os.environ:  # a copy with a mistake in it, see mutants.py
     cuda.folder = lambda: Path(os.environ["GPUCONV_TEST_KERNELS"])
+
+# Numba keeps what it compiled until the file of the loop changes. What the loop calls may be in another.
+SIMD = [path.read_bytes() for path in sorted((Path(gpuconv.__file__).parent / "simd").glob("*.py"))]
+KEPT = Path(__file__).parent.parent / ".pytest_cache" / f"numba-{hashlib.sha256(b''.join(SIMD)).hexdigest()[:16]}"
+os.environ.setdefault("NUMBA_CACHE_DIR", str(KEPT))
 
 settings.register_profile(
     "default", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], print_blob=True

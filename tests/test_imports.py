@@ -18,7 +18,7 @@ PACKAGE = pathlib.Path(gpuconv.__file__).parent
 FLOORS = [
     ["errors", "typing", "settings", "version", "html"],
     ["geometry", "backend", "disk"],
-    ["cuda", "kernel_args", "kernel_signature", "nvrtc", "cublas", "cpu", "adjoint"],
+    ["cuda", "kernel_args", "kernel_signature", "nvrtc", "cublas", "cpu", "adjoint", "simd."],
     ["algorithms."],
     ["heuristics", "autotune", "plan"],
     ["call", "functional", "ahead", "patches", "pooling", "pooling_cuda", "pooling_winners"],
@@ -123,7 +123,8 @@ def loaded_by(statement):
 
 def test_importing_gpuconv_brings_nothing_heavy():
     new = loaded_by("import gpuconv") - loaded_by("import numpy")
-    heavy = {"cupy", "typer", "rich", "matplotlib", "sklearn", "scipy", "torch", "dask", "ml_dtypes", "PIL", "click"}
+    heavy = {"cupy", "numba", "llvmlite", "typer", "rich", "click", "matplotlib", "PIL", "sklearn", "scipy", "torch"}
+    heavy |= {"dask", "ml_dtypes"}
     assert not {module for module in new if module.split(".")[0] in heavy}
     assert "gpuconv.functional" in new
     assert not {module for module in new if module.startswith(("gpuconv.layers", "gpuconv.models"))}

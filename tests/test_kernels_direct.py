@@ -12,7 +12,7 @@ from tolerances import assert_close, assert_exact, to_numpy
 
 import gpuconv
 from gpuconv import cuda
-from gpuconv.algorithms import ALGORITHMS, add_up_cuda, direct, pixel_products, stem_cuda, tiles
+from gpuconv.algorithms import ALGORITHMS, add_up_cuda, direct_cuda, pixel_products, stem_cuda, tiles
 from gpuconv.algorithms.base import Problem
 from gpuconv.algorithms.tiles import Tile
 
@@ -45,7 +45,7 @@ every_direction = pytest.mark.parametrize("direction", DIRECTIONS)
 def _fresh():
     """Cuts are remembered: tests that change the tiles must not see those of others."""
     yield
-    direct._cut.cache_clear()
+    direct_cuda._cut.cache_clear()
     tiles.cut.cache_clear()
 
 
@@ -99,12 +99,12 @@ def test_splits(gpu, direction, dtype, monkeypatch):
     monkeypatch.setattr(tiles, "LEAST_DEPTH", 1)
     for splits in (2, 3, 8):
         monkeypatch.setattr(tiles, "_taken", lambda one, *_, wanted=splits: abs(one.splits - wanted))
-        direct._cut.cache_clear()
+        direct_cuda._cut.cache_clear()
         tiles.cut.cache_clear()
         size = case.want(direction, *case.arrays()).size
         sums = {"float16": 4, "float32": 4, "complex128": 16}[dtype]
         p = Problem(problem(case), np.dtype(dtype), "cuda:0", direction, max_workspace=2**24)
-        assert direct.Direct().workspace_bytes(p) == splits * size * sums
+        assert direct_cuda.CudaDirect().workspace_bytes(p) == splits * size * sums
         check(gpu, case, direction, dtype)
 
 
@@ -157,7 +157,7 @@ def test_arrays_that_start_anywhere(gpu, direction):
 
 @every_direction
 def test_indices_of_64_bits(gpu, direction, monkeypatch):
-    monkeypatch.setattr(direct, "index64", lambda *shapes: 1)
+    monkeypatch.setattr(direct_cuda, "index64", lambda *shapes: 1)
     monkeypatch.setattr(add_up_cuda, "index64", lambda *shapes: 1)
     for name in ("stride 2", "a stem", "3-D", "reflected"):
         check(gpu, LARGER[name], direction)
@@ -183,7 +183,7 @@ STEMS = {
 def test_stems(gpu, case, dtype):
     p = Problem(problem(case), np.dtype("float32"), "cuda:0")
     assert stem_cuda.serves(p)
-    assert direct.Direct().workspace_bytes(p) == 0
+    assert direct_cuda.CudaDirect().workspace_bytes(p) == 0
     check(gpu, case, "forward", dtype, max_workspace=0)
 
 
@@ -266,15 +266,10 @@ def test_the_same_bits_again(gpu, direction):
 # ---------------------------------------------------------------------------------------------- plans
 
 
-def test_refuses_the_cpu():
-    with pytest.raises(gpuconv.AlgorithmError, match=r"direct.*runs on CUDA devices only"):
-        convolve("forward", CASES["2d"], *CASES["2d"].arrays(), algorithm="direct")
-
-
 def test_small_problems_are_split_and_large_ones_are_not(gpu):
     def cut(text, direction="forward"):
         p = Problem(gpuconv.ConvGeometry.parse(text), np.dtype("float32"), "cuda:0", direction, max_workspace=2**28)
-        return direct._cut(p)[1]
+        return direct_cuda._cut(p)[1]
 
     assert cut("n128_h56w56_c64_k64_r3s3_p1").splits == 1
     assert cut("n128_h28w28_c128_k128_r3s3_p1").tile.m == 128
@@ -293,7 +288,7 @@ def checked(monkeypatch):
 
     def install(**how):
         launch_in_the_emulator(monkeypatch, (pixel_products, add_up_cuda, stem_cuda), **how)
-        for module in (direct, stem_cuda):
+        for module in (direct_cuda, stem_cuda):
             monkeypatch.setattr(module, "address", lambda array: 0)
         monkeypatch.setattr(tiles, "processors", lambda device: 16)
 
@@ -306,7 +301,7 @@ def run(case, direction, dtype="float32"):
     x, w, dy = case.arrays(integers, dtype)
     want = case.want(direction, x, w, dy)
     out = np.empty(want.shape, dtype)
-    algorithm = direct.Direct()
+    algorithm = direct_cuda.CudaDirect()
     inputs = {"forward": (x, w), "input_grad": (dy, w), "weight_grad": (x, dy)}[direction]
     getattr(algorithm, direction)(p, *inputs, out, *(() if direction == "weight_grad" else (None, "identity")))
     assert_exact(out, want, dtype)
@@ -350,7 +345,8 @@ def test_an_offset_beyond_32_bits_is_reached_without_overflow(checked, direction
     p.__dict__["xp"] = np
     arrays = [np.zeros(320, np.float32) for _ in range(3)]
     with pytest.raises(emulator.KernelFault, match=emulator.FAR_AWAY):
-        getattr(direct.Direct(), direction)(p, *arrays, *(() if direction == "weight_grad" else (None, "identity")))
+        function = getattr(direct_cuda.CudaDirect(), direction)
+        function(p, *arrays, *(() if direction == "weight_grad" else (None, "identity")))
 
 
 def test_is_in_the_list():

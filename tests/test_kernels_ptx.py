@@ -17,7 +17,7 @@ import gpuconv
 from gpuconv import cuda, kernel_report
 from gpuconv.algorithms.base import Problem
 from gpuconv.algorithms.depthwise_cuda import CudaDepthwise
-from gpuconv.algorithms.direct import Direct
+from gpuconv.algorithms.direct_cuda import CudaDirect
 from gpuconv.algorithms.gemm_cuda import CudaGemm
 from gpuconv.algorithms.implicit_gemm import ImplicitGemm
 
@@ -25,12 +25,12 @@ pytestmark = needs_ptx
 
 PLAIN = Case(2, (9, 7), 8, 8, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
 CASES = {
-    "direct": (Direct(), PLAIN),
+    "direct": (CudaDirect(), PLAIN),
     "direct-3d-groups": (
-        Direct(),
+        CudaDirect(),
         Case(1, (4, 5, 6), 6, 9, (2, 3, 2), (1, 2, 1), (2, 1, 1), ((1, 0), (0, 2), (1, 1)), 3),
     ),
-    "direct-wide": (Direct(), replace(PLAIN, c=32, k=64, spatial=(6, 6), stride=(2, 1))),
+    "direct-wide": (CudaDirect(), replace(PLAIN, c=32, k=64, spatial=(6, 6), stride=(2, 1))),
     "depthwise": (CudaDepthwise(), replace(PLAIN, groups=8)),
     "depthwise-strided": (CudaDepthwise(), replace(PLAIN, groups=8, k=16, stride=(2, 2), kernel=(3, 3))),
     "depthwise-odd": (CudaDepthwise(), Case(2, (9, 8), 5, 5, (4, 2), (1, 3), (2, 1), ((2, 1), (1, 0)), 5)),

@@ -13,7 +13,7 @@ from ptx_calls import needs_ptx
 import gpuconv
 from gpuconv.algorithms.base import Problem
 from gpuconv.algorithms.depthwise_cuda import CudaDepthwise
-from gpuconv.algorithms.direct import Direct
+from gpuconv.algorithms.direct_cuda import CudaDirect
 from gpuconv.algorithms.implicit_gemm import ImplicitGemm
 
 pytestmark = needs_ptx
@@ -83,7 +83,7 @@ def test_depthwise(double, monkeypatch, dtype, c, direction, stride):
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("algorithm", [Direct(), ImplicitGemm()], ids=lambda algorithm: algorithm.name)
+@pytest.mark.parametrize("algorithm", [CudaDirect(), ImplicitGemm()], ids=lambda algorithm: algorithm.name)
 def test_products(double, monkeypatch, algorithm, dtype, direction):
     case = Case(1, (8, 16), 32, 64, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
     launches = passed(double, monkeypatch, algorithm, case, dtype, direction)

@@ -44,16 +44,16 @@ class TestPlan:
     def test_candidates_are_the_list_what_serves_first(self):
         p = gpuconv.plan(RESNET)
         assert [(c.name, c.status) for c in p.candidates] == [
-            ("winograd", "chosen"),
+            ("direct", "chosen"),
+            ("winograd", "possible"),
             ("fft", "possible"),
             ("gemm", "possible"),
             ("loops", "possible"),
             ("depthwise", "refused"),
             ("winograd_4x4", "refused"),
             ("implicit_gemm", "refused"),
-            ("direct", "refused"),
         ]
-        assert p.chosen == "winograd"
+        assert p.chosen == "direct"
 
     def test_exactly_one_is_chosen_and_its_workspace_is_the_plan_s(self):
         for case in CASES.values():
@@ -96,19 +96,19 @@ class TestPlan:
 
 
 GOLDEN = {  # small problems, done in one strip by one thread, so that no number depends on the machine
-    "gemm": (
+    "direct": (
         ("n1_h8w8_c4_k4_r3s3_p1", {}),
         """\
 n1_h8w8_c4_k4_r3s3_p1  float32 strict  cpu  forward  18.4 kFLOP
-  gemm           chosen    10.8 kB workspace
+  direct         chosen    10.8 kB workspace
   winograd       possible  110 kB workspace
   fft            possible  72.3 kB workspace; auto takes it under precision='fast' only
+  gemm           possible  10.8 kB workspace
   loops          possible  no workspace
   depthwise      refused   groups=1, needs groups == in_channels (4)
   winograd_4x4   refused   less precise than float32, needs precision='fast'
-  implicit_gemm  refused   runs on CUDA devices only
-  direct         refused   runs on CUDA devices only""",
-        "<ConvPlan n1_h8w8_c4_k4_r3s3_p1 float32 forward on cpu: gemm, 10.8 kB workspace>",
+  implicit_gemm  refused   runs on CUDA devices only""",
+        "<ConvPlan n1_h8w8_c4_k4_r3s3_p1 float32 forward on cpu: direct, 10.8 kB workspace>",
     ),
     "depthwise": (
         ("n1_h16w16_c64_k64_r3s3_p1_g64", {"dtype": "float16", "precision": "fast"}),
@@ -121,7 +121,7 @@ n1_h16w16_c64_k64_r3s3_p1_g64  float16 fast  cpu  forward  295 kFLOP
   loops          possible  65.5 kB workspace
   winograd       refused   sums over 1 channels, needs 4 to err no more than a plain sum
   implicit_gemm  refused   runs on CUDA devices only
-  direct         refused   runs on CUDA devices only""",
+  direct         refused   takes float32 and float64 on the CPU, the arrays are float16""",
         "<ConvPlan n1_h16w16_c64_k64_r3s3_p1_g64 float16 forward on cpu: depthwise, 188 kB workspace>",
     ),
     "refused for workspace": (
@@ -134,7 +134,7 @@ n1_h8w8_c4_k4_r3s3_p1_g4  complex128 strict  cpu  input_grad  4.61 kFLOP
   winograd_4x4   refused   less precise than float32, needs precision='fast'
   fft            refused   needs 1.01 kB workspace, max_workspace allows 1 kB
   implicit_gemm  refused   runs on CUDA devices only
-  direct         refused   runs on CUDA devices only
+  direct         refused   takes float32 and float64 on the CPU, the arrays are complex128
   gemm           refused   needs 1.73 kB workspace, max_workspace allows 1 kB""",
         "<ConvPlan n1_h8w8_c4_k4_r3s3_p1_g4 complex128 input_grad on cpu: loops, no workspace>",
     ),
@@ -144,12 +144,12 @@ n1_h8w8_c4_k4_r3s3_p1_g4  complex128 strict  cpu  input_grad  4.61 kFLOP
 n2_w9_c3_k5_s1  float32 strict  cpu  forward  540 FLOP
   loops          chosen    no workspace
   fft            possible  6.83 kB workspace; auto takes it under precision='fast' only
+  direct         possible  4.28 kB workspace
   gemm           possible  no workspace
   depthwise      refused   groups=1, needs groups == in_channels (3)
   winograd       refused   kernel (1,), stride (1,), dilation (1,); needs (3, 3), (1, 1), (1, 1)
   winograd_4x4   refused   less precise than float32, needs precision='fast'
-  implicit_gemm  refused   runs on CUDA devices only
-  direct         refused   runs on CUDA devices only""",
+  implicit_gemm  refused   runs on CUDA devices only""",
         "<ConvPlan n2_w9_c3_k5_s1 float32 forward on cpu: loops, no workspace>",
     ),
 }

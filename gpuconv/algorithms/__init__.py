@@ -8,6 +8,7 @@ from gpuconv.algorithms.base import Algorithm, Problem, Work
 from gpuconv.algorithms.depthwise import Depthwise
 from gpuconv.algorithms.depthwise_cuda import CudaDepthwise
 from gpuconv.algorithms.direct import Direct
+from gpuconv.algorithms.direct_cuda import CudaDirect
 from gpuconv.algorithms.fft import Fft
 from gpuconv.algorithms.gemm import Gemm
 from gpuconv.algorithms.gemm_cuda import CudaGemm
@@ -22,7 +23,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     Folding(Winograd("winograd_4x4", F4, strict=False)),
     Folding(Fft()),
     Folding(ImplicitGemm()),
-    Folding(Direct()),
+    Folding(ByDevice(Direct(), CudaDirect())),
     Folding(ByDevice(Gemm(), CudaGemm())),
     Loops(),
 )

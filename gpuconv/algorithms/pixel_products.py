@@ -4,7 +4,7 @@
     input_grad   dx[m,c]     = dy[m at (t,k)]   w[(t,k),c]     m = (n, d, h, w)   inputs, in parts of stride 1: axes.cuh
     weight_grad  dw[(t,c),k] =  x[m at (t,c)]  dy[m,k]         summed over m
 
-direct.py and implicit_gemm.py cut these products into tiles, and name the kernels.
+direct_cuda.py and implicit_gemm.py cut these products into tiles, and name the kernels.
 """
 
 from __future__ import annotations

@@ -1,0 +1,251 @@
+"""Dense and grouped convolution for direct.py: problems as the addresses, tables and tasks of simd/dense.py."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from gpuconv import cpu
+from gpuconv.algorithms.base import Problem, Work
+from gpuconv.algorithms.compiled_loops import (
+    TASKS,
+    VECTOR_BYTES,
+    address,
+    copied_bytes,
+    maps_of,
+    run,
+    three_axes,
+    with_adjacent_channels,
+)
+from gpuconv.algorithms.epilogue import finish
+from gpuconv.algorithms.strip_algorithm import affordable_threads
+from gpuconv.geometry import ConvGeometry
+from gpuconv.typing import Array, Ints
+
+TASK_MACS = 2**21
+"""Multiply-adds of a task that is worth its while: some 20 us of one core."""
+
+MOST_OUTPUTS = 512
+"""Of a task: what they look at stays in the second-level cache while one panel of weights after another is applied."""
+
+MOST_PLACES = 2**15
+"""In the table of addresses of a task: 256 KiB."""
+
+MOST_PARTS = 2**20
+"""Bytes of weight gradients, one for each chunk of outputs, to be added up in the end."""
+
+DEPTH = 256
+"""Products that are summed in registers before they are added to memory. The weights, or the rows of dy, that they take
+stay in the first cache; and a long sum errs less in pieces."""
+
+ROWS = 24
+"""Outputs of a task are a multiple of this, which is one of the rows of every tile."""
+
+FEW_CHANNELS = 16
+"""With fewer the taps of a row are walked as one run."""
+
+Buffers = tuple[Array, Array, Array]
+"""The table of addresses, a panel of weights or of dy, and sums."""
+
+
+@dataclass(frozen=True)
+class DenseCut:
+    """How a correlation, or a weight gradient, of geometry `g` is computed.
+
+    `merges` says that a run is a row of taps, not one tap. Tasks are blocks of outputs by pieces of the channels; of a
+    weight gradient, chunks of outputs, each block after block, by pieces of the channels. `table`, `panel` and `sums`
+    are the lengths of a thread's buffers.
+    """
+
+    g: ConvGeometry
+    dtype: np.dtype[Any]
+    merges: bool
+    block: int
+    chunk: int
+    pieces: int
+    in_place: bool
+    depth: int
+    table: int
+    panel: int
+    sums: int
+    threads: int
+    shared_bytes: int
+
+    @classmethod
+    def of(cls, problem: Problem, g: ConvGeometry) -> DenseCut:
+        return _cut(problem, g, cpu.workers())
+
+    @property
+    def total_bytes(self) -> int:
+        return self.shared_bytes + self.threads * self.worker_bytes
+
+    @property
+    def worker_bytes(self) -> int:
+        return 8 * self.table + (self.panel + self.sums) * self.dtype.itemsize
+
+    @property
+    def work(self) -> Work:
+        g, lanes = self.g, cpu.vector_bytes() // self.dtype.itemsize
+        used = g.k_group / (-(-g.k_group // lanes) * lanes)
+        return Work(fmas=g.macs / used, elements=math.prod(g.x_shape) + math.prod(g.y_shape), steps=5)
+
+    # ------------------------------------------------------------------------------------------ the passes
+
+    def correlate(self, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
+        """out = activation(correlation of x with w + bias); w is (*taps, groups, c // groups, k // groups)."""
+        from gpuconv.simd import dense
+
+        if self.merges:
+            w = np.ascontiguousarray(w)
+        read, zeros = self._readable(x), self._zeros()
+        product = self._product(read, w.strides, address(w), out, zeros, relu=activation == "relu")
+        maps = maps_of(self.g, merges=self.merges)
+        added = np.zeros(self.g.k + 2 * VECTOR_BYTES // out.itemsize, out.dtype)  # a panel may reach past the channels
+        if bias is not None:
+            added[: self.g.k] = bias
+        tasks = -(-_outputs(self.g) // self.block) * self.pieces
+
+        def work(counter: Array, buffers: Buffers) -> None:
+            dense.correlate(product, maps, added, tasks, counter, *buffers)
+
+        run(self.threads, self._buffers, work)
+        if activation not in ("identity", "relu"):
+            finish(np, out, None, activation)
+
+    def weight_gradient(self, x: Array, dy: Array, out: Array) -> None:
+        """out = the gradient of w, (*taps, c // groups, k)."""
+        from gpuconv.simd import dense
+
+        g, chunks = self.g, -(-_outputs(self.g) // self.chunk)
+        parts = out[None] if self.in_place else np.empty((chunks, *out.shape), out.dtype)
+        read, zeros = self._readable(x), self._zeros()
+        by_group = parts[0].reshape(*out.shape[:-1], g.groups, g.k_group).swapaxes(-2, -3)
+        product = self._product(read, by_group.strides, address(parts), dy, zeros, relu=False)
+        maps = maps_of(g, merges=self.merges)
+
+        def work(counter: Array, buffers: Buffers) -> None:
+            dense.weight_gradient(product, maps, self.chunk, parts.strides[0], chunks * self.pieces, counter, *buffers)
+
+        run(self.threads, self._buffers, work)
+        if not self.in_place:
+            total = parts[0]
+            for part in parts[1:]:
+                total += part
+            out[...] = total
+
+    # ------------------------------------------------------------------------------------------ what is read
+
+    def _product(self, x: Array, w_steps: Ints, w_address: int, y: Array, zeros: Array, *, relu: bool) -> Any:
+        from gpuconv.simd.dense import Product
+
+        g = self.g
+        *taps, step_g, step_c, step_k = w_steps
+        x_n, *x_steps, _ = x.strides
+        y_n, *y_steps, y_k = y.strides
+        kernel = (*g.kernel[:-1], 1) if self.merges else g.kernel
+        depth = g.c_group * (g.kernel[-1] if self.merges else 1)
+        return Product._make(
+            (
+                *(address(x), x_n, *three_axes(tuple(x_steps), 0)),
+                *(w_address, *three_axes(tuple(taps), 0), step_g, step_c, step_k),
+                *(address(y), y_n, *three_axes(tuple(y_steps), 0), y_k),
+                *(address(zeros), g.n, *three_axes(g.out, 1), *three_axes(kernel, 1), depth, g.k_group, g.groups),
+                *(int(relu), self.block, self.pieces, self.depth),
+            )
+        )
+
+    def _readable(self, x: Array) -> Array:
+        """x, or a copy, such that a run lies side by side and is not cut off by padding."""
+        g = self.g
+        if self.merges and g.pad[-1] != (0, 0):
+            return _padded_along_rows(x, g)
+        if self.merges and g.spatial[-1] > 1 and x.strides[-2] != g.c * x.itemsize:
+            return np.ascontiguousarray(x)
+        return with_adjacent_channels(x)
+
+    def _zeros(self) -> Array:
+        return np.zeros(_zeros(self.g, self.merges), self.dtype)
+
+    def _buffers(self) -> Buffers:
+        return np.empty(self.table, np.int64), np.empty(self.panel, self.dtype), np.empty(self.sums, self.dtype)
+
+
+# -------------------------------------------------------------------------------------------------- cutting
+
+
+@lru_cache(maxsize=1024)
+def _cut(problem: Problem, g: ConvGeometry, threads: int) -> DenseCut:
+    dtype, is_w, outputs = problem.dtype, problem.direction == "weight_grad", _outputs(g)
+    padded = math.prod((g.n, *g.spatial[:-1], g.padded[-1], g.c)) * dtype.itemsize if any(g.pad[-1]) else 0
+    merges = _may_merge(problem, g) and padded <= problem.max_workspace // 4
+    taps = math.prod(g.kernel[:-1]) * (1 if merges else g.kernel[-1])
+    widest = (1 if g.k_group * dtype.itemsize <= VECTOR_BYTES else 2) * VECTOR_BYTES // dtype.itemsize
+    panels = g.groups * -(-g.k_group // widest)
+    tasks = max(1, min(TASKS, g.macs // TASK_MACS))
+
+    shared = _zeros(g, merges) * dtype.itemsize + copied_bytes(problem, g) + merges * padded
+    in_place, chunk = False, outputs
+    block = max(ROWS, min(MOST_OUTPUTS, MOST_PLACES // taps) // ROWS * ROWS)
+    if is_w:
+        dw_bytes = math.prod(g.w_shape) * dtype.itemsize
+        most = min(MOST_PARTS, problem.max_workspace // 4) // dw_bytes
+        chunk = -(-outputs // max(1, min(tasks, -(-outputs // DEPTH), most)))
+        chunks = -(-outputs // chunk)
+        pieces = min(panels, -(-tasks // chunks))
+        in_place = chunks == 1 and (problem.contiguous or not merges)
+        shared += 0 if in_place else chunks * dw_bytes
+        block, tasks = min(DEPTH, block, -(-outputs // ROWS) * ROWS), chunks * pieces
+    else:
+        shared += (g.k + 2 * VECTOR_BYTES // dtype.itemsize) * dtype.itemsize
+        block = min(block, max(2 * ROWS, -(-outputs // tasks // ROWS) * ROWS))
+        blocks = -(-outputs // block)
+        pieces = min(panels, max(1, tasks // blocks))
+        tasks = blocks * pieces
+
+    def made(block: int, threads: int) -> DenseCut:
+        depth = min(DEPTH, math.prod(g.kernel) * g.c_group)
+        if is_w:
+            panel, sums = block * widest, -(-panels // pieces) * math.prod(g.kernel) * g.c_group * widest
+        else:
+            panel, sums = depth * widest, block * widest + g.k + widest
+        table = (taps + 1) * block
+        return DenseCut(
+            g, dtype, merges, block, chunk, pieces, in_place, depth, table, panel, sums, threads, shared
+        )  # fmt: skip
+
+    while made(block, 1).total_bytes > problem.max_workspace and block > ROWS:
+        block = max(ROWS, block // 2 // ROWS * ROWS)
+    most = affordable_threads(tasks, problem.max_workspace - shared, made(block, 1).worker_bytes, threads)
+    return made(block, most)
+
+
+def _may_merge(problem: Problem, g: ConvGeometry) -> bool:
+    """Whether to walk the taps of a row as one run: not those of an input gradient, which are flipped."""
+    is_row = g.groups == 1 and g.kernel[-1] > 1 and g.dilation[-1] == 1
+    return is_row and g.c < FEW_CHANNELS and problem.direction != "input_grad"
+
+
+def _outputs(g: ConvGeometry) -> int:
+    return g.n * math.prod(g.out)
+
+
+def _zeros(g: ConvGeometry, merges: bool) -> int:
+    """Elements of a run of zeros, for all groups."""
+    return g.c * (g.kernel[-1] if merges else 1)
+
+
+def _padded_along_rows(x: Array, g: ConvGeometry) -> Array:
+    """A copy of x, padded along its last spatial axis alone."""
+    size, (lo, _) = g.spatial[-1], g.pad[-1]
+    padded: Array = np.empty((*x.shape[:-2], g.padded[-1], g.c), x.dtype)
+    if g.pad_mode == "zeros":
+        padded[..., :lo, :] = 0
+        padded[..., lo : lo + size, :] = x
+        padded[..., lo + size :, :] = 0
+    else:
+        np.take(x, g.source_index(g.ndim - 1), axis=-2, out=padded, mode="clip")
+    return padded

@@ -1,0 +1,326 @@
+"""Convolution as products in registers: what is multiplied is read where it lies, pixel by pixel, nothing is unfolded.
+
+    correlate          y[m,k]  =  x[m at (t,c)]  w[(t,c),k]    a tile is ROWS pixels m by two vectors of channels k
+    weight_gradient   dw[j,k]  =  x[m at j]     dy[m,k]        a tile is ROWS taps and channels j = (t,c) by two vectors
+
+Where a pixel is, and which are padding, is looked up in a table of addresses, once for all channels (the indirection
+buffer of Dukhan, "The indirect convolution algorithm", 2019). Sums are made in pieces of `depth` products, which are
+then added to memory: for the caches' sake, and for the error of a long sum. All addresses and steps are in bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from gpuconv.simd.tile import ROWS, VECTOR_BYTES, address_of, compiled, get, kept, next_task, put, tile_of
+
+
+class Product(NamedTuple):
+    """A convolution with all axes: addresses, steps in bytes, sizes. `w` is its gradient where that is made, `y` dy.
+
+    A run is `c` elements of x that lie side by side, those that one output sees through one tap: its channels, or with
+    few of them those of a whole row of taps. `zeros` is a run of zeros, for taps that look at padding.
+    """
+
+    x: int
+    x_n: int
+    x_d: int
+    x_h: int
+    x_w: int
+    w: int
+    w_t: int
+    w_r: int
+    w_s: int
+    w_g: int
+    w_c: int
+    w_k: int
+    y: int
+    y_n: int
+    y_o: int
+    y_p: int
+    y_q: int
+    y_k: int
+    zeros: int
+    n: int
+    o: int
+    p: int
+    q: int
+    t: int
+    r: int
+    s: int
+    c: int
+    k: int
+    groups: int
+    relu: int
+    block: int  # outputs of a task
+    pieces: int  # in which its groups and channels are cut
+    depth: int  # products that are summed in registers
+
+
+@compiled
+def _look_up(p: Any, maps: Any, table: Any, first: int, count: int, rows: int, places: Any, spare: int) -> None:
+    """table[run, i] = where the run begins that output number first + i sees; places[i] = where that output lies.
+
+    From `count` to `rows` there is no output: a run of zeros is seen, and the place is `spare`.
+    """
+    d_of, h_of, w_of = maps
+    q, rest = first % p.q, first // p.q
+    row, rest = rest % p.p, rest // p.p
+    o, n = rest % p.o, rest // p.o
+    for i in range(rows):
+        is_there = i < count
+        places[i] = p.y + n * p.y_n + o * p.y_o + row * p.y_p + q * p.y_q if is_there else spare
+        run = i
+        for t in range(p.t):
+            d = d_of[o * p.t + t] if is_there else -1
+            for r in range(p.r):
+                h = h_of[row * p.r + r] if is_there else -1
+                start = p.x + n * p.x_n + d * p.x_d + h * p.x_h
+                for s in range(p.s):
+                    w = w_of[q * p.s + s] if is_there else -1
+                    table[run] = p.zeros if min(d, h, w) < 0 else start + w * p.x_w
+                    run += rows
+        q += 1
+        if q == p.q:
+            q = 0
+            row += 1
+            if row == p.p:
+                row = 0
+                o += 1
+                if o == p.o:
+                    o = 0
+                    n += 1
+
+
+def _make_move(vectors: int) -> Any:
+    tile = tile_of(1, vectors)
+    zeros, plus, store, apart = tile.zeros, tile.plus, tile.store, tile.apart
+
+    @compiled
+    def move(source: int, target: int, like: Any) -> None:
+        """Copy the vectors of a row."""
+        store(plus(zeros(like), source, 0), apart(target, 0), 0)
+
+    return move
+
+
+_move_1, _move_2 = _make_move(1), _make_move(2)
+
+
+@compiled
+def _copy(source: int, step: int, target: int, target_step: int, count: int, width: int, like: Any) -> None:
+    """`count` scalars, `step` bytes apart, to others, as vectors where they make up `width` of them."""
+    size = like.itemsize
+    if step == size and target_step == size and count == width:
+        if width == VECTOR_BYTES // size:
+            _move_1(source, target, like)
+        else:
+            _move_2(source, target, like)
+    else:
+        for k in range(count):
+            put(target + k * target_step, get(source + k * step, like))
+
+
+def _make_multiply(vectors: int) -> Any:
+    tile = tile_of(ROWS, vectors)
+    zeros, add_products, addresses, apart = tile.zeros, tile.add_products, tile.addresses, tile.apart
+    plus, relu, store = tile.plus, tile.relu, tile.store
+
+    @compiled
+    def multiply(
+        table: Any, rows: int, run: int, runs: int, at: int, depth: int, panel: Any, sums: Any,
+        bias: int, places: Any, to: int, is_relu: int,
+    ) -> None:  # fmt: skip
+        """sums[i, :] = before + over `runs` runs of `depth` elements: the run of output i  *  panel.
+
+        Before is the vector at `bias`, or if that is 0, sums. The result goes to places[i] + `to`, if that is not -1.
+        """
+        size = panel.itemsize
+        step = vectors * VECTOR_BYTES
+        for i in range(0, rows, ROWS):
+            total = zeros(panel)
+            w = address_of(panel)
+            for number in range(run, run + runs):
+                xs = addresses(address_of(table), number * rows + i)
+                for c in range(at, at + depth * size, size):
+                    total = add_products(total, xs, c, w)
+                    w += step
+            sum_ = address_of(sums) + i * step
+            total = plus(total, bias, 0) if bias else plus(total, sum_, step)
+            if to < 0:
+                store(total, apart(sum_, step), 0)
+            else:
+                store(relu(total) if is_relu else total, addresses(address_of(places), i), to)
+
+    return multiply
+
+
+_multiply_1, _multiply_2 = _make_multiply(1), _make_multiply(2)
+
+
+@compiled
+def _scatter(p: Any, sums: Any, width: int, places: Any, count: int, to: int, k_count: int) -> None:
+    """Sums to their places, one by one: where channels are not adjacent, or not as many as a vector has."""
+    for i in range(count):
+        for k in range(k_count):
+            value = sums[i * width + k]
+            if p.relu and value < 0:
+                value = sums.dtype.type(0)
+            put(places[i] + to + k * p.y_k, value)
+
+
+@kept
+def correlate(p: Any, maps: Any, bias: Any, tasks: int, counter: Any, table: Any, panel: Any, sums: Any) -> None:
+    """Make y, task by task, until none is left. `table`, `panel` and `sums` are this thread's.
+
+    A task is a block of outputs by some of the panels, which are two vectors of channels of a group, or one.
+    """
+    size = panel.itemsize
+    lanes = VECTOR_BYTES // size
+    by_group = -(-p.k // (2 * lanes))
+    panels = p.groups * by_group
+    outputs = p.n * p.o * p.p * p.q
+    runs = p.t * p.r * p.s
+    places = table[runs * p.block :]
+    spare = sums[(1 if p.k <= lanes else 2) * lanes * p.block :]
+    c_most = min(p.c, p.depth)
+    run_most = max(1, p.depth // c_most)
+    while True:
+        task = next_task(address_of(counter))
+        if task >= tasks:
+            return
+        block, piece = task // p.pieces, task % p.pieces
+        first = block * p.block
+        count = min(p.block, outputs - first)
+        rows = -(-count // ROWS) * ROWS
+        _look_up(p, maps, table, first, count, rows, places, address_of(spare))
+        for number in range(piece * panels // p.pieces, (piece + 1) * panels // p.pieces):
+            group, k0 = number // by_group, number % by_group * 2 * lanes
+            k_count = min(2 * lanes, p.k - k0)
+            width = 2 * lanes if k_count > lanes else lanes
+            in_place = p.y_k == size and k_count == width
+            weights = p.w + group * p.w_g + k0 * p.w_k
+            start = address_of(bias) + (group * p.k + k0) * size
+            for c0 in range(0, p.c, c_most):
+                depth = min(c_most, p.c - c0)
+                for run in range(0, runs, run_most):
+                    some = min(run_most, runs - run)
+                    target = address_of(panel)
+                    for i in range(run, run + some):
+                        s, rest = i % p.s, i // p.s
+                        r, t = rest % p.r, rest // p.r
+                        source = weights + t * p.w_t + r * p.w_r + s * p.w_s + c0 * p.w_c
+                        for c in range(depth):
+                            _copy(source + c * p.w_c, p.w_k, target, size, k_count, width, panel)
+                            target += width * size
+                    is_last = c0 + depth == p.c and run + some == runs
+                    to = (group * p.k + k0) * size if is_last and in_place else -1
+                    at = (group * p.c + c0) * size
+                    if width == lanes:
+                        _multiply_1(table, rows, run, some, at, depth, panel, sums, start, places, to, p.relu)
+                    else:
+                        _multiply_2(table, rows, run, some, at, depth, panel, sums, start, places, to, p.relu)
+                    start = 0
+            if not in_place:
+                _scatter(p, sums, width, places, count, (group * p.k + k0) * p.y_k, k_count)
+
+
+def _make_gather(rows: int, vectors: int) -> Any:
+    tile = tile_of(rows, vectors)
+    zeros, add_products, apart, plus, store = tile.zeros, tile.add_products, tile.apart, tile.plus, tile.store
+
+    @compiled
+    def gather(table: Any, at: int, start: int, count: int, dy: Any, sums: int, is_first: bool) -> None:
+        """The rows at `sums` (+)= over `count` outputs: `rows` elements, `at` bytes into the run, times a row of dy."""
+        size = dy.itemsize
+        step = vectors * VECTOR_BYTES
+        total = zeros(dy)
+        row = address_of(dy)
+        for i in range(start, start + count):
+            total = add_products(total, apart(table[i] + at, size), 0, row)
+            row += step
+        store(total if is_first else plus(total, sums, step), apart(sums, step), 0)
+
+    return gather
+
+
+def _make_gather_run(vectors: int) -> Any:
+    whole, four, two, one = (_make_gather(rows, vectors) for rows in (ROWS, 4, 2, 1))
+
+    @compiled
+    def gather_run(table: Any, at: int, start: int, count: int, depth: int, dy: Any, sums: int, is_first: bool) -> None:
+        """All rows of a run, as many at a time as a tile takes."""
+        size = dy.itemsize
+        step = vectors * VECTOR_BYTES
+        c = 0
+        while c + ROWS <= depth:
+            whole(table, at + c * size, start, count, dy, sums + c * step, is_first)
+            c += ROWS
+        if c + 4 <= depth:
+            four(table, at + c * size, start, count, dy, sums + c * step, is_first)
+            c += 4
+        if c + 2 <= depth:
+            two(table, at + c * size, start, count, dy, sums + c * step, is_first)
+            c += 2
+        if c < depth:
+            one(table, at + c * size, start, count, dy, sums + c * step, is_first)
+
+    return gather_run
+
+
+_gather_run_1, _gather_run_2 = _make_gather_run(1), _make_gather_run(2)
+
+
+@kept
+def weight_gradient(
+    p: Any, maps: Any, chunk: int, apart: int, tasks: int, counter: Any, table: Any, panel: Any, sums: Any
+) -> None:
+    """Make dw; or where the outputs are cut into chunks, what each of them contributes, `apart` bytes apart.
+
+    A task is a chunk of outputs by some of the panels. `sums` holds all that a task makes.
+    """
+    size = panel.itemsize
+    lanes = VECTOR_BYTES // size
+    by_group = -(-p.k // (2 * lanes))
+    panels = p.groups * by_group
+    outputs = p.n * p.o * p.p * p.q
+    runs = p.t * p.r * p.s
+    places = table[runs * p.block :]
+    panel_bytes = runs * p.c * (1 if p.k <= lanes else 2) * VECTOR_BYTES
+    while True:
+        task = next_task(address_of(counter))
+        if task >= tasks:
+            return
+        part, piece = task // p.pieces, task % p.pieces
+        panel0, panel1 = piece * panels // p.pieces, (piece + 1) * panels // p.pieces
+        stop = min((part + 1) * chunk, outputs)
+        for first in range(part * chunk, stop, p.block):
+            count = min(p.block, stop - first)
+            _look_up(p, maps, table, first, count, count, places, 0)
+            for number in range(panel0, panel1):
+                group, k0 = number // by_group, number % by_group * 2 * lanes
+                k_count = min(2 * lanes, p.k - k0)
+                width = 2 * lanes if k_count > lanes else lanes
+                for i in range(count):
+                    dy = places[i] + (group * p.k + k0) * p.y_k
+                    _copy(dy, p.y_k, address_of(panel) + i * width * size, size, k_count, width, panel)
+                sum_ = address_of(sums) + (number - panel0) * panel_bytes
+                at, is_first = group * p.c * size, first == part * chunk
+                for run in range(runs):
+                    if width == lanes:
+                        _gather_run_1(table, at, run * count, count, p.c, panel, sum_, is_first)
+                    else:
+                        _gather_run_2(table, at, run * count, count, p.c, panel, sum_, is_first)
+                    sum_ += p.c * width * size
+        for number in range(panel0, panel1):
+            group, k0 = number // by_group, number % by_group * 2 * lanes
+            k_count = min(2 * lanes, p.k - k0)
+            width = 2 * lanes if k_count > lanes else lanes
+            sum_ = address_of(sums) + (number - panel0) * panel_bytes
+            for run in range(runs):
+                s, rest = run % p.s, run // p.s
+                r, t = rest % p.r, rest // p.r
+                target = p.w + part * apart + t * p.w_t + r * p.w_r + s * p.w_s + group * p.w_g + k0 * p.w_k
+                for c in range(p.c):
+                    _copy(sum_, size, target + c * p.w_c, p.w_k, k_count, width, panel)
+                    sum_ += width * size

@@ -1,0 +1,268 @@
+"""Tiles: values of compiled code that fill the registers of a CPU, and what can be done with them.
+
+A tile is some rows of one or two vectors each. It lives in registers from one operation to the next, as the result of a
+matrix product must: loops around it add to it, and put it into memory in the end. All addresses and steps are in bytes.
+Numba compiles the loops; what an operation is in terms of LLVM stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic, models, register_model
+from numba.np.arrayobj import make_array
+
+# What Numba compiles for. It is part of the key by which Numba keeps what it compiled, so what follows from it is, too.
+_TRIPLE, _, _FEATURES = cpu_target.target_context.codegen().magic_tuple()
+
+VECTOR_BYTES = 64 if "+avx512f" in _FEATURES else 32 if "+avx" in _FEATURES else 16
+"""Of one register."""
+
+ROWS = 8 if VECTOR_BYTES == 64 or not _TRIPLE.startswith(("x86", "i")) else 6
+"""Of the tile of a product: with two vectors each they fill the 32 registers of AVX-512 and NEON, or the 16 of AVX."""
+
+compiled = njit(nogil=True, boundscheck=False, error_model="numpy")
+kept = njit(nogil=True, boundscheck=False, error_model="numpy", cache=True)
+"""For functions called from Python: Numba keeps these on disk, with all that they call."""
+
+
+class _TileType(types.Type):
+    def __init__(self, rows: int, vectors: int, dtype: types.Float) -> None:
+        self.rows, self.vectors, self.dtype = rows, vectors, dtype
+        super().__init__(name=f"Tile({rows}, {vectors}, {dtype})")
+
+    @property
+    def vector(self) -> ir.VectorType:
+        scalar = ir.FloatType() if self.dtype.bitwidth == 32 else ir.DoubleType()
+        return ir.VectorType(scalar, VECTOR_BYTES * 8 // self.dtype.bitwidth)
+
+    @property
+    def numbers(self) -> list[tuple[int, int, int]]:
+        """(row, vector of it, number of this vector in the tile)"""
+        return [(i, j, i * self.vectors + j) for i in range(self.rows) for j in range(self.vectors)]
+
+
+@register_model(_TileType)
+class _TileModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, tile: _TileType) -> None:
+        super().__init__(manager, tile, ir.ArrayType(tile.vector, tile.rows * tile.vectors))
+
+
+class Tile(NamedTuple):
+    """Operations on tiles of one size. `like` is an array of the dtype, `xs` a tuple of addresses, one for each row.
+
+    zeros(like)
+    add_products(tile, xs, at, ws)          row i of the tile + the scalar at xs[i] + at  *  the vectors at ws
+    add_elementwise(tile, xs, at, ws)       row i of the tile + the vectors at xs[i] + at  *  the vectors at ws
+    plus(tile, address, step)               tile + memory, whose rows lie `step` bytes apart
+    relu(tile)
+    store(tile, xs, at)                     memory at xs[i] + at = row i of the tile
+    addresses(table, i)                     xs, from number i of a table of addresses
+    apart(first, step)                      xs, `step` bytes apart
+    """
+
+    zeros: Callable[..., Any]
+    add_products: Callable[..., Any]
+    add_elementwise: Callable[..., Any]
+    plus: Callable[..., Any]
+    relu: Callable[..., Any]
+    store: Callable[..., Any]
+    addresses: Callable[..., Any]
+    apart: Callable[..., Any]
+
+
+def tile_of(rows: int, vectors: int) -> Tile:
+    """The operations on tiles of this size."""
+    address, xs = types.intp, types.UniTuple(types.intp, rows)
+
+    @intrinsic
+    def zeros(_: Any, like: Any) -> Any:
+        tile = _TileType(rows, vectors, like.dtype)
+        return tile(like), lambda context, *_: ir.Constant(context.get_value_type(tile), None)
+
+    @intrinsic
+    def add_products(_: Any, tile: Any, _xs: Any, _at: Any, _ws: Any) -> Any:
+        return tile(tile, xs, address, address), _built(_add_products, tile)
+
+    @intrinsic
+    def add_elementwise(_: Any, tile: Any, _xs: Any, _at: Any, _ws: Any) -> Any:
+        return tile(tile, xs, address, address), _built(_add_elementwise, tile)
+
+    @intrinsic
+    def plus(_: Any, tile: Any, _address: Any, _step: Any) -> Any:
+        return tile(tile, address, address), _built(_plus, tile)
+
+    @intrinsic
+    def relu(_: Any, tile: Any) -> Any:
+        return tile(tile), _built(_relu, tile)
+
+    @intrinsic
+    def store(_: Any, tile: Any, _xs: Any, _at: Any) -> Any:
+        return types.void(tile, xs, address), _built(_store_rows, tile)
+
+    @intrinsic
+    def addresses(_: Any, _table: Any, _i: Any) -> Any:
+        return xs(address, address), _built(_addresses, rows)
+
+    @intrinsic
+    def apart(_: Any, _first: Any, _step: Any) -> Any:
+        return xs(address, address), _built(_apart, rows)
+
+    return Tile(zeros, add_products, add_elementwise, plus, relu, store, addresses, apart)
+
+
+def _built(operation: Callable[..., Any], of: Any) -> Callable[..., Any]:
+    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
+        result = operation(builder, of, *args)
+        return context.get_dummy_value() if result is None else result
+
+    return build
+
+
+# -------------------------------------------------------------------------------------------------- of tiles
+
+
+def _add_products(builder: Any, tile: _TileType, total: Any, xs: Any, at: Any, ws: Any) -> Any:
+    w = _row_at(builder, tile, ws)
+    for i, j, number in tile.numbers:
+        if j == 0:
+            scalar = _load(builder, builder.add(builder.extract_value(xs, i), at), tile.vector.element)
+            x = _broadcast(builder, scalar, tile.vector)
+        new = _multiply_add(builder, w[j], x, builder.extract_value(total, number))
+        total = builder.insert_value(total, new, number)
+    return total
+
+
+def _add_elementwise(builder: Any, tile: _TileType, total: Any, xs: Any, at: Any, ws: Any) -> Any:
+    w = _row_at(builder, tile, ws)
+    for i, j, number in tile.numbers:
+        if j == 0:
+            x = _row_at(builder, tile, builder.add(builder.extract_value(xs, i), at))
+        new = _multiply_add(builder, w[j], x[j], builder.extract_value(total, number))
+        total = builder.insert_value(total, new, number)
+    return total
+
+
+def _plus(builder: Any, tile: _TileType, total: Any, address: Any, step: Any) -> Any:
+    for i, j, number in tile.numbers:
+        if i and j == 0:
+            address = builder.add(address, step)
+        found = _load(builder, _further(builder, address, j * VECTOR_BYTES), tile.vector)
+        total = builder.insert_value(total, builder.fadd(builder.extract_value(total, number), found), number)
+    return total
+
+
+def _relu(builder: Any, tile: _TileType, total: Any) -> Any:
+    zero = ir.Constant(tile.vector, None)
+    for _, _, number in tile.numbers:
+        old = builder.extract_value(total, number)
+        is_negative = builder.fcmp_ordered("<", old, zero)  # a NaN is not, and stays
+        total = builder.insert_value(total, builder.select(is_negative, zero, old), number)
+    return total
+
+
+def _store_rows(builder: Any, tile: _TileType, total: Any, xs: Any, at: Any) -> None:
+    for i, j, number in tile.numbers:
+        address = builder.add(builder.extract_value(xs, i), at)
+        _store(builder, builder.extract_value(total, number), _further(builder, address, j * VECTOR_BYTES))
+
+
+def _addresses(builder: Any, rows: int, table: Any, i: Any) -> Any:
+    first = builder.add(table, builder.mul(i, _I64(8)))
+    return _tuple_of(builder, [_load(builder, _further(builder, first, 8 * row), _I64) for row in range(rows)])
+
+
+def _apart(builder: Any, rows: int, first: Any, step: Any) -> Any:
+    return _tuple_of(builder, [builder.add(first, builder.mul(step, _I64(row))) for row in range(rows)])
+
+
+# -------------------------------------------------------------------------------------------------- of LLVM
+
+_I64 = ir.IntType(64)
+
+
+def _further(builder: Any, address: Any, count: int) -> Any:
+    return builder.add(address, _I64(count))
+
+
+def _load(builder: Any, address: Any, what: Any) -> Any:
+    # An array may begin at any byte, which no CPU of today minds.
+    return builder.load(builder.inttoptr(address, what.as_pointer()), align=1)
+
+
+def _store(builder: Any, value: Any, address: Any) -> None:
+    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=1)
+
+
+def _row_at(builder: Any, tile: _TileType, address: Any) -> list[Any]:
+    return [_load(builder, _further(builder, address, j * VECTOR_BYTES), tile.vector) for j in range(tile.vectors)]
+
+
+def _broadcast(builder: Any, scalar: Any, vector: ir.VectorType) -> Any:
+    undefined = ir.Constant(vector, ir.Undefined)
+    first = builder.insert_element(undefined, scalar, ir.IntType(32)(0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None))
+
+
+def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c, in one instruction where the CPU has it."""
+    bits = 32 if isinstance(c.type.element, ir.FloatType) else 64
+    signature = ir.FunctionType(c.type, [c.type] * 3)
+    name = f"llvm.fmuladd.v{c.type.count}f{bits}"
+    return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), [a, b, c])
+
+
+def _tuple_of(builder: Any, values: list[Any]) -> Any:
+    found = ir.Constant(ir.ArrayType(_I64, len(values)), ir.Undefined)
+    for number, value in enumerate(values):
+        found = builder.insert_value(found, value, number)
+    return found
+
+
+# -------------------------------------------------------------------------------------------------- of scalars
+
+
+@intrinsic
+def next_task(_: Any, _counter: Any) -> Any:
+    """The number of the next task, another one for every thread that asks; at an address."""
+
+    def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", builder.inttoptr(args[0], _I64.as_pointer()), _I64(1), "monotonic")
+
+    return types.intp(types.intp), build
+
+
+@intrinsic
+def address_of(_: Any, array: Any) -> Any:
+    """Where its first element lies. Signed: NumPy's is not, and the sum of it and an int would be a float."""
+
+    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
+        return builder.ptrtoint(make_array(array)(context, builder, args[0]).data, _I64)
+
+    return types.intp(array), build
+
+
+@intrinsic
+def get(_: Any, _address: Any, like: Any) -> Any:
+    """The scalar at an address."""
+
+    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
+        return _load(builder, args[0], context.get_value_type(like.dtype))
+
+    return like.dtype(types.intp, like), build
+
+
+@intrinsic
+def put(_: Any, _address: Any, value: Any) -> Any:
+    """A scalar to an address."""
+
+    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
+        _store(builder, args[1], args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, value), build

@@ -1,0 +1,194 @@
+"""direct on the CPU: what its compiled loops read and write, with the vectors of other processors too."""
+
+import ctypes
+import mmap
+import os
+import platform
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from calls import convolve, problem, same
+from cases import DIRECTIONS, Case, integers
+from tolerances import assert_exact
+
+import gpuconv
+from gpuconv.algorithms import direct
+
+# What the loops tell apart: vectors and channels that do not fill one, rows of tiles, runs of one tap and of a row of
+# taps, blocks of products, outputs near the ends of a row, images smaller than a tile, groups, and depthwise ones.
+PROBLEMS = {
+    "whole vectors": "n2_h9w10_c16_k32_r3s3_p1",
+    "a vector and a half": "n1_h7w9_c5_k24_r3s3_p1",
+    "less than a vector": "n1_h8w8_c20_k3_r3s3_p1",
+    "many channels": "n1_h6w5_c300_k40_r3s3_p1",
+    "many outputs": "n3_h33w31_c2_k5_r3s3_p1",
+    "runs of a row": "n2_h12w13_c3_k33_r5s5_p2_st2",
+    "runs of a row, reflected": "n1_h9w12_c1_k16_r3s5_p2_reflect",
+    "dilated": "n1_h13w14_c17_k18_r3s3_p2_st2_dl2",
+    "1-D": "n3_w50_c4_k35_s7_p3",
+    "3-D": "n1_d5h6w7_c6_k20_t2r3s3_p1",
+    "groups": "n2_h8w9_c12_k60_r3s3_p1_g3",
+    "tiny groups": "n1_h8w9_c8_k8_r3s3_p1_g4",
+    "1x1": "n2_h7w7_c33_k65_r1s1",
+    "depthwise": "n2_h9w11_c32_k32_r3s3_p1_g32",
+    "depthwise, overlapping vectors": "n1_h10w9_c40_k40_r3s3_p1_g40",
+    "depthwise, one vector": "n1_h9w9_c19_k19_r5s5_p2_st2_g19",
+    "depthwise, few pixels": "n2_h4w3_c64_k64_r7s7_p3_g64",
+    "depthwise, long rows": "n1_w600_c32_k32_s2_g32",
+    "depthwise, circular": "n1_h9w12_c32_k32_r2s9_p4_g32_circular",
+}
+
+
+def case_of(text):
+    g = gpuconv.ConvGeometry.parse(text)
+    return Case(g.n, g.spatial, g.c, g.k, g.kernel, g.stride, g.dilation, g.pad, g.groups, g.pad_mode)
+
+
+every_problem = pytest.mark.parametrize("case", [case_of(text) for text in PROBLEMS.values()], ids=PROBLEMS)
+every_direction = pytest.mark.parametrize("direction", DIRECTIONS)
+every_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
+
+
+class TestRight:
+    @every_dtype
+    @every_direction
+    @every_problem
+    def test_to_the_bit(self, case, direction, dtype):
+        arrays = case.arrays(integers, dtype)
+        got = convolve(direction, case, *arrays, algorithm="direct")
+        assert_exact(got, case.want(direction, *arrays), dtype)
+
+    @every_dtype
+    @every_problem
+    def test_with_bias_and_activation(self, case, dtype):
+        x, w, _ = case.arrays(integers, dtype)
+        bias = np.arange(case.k, dtype=dtype) - case.k // 2
+        got = convolve("forward", case, x, w, None, bias=bias, activation="relu", algorithm="direct")
+        assert_exact(got, np.maximum(case.want("forward", x, w, None) + bias, 0), dtype)
+
+    @pytest.mark.parametrize("activation", [None, "relu"])
+    def test_a_nan_reaches_those_that_look_at_it(self, activation):
+        for text in ("n1_h9w9_c4_k6_r3s3", "n1_h9w9_c32_k32_r3s3_g32"):
+            case = case_of(text)
+            x, w, _ = case.arrays(integers)
+            x[0, 4, 4, 1] = np.nan
+            y = convolve("forward", case, x, w, None, activation=activation, algorithm="direct")
+            want = np.zeros(y.shape, bool)
+            want[0, 2:5, 2:5, 1 if case.groups > 1 else slice(None)] = True
+            assert np.array_equal(np.isnan(y), want)
+
+
+PROCESSORS = {"haswell": ("+avx,+avx2,+fma", 32), "nehalem": ("+sse4.2", 16)}
+
+
+@pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="processors of another architecture")
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_the_vectors_of_other_processors(processor):
+    features, vector_bytes = PROCESSORS[processor]
+    environment = {**os.environ, "NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": features}
+
+    def run(*arguments):
+        done = subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert int(run("-c", "from gpuconv.simd import tile; print(tile.VECTOR_BYTES)")) == vector_bytes
+    run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "float32", f"{__file__}::TestRight")
+
+
+# -------------------------------------------------------------------------------------------------- memory
+
+
+class Guarded:
+    """Copies of arrays, each up against a page that may not be touched: before its first byte, or behind its last."""
+
+    def __init__(self, behind):
+        self._behind, self._rooms = behind, []
+
+    def __call__(self, array):
+        size = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        room = mmap.mmap(-1, size + 2 * mmap.PAGESIZE)
+        self._rooms.append(room)
+        start = mmap.PAGESIZE + (size - array.nbytes if self._behind else 0)
+        copy = np.frombuffer(room, array.dtype, array.size, start).reshape(array.shape)
+        copy[...] = array
+        first = ctypes.addressof(ctypes.c_char.from_buffer(room))
+        for page in (first, first + mmap.PAGESIZE + size):
+            assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(page), mmap.PAGESIZE, 0) == 0
+        return copy
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="mprotect is POSIX's")
+@pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])
+@every_direction
+@every_problem
+def test_nothing_beside_the_arrays_is_touched(case, direction, behind):
+    """Otherwise the process dies of it."""
+    guarded = Guarded(behind)
+    arrays = case.arrays()
+    want = case.want(direction, *arrays)
+    out = guarded(np.empty(want.shape, np.float32))
+    got = convolve(direction, case, *map(guarded, arrays), algorithm="direct", out=out)
+    assert got is out
+    assert_exact(got, want, "float32")
+
+
+# -------------------------------------------------------------------------------------------------- who is served
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "complex64"])
+def test_other_dtypes_are_refused(dtype):
+    case = case_of(PROBLEMS["whole vectors"])
+    with pytest.raises(gpuconv.AlgorithmError, match=rf"takes float32 and float64 on the CPU, the arrays are {dtype}"):
+        convolve("forward", case, *case.arrays(integers, dtype), algorithm="direct")
+
+
+def test_without_numba_it_says_what_to_install_and_others_serve(monkeypatch):
+    case = case_of("n1_h31w7_c3_k5_r3s3_p1")  # asked for by no other test: plans are remembered
+    monkeypatch.setattr(direct, "numba_is_there", lambda: False)
+    arrays = case.arrays()
+    with pytest.raises(gpuconv.AlgorithmError, match=r"needs Numba on the CPU: pip install 'gpuconv\[cpu\]'"):
+        convolve("forward", case, *arrays, algorithm="direct")
+    assert gpuconv.plan(problem(case)).chosen != "direct"
+    assert_exact(convolve("forward", case, *arrays), case.want("forward", *arrays), "float32")
+
+
+@every_direction
+def test_a_convolution_that_nobody_named_does_not_wait_for_numba(direction):
+    """Nor does planning one: numba is imported where it computes."""
+    statement = (
+        "import sys, gpuconv; "
+        f"str(gpuconv.plan('n1_h8w8_c4_k4_r3s3_p1', direction={direction!r})); assert 'numba' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", statement], check=True)
+
+
+@every_direction
+def test_arrays_as_they_come(direction):
+    """Channels first, backwards, every second pixel, foreign byte order, unaligned: the same bits."""
+    for text in ("n2_h9w10_c5_k33_r3s3_p1", "n2_h9w10_c20_k33_r3s3_p1_st2", "n2_h9w10_c32_k32_r3s3_p1_g32"):
+        case = case_of(text)
+        arrays = case.arrays()
+        want = convolve(direction, case, *arrays, algorithm="direct")
+        for change in STRIDED.values():
+            assert same(convolve(direction, case, *map(change, arrays), algorithm="direct"), want)
+
+
+def unaligned(a):
+    room = np.zeros(a.nbytes + 1, np.uint8)
+    copy = room[1:].view(a.dtype).reshape(a.shape)
+    copy[...] = a
+    return copy
+
+
+STRIDED = {
+    "channels first": lambda a: np.moveaxis(np.ascontiguousarray(np.moveaxis(a, -1, 0)), 0, -1),
+    "backwards": lambda a: a[:, ::-1].copy()[:, ::-1],
+    "every second": lambda a: np.repeat(a, 2, axis=-2)[..., ::2, :],
+    "foreign": lambda a: a.astype(a.dtype.newbyteorder()),
+    "unaligned": unaligned,
+}
