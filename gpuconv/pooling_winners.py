@@ -63,11 +63,12 @@ def max_pool_grad(xp: ModuleType, dy: Array, x: Array, y: Array | None, g: ConvG
             total[...] = 0  # where no tap writes
 
         def give(hit: Array, ins: Slices, outs: Slices) -> None:
-            share = (-hit.view(np.int8) & dy_bits[outs]).view(dtype)
+            share = (-hit.view(np.int8)).astype(bits)
+            share &= dy_bits[outs]
             if apart:
-                _copy(xp, share, total[ins])
+                _copy(xp, share.view(dtype), total[ins])
             else:
-                total[ins] += share
+                total[ins] += share.view(dtype)
 
         for ins, outs in taps[:-1]:
             value = xp.empty(waiting[outs].shape, x.dtype)
@@ -114,7 +115,7 @@ def _by_images(xp: ModuleType, x: Array, job: Callable[[slice], None]) -> None:
         quietly(slice(n))
         return
     threads = cpu.workers() if x.size > WORTH_A_THREAD else 1
-    step = max(1, min(-(-n // threads), 2 * cpu.cache_bytes() * n // max(x.nbytes, 1)))
+    step = max(1, min(-(-n // threads), cpu.cache_bytes() * n // max(x.nbytes, 1)))
     cpu.spread([slice(i, i + step) for i in range(0, n, step)], lambda: quietly, threads, holds_blas=False)
 
 
