@@ -144,7 +144,7 @@ n1_h8w8_c4_k4_r3s3_p1_g4  complex128 strict  cpu  input_grad  4.61 kFLOP
 n2_w9_c3_k5_s1  float32 strict  cpu  forward  540 FLOP
   loops          chosen    no workspace
   fft            possible  6.83 kB workspace; auto takes it under precision='fast' only
-  direct         possible  4.28 kB workspace
+  direct         possible  2.36 kB workspace
   gemm           possible  no workspace
   depthwise      refused   groups=1, needs groups == in_channels (3)
   winograd       refused   kernel (1,), stride (1,), dilation (1,); needs (3, 3), (1, 1), (1, 1)

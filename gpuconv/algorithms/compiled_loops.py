@@ -36,9 +36,10 @@ def three_axes(sizes: Ints, filler: int) -> Ints:
 
 @lru_cache(maxsize=1024)
 def maps_of(g: ConvGeometry, *, merges: bool = False) -> tuple[Array, Array, Array]:
-    """For each of three axes, the input position that output p sees through tap r, at [p * taps + r]; -1 for a zero.
+    """For each of three axes, the input position that output p sees through tap r; -1 for a zero.
 
-    If the taps of a row are merged into one run, the last map tells where these begin; x is padded along rows then.
+    At [p * taps + r] for the first two, at [r * outputs + p] for the last, along which outputs are walked together. If
+    the taps of a row are merged into one run, the last map tells where these begin; x is padded along rows then.
     """
     maps = [np.zeros(1, np.int64)] * (3 - g.ndim)
     for axis in range(g.ndim):
@@ -46,8 +47,8 @@ def maps_of(g: ConvGeometry, *, merges: bool = False) -> tuple[Array, Array, Arr
         if merges and axis == g.ndim - 1:
             maps.append(outputs)
         else:
-            seen = outputs[:, None] + np.arange(g.kernel[axis]) * g.dilation[axis]
-            maps.append(np.ascontiguousarray(g.source_index(axis)[seen].ravel(), np.int64))
+            seen = g.source_index(axis)[outputs[:, None] + np.arange(g.kernel[axis]) * g.dilation[axis]]
+            maps.append(np.array(seen.T if axis == g.ndim - 1 else seen, np.int64, order="C").ravel())
     return maps[0], maps[1], maps[2]
 
 

@@ -30,7 +30,7 @@ TASK_MACS = 2**21
 """Multiply-adds of a task that is worth its while: some 20 us of one core."""
 
 MOST_OUTPUTS = 512
-"""Of a task: what they look at stays in the second-level cache while one panel of weights after another is applied."""
+"""Of a block: what they look at stays in the second-level cache while one panel of weights after another is applied."""
 
 MOST_PLACES = 2**15
 """In the table of addresses of a task: 256 KiB."""
@@ -42,8 +42,11 @@ DEPTH = 256
 """Products that are summed in registers before they are added to memory. The weights, or the rows of dy, that they take
 stay in the first cache; and a long sum errs less in pieces."""
 
+LEAST_OUTPUTS = 256
+"""Of a block: fewer are not worth the packing of the weights."""
+
 ROWS = 24
-"""Outputs of a task are a multiple of this, which is one of the rows of every tile."""
+"""A multiple of the rows of every tile: a block takes room for a multiple of it."""
 
 FEW_CHANNELS = 16
 """With fewer the taps of a row are walked as one run."""
@@ -154,7 +157,7 @@ class DenseCut:
                 *(w_address, *three_axes(tuple(taps), 0), step_g, step_c, step_k),
                 *(address(y), y_n, *three_axes(tuple(y_steps), 0), y_k),
                 *(address(zeros), g.n, *three_axes(g.out, 1), *three_axes(kernel, 1), depth, g.k_group, g.groups),
-                *(int(relu), self.block, self.pieces, self.depth),
+                *(int(relu), self.block, -(-self.block // ROWS) * ROWS, self.pieces, self.depth),
             )
         )
 
@@ -189,36 +192,38 @@ def _cut(problem: Problem, g: ConvGeometry, threads: int) -> DenseCut:
 
     shared = _zeros(g, merges) * dtype.itemsize + copied_bytes(problem, g) + merges * padded
     in_place, chunk = False, outputs
-    block = max(ROWS, min(MOST_OUTPUTS, MOST_PLACES // taps) // ROWS * ROWS)
+    most = max(ROWS, min(MOST_OUTPUTS, MOST_PLACES // taps))
     if is_w:
         dw_bytes = math.prod(g.w_shape) * dtype.itemsize
-        most = min(MOST_PARTS, problem.max_workspace // 4) // dw_bytes
-        chunk = -(-outputs // max(1, min(tasks, -(-outputs // DEPTH), most)))
+        parts = min(MOST_PARTS, problem.max_workspace // 4) // dw_bytes
+        chunk = -(-outputs // max(1, min(tasks, -(-outputs // DEPTH), parts)))
         chunks = -(-outputs // chunk)
         pieces = min(panels, -(-tasks // chunks))
         in_place = chunks == 1 and (problem.contiguous or not merges)
         shared += 0 if in_place else chunks * dw_bytes
-        block, tasks = min(DEPTH, block, -(-outputs // ROWS) * ROWS), chunks * pieces
+        block, tasks = min(DEPTH, most, chunk), chunks * pieces
     else:
         shared += (g.k + 2 * VECTOR_BYTES // dtype.itemsize) * dtype.itemsize
-        block = min(block, max(2 * ROWS, -(-outputs // tasks // ROWS) * ROWS))
-        blocks = -(-outputs // block)
-        pieces = min(panels, max(1, tasks // blocks))
+        # As few blocks as there may be: each packs all weights, or those of its piece, anew.
+        blocks = max(-(-outputs // most), min(tasks, outputs // LEAST_OUTPUTS))
+        block = -(-outputs // blocks)
+        pieces = min(panels, -(-tasks // blocks))
         tasks = blocks * pieces
 
     def made(block: int, threads: int) -> DenseCut:
         depth = min(DEPTH, math.prod(g.kernel) * g.c_group)
+        rows = -(-block // ROWS) * ROWS
         if is_w:
-            panel, sums = block * widest, -(-panels // pieces) * math.prod(g.kernel) * g.c_group * widest
+            panel, sums = rows * widest, -(-panels // pieces) * math.prod(g.kernel) * g.c_group * widest
         else:
-            panel, sums = depth * widest, block * widest + g.k + widest
-        table = (taps + 1) * block
+            panel, sums = depth * widest, rows * widest + g.k + widest
+        table = (taps + 1) * rows
         return DenseCut(
             g, dtype, merges, block, chunk, pieces, in_place, depth, table, panel, sums, threads, shared
         )  # fmt: skip
 
     while made(block, 1).total_bytes > problem.max_workspace and block > ROWS:
-        block = max(ROWS, block // 2 // ROWS * ROWS)
+        block = max(ROWS, block // 2)
     most = affordable_threads(tasks, problem.max_workspace - shared, made(block, 1).worker_bytes, threads)
     return made(block, most)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from gpuconv.simd.tile import ROWS, VECTOR_BYTES, address_of, compiled, get, kept, next_task, put, tile_of
+from gpuconv.simd.tile import ROWS, VECTOR_BYTES, address_of, compiled, get, kept, next_task, put, tile_of, transpose
 
 
 class Product(NamedTuple):
@@ -53,6 +53,7 @@ class Product(NamedTuple):
     groups: int
     relu: int
     block: int  # outputs of a task
+    rows: int  # for which there is room in the buffers
     pieces: int  # in which its groups and channels are cut
     depth: int  # products that are summed in registers
 
@@ -64,32 +65,35 @@ def _look_up(p: Any, maps: Any, table: Any, first: int, count: int, rows: int, p
     From `count` to `rows` there is no output: a run of zeros is seen, and the place is `spare`.
     """
     d_of, h_of, w_of = maps
-    q, rest = first % p.q, first // p.q
-    row, rest = rest % p.p, rest // p.p
-    o, n = rest % p.o, rest // p.o
-    for i in range(rows):
-        is_there = i < count
-        places[i] = p.y + n * p.y_n + o * p.y_o + row * p.y_p + q * p.y_q if is_there else spare
-        run = i
+    i = 0
+    while i < count:
+        # Outputs of one row see the same rows.
+        q, rest = (first + i) % p.q, (first + i) // p.q
+        row, rest = rest % p.p, rest // p.p
+        o, n = rest % p.o, rest // p.o
+        length = min(p.q - q, count - i)
+        place = p.y + n * p.y_n + o * p.y_o + row * p.y_p + q * p.y_q
+        some = places[i : i + length]
+        for j in range(length):
+            some[j] = place + j * p.y_q
+        run = 0
         for t in range(p.t):
-            d = d_of[o * p.t + t] if is_there else -1
+            d = d_of[o * p.t + t]
             for r in range(p.r):
-                h = h_of[row * p.r + r] if is_there else -1
+                h = h_of[row * p.r + r]
+                is_there = d >= 0 and h >= 0
                 start = p.x + n * p.x_n + d * p.x_d + h * p.x_h
                 for s in range(p.s):
-                    w = w_of[q * p.s + s] if is_there else -1
-                    table[run] = p.zeros if min(d, h, w) < 0 else start + w * p.x_w
-                    run += rows
-        q += 1
-        if q == p.q:
-            q = 0
-            row += 1
-            if row == p.p:
-                row = 0
-                o += 1
-                if o == p.o:
-                    o = 0
-                    n += 1
+                    columns = w_of[s * p.q + q : s * p.q + q + length]
+                    some = table[run * rows + i : run * rows + i + length]
+                    for j in range(length):
+                        some[j] = start + columns[j] * p.x_w if is_there and columns[j] >= 0 else p.zeros
+                    run += 1
+        i += length
+    for i in range(count, rows):
+        places[i] = spare
+        for run in range(p.t * p.r * p.s):
+            table[run * rows + i] = p.zeros
 
 
 def _make_move(vectors: int) -> Any:
@@ -121,14 +125,41 @@ def _copy(source: int, step: int, target: int, target_step: int, count: int, wid
             put(target + k * target_step, get(source + k * step, like))
 
 
+@compiled
+def _pack(source: int, step: int, step_k: int, depth: int, k_count: int, width: int, panel: Any, at: int) -> None:
+    """panel[at + i, k] = what lies at source + i * step + k * step_k; for k from `k_count` to `width` anything."""
+    size = panel.itemsize
+    lanes = VECTOR_BYTES // size
+    target = address_of(panel) + at * width * size
+    i = 0
+    if k_count == width and step_k == size:
+        if width == lanes:
+            for i in range(depth):
+                _move_1(source + i * step, target + i * VECTOR_BYTES, panel)
+        else:
+            for i in range(depth):
+                _move_2(source + i * step, target + i * 2 * VECTOR_BYTES, panel)
+        return
+    if k_count == width and step == size:
+        while i + lanes <= depth:
+            for k in range(0, width, lanes):
+                transpose(source + i * size + k * step_k, step_k, target + (i * width + k) * size, width * size, panel)
+            i += lanes
+    while i < depth:
+        for k in range(k_count):
+            put(target + (i * width + k) * size, get(source + i * step + k * step_k, panel))
+        i += 1
+
+
 def _make_multiply(vectors: int) -> Any:
     tile = tile_of(ROWS, vectors)
-    zeros, add_products, addresses, apart = tile.zeros, tile.add_products, tile.addresses, tile.apart
+    zeros, add_products, addresses = tile.zeros, tile.add_products, tile.addresses
+    apart, all_at = tile.apart, tile.all_at
     plus, relu, store = tile.plus, tile.relu, tile.store
 
     @compiled
     def multiply(
-        table: Any, rows: int, run: int, runs: int, at: int, depth: int, panel: Any, sums: Any,
+        table: Any, zero_run: int, rows: int, run: int, runs: int, at: int, depth: int, panel: Any, sums: Any,
         bias: int, places: Any, to: int, is_relu: int,
     ) -> None:  # fmt: skip
         """sums[i, :] = before + over `runs` runs of `depth` elements: the run of output i  *  panel.
@@ -142,6 +173,9 @@ def _make_multiply(vectors: int) -> Any:
             w = address_of(panel)
             for number in range(run, run + runs):
                 xs = addresses(address_of(table), number * rows + i)
+                if all_at(xs, zero_run):
+                    w += depth * step
+                    continue
                 for c in range(at, at + depth * size, size):
                     total = add_products(total, xs, c, w)
                     w += step
@@ -181,8 +215,8 @@ def correlate(p: Any, maps: Any, bias: Any, tasks: int, counter: Any, table: Any
     panels = p.groups * by_group
     outputs = p.n * p.o * p.p * p.q
     runs = p.t * p.r * p.s
-    places = table[runs * p.block :]
-    spare = sums[(1 if p.k <= lanes else 2) * lanes * p.block :]
+    places = table[runs * p.rows :]
+    spare = sums[(1 if p.k <= lanes else 2) * lanes * p.rows :]
     c_most = min(p.c, p.depth)
     run_most = max(1, p.depth // c_most)
     while True:
@@ -205,21 +239,18 @@ def correlate(p: Any, maps: Any, bias: Any, tasks: int, counter: Any, table: Any
                 depth = min(c_most, p.c - c0)
                 for run in range(0, runs, run_most):
                     some = min(run_most, runs - run)
-                    target = address_of(panel)
-                    for i in range(run, run + some):
-                        s, rest = i % p.s, i // p.s
+                    for i in range(some):
+                        s, rest = (run + i) % p.s, (run + i) // p.s
                         r, t = rest % p.r, rest // p.r
                         source = weights + t * p.w_t + r * p.w_r + s * p.w_s + c0 * p.w_c
-                        for c in range(depth):
-                            _copy(source + c * p.w_c, p.w_k, target, size, k_count, width, panel)
-                            target += width * size
+                        _pack(source, p.w_c, p.w_k, depth, k_count, width, panel, i * depth)
                     is_last = c0 + depth == p.c and run + some == runs
                     to = (group * p.k + k0) * size if is_last and in_place else -1
                     at = (group * p.c + c0) * size
                     if width == lanes:
-                        _multiply_1(table, rows, run, some, at, depth, panel, sums, start, places, to, p.relu)
+                        _multiply_1(table, p.zeros, rows, run, some, at, depth, panel, sums, start, places, to, p.relu)
                     else:
-                        _multiply_2(table, rows, run, some, at, depth, panel, sums, start, places, to, p.relu)
+                        _multiply_2(table, p.zeros, rows, run, some, at, depth, panel, sums, start, places, to, p.relu)
                     start = 0
             if not in_place:
                 _scatter(p, sums, width, places, count, (group * p.k + k0) * p.y_k, k_count)
@@ -245,25 +276,32 @@ def _make_gather(rows: int, vectors: int) -> Any:
 
 
 def _make_gather_run(vectors: int) -> Any:
-    whole, four, two, one = (_make_gather(rows, vectors) for rows in (ROWS, 4, 2, 1))
+    one, two, three, four, five, six, seven, eight = (_make_gather(rows, vectors) for rows in range(1, 9))
 
     @compiled
     def gather_run(table: Any, at: int, start: int, count: int, depth: int, dy: Any, sums: int, is_first: bool) -> None:
-        """All rows of a run, as many at a time as a tile takes."""
+        """All rows of a run, eight at a time, then what is left."""
         size = dy.itemsize
         step = vectors * VECTOR_BYTES
-        c = 0
-        while c + ROWS <= depth:
-            whole(table, at + c * size, start, count, dy, sums + c * step, is_first)
-            c += ROWS
-        if c + 4 <= depth:
-            four(table, at + c * size, start, count, dy, sums + c * step, is_first)
-            c += 4
-        if c + 2 <= depth:
-            two(table, at + c * size, start, count, dy, sums + c * step, is_first)
-            c += 2
-        if c < depth:
-            one(table, at + c * size, start, count, dy, sums + c * step, is_first)
+        for _ in range(depth // 8):
+            eight(table, at, start, count, dy, sums, is_first)
+            at += 8 * size
+            sums += 8 * step
+        left = depth % 8
+        if left == 1:
+            one(table, at, start, count, dy, sums, is_first)
+        elif left == 2:
+            two(table, at, start, count, dy, sums, is_first)
+        elif left == 3:
+            three(table, at, start, count, dy, sums, is_first)
+        elif left == 4:
+            four(table, at, start, count, dy, sums, is_first)
+        elif left == 5:
+            five(table, at, start, count, dy, sums, is_first)
+        elif left == 6:
+            six(table, at, start, count, dy, sums, is_first)
+        elif left == 7:
+            seven(table, at, start, count, dy, sums, is_first)
 
     return gather_run
 
@@ -285,7 +323,7 @@ def weight_gradient(
     panels = p.groups * by_group
     outputs = p.n * p.o * p.p * p.q
     runs = p.t * p.r * p.s
-    places = table[runs * p.block :]
+    places = table[runs * p.rows :]
     panel_bytes = runs * p.c * (1 if p.k <= lanes else 2) * VECTOR_BYTES
     while True:
         task = next_task(address_of(counter))

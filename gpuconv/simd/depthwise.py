@@ -109,7 +109,7 @@ def _make_output(vectors: int) -> Any:
         w = p.w + at
         for i in range(p.t * p.r):
             for s in range(p.s):
-                column = w_of[q * p.s + s]
+                column = w_of[s * p.q + q]
                 if starts[i] and column >= 0:
                     total = add_elementwise(total, apart(starts[i] + column * p.x_w, 0), at, w)
                 w += p.pixel
@@ -132,7 +132,7 @@ def _make_row(vectors: int) -> Any:
             while q < p.q:
                 if has_tiles and p.clear_start <= q < p.clear_stop:
                     first = min(q, p.clear_stop - PIXELS)
-                    clear_outputs(p, starts, w_of[first * p.s] * p.x_w, at, y + first * p.y_q, like)
+                    clear_outputs(p, starts, w_of[first] * p.x_w, at, y + first * p.y_q, like)
                     q = first + PIXELS
                 else:
                     output(p, starts, w_of, q, at, y + q * p.y_q, like)
@@ -177,14 +177,14 @@ def _make_gather(taps: int, vectors: int) -> Any:
             stop = min(q + p.depth, p.q)
             while q < stop:
                 if p.clear_start <= q < p.clear_stop:
-                    column = x + w_of[q * p.s + s] * p.x_w
+                    column = x + w_of[s * p.q + q] * p.x_w
                     for i in range(q, min(stop, p.clear_stop)):
                         total = add_elementwise(total, apart(column, p.tap_step), 0, dy + i * p.y_q)
                         column += p.stride
                     q = min(stop, p.clear_stop)
                 else:
                     for i in range(taps):
-                        column = w_of[q * p.s + s + i]
+                        column = w_of[(s + i) * p.q + q]
                         seen[i] = p.zeros if column < 0 else x + column * p.x_w
                     total = add_elementwise(total, addresses(address_of(seen), 0), 0, dy + q * p.y_q)
                     q += 1

@@ -7,6 +7,7 @@ Numba compiles the loops; what an operation is in terms of LLVM stands here.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -64,6 +65,7 @@ class Tile(NamedTuple):
     store(tile, xs, at)                     memory at xs[i] + at = row i of the tile
     addresses(table, i)                     xs, from number i of a table of addresses
     apart(first, step)                      xs, `step` bytes apart
+    all_at(xs, address)                     whether all xs are this address
     """
 
     zeros: Callable[..., Any]
@@ -74,6 +76,7 @@ class Tile(NamedTuple):
     store: Callable[..., Any]
     addresses: Callable[..., Any]
     apart: Callable[..., Any]
+    all_at: Callable[..., Any]
 
 
 def tile_of(rows: int, vectors: int) -> Tile:
@@ -113,7 +116,11 @@ def tile_of(rows: int, vectors: int) -> Tile:
     def apart(_: Any, _first: Any, _step: Any) -> Any:
         return xs(address, address), _built(_apart, rows)
 
-    return Tile(zeros, add_products, add_elementwise, plus, relu, store, addresses, apart)
+    @intrinsic
+    def all_at(_: Any, _xs: Any, _address: Any) -> Any:
+        return types.boolean(xs, address), _built(_all_at, rows)
+
+    return Tile(zeros, add_products, add_elementwise, plus, relu, store, addresses, apart, all_at)
 
 
 def _built(operation: Callable[..., Any], of: Any) -> Callable[..., Any]:
@@ -181,6 +188,11 @@ def _apart(builder: Any, rows: int, first: Any, step: Any) -> Any:
     return _tuple_of(builder, [builder.add(first, builder.mul(step, _I64(row))) for row in range(rows)])
 
 
+def _all_at(builder: Any, rows: int, xs: Any, address: Any) -> Any:
+    differences = [builder.xor(builder.extract_value(xs, row), address) for row in range(rows)]
+    return builder.icmp_signed("==", functools.reduce(builder.or_, differences), _I64(0))
+
+
 # -------------------------------------------------------------------------------------------------- of LLVM
 
 _I64 = ir.IntType(64)
@@ -207,6 +219,12 @@ def _broadcast(builder: Any, scalar: Any, vector: ir.VectorType) -> Any:
     undefined = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.IntType(32)(0))
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None))
+
+
+def _shuffle(builder: Any, a: Any, b: Any, elements: list[int]) -> Any:
+    """A vector of elements of a and b, numbered on through both."""
+    i32 = ir.IntType(32)
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(i32, len(elements)), [i32(e) for e in elements]))
 
 
 def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
@@ -245,6 +263,31 @@ def address_of(_: Any, array: Any) -> Any:
         return builder.ptrtoint(make_array(array)(context, builder, args[0]).data, _I64)
 
     return types.intp(array), build
+
+
+@intrinsic
+def transpose(_: Any, _source: Any, _step: Any, _target: Any, _target_step: Any, like: Any) -> Any:
+    """As many vectors as one has lanes, `step` bytes apart, to vectors `target_step` bytes apart, rows as columns."""
+    tile = _TileType(1, 1, like.dtype)
+    lanes = tile.vector.count
+
+    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
+        source, step, target, target_step, _like = args
+        rows = [_load(builder, builder.add(source, builder.mul(step, _I64(i))), tile.vector) for i in range(lanes)]
+        apart = 1
+        while apart < lanes:  # exchange the off-diagonal halves of every block of 2 x 2 pieces
+            for i in range(lanes):
+                if not i & apart:
+                    a, b = rows[i], rows[i + apart]
+                    upper = [lanes + j - apart if j & apart else j for j in range(lanes)]
+                    lower = [lanes + j if j & apart else j + apart for j in range(lanes)]
+                    rows[i], rows[i + apart] = _shuffle(builder, a, b, upper), _shuffle(builder, a, b, lower)
+            apart *= 2
+        for i, row in enumerate(rows):
+            _store(builder, row, builder.add(target, builder.mul(target_step, _I64(i))))
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp, types.intp, like), build
 
 
 @intrinsic
