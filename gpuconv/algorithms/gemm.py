@@ -9,8 +9,9 @@ Which of the two makes an input gradient is decided by counting what each would 
 
 ``cols`` is the matrix of im2col (Chellapilla, Puri & Simard, "High performance convolutional neural networks for
 document processing", 2006), one strip of it at a time. Where the windows of the input already are a matrix (1x1 kernels
-of stride 1, kernels as large as the input, patches along one axis) it is a view and nothing is copied. With groups each
-matrix gets a leading axis g and the product is batched.
+of stride 1, kernels as large as the input, patches along one axis) it is a view and nothing is copied. Large layers of
+stride 1 with few output channels do without columns (shift.py). With groups each matrix gets a leading axis g and the
+product is batched.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from functools import lru_cache
 from types import ModuleType
 
 from gpuconv import cpu
-from gpuconv.algorithms import columns_grad
+from gpuconv.algorithms import columns_grad, shift
 from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.epilogue import finish
 from gpuconv.algorithms.strip_algorithm import SMALL_MACS, Correlation, Cut, StripAlgorithm, StripJob, WeightJob
@@ -52,6 +53,8 @@ class Gemm(StripAlgorithm):
         return None
 
     def rows(self, c: Correlation) -> int:
+        if c.shifted:
+            return shift.rows(c)
         row_bytes = c.tap_count * c.g.c * c.acc.itemsize
         # Twice the cache: larger strips mean fewer of them, and fewer of the steps between products.
         target = 2 * cpu.cache_bytes() if c.on_cpu else GPU_STRIP_BYTES
@@ -72,13 +75,15 @@ class Gemm(StripAlgorithm):
         return Work(g.macs * max(1.0, BLAS_COLUMNS / g.k_group), columns + math.prod(g.y_shape), 20 * strips)
 
     def adapt(self, c: Correlation) -> Correlation:
-        """Give a product that would be narrow more columns: several outputs of a row side by side.
+        """Leave the columns out where that is less work, and give a product that would be narrow more columns.
 
         With k = 3 output channels a product keeps 3 of BLAS's 16 columns busy. Five neighbouring outputs look at a
         kernel only 4 wider, so five shifted copies of w, each with zeros around it, make a product of 15 columns from a
         fifth of the rows; the results lie as they should, channels of one output after those of the other.
         """
         g = c.g
+        if g.k > BLAS_COLUMNS // 2 and shift.pays(c) and not windows_are_matrix(c):
+            return replace(c, shifted=True)
         if not c.on_cpu or g.groups > 1 or g.stride[-1] > 1 or g.dilation[-1] > 1 or g.k > BLAS_COLUMNS // 2:
             return c
         if g.macs <= SMALL_MACS or (g.is_padded and g.pad_mode != "zeros"):
@@ -175,12 +180,16 @@ class Gemm(StripAlgorithm):
         return w_gjb if groups > 1 else w_gjb[0]
 
     def strip_bytes(self, c: Correlation, extents: Ints) -> int:
+        if c.shifted:
+            return shift.strip_bytes(c, extents)
         y_elements = 0 if c.y_plain else math.prod(extents) * c.g.k
         return self._columns_bytes(c, extents) + y_elements * c.acc.itemsize
 
     def strip_job(
         self, xp: ModuleType, c: Correlation, cut: Cut, x: Array, packed: Array, y: Array, bias: Array | None, act: str
     ) -> StripJob:
+        if c.shifted:
+            return shift.strip_job(c, cut, x, packed, y, bias, act)
         g = c.g
         columns = _Columns(xp, c, cut.extents, x)
         buffer = None if c.y_plain else xp.empty(math.prod(cut.extents) * g.k, c.acc)

@@ -53,6 +53,7 @@ class Correlation:
     y_plain: bool
     w_plain: bool
     side_by_side: int = 1  # outputs along the last axis that `g` takes for channels of one, see Gemm.adapt
+    shifted: bool = False  # whether gemm computes it without columns, see shift.py
 
     @classmethod
     def of(cls, problem: Problem) -> Correlation:
