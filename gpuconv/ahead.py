@@ -196,7 +196,7 @@ class PreparedConv:
         call, g = self._call, self.plan.geometry
         backend.common_module(call.caller, x=x, w=self._w, out=out)
         dtype = backend.common_dtype(call.caller, x=x, w=self._w)
-        call.check_shape("x", x, g.x_shape, f"the convolution {g}")
+        call.check_shape("x", x, g.x_shape, "the convolution", g)
         arrays = {"x": x, "w": self._w}
         return call.run("forward", g, dtype, arrays, out, g.y_shape, self._bias, self._activation, self._packed)
 

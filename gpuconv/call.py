@@ -55,7 +55,7 @@ class Call:
         backend.common_module(self.caller, dy=dy, w=w, out=out)
         dtype = backend.common_dtype(self.caller, dy=dy, w=w)
         g = self.geometry(input_shape, w.shape, "input_shape")
-        self.check_shape("dy", dy, g.y_shape, f"the convolution {g}")
+        self.check_shape("dy", dy, g.y_shape, "the convolution", g)
         return self.run("input_grad", g, dtype, {"dy": dy, "w": w}, out, g.x_shape)
 
     def weight_grad(self, x: Array, dy: Array, kernel_shape: IntsLike, out: Array | None) -> Array:
@@ -68,7 +68,7 @@ class Call:
             n, spatial, c, k, kernel, self.stride, self.pad, self.dilation, self.groups, self.pad_mode,
             caller=self.caller,
         )  # fmt: skip
-        self.check_shape("dy", dy, g.y_shape, f"the convolution {g}")
+        self.check_shape("dy", dy, g.y_shape, "the convolution", g)
         return self.run("weight_grad", g, dtype, {"x": x, "dy": dy}, out, g.w_shape)
 
     def transpose(
@@ -228,17 +228,19 @@ class Call:
     ) -> None:
         if out is None:
             return
-        self.check_shape("out", out, shape, f"the result of {g}", is_w)
+        self.check_shape("out", out, shape, "the result of", g, is_w)
         if out.dtype != dtype:
             raise DTypeError(f"{self.caller}: out is {out.dtype}, the result is {dtype}. Make out of that dtype.")
         if not getattr(out.flags, "writeable", True):  # CuPy arrays always are
             raise GeometryError(f"{self.caller}: out is read-only. Pass an array that may be written.")
 
-    def check_shape(self, name: str, array: Array, shape: Ints, what: str, is_w: bool = False) -> None:
-        """`shape` is channels last."""
+    def check_shape(
+        self, name: str, array: Array, shape: Ints, what: str, g: ConvGeometry, is_w: bool = False
+    ) -> None:
+        """`shape` is channels last; `what` says before g what needs it."""
         wanted = self.in_layout(shape, is_w)
         if array.shape != wanted:
-            raise GeometryError(f"{self.caller}: {name}.shape={array.shape}, {what} needs {name}.shape={wanted}.")
+            raise GeometryError(f"{self.caller}: {name}.shape={array.shape}, {what} {g} needs {name}.shape={wanted}.")
 
     def check_activation(self, activation: str | None, dtype: np.dtype[Any]) -> str:
         if activation is None:

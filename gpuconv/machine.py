@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 import sys
+from importlib.metadata import version
+from importlib.util import find_spec
 
 import numpy as np
 import threadpoolctl
@@ -41,6 +43,8 @@ def versions() -> dict[str, str]:
         "blas": blas(),
         "threadpoolctl": threadpoolctl.__version__,
     }
+    if find_spec("numba") is not None:
+        found["numba"] = version("numba")
     devices()  # imports CuPy, if it is there
     if "cupy" in sys.modules:
         found["cupy"] = sys.modules["cupy"].__version__
