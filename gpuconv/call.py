@@ -234,9 +234,7 @@ class Call:
         if not getattr(out.flags, "writeable", True):  # CuPy arrays always are
             raise GeometryError(f"{self.caller}: out is read-only. Pass an array that may be written.")
 
-    def check_shape(
-        self, name: str, array: Array, shape: Ints, what: str, g: ConvGeometry, is_w: bool = False
-    ) -> None:
+    def check_shape(self, name: str, array: Array, shape: Ints, what: str, g: ConvGeometry, is_w: bool = False) -> None:
         """`shape` is channels last; `what` says before g what needs it."""
         wanted = self.in_layout(shape, is_w)
         if array.shape != wanted:

@@ -344,8 +344,8 @@ def test_an_offset_beyond_32_bits_is_reached_without_overflow(checked, direction
     p = Problem(g, np.dtype("float32"), "cuda:0", direction, max_workspace=0)
     p.__dict__["xp"] = np
     arrays = [np.zeros(320, np.float32) for _ in range(3)]
+    function = getattr(direct_cuda.CudaDirect(), direction)
     with pytest.raises(emulator.KernelFault, match=emulator.FAR_AWAY):
-        function = getattr(direct_cuda.CudaDirect(), direction)
         function(p, *arrays, *(() if direction == "weight_grad" else (None, "identity")))
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from importlib.util import find_spec
-from typing import TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,12 +16,22 @@ from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints
 
 TASKS = 16
-"""Work that is long enough is cut into at least so many tasks, so that threads end at about the same time."""
+"""Into which a sum is cut, for threads to share out."""
+
+TASKS_OF_A_THREAD = 4
+"""At least so many where it is of no consequence, for threads to end at about the same time."""
 
 VECTOR_BYTES = 64
 """Of the longest vectors there are. Buffers are made for these: how long they are here only compiled code knows."""
 
-Buffers = TypeVar("Buffers")
+CACHE_LINE = 64
+
+
+class Job(NamedTuple):
+    """A loop over tasks: `work` takes one after another until none is left, counted in an array that threads share."""
+
+    tasks: int
+    work: Callable[[Array], None]
 
 
 @cache
@@ -32,6 +42,16 @@ def numba_is_there() -> bool:
 def three_axes(sizes: Ints, filler: int) -> Ints:
     """Sizes, or steps, of up to three axes as those of three."""
     return (*(filler,) * (3 - len(sizes)), *sizes)
+
+
+def tasks_for(threads: int, *, sums: bool) -> int:
+    """Into how many tasks to cut what is long enough.
+
+    Where tasks make parts of one sum their number decides how it is rounded, and may not depend on the threads.
+    """
+    if sums:
+        return TASKS
+    return 1 if threads == 1 else TASKS_OF_A_THREAD * threads
 
 
 @lru_cache(maxsize=1024)
@@ -52,11 +72,19 @@ def maps_of(g: ConvGeometry, *, merges: bool = False) -> tuple[Array, Array, Arr
     return maps[0], maps[1], maps[2]
 
 
-def copied_bytes(problem: Problem, g: ConvGeometry) -> int:
+def copied_bytes(problem: Problem) -> int:
     """Of the copies that may be needed: nothing but the problem tells whether arrays are contiguous and native."""
+    g = problem.geometry
     if problem.contiguous:
         return 0
     return (math.prod(g.x_shape) + math.prod(g.y_shape) + math.prod(g.w_shape)) * problem.dtype.itemsize
+
+
+def budget(problem: Problem, shared_bytes: int) -> int:
+    """What is left for the buffers of threads, if each of the correlations of a problem takes `shared_bytes`."""
+    count = math.prod(map(min, problem.geometry.stride, problem.geometry.spatial))
+    count = count if problem.direction == "input_grad" else 1
+    return problem.max_workspace - copied_bytes(problem) - count * shared_bytes
 
 
 def native(array: Array) -> Array:
@@ -78,12 +106,28 @@ def address(array: Array) -> int:
     return place
 
 
-def run(threads: int, make_buffers: Callable[[], Buffers], work: Callable[[Array, Buffers], None]) -> None:
-    """Let every thread work, in buffers of its own, until no task is left; they count the tasks in a shared array."""
-    counter = np.zeros(1, np.int64)
+def run(threads: int, jobs: Sequence[Job]) -> None:
+    """Let every thread go through all jobs. They are done when all tasks have ended, whatever helpers have left to say.
 
-    def make_job() -> Callable[[int], None]:
-        buffers = make_buffers()
-        return lambda _: work(counter, buffers)
+    A helper that fails, for want of memory, leaves its tasks to the others.
+    """
+    from gpuconv.simd.tile import all_ended
 
-    cpu.spread(range(threads), make_job, threads, holds_blas=False)
+    counters = np.zeros((len(jobs), CACHE_LINE // 8), np.int64)
+
+    def work() -> None:
+        for counter, job in zip(counters, jobs, strict=True):
+            job.work(counter)
+
+    asked = [cpu.ask(work) for _ in range(threads - 1)]
+    try:
+        work()
+    except BaseException:
+        for one in asked:
+            one.outcome()
+        raise
+    for one in asked:
+        one.take_back()
+    for counter, job in zip(counters, jobs, strict=True):
+        while not all_ended(counter, job.tasks):
+            pass

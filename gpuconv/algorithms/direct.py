@@ -11,17 +11,17 @@ number of threads, and every sum is made in a fixed order: neither do the bits.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
 from gpuconv.adjoint import adjoint_parts
 from gpuconv.algorithms.base import PlainWeights, Problem, Work
-from gpuconv.algorithms.compiled_loops import native, numba_is_there
+from gpuconv.algorithms.compiled_loops import copied_bytes, has_adjacent_channels, native, numba_is_there, run
 from gpuconv.algorithms.direct_dense import DenseCut
 from gpuconv.algorithms.direct_depthwise import DepthwiseCut
-from gpuconv.algorithms.epilogue import fill
+from gpuconv.algorithms.epilogue import fill, finish
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array
 
@@ -41,40 +41,70 @@ class Direct(PlainWeights):
         return None
 
     def workspace_bytes(self, problem: Problem) -> int:
-        return max((_cut_of(problem, g).total_bytes for g in _correlations(problem)), default=0)
+        cuts = [_cut_of(problem, g) for g in _correlations(problem)]
+        if not cuts:
+            return 0
+        shared = copied_bytes(problem) + sum(cut.shared_bytes for cut in cuts)
+        return shared + max(cut.threads for cut in cuts) * max(cut.worker_bytes for cut in cuts)
 
     def work(self, problem: Problem) -> Work:
         works = (_cut_of(problem, g).work for g in _correlations(problem))
         return sum(works, Work())
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
-        cut = _cut_of(problem, problem.geometry)
-        cut.correlate(native(x), _by_group(native(w), problem.geometry), out, bias, activation)
+        g = problem.geometry
+        with _written(problem, out, activation) as target:
+            _correlate(problem, [(g, native(x), _by_group(native(w), g), target)], bias, activation)
 
     def input_grad(
         self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
     ) -> None:
-        dy, w = native(dy), native(w)
-        for part in adjoint_parts(problem.geometry):
-            target = out[(slice(None), *part.dx_slices)]
-            if part.geometry is None:
-                fill(np, target, bias, activation)
-                continue
-            turned = _by_group(w[part.w_slices], problem.geometry).swapaxes(-1, -2)
-            read = dy[(slice(None), *part.dy_slices)]
-            _cut_of(problem, part.geometry).correlate(read, turned, target, bias, activation)
+        dy, w, correlations = native(dy), native(w), []
+        with _written(problem, out, activation) as target:
+            for part in adjoint_parts(problem.geometry):
+                place = target[(slice(None), *part.dx_slices)]
+                if part.geometry is None:
+                    fill(np, place, bias, activation)
+                    continue
+                turned = _by_group(w[part.w_slices], problem.geometry).swapaxes(-1, -2)
+                correlations.append((part.geometry, dy[(slice(None), *part.dy_slices)], turned, place))
+            _correlate(problem, correlations, bias, activation)
 
     def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
         _cut_of(problem, problem.geometry).weight_gradient(native(x), native(dy), out)
 
 
+def _correlate(
+    problem: Problem, correlations: list[tuple[ConvGeometry, Array, Array, Array]], bias: Array | None, activation: str
+) -> None:
+    """Compute all, (geometry, x, w, where to), side by side."""
+    cuts = [_cut_of(problem, g) for g, *_ in correlations]
+    relu = activation == "relu"
+    jobs = [cut.job(x, w, to, bias, relu=relu) for cut, (_, x, w, to) in zip(cuts, correlations, strict=True)]
+    run(max(cut.threads for cut in cuts), jobs)
+
+
+@contextmanager
+def _written(problem: Problem, out: Array, activation: str) -> Iterator[Array]:
+    """Where the loops may write; what they leave to be done is done in the end."""
+    target = out
+    if DepthwiseCut.serves(problem) and not has_adjacent_channels(out):
+        target = np.empty(out.shape, out.dtype)
+    yield target
+    if activation not in ("identity", "relu"):
+        finish(np, target, None, activation)
+    if target is not out:
+        out[...] = target
+
+
 def _cut_of(problem: Problem, g: ConvGeometry) -> DenseCut | DepthwiseCut:
     """How a problem, or one of the correlations that it consists of, is cut up."""
-    return DepthwiseCut.of(problem, g) if DepthwiseCut.serves(problem) else DenseCut.of(problem, g)
+    serving = DepthwiseCut if DepthwiseCut.serves(problem) else DenseCut
+    return serving.of(problem, g)
 
 
 def _correlations(problem: Problem) -> Iterator[ConvGeometry]:
-    if math.prod(problem.geometry.w_shape) == 0 or problem.geometry.macs == 0:
+    if problem.geometry.macs == 0:
         return
     if problem.direction != "input_grad":
         yield problem.geometry

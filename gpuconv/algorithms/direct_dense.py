@@ -12,16 +12,16 @@ import numpy as np
 from gpuconv import cpu
 from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.compiled_loops import (
-    TASKS,
     VECTOR_BYTES,
+    Job,
     address,
-    copied_bytes,
+    budget,
     maps_of,
     run,
+    tasks_for,
     three_axes,
     with_adjacent_channels,
 )
-from gpuconv.algorithms.epilogue import finish
 from gpuconv.algorithms.strip_algorithm import affordable_threads
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints
@@ -83,10 +83,6 @@ class DenseCut:
         return _cut(problem, g, cpu.workers())
 
     @property
-    def total_bytes(self) -> int:
-        return self.shared_bytes + self.threads * self.worker_bytes
-
-    @property
     def worker_bytes(self) -> int:
         return 8 * self.table + (self.panel + self.sums) * self.dtype.itemsize
 
@@ -98,26 +94,25 @@ class DenseCut:
 
     # ------------------------------------------------------------------------------------------ the passes
 
-    def correlate(self, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
-        """out = activation(correlation of x with w + bias); w is (*taps, groups, c // groups, k // groups)."""
+    def job(self, x: Array, w: Array, out: Array, bias: Array | None, *, relu: bool) -> Job:
+        """out = correlation of x with w + bias, then relu of it; w is (*taps, groups, c // groups, k // groups)."""
         from gpuconv.simd import dense
 
         if self.merges:
             w = np.ascontiguousarray(w)
         read, zeros = self._readable(x), self._zeros()
-        product = self._product(read, w.strides, address(w), out, zeros, relu=activation == "relu")
+        product = self._product(read, w.strides, address(w), out, zeros, relu=relu)
         maps = maps_of(self.g, merges=self.merges)
-        added = np.zeros(self.g.k + 2 * VECTOR_BYTES // out.itemsize, out.dtype)  # a panel may reach past the channels
+        added = np.zeros(_added(self.g, self.dtype), self.dtype)
         if bias is not None:
             added[: self.g.k] = bias
         tasks = -(-_outputs(self.g) // self.block) * self.pieces
+        held = read, w, zeros  # the loop knows their addresses only
 
-        def work(counter: Array, buffers: Buffers) -> None:
-            dense.correlate(product, maps, added, tasks, counter, *buffers)
+        def work(counters: Array, _: object = held) -> None:
+            dense.correlate(product, maps, added, tasks, counters, *self._buffers())
 
-        run(self.threads, self._buffers, work)
-        if activation not in ("identity", "relu"):
-            finish(np, out, None, activation)
+        return Job(tasks, work)
 
     def weight_gradient(self, x: Array, dy: Array, out: Array) -> None:
         """out = the gradient of w, (*taps, c // groups, k)."""
@@ -130,10 +125,12 @@ class DenseCut:
         product = self._product(read, by_group.strides, address(parts), dy, zeros, relu=False)
         maps = maps_of(g, merges=self.merges)
 
-        def work(counter: Array, buffers: Buffers) -> None:
-            dense.weight_gradient(product, maps, self.chunk, parts.strides[0], chunks * self.pieces, counter, *buffers)
+        tasks = chunks * self.pieces
 
-        run(self.threads, self._buffers, work)
+        def work(counters: Array) -> None:
+            dense.weight_gradient(product, maps, self.chunk, parts.strides[0], tasks, counters, *self._buffers())
+
+        run(self.threads, [Job(tasks, work)])
         if not self.in_place:
             total = parts[0]
             for part in parts[1:]:
@@ -188,9 +185,9 @@ def _cut(problem: Problem, g: ConvGeometry, threads: int) -> DenseCut:
     taps = math.prod(g.kernel[:-1]) * (1 if merges else g.kernel[-1])
     widest = (1 if g.k_group * dtype.itemsize <= VECTOR_BYTES else 2) * VECTOR_BYTES // dtype.itemsize
     panels = g.groups * -(-g.k_group // widest)
-    tasks = max(1, min(TASKS, g.macs // TASK_MACS))
+    tasks = max(1, min(tasks_for(threads, sums=is_w), g.macs // TASK_MACS))
 
-    shared = _zeros(g, merges) * dtype.itemsize + copied_bytes(problem, g) + merges * padded
+    shared = _zeros(g, merges) * dtype.itemsize + merges * padded
     in_place, chunk = False, outputs
     most = max(ROWS, min(MOST_OUTPUTS, MOST_PLACES // taps))
     if is_w:
@@ -203,7 +200,7 @@ def _cut(problem: Problem, g: ConvGeometry, threads: int) -> DenseCut:
         shared += 0 if in_place else chunks * dw_bytes
         block, tasks = min(DEPTH, most, chunk), chunks * pieces
     else:
-        shared += (g.k + 2 * VECTOR_BYTES // dtype.itemsize) * dtype.itemsize
+        shared += _added(g, dtype) * dtype.itemsize
         # As few blocks as there may be: each packs all weights, or those of its piece, anew.
         blocks = max(-(-outputs // most), min(tasks, outputs // LEAST_OUTPUTS))
         block = -(-outputs // blocks)
@@ -222,10 +219,10 @@ def _cut(problem: Problem, g: ConvGeometry, threads: int) -> DenseCut:
             g, dtype, merges, block, chunk, pieces, in_place, depth, table, panel, sums, threads, shared
         )  # fmt: skip
 
-    while made(block, 1).total_bytes > problem.max_workspace and block > ROWS:
+    room = budget(problem, shared)
+    while made(block, 1).worker_bytes > room and block > ROWS:
         block = max(ROWS, block // 2)
-    most = affordable_threads(tasks, problem.max_workspace - shared, made(block, 1).worker_bytes, threads)
-    return made(block, most)
+    return made(block, affordable_threads(tasks, room, made(block, 1).worker_bytes, threads))
 
 
 def _may_merge(problem: Problem, g: ConvGeometry) -> bool:
@@ -241,6 +238,11 @@ def _outputs(g: ConvGeometry) -> int:
 def _zeros(g: ConvGeometry, merges: bool) -> int:
     """Elements of a run of zeros, for all groups."""
     return g.c * (g.kernel[-1] if merges else 1)
+
+
+def _added(g: ConvGeometry, dtype: np.dtype[Any]) -> int:
+    """Elements of a bias: a panel may reach past the last channel."""
+    return g.k + 2 * VECTOR_BYTES // dtype.itemsize
 
 
 def _padded_along_rows(x: Array, g: ConvGeometry) -> Array:

@@ -15,17 +15,16 @@ import numpy as np
 from gpuconv import cpu
 from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.compiled_loops import (
-    TASKS,
     VECTOR_BYTES,
+    Job,
     address,
-    copied_bytes,
-    has_adjacent_channels,
+    budget,
     maps_of,
     run,
+    tasks_for,
     three_axes,
     with_adjacent_channels,
 )
-from gpuconv.algorithms.epilogue import finish
 from gpuconv.algorithms.strip_algorithm import affordable_threads
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Pair
@@ -59,10 +58,6 @@ class DepthwiseCut:
         return _cut(problem, g, cpu.workers())
 
     @property
-    def total_bytes(self) -> int:
-        return self.shared_bytes + self.threads * self.worker_bytes
-
-    @property
     def worker_bytes(self) -> int:
         return 8 * (math.prod(self.g.kernel[:-1]) + self.g.kernel[-1]) + self.sums * self.dtype.itemsize
 
@@ -73,26 +68,22 @@ class DepthwiseCut:
 
     # ------------------------------------------------------------------------------------------ the passes
 
-    def correlate(self, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
-        """out = activation(correlation of x with w + bias); w is (*taps, channels, 1, 1)."""
+    def job(self, x: Array, w: Array, out: Array, bias: Array | None, *, relu: bool) -> Job:
+        """out = correlation of x with w + bias, then relu of it; w is (*taps, channels, 1, 1)."""
         from gpuconv.simd import depthwise
 
         packed = np.ascontiguousarray(w[..., 0, 0])
         zeros = np.zeros(self.g.k, out.dtype)
         added = zeros if bias is None else np.ascontiguousarray(bias, out.dtype)
-        target = out if has_adjacent_channels(out) else np.empty(out.shape, out.dtype)
         x = with_adjacent_channels(x)
-        problem = self._loop(x, packed, target, added, zeros, relu=activation == "relu")
+        problem = self._loop(x, packed, out, added, zeros, relu=relu)
         maps, tasks = maps_of(self.g), -(-_rows(self.g) // self.block)
+        held = x, packed, added  # the loop knows their addresses only
 
-        def work(counter: Array, starts: Array) -> None:
-            depthwise.depthwise(problem, maps, tasks, counter, starts, zeros)
+        def work(counters: Array, _: object = held) -> None:
+            depthwise.depthwise(problem, maps, tasks, counters, self._starts(), zeros)
 
-        run(self.threads, self._starts, work)
-        if activation not in ("identity", "relu"):
-            finish(np, target, None, activation)
-        if target is not out:
-            out[...] = target
+        return Job(tasks, work)
 
     def weight_gradient(self, x: Array, dy: Array, out: Array) -> None:
         """out = the gradient of w, (*taps, 1, channels)."""
@@ -105,10 +96,11 @@ class DepthwiseCut:
         problem = self._loop(x, parts, dy, zeros, zeros, relu=False)
         maps = maps_of(self.g)
 
-        def work(counter: Array, buffers: tuple[Array, Array]) -> None:
-            depthwise.depthwise_gradient(problem, maps, tasks, counter, parts, *buffers)
+        def work(counters: Array) -> None:
+            sums = np.empty(self.sums, self.dtype)
+            depthwise.depthwise_gradient(problem, maps, tasks, counters, parts, self._starts(), sums)
 
-        run(self.threads, lambda: (self._starts(), np.empty(self.sums, self.dtype)), work)
+        run(self.threads, [Job(tasks, work)])
         total = parts[0]
         for part in parts[1:]:
             total += part
@@ -137,12 +129,13 @@ class DepthwiseCut:
 @lru_cache(maxsize=1024)
 def _cut(problem: Problem, g: ConvGeometry, threads: int) -> DepthwiseCut:
     dtype, taps = problem.dtype, math.prod(g.kernel)
-    tasks = max(1, min(TASKS, g.macs // TASK_MACS))
-    shared, sums = copied_bytes(problem, g) + g.k * dtype.itemsize, 0
-    if problem.direction == "weight_grad":
+    is_w = problem.direction == "weight_grad"
+    tasks = max(1, min(tasks_for(threads, sums=is_w), g.macs // TASK_MACS))
+    shared, sums = g.k * dtype.itemsize, 0
+    if is_w:
         widest = 2 * VECTOR_BYTES // dtype.itemsize
         sums, part = -(-g.c // widest) * widest * taps, taps * g.k * dtype.itemsize
-        tasks = max(1, min(tasks, (problem.max_workspace - shared - sums * dtype.itemsize) // part))
+        tasks = max(1, min(tasks, (budget(problem, shared) - sums * dtype.itemsize) // part))
         block = -(-_rows(g) // tasks)
         tasks = -(-_rows(g) // block)
         shared += tasks * part
@@ -150,7 +143,7 @@ def _cut(problem: Problem, g: ConvGeometry, threads: int) -> DepthwiseCut:
         block = -(-_rows(g) // tasks)
         shared += (taps + 1) * g.k * dtype.itemsize
     one = DepthwiseCut(g, dtype, block, sums, 1, shared)
-    return replace(one, threads=affordable_threads(tasks, problem.max_workspace - shared, one.worker_bytes, threads))
+    return replace(one, threads=affordable_threads(tasks, budget(problem, shared), one.worker_bytes, threads))
 
 
 def _rows(g: ConvGeometry) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from gpuconv.simd.tile import VECTOR_BYTES, address_of, compiled, kept, next_task, tile_of
+from gpuconv.simd.tile import VECTOR_BYTES, address_of, compiled, end_task, kept, next_task, tile_of
 
 PIXELS = 4
 
@@ -145,10 +145,10 @@ _make_row_1, _make_row_2 = _make_row(1), _make_row(2)
 
 
 @kept
-def depthwise(p: Any, maps: Any, tasks: int, counter: Any, starts: Any, like: Any) -> None:
+def depthwise(p: Any, maps: Any, tasks: int, counters: Any, starts: Any, like: Any) -> None:
     """Make y, a block of rows after another, until none is left. `starts` is this thread's."""
     while True:
-        task = next_task(address_of(counter))
+        task = next_task(counters)
         if task >= tasks:
             return
         for number in range(task * p.block, min((task + 1) * p.block, p.rows)):
@@ -157,6 +157,7 @@ def depthwise(p: Any, maps: Any, tasks: int, counter: Any, starts: Any, like: An
                 _make_row_1(p, maps[2], starts, y, like)
             else:
                 _make_row_2(p, maps[2], starts, y, like)
+        end_task(counters)
 
 
 def _make_gather(taps: int, vectors: int) -> Any:
@@ -241,7 +242,7 @@ def _gather_row(p: Any, w_of: Any, starts: Any, dy: int, seen: Any, sums: Any) -
 
 
 @kept
-def depthwise_gradient(p: Any, maps: Any, tasks: int, counter: Any, parts: Any, starts: Any, sums: Any) -> None:
+def depthwise_gradient(p: Any, maps: Any, tasks: int, counters: Any, parts: Any, starts: Any, sums: Any) -> None:
     """parts[task] = what a block of rows of outputs contributes to dw, until no task is left.
 
     `starts` and `sums` are this thread's.
@@ -251,7 +252,7 @@ def depthwise_gradient(p: Any, maps: Any, tasks: int, counter: Any, parts: Any, 
     channels = p.pixel // sums.itemsize
     width = 2 * lanes if channels >= 2 * lanes else lanes
     while True:
-        task = next_task(address_of(counter))
+        task = next_task(counters)
         if task >= tasks:
             return
         sums[:] = 0
@@ -263,3 +264,4 @@ def depthwise_gradient(p: Any, maps: Any, tasks: int, counter: Any, parts: Any, 
             for tap in range(taps):
                 for g in range(width):
                     parts[task, tap, first + g] = sums[start * taps + tap * width + g]
+        end_task(counters)

@@ -246,11 +246,19 @@ def _tuple_of(builder: Any, values: list[Any]) -> Any:
 
 
 @intrinsic
-def next_task(_: Any, _counter: Any) -> Any:
-    """The number of the next task, another one for every thread that asks; at an address."""
+def _count_up(_: Any, _address: Any) -> Any:
+    """Add one to the integer at an address, for all threads to see, and what they wrote before; what it was."""
 
     def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
-        return builder.atomic_rmw("add", builder.inttoptr(args[0], _I64.as_pointer()), _I64(1), "monotonic")
+        return builder.atomic_rmw("add", builder.inttoptr(args[0], _I64.as_pointer()), _I64(1), "acq_rel")
+
+    return types.intp(types.intp), build
+
+
+@intrinsic
+def _count_of(_: Any, _address: Any) -> Any:
+    def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
+        return builder.load_atomic(builder.inttoptr(args[0], _I64.as_pointer()), "acquire", 8)
 
     return types.intp(types.intp), build
 
@@ -263,6 +271,27 @@ def address_of(_: Any, array: Any) -> Any:
         return builder.ptrtoint(make_array(array)(context, builder, args[0]).data, _I64)
 
     return types.intp(array), build
+
+
+@compiled
+def next_task(counters: Any) -> int:
+    """The number of the next task, another one for every thread that asks. counters: begun, ended."""
+    task: int = _count_up(address_of(counters))
+    return task
+
+
+@compiled
+def end_task(counters: Any) -> None:
+    _count_up(address_of(counters) + 8)
+
+
+@kept
+def all_ended(counters: Any, tasks: int) -> bool:
+    """Whether all tasks have ended, or do within some 50 us."""
+    left = 100_000
+    while _count_of(address_of(counters) + 8) < tasks and left:
+        left -= 1
+    return left > 0
 
 
 @intrinsic
