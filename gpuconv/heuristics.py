@@ -25,11 +25,12 @@ class Rates:
     step: float
 
 
-CPU = Rates(macs=110e9, fmas=200e9, elements=1.5e9, step=4e-6)
-"""In float32. Fitted on 2026-11-23 to timings of gemm, depthwise, winograd and winograd_4x4 in all three directions of
-23 problems (3x3 of 3 to 512 channels on 7x7 to 224x224, depthwise of 3 to 960, two grouped), on 2 cores of an AMD EPYC
-(Zen 5) with NumPy 2.4 and OpenBLAS 0.3.31's Haswell kernels. What it chooses took 1.02 times as long as the fastest in
-the geometric mean, 1.5 times at worst (7x7 depthwise of 3 channels, under 1 ms)."""
+CPU = Rates(macs=109e9, fmas=155e9, elements=5.1e9, step=4.5e-6)
+"""In float32, `fmas` with vectors of 64 bytes. Fitted on 2026-11-23 to timings of direct, gemm, depthwise, winograd and
+winograd_4x4 in all three directions of 32 problems (dense, grouped and depthwise, 1 to 2048 channels, 7x7 to 512x512,
+1-D and 3-D), on 2 cores of an AMD EPYC (Zen 5) with NumPy 2.4, OpenBLAS 0.3.31's Haswell kernels and Numba 0.68. What it
+chooses took 1.002 times as long as the fastest in the geometric mean, 1.24 times at worst (48 us); without Numba 1.02
+and 1.28 times."""
 
 GPU = {
     "float16": (300e12, 20e12),
@@ -64,7 +65,8 @@ def seconds(problem: Problem, algorithm: Algorithm) -> float:
 def _rates(problem: Problem) -> Rates:
     size = problem.dtype.itemsize
     if problem.on_cpu:
-        return Rates(CPU.macs * 4 / size, CPU.fmas * cpu.vector_bytes() / 16 / size, CPU.elements * 4 / size, CPU.step)
+        fmas = CPU.fmas * cpu.vector_bytes() / 64
+        return Rates(CPU.macs * 4 / size, fmas * 4 / size, CPU.elements * 4 / size, CPU.step)
     name = problem.dtype.name
     macs, fmas = GPU["tf32" if name == "float32" and problem.precision == "fast" else name]
     return Rates(macs, fmas, GPU_BYTES / size, GPU_STEP)

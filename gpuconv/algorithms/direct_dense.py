@@ -66,6 +66,7 @@ class DenseCut:
 
     g: ConvGeometry
     dtype: np.dtype[Any]
+    is_w: bool
     merges: bool
     block: int
     chunk: int
@@ -88,9 +89,12 @@ class DenseCut:
 
     @property
     def work(self) -> Work:
+        """Multiply-adds of whole vectors of channels, and of whole tiles of rows; what it takes to begin a run."""
         g, lanes = self.g, cpu.vector_bytes() // self.dtype.itemsize
-        used = g.k_group / (-(-g.k_group // lanes) * lanes)
-        return Work(fmas=g.macs / used, elements=math.prod(g.x_shape) + math.prod(g.y_shape), steps=5)
+        run = g.c_group * (g.kernel[-1] if self.merges else 1)
+        fmas = g.macs * -(-g.k_group // lanes) * lanes / g.k_group
+        fmas *= -(-run // 8) * 8 / run if self.is_w else 1 + 2 / run
+        return Work(fmas=fmas, elements=(math.prod(g.x_shape) + math.prod(g.y_shape)) / 16, steps=8)
 
     # ------------------------------------------------------------------------------------------ the passes
 
@@ -216,7 +220,7 @@ def _cut(problem: Problem, g: ConvGeometry, threads: int) -> DenseCut:
             panel, sums = depth * widest, rows * widest + g.k + widest
         table = (taps + 1) * rows
         return DenseCut(
-            g, dtype, merges, block, chunk, pieces, in_place, depth, table, panel, sums, threads, shared
+            g, dtype, is_w, merges, block, chunk, pieces, in_place, depth, table, panel, sums, threads, shared
         )  # fmt: skip
 
     room = budget(problem, shared)
