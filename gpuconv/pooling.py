@@ -1,6 +1,7 @@
 """Max and average pooling of images, and their gradients.
 
-By NumPy one pass over the array for each tap of the window, on a GPU one kernel.
+By NumPy one pass over the array for each tap of the window, on a GPU one kernel; maxima by compiled loops where Numba
+is there.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from gpuconv import backend, pooling_cuda, pooling_winners
+from gpuconv import backend, pooling_cuda, pooling_loops, pooling_winners
 from gpuconv.call import Call
 from gpuconv.errors import DTypeError, GeometryError
 from gpuconv.geometry import SPATIAL_LETTERS, ConvGeometry, as_ints, split_x_shape
@@ -62,7 +63,10 @@ def max_pool2d(
     xp, x_nhwc = pool.xp, pool.views["x"]
 
     def write(y_nhwc: Array) -> None:
-        pooling_winners.max_pool(xp, x_nhwc, pool.g, y_nhwc)
+        if xp is np and pooling_loops.serves(pool.g, x_nhwc, y_nhwc):
+            pooling_loops.max_pool(x_nhwc, pool.g, y_nhwc)
+        else:
+            pooling_winners.max_pool(xp, x_nhwc, pool.g, y_nhwc)
 
     return pool.run(pool.g.y_shape, write, lambda x, y: pooling_cuda.max_pool(xp, x, pool.g, y))
 
@@ -129,7 +133,10 @@ def max_pool2d_grad_by(
     y_nhwc = None if y is None else pool.call.channels_last(y)
 
     def write(dx_nhwc: Array) -> None:
-        pooling_winners.max_pool_grad(xp, dy_nhwc, x_nhwc, y_nhwc, pool.g, dx_nhwc)
+        if xp is np and pooling_loops.serves_grad(pool.g, dy_nhwc, x_nhwc, dx_nhwc):
+            pooling_loops.max_pool_grad(dy_nhwc, x_nhwc, pool.g, dx_nhwc)
+        else:
+            pooling_winners.max_pool_grad(xp, dy_nhwc, x_nhwc, y_nhwc, pool.g, dx_nhwc)
 
     return pool.run(pool.g.x_shape, write, lambda dy, x, dx: pooling_cuda.max_pool_grad(xp, dy, x, pool.g, dx))
 

@@ -29,6 +29,11 @@ def taps_of(g: ConvGeometry) -> Sequence[tuple[Slices, Slices]]:
     return tuple(((slice(None), *ins), (slice(None), *outs)) for ins, outs in both)
 
 
+def are_apart(g: ConvGeometry) -> bool:
+    """Whether no two windows overlap."""
+    return all(span <= stride for span, stride in zip(g.span, g.stride, strict=True))
+
+
 def max_pool(xp: ModuleType, x: Array, g: ConvGeometry, y: Array) -> None:
     """Fill y with the largest value of each window."""
 
@@ -46,7 +51,7 @@ def max_pool_grad(xp: ModuleType, dy: Array, x: Array, y: Array | None, g: ConvG
     """
     dtype, acc = backend.native(dy.dtype), backend.accumulator(backend.native(dy.dtype))
     bits = np.dtype(f"i{dtype.itemsize}")
-    apart = all(span <= stride for span, stride in zip(g.span, g.stride, strict=True))
+    apart = are_apart(g)
     taps = taps_of(g)
 
     def job(images: slice) -> None:

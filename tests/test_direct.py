@@ -1,16 +1,16 @@
 """direct on the CPU: what its compiled loops read and write, with the vectors of other processors too."""
 
-import ctypes
-import mmap
 import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from calls import convolve, problem, same
 from cases import DIRECTIONS, Case, integers
+from guarded import Guarded
 from tolerances import assert_exact
 
 import gpuconv
@@ -80,6 +80,8 @@ class TestRight:
             assert np.array_equal(np.isnan(y), want)
 
 
+POOLING = Path(__file__).with_name("test_pooling.py")
+TESTED = f"{__file__}::TestRight", f"{POOLING}::TestLoops::test_right"
 PROCESSORS = {"haswell": ("+avx,+avx2,+fma", 32), "nehalem": ("+sse4.2", 16)}
 
 
@@ -97,29 +99,10 @@ def test_the_vectors_of_other_processors(processor):
         return done.stdout
 
     assert int(run("-c", "from gpuconv.simd import tile; print(tile.VECTOR_BYTES)")) == vector_bytes
-    run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "float32", f"{__file__}::TestRight")
+    run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "float32", *TESTED)
 
 
 # -------------------------------------------------------------------------------------------------- memory
-
-
-class Guarded:
-    """Copies of arrays, each up against a page that may not be touched: before its first byte, or behind its last."""
-
-    def __init__(self, behind):
-        self._behind, self._rooms = behind, []
-
-    def __call__(self, array):
-        size = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        room = mmap.mmap(-1, size + 2 * mmap.PAGESIZE)
-        self._rooms.append(room)
-        start = mmap.PAGESIZE + (size - array.nbytes if self._behind else 0)
-        copy = np.frombuffer(room, array.dtype, array.size, start).reshape(array.shape)
-        copy[...] = array
-        first = ctypes.addressof(ctypes.c_char.from_buffer(room))
-        for page in (first, first + mmap.PAGESIZE + size):
-            assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(page), mmap.PAGESIZE, 0) == 0
-        return copy
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="mprotect is POSIX's")

@@ -21,7 +21,7 @@ FLOORS = [
     ["cuda", "kernel_args", "kernel_signature", "nvrtc", "cublas", "cpu", "adjoint", "simd."],
     ["algorithms."],
     ["heuristics", "autotune", "plan"],
-    ["call", "functional", "ahead", "patches", "pooling", "pooling_cuda", "pooling_winners"],
+    ["call", "functional", "ahead", "patches", "pooling", "pooling_cuda", "pooling_loops", "pooling_winners"],
     ["named", "counter_rng", "activations", "initializers", "optimizers", "schedulers", "losses", "layers.", "models."],
     ["__init__"],
     [

@@ -1,17 +1,20 @@
 """Max and average pooling and their gradients."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import oracle
 import pytest
 from cases import DTYPES, Case, cases, integers
+from guarded import Guarded
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tolerances import assert_close, assert_exact, to_numpy
 
 import gpuconv
-from gpuconv import pooling_winners
+from gpuconv import pooling_loops, pooling_winners
 
 REAL_DTYPES = [name for name, dtype in DTYPES.items() if dtype.kind != "c"]
 POOLS = {
@@ -201,3 +204,151 @@ def test_threads_neither_change_the_bits_nor_warn_of_nan(monkeypatch, name):
         dx = gpuconv.max_pool2d_grad(y, x, 3, stride=2, pad=1)
         bits.add(y.tobytes() + dx.tobytes())
     assert len(bits) == 1
+
+
+# -------------------------------------------------------------------------------------------------- compiled loops
+
+# Channels that fill vectors of 64 bytes and that do not, images that threads share, and windows of all kinds.
+LOOPS = {
+    "plain": Case(3, (6, 4), 16, 16, (2, 2), (2, 2), (1, 1), ((0, 0), (0, 0))),
+    "odd": Case(2, (7, 9), 19, 19, (2, 2), (2, 2), (1, 1), ((0, 0), (0, 0))),
+    "several vectors": Case(2, (6, 6), 72, 72, (3, 2), (3, 2), (1, 1), ((0, 0), (0, 0))),
+    "overlapping": Case(2, (9, 8), 33, 33, (3, 2), (2, 1), (1, 1), ((0, 0), (0, 0))),
+    "padded": Case(2, (5, 7), 20, 20, (3, 3), (3, 3), (1, 1), ((1, 0), (2, 1))),
+    "padded by two strides": Case(1, (4, 5), 16, 16, (6, 6), (2, 2), (1, 1), ((4, 5), (5, 4))),
+    "stride over kernel": Case(2, (9, 11), 17, 17, (2, 1), (3, 4), (1, 1), ((1, 0), (0, 0))),
+    "rows that nobody sees": Case(2, (11, 4), 16, 16, (2, 2), (4, 2), (1, 1), ((0, 0), (0, 0))),
+    "dilated": Case(2, (9, 10), 31, 31, (2, 3), (4, 5), (3, 2), ((0, 0), (0, 0))),
+    "dilated, padded": Case(1, (8, 9), 16, 16, (3, 2), (5, 4), (2, 3), ((3, 2), (2, 3))),
+    "whole image": Case(3, (4, 3), 16, 16, (4, 3), (4, 3), (1, 1), ((0, 0), (0, 0))),
+}
+every_loop = pytest.mark.parametrize("case", LOOPS.values(), ids=LOOPS)
+every_real_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
+
+
+def values(case, dtype):
+    """x, of which many are equal, some infinite and some NaN; and dy, which holds -0, inf and NaN."""
+    rng = np.random.default_rng(1)
+    x = rng.choice(np.array([-2, 0, 1, 3, 5, np.inf, -np.inf], dtype), case.x_shape)
+    x[rng.random(x.shape) < 0.05] = np.nan
+    dy = rng.choice(np.array([1, -2, -0.0, np.inf, np.nan], dtype), (case.n, *case.out, case.c))
+    return x, dy
+
+
+def spans(case):
+    return [(k - 1) * d + 1 for k, d in zip(case.kernel, case.dilation, strict=True)]
+
+
+def are_apart(case):
+    return all(span <= stride for span, stride in zip(spans(case), case.stride, strict=True))
+
+
+def pooled(case, x, dy, y=None, dx=None):
+    """By the public functions."""
+    keywords = max_keywords(case)
+    return (
+        gpuconv.max_pool2d(x, case.kernel, **keywords, out=y),
+        gpuconv.max_pool2d_grad(dy, x, case.kernel, **keywords, out=dx),
+    )
+
+
+@pytest.fixture
+def loops(monkeypatch):
+    """Take them however small the arrays are. Returns the names of those that were called."""
+    calls = []
+    monkeypatch.setattr(pooling_loops, "LEAST_ELEMENTS", 0)
+    monkeypatch.setattr(pooling_loops, "WORTH_A_THREAD", 0)
+    for function in (pooling_loops.max_pool, pooling_loops.max_pool_grad):
+
+        def noted(*arguments, function=function):
+            calls.append(function.__name__)
+            function(*arguments)
+
+        monkeypatch.setattr(pooling_loops, function.__name__, noted)
+    return calls
+
+
+class TestLoops:
+    @every_real_dtype
+    @every_loop
+    def test_the_bits_are_those_of_numpy(self, case, dtype, loops, monkeypatch):
+        x, dy = values(case, dtype)
+        got = pooled(case, x, dy)
+        assert loops == (["max_pool", "max_pool_grad"] if are_apart(case) else ["max_pool"])
+        loops.clear()
+        monkeypatch.setattr(pooling_loops, "numba_is_there", lambda: False)
+        want = pooled(case, x, dy)
+        assert not loops
+        assert [a.tobytes() for a in got] == [a.tobytes() for a in want]
+
+    @every_real_dtype
+    @every_loop
+    def test_right(self, case, dtype, loops):
+        x, _, dy = case.arrays(integers, dtype)
+        y, dx = pooled(case, x, dy)
+        assert_exact(y, oracle.max_pool(x, case.kernel, **case.steps), dtype)
+        assert_exact(dx, oracle.max_pool_grad(dy, x, case.kernel, **case.steps), dtype)
+        assert loops
+
+    @every_loop
+    def test_any_number_of_threads(self, case, loops, monkeypatch):
+        x, dy = values(case, "float32")
+        bits = set()
+        for threads in (1, 2, 4):
+            monkeypatch.setattr(gpuconv.settings, "threads", threads)
+            bits.add(b"".join(a.tobytes() for a in pooled(case, x, dy)))
+        assert len(bits) == 1
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="mprotect is POSIX's")
+    @pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])
+    @every_loop
+    def test_nothing_beside_the_arrays_is_touched(self, case, behind, loops):
+        """Otherwise the process dies of it."""
+        guarded = Guarded(behind)
+        x, dy = values(case, "float32")
+        want = pooled(case, x, dy)
+        y, dx = (guarded(np.full_like(a, 7)) for a in want)
+        assert pooled(case, guarded(x), guarded(dy), y, dx)[1] is dx
+        assert [y.tobytes(), dx.tobytes()] == [a.tobytes() for a in want]
+
+    def test_arrays_as_they_come(self, loops):
+        """Views with steps of their own are read and written where they lie; others are left to NumPy."""
+        case = LOOPS["odd"]
+        x, dy = values(case, "float32")
+        want = [a.tobytes() for a in pooled(case, x, dy)]
+        loops.clear()
+        wide = np.repeat(x, 2, axis=2)[:, ::-1, ::2][:, ::-1]
+        y, dx = np.zeros((*dy.shape[:3], 40), "float32"), np.full((2, 9, 7, 19), 7, "float32").swapaxes(1, 2)
+        got = pooled(case, wide, dy[::-1].copy()[::-1], y[..., 3:22], dx)
+        assert [a.tobytes() for a in got] == want
+        assert loops == ["max_pool", "max_pool_grad"]
+        assert not y[..., :3].any()
+        assert not y[..., 22:].any()
+        loops.clear()
+        for change in (lambda a: a.astype(">f4"), lambda a: np.moveaxis(np.moveaxis(a, -1, 0).copy(), 0, -1)):
+            assert [a.astype("float32").tobytes() for a in pooled(case, change(x), change(dy))] == want
+        assert not loops
+
+    def test_any_geometry(self, loops):
+        @given(cases(2, modes=("zeros",)), st.integers(0, 2**32 - 1), st.booleans())
+        @settings(max_examples=100)
+        def check(case, seed, side_by_side):
+            pads = tuple((min(lo, s - 1), min(hi, s - 1)) for (lo, hi), s in zip(case.pads, spans(case), strict=True))
+            stride = tuple(map(max, case.stride, spans(case))) if side_by_side else case.stride
+            case = replace(case, c=case.c + 8, k=case.c + 8, groups=1, pads=pads, stride=stride)
+            assume(all(case.out) and all(pixels_per_window(case)))
+            x, _, dy = case.arrays(integers, "float64", seed)
+            y, dx = pooled(case, x, dy)
+            assert_exact(y, oracle.max_pool(x, case.kernel, **case.steps), "float64")
+            assert_exact(dx, oracle.max_pool_grad(dy, x, case.kernel, **case.steps), "float64")
+
+        check()
+        assert set(loops) == {"max_pool", "max_pool_grad"}
+
+    def test_small_arrays_do_not_wait_for_numba(self):
+        statement = (
+            "import sys, numpy as np, gpuconv; gpuconv.max_pool2d(np.ones((1, 30, 30, 16), np.float32), 2); "
+            "assert 'numba' not in sys.modules; gpuconv.max_pool2d(np.ones((1, 64, 64, 16), np.float32), 2); "
+            "assert 'numba' in sys.modules"
+        )
+        subprocess.run([sys.executable, "-c", statement], check=True)

@@ -1,0 +1,85 @@
+"""Max pooling by the compiled loops of simd/pooling.py, and its gradient, which finds the winners anew.
+
+They take no memory beside their arrays. A task is a block of rows of outputs. Gradients of windows that overlap, which
+add up, are left to pooling_winners.py: loops gained a tenth there.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from gpuconv import cpu
+from gpuconv.algorithms.compiled_loops import (
+    VECTOR_BYTES,
+    Job,
+    address,
+    has_adjacent_channels,
+    numba_is_there,
+    run,
+    tasks_for,
+)
+from gpuconv.geometry import ConvGeometry
+from gpuconv.pooling_winners import WORTH_A_THREAD, are_apart, taps_of
+from gpuconv.typing import Array
+
+LEAST_ELEMENTS = 2**16
+"""Of x: NumPy is done with fewer in some 50 us, and nobody has waited for Numba."""
+
+MOST_TAPS = 2**24
+"""That a float32 can count."""
+
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def serves(g: ConvGeometry, *arrays: Array) -> bool:
+    """Whether the loops take these arrays, all of one dtype, and are worth it."""
+    return (
+        math.prod(g.x_shape) >= LEAST_ELEMENTS
+        and all(array.dtype in DTYPES and has_adjacent_channels(array) for array in arrays)
+        and g.c * arrays[0].itemsize >= VECTOR_BYTES
+        and math.prod(g.kernel) <= MOST_TAPS
+        and numba_is_there()
+    )
+
+
+def serves_grad(g: ConvGeometry, *arrays: Array) -> bool:
+    return are_apart(g) and serves(g, *arrays)
+
+
+def max_pool(x: Array, g: ConvGeometry, y: Array) -> None:
+    """Fill y with the largest value of each window: of equal ones, which zeros of both signs are, the first."""
+    from gpuconv.simd import pooling
+
+    _run(pooling.max_pool, g, x, y, y)
+
+
+def max_pool_grad(dy: Array, x: Array, g: ConvGeometry, dx: Array) -> None:
+    """Fill dx: each dy goes to the first tap, in row order, that has the largest value of its window."""
+    from gpuconv.simd import pooling
+
+    _run(pooling.max_pool_gradient, g, x, dy, dx)
+
+
+def _run(loop: Any, g: ConvGeometry, x: Array, y: Array, dx: Array) -> None:
+    from gpuconv.simd.pooling import Pooling
+
+    threads = cpu.workers() if x.size > WORTH_A_THREAD else 1
+    rows = g.n * g.out[0]
+    block = -(-rows // tasks_for(threads, sums=False))
+    clears = sum(x[ins].size for ins, _ in taps_of(g)) < x.size
+    pooling = Pooling._make(
+        (
+            *(address(x), *x.strides[:-1], address(y), *y.strides[:-1], address(dx), *dx.strides[:-1]),
+            *(*g.spatial, *g.out, *g.kernel, *g.stride, *g.dilation, g.pad[0][0], g.pad[1][0]),
+            *(g.c * x.itemsize, rows, block, int(clears)),
+        )
+    )
+    tasks, like = -(-rows // block), np.empty(0, x.dtype)
+
+    def work(counters: Array) -> None:
+        loop(pooling, tasks, counters, like)
+
+    run(threads, [Job(tasks, work)])
