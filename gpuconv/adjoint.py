@@ -20,6 +20,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Ints, Pair
@@ -50,7 +51,8 @@ class _AxisPart:
     pad: Pair
 
 
-def adjoint_parts(g: ConvGeometry) -> list[AdjointPart]:
+@lru_cache(maxsize=1024)
+def adjoint_parts(g: ConvGeometry) -> tuple[AdjointPart, ...]:
     """Split the input gradient of `g` (zero padding) into parts that together write every position of dx once.
 
     >>> g = ConvGeometry.create(1, (8, 8), 1, 1, (3, 3), stride=2)
@@ -58,7 +60,7 @@ def adjoint_parts(g: ConvGeometry) -> list[AdjointPart]:
     [(2, 2), (2, 1), (1, 2), (1, 1)]
     """
     axes = [list(_axis_parts(g, axis)) for axis in range(g.ndim)]
-    return [_join(g, parts) for parts in itertools.product(*axes)]
+    return tuple(_join(g, parts) for parts in itertools.product(*axes))
 
 
 def _join(g: ConvGeometry, parts: tuple[_AxisPart, ...]) -> AdjointPart:

@@ -18,6 +18,7 @@ from threadpoolctl import OpenBLASController, ThreadpoolController
 
 from gpuconv import settings
 from gpuconv.geometry import as_int
+from gpuconv.typing import Array
 
 Task = TypeVar("Task")
 
@@ -123,18 +124,24 @@ def cores() -> int:
 class Asked:
     """Work that a helper was asked to do. Who gets hold of it first, helper or caller, decides whether it is done."""
 
-    def __init__(self, work: Callable[[], None]) -> None:
+    def __init__(self, work: Callable[[], None], gone: Array | None) -> None:
+        self._gone = gone
         self._work, self._hold, self._unfinished = work, threading.Lock(), threading.Lock()
         self._error: BaseException | None = None
         self._unfinished.acquire()
 
     def do(self) -> None:
         if self._hold.acquire(blocking=False):
+            work = self._work
+            del self._work
             try:
-                self._work()
+                work()
             except BaseException as error:
                 self._error = error
             finally:
+                del work  # and with it the arrays of the call
+                if self._gone is not None:
+                    self._gone[0] = 1
                 self._unfinished.release()
 
     def take_back(self) -> bool:
@@ -159,8 +166,8 @@ class _Helpers:
         self._queue: SimpleQueue[Asked] = SimpleQueue()
         self._lock, self._threads, self._busy = threading.Lock(), 0, 0
 
-    def ask(self, work: Callable[[], None]) -> Asked:
-        asked = Asked(work)
+    def ask(self, work: Callable[[], None], gone: Array | None) -> Asked:
+        asked = Asked(work, gone)
         with self._lock:
             self._busy += 1
             missing = self._busy > self._threads
@@ -174,14 +181,14 @@ class _Helpers:
         while True:
             asked = self._queue.get()
             asked.do()
-            del asked  # and with it the arrays of the call
+            del asked
             with self._lock:
                 self._busy -= 1
 
 
-def ask(work: Callable[[], None]) -> Asked:
-    """Ask a thread that has nothing else to do."""
-    return _helpers().ask(work)
+def ask(work: Callable[[], None], gone: Array | None = None) -> Asked:
+    """Ask a thread that has nothing else to do. `gone` becomes 1 when it has let go of all that the work held."""
+    return _helpers().ask(work, gone)
 
 
 @cache

@@ -28,9 +28,9 @@ class Rates:
 CPU = Rates(macs=109e9, fmas=155e9, elements=5.1e9, step=4.5e-6)
 """In float32, `fmas` with vectors of 64 bytes. Fitted on 2026-11-23 to timings of direct, gemm, depthwise, winograd and
 winograd_4x4 in all three directions of 32 problems (dense, grouped and depthwise, 1 to 2048 channels, 7x7 to 512x512,
-1-D and 3-D), on 2 cores of an AMD EPYC (Zen 5) with NumPy 2.4, OpenBLAS 0.3.31's Haswell kernels and Numba 0.68. What it
-chooses took 1.002 times as long as the fastest in the geometric mean, 1.24 times at worst (48 us); without Numba 1.02
-and 1.28 times."""
+1-D and 3-D), on 2 cores of an AMD EPYC (Zen 5) with NumPy 2.4, OpenBLAS 0.3.31's Haswell kernels and Numba 0.68. What
+it chooses took 1.002 times as long as the fastest in the geometric mean, 1.24 times at worst (48 us); without Numba
+1.02 and 1.28 times."""
 
 GPU = {
     "float16": (300e12, 20e12),

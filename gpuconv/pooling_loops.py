@@ -14,7 +14,6 @@ import numpy as np
 from gpuconv import cpu
 from gpuconv.algorithms.compiled_loops import (
     VECTOR_BYTES,
-    Job,
     address,
     has_adjacent_channels,
     numba_is_there,
@@ -82,4 +81,4 @@ def _run(loop: Any, g: ConvGeometry, x: Array, y: Array, dx: Array) -> None:
     def work(counters: Array) -> None:
         loop(pooling, tasks, counters, like)
 
-    run(threads, [Job(tasks, work)])
+    run(threads, [work])

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from importlib.util import find_spec
-from typing import NamedTuple
 
 import numpy as np
 
@@ -27,11 +26,15 @@ VECTOR_BYTES = 64
 CACHE_LINE = 64
 
 
-class Job(NamedTuple):
-    """A loop over tasks: `work` takes one after another until none is left, counted in an array that threads share."""
+Job = Callable[[Array], None]
+"""A loop over tasks: takes one after another until none is left, counted in an array that threads share."""
 
-    tasks: int
-    work: Callable[[Array], None]
+
+def vector_bytes() -> int:
+    """Of the vectors that Numba compiles for."""
+    from gpuconv.simd.tile import VECTOR_BYTES as HERE
+
+    return HERE
 
 
 @cache
@@ -39,7 +42,7 @@ def numba_is_there() -> bool:
     return find_spec("numba") is not None
 
 
-def three_axes(sizes: Ints, filler: int) -> Ints:
+def three_axes(sizes: Sequence[int], filler: int) -> Ints:
     """Sizes, or steps, of up to three axes as those of three."""
     return (*(filler,) * (3 - len(sizes)), *sizes)
 
@@ -107,27 +110,24 @@ def address(array: Array) -> int:
 
 
 def run(threads: int, jobs: Sequence[Job]) -> None:
-    """Let every thread go through all jobs. They are done when all tasks have ended, whatever helpers have left to say.
+    """Let every thread go through all jobs, and wait for those that did.
 
-    A helper that fails, for want of memory, leaves its tasks to the others.
+    They are awaited awake, in compiled code that leaves Python's lock to them: a thread that sleeps takes some 30 us to
+    wake. A helper that fails, for want of memory, leaves its tasks to the others.
     """
-    from gpuconv.simd.tile import all_ended
+    from gpuconv.simd.tile import is_set
 
     counters = np.zeros((len(jobs), CACHE_LINE // 8), np.int64)
 
     def work() -> None:
         for counter, job in zip(counters, jobs, strict=True):
-            job.work(counter)
+            job(counter)
 
-    asked = [cpu.ask(work) for _ in range(threads - 1)]
+    gone = np.zeros(threads - 1, np.int64)
+    asked = [cpu.ask(work, gone[i : i + 1]) for i in range(threads - 1)]
     try:
         work()
-    except BaseException:
-        for one in asked:
-            one.outcome()
-        raise
-    for one in asked:
-        one.take_back()
-    for counter, job in zip(counters, jobs, strict=True):
-        while not all_ended(counter, job.tasks):
-            pass
+    finally:
+        for i, one in enumerate(asked):
+            while not one.take_back() and not is_set(gone, i):
+                pass

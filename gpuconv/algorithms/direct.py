@@ -12,7 +12,6 @@ number of threads, and every sum is made in a fixed order: neither do the bits.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 
@@ -52,23 +51,23 @@ class Direct(PlainWeights):
         return sum(works, Work())
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
-        g = problem.geometry
-        with _written(problem, out, activation) as target:
-            _correlate(problem, [(g, native(x), _by_group(native(w), g), target)], bias, activation)
+        g, target = problem.geometry, _target(problem, out)
+        _correlate(problem, [(g, native(x), _by_group(native(w), g), target)], bias, activation)
+        _deliver(target, out, activation)
 
     def input_grad(
         self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
     ) -> None:
-        dy, w, correlations = native(dy), native(w), []
-        with _written(problem, out, activation) as target:
-            for part in adjoint_parts(problem.geometry):
-                place = target[(slice(None), *part.dx_slices)]
-                if part.geometry is None:
-                    fill(np, place, bias, activation)
-                    continue
-                turned = _by_group(w[part.w_slices], problem.geometry).swapaxes(-1, -2)
-                correlations.append((part.geometry, dy[(slice(None), *part.dy_slices)], turned, place))
-            _correlate(problem, correlations, bias, activation)
+        dy, w, target, correlations = native(dy), native(w), _target(problem, out), []
+        for part in adjoint_parts(problem.geometry):
+            place = target[(slice(None), *part.dx_slices)]
+            if part.geometry is None:
+                fill(np, place, bias, "relu" if activation == "relu" else "identity")
+                continue
+            turned = _by_group(w[part.w_slices], problem.geometry).swapaxes(-1, -2)
+            correlations.append((part.geometry, dy[(slice(None), *part.dy_slices)], turned, place))
+        _correlate(problem, correlations, bias, activation)
+        _deliver(target, out, activation)
 
     def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
         _cut_of(problem, problem.geometry).weight_gradient(native(x), native(dy), out)
@@ -81,16 +80,18 @@ def _correlate(
     cuts = [_cut_of(problem, g) for g, *_ in correlations]
     relu = activation == "relu"
     jobs = [cut.job(x, w, to, bias, relu=relu) for cut, (_, x, w, to) in zip(cuts, correlations, strict=True)]
-    run(max(cut.threads for cut in cuts), jobs)
+    run(max((cut.threads for cut in cuts), default=1), jobs)
 
 
-@contextmanager
-def _written(problem: Problem, out: Array, activation: str) -> Iterator[Array]:
-    """Where the loops may write; what they leave to be done is done in the end."""
-    target = out
+def _target(problem: Problem, out: Array) -> Array:
+    """Where the loops may write."""
     if DepthwiseCut.serves(problem) and not has_adjacent_channels(out):
-        target = np.empty(out.shape, out.dtype)
-    yield target
+        return np.empty(out.shape, out.dtype)
+    return out
+
+
+def _deliver(target: Array, out: Array, activation: str) -> None:
+    """Do what the loops have left to be done."""
     if activation not in ("identity", "relu"):
         finish(np, target, None, activation)
     if target is not out:

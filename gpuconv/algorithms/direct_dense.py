@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -116,7 +116,7 @@ class DenseCut:
         def work(counters: Array, _: object = held) -> None:
             dense.correlate(product, maps, added, tasks, counters, *self._buffers())
 
-        return Job(tasks, work)
+        return work
 
     def weight_gradient(self, x: Array, dy: Array, out: Array) -> None:
         """out = the gradient of w, (*taps, c // groups, k)."""
@@ -134,7 +134,7 @@ class DenseCut:
         def work(counters: Array) -> None:
             dense.weight_gradient(product, maps, self.chunk, parts.strides[0], tasks, counters, *self._buffers())
 
-        run(self.threads, [Job(tasks, work)])
+        run(self.threads, [work])
         if not self.in_place:
             total = parts[0]
             for part in parts[1:]:
@@ -146,21 +146,28 @@ class DenseCut:
     def _product(self, x: Array, w_steps: Ints, w_address: int, y: Array, zeros: Array, *, relu: bool) -> Any:
         from gpuconv.simd.dense import Product
 
-        g = self.g
         *taps, step_g, step_c, step_k = w_steps
         x_n, *x_steps, _ = x.strides
         y_n, *y_steps, y_k = y.strides
-        kernel = (*g.kernel[:-1], 1) if self.merges else g.kernel
-        depth = g.c_group * (g.kernel[-1] if self.merges else 1)
         return Product._make(
             (
-                *(address(x), x_n, *three_axes(tuple(x_steps), 0)),
-                *(w_address, *three_axes(tuple(taps), 0), step_g, step_c, step_k),
-                *(address(y), y_n, *three_axes(tuple(y_steps), 0), y_k),
-                *(address(zeros), g.n, *three_axes(g.out, 1), *three_axes(kernel, 1), depth, g.k_group, g.groups),
-                *(int(relu), self.block, -(-self.block // ROWS) * ROWS, self.pieces, self.depth),
+                *(address(x), x_n, *three_axes(x_steps, 0)),
+                *(w_address, *three_axes(taps, 0), step_g, step_c, step_k),
+                *(address(y), y_n, *three_axes(y_steps, 0), y_k, address(zeros)),
+                *(*self._sizes, int(relu), *self._blocks),
             )
         )
+
+    @cached_property
+    def _sizes(self) -> Ints:
+        g = self.g
+        kernel = (*g.kernel[:-1], 1) if self.merges else g.kernel
+        depth = g.c_group * (g.kernel[-1] if self.merges else 1)
+        return (g.n, *three_axes(g.out, 1), *three_axes(kernel, 1), depth, g.k_group, g.groups)
+
+    @cached_property
+    def _blocks(self) -> Ints:
+        return (self.block, -(-self.block // ROWS) * ROWS, self.pieces, self.depth)
 
     def _readable(self, x: Array) -> Array:
         """x, or a copy, such that a run lies side by side and is not cut off by padding."""

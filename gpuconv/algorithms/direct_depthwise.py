@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,14 +23,24 @@ from gpuconv.algorithms.compiled_loops import (
     run,
     tasks_for,
     three_axes,
+    vector_bytes,
     with_adjacent_channels,
 )
 from gpuconv.algorithms.strip_algorithm import affordable_threads
 from gpuconv.geometry import ConvGeometry
-from gpuconv.typing import Array, Pair
+from gpuconv.typing import Array, Ints, Pair
 
 TASK_MACS = 2**19
 """Multiply-adds of a task that is worth its while: some 20 us of one core."""
+
+AT_ONCE = 4
+"""Outputs of a row that are computed together, if it has so many."""
+
+MOST_TAPS = 8
+"""Of a row that are taken together: their weights are held in registers."""
+
+MOST_COLUMNS = 32
+"""That outputs computed together may see: each has an address, and code of its own."""
 
 DEPTH = 256
 """Outputs whose part of a weight gradient is summed in registers before it is added to memory: a long sum errs more."""
@@ -38,11 +48,17 @@ DEPTH = 256
 
 @dataclass(frozen=True)
 class DepthwiseCut:
-    """How a depthwise correlation, or its weight gradient, of geometry `g` is computed, `block` rows a task."""
+    """How a depthwise correlation, or its weight gradient, of geometry `g` is computed, `block` rows a task.
+
+    `at_once` outputs are computed together, which see `seen` addresses through `taps` of the taps of a row.
+    """
 
     g: ConvGeometry
     dtype: np.dtype[Any]
     block: int
+    at_once: int
+    taps: int
+    seen: int
     sums: int
     threads: int
     shared_bytes: int
@@ -59,7 +75,7 @@ class DepthwiseCut:
 
     @property
     def worker_bytes(self) -> int:
-        return 8 * (math.prod(self.g.kernel[:-1]) + self.g.kernel[-1]) + self.sums * self.dtype.itemsize
+        return 8 * (math.prod(self.g.kernel[:-1]) + self.seen) + self.sums * self.dtype.itemsize
 
     @property
     def work(self) -> Work:
@@ -73,18 +89,19 @@ class DepthwiseCut:
         """out = correlation of x with w + bias, then relu of it; w is (*taps, channels, 1, 1)."""
         from gpuconv.simd import depthwise
 
-        packed = np.ascontiguousarray(w[..., 0, 0])
-        zeros = np.zeros(self.g.k, out.dtype)
-        added = zeros if bias is None else np.ascontiguousarray(bias, out.dtype)
         x = with_adjacent_channels(x)
+        rows = np.zeros((2 + math.prod(self.g.kernel), self.g.k), self.dtype)  # zeros, bias, and all taps
+        if bias is not None:
+            rows[1] = bias
+        rows[2:].reshape(w.shape[:-2])[...] = w[..., 0, 0]
+        zeros, added, packed, *_ = range(address(rows), address(rows) + rows.nbytes, rows.strides[0])
         problem = self._loop(x, packed, out, added, zeros, relu=relu)
-        maps, tasks = maps_of(self.g), -(-_rows(self.g) // self.block)
-        held = x, packed, added  # the loop knows their addresses only
+        maps, tasks = _maps(self.g), -(-_rows(self.g) // self.block)
 
-        def work(counters: Array, _: object = held) -> None:
-            depthwise.depthwise(problem, maps, tasks, counters, self._starts(), zeros)
+        def work(counters: Array, _: object = x) -> None:  # the loop knows its address only
+            depthwise.depthwise(problem, maps, self._shape, tasks, counters, *self._room(), rows)
 
-        return Job(tasks, work)
+        return work
 
     def weight_gradient(self, x: Array, dy: Array, out: Array) -> None:
         """out = the gradient of w, (*taps, 1, channels)."""
@@ -94,35 +111,54 @@ class DepthwiseCut:
         tasks = -(-_rows(self.g) // self.block)
         parts = np.empty((tasks, math.prod(self.g.kernel), self.g.k), self.dtype)
         zeros = np.zeros(self.g.k, self.dtype)
-        problem = self._loop(x, parts, dy, zeros, zeros, relu=False)
-        maps = maps_of(self.g)
+        problem = self._loop(x, address(parts), dy, 0, address(zeros), relu=False)
+        maps = _maps(self.g)
 
         def work(counters: Array) -> None:
             sums = np.empty(self.sums, self.dtype)
-            depthwise.depthwise_gradient(problem, maps, tasks, counters, parts, self._starts(), sums)
+            depthwise.depthwise_gradient(problem, maps, self._shape, tasks, counters, parts, *self._room(), sums)
 
-        run(self.threads, [Job(tasks, work)])
+        run(self.threads, [work])
         total = parts[0]
         for part in parts[1:]:
             total += part
         out[...] = total.reshape(out.shape)
 
-    def _starts(self) -> Array:
-        """Room for addresses: of the rows that one output sees, and of what it sees in one of them."""
-        return np.empty(math.prod(self.g.kernel[:-1]) + self.g.kernel[-1], np.int64)
+    @cached_property
+    def _shape(self) -> tuple[tuple[int, ...], ...]:
+        """What compiled code is made for, as the lengths of tuples, see simd/tile.py."""
+        lanes = vector_bytes() // self.dtype.itemsize
+        stride = self.g.stride[-1] if self.at_once > 1 else 1
+        dilation = self.g.dilation[-1] if self.taps > 1 else 1
+        vectors = 2 if self.g.c >= 2 * lanes else 1
+        return tuple((0,) * length for length in (self.taps, stride, dilation, self.at_once, vectors))
 
-    def _loop(self, x: Array, w: Array, y: Array, bias: Array, zeros: Array, *, relu: bool) -> Any:
+    def _room(self) -> tuple[Array, Array]:
+        """For addresses: of the rows that one output sees, and of what some outputs see along one."""
+        return np.empty(math.prod(self.g.kernel[:-1]), np.int64), np.empty(self.seen, np.int64)
+
+    @cached_property
+    def _sizes(self) -> Ints:
+        g = self.g
+        return (
+            *(
+                *three_axes(g.out, 1),
+                *three_axes(g.kernel, 1)[:2],
+                g.kernel[-1] // self.taps,
+                g.c * self.dtype.itemsize,
+            ),
+            *(_rows(g), self.block, *_clear(g), g.stride[-1], g.dilation[-1]),
+        )
+
+    def _loop(self, x: Array, w: int, y: Array, bias: int, zeros: int, *, relu: bool) -> Any:
         from gpuconv.simd.depthwise import Depthwise
 
-        g = self.g
         x_n, *x_steps, _ = x.strides
         y_n, *y_steps, _ = y.strides
         return Depthwise._make(
             (
-                *(address(x), x_n, *three_axes(tuple(x_steps), 0), address(w)),
-                *(address(y), y_n, *three_axes(tuple(y_steps), 0), address(bias), address(zeros)),
-                *(*three_axes(g.out, 1), *three_axes(g.kernel, 1), g.c * x.itemsize, _rows(g), self.block, *_clear(g)),
-                *(g.stride[-1] * x_steps[-1], g.dilation[-1] * x_steps[-1], int(relu), DEPTH),
+                *(address(x), x_n, *three_axes(x_steps, 0), w, address(y), y_n, *three_axes(y_steps, 0), bias, zeros),
+                *(*self._sizes, int(relu), DEPTH),
             )
         )
 
@@ -132,7 +168,7 @@ def _cut(problem: Problem, g: ConvGeometry, threads: int) -> DepthwiseCut:
     dtype, taps = problem.dtype, math.prod(g.kernel)
     is_w = problem.direction == "weight_grad"
     tasks = max(1, min(tasks_for(threads, sums=is_w), g.macs // TASK_MACS))
-    shared, sums = g.k * dtype.itemsize, 0
+    shared, sums = (g.k * dtype.itemsize if is_w else 0), 0
     if is_w:
         widest = 2 * VECTOR_BYTES // dtype.itemsize
         sums, part = -(-g.c // widest) * widest * taps, taps * g.k * dtype.itemsize
@@ -142,9 +178,30 @@ def _cut(problem: Problem, g: ConvGeometry, threads: int) -> DepthwiseCut:
         shared += tasks * part
     else:
         block = -(-_rows(g) // tasks)
-        shared += (taps + 1) * g.k * dtype.itemsize
-    one = DepthwiseCut(g, dtype, block, sums, 1, shared)
+        shared += (taps + 2) * g.k * dtype.itemsize
+    at_once, together, seen = _sliding(g, is_w=is_w)
+    one = DepthwiseCut(g, dtype, block, at_once, together, seen, sums, 1, shared)
     return replace(one, threads=affordable_threads(tasks, budget(problem, shared), one.worker_bytes, threads))
+
+
+def _sliding(g: ConvGeometry, *, is_w: bool) -> tuple[int, int, int]:
+    """How many outputs to compute together, through how many taps, and how many addresses that takes."""
+    taps = max(count for count in range(1, MOST_TAPS + 1) if g.kernel[-1] % count == 0)
+
+    def columns(outputs: int, taps: int) -> int:
+        return (outputs - 1) * g.stride[-1] + (taps - 1) * g.dilation[-1] + 1
+
+    if columns(1, taps) > MOST_COLUMNS:
+        taps = 1
+    at_once = AT_ONCE if g.out[-1] >= AT_ONCE and columns(AT_ONCE, taps) <= MOST_COLUMNS else 1
+    return at_once, taps, columns(at_once, taps) + (at_once if is_w else 0)
+
+
+@lru_cache(maxsize=1024)
+def _maps(g: ConvGeometry) -> tuple[Array, Array, Array]:
+    """As `maps_of`, but for each column of the padded last axis the input position that it holds."""
+    *maps, _ = maps_of(g)
+    return maps[0], maps[1], np.ascontiguousarray(g.source_index(g.ndim - 1), np.int64)
 
 
 def _rows(g: ConvGeometry) -> int:

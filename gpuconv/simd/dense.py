@@ -17,11 +17,13 @@ from gpuconv.simd.tile import (
     VECTOR_BYTES,
     address_of,
     compiled,
-    end_task,
     get,
     kept,
     next_task,
+    plus,
     put,
+    relu,
+    store_apart,
     tile_of,
     transpose,
 )
@@ -110,12 +112,12 @@ def _look_up(p: Any, maps: Any, table: Any, first: int, count: int, rows: int, p
 
 def _make_move(vectors: int) -> Any:
     tile = tile_of(1, vectors)
-    zeros, plus, store, apart = tile.zeros, tile.plus, tile.store, tile.apart
+    zeros = tile.zeros
 
     @compiled
     def move(source: int, target: int, like: Any) -> None:
         """Copy the vectors of a row."""
-        store(plus(zeros(like), source, 0), apart(target, 0), 0)
+        store_apart(plus(zeros(like), source, 0), target, 0)
 
     return move
 
@@ -166,8 +168,7 @@ def _pack(source: int, step: int, step_k: int, depth: int, k_count: int, width: 
 def _make_multiply(vectors: int) -> Any:
     tile = tile_of(ROWS, vectors)
     zeros, add_products, addresses = tile.zeros, tile.add_products, tile.addresses
-    apart, all_at = tile.apart, tile.all_at
-    plus, relu, store = tile.plus, tile.relu, tile.store
+    store, all_at = tile.store, tile.all_at
 
     @compiled
     def multiply(
@@ -194,7 +195,7 @@ def _make_multiply(vectors: int) -> Any:
             sum_ = address_of(sums) + i * step
             total = plus(total, bias, 0) if bias else plus(total, sum_, step)
             if to < 0:
-                store(total, apart(sum_, step), 0)
+                store_apart(total, sum_, step)
             else:
                 store(relu(total) if is_relu else total, addresses(address_of(places), i), to)
 
@@ -266,12 +267,11 @@ def correlate(p: Any, maps: Any, bias: Any, tasks: int, counters: Any, table: An
                     start = 0
             if not in_place:
                 _scatter(p, sums, width, places, count, (group * p.k + k0) * p.y_k, k_count)
-        end_task(counters)
 
 
 def _make_gather(rows: int, vectors: int) -> Any:
     tile = tile_of(rows, vectors)
-    zeros, add_products, apart, plus, store = tile.zeros, tile.add_products, tile.apart, tile.plus, tile.store
+    zeros, add_products, apart = tile.zeros, tile.add_products, tile.apart
 
     @compiled
     def gather(table: Any, at: int, start: int, count: int, dy: Any, sums: int, is_first: bool) -> None:
@@ -283,7 +283,7 @@ def _make_gather(rows: int, vectors: int) -> Any:
         for i in range(start, start + count):
             total = add_products(total, apart(table[i] + at, size), 0, row)
             row += step
-        store(total if is_first else plus(total, sums, step), apart(sums, step), 0)
+        store_apart(total if is_first else plus(total, sums, step), sums, step)
 
     return gather
 
@@ -375,4 +375,3 @@ def weight_gradient(
                 for c in range(p.c):
                     _copy(sum_, size, target + c * p.w_c, p.w_k, k_count, width, panel)
                     sum_ += width * size
-        end_task(counters)

@@ -1,28 +1,46 @@
 """Depthwise convolution in registers: vectors run along the channels, which are adjacent in x, w and y alike.
 
-    depthwise            y[m,g]  =  x[m at t,g]   w[t,g]    a tile is PIXELS outputs m of a row by two vectors of g
-    depthwise_gradient  dw[t,g]  =  x[m at t,g]  dy[m,g]    a tile is the taps t of a row of the kernel by two vectors
+    depthwise            y[m,g]  =  x[m at t,g]   w[t,g]    a tile is some outputs m of a row by two vectors
+    depthwise_gradient  dw[t,g]  =  x[m at t,g]  dy[m,g]    a tile is some taps t of a row by two vectors
 
-Outputs near the ends of a row, some of whose taps look at padding, are made one by one; those in between, the clear
-ones, see the input alone. Where the channels are no multiple of a vector the last one overlaps the one before it: what
-is computed twice comes out the same. All addresses and steps are in bytes.
+The taps of a row slide over the outputs of a row, so neighbours see much the same: what a few of them see is loaded
+once. Those in the middle of a row, the clear ones, see the input alone; near its ends a pixel of zeros stands for
+padding. Where the channels are no multiple of a vector the last one overlaps the one before it: what is computed twice
+comes out the same. All addresses and steps are in bytes.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from gpuconv.simd.tile import VECTOR_BYTES, address_of, compiled, end_task, kept, next_task, tile_of
-
-PIXELS = 4
+from gpuconv.simd.tile import (
+    VECTOR_BYTES,
+    add_pixels,
+    add_taps,
+    address_of,
+    columns_apart,
+    columns_from,
+    compiled,
+    inlined,
+    kept,
+    next_task,
+    pixel_tile,
+    pixels_apart,
+    pixels_from,
+    plus,
+    relu,
+    store_apart,
+    tap_tile,
+)
 
 
 class Depthwise(NamedTuple):
     """A depthwise convolution with all axes: addresses, steps in bytes, sizes.
 
     `w` is (taps, channels) without gaps, and so is its gradient. `y` is dy where a gradient is made. `bias` is one for
-    each channel, `zeros` a pixel of zeros. Of the outputs of a row those from `clear_start` to `clear_stop` see the
-    input alone, through taps that are `tap_step` bytes apart.
+    each channel, `zeros` a pixel of zeros. How many outputs and taps of a row are taken together is what compiled code
+    is made for: the shape, see tile.py; the taps in so many `pieces`. Outputs from `clear_start` to `clear_stop` are
+    clear.
     """
 
     x: int
@@ -43,14 +61,14 @@ class Depthwise(NamedTuple):
     q: int
     t: int
     r: int
-    s: int
+    pieces: int
     pixel: int  # bytes of its channels
     rows: int  # n * o * p
     block: int  # rows of a task
     clear_start: int
     clear_stop: int
-    stride: int  # bytes between what neighbouring outputs see
-    tap_step: int
+    stride: int  # columns between neighbouring outputs
+    dilation: int  # columns between neighbouring taps
     relu: int
     depth: int  # outputs that a weight gradient sums in registers
 
@@ -72,185 +90,87 @@ def _look_up(p: Any, maps: Any, number: int, starts: Any) -> int:
     return place
 
 
-def _make_clear_outputs(vectors: int) -> Any:
-    tile = tile_of(PIXELS, vectors)
-    zeros, add_elementwise, apart = tile.zeros, tile.add_elementwise, tile.apart
-    plus, relu, store = tile.plus, tile.relu, tile.store
+@compiled
+def _look_along(p: Any, columns: Any, start: int, first: int, seen: Any, count: int) -> None:
+    """seen[i] = where column first + i of the padded row lies that begins at `start`; zeros for padding, and behind."""
+    for i in range(count):
+        column = columns[first + i] if first + i < len(columns) else -1
+        seen[i] = p.zeros if column < 0 else start + column * p.x_w
 
-    @compiled
-    def clear_outputs(p: Any, starts: Any, column: int, at: int, y: int, like: Any) -> None:
-        """PIXELS outputs to `y` that see the input alone, from `column` bytes into its rows."""
-        total = zeros(like)
-        w = p.w + at
-        for i in range(p.t * p.r):
-            x = starts[i] + column
+
+@inlined
+def _make_tile(p: Any, columns: Any, starts: Any, q: int, at: int, y: int, seen: Any, like: Any, shape: Any) -> None:
+    """Outputs from number q of a row on, for the vectors of channels that begin `at` bytes into a pixel."""
+    total = pixel_tile(like, shape)
+    w = p.w + at
+    taps, pixels = len(shape[0]), len(shape[3])
+    is_clear = p.clear_start <= q and q + pixels <= p.clear_stop
+    for i in range(p.t * p.r):
+        for piece in range(p.pieces):
             if starts[i]:
-                for _ in range(p.s):
-                    total = add_elementwise(total, apart(x, p.stride), at, w)
-                    x += p.tap_step
-                    w += p.pixel
-            else:
-                w += p.s * p.pixel
-        total = plus(total, p.bias + at, 0)
-        store(relu(total) if p.relu else total, apart(y, p.y_q), at)
-
-    return clear_outputs
-
-
-def _make_output(vectors: int) -> Any:
-    tile = tile_of(1, vectors)
-    zeros, add_elementwise, apart = tile.zeros, tile.add_elementwise, tile.apart
-    plus, relu, store = tile.plus, tile.relu, tile.store
-
-    @compiled
-    def output(p: Any, starts: Any, w_of: Any, q: int, at: int, y: int, like: Any) -> None:
-        """One output to `y`, any of whose taps may look at padding."""
-        total = zeros(like)
-        w = p.w + at
-        for i in range(p.t * p.r):
-            for s in range(p.s):
-                column = w_of[s * p.q + q]
-                if starts[i] and column >= 0:
-                    total = add_elementwise(total, apart(starts[i] + column * p.x_w, 0), at, w)
-                w += p.pixel
-        total = plus(total, p.bias + at, 0)
-        store(relu(total) if p.relu else total, apart(y, 0), at)
-
-    return output
-
-
-def _make_row(vectors: int) -> Any:
-    clear_outputs, output = _make_clear_outputs(vectors), _make_output(vectors)
-
-    @compiled
-    def make_row(p: Any, w_of: Any, starts: Any, y: int, like: Any) -> None:
-        last = p.pixel - vectors * VECTOR_BYTES
-        has_tiles = p.clear_stop - p.clear_start >= PIXELS
-        for start in range(0, p.pixel, vectors * VECTOR_BYTES):
-            at = min(start, last)
-            q = 0
-            while q < p.q:
-                if has_tiles and p.clear_start <= q < p.clear_stop:
-                    first = min(q, p.clear_stop - PIXELS)
-                    clear_outputs(p, starts, w_of[first] * p.x_w, at, y + first * p.y_q, like)
-                    q = first + PIXELS
+                first = q * p.stride + piece * taps * p.dilation
+                if is_clear:
+                    xs = columns_apart(starts[i] + columns[first] * p.x_w, p.x_w, shape)
                 else:
-                    output(p, starts, w_of, q, at, y + q * p.y_q, like)
-                    q += 1
-
-    return make_row
-
-
-_make_row_1, _make_row_2 = _make_row(1), _make_row(2)
+                    _look_along(p, columns, starts[i], first, seen, len(seen))
+                    xs = columns_from(address_of(seen), shape)
+                total = add_taps(total, xs, at, w, p.pixel, shape)
+            w += taps * p.pixel
+    total = plus(total, p.bias + at, 0)
+    store_apart(relu(total) if p.relu else total, y + q * p.y_q + at, p.y_q)
 
 
 @kept
-def depthwise(p: Any, maps: Any, tasks: int, counters: Any, starts: Any, like: Any) -> None:
-    """Make y, a block of rows after another, until none is left. `starts` is this thread's."""
+def depthwise(p: Any, maps: Any, shape: Any, tasks: int, counters: Any, starts: Any, seen: Any, like: Any) -> None:
+    """Make y, a block of rows after another, until none is left. `starts` and `seen` are this thread's."""
+    step, pixels = len(shape[4]) * VECTOR_BYTES, len(shape[3])
     while True:
         task = next_task(counters)
         if task >= tasks:
             return
         for number in range(task * p.block, min((task + 1) * p.block, p.rows)):
             y = _look_up(p, maps, number, starts)
-            if p.pixel < 2 * VECTOR_BYTES:
-                _make_row_1(p, maps[2], starts, y, like)
+            for start in range(0, p.pixel, step):
+                at = min(start, p.pixel - step)
+                for q in range(0, p.q, pixels):
+                    _make_tile(p, maps[2], starts, min(q, p.q - pixels), at, y, seen, like, shape)
+
+
+@inlined
+def _gather(
+    p: Any, columns: Any, start: int, offset: int, at: int, dy: int, seen: Any, sums: int, like: Any, shape: Any
+) -> None:
+    """The vectors at `sums`, a row for each tap, += over a row of outputs: what it sees times dy."""
+    step, pixels = len(shape[4]) * VECTOR_BYTES, len(shape[3])
+    count = len(seen) - pixels
+    for q0 in range(0, p.q, p.depth):
+        total = tap_tile(like, shape)
+        for q in range(q0, min(q0 + p.depth, p.q), pixels):
+            first = q * p.stride + offset
+            if p.clear_start <= q and q + pixels <= p.clear_stop:
+                xs = columns_apart(start + columns[first] * p.x_w, p.x_w, shape)
+                dys = pixels_apart(dy + q * p.y_q, p.y_q, shape)
             else:
-                _make_row_2(p, maps[2], starts, y, like)
-        end_task(counters)
-
-
-def _make_gather(taps: int, vectors: int) -> Any:
-    tile = tile_of(taps, vectors)
-    zeros, add_elementwise, addresses, apart = tile.zeros, tile.add_elementwise, tile.addresses, tile.apart
-    plus, store = tile.plus, tile.store
-
-    @compiled
-    def gather(p: Any, w_of: Any, x: int, s: int, dy: int, seen: Any, sums: int, like: Any) -> None:
-        """The vectors at `sums`, a row for each tap from s on, += over a row of outputs: what it sees times dy.
-
-        `seen` is room for the addresses that the taps of an output see near the ends of the row.
-        """
-        step = vectors * VECTOR_BYTES
-        q = 0
-        while q < p.q:
-            total = zeros(like)
-            stop = min(q + p.depth, p.q)
-            while q < stop:
-                if p.clear_start <= q < p.clear_stop:
-                    column = x + w_of[s * p.q + q] * p.x_w
-                    for i in range(q, min(stop, p.clear_stop)):
-                        total = add_elementwise(total, apart(column, p.tap_step), 0, dy + i * p.y_q)
-                        column += p.stride
-                    q = min(stop, p.clear_stop)
-                else:
-                    for i in range(taps):
-                        column = w_of[(s + i) * p.q + q]
-                        seen[i] = p.zeros if column < 0 else x + column * p.x_w
-                    total = add_elementwise(total, addresses(address_of(seen), 0), 0, dy + q * p.y_q)
-                    q += 1
-            store(plus(total, sums, step), apart(sums, step), 0)
-
-    return gather
-
-
-def _make_gather_taps(vectors: int) -> Any:
-    seven, five, three, two, one = (_make_gather(taps, vectors) for taps in (7, 5, 3, 2, 1))
-
-    @compiled
-    def gather_taps(p: Any, w_of: Any, x: int, dy: int, seen: Any, sums: int, like: Any) -> None:
-        """The same for all taps of a row of the kernel, as many at a time as there are tiles for."""
-        s = 0
-        while s < p.s:
-            to, left = sums + s * vectors * VECTOR_BYTES, p.s - s
-            if left >= 7:
-                seven(p, w_of, x, s, dy, seen, to, like)
-                s += 7
-            elif left >= 5:
-                five(p, w_of, x, s, dy, seen, to, like)
-                s += 5
-            elif left >= 3:
-                three(p, w_of, x, s, dy, seen, to, like)
-                s += 3
-            elif left == 2:
-                two(p, w_of, x, s, dy, seen, to, like)
-                s += 2
-            else:
-                one(p, w_of, x, s, dy, seen, to, like)
-                s += 1
-
-    return gather_taps
-
-
-_gather_taps_1, _gather_taps_2 = _make_gather_taps(1), _make_gather_taps(2)
-
-
-@compiled
-def _gather_row(p: Any, w_of: Any, starts: Any, dy: int, seen: Any, sums: Any) -> None:
-    """What one row of outputs adds to all taps; `sums` is (vectors of channels, taps, channels of these vectors)."""
-    step = 2 * VECTOR_BYTES if p.pixel >= 2 * VECTOR_BYTES else VECTOR_BYTES
-    sum_ = address_of(sums)
-    for start in range(0, p.pixel, step):
-        at = min(start, p.pixel - step)
-        for i in range(p.t * p.r):
-            if starts[i]:
-                if step == VECTOR_BYTES:
-                    _gather_taps_1(p, w_of, starts[i] + at, dy + at, seen, sum_, sums)
-                else:
-                    _gather_taps_2(p, w_of, starts[i] + at, dy + at, seen, sum_, sums)
-            sum_ += p.s * step
+                _look_along(p, columns, start, first, seen, count)
+                xs = columns_from(address_of(seen), shape)
+                for i in range(pixels):
+                    seen[count + i] = dy + (q + i) * p.y_q if q + i < p.q else p.zeros
+                dys = pixels_from(address_of(seen) + 8 * count, shape)
+            total = add_pixels(total, xs, at, dys, shape)
+        store_apart(plus(total, sums, step), sums, step)
 
 
 @kept
-def depthwise_gradient(p: Any, maps: Any, tasks: int, counters: Any, parts: Any, starts: Any, sums: Any) -> None:
+def depthwise_gradient(
+    p: Any, maps: Any, shape: Any, tasks: int, counters: Any, parts: Any, starts: Any, seen: Any, sums: Any
+) -> None:
     """parts[task] = what a block of rows of outputs contributes to dw, until no task is left.
 
-    `starts` and `sums` are this thread's.
+    `starts`, `seen` and `sums` are this thread's; sums is (vectors of channels, taps, their channels).
     """
-    taps = p.t * p.r * p.s
-    lanes = VECTOR_BYTES // sums.itemsize
-    channels = p.pixel // sums.itemsize
-    width = 2 * lanes if channels >= 2 * lanes else lanes
+    step, taps = len(shape[4]) * VECTOR_BYTES, len(shape[0])
+    all_taps = p.t * p.r * p.pieces * taps
+    width, channels = step // sums.itemsize, p.pixel // sums.itemsize
     while True:
         task = next_task(counters)
         if task >= tasks:
@@ -258,10 +178,17 @@ def depthwise_gradient(p: Any, maps: Any, tasks: int, counters: Any, parts: Any,
         sums[:] = 0
         for number in range(task * p.block, min((task + 1) * p.block, p.rows)):
             dy = _look_up(p, maps, number, starts)
-            _gather_row(p, maps[2], starts, dy, starts[p.t * p.r :], sums)
+            sum_ = address_of(sums)
+            for start in range(0, p.pixel, step):
+                at = min(start, p.pixel - step)
+                for i in range(p.t * p.r):
+                    for piece in range(p.pieces):
+                        if starts[i]:
+                            offset = piece * taps * p.dilation
+                            _gather(p, maps[2], starts[i], offset, at, dy, seen, sum_, sums, shape)
+                        sum_ += taps * step
         for start in range(0, channels, width):
             first = min(start, channels - width)
-            for tap in range(taps):
+            for tap in range(all_taps):
                 for g in range(width):
-                    parts[task, tap, first + g] = sums[start * taps + tap * width + g]
-        end_task(counters)
+                    parts[task, tap, first + g] = sums[start * all_taps + tap * width + g]

@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from gpuconv.simd.tile import VECTOR_BYTES, _load, _store, _TileType, compiled, end_task, kept, next_task
+from gpuconv.simd.tile import VECTOR_BYTES, _load, _store, _TileType, compiled, kept, next_task
 
 
 class Pooling(NamedTuple):
@@ -192,7 +192,6 @@ def max_pool(p: Any, tasks: int, counters: Any, like: Any) -> None:
             return
         for number in range(task * p.block, min((task + 1) * p.block, p.rows)):
             _pool_row(p, number, like, False)
-        end_task(counters)
 
 
 @kept
@@ -206,4 +205,3 @@ def max_pool_gradient(p: Any, tasks: int, counters: Any, like: Any) -> None:
             if p.clears:
                 _clear_band(p, number, like)
             _pool_row(p, number, like, True)
-        end_task(counters)

@@ -28,6 +28,9 @@ ROWS = 8 if VECTOR_BYTES == 64 or not _TRIPLE.startswith(("x86", "i")) else 6
 """Of the tile of a product: with two vectors each they fill the 32 registers of AVX-512 and NEON, or the 16 of AVX."""
 
 compiled = njit(nogil=True, boundscheck=False, error_model="numpy")
+inlined = njit(nogil=True, boundscheck=False, error_model="numpy", forceinline=True)
+"""For what is called so often that handing over its arguments would take longer than what it does."""
+
 kept = njit(nogil=True, boundscheck=False, error_model="numpy", cache=True)
 """For functions called from Python: Numba keeps these on disk, with all that they call."""
 
@@ -60,8 +63,6 @@ class Tile(NamedTuple):
     zeros(like)
     add_products(tile, xs, at, ws)          row i of the tile + the scalar at xs[i] + at  *  the vectors at ws
     add_elementwise(tile, xs, at, ws)       row i of the tile + the vectors at xs[i] + at  *  the vectors at ws
-    plus(tile, address, step)               tile + memory, whose rows lie `step` bytes apart
-    relu(tile)
     store(tile, xs, at)                     memory at xs[i] + at = row i of the tile
     addresses(table, i)                     xs, from number i of a table of addresses
     apart(first, step)                      xs, `step` bytes apart
@@ -71,8 +72,6 @@ class Tile(NamedTuple):
     zeros: Callable[..., Any]
     add_products: Callable[..., Any]
     add_elementwise: Callable[..., Any]
-    plus: Callable[..., Any]
-    relu: Callable[..., Any]
     store: Callable[..., Any]
     addresses: Callable[..., Any]
     apart: Callable[..., Any]
@@ -97,14 +96,6 @@ def tile_of(rows: int, vectors: int) -> Tile:
         return tile(tile, xs, address, address), _built(_add_elementwise, tile)
 
     @intrinsic
-    def plus(_: Any, tile: Any, _address: Any, _step: Any) -> Any:
-        return tile(tile, address, address), _built(_plus, tile)
-
-    @intrinsic
-    def relu(_: Any, tile: Any) -> Any:
-        return tile(tile), _built(_relu, tile)
-
-    @intrinsic
     def store(_: Any, tile: Any, _xs: Any, _at: Any) -> Any:
         return types.void(tile, xs, address), _built(_store_rows, tile)
 
@@ -120,7 +111,106 @@ def tile_of(rows: int, vectors: int) -> Tile:
     def all_at(_: Any, _xs: Any, _address: Any) -> Any:
         return types.boolean(xs, address), _built(_all_at, rows)
 
-    return Tile(zeros, add_products, add_elementwise, plus, relu, store, addresses, apart, all_at)
+    return Tile(zeros, add_products, add_elementwise, store, addresses, apart, all_at)
+
+
+@intrinsic
+def plus(_: Any, tile: Any, _address: Any, _step: Any) -> Any:
+    """A tile of any size + memory, whose rows lie `step` bytes apart."""
+    return tile(tile, types.intp, types.intp), _built(_plus, tile)
+
+
+@intrinsic
+def relu(_: Any, tile: Any) -> Any:
+    """A tile of any size, its negative elements replaced by 0."""
+    return tile(tile), _built(_relu, tile)
+
+
+@intrinsic
+def store_apart(_: Any, tile: Any, _address: Any, _step: Any) -> Any:
+    """Memory, in rows `step` bytes apart, = a tile of any size."""
+
+    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
+        total, address, step = args
+        _store_rows(builder, tile, total, _apart(builder, tile.rows, address, step), _I64(0))
+        return context.get_dummy_value()
+
+    return types.void(tile, types.intp, types.intp), build
+
+
+# Taps that slide along a row, over some pixels at a time. `shape` is five tuples, as long as there are taps, columns
+# from one pixel to the next, and from one tap to the next, pixels, and vectors of a pixel. Code is made for each shape.
+
+
+def _columns(shape: Any) -> int:
+    """How many columns the pixels see through the taps."""
+    taps, stride, dilation, pixels, _ = (part.count for part in shape)
+    return int((pixels - 1) * stride + (taps - 1) * dilation + 1)
+
+
+@intrinsic
+def pixel_tile(_: Any, like: Any, shape: Any) -> Any:
+    """Zeros, a row for each pixel."""
+    tile = _TileType(shape[3].count, shape[4].count, like.dtype)
+    return tile(like, shape), lambda context, *_: ir.Constant(context.get_value_type(tile), None)
+
+
+@intrinsic
+def tap_tile(_: Any, like: Any, shape: Any) -> Any:
+    """Zeros, a row for each tap."""
+    tile = _TileType(shape[0].count, shape[4].count, like.dtype)
+    return tile(like, shape), lambda context, *_: ir.Constant(context.get_value_type(tile), None)
+
+
+@intrinsic
+def columns_apart(_: Any, _first: Any, _step: Any, shape: Any) -> Any:
+    """The addresses of all columns, `step` bytes apart."""
+    return _addresses_apart(_columns(shape), shape)
+
+
+@intrinsic
+def columns_from(_: Any, _table: Any, shape: Any) -> Any:
+    """The addresses of all columns, from a table of them."""
+    return _addresses_from(_columns(shape), shape)
+
+
+@intrinsic
+def pixels_apart(_: Any, _first: Any, _step: Any, shape: Any) -> Any:
+    """The addresses of all pixels, `step` bytes apart."""
+    return _addresses_apart(shape[3].count, shape)
+
+
+@intrinsic
+def pixels_from(_: Any, _table: Any, shape: Any) -> Any:
+    """The addresses of all pixels, from a table of them."""
+    return _addresses_from(shape[3].count, shape)
+
+
+@intrinsic
+def add_taps(_: Any, tile: Any, columns: Any, _at: Any, _ws: Any, _step: Any, shape: Any) -> Any:
+    """Row i += over the taps: what pixel i sees there, `at` bytes into a column, times what lies at ws + tap * step."""
+    signature = tile(tile, columns, types.intp, types.intp, types.intp, shape)
+    return signature, _built(_add_taps, (tile, shape))
+
+
+@intrinsic
+def add_pixels(_: Any, tile: Any, columns: Any, _at: Any, dys: Any, shape: Any) -> Any:
+    """Row t += over the pixels: what they see through tap t, `at` bytes into a column, times what lies at dys + at."""
+    return tile(tile, columns, types.intp, dys, shape), _built(_add_pixels, (tile, shape))
+
+
+def _addresses_apart(count: int, shape: Any) -> Any:
+    def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
+        return _apart(builder, count, args[0], args[1])
+
+    return types.UniTuple(types.intp, count)(types.intp, types.intp, shape), build
+
+
+def _addresses_from(count: int, shape: Any) -> Any:
+    def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
+        return _addresses(builder, count, args[0], _I64(0))
+
+    return types.UniTuple(types.intp, count)(types.intp, shape), build
 
 
 def _built(operation: Callable[..., Any], of: Any) -> Callable[..., Any]:
@@ -152,6 +242,38 @@ def _add_elementwise(builder: Any, tile: _TileType, total: Any, xs: Any, at: Any
             x = _row_at(builder, tile, builder.add(builder.extract_value(xs, i), at))
         new = _multiply_add(builder, w[j], x[j], builder.extract_value(total, number))
         total = builder.insert_value(total, new, number)
+    return total
+
+
+def _add_taps(builder: Any, of: Any, total: Any, xs: Any, at: Any, ws: Any, step: Any, _: Any) -> Any:
+    tile, shape = of
+    taps = range(shape[0].count)
+    w = [_row_at(builder, tile, builder.add(ws, builder.mul(step, _I64(tap)))) for tap in taps]
+    return _slide(builder, tile, total, xs, at, shape, range(tile.rows), lambda pixel, tap: (pixel, w[tap]))
+
+
+def _add_pixels(builder: Any, of: Any, total: Any, xs: Any, at: Any, dys: Any, _: Any) -> Any:
+    tile, shape = of
+    pixels = range(dys.type.count)
+    dy = [_row_at(builder, tile, builder.add(builder.extract_value(dys, pixel), at)) for pixel in pixels]
+    return _slide(builder, tile, total, xs, at, shape, pixels, lambda pixel, tap: (tap, dy[pixel]))
+
+
+def _slide(
+    builder: Any, tile: _TileType, total: Any, xs: Any, at: Any, shape: Any, pixels: range, meets: Callable[..., Any]
+) -> Any:
+    """Each column, times what it meets for one pixel and tap, is added to a row of the tile."""
+    taps, stride, dilation, *_ = (part.count for part in shape)
+    for column in range(xs.type.count):
+        pairs = [(i, tap) for i in pixels for tap in range(taps) if i * stride + tap * dilation == column]
+        if pairs:
+            x = _row_at(builder, tile, builder.add(builder.extract_value(xs, column), at))
+        for pixel, tap in pairs:
+            row, factor = meets(pixel, tap)
+            for j in range(tile.vectors):
+                number = row * tile.vectors + j
+                new = _multiply_add(builder, factor[j], x[j], builder.extract_value(total, number))
+                total = builder.insert_value(total, new, number)
     return total
 
 
@@ -256,7 +378,7 @@ def _count_up(_: Any, _address: Any) -> Any:
 
 
 @intrinsic
-def _count_of(_: Any, _address: Any) -> Any:
+def _value_at(_: Any, _address: Any) -> Any:
     def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
         return builder.load_atomic(builder.inttoptr(args[0], _I64.as_pointer()), "acquire", 8)
 
@@ -274,22 +396,17 @@ def address_of(_: Any, array: Any) -> Any:
 
 
 @compiled
-def next_task(counters: Any) -> int:
-    """The number of the next task, another one for every thread that asks. counters: begun, ended."""
-    task: int = _count_up(address_of(counters))
+def next_task(counter: Any) -> int:
+    """The number of the next task, another one for every thread that asks."""
+    task: int = _count_up(address_of(counter))
     return task
 
 
-@compiled
-def end_task(counters: Any) -> None:
-    _count_up(address_of(counters) + 8)
-
-
 @kept
-def all_ended(counters: Any, tasks: int) -> bool:
-    """Whether all tasks have ended, or do within some 50 us."""
+def is_set(flags: Any, i: int) -> bool:
+    """Whether a flag is set, or is within some 50 us."""
     left = 100_000
-    while _count_of(address_of(counters) + 8) < tasks and left:
+    while not _value_at(address_of(flags) + 8 * i) and left:
         left -= 1
     return left > 0
 
