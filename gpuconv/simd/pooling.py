@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from gpuconv.simd.tile import VECTOR_BYTES, _load, _store, _TileType, compiled, kept, next_task
+from gpuconv.simd.tile import VECTOR_BYTES, TileType, compiled, kept, load, next_task, store_value
 
 
 class Pooling(NamedTuple):
@@ -59,7 +59,7 @@ class Pooling(NamedTuple):
 @intrinsic
 def _nothing(_: Any, like: Any) -> Any:
     """A window of which nothing has been seen: it is worth -inf, and the first tap has it."""
-    window = _TileType(2, 1, like.dtype)
+    window = TileType(2, 1, like.dtype)
 
     def build(*_: Any) -> Any:
         lowest = ir.Constant(window.vector, [ir.Constant(window.vector.element, -math.inf)] * window.vector.count)
@@ -75,7 +75,7 @@ def _seeing(_: Any, window: Any, _x: Any, _tap: Any) -> Any:
     def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
         seen, x, tap = args
         largest, winner = builder.extract_value(seen, 0), builder.extract_value(seen, 1)
-        value = _load(builder, x, window.vector)
+        value = load(builder, x, window.vector)
         is_larger = builder.fcmp_unordered(">", value, largest)  # or one of them is NaN
         wins = builder.and_(is_larger, builder.fcmp_ordered("ord", largest, largest))
         seen = builder.insert_value(seen, builder.select(wins, value, largest), 0)
@@ -87,7 +87,7 @@ def _seeing(_: Any, window: Any, _x: Any, _tap: Any) -> Any:
 @intrinsic
 def _store_largest(_: Any, window: Any, _y: Any) -> Any:
     def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
-        _store(builder, builder.extract_value(args[0], 0), args[1])
+        store_value(builder, builder.extract_value(args[0], 0), args[1])
         return context.get_dummy_value()
 
     return types.void(window, types.intp), build
@@ -101,7 +101,7 @@ def _give(_: Any, window: Any, _tap: Any, _dy: Any, _dx: Any) -> Any:
         seen, tap, dy, dx = args
         wins = builder.fcmp_ordered("==", builder.extract_value(seen, 1), _number(builder, window, tap))
         nothing = ir.Constant(window.vector, None)
-        _store(builder, builder.select(wins, _load(builder, dy, window.vector), nothing), dx)
+        store_value(builder, builder.select(wins, load(builder, dy, window.vector), nothing), dx)
         return context.get_dummy_value()
 
     return types.void(window, types.intp, types.intp, types.intp), build
@@ -110,13 +110,13 @@ def _give(_: Any, window: Any, _tap: Any, _dy: Any, _dx: Any) -> Any:
 @intrinsic
 def _clear(_: Any, _address: Any, like: Any) -> Any:
     def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
-        _store(builder, ir.Constant(_TileType(1, 1, like.dtype).vector, None), args[0])
+        store_value(builder, ir.Constant(TileType(1, 1, like.dtype).vector, None), args[0])
         return context.get_dummy_value()
 
     return types.void(types.intp, like), build
 
 
-def _number(builder: Any, window: _TileType, tap: Any) -> Any:
+def _number(builder: Any, window: TileType, tap: Any) -> Any:
     """A vector of the number of a tap."""
     vector = window.vector
     undefined, i32 = ir.Constant(vector, ir.Undefined), ir.IntType(32)

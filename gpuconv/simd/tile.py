@@ -35,7 +35,7 @@ kept = njit(nogil=True, boundscheck=False, error_model="numpy", cache=True)
 """For functions called from Python: Numba keeps these on disk, with all that they call."""
 
 
-class _TileType(types.Type):
+class TileType(types.Type):
     def __init__(self, rows: int, vectors: int, dtype: types.Float) -> None:
         self.rows, self.vectors, self.dtype = rows, vectors, dtype
         super().__init__(name=f"Tile({rows}, {vectors}, {dtype})")
@@ -51,9 +51,9 @@ class _TileType(types.Type):
         return [(i, j, i * self.vectors + j) for i in range(self.rows) for j in range(self.vectors)]
 
 
-@register_model(_TileType)
+@register_model(TileType)
 class _TileModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, tile: _TileType) -> None:
+    def __init__(self, manager: Any, tile: TileType) -> None:
         super().__init__(manager, tile, ir.ArrayType(tile.vector, tile.rows * tile.vectors))
 
 
@@ -84,7 +84,7 @@ def tile_of(rows: int, vectors: int) -> Tile:
 
     @intrinsic
     def zeros(_: Any, like: Any) -> Any:
-        tile = _TileType(rows, vectors, like.dtype)
+        tile = TileType(rows, vectors, like.dtype)
         return tile(like), lambda context, *_: ir.Constant(context.get_value_type(tile), None)
 
     @intrinsic
@@ -151,14 +151,14 @@ def _columns(shape: Any) -> int:
 @intrinsic
 def pixel_tile(_: Any, like: Any, shape: Any) -> Any:
     """Zeros, a row for each pixel."""
-    tile = _TileType(shape[3].count, shape[4].count, like.dtype)
+    tile = TileType(shape[3].count, shape[4].count, like.dtype)
     return tile(like, shape), lambda context, *_: ir.Constant(context.get_value_type(tile), None)
 
 
 @intrinsic
 def tap_tile(_: Any, like: Any, shape: Any) -> Any:
     """Zeros, a row for each tap."""
-    tile = _TileType(shape[0].count, shape[4].count, like.dtype)
+    tile = TileType(shape[0].count, shape[4].count, like.dtype)
     return tile(like, shape), lambda context, *_: ir.Constant(context.get_value_type(tile), None)
 
 
@@ -224,18 +224,18 @@ def _built(operation: Callable[..., Any], of: Any) -> Callable[..., Any]:
 # -------------------------------------------------------------------------------------------------- of tiles
 
 
-def _add_products(builder: Any, tile: _TileType, total: Any, xs: Any, at: Any, ws: Any) -> Any:
+def _add_products(builder: Any, tile: TileType, total: Any, xs: Any, at: Any, ws: Any) -> Any:
     w = _row_at(builder, tile, ws)
     for i, j, number in tile.numbers:
         if j == 0:
-            scalar = _load(builder, builder.add(builder.extract_value(xs, i), at), tile.vector.element)
+            scalar = load(builder, builder.add(builder.extract_value(xs, i), at), tile.vector.element)
             x = _broadcast(builder, scalar, tile.vector)
         new = _multiply_add(builder, w[j], x, builder.extract_value(total, number))
         total = builder.insert_value(total, new, number)
     return total
 
 
-def _add_elementwise(builder: Any, tile: _TileType, total: Any, xs: Any, at: Any, ws: Any) -> Any:
+def _add_elementwise(builder: Any, tile: TileType, total: Any, xs: Any, at: Any, ws: Any) -> Any:
     w = _row_at(builder, tile, ws)
     for i, j, number in tile.numbers:
         if j == 0:
@@ -260,7 +260,7 @@ def _add_pixels(builder: Any, of: Any, total: Any, xs: Any, at: Any, dys: Any, _
 
 
 def _slide(
-    builder: Any, tile: _TileType, total: Any, xs: Any, at: Any, shape: Any, pixels: range, meets: Callable[..., Any]
+    builder: Any, tile: TileType, total: Any, xs: Any, at: Any, shape: Any, pixels: range, meets: Callable[..., Any]
 ) -> Any:
     """Each column, times what it meets for one pixel and tap, is added to a row of the tile."""
     taps, stride, dilation, *_ = (part.count for part in shape)
@@ -277,16 +277,16 @@ def _slide(
     return total
 
 
-def _plus(builder: Any, tile: _TileType, total: Any, address: Any, step: Any) -> Any:
+def _plus(builder: Any, tile: TileType, total: Any, address: Any, step: Any) -> Any:
     for i, j, number in tile.numbers:
         if i and j == 0:
             address = builder.add(address, step)
-        found = _load(builder, _further(builder, address, j * VECTOR_BYTES), tile.vector)
+        found = load(builder, _further(builder, address, j * VECTOR_BYTES), tile.vector)
         total = builder.insert_value(total, builder.fadd(builder.extract_value(total, number), found), number)
     return total
 
 
-def _relu(builder: Any, tile: _TileType, total: Any) -> Any:
+def _relu(builder: Any, tile: TileType, total: Any) -> Any:
     zero = ir.Constant(tile.vector, None)
     for _, _, number in tile.numbers:
         old = builder.extract_value(total, number)
@@ -295,15 +295,15 @@ def _relu(builder: Any, tile: _TileType, total: Any) -> Any:
     return total
 
 
-def _store_rows(builder: Any, tile: _TileType, total: Any, xs: Any, at: Any) -> None:
+def _store_rows(builder: Any, tile: TileType, total: Any, xs: Any, at: Any) -> None:
     for i, j, number in tile.numbers:
         address = builder.add(builder.extract_value(xs, i), at)
-        _store(builder, builder.extract_value(total, number), _further(builder, address, j * VECTOR_BYTES))
+        store_value(builder, builder.extract_value(total, number), _further(builder, address, j * VECTOR_BYTES))
 
 
 def _addresses(builder: Any, rows: int, table: Any, i: Any) -> Any:
     first = builder.add(table, builder.mul(i, _I64(8)))
-    return _tuple_of(builder, [_load(builder, _further(builder, first, 8 * row), _I64) for row in range(rows)])
+    return _tuple_of(builder, [load(builder, _further(builder, first, 8 * row), _I64) for row in range(rows)])
 
 
 def _apart(builder: Any, rows: int, first: Any, step: Any) -> Any:
@@ -324,17 +324,17 @@ def _further(builder: Any, address: Any, count: int) -> Any:
     return builder.add(address, _I64(count))
 
 
-def _load(builder: Any, address: Any, what: Any) -> Any:
+def load(builder: Any, address: Any, what: Any) -> Any:
     # An array may begin at any byte, which no CPU of today minds.
     return builder.load(builder.inttoptr(address, what.as_pointer()), align=1)
 
 
-def _store(builder: Any, value: Any, address: Any) -> None:
+def store_value(builder: Any, value: Any, address: Any) -> None:
     builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=1)
 
 
-def _row_at(builder: Any, tile: _TileType, address: Any) -> list[Any]:
-    return [_load(builder, _further(builder, address, j * VECTOR_BYTES), tile.vector) for j in range(tile.vectors)]
+def _row_at(builder: Any, tile: TileType, address: Any) -> list[Any]:
+    return [load(builder, _further(builder, address, j * VECTOR_BYTES), tile.vector) for j in range(tile.vectors)]
 
 
 def _broadcast(builder: Any, scalar: Any, vector: ir.VectorType) -> Any:
@@ -414,12 +414,12 @@ def is_set(flags: Any, i: int) -> bool:
 @intrinsic
 def transpose(_: Any, _source: Any, _step: Any, _target: Any, _target_step: Any, like: Any) -> Any:
     """As many vectors as one has lanes, `step` bytes apart, to vectors `target_step` bytes apart, rows as columns."""
-    tile = _TileType(1, 1, like.dtype)
+    tile = TileType(1, 1, like.dtype)
     lanes = tile.vector.count
 
     def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
         source, step, target, target_step, _like = args
-        rows = [_load(builder, builder.add(source, builder.mul(step, _I64(i))), tile.vector) for i in range(lanes)]
+        rows = [load(builder, builder.add(source, builder.mul(step, _I64(i))), tile.vector) for i in range(lanes)]
         apart = 1
         while apart < lanes:  # exchange the off-diagonal halves of every block of 2 x 2 pieces
             for i in range(lanes):
@@ -430,7 +430,7 @@ def transpose(_: Any, _source: Any, _step: Any, _target: Any, _target_step: Any,
                     rows[i], rows[i + apart] = _shuffle(builder, a, b, upper), _shuffle(builder, a, b, lower)
             apart *= 2
         for i, row in enumerate(rows):
-            _store(builder, row, builder.add(target, builder.mul(target_step, _I64(i))))
+            store_value(builder, row, builder.add(target, builder.mul(target_step, _I64(i))))
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.intp, types.intp, like), build
@@ -441,7 +441,7 @@ def get(_: Any, _address: Any, like: Any) -> Any:
     """The scalar at an address."""
 
     def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
-        return _load(builder, args[0], context.get_value_type(like.dtype))
+        return load(builder, args[0], context.get_value_type(like.dtype))
 
     return like.dtype(types.intp, like), build
 
@@ -451,7 +451,7 @@ def put(_: Any, _address: Any, value: Any) -> Any:
     """A scalar to an address."""
 
     def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
-        _store(builder, args[1], args[0])
+        store_value(builder, args[1], args[0])
         return context.get_dummy_value()
 
     return types.void(types.intp, value), build
