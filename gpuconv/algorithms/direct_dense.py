@@ -48,6 +48,9 @@ LEAST_OUTPUTS = 256
 ROWS = 24
 """A multiple of the rows of every tile: a block takes room for a multiple of it."""
 
+ONE_VECTOR = 1.4
+"""How much longer a product takes for each vector of channels where there is only one: it reads as much of x for it."""
+
 FEW_CHANNELS = 16
 """With fewer the taps of a row are walked as one run."""
 
@@ -94,6 +97,8 @@ class DenseCut:
         run = g.c_group * (g.kernel[-1] if self.merges else 1)
         fmas = g.macs * -(-g.k_group // lanes) * lanes / g.k_group
         fmas *= -(-run // 8) * 8 / run if self.is_w else 1 + 2 / run
+        if g.k_group <= lanes:
+            fmas *= ONE_VECTOR
         return Work(fmas=fmas, elements=(math.prod(g.x_shape) + math.prod(g.y_shape)) / 16, steps=8)
 
     # ------------------------------------------------------------------------------------------ the passes

@@ -81,7 +81,7 @@ class DepthwiseCut:
     def work(self) -> Work:
         # Every product reads an element of x and one of w: loads, not products, are what takes the time.
         elements = math.prod(self.g.x_shape) + math.prod(self.g.y_shape)
-        return Work(fmas=3 * self.g.macs, elements=elements / 16, steps=8)
+        return Work(fmas=4 * self.g.macs, elements=elements / 16, steps=8)
 
     # ------------------------------------------------------------------------------------------ the passes
 
