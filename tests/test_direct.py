@@ -140,6 +140,16 @@ def test_without_numba_it_says_what_to_install_and_others_serve(monkeypatch):
     assert_exact(convolve("forward", case, *arrays), case.want("forward", *arrays), "float32")
 
 
+def test_nowhere_to_keep_what_was_compiled():
+    """A read-only installation of a user without a home."""
+    statement = (
+        "from numba.core import caching; caching.CompileResultCacheImpl._locator_classes = []; "
+        "import numpy as np, gpuconv; ones = np.ones((1, 5, 5, 2)), np.ones((3, 3, 2, 2)); "
+        "assert gpuconv.conv2d(*ones, algorithm='direct').max() == 18"
+    )
+    subprocess.run([sys.executable, "-c", statement], check=True)
+
+
 @every_direction
 def test_a_convolution_that_nobody_named_does_not_wait_for_numba(direction):
     """Nor does planning one: numba is imported where it computes."""

@@ -31,8 +31,13 @@ compiled = njit(nogil=True, boundscheck=False, error_model="numpy")
 inlined = njit(nogil=True, boundscheck=False, error_model="numpy", forceinline=True)
 """For what is called so often that handing over its arguments would take longer than what it does."""
 
-kept = njit(nogil=True, boundscheck=False, error_model="numpy", cache=True)
-"""For functions called from Python: Numba keeps these on disk, with all that they call."""
+
+def kept(function: Callable[..., Any]) -> Any:
+    """For functions called from Python: Numba keeps them on disk, with all that they call, if it may write anywhere."""
+    try:
+        return njit(nogil=True, boundscheck=False, error_model="numpy", cache=True)(function)
+    except RuntimeError:
+        return compiled(function)
 
 
 class TileType(types.Type):
