@@ -59,8 +59,8 @@ def warmup(
     Examples
     --------
     >>> import gpuconv
-    >>> gpuconv.warmup("n1_h8w8_c4_k4_r1s1", directions="forward")
-    [<ConvPlan n1_h8w8_c4_k4_r1s1 float32 forward on cpu: gemm, no workspace>]
+    >>> gpuconv.warmup("n1_h8w8_c4_k4_r1s1", "complex64", directions="forward")
+    [<ConvPlan n1_h8w8_c4_k4_r1s1 complex64 forward on cpu: gemm, no workspace>]
     """
     several = [problems] if isinstance(problems, (str, ConvGeometry)) else list(problems)
     ways = [directions] if isinstance(directions, str) else list(directions)

@@ -598,7 +598,7 @@ def explain(
     >>> import numpy as np
     >>> from gpuconv import explain
     >>> x, w = np.ones((1, 8, 8, 4), np.float32), np.ones((1, 1, 4, 4), np.float32)
-    >>> explain(x, w)
+    >>> explain(x, w, algorithm="gemm")
     <ConvPlan n1_h8w8_c4_k4_r1s1 float32 forward on cpu: gemm, no workspace>
     """
     ndim = spatial_ndim(x, "x", "explain")

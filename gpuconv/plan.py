@@ -55,16 +55,16 @@ class ConvPlan:
 
     Examples
     --------
-    >>> print(plan("n1_h8w8_c4_k4_r1s1"))
-    n1_h8w8_c4_k4_r1s1  float32 strict  cpu  forward  2.05 kFLOP
+    >>> print(plan("n1_h8w8_c4_k4_r1s1", "complex64"))
+    n1_h8w8_c4_k4_r1s1  complex64 strict  cpu  forward  2.05 kFLOP
       gemm           chosen    no workspace
-      fft            possible  48.1 kB workspace; auto takes it under precision='fast' only
+      fft            possible  77.8 kB workspace; auto takes it under precision='fast' only
       loops          possible  no workspace
       depthwise      refused   groups=1, needs groups == in_channels (4)
       winograd       refused   kernel (1, 1), stride (1, 1), dilation (1, 1); needs (3, 3), (1, 1), (1, 1)
       winograd_4x4   refused   less precise than float32, needs precision='fast'
       implicit_gemm  refused   runs on CUDA devices only
-      direct         refused   runs on CUDA devices only
+      direct         refused   takes float32 and float64 on the CPU, the arrays are complex64
     """
 
     geometry: ConvGeometry
@@ -144,8 +144,8 @@ def plan(
     Examples
     --------
     >>> p = plan("n8_h56w56_c64_k64_r3s3_p1", direction="weight_grad")
-    >>> p.chosen, p.flops
-    ('winograd', 1849688064)
+    >>> p.direction, p.flops
+    ('weight_grad', 1849688064)
     """
     problem = problem_of(geometry, dtype, device, direction, precision, max_workspace, "plan")
     return plan_of(problem, algorithm, "plan")
