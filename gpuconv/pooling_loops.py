@@ -13,7 +13,7 @@ import numpy as np
 
 from gpuconv import cpu
 from gpuconv.algorithms.compiled_loops import (
-    VECTOR_BYTES,
+    LONGEST_VECTOR,
     address,
     has_adjacent_channels,
     numba_is_there,
@@ -38,7 +38,7 @@ def serves(g: ConvGeometry, *arrays: Array) -> bool:
     return (
         math.prod(g.x_shape) >= LEAST_ELEMENTS
         and all(array.dtype in DTYPES and has_adjacent_channels(array) for array in arrays)
-        and g.c * arrays[0].itemsize >= VECTOR_BYTES
+        and g.c * arrays[0].itemsize >= LONGEST_VECTOR
         and math.prod(g.kernel) <= MOST_TAPS
         and numba_is_there()
     )
@@ -78,7 +78,7 @@ def _run(loop: Any, g: ConvGeometry, x: Array, y: Array, dx: Array) -> None:
     )
     tasks, like = -(-rows // block), np.empty(0, x.dtype)
 
-    def work(counters: Array) -> None:
-        loop(pooling, tasks, counters, like)
+    def work(counter: Array) -> None:
+        loop(pooling, tasks, counter, like)
 
     run(threads, [work])

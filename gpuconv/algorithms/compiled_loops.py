@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from importlib.util import find_spec
 
 import numpy as np
@@ -20,21 +20,13 @@ TASKS = 16
 TASKS_OF_A_THREAD = 4
 """At least so many where it is of no consequence, for threads to end at about the same time."""
 
-VECTOR_BYTES = 64
-"""Of the longest vectors there are. Buffers are made for these: how long they are here only compiled code knows."""
+LONGEST_VECTOR = 64
+"""Bytes of the longest there are. Buffers are made for these: how long vectors are here only simd/tile.py knows."""
 
 CACHE_LINE = 64
 
-
 Job = Callable[[Array], None]
 """A loop over tasks: takes one after another until none is left, counted in an array that threads share."""
-
-
-def vector_bytes() -> int:
-    """Of the vectors that Numba compiles for."""
-    from gpuconv.simd.tile import VECTOR_BYTES as HERE
-
-    return HERE
 
 
 @cache
@@ -57,22 +49,19 @@ def tasks_for(threads: int, *, sums: bool) -> int:
     return 1 if threads == 1 else TASKS_OF_A_THREAD * threads
 
 
-@lru_cache(maxsize=1024)
-def maps_of(g: ConvGeometry, *, merges: bool = False) -> tuple[Array, Array, Array]:
-    """For each of three axes, the input position that output p sees through tap r; -1 for a zero.
+def seen_along(g: ConvGeometry, axis: int) -> Array:
+    """The input position that output p sees through tap r along an axis, at [p, r]; -1 for a zero."""
+    outputs = np.arange(g.out[axis]) * g.stride[axis]
+    seen: Array = g.source_index(axis)[outputs[:, None] + np.arange(g.kernel[axis]) * g.dilation[axis]]
+    return seen
 
-    At [p * taps + r] for the first two, at [r * outputs + p] for the last, along which outputs are walked together. If
-    the taps of a row are merged into one run, the last map tells where these begin; x is padded along rows then.
-    """
-    maps = [np.zeros(1, np.int64)] * (3 - g.ndim)
-    for axis in range(g.ndim):
-        outputs = np.arange(g.out[axis]) * g.stride[axis]
-        if merges and axis == g.ndim - 1:
-            maps.append(outputs)
-        else:
-            seen = g.source_index(axis)[outputs[:, None] + np.arange(g.kernel[axis]) * g.dilation[axis]]
-            maps.append(np.array(seen.T if axis == g.ndim - 1 else seen, np.int64, order="C").ravel())
-    return maps[0], maps[1], maps[2]
+
+def maps_of(g: ConvGeometry, last: Array) -> tuple[Array, Array, Array]:
+    """For each of three axes where its outputs look: `seen_along` flattened, and `last` for the last."""
+    maps = [seen_along(g, axis).ravel() for axis in range(g.ndim - 1)]
+    maps = [*[np.zeros(1, np.int64)] * (3 - g.ndim), *maps, last]
+    d_of, h_of, w_of = (np.ascontiguousarray(indices, np.int64) for indices in maps)
+    return d_of, h_of, w_of
 
 
 def copied_bytes(problem: Problem) -> int:

@@ -21,6 +21,7 @@ from gpuconv.algorithms.compiled_loops import copied_bytes, has_adjacent_channel
 from gpuconv.algorithms.direct_dense import DenseCut
 from gpuconv.algorithms.direct_depthwise import DepthwiseCut
 from gpuconv.algorithms.epilogue import fill, finish
+from gpuconv.algorithms.strip_algorithm import split_groups
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array
 
@@ -117,4 +118,4 @@ def _correlations(problem: Problem) -> Iterator[ConvGeometry]:
 
 def _by_group(w: Array, g: ConvGeometry) -> Array:
     """w (*taps, c // groups, k) as a view (*taps, groups, c // groups, k // groups)."""
-    return w.reshape(*w.shape[:-1], g.groups, g.k_group).swapaxes(-2, -3)
+    return split_groups(w, g).swapaxes(-2, -3)

@@ -12,17 +12,18 @@ import numpy as np
 from gpuconv import cpu
 from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.compiled_loops import (
-    VECTOR_BYTES,
+    LONGEST_VECTOR,
     Job,
     address,
     budget,
     maps_of,
     run,
+    seen_along,
     tasks_for,
     three_axes,
     with_adjacent_channels,
 )
-from gpuconv.algorithms.strip_algorithm import affordable_threads
+from gpuconv.algorithms.strip_algorithm import added_up, affordable_threads, split_groups
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints
 
@@ -111,15 +112,15 @@ class DenseCut:
             w = np.ascontiguousarray(w)
         read, zeros = self._readable(x), self._zeros()
         product = self._product(read, w.strides, address(w), out, zeros, relu=relu)
-        maps = maps_of(self.g, merges=self.merges)
+        maps = _maps(self.g, self.merges)
         added = np.zeros(_added(self.g, self.dtype), self.dtype)
         if bias is not None:
             added[: self.g.k] = bias
         tasks = -(-_outputs(self.g) // self.block) * self.pieces
         held = read, w, zeros  # the loop knows their addresses only
 
-        def work(counters: Array, _: object = held) -> None:
-            dense.correlate(product, maps, added, tasks, counters, *self._buffers())
+        def work(counter: Array, _: object = held) -> None:
+            dense.correlate(product, maps, added, tasks, counter, *self._buffers())
 
         return work
 
@@ -130,21 +131,17 @@ class DenseCut:
         g, chunks = self.g, -(-_outputs(self.g) // self.chunk)
         parts = out[None] if self.in_place else np.empty((chunks, *out.shape), out.dtype)
         read, zeros = self._readable(x), self._zeros()
-        by_group = parts[0].reshape(*out.shape[:-1], g.groups, g.k_group).swapaxes(-2, -3)
+        by_group = split_groups(parts[0], g).swapaxes(-2, -3)
         product = self._product(read, by_group.strides, address(parts), dy, zeros, relu=False)
-        maps = maps_of(g, merges=self.merges)
-
+        maps = _maps(g, self.merges)
         tasks = chunks * self.pieces
 
-        def work(counters: Array) -> None:
-            dense.weight_gradient(product, maps, self.chunk, parts.strides[0], tasks, counters, *self._buffers())
+        def work(counter: Array) -> None:
+            dense.weight_gradient(product, maps, self.chunk, parts.strides[0], tasks, counter, *self._buffers())
 
         run(self.threads, [work])
         if not self.in_place:
-            total = parts[0]
-            for part in parts[1:]:
-                total += part
-            out[...] = total
+            out[...] = added_up(parts)
 
     # ------------------------------------------------------------------------------------------ what is read
 
@@ -199,7 +196,7 @@ def _cut(problem: Problem, g: ConvGeometry, threads: int) -> DenseCut:
     padded = math.prod((g.n, *g.spatial[:-1], g.padded[-1], g.c)) * dtype.itemsize if any(g.pad[-1]) else 0
     merges = _may_merge(problem, g) and padded <= problem.max_workspace // 4
     taps = math.prod(g.kernel[:-1]) * (1 if merges else g.kernel[-1])
-    widest = (1 if g.k_group * dtype.itemsize <= VECTOR_BYTES else 2) * VECTOR_BYTES // dtype.itemsize
+    widest = (1 if g.k_group * dtype.itemsize <= LONGEST_VECTOR else 2) * LONGEST_VECTOR // dtype.itemsize
     panels = g.groups * -(-g.k_group // widest)
     tasks = max(1, min(tasks_for(threads, sums=is_w), g.macs // TASK_MACS))
 
@@ -247,6 +244,13 @@ def _may_merge(problem: Problem, g: ConvGeometry) -> bool:
     return is_row and g.c < FEW_CHANNELS and problem.direction != "input_grad"
 
 
+@lru_cache(maxsize=1024)
+def _maps(g: ConvGeometry, merges: bool) -> tuple[Array, Array, Array]:
+    """The last is [r, p], for outputs are walked along it; of merged taps it tells where runs begin, x being padded."""
+    last = g.ndim - 1
+    return maps_of(g, np.arange(g.out[last]) * g.stride[last] if merges else seen_along(g, last).T.ravel())
+
+
 def _outputs(g: ConvGeometry) -> int:
     return g.n * math.prod(g.out)
 
@@ -258,7 +262,7 @@ def _zeros(g: ConvGeometry, merges: bool) -> int:
 
 def _added(g: ConvGeometry, dtype: np.dtype[Any]) -> int:
     """Elements of a bias: a panel may reach past the last channel."""
-    return g.k + 2 * VECTOR_BYTES // dtype.itemsize
+    return g.k + 2 * LONGEST_VECTOR // dtype.itemsize
 
 
 def _padded_along_rows(x: Array, g: ConvGeometry) -> Array:

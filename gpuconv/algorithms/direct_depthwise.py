@@ -15,7 +15,7 @@ import numpy as np
 from gpuconv import cpu
 from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.compiled_loops import (
-    VECTOR_BYTES,
+    LONGEST_VECTOR,
     Job,
     address,
     budget,
@@ -23,10 +23,9 @@ from gpuconv.algorithms.compiled_loops import (
     run,
     tasks_for,
     three_axes,
-    vector_bytes,
     with_adjacent_channels,
 )
-from gpuconv.algorithms.strip_algorithm import affordable_threads
+from gpuconv.algorithms.strip_algorithm import added_up, affordable_threads
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints, Pair
 
@@ -67,7 +66,7 @@ class DepthwiseCut:
     def serves(problem: Problem) -> bool:
         """Whether every channel is a group of its own, and they fill a vector."""
         g = problem.geometry
-        return g.groups == g.c == g.k and g.c * problem.dtype.itemsize >= VECTOR_BYTES
+        return g.groups == g.c == g.k and g.c * problem.dtype.itemsize >= LONGEST_VECTOR
 
     @classmethod
     def of(cls, problem: Problem, g: ConvGeometry) -> DepthwiseCut:
@@ -98,8 +97,8 @@ class DepthwiseCut:
         problem = self._loop(x, packed, out, added, zeros, relu=relu)
         maps, tasks = _maps(self.g), -(-_rows(self.g) // self.block)
 
-        def work(counters: Array, _: object = x) -> None:  # the loop knows its address only
-            depthwise.depthwise(problem, maps, self._shape, tasks, counters, *self._room(), rows)
+        def work(counter: Array, _: object = x) -> None:  # the loop knows its address only
+            depthwise.depthwise(problem, maps, self._shape, tasks, counter, *self._room(), rows)
 
         return work
 
@@ -114,20 +113,19 @@ class DepthwiseCut:
         problem = self._loop(x, address(parts), dy, 0, address(zeros), relu=False)
         maps = _maps(self.g)
 
-        def work(counters: Array) -> None:
+        def work(counter: Array) -> None:
             sums = np.empty(self.sums, self.dtype)
-            depthwise.depthwise_gradient(problem, maps, self._shape, tasks, counters, parts, *self._room(), sums)
+            depthwise.depthwise_gradient(problem, maps, self._shape, tasks, counter, parts, *self._room(), sums)
 
         run(self.threads, [work])
-        total = parts[0]
-        for part in parts[1:]:
-            total += part
-        out[...] = total.reshape(out.shape)
+        out[...] = added_up(parts).reshape(out.shape)
 
     @cached_property
     def _shape(self) -> tuple[tuple[int, ...], ...]:
         """What compiled code is made for, as the lengths of tuples, see simd/tile.py."""
-        lanes = vector_bytes() // self.dtype.itemsize
+        from gpuconv.simd.tile import VECTOR_BYTES
+
+        lanes = VECTOR_BYTES // self.dtype.itemsize
         stride = self.g.stride[-1] if self.at_once > 1 else 1
         dilation = self.g.dilation[-1] if self.taps > 1 else 1
         vectors = 2 if self.g.c >= 2 * lanes else 1
@@ -140,14 +138,10 @@ class DepthwiseCut:
     @cached_property
     def _sizes(self) -> Ints:
         g = self.g
+        t, r, s = three_axes(g.kernel, 1)
         return (
-            *(
-                *three_axes(g.out, 1),
-                *three_axes(g.kernel, 1)[:2],
-                g.kernel[-1] // self.taps,
-                g.c * self.dtype.itemsize,
-            ),
-            *(_rows(g), self.block, *_clear(g), g.stride[-1], g.dilation[-1]),
+            *(*three_axes(g.out, 1), t, r, s // self.taps, g.c * self.dtype.itemsize, _rows(g), self.block),
+            *(*_clear(g), g.stride[-1], g.dilation[-1]),
         )
 
     def _loop(self, x: Array, w: int, y: Array, bias: int, zeros: int, *, relu: bool) -> Any:
@@ -168,17 +162,17 @@ def _cut(problem: Problem, g: ConvGeometry, threads: int) -> DepthwiseCut:
     dtype, taps = problem.dtype, math.prod(g.kernel)
     is_w = problem.direction == "weight_grad"
     tasks = max(1, min(tasks_for(threads, sums=is_w), g.macs // TASK_MACS))
-    shared, sums = (g.k * dtype.itemsize if is_w else 0), 0
     if is_w:
-        widest = 2 * VECTOR_BYTES // dtype.itemsize
+        widest = 2 * LONGEST_VECTOR // dtype.itemsize
         sums, part = -(-g.c // widest) * widest * taps, taps * g.k * dtype.itemsize
+        shared = g.k * dtype.itemsize
         tasks = max(1, min(tasks, (budget(problem, shared) - sums * dtype.itemsize) // part))
         block = -(-_rows(g) // tasks)
         tasks = -(-_rows(g) // block)
         shared += tasks * part
     else:
         block = -(-_rows(g) // tasks)
-        shared += (taps + 2) * g.k * dtype.itemsize
+        sums, shared = 0, (taps + 2) * g.k * dtype.itemsize
     at_once, together, seen = _sliding(g, is_w=is_w)
     one = DepthwiseCut(g, dtype, block, at_once, together, seen, sums, 1, shared)
     return replace(one, threads=affordable_threads(tasks, budget(problem, shared), one.worker_bytes, threads))
@@ -199,9 +193,8 @@ def _sliding(g: ConvGeometry, *, is_w: bool) -> tuple[int, int, int]:
 
 @lru_cache(maxsize=1024)
 def _maps(g: ConvGeometry) -> tuple[Array, Array, Array]:
-    """As `maps_of`, but for each column of the padded last axis the input position that it holds."""
-    *maps, _ = maps_of(g)
-    return maps[0], maps[1], np.ascontiguousarray(g.source_index(g.ndim - 1), np.int64)
+    """The last tells for each column of the padded axis the input position that it holds."""
+    return maps_of(g, g.source_index(g.ndim - 1))
 
 
 def _rows(g: ConvGeometry) -> int:

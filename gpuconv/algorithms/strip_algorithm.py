@@ -210,7 +210,7 @@ class StripAlgorithm(ABC):
         self.forward_packed(problem, x, self.pack_weights(problem, w), out, bias, activation)
 
     def pack_weights(self, problem: Problem, w: Array) -> Array:
-        return self.pack(problem.xp, self._whole(problem), _split_groups(w, problem.geometry))
+        return self.pack(problem.xp, self._whole(problem), split_groups(w, problem.geometry))
 
     def forward_packed(
         self, problem: Problem, x: Array, packed: Array, out: Array, bias: Array | None, activation: str
@@ -226,7 +226,7 @@ class StripAlgorithm(ABC):
             if part.geometry is None:
                 fill(xp, target, bias, activation)
                 continue
-            w_tagb = _split_groups(w[part.w_slices], g)
+            w_tagb = split_groups(w[part.w_slices], g)
             w_tbga = w_tagb.swapaxes(-3, -1)  # (*taps, outputs of a group, groups, inputs of a group)
             c = self.adapt(Correlation.of_part(problem, part, part.geometry))
             dy_part = dy[(slice(None), *part.dy_slices)]
@@ -253,9 +253,7 @@ class StripAlgorithm(ABC):
 
         tasks = itertools.product(range(cut.chunks), cut.blocks)
         cpu.spread(tasks, make_job, cut.threads, holds_blas=_spreads(c))
-        total = sums[0]
-        for chunk in range(1, cut.chunks):
-            total += sums[chunk]
+        total = added_up(sums)
         if is_complex(problem.dtype):
             # The jobs conjugate dy, which is smaller than the columns of x:  conj(x)^T dy == conj(x^T conj(dy)).
             xp.conjugate(total, out=total)
@@ -350,6 +348,14 @@ def _spreads(c: Correlation) -> bool:
     return c.on_cpu and c.g.macs > SMALL_MACS
 
 
-def _split_groups(w: Array, g: ConvGeometry) -> Array:
+def added_up(parts: Array) -> Array:
+    """The sum of parts[0], parts[1], ..., in this order, made in the first of them."""
+    total: Array = parts[0]
+    for part in parts[1:]:
+        total += part
+    return total
+
+
+def split_groups(w: Array, g: ConvGeometry) -> Array:
     """w (*taps, c // groups, k) as a view (*taps, c // groups, groups, k // groups)."""
     return w.reshape(*w.shape[:-1], g.groups, g.k_group)

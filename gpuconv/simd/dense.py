@@ -217,7 +217,7 @@ def _scatter(p: Any, sums: Any, width: int, places: Any, count: int, to: int, k_
 
 
 @kept
-def correlate(p: Any, maps: Any, bias: Any, tasks: int, counters: Any, table: Any, panel: Any, sums: Any) -> None:
+def correlate(p: Any, maps: Any, bias: Any, tasks: int, counter: Any, table: Any, panel: Any, sums: Any) -> None:
     """Make y, task by task, until none is left. `table`, `panel` and `sums` are this thread's.
 
     A task is a block of outputs by some of the panels, which are two vectors of channels of a group, or one.
@@ -233,7 +233,7 @@ def correlate(p: Any, maps: Any, bias: Any, tasks: int, counters: Any, table: An
     c_most = min(p.c, p.depth)
     run_most = max(1, p.depth // c_most)
     while True:
-        task = next_task(counters)
+        task = next_task(counter)
         if task >= tasks:
             return
         block, piece = task // p.pieces, task % p.pieces
@@ -324,7 +324,7 @@ _gather_run_1, _gather_run_2 = _make_gather_run(1), _make_gather_run(2)
 
 @kept
 def weight_gradient(
-    p: Any, maps: Any, chunk: int, apart: int, tasks: int, counters: Any, table: Any, panel: Any, sums: Any
+    p: Any, maps: Any, chunk: int, apart: int, tasks: int, counter: Any, table: Any, panel: Any, sums: Any
 ) -> None:
     """Make dw; or where the outputs are cut into chunks, what each of them contributes, `apart` bytes apart.
 
@@ -339,7 +339,7 @@ def weight_gradient(
     places = table[runs * p.rows :]
     panel_bytes = runs * p.c * (1 if p.k <= lanes else 2) * VECTOR_BYTES
     while True:
-        task = next_task(counters)
+        task = next_task(counter)
         if task >= tasks:
             return
         part, piece = task // p.pieces, task % p.pieces

@@ -121,11 +121,11 @@ def _make_tile(p: Any, columns: Any, starts: Any, q: int, at: int, y: int, seen:
 
 
 @kept
-def depthwise(p: Any, maps: Any, shape: Any, tasks: int, counters: Any, starts: Any, seen: Any, like: Any) -> None:
+def depthwise(p: Any, maps: Any, shape: Any, tasks: int, counter: Any, starts: Any, seen: Any, like: Any) -> None:
     """Make y, a block of rows after another, until none is left. `starts` and `seen` are this thread's."""
     step, pixels = len(shape[4]) * VECTOR_BYTES, len(shape[3])
     while True:
-        task = next_task(counters)
+        task = next_task(counter)
         if task >= tasks:
             return
         for number in range(task * p.block, min((task + 1) * p.block, p.rows)):
@@ -162,7 +162,7 @@ def _gather(
 
 @kept
 def depthwise_gradient(
-    p: Any, maps: Any, shape: Any, tasks: int, counters: Any, parts: Any, starts: Any, seen: Any, sums: Any
+    p: Any, maps: Any, shape: Any, tasks: int, counter: Any, parts: Any, starts: Any, seen: Any, sums: Any
 ) -> None:
     """parts[task] = what a block of rows of outputs contributes to dw, until no task is left.
 
@@ -172,7 +172,7 @@ def depthwise_gradient(
     all_taps = p.t * p.r * p.pieces * taps
     width, channels = step // sums.itemsize, p.pixel // sums.itemsize
     while True:
-        task = next_task(counters)
+        task = next_task(counter)
         if task >= tasks:
             return
         sums[:] = 0

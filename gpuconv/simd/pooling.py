@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from gpuconv.simd.tile import VECTOR_BYTES, TileType, compiled, kept, load, next_task, store_value
+from gpuconv.simd.tile import VECTOR_BYTES, TileType, broadcast, compiled, kept, load, next_task, store_value
 
 
 class Pooling(NamedTuple):
@@ -118,10 +118,7 @@ def _clear(_: Any, _address: Any, like: Any) -> Any:
 
 def _number(builder: Any, window: TileType, tap: Any) -> Any:
     """A vector of the number of a tap."""
-    vector = window.vector
-    undefined, i32 = ir.Constant(vector, ir.Undefined), ir.IntType(32)
-    first = builder.insert_element(undefined, builder.sitofp(tap, vector.element), i32(0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(i32, vector.count), None))
+    return broadcast(builder, builder.sitofp(tap, window.vector.element), window.vector)
 
 
 # -------------------------------------------------------------------------------------------------- the loops
@@ -184,10 +181,10 @@ def _clear_band(p: Any, number: int, like: Any) -> None:
 
 
 @kept
-def max_pool(p: Any, tasks: int, counters: Any, like: Any) -> None:
+def max_pool(p: Any, tasks: int, counter: Any, like: Any) -> None:
     """Make y, a block of rows after another, until none is left."""
     while True:
-        task = next_task(counters)
+        task = next_task(counter)
         if task >= tasks:
             return
         for number in range(task * p.block, min((task + 1) * p.block, p.rows)):
@@ -195,10 +192,10 @@ def max_pool(p: Any, tasks: int, counters: Any, like: Any) -> None:
 
 
 @kept
-def max_pool_gradient(p: Any, tasks: int, counters: Any, like: Any) -> None:
+def max_pool_gradient(p: Any, tasks: int, counter: Any, like: Any) -> None:
     """Make dx, that of a block of rows of dy after another, until none is left."""
     while True:
-        task = next_task(counters)
+        task = next_task(counter)
         if task >= tasks:
             return
         for number in range(task * p.block, min((task + 1) * p.block, p.rows)):

@@ -67,7 +67,6 @@ class Tile(NamedTuple):
 
     zeros(like)
     add_products(tile, xs, at, ws)          row i of the tile + the scalar at xs[i] + at  *  the vectors at ws
-    add_elementwise(tile, xs, at, ws)       row i of the tile + the vectors at xs[i] + at  *  the vectors at ws
     store(tile, xs, at)                     memory at xs[i] + at = row i of the tile
     addresses(table, i)                     xs, from number i of a table of addresses
     apart(first, step)                      xs, `step` bytes apart
@@ -76,7 +75,6 @@ class Tile(NamedTuple):
 
     zeros: Callable[..., Any]
     add_products: Callable[..., Any]
-    add_elementwise: Callable[..., Any]
     store: Callable[..., Any]
     addresses: Callable[..., Any]
     apart: Callable[..., Any]
@@ -89,16 +87,11 @@ def tile_of(rows: int, vectors: int) -> Tile:
 
     @intrinsic
     def zeros(_: Any, like: Any) -> Any:
-        tile = TileType(rows, vectors, like.dtype)
-        return tile(like), lambda context, *_: ir.Constant(context.get_value_type(tile), None)
+        return _zeros(TileType(rows, vectors, like.dtype), like)
 
     @intrinsic
     def add_products(_: Any, tile: Any, _xs: Any, _at: Any, _ws: Any) -> Any:
         return tile(tile, xs, address, address), _built(_add_products, tile)
-
-    @intrinsic
-    def add_elementwise(_: Any, tile: Any, _xs: Any, _at: Any, _ws: Any) -> Any:
-        return tile(tile, xs, address, address), _built(_add_elementwise, tile)
 
     @intrinsic
     def store(_: Any, tile: Any, _xs: Any, _at: Any) -> Any:
@@ -116,7 +109,7 @@ def tile_of(rows: int, vectors: int) -> Tile:
     def all_at(_: Any, _xs: Any, _address: Any) -> Any:
         return types.boolean(xs, address), _built(_all_at, rows)
 
-    return Tile(zeros, add_products, add_elementwise, store, addresses, apart, all_at)
+    return Tile(zeros, add_products, store, addresses, apart, all_at)
 
 
 @intrinsic
@@ -156,15 +149,13 @@ def _columns(shape: Any) -> int:
 @intrinsic
 def pixel_tile(_: Any, like: Any, shape: Any) -> Any:
     """Zeros, a row for each pixel."""
-    tile = TileType(shape[3].count, shape[4].count, like.dtype)
-    return tile(like, shape), lambda context, *_: ir.Constant(context.get_value_type(tile), None)
+    return _zeros(TileType(shape[3].count, shape[4].count, like.dtype), like, shape)
 
 
 @intrinsic
 def tap_tile(_: Any, like: Any, shape: Any) -> Any:
     """Zeros, a row for each tap."""
-    tile = TileType(shape[0].count, shape[4].count, like.dtype)
-    return tile(like, shape), lambda context, *_: ir.Constant(context.get_value_type(tile), None)
+    return _zeros(TileType(shape[0].count, shape[4].count, like.dtype), like, shape)
 
 
 @intrinsic
@@ -218,6 +209,10 @@ def _addresses_from(count: int, shape: Any) -> Any:
     return types.UniTuple(types.intp, count)(types.intp, shape), build
 
 
+def _zeros(tile: TileType, *arguments: Any) -> Any:
+    return tile(*arguments), lambda context, *_: ir.Constant(context.get_value_type(tile), None)
+
+
 def _built(operation: Callable[..., Any], of: Any) -> Callable[..., Any]:
     def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
         result = operation(builder, of, *args)
@@ -234,18 +229,8 @@ def _add_products(builder: Any, tile: TileType, total: Any, xs: Any, at: Any, ws
     for i, j, number in tile.numbers:
         if j == 0:
             scalar = load(builder, builder.add(builder.extract_value(xs, i), at), tile.vector.element)
-            x = _broadcast(builder, scalar, tile.vector)
+            x = broadcast(builder, scalar, tile.vector)
         new = _multiply_add(builder, w[j], x, builder.extract_value(total, number))
-        total = builder.insert_value(total, new, number)
-    return total
-
-
-def _add_elementwise(builder: Any, tile: TileType, total: Any, xs: Any, at: Any, ws: Any) -> Any:
-    w = _row_at(builder, tile, ws)
-    for i, j, number in tile.numbers:
-        if j == 0:
-            x = _row_at(builder, tile, builder.add(builder.extract_value(xs, i), at))
-        new = _multiply_add(builder, w[j], x[j], builder.extract_value(total, number))
         total = builder.insert_value(total, new, number)
     return total
 
@@ -342,7 +327,8 @@ def _row_at(builder: Any, tile: TileType, address: Any) -> list[Any]:
     return [load(builder, _further(builder, address, j * VECTOR_BYTES), tile.vector) for j in range(tile.vectors)]
 
 
-def _broadcast(builder: Any, scalar: Any, vector: ir.VectorType) -> Any:
+def broadcast(builder: Any, scalar: Any, vector: ir.VectorType) -> Any:
+    """A vector of one scalar."""
     undefined = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.IntType(32)(0))
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None))
