@@ -153,10 +153,11 @@ class TestRight:
 class TestPromises:
     @pytest.mark.parametrize("dtype", ["float32", "float16"])
     @pytest.mark.parametrize("case", LARGE.values(), ids=LARGE)
-    def test_the_workspace_is_what_the_plan_says(self, case, dtype, columns):
+    def test_the_workspace_is_what_the_plan_says(self, case, dtype, columns, monkeypatch):
         _, w, dy = case.arrays(integers, dtype)
         out = np.empty(case.x_shape, DTYPES[dtype])
-        for cap in (2**28, 2**20):
+        for threads, cap in ((1, 2**28), (1, 2**20), (2, 2**28), (2, 2**20)):
+            monkeypatch.setattr(gpuconv.settings, "threads", threads)
             posed = problem_of(problem(case), dtype, "cpu", "input_grad", "strict", cap, "test")
             planned = columns_grad.cut_of(posed).total_bytes
             if planned > cap:
@@ -168,7 +169,9 @@ class TestPromises:
                 _, most = tracemalloc.get_traced_memory()
             finally:
                 tracemalloc.stop()
-            assert 0.5 * planned <= most <= 1.1 * planned + 48 * KIB
+            assert most <= 1.1 * planned + 48 * KIB
+            # Of several threads one may come too late for a task, and then takes no buffers.
+            assert threads > 1 or most >= 0.5 * planned
 
     @pytest.mark.parametrize("dtype", ["float32", "float16", "complex64"])
     @pytest.mark.parametrize("case", LARGE.values(), ids=LARGE)
