@@ -1,4 +1,4 @@
-"""The crew: threads that compiled loops share their tasks with, asked while awake or asleep, by one caller or several."""
+"""The crew: threads that compiled loops share their tasks with, asked awake or asleep, by one caller or several."""
 
 import os
 import pickle
@@ -24,7 +24,9 @@ def counting_job(taken, tasks=200, seconds=1e-4):
     """Takes tasks as a compiled loop does; each notes the thread that took it."""
     from gpuconv.simd.tile import kept, next_task
 
-    take = kept(lambda counter: next_task(counter))
+    @kept
+    def take(counter):
+        return next_task(counter)
 
     def job(counter):
         while (task := take(counter)) < tasks:
@@ -117,9 +119,7 @@ def test_callers_side_by_side(monkeypatch):
     wrong = []
 
     def call():
-        for _ in range(30):
-            if not np.array_equal(gpuconv.conv2d(x, w, algorithm="direct"), want):
-                wrong.append(1)
+        wrong.extend(i for i in range(30) if not np.array_equal(gpuconv.conv2d(x, w, algorithm="direct"), want))
 
     callers = [threading.Thread(target=call) for _ in range(6)]
     for caller in callers:
@@ -134,7 +134,8 @@ def test_after_a_fork():
     statement = (
         "import os, threading, time; import numpy as np; import gpuconv; gpuconv.settings.threads = 2; "
         "x, w = np.ones((2, 90, 90, 16), 'f'), np.ones((3, 3, 16, 32), 'f'); "
-        "f = lambda: gpuconv.conv2d(x, w, algorithm='direct').sum(); before = f(); pid = os.fork(); same = f() == before; "
+        "f = lambda: gpuconv.conv2d(x, w, algorithm='direct').sum(); "
+        "before = f(); pid = os.fork(); same = f() == before; "
         "pid or os._exit(0 if same and threading.active_count() == 2 else 1); "
         "assert os.waitpid(pid, 0)[1] == 0 and same"
     )

@@ -72,7 +72,7 @@ class _Member:
     def ask(self, work: Callable[[], None], gone: Array, counter: Array) -> int:
         """Do the work once `counter` has left 0; set `gone` when all that it held has been let go."""
         self._work, self._gone, self._question = work, gone, self._question + 1
-        question = self._question
+        question: int = self._question
         self._mailbox[1] = counter.ctypes.data
         if _waiting().ask(self._mailbox, question) == _waiting().ASLEEP:
             self._wake.release()

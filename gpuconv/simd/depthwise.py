@@ -37,8 +37,8 @@ from gpuconv.simd.tile import (
 class Depthwise(NamedTuple):
     """A depthwise convolution with all axes: addresses, steps in bytes, sizes.
 
-    `y` is dy where a gradient is made. `zeros` is a pixel of zeros, behind which, where none is made, lie the bias and w,
-    (taps, channels), without gaps. How many outputs and taps of a row are taken together is what compiled code
+    `y` is dy where a gradient is made. `zeros` is a pixel of zeros; where no gradient is made the bias and w, (taps,
+    channels), lie behind it without gaps. How many outputs and taps of a row are taken together is what compiled code
     is made for: the shape, see tile.py; the taps in so many `pieces`. Outputs from `clear_start` to `clear_stop` are
     clear.
     """
