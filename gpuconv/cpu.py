@@ -18,6 +18,7 @@ from threadpoolctl import OpenBLASController, ThreadpoolController
 
 from gpuconv import settings
 from gpuconv.geometry import as_int
+from gpuconv.typing import Array
 
 Task = TypeVar("Task")
 
@@ -102,7 +103,7 @@ def spread(
                 stop.set()
                 raise
 
-        asked = [_helpers().ask(work) for _ in range(threads - 1)]
+        asked = [ask(work) for _ in range(threads - 1)]
         try:
             work()
         finally:
@@ -120,10 +121,11 @@ def cores() -> int:
         return os.cpu_count() or 1
 
 
-class _Asked:
+class Asked:
     """Work that a helper was asked to do. Who gets hold of it first, helper or caller, decides whether it is done."""
 
-    def __init__(self, work: Callable[[], None]) -> None:
+    def __init__(self, work: Callable[[], None], gone: Array | None) -> None:
+        self._gone = gone
         self._work, self._hold, self._unfinished = work, threading.Lock(), threading.Lock()
         self._error: BaseException | None = None
         self._unfinished.acquire()
@@ -138,11 +140,17 @@ class _Asked:
                 self._error = error
             finally:
                 del work  # and with it the arrays of the call
+                if self._gone is not None:
+                    self._gone[0] = 1
                 self._unfinished.release()
+
+    def take_back(self) -> bool:
+        """Whether nobody has begun; then nobody will."""
+        return self._hold.acquire(blocking=False)
 
     def outcome(self) -> BaseException | None:
         """Wait for the end and return the exception, if it was one. Work that was not begun is taken back."""
-        if not self._hold.acquire(blocking=False):
+        if not self.take_back():
             self._unfinished.acquire()
         return self._error
 
@@ -155,12 +163,11 @@ class _Helpers:
     """
 
     def __init__(self) -> None:
-        self._queue: SimpleQueue[_Asked] = SimpleQueue()
+        self._queue: SimpleQueue[Asked] = SimpleQueue()
         self._lock, self._threads, self._busy = threading.Lock(), 0, 0
 
-    def ask(self, work: Callable[[], None]) -> _Asked:
-        """Ask a thread that has nothing else to do."""
-        asked = _Asked(work)
+    def ask(self, work: Callable[[], None], gone: Array | None) -> Asked:
+        asked = Asked(work, gone)
         with self._lock:
             self._busy += 1
             missing = self._busy > self._threads
@@ -177,6 +184,11 @@ class _Helpers:
             del asked
             with self._lock:
                 self._busy -= 1
+
+
+def ask(work: Callable[[], None], gone: Array | None = None) -> Asked:
+    """Ask a thread that has nothing else to do. `gone` becomes 1 when it has let go of all that the work held."""
+    return _helpers().ask(work, gone)
 
 
 @cache

@@ -27,7 +27,7 @@ import itertools
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, wraps
 from types import ModuleType
@@ -36,7 +36,6 @@ from typing import Any, SupportsIndex, TypeVar, get_args
 import numpy as np
 
 from gpuconv.errors import GeometryError
-from gpuconv.hashed import HashedOnce
 from gpuconv.typing import Array, Ints, IntsLike, Layout, PadLike, PadMode, Pads, Pair
 
 PAD_MODES: tuple[str, ...] = get_args(PadMode)
@@ -58,26 +57,22 @@ def _remembered(make: Make) -> Make:
 
     @wraps(make)
     def remembering(*args: Any, **keywords: Any) -> Any:
-        return (memory if _are_exact(args) and _are_exact(keywords.values()) else make)(*args, **keywords)
+        is_exact = all(map(_is_exact, args)) and all(map(_is_exact, keywords.values()))
+        return memory(*args, **keywords) if is_exact else make(*args, **keywords)
 
     return remembering  # type: ignore[return-value]
 
 
-def _are_exact(values: Iterable[object]) -> bool:
-    for value in values:
-        if type(value) is tuple:
-            if not (_EXACT.issuperset(map(type, value)) or _are_exact(value)):
-                return False
-        elif type(value) not in _EXACT:
-            return False
-    return True
+def _is_exact(value: object) -> bool:
+    kind = type(value)
+    return kind in _EXACT or (kind is tuple and all(map(_is_exact, value)))  # type: ignore[call-overload]
 
 
 _EXACT = {int, str, type, type(None)}
 
 
 @dataclass(frozen=True)
-class ConvGeometry(HashedOnce):
+class ConvGeometry:
     """One convolution, in numbers: an immutable, hashable description that every algorithm works from.
 
     Make one with `create` (numbers), `from_shapes` (array shapes), `transposed` or `parse` (a problem string): they
@@ -117,8 +112,6 @@ class ConvGeometry(HashedOnce):
     pad: Pads
     groups: int = 1
     pad_mode: str = "zeros"
-
-    __hash__ = HashedOnce.__hash__
 
     # ---------------------------------------------------------------------------------------------- making one
 
