@@ -187,6 +187,13 @@ SEEN_UNCHECKED = {
 }
 
 
+@pytest.mark.parametrize(("order", "first"), [("up", 63), ("down", 128)])
+def test_the_first_write_far_past_the_end_is_the_last(order, first):
+    """The next one would hurt this very process. Who comes to a barrier last goes on first."""
+    with pytest.raises(KernelFault, match=rf": write out of bounds, {first * 20_000 - 600} bytes past the end"):
+        three(planted("if (i < n) y[i]", "if (i < n) y[i * 5000]"), order=order)
+
+
 @pytest.mark.parametrize("bug", SEEN_UNCHECKED)
 def test_what_is_seen_without_checks(bug):
     old, new, _ = BUGS[bug]

@@ -1,4 +1,4 @@
-// Device buffers between unreadable pages, and shared memory with redzones.
+// Device buffers in wide moats of unreadable pages, and shared memory with redzones.
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -15,6 +15,7 @@ int buffer_count;
 // ---- device buffers ------------------------------------------------------------------------------------------------
 namespace {
 constexpr size_t PAGE = 4096, MARGIN = 64, KEPT_BYTES = 256u << 20;
+constexpr size_t MOAT = 64u << 20;  // of addresses alone: a wrong index should not reach what belongs to somebody else
 std::vector<DeviceBuffer> in_use;
 std::multimap<size_t, DeviceBuffer> kept;  // by room: mapping anew would cost more than a small launch
 size_t kept_bytes;
@@ -26,8 +27,14 @@ void* map(size_t bytes, int protection) {
   return p == MAP_FAILED ? nullptr : p;
 }
 
+// Memory for `room` bytes in its moat, or null.
+char* map_moated(size_t room) {
+  char* p = (char*)map(room + 2 * MOAT, PROT_NONE);
+  return p && !mprotect(p + MOAT, room, PROT_READ | PROT_WRITE) ? p + MOAT : nullptr;
+}
+
 void unmap(DeviceBuffer& b) {
-  munmap(b.begin - PAGE, b.room + 2 * PAGE);
+  munmap(b.begin - MOAT, b.room + 2 * MOAT);
   if (b.cells) munmap(b.cells, b.room * sizeof(Cell));
 }
 
@@ -39,10 +46,8 @@ bool get(size_t room, DeviceBuffer& b) {
     kept.erase(it);
     return true;
   }
-  char* p = (char*)map(room + 2 * PAGE, PROT_NONE);
-  if (!p || mprotect(p + PAGE, room, PROT_READ | PROT_WRITE)) return false;
-  b = {nullptr, 0, 0, p + PAGE, room, nullptr};
-  return true;
+  b = {nullptr, 0, 0, map_moated(room), room, nullptr};
+  return b.begin;
 }
 
 void put_back(DeviceBuffer& b) {
@@ -118,7 +123,7 @@ Cell* cells_of(DeviceBuffer& b) {
 
 int describe(char* text, size_t bytes, const char* address) {
   const DeviceBuffer* nearest = nullptr;
-  uint64_t distance = 1u << 20;  // further away it belongs to nothing
+  uint64_t distance = MOAT;  // further away it belongs to nothing
   bool before = false;
   for (int i = 0; i < (int)in_use.size(); i++) {
     const DeviceBuffer& b = in_use[i];
@@ -152,9 +157,9 @@ unsigned static_bytes;
 
 char* arena() {
   static char* begin = [] {
-    char* p = (char*)map(ARENA + 2 * PAGE, PROT_NONE);
-    if (!p || mprotect(p + PAGE, ARENA, PROT_READ | PROT_WRITE)) abort();
-    return p + PAGE;
+    char* p = map_moated(ARENA);
+    if (!p) abort();
+    return p;
   }();
   return begin;
 }
