@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -170,7 +169,7 @@ class PreparedConv:
         call.check_bias(bias, g.k)
         device = backend.device_of(w)
         stand_ins = [call.channels_last(_stand_in(call.in_layout(shape), dtype)) for shape in (g.x_shape, g.y_shape)]
-        with backend.on_device_of(w), call.out_of_memory(device, w.size * dtype.itemsize):
+        with backend.on_device_of(w), call.out_of_memory(device, w.shape, dtype):
             self._w = w.astype(dtype, order="C")
             self._bias = None if bias is None else bias.astype(dtype)
             w_last = call.channels_last(self._w, is_w=True)
@@ -183,7 +182,7 @@ class PreparedConv:
         self.nbytes = self._w.nbytes + (0 if self._bias is None else self._bias.nbytes)
         if self._packed is not None and not xp.may_share_memory(self._packed.weights, self._w):
             self.nbytes += self._packed.weights.nbytes
-        self._call = replace(call, caller="prepared")
+        self._call = call._replace(caller="prepared")
 
     def __call__(self, x: Array, out: Array | None = None) -> Array:
         """The convolution of x, of the shape, dtype and device that were prepared for.

@@ -94,6 +94,9 @@ def common_dtype(caller: str, **arrays: Array | None) -> np.dtype[Any]:
     DTypeError
         If gpuconv does not compute in it, or they differ. Nothing is cast to make them agree.
     """
+    kinds = {x.dtype for x in arrays.values() if x is not None}
+    if len(kinds) == 1 and (only := kinds.pop()).isnative and _is_known(only):
+        return only
     dtypes = {name: native(x.dtype) for name, x in arrays.items() if x is not None}
     for name, dtype in dtypes.items():
         check_dtype(dtype, caller, f"{name}.dtype")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from types import ModuleType
-from typing import Any, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
@@ -15,7 +15,8 @@ from gpuconv import backend
 from gpuconv.algorithms import Algorithm, Problem
 from gpuconv.algorithms.epilogue import ACTIVATIONS, fill
 from gpuconv.errors import DTypeError, GeometryError, WorkspaceError
-from gpuconv.geometry import ConvGeometry, as_ints, split_x_shape
+from gpuconv.geometry import ConvGeometry, split_x_shape
+from gpuconv.integers import as_ints
 from gpuconv.plan import ConvPlan, check_direction, check_precision, choose, plan_of, workspace_limit
 from gpuconv.typing import Array, Direction, Ints, IntsLike, Layout, PadLike, PadMode, Precision
 
@@ -29,8 +30,7 @@ class Packed:
     weights: Array
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """The keywords that all passes share, and what each does with them."""
 
     caller: str
@@ -117,9 +117,11 @@ class Call:
         """`arrays`, channels last, are all that the algorithm will read and write."""
         precision = check_precision(self.precision, self.caller)
         limit = workspace_limit(self.max_workspace, self.caller)
-        contiguous = all(array.flags.c_contiguous and array.dtype == dtype for array in arrays)
+        contiguous = True
+        for array in arrays:
+            contiguous = contiguous and array.flags.c_contiguous and array.dtype == dtype
         if contiguous or device == "cpu":
-            return Problem(g, dtype, device, direction, precision, limit, contiguous)
+            return _problem(g, dtype, device, direction, precision, limit, contiguous)
         copied = sum(array.size * dtype.itemsize for array in arrays if not array.flags.c_contiguous)
         if copied > limit:
             raise WorkspaceError(
@@ -150,7 +152,7 @@ class Call:
         activation = self.check_activation(activation, dtype)
         self.check_bias(bias, shape[-1])
         self.check_out(out, g, shape, dtype, is_w)
-        with backend.on_device_of(first), self.out_of_memory(device, math.prod(shape) * dtype.itemsize):
+        with backend.on_device_of(first), self.out_of_memory(device, shape, dtype):
             result = self.result(xp, out, (*inputs.values(), bias), shape, dtype, is_w)
             target = self.channels_last(result, is_w)
             views = [self.channels_last(x, name == "w") for name, x in inputs.items()]
@@ -250,19 +252,35 @@ class Call:
             raise DTypeError(f"{self.caller}: activation={activation!r} takes real numbers, the arrays are {dtype}.")
         return activation
 
-    @contextmanager
-    def out_of_memory(self, device: str, result_bytes: int) -> Iterator[None]:
-        """Says what was asked for, and what to do, when NumPy or CuPy runs out of memory."""
-        try:
-            yield
-        except WorkspaceError:
-            raise
-        except MemoryError as error:
-            limit = workspace_limit(self.max_workspace, self.caller)
-            raise WorkspaceError(
-                f"{self.caller}: out of memory on {device}: {error}. The result takes {result_bytes} bytes, workspace "
-                f"up to {limit} more. Pass a smaller max_workspace, or fewer samples at a time."
-            ) from error
+    def out_of_memory(self, device: str, shape: Ints, dtype: np.dtype[Any]) -> _OutOfMemory:
+        """Says what was asked for, and what to do, when NumPy or CuPy runs out of memory for a result of this shape."""
+        return _OutOfMemory(self, device, shape, dtype)
+
+
+class _OutOfMemory(NamedTuple):
+    call: Call
+    device: str
+    shape: Ints
+    dtype: np.dtype[Any]
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if not isinstance(error, MemoryError) or isinstance(error, WorkspaceError):
+            return
+        caller, limit = self.call.caller, workspace_limit(self.call.max_workspace, self.call.caller)
+        result_bytes = math.prod(self.shape) * self.dtype.itemsize
+        raise WorkspaceError(
+            f"{caller}: out of memory on {self.device}: {error}. The result takes {result_bytes} bytes, workspace "
+            f"up to {limit} more. Pass a smaller max_workspace, or fewer samples at a time."
+        ) from error
+
+
+@lru_cache(maxsize=4096)
+def _problem(*fields: Any) -> Problem:
+    """The same object for the same fields: what is remembered for it is found without a comparison."""
+    return Problem(*fields)
 
 
 def spatial_ndim(x: Array, name: str, caller: str, axes: str = "(N, *spatial, C)") -> int:

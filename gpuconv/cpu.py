@@ -17,8 +17,7 @@ from fastrlock.rlock import FastRLock
 from threadpoolctl import OpenBLASController, ThreadpoolController
 
 from gpuconv import settings
-from gpuconv.geometry import as_int
-from gpuconv.typing import Array
+from gpuconv.integers import as_int
 
 Task = TypeVar("Task")
 
@@ -103,7 +102,7 @@ def spread(
                 stop.set()
                 raise
 
-        asked = [ask(work) for _ in range(threads - 1)]
+        asked = [_helpers().ask(work) for _ in range(threads - 1)]
         try:
             work()
         finally:
@@ -121,11 +120,10 @@ def cores() -> int:
         return os.cpu_count() or 1
 
 
-class Asked:
+class _Asked:
     """Work that a helper was asked to do. Who gets hold of it first, helper or caller, decides whether it is done."""
 
-    def __init__(self, work: Callable[[], None], gone: Array | None) -> None:
-        self._gone = gone
+    def __init__(self, work: Callable[[], None]) -> None:
         self._work, self._hold, self._unfinished = work, threading.Lock(), threading.Lock()
         self._error: BaseException | None = None
         self._unfinished.acquire()
@@ -140,17 +138,11 @@ class Asked:
                 self._error = error
             finally:
                 del work  # and with it the arrays of the call
-                if self._gone is not None:
-                    self._gone[0] = 1
                 self._unfinished.release()
-
-    def take_back(self) -> bool:
-        """Whether nobody has begun; then nobody will."""
-        return self._hold.acquire(blocking=False)
 
     def outcome(self) -> BaseException | None:
         """Wait for the end and return the exception, if it was one. Work that was not begun is taken back."""
-        if not self.take_back():
+        if not self._hold.acquire(blocking=False):
             self._unfinished.acquire()
         return self._error
 
@@ -163,11 +155,12 @@ class _Helpers:
     """
 
     def __init__(self) -> None:
-        self._queue: SimpleQueue[Asked] = SimpleQueue()
+        self._queue: SimpleQueue[_Asked] = SimpleQueue()
         self._lock, self._threads, self._busy = threading.Lock(), 0, 0
 
-    def ask(self, work: Callable[[], None], gone: Array | None) -> Asked:
-        asked = Asked(work, gone)
+    def ask(self, work: Callable[[], None]) -> _Asked:
+        """Ask a thread that has nothing else to do."""
+        asked = _Asked(work)
         with self._lock:
             self._busy += 1
             missing = self._busy > self._threads
@@ -184,11 +177,6 @@ class _Helpers:
             del asked
             with self._lock:
                 self._busy -= 1
-
-
-def ask(work: Callable[[], None], gone: Array | None = None) -> Asked:
-    """Ask a thread that has nothing else to do. `gone` becomes 1 when it has let go of all that the work held."""
-    return _helpers().ask(work, gone)
 
 
 @cache

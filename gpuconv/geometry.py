@@ -27,7 +27,7 @@ import itertools
 import math
 import operator
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, wraps
 from types import ModuleType
@@ -36,6 +36,8 @@ from typing import Any, SupportsIndex, TypeVar, get_args
 import numpy as np
 
 from gpuconv.errors import GeometryError
+from gpuconv.hashed import HashedOnce
+from gpuconv.integers import as_int, as_ints, is_int, is_scalar
 from gpuconv.typing import Array, Ints, IntsLike, Layout, PadLike, PadMode, Pads, Pair
 
 PAD_MODES: tuple[str, ...] = get_args(PadMode)
@@ -57,22 +59,26 @@ def _remembered(make: Make) -> Make:
 
     @wraps(make)
     def remembering(*args: Any, **keywords: Any) -> Any:
-        is_exact = all(map(_is_exact, args)) and all(map(_is_exact, keywords.values()))
-        return memory(*args, **keywords) if is_exact else make(*args, **keywords)
+        return (memory if _are_exact(args) and _are_exact(keywords.values()) else make)(*args, **keywords)
 
     return remembering  # type: ignore[return-value]
 
 
-def _is_exact(value: object) -> bool:
-    kind = type(value)
-    return kind in _EXACT or (kind is tuple and all(map(_is_exact, value)))  # type: ignore[call-overload]
+def _are_exact(values: Iterable[object]) -> bool:
+    for value in values:
+        if type(value) is tuple:
+            if not (_EXACT.issuperset(map(type, value)) or _are_exact(value)):
+                return False
+        elif type(value) not in _EXACT:
+            return False
+    return True
 
 
 _EXACT = {int, str, type, type(None)}
 
 
 @dataclass(frozen=True)
-class ConvGeometry:
+class ConvGeometry(HashedOnce):
     """One convolution, in numbers: an immutable, hashable description that every algorithm works from.
 
     Make one with `create` (numbers), `from_shapes` (array shapes), `transposed` or `parse` (a problem string): they
@@ -113,6 +119,8 @@ class ConvGeometry:
     groups: int = 1
     pad_mode: str = "zeros"
 
+    __hash__ = HashedOnce.__hash__
+
     # ---------------------------------------------------------------------------------------------- making one
 
     @classmethod
@@ -139,7 +147,7 @@ class ConvGeometry:
         GeometryError
             For any argument that breaks a rule; the message starts with `caller`.
         """
-        ndim = 1 if _is_scalar(kernel) else len(kernel)  # type: ignore[arg-type]
+        ndim = 1 if is_scalar(kernel) else len(kernel)  # type: ignore[arg-type]
         if ndim not in SPATIAL_LETTERS:
             raise GeometryError(f"{caller}: kernel={kernel!r} has {ndim} axes, a convolution has 1 to 3.")
         sizes = as_ints(spatial, ndim, "spatial", caller, least=0)
@@ -507,11 +515,11 @@ def resolve_pad(pad: PadLike, spatial: Ints, span: Ints, stride: Ints, caller: s
         names = ", ".join(map(repr, NAMED_PADS))
         raise GeometryError(f"{caller}: pad={pad!r} is none of {names}. Use one, or numbers.")
     flat: list[Any]
-    if _is_scalar(pad):
+    if is_scalar(pad):
         flat = [pad] * (2 * ndim)
     else:
         entries: list[Any] = list(pad)  # type: ignore[arg-type]
-        if entries and not any(_is_int(e) for e in entries):
+        if entries and not any(is_int(e) for e in entries):
             if len(entries) != ndim or any(not hasattr(e, "__len__") or len(e) != 2 for e in entries):
                 raise GeometryError(f"{caller}: pad={pad!r} needs one (lo, hi) for each of the {ndim} axes.")
             flat = [side for pair in entries for side in pair]
@@ -592,42 +600,3 @@ def _of_length(
             f"{last if layout == 'channels_last' else first} with layout={layout!r}."
         )
     return sizes
-
-
-# -------------------------------------------------------------------------------------------------- integers
-
-
-def _is_int(value: object) -> bool:
-    """An integer of any kind, np.int64 and 0-d integer arrays included; a bool is none."""
-    if isinstance(value, (bool, np.bool_)):
-        return False
-    try:
-        operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        return False
-    return True
-
-
-def _is_scalar(value: object) -> bool:
-    """One value for all axes, right or wrong: an integer, or what has no entries to look at."""
-    return _is_int(value) or not hasattr(value, "__len__")
-
-
-def as_int(value: object, name: str, caller: str, least: int = 1) -> int:
-    """`value` as an int of at least `least`; a bool or a float is refused, not rounded."""
-    if not _is_int(value):
-        raise GeometryError(f"{caller}: {name}={value!r} is not an integer.")
-    number = operator.index(value)  # type: ignore[arg-type]
-    if number < least:
-        raise GeometryError(f"{caller}: {name}={number} is less than {least}.")
-    return number
-
-
-def as_ints(value: IntsLike, ndim: int, name: str, caller: str, least: int = 1) -> Ints:
-    """One int for each of the `ndim` axes, from one for all or one an axis."""
-    if _is_scalar(value):
-        return (as_int(value, name, caller, least),) * ndim
-    entries = list(value)  # type: ignore[arg-type]
-    if len(entries) != ndim:
-        raise GeometryError(f"{caller}: {name}={value!r} has {len(entries)} entries for {ndim} axes.")
-    return tuple(as_int(entry, name, caller, least) for entry in entries)

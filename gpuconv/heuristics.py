@@ -30,8 +30,9 @@ CPU = Rates(macs=109e9, fmas=215e9, elements=5.1e9, step=4.5e-6)
 winograd_4x4 in all three directions of 32 problems (dense, grouped and depthwise, 1 to 2048 channels, 7x7 to 512x512,
 1-D and 3-D), on 2 cores of an AMD EPYC (Zen 5) with NumPy 2.4, OpenBLAS 0.3.31's Haswell kernels and Numba 0.68. What
 it chooses took 1.01 times as long as the fastest in the geometric mean, 1.55 times at worst (a 9x9 kernel on one
-channel); without Numba 1.02 and 1.28 times. `fmas` is what direct reached on 3x3 layers of 256 channels and more, which
-a fit to all 32 alone gave to winograd, 1.2 to 1.6 times too slow."""
+channel); without Numba 1.02 and 1.28 times. `fmas` is what direct reached on 3x3 layers of 256 channels and more.
+Winograd was on NumPy then. Compiled, its work is counted such that these rates serve: over 30 layers in all directions
+what was chosen took 1.005 times as long as the faster of it and direct, 1.29 times at worst, on one core."""
 
 GPU = {
     "float16": (300e12, 20e12),

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from gpuconv.geometry import as_int
+from gpuconv.integers import as_int
 
 Thing = TypeVar("Thing", bound="Named")
 

@@ -13,7 +13,8 @@ from gpuconv.algorithms import columns, columns_cuda
 from gpuconv.algorithms.strips import gather
 from gpuconv.call import spatial_ndim
 from gpuconv.errors import GeometryError
-from gpuconv.geometry import ConvGeometry, as_ints
+from gpuconv.geometry import ConvGeometry
+from gpuconv.integers import as_ints
 from gpuconv.typing import Array, IntsLike, PadLike, PadMode, Pads
 
 

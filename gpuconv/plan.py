@@ -9,7 +9,8 @@ from typing import Literal, get_args
 from gpuconv import autotune, backend, cpu, heuristics, html, settings
 from gpuconv.algorithms import ALGORITHMS, Algorithm, Problem
 from gpuconv.errors import AlgorithmError, WorkspaceError
-from gpuconv.geometry import ConvGeometry, as_int
+from gpuconv.geometry import ConvGeometry
+from gpuconv.integers import as_int
 from gpuconv.typing import Direction, DTypeLike, Precision
 
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)

@@ -14,7 +14,8 @@ import numpy as np
 from gpuconv import backend, pooling_cuda, pooling_loops, pooling_winners
 from gpuconv.call import Call
 from gpuconv.errors import DTypeError, GeometryError
-from gpuconv.geometry import SPATIAL_LETTERS, ConvGeometry, as_ints, split_x_shape
+from gpuconv.geometry import SPATIAL_LETTERS, ConvGeometry, split_x_shape
+from gpuconv.integers import as_ints
 from gpuconv.kernel_args import too_long
 from gpuconv.typing import Array, Ints, IntsLike, Layout, PadLike
 

@@ -12,14 +12,8 @@ from typing import Any
 import numpy as np
 
 from gpuconv import cpu
-from gpuconv.algorithms.compiled_loops import (
-    LONGEST_VECTOR,
-    address,
-    has_adjacent_channels,
-    numba_is_there,
-    run,
-    tasks_for,
-)
+from gpuconv.algorithms.compiled_loops import LONGEST_VECTOR, address, has_adjacent_channels, numba_is_there, tasks_for
+from gpuconv.algorithms.crew import run
 from gpuconv.geometry import ConvGeometry
 from gpuconv.pooling_winners import WORTH_A_THREAD, are_apart, taps_of
 from gpuconv.typing import Array

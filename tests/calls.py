@@ -38,7 +38,7 @@ class Way:
         return {"algorithm": self.algorithm, "precision": self.precision}
 
     def serves(self, case, direction="forward", dtype="float32", device="cpu"):
-        return self.algorithm in willing(case, direction, dtype, device, self.precision)
+        return self.algorithm in willing(case, direction, dtype, device, precision=self.precision)
 
     def assert_right(self, got, want, dtype, largest):
         """Small integers: not a bit off, or within what this algorithm is known to round off.
@@ -80,9 +80,9 @@ def problem(case):
     return gpuconv.ConvGeometry.create(case.n, case.spatial, case.c, case.k, case.kernel, **case.keywords)
 
 
-def willing(case, direction="forward", dtype="float32", device="cpu", precision="strict"):
+def willing(case, direction="forward", dtype="float32", device="cpu", **more):
     """The algorithms that do not refuse a case, in the order of the list."""
-    plan = gpuconv.plan(problem(case), dtype, device, direction=direction, precision=precision)
+    plan = gpuconv.plan(problem(case), dtype, device, direction=direction, **more)
     served = {candidate.name for candidate in plan.candidates if candidate.status != "refused"}
     return [name for name in ALGORITHM_NAMES if name in served]
 

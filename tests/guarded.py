@@ -1,25 +1,49 @@
 """Arrays beside memory that may not be touched."""
 
 import ctypes
+import math
 import mmap
 
 import numpy as np
 
 
 class Guarded:
-    """Copies of arrays, each up against a page that may not be touched: before its first byte, or behind its last."""
+    """Makes arrays that lie up against a page that may not be touched: before their first byte, or behind their last.
+
+    Nor may their own memory be touched when they are gone.
+    """
 
     def __init__(self, behind):
-        self._behind, self._rooms = behind, []
+        self._behind = behind
 
     def __call__(self, array):
-        size = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        room = mmap.mmap(-1, size + 2 * mmap.PAGESIZE)
-        self._rooms.append(room)
-        start = mmap.PAGESIZE + (size - array.nbytes if self._behind else 0)
-        copy = np.frombuffer(room, array.dtype, array.size, start).reshape(array.shape)
+        """A copy."""
+        copy = self.zeros(array.shape, array.dtype)
         copy[...] = array
+        return copy
+
+    def zeros(self, shape, dtype=float):
+        dtype, shape = np.dtype(dtype), (shape,) if np.ndim(shape) == 0 else tuple(shape)
+        count = math.prod(shape)
+        size = -(-count * dtype.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
+        room = mmap.mmap(-1, size + 2 * mmap.PAGESIZE)
+        start = mmap.PAGESIZE + (size - count * dtype.itemsize if self._behind else 0)
+        array = np.frombuffer(room, dtype, count, start).reshape(shape)
         first = ctypes.addressof(ctypes.c_char.from_buffer(room))
         for page in (first, first + mmap.PAGESIZE + size):
             assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(page), mmap.PAGESIZE, 0) == 0
-        return copy
+        return array
+
+    def empty(self, shape, dtype=float):
+        """Full of what nobody should read: NaN, or -1."""
+        array = self.zeros(shape, dtype)
+        array.reshape(-1).view(np.uint8)[...] = 255
+        return array
+
+    def take_over(self, monkeypatch, *modules):
+        """Make what these modules of gpuconv get from ``np.empty`` and ``np.zeros`` from now on."""
+        for module in modules:
+            monkeypatch.setattr(module, "np", self)
+
+    def __getattr__(self, name):
+        return getattr(np, name)

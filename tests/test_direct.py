@@ -14,10 +14,11 @@ from guarded import Guarded
 from tolerances import assert_exact
 
 import gpuconv
-from gpuconv.algorithms import direct
+from gpuconv.algorithms import crew, direct, direct_dense, direct_depthwise, direct_scatter
 
 # What the loops tell apart: vectors and channels that do not fill one, rows of tiles, runs of one tap and of a row of
-# taps, blocks of products, outputs near the ends of a row, images smaller than a tile, groups, and depthwise ones.
+# taps, blocks of products, outputs near the ends of a row, images smaller than a tile, groups, and depthwise ones; of
+# input gradients, few channels.
 PROBLEMS = {
     "whole vectors": "n2_h9w10_c16_k32_r3s3_p1",
     "a vector and a half": "n1_h7w9_c5_k24_r3s3_p1",
@@ -29,6 +30,9 @@ PROBLEMS = {
     "dilated": "n1_h13w14_c17_k18_r3s3_p2_st2_dl2",
     "1-D": "n3_w50_c4_k35_s7_p3",
     "3-D": "n1_d5h6w7_c6_k20_t2r3s3_p1",
+    "few inputs, dilated downwards": "n1_h13w14_c3_k18_r3s3_p2_st2_dl2x1",
+    "few inputs, many outputs": "n1_h6w70_c3_k300_r3s3_p1x0",
+    "few inputs, some of which nobody looks at": "n2_h11w12_c3_k16_r2s2_st3",
     "groups": "n2_h8w9_c12_k60_r3s3_p1_g3",
     "tiny groups": "n1_h8w9_c8_k8_r3s3_p1_g4",
     "1x1": "n2_h7w7_c33_k65_r1s1",
@@ -67,6 +71,18 @@ class TestRight:
         bias = np.arange(case.k, dtype=dtype) - case.k // 2
         got = convolve("forward", case, x, w, None, bias=bias, activation="relu", algorithm="direct")
         assert_exact(got, np.maximum(case.want("forward", x, w, None) + bias, 0), dtype)
+
+    @every_dtype
+    @pytest.mark.parametrize("text", ["n2_h20w21_c3_k24_r5s5_p2_st2", "n1_h9w9_c20_k24_r3s3_p1"])
+    def test_transposed_with_bias_and_activation(self, text, dtype):
+        case = case_of(text)
+        _, w, dy = case.arrays(integers, dtype)
+        bias = np.arange(case.c, dtype=dtype) * 100 - 100
+        got = gpuconv.conv_transpose2d(
+            dy, w, bias, stride=case.stride, pad=case.pads, output_shape=case.spatial, activation="relu",
+            algorithm="direct",
+        )  # fmt: skip
+        assert_exact(got, np.maximum(case.want("input_grad", None, w, dy) + bias, 0), dtype)
 
     @pytest.mark.parametrize("activation", [None, "relu"])
     def test_a_nan_reaches_those_that_look_at_it(self, activation):
@@ -109,12 +125,13 @@ def test_the_vectors_of_other_processors(processor):
 @pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])
 @every_direction
 @every_problem
-def test_nothing_beside_the_arrays_is_touched(case, direction, behind):
-    """Otherwise the process dies of it."""
+def test_nothing_beside_the_arrays_is_touched(monkeypatch, case, direction, behind):
+    """Otherwise the process dies of it. Buffers count as much as arguments."""
     guarded = Guarded(behind)
     arrays = case.arrays()
     want = case.want(direction, *arrays)
-    out = guarded(np.empty(want.shape, np.float32))
+    guarded.take_over(monkeypatch, crew, direct_dense, direct_depthwise, direct_scatter)
+    out = guarded.empty(want.shape, np.float32)
     got = convolve(direction, case, *map(guarded, arrays), algorithm="direct", out=out)
     assert got is out
     assert_exact(got, want, "float32")

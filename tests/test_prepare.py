@@ -8,7 +8,7 @@ from calls import same, willing
 from cases import CASES, DTYPES, Case, reals
 
 import gpuconv
-from gpuconv.algorithms import ALGORITHMS
+from gpuconv.algorithms import ALGORITHMS, winograd_compiled
 from gpuconv.algorithms.winograd import Winograd
 
 SQUARE = Case(1, (20, 20), 32, 48, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
@@ -98,11 +98,26 @@ class TestKeeps:
         packed = []
         pack = Winograd.pack
         monkeypatch.setattr(Winograd, "pack", lambda *args: packed.append(1) or pack(*args))
-        x, w, _ = SQUARE.arrays(reals)
+        x, w, _ = SQUARE.arrays(reals, "float16")
         prepared = gpuconv.prepare(w, x.shape, **SQUARE.keywords, algorithm="winograd")
         for _ in range(3):
             prepared(x)
         assert packed == [1]
+
+    def test_packs_once_where_it_is_compiled(self, monkeypatch):
+        packed = []
+        make_job = winograd_compiled._job
+
+        def job(cut, x, w, *rest, **keywords):
+            packed.append(w is not None)
+            return make_job(cut, x, w, *rest, **keywords)
+
+        monkeypatch.setattr(winograd_compiled, "_job", job)
+        x, w, _ = SQUARE.arrays(reals)
+        prepared = gpuconv.prepare(w, x.shape, **SQUARE.keywords, algorithm="winograd")
+        for _ in range(3):
+            prepared(x)
+        assert packed == [True, False, False, False]
 
     @pytest.mark.parametrize("name", ["winograd", "gemm", "loops"])
     def test_a_copy(self, name):

@@ -14,13 +14,16 @@ from gpuconv.algorithms.gemm import Gemm
 from gpuconv.algorithms.gemm_cuda import CudaGemm
 from gpuconv.algorithms.implicit_gemm import ImplicitGemm
 from gpuconv.algorithms.loops import Loops
-from gpuconv.algorithms.winograd import F2, F4, Winograd
-from gpuconv.algorithms.wrappers import ByDevice, Folding
+from gpuconv.algorithms.winograd import Winograd
+from gpuconv.algorithms.winograd_compiled import CompiledWinograd
+from gpuconv.algorithms.wrappers import ByDevice, ByDtype, Folding
+from gpuconv.simd.transforms import F2, F4
+
+_WINOGRAD = Winograd("winograd", F2, strict=True), Winograd("winograd_4x4", F4, strict=False)
 
 ALGORITHMS: tuple[Algorithm, ...] = (
     Folding(ByDevice(Depthwise(), CudaDepthwise())),
-    Folding(Winograd("winograd", F2, strict=True)),
-    Folding(Winograd("winograd_4x4", F4, strict=False)),
+    *(Folding(ByDtype(CompiledWinograd(plain), plain)) for plain in _WINOGRAD),
     Folding(Fft()),
     Folding(ImplicitGemm()),
     Folding(ByDevice(Direct(), CudaDirect())),

@@ -11,11 +11,12 @@ import numpy as np
 
 from gpuconv import backend
 from gpuconv.geometry import ConvGeometry
+from gpuconv.hashed import HashedOnce
 from gpuconv.typing import Array, Direction, Precision
 
 
 @dataclass(frozen=True)
-class Problem:
+class Problem(HashedOnce):
     """All that the choice of an algorithm may depend on, arrays apart.
 
     `geometry` describes the convolution x -> y in all three directions. `dtype` is native. `contiguous` says that the
@@ -32,6 +33,8 @@ class Problem:
     max_workspace: int = 0
     contiguous: bool = True
     copied: int = 0
+
+    __hash__ = HashedOnce.__hash__
 
     @cached_property
     def xp(self) -> ModuleType:

@@ -1,15 +1,14 @@
-"""What the compiled loops of gpuconv/simd are given: addresses, where taps look, arrays they can read, and threads."""
+"""What the compiled loops of gpuconv/simd are given: addresses, where taps look, arrays they can read."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 
 import numpy as np
 
-from gpuconv import cpu
 from gpuconv.algorithms.base import Problem
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints
@@ -22,11 +21,6 @@ TASKS_OF_A_THREAD = 4
 
 LONGEST_VECTOR = 64
 """Bytes of the longest there are. Buffers are made for these: how long vectors are here only simd/tile.py knows."""
-
-CACHE_LINE = 64
-
-Job = Callable[[Array], None]
-"""A loop over tasks: takes one after another until none is left, counted in an array that threads share."""
 
 
 @cache
@@ -94,29 +88,5 @@ def with_adjacent_channels(array: Array) -> Array:
 
 def address(array: Array) -> int:
     """Where its first element lies."""
-    place: int = array.__array_interface__["data"][0]
+    place: int = array.ctypes.data
     return place
-
-
-def run(threads: int, jobs: Sequence[Job]) -> None:
-    """Let every thread go through all jobs, and wait for those that did.
-
-    They are awaited awake, in compiled code that leaves Python's lock to them: a thread that sleeps takes some 30 us to
-    wake. A helper that fails, for want of memory, leaves its tasks to the others.
-    """
-    from gpuconv.simd.tile import is_set
-
-    counters = np.zeros((len(jobs), CACHE_LINE // 8), np.int64)
-
-    def work() -> None:
-        for counter, job in zip(counters, jobs, strict=True):
-            job(counter)
-
-    gone = np.zeros(threads - 1, np.int64)
-    asked = [cpu.ask(work, gone[i : i + 1]) for i in range(threads - 1)]
-    try:
-        work()
-    finally:
-        for i, one in enumerate(asked):
-            while not one.take_back() and not is_set(gone, i):
-                pass

@@ -5,8 +5,9 @@
     weight_grad  dw[(t,c),k] =  x[m at (t,c)]  dy[m,k]         summed over m, chunk by chunk
 
 direct_dense.py gives these to the loops of simd/dense.py; where every channel is a group of its own,
-direct_depthwise.py gives them to those of simd/depthwise.py. How a problem is cut into tasks does not depend on the
-number of threads, and every sum is made in a fixed order: neither do the bits.
+direct_depthwise.py gives them to those of simd/depthwise.py; and an input gradient with few channels goes another way,
+by direct_scatter.py to simd/scatter.py. Every sum is made in an order that does not depend on the number of threads:
+neither do the bits.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import numpy as np
 
 from gpuconv.adjoint import adjoint_parts
 from gpuconv.algorithms.base import PlainWeights, Problem, Work
-from gpuconv.algorithms.compiled_loops import copied_bytes, has_adjacent_channels, native, numba_is_there, run
+from gpuconv.algorithms.compiled_loops import copied_bytes, has_adjacent_channels, native, numba_is_there
+from gpuconv.algorithms.crew import run
 from gpuconv.algorithms.direct_dense import DenseCut
 from gpuconv.algorithms.direct_depthwise import DepthwiseCut
+from gpuconv.algorithms.direct_scatter import ScatterCut
 from gpuconv.algorithms.epilogue import fill, finish
 from gpuconv.algorithms.strip_algorithm import split_groups
 from gpuconv.geometry import ConvGeometry
@@ -41,15 +44,14 @@ class Direct(PlainWeights):
         return None
 
     def workspace_bytes(self, problem: Problem) -> int:
-        cuts = [_cut_of(problem, g) for g in _correlations(problem)]
+        cuts = _cuts(problem)
         if not cuts:
             return 0
         shared = copied_bytes(problem) + sum(cut.shared_bytes for cut in cuts)
         return shared + max(cut.threads for cut in cuts) * max(cut.worker_bytes for cut in cuts)
 
     def work(self, problem: Problem) -> Work:
-        works = (_cut_of(problem, g).work for g in _correlations(problem))
-        return sum(works, Work())
+        return sum((cut.work for cut in _cuts(problem)), Work())
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
         g, target = problem.geometry, _target(problem, out)
@@ -59,7 +61,13 @@ class Direct(PlainWeights):
     def input_grad(
         self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
     ) -> None:
-        dy, w, target, correlations = native(dy), native(w), _target(problem, out), []
+        dy, w = native(dy), native(w)
+        if ScatterCut.serves(problem):
+            cut = ScatterCut.of(problem)
+            run(cut.threads, [cut.job(dy, w, out, bias, relu=activation == "relu")])
+            _deliver(out, out, activation)
+            return
+        target, correlations = _target(problem, out), []
         for part in adjoint_parts(problem.geometry):
             place = target[(slice(None), *part.dx_slices)]
             if part.geometry is None:
@@ -97,6 +105,13 @@ def _deliver(target: Array, out: Array, activation: str) -> None:
         finish(np, target, None, activation)
     if target is not out:
         out[...] = target
+
+
+def _cuts(problem: Problem) -> list[DenseCut | DepthwiseCut | ScatterCut]:
+    """All that a problem consists of."""
+    if ScatterCut.serves(problem):
+        return [ScatterCut.of(problem)]
+    return [_cut_of(problem, g) for g in _correlations(problem)]
 
 
 def _cut_of(problem: Problem, g: ConvGeometry) -> DenseCut | DepthwiseCut:

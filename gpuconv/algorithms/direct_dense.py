@@ -13,16 +13,15 @@ from gpuconv import cpu
 from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.compiled_loops import (
     LONGEST_VECTOR,
-    Job,
     address,
     budget,
     maps_of,
-    run,
     seen_along,
     tasks_for,
     three_axes,
     with_adjacent_channels,
 )
+from gpuconv.algorithms.crew import Job, run
 from gpuconv.algorithms.strip_algorithm import added_up, affordable_threads, split_groups
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,24 +17,29 @@ from gpuconv import cpu
 from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.compiled_loops import (
     LONGEST_VECTOR,
-    Job,
     address,
     budget,
     maps_of,
-    run,
     tasks_for,
     three_axes,
     with_adjacent_channels,
 )
+from gpuconv.algorithms.crew import Job, run
 from gpuconv.algorithms.strip_algorithm import added_up, affordable_threads
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints, Pair
 
-TASK_MACS = 2**19
-"""Multiply-adds of a task that is worth its while: some 20 us of one core."""
+TASK_MACS = 2**18
+"""Multiply-adds of a task that is worth its while: some 6 us of one core."""
 
-AT_ONCE = 4
-"""Outputs of a row that are computed together, if it has so many."""
+SHARED_MACS = 2**20
+"""Fewer are left to one thread: the second needs some 10 us to begin."""
+
+AT_ONCE = (7, 4, 1)
+"""Outputs of a row that are computed together: the first number of which it has so many."""
+
+SUMMED_AT_ONCE = (4, 1)
+"""The same where a gradient is summed over them. They divide DEPTH."""
 
 MOST_TAPS = 8
 """Of a row that are taken together: their weights are held in registers."""
@@ -86,36 +92,30 @@ class DepthwiseCut:
 
     def job(self, x: Array, w: Array, out: Array, bias: Array | None, *, relu: bool) -> Job:
         """out = correlation of x with w + bias, then relu of it; w is (*taps, channels, 1, 1)."""
-        from gpuconv.simd import depthwise
-
         x = with_adjacent_channels(x)
         rows = np.zeros((2 + math.prod(self.g.kernel), self.g.k), self.dtype)  # zeros, bias, and all taps
         if bias is not None:
             rows[1] = bias
-        rows[2:].reshape(w.shape[:-2])[...] = w[..., 0, 0]
-        zeros, added, packed, *_ = range(address(rows), address(rows) + rows.nbytes, rows.strides[0])
-        problem = self._loop(x, packed, out, added, zeros, relu=relu)
+        rows[2:] = w.reshape(-1, self.g.k)
+        problem = self._loop(x, out, rows, relu=relu)
         maps, tasks = _maps(self.g), -(-_rows(self.g) // self.block)
 
         def work(counter: Array, _: object = x) -> None:  # the loop knows its address only
-            depthwise.depthwise(problem, maps, self._shape, tasks, counter, *self._room(), rows)
+            _loops().depthwise(problem, maps, self._shape, tasks, counter, *self._room(), rows)
 
         return work
 
     def weight_gradient(self, x: Array, dy: Array, out: Array) -> None:
         """out = the gradient of w, (*taps, 1, channels)."""
-        from gpuconv.simd import depthwise
-
         x, dy = with_adjacent_channels(x), with_adjacent_channels(dy)
         tasks = -(-_rows(self.g) // self.block)
         parts = np.empty((tasks, math.prod(self.g.kernel), self.g.k), self.dtype)
-        zeros = np.zeros(self.g.k, self.dtype)
-        problem = self._loop(x, address(parts), dy, 0, address(zeros), relu=False)
+        problem = self._loop(x, dy, zeros := np.zeros(self.g.k, self.dtype), relu=False)
         maps = _maps(self.g)
 
-        def work(counter: Array) -> None:
+        def work(counter: Array, _: object = zeros) -> None:  # the loop knows their address only
             sums = np.empty(self.sums, self.dtype)
-            depthwise.depthwise_gradient(problem, maps, self._shape, tasks, counter, parts, *self._room(), sums)
+            _loops().depthwise_gradient(problem, maps, self._shape, tasks, counter, parts, *self._room(), sums)
 
         run(self.threads, [work])
         out[...] = added_up(parts).reshape(out.shape)
@@ -144,17 +144,23 @@ class DepthwiseCut:
             *(*_clear(g), g.stride[-1], g.dilation[-1]),
         )
 
-    def _loop(self, x: Array, w: int, y: Array, bias: int, zeros: int, *, relu: bool) -> Any:
-        from gpuconv.simd.depthwise import Depthwise
-
+    def _loop(self, x: Array, y: Array, rows: Array, *, relu: bool) -> Any:
         x_n, *x_steps, _ = x.strides
         y_n, *y_steps, _ = y.strides
-        return Depthwise._make(
+        return _loops().Depthwise._make(
             (
-                *(address(x), x_n, *three_axes(x_steps, 0), w, address(y), y_n, *three_axes(y_steps, 0), bias, zeros),
+                *(address(x), x_n, *three_axes(x_steps, 0), address(y), y_n, *three_axes(y_steps, 0), address(rows)),
                 *(*self._sizes, int(relu), DEPTH),
             )
         )
+
+
+@cache
+def _loops() -> ModuleType:
+    """Imported when they are needed: Numba takes its time."""
+    from gpuconv.simd import depthwise
+
+    return depthwise
 
 
 @lru_cache(maxsize=1024)
@@ -162,6 +168,7 @@ def _cut(problem: Problem, g: ConvGeometry, threads: int) -> DepthwiseCut:
     dtype, taps = problem.dtype, math.prod(g.kernel)
     is_w = problem.direction == "weight_grad"
     tasks = max(1, min(tasks_for(threads, sums=is_w), g.macs // TASK_MACS))
+    threads = threads if g.macs >= SHARED_MACS else 1
     if is_w:
         widest = 2 * LONGEST_VECTOR // dtype.itemsize
         sums, part = -(-g.c // widest) * widest * taps, taps * g.k * dtype.itemsize
@@ -187,8 +194,10 @@ def _sliding(g: ConvGeometry, *, is_w: bool) -> tuple[int, int, int]:
 
     if columns(1, taps) > MOST_COLUMNS:
         taps = 1
-    at_once = AT_ONCE if g.out[-1] >= AT_ONCE and columns(AT_ONCE, taps) <= MOST_COLUMNS else 1
-    return at_once, taps, columns(at_once, taps) + (at_once if is_w else 0)
+    numbers = SUMMED_AT_ONCE if is_w else AT_ONCE
+    at_once = next(n for n in numbers if n == 1 or (n <= g.out[-1] and columns(n, taps) <= MOST_COLUMNS))
+    seen = columns(at_once, taps)
+    return at_once, taps, seen + at_once if is_w else seen * math.prod(g.kernel) // taps
 
 
 @lru_cache(maxsize=1024)

@@ -19,7 +19,6 @@ import itertools
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 
@@ -31,47 +30,8 @@ from gpuconv.algorithms.epilogue import finish
 from gpuconv.algorithms.strip_algorithm import SHARES, Correlation, Cut, StripAlgorithm, StripJob, WeightJob
 from gpuconv.algorithms.strips import UFUNC_BUFFERS, Strip, extents_of, split_axis
 from gpuconv.backend import is_complex
+from gpuconv.simd.transforms import Transforms
 from gpuconv.typing import Array, Ints
-
-
-@dataclass(frozen=True, eq=False)
-class Transforms:
-    """The matrices of F(m x m, 3 x 3)."""
-
-    b_t: Array
-    g: Array
-    a_t: Array
-
-    @property
-    def m(self) -> int:
-        """Outputs of a tile along one axis."""
-        return len(self.a_t)
-
-    @property
-    def n(self) -> int:
-        """Inputs of a tile along one axis."""
-        return len(self.b_t)
-
-
-F2 = Transforms(
-    b_t=np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]),
-    g=np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]]) / 2,
-    a_t=np.array([[1, 1, 1, 0], [0, 1, -1, -1]]),
-)
-F4 = Transforms(
-    b_t=np.array(
-        [
-            [4, 0, -5, 0, 1, 0],
-            [0, -4, -4, 1, 1, 0],
-            [0, 4, -4, -1, 1, 0],
-            [0, -2, -1, 2, 1, 0],
-            [0, 2, -1, -2, 1, 0],
-            [0, 4, 0, -5, 0, 1],
-        ]
-    ),
-    g=np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24,
-    a_t=np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]),
-)
 
 LEAST_CHANNELS = 4
 """With fewer, the transforms' own rounding is more than twice that of the few products they save."""
@@ -98,7 +58,7 @@ class Winograd(StripAlgorithm):
     def __init__(self, name: str, transforms: Transforms, strict: bool) -> None:
         self.name = name
         self.exact = strict
-        self._f = transforms
+        self._f = self.transforms = transforms
         self._strict = strict
 
     def refusal(self, problem: Problem) -> str | None:

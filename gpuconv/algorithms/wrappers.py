@@ -9,6 +9,7 @@ import math
 from dataclasses import replace
 
 from gpuconv.algorithms.base import Algorithm, Problem, Work
+from gpuconv.algorithms.compiled_loops import numba_is_there
 from gpuconv.algorithms.strips import fold
 from gpuconv.backend import accumulator
 from gpuconv.geometry import ConvGeometry
@@ -65,6 +66,18 @@ class ByDevice(_Wrapper):
 
     def _serving(self, problem: Problem) -> Algorithm:
         return self._cpu if problem.on_cpu else self._cuda
+
+
+class ByDtype(_Wrapper):
+    """One algorithm, written twice: compiled, for float32 and float64 where Numba is installed, and on NumPy."""
+
+    def __init__(self, compiled: Algorithm, plain: Algorithm) -> None:
+        self.name, self.exact = plain.name, plain.exact and compiled.exact
+        self._compiled, self._plain = compiled, plain
+
+    def _serving(self, problem: Problem) -> Algorithm:
+        is_served = problem.on_cpu and problem.dtype.name in ("float32", "float64")
+        return self._compiled if is_served and numba_is_there() else self._plain
 
 
 class Folding(_Wrapper):

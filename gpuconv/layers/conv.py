@@ -10,8 +10,9 @@ import numpy as np
 from gpuconv.activations import Activation
 from gpuconv.call import Call
 from gpuconv.errors import GeometryError
-from gpuconv.geometry import ConvGeometry, as_int, as_ints
+from gpuconv.geometry import ConvGeometry
 from gpuconv.initializers import Initializer
+from gpuconv.integers import as_int, as_ints
 from gpuconv.layers.filters import Filters
 from gpuconv.layers.state import plain
 from gpuconv.optimizers import Optimizer

@@ -11,8 +11,9 @@ from gpuconv import initializers
 from gpuconv.activations import Activation
 from gpuconv.call import Call
 from gpuconv.errors import GeometryError
-from gpuconv.geometry import ConvGeometry, as_int, as_ints, split_x_shape
+from gpuconv.geometry import ConvGeometry, split_x_shape
 from gpuconv.initializers import Initializer
+from gpuconv.integers import as_int, as_ints
 from gpuconv.layers.state import plain
 from gpuconv.layers.weighted import Weighted
 from gpuconv.optimizers import Optimizer

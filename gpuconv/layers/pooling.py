@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from gpuconv import pooling
-from gpuconv.geometry import ConvGeometry, as_ints, split_x_shape
+from gpuconv.geometry import ConvGeometry, split_x_shape
+from gpuconv.integers import as_ints
 from gpuconv.layers.base import Derived, Layer
 from gpuconv.layers.state import plain
 from gpuconv.typing import Array, Ints, IntsLike, PadLike

@@ -10,8 +10,8 @@ import numpy as np
 
 from gpuconv import activations, initializers
 from gpuconv.activations import Activation
-from gpuconv.geometry import as_int
 from gpuconv.initializers import Initializer
+from gpuconv.integers import as_int
 from gpuconv.layers.base import Derived, Layer
 from gpuconv.optimizers import Optimizer
 from gpuconv.plan import check_precision

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuconv import backend, counter_rng, optimizers
-from gpuconv.geometry import as_int
+from gpuconv.integers import as_int
 from gpuconv.models import files, state
 from gpuconv.models.progress import Progress
 from gpuconv.named import positive

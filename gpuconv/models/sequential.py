@@ -10,7 +10,7 @@ import numpy as np
 
 from gpuconv import backend, counter_rng, html, layers, losses, optimizers
 from gpuconv.errors import GeometryError
-from gpuconv.geometry import as_int
+from gpuconv.integers import as_int
 from gpuconv.layers import Layer
 from gpuconv.losses import Loss
 from gpuconv.models import files, state

@@ -37,8 +37,8 @@ from gpuconv.simd.tile import (
 class Depthwise(NamedTuple):
     """A depthwise convolution with all axes: addresses, steps in bytes, sizes.
 
-    `w` is (taps, channels) without gaps, and so is its gradient. `y` is dy where a gradient is made. `bias` is one for
-    each channel, `zeros` a pixel of zeros. How many outputs and taps of a row are taken together is what compiled code
+    `y` is dy where a gradient is made. `zeros` is a pixel of zeros; where no gradient is made the bias and w, (taps,
+    channels), lie behind it without gaps. How many outputs and taps of a row are taken together is what compiled code
     is made for: the shape, see tile.py; the taps in so many `pieces`. Outputs from `clear_start` to `clear_stop` are
     clear.
     """
@@ -48,13 +48,11 @@ class Depthwise(NamedTuple):
     x_d: int
     x_h: int
     x_w: int
-    w: int
     y: int
     y_n: int
     y_o: int
     y_p: int
     y_q: int
-    bias: int
     zeros: int
     o: int
     p: int
@@ -99,41 +97,66 @@ def _look_along(p: Any, columns: Any, start: int, first: int, seen: Any, count: 
 
 
 @inlined
-def _make_tile(p: Any, columns: Any, starts: Any, q: int, at: int, y: int, seen: Any, like: Any, shape: Any) -> None:
-    """Outputs from number q of a row on, for the vectors of channels that begin `at` bytes into a pixel."""
-    total = pixel_tile(like, shape)
-    w = p.w + at
-    taps, pixels = len(shape[0]), len(shape[3])
-    is_clear = p.clear_start <= q and q + pixels <= p.clear_stop
-    for i in range(p.t * p.r):
-        for piece in range(p.pieces):
-            if starts[i]:
-                first = q * p.stride + piece * taps * p.dilation
-                if is_clear:
-                    xs = columns_apart(starts[i] + columns[first] * p.x_w, p.x_w, shape)
-                else:
-                    _look_along(p, columns, starts[i], first, seen, len(seen))
-                    xs = columns_from(address_of(seen), shape)
-                total = add_taps(total, xs, at, w, p.pixel, shape)
-            w += taps * p.pixel
-    total = plus(total, p.bias + at, 0)
-    store_apart(relu(total) if p.relu else total, y + q * p.y_q + at, p.y_q)
+def _finish_tile(p: Any, total: Any, at: int, y: int) -> None:
+    total = plus(total, p.zeros + p.pixel + at, 0)
+    store_apart(relu(total) if p.relu else total, y + at, p.y_q)
+
+
+@inlined
+def _make_clear(p: Any, starts: Any, column: int, y: int, like: Any, shape: Any) -> None:
+    """The outputs from `y` on, the first of which sees position `column` through its first tap."""
+    step, taps = len(shape[4]) * VECTOR_BYTES, len(shape[0])
+    for start in range(0, p.pixel, step):
+        at = min(start, p.pixel - step)
+        total, w = pixel_tile(like, shape), p.zeros + 2 * p.pixel + at
+        for i in range(p.t * p.r):
+            for piece in range(p.pieces):
+                if starts[i]:
+                    xs = columns_apart(starts[i] + (column + piece * taps * p.dilation) * p.x_w, p.x_w, shape)
+                    total = add_taps(total, xs, at, w, p.pixel, shape)
+                w += taps * p.pixel
+        _finish_tile(p, total, at, y)
+
+
+@inlined
+def _make_others(p: Any, starts: Any, seen: Any, count: int, y: int, like: Any, shape: Any) -> None:
+    """The outputs from `y` on, which see what `seen` tells, `count` addresses for each piece of each row of taps."""
+    step, taps = len(shape[4]) * VECTOR_BYTES, len(shape[0])
+    for start in range(0, p.pixel, step):
+        at = min(start, p.pixel - step)
+        total, w, table = pixel_tile(like, shape), p.zeros + 2 * p.pixel + at, address_of(seen)
+        for i in range(p.t * p.r):
+            for _ in range(p.pieces):
+                if starts[i]:
+                    total = add_taps(total, columns_from(table, shape), at, w, p.pixel, shape)
+                table += 8 * count
+                w += taps * p.pixel
+        _finish_tile(p, total, at, y)
 
 
 @kept
 def depthwise(p: Any, maps: Any, shape: Any, tasks: int, counter: Any, starts: Any, seen: Any, like: Any) -> None:
     """Make y, a block of rows after another, until none is left. `starts` and `seen` are this thread's."""
-    step, pixels = len(shape[4]) * VECTOR_BYTES, len(shape[3])
+    taps, pixels, columns = len(shape[0]), len(shape[3]), maps[2]
+    count = (pixels - 1) * p.stride + (taps - 1) * p.dilation + 1
     while True:
         task = next_task(counter)
         if task >= tasks:
             return
         for number in range(task * p.block, min((task + 1) * p.block, p.rows)):
-            y = _look_up(p, maps, number, starts)
-            for start in range(0, p.pixel, step):
-                at = min(start, p.pixel - step)
-                for q in range(0, p.q, pixels):
-                    _make_tile(p, maps[2], starts, min(q, p.q - pixels), at, y, seen, like, shape)
+            row = _look_up(p, maps, number, starts)
+            for start in range(0, p.q, pixels):
+                q = min(start, p.q - pixels)
+                y = row + q * p.y_q
+                if p.clear_start <= q and q + pixels <= p.clear_stop:
+                    _make_clear(p, starts, columns[q * p.stride], y, like, shape)
+                    continue
+                for i in range(p.t * p.r):
+                    for piece in range(p.pieces):
+                        first, some = q * p.stride + piece * taps * p.dilation, seen[(i * p.pieces + piece) * count :]
+                        if starts[i]:
+                            _look_along(p, columns, starts[i], first, some, count)
+                _make_others(p, starts, seen, count, y, like, shape)
 
 
 @inlined

@@ -125,6 +125,12 @@ def relu(_: Any, tile: Any) -> Any:
 
 
 @intrinsic
+def first_lanes(_: Any, tile: Any, _count: Any) -> Any:
+    """A tile of any size, in each vector 0 from element number `count` on."""
+    return tile(tile, types.intp), _built(_first_lanes, tile)
+
+
+@intrinsic
 def store_apart(_: Any, tile: Any, _address: Any, _step: Any) -> Any:
     """Memory, in rows `step` bytes apart, = a tile of any size."""
 
@@ -285,6 +291,16 @@ def _relu(builder: Any, tile: TileType, total: Any) -> Any:
     return total
 
 
+def _first_lanes(builder: Any, tile: TileType, total: Any, count: Any) -> Any:
+    lanes = ir.VectorType(_I64, tile.vector.count)
+    numbers = ir.Constant(lanes, list(range(lanes.count)))
+    is_first = builder.icmp_signed("<", numbers, broadcast(builder, count, lanes))
+    for _, _, number in tile.numbers:
+        some = builder.select(is_first, builder.extract_value(total, number), ir.Constant(tile.vector, None))
+        total = builder.insert_value(total, some, number)
+    return total
+
+
 def _store_rows(builder: Any, tile: TileType, total: Any, xs: Any, at: Any) -> None:
     for i, j, number in tile.numbers:
         address = builder.add(builder.extract_value(xs, i), at)
@@ -370,6 +386,8 @@ def _count_up(_: Any, _address: Any) -> Any:
 
 @intrinsic
 def _value_at(_: Any, _address: Any) -> Any:
+    """The integer at an address, and to see what was written before it was."""
+
     def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
         return builder.load_atomic(builder.inttoptr(args[0], _I64.as_pointer()), "acquire", 8)
 
@@ -393,13 +411,11 @@ def next_task(counter: Any) -> int:
     return task
 
 
-@kept
-def is_set(flags: Any, i: int) -> bool:
-    """Whether a flag is set, or is within some 50 us."""
-    left = 100_000
-    while not _value_at(address_of(flags) + 8 * i) and left:
-        left -= 1
-    return left > 0
+@compiled
+def wait_for(counter: Any, count: int) -> None:
+    """Until a counter, at the first element of an array, is at `count`."""
+    while _value_at(address_of(counter)) < count:
+        pass
 
 
 @intrinsic

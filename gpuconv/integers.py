@@ -1,0 +1,46 @@
+"""Arguments that are integers, or one an axis: what is accepted as such, and the errors where something is not."""
+
+from __future__ import annotations
+
+import operator
+
+import numpy as np
+
+from gpuconv.errors import GeometryError
+from gpuconv.typing import Ints, IntsLike
+
+
+def is_int(value: object) -> bool:
+    """An integer of any kind, np.int64 and 0-d integer arrays included; a bool is none."""
+    if isinstance(value, (bool, np.bool_)):
+        return False
+    try:
+        operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
+
+
+def is_scalar(value: object) -> bool:
+    """One value for all axes, right or wrong: an integer, or what has no entries to look at."""
+    return is_int(value) or not hasattr(value, "__len__")
+
+
+def as_int(value: object, name: str, caller: str, least: int = 1) -> int:
+    """`value` as an int of at least `least`; a bool or a float is refused, not rounded."""
+    if not is_int(value):
+        raise GeometryError(f"{caller}: {name}={value!r} is not an integer.")
+    number = operator.index(value)  # type: ignore[arg-type]
+    if number < least:
+        raise GeometryError(f"{caller}: {name}={number} is less than {least}.")
+    return number
+
+
+def as_ints(value: IntsLike, ndim: int, name: str, caller: str, least: int = 1) -> Ints:
+    """One int for each of the `ndim` axes, from one for all or one an axis."""
+    if is_scalar(value):
+        return (as_int(value, name, caller, least),) * ndim
+    entries = list(value)  # type: ignore[arg-type]
+    if len(entries) != ndim:
+        raise GeometryError(f"{caller}: {name}={value!r} has {len(entries)} entries for {ndim} axes.")
+    return tuple(as_int(entry, name, caller, least) for entry in entries)

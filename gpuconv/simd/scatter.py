@@ -1,0 +1,185 @@
+"""The input gradient where x has few channels: what each output contributes is computed for all taps, then added up.
+
+    dx[m at (t,r,s), c]  +=  sum over k of  dy[m,k] w[(t,r,s,c),k]       m = (n, o, p, q)   outputs
+
+Vectors run along (r,s,c): few channels alone would leave most of a vector empty. A tile is ROWS outputs of a row by two
+vectors; it goes to memory, in the first or second cache, and from there, a run (s,c) at a time, to the rows of dx. One
+task owns some rows of a plane of dx and computes whatever reaches them, so nothing is added by two threads, and every
+element in one order. All addresses and steps are in bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from gpuconv.simd.tile import (
+    ROWS,
+    VECTOR_BYTES,
+    address_of,
+    compiled,
+    first_lanes,
+    get,
+    inlined,
+    kept,
+    next_task,
+    plus,
+    put,
+    relu,
+    store_apart,
+    tile_of,
+)
+
+
+class Scatter(NamedTuple):
+    """An input gradient with all axes: addresses, steps in bytes, sizes.
+
+    `w` is packed: for each t panels of two vectors of (r,s,c), the last perhaps of one, each with its k rows. A run is
+    the (s,c) of one row of taps.
+    """
+
+    y: int
+    y_n: int
+    y_o: int
+    y_p: int
+    y_q: int
+    w: int
+    w_t: int
+    x: int
+    x_n: int
+    x_d: int
+    x_h: int
+    x_w: int
+    x_c: int
+    d: int
+    h: int
+    width: int
+    c: int
+    o: int
+    p: int
+    q: int
+    k: int
+    t: int
+    r: int
+    run: int
+    stride_d: int
+    stride_h: int
+    stride_w: int
+    dilation_d: int
+    dilation_h: int
+    low_d: int
+    low_h: int
+    low_w: int
+    relu: int
+    blocks: int  # in which the rows of a plane of dx are cut
+    row: int  # elements of a row of dx with all that is added to it
+    chunk: int  # outputs whose contributions are in memory at a time, a multiple of ROWS
+    depth: int  # products that are summed in registers
+
+
+def _make_multiply(vectors: int) -> Any:
+    tile = tile_of(ROWS, vectors)
+    zeros, add_products, addresses = tile.zeros, tile.add_products, tile.addresses
+
+    @compiled
+    def multiply(table: Any, count: int, k0: int, k1: int, w: int, sums: int, step: int, like: Any) -> None:
+        """The vectors at `sums`, `step` bytes apart, (+)= elements k0 to k1 of `count` outputs times rows of w."""
+        size = like.itemsize
+        for i in range(0, count, ROWS):
+            xs = addresses(address_of(table), i)
+            total = zeros(like)
+            row = w + k0 * vectors * VECTOR_BYTES
+            for k in range(k0 * size, k1 * size, size):
+                total = add_products(total, xs, k, row)
+                row += vectors * VECTOR_BYTES
+            target = sums + i * step
+            store_apart(plus(total, target, step) if k0 else total, target, step)
+
+    return multiply
+
+
+_multiply_1, _multiply_2 = _make_multiply(1), _make_multiply(2)
+_vector = tile_of(1, 1).zeros
+
+
+@inlined
+def _add_run(source: int, target: int, count: int, like: Any) -> None:
+    """`count` elements at `target` += those at `source`; behind both there is room for a vector."""
+    lanes = VECTOR_BYTES // like.itemsize
+    for done in range(0, count, lanes):
+        at = done * like.itemsize
+        some = first_lanes(plus(_vector(like), source + at, 0), count - done)
+        store_apart(plus(some, target + at, 0), target + at, 0)
+
+
+@compiled
+def _add_row(p: Any, dy: int, w: int, top: int, rows: int, table: Any, sums: Any, buffer: Any) -> None:
+    """Add what a row of outputs, at `dy`, contributes to the rows in `buffer`. Tap r = 0 meets row number `top`."""
+    size = sums.itemsize
+    r0 = max(0, -(top // p.dilation_h))
+    r1 = min(p.r, (rows - 1 - top) // p.dilation_h + 1)
+    if r0 >= r1:
+        return
+    lanes = VECTOR_BYTES // size
+    vectors = -(-p.r * p.run // lanes)
+    step = vectors * VECTOR_BYTES
+    for q0 in range(0, p.q, p.chunk):
+        count = min(p.chunk, p.q - q0)
+        for i in range(-(-count // ROWS) * ROWS):
+            table[i] = dy + min(q0 + i, p.q - 1) * p.y_q
+        for vector in range(r0 * p.run // (2 * lanes) * 2, -(-r1 * p.run // lanes), 2):
+            panel, to = w + vector * p.k * VECTOR_BYTES, address_of(sums) + vector * VECTOR_BYTES
+            for k0 in range(0, p.k, p.depth):
+                k1 = min(k0 + p.depth, p.k)
+                if vector + 1 < vectors:
+                    _multiply_2(table, count, k0, k1, panel, to, step, sums)
+                else:
+                    _multiply_1(table, count, k0, k1, panel, to, step, sums)
+        for i in range(count):
+            source, column = address_of(sums) + i * step, (q0 + i) * p.stride_w * p.c
+            for r in range(r0, r1):
+                target = address_of(buffer) + ((top + r * p.dilation_h) * p.row + column) * size
+                _add_run(source + r * p.run * size, target, p.run, sums)
+
+
+@compiled
+def _deliver(p: Any, target: int, source: int, bias: Any) -> None:
+    """A row of dx at `target` = what was added up for it + bias, which is as long, then relu."""
+    size = bias.itemsize
+    lanes, count, done = VECTOR_BYTES // size, p.width * p.c, 0
+    if p.x_c == size and p.x_w == p.c * size:
+        while done + lanes <= count:
+            at = done * size
+            total = plus(plus(_vector(bias), source + at, 0), address_of(bias) + at, 0)
+            store_apart(relu(total) if p.relu else total, target + at, 0)
+            done += lanes
+    for i in range(done, count):
+        value = get(source + i * size, bias) + bias[i]
+        if p.relu and value < 0:
+            value = bias.dtype.type(0)
+        put(target + i // p.c * p.x_w + i % p.c * p.x_c, value)
+
+
+@kept
+def scatter(p: Any, bias: Any, tasks: int, counter: Any, table: Any, sums: Any, buffer: Any) -> None:
+    """Make dx, task by task, until none is left. `table`, `sums` and `buffer` are this thread's."""
+    size = sums.itemsize
+    while True:
+        task = next_task(counter)
+        if task >= tasks:
+            return
+        block, plane = task % p.blocks, task // p.blocks
+        d, n = plane % p.d, plane // p.d
+        h0, h1 = block * p.h // p.blocks, (block + 1) * p.h // p.blocks
+        buffer[: (h1 - h0) * p.row] = 0
+        for t in range(p.t):
+            o, rest = (d + p.low_d - t * p.dilation_d) // p.stride_d, (d + p.low_d - t * p.dilation_d) % p.stride_d
+            if rest == 0 and o >= 0 and o < p.o:
+                first = max(0, -((p.dilation_h * (p.r - 1) - h0 - p.low_h) // p.stride_h))
+                stop = min(p.p, (h1 - 1 + p.low_h) // p.stride_h + 1)
+                for row in range(first, stop):
+                    dy = p.y + n * p.y_n + o * p.y_o + row * p.y_p
+                    top = row * p.stride_h - p.low_h - h0
+                    _add_row(p, dy, p.w + t * p.w_t, top, h1 - h0, table, sums, buffer)
+        for h in range(h0, h1):
+            source = address_of(buffer) + ((h - h0) * p.row + p.low_w * p.c) * size
+            _deliver(p, p.x + n * p.x_n + d * p.x_d + h * p.x_h, source, bias)

@@ -1,0 +1,749 @@
+"""Winograd's minimal filtering in registers: tiles are transformed a vector of channels at a time, then multiplied.
+
+    correlate          y[tile]  =  A^T [ sum over c of       V[xi,tile,c] U[xi,c,k]    ] A       V = B^T d B
+    weight_gradient    dw[c,k]  =  G^T [ sum over tiles of   V[xi,tile,c] D[xi,tile,k] ] G       D = A dy A^T
+
+where U = G w G^T, and xi counts the n * n elements of a transformed tile. Tiles are counted through rows and images. In
+registers (see tile.py) a tile of numbers is as many vectors, one for each element. `f` stands for the transforms, of m
+outputs and n inputs along an axis, by two tuples of these lengths: code is made for each. Addresses and steps are in
+bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from gpuconv.simd.tile import (
+    ROWS,
+    VECTOR_BYTES,
+    TileType,
+    address_of,
+    broadcast,
+    compiled,
+    get,
+    kept,
+    load,
+    next_task,
+    plus,
+    put,
+    relu,
+    store_apart,
+    store_value,
+    tile_of,
+    transpose,
+    wait_for,
+)
+from gpuconv.simd.transforms import F2, F4
+
+BLOCK_BYTES = 64
+"""Channels of a transformed tile lie in blocks of so many bytes, however long vectors are."""
+
+SUM_ROWS = 8 if ROWS == 8 else 4
+"""Channels of a tile of sums over the outputs: with two vectors each they and what they take fit into the registers."""
+
+PACKED_AT_ONCE = 64
+"""Channels of a task that transforms weights."""
+
+TILES_AT_ONCE = 16
+"""Of a task that transforms for the weight gradient."""
+
+
+class Filtering(NamedTuple):
+    """A convolution of 3 x 3 taps and stride 1: addresses, steps in bytes, sizes. `w` is its gradient where it is made.
+
+    Channels of x and of y lie side by side. Buffers: u holds transformed weights, v transformed inputs; of a weight
+    gradient d holds transformed dy, and u the sums. Where v has its blocks of channels is up to its steps: those of one
+    tile side by side for products along the channels, those of all tiles for sums over them.
+    """
+
+    x: int = 0
+    x_n: int = 0
+    x_h: int = 0
+    x_w: int = 0
+    w: int = 0
+    w_r: int = 0
+    w_s: int = 0
+    w_g: int = 0
+    w_c: int = 0
+    w_k: int = 0
+    y: int = 0
+    y_n: int = 0
+    y_p: int = 0
+    y_q: int = 0
+    zeros: int = 0  # a pixel of zeros
+    u: int = 0
+    u_group: int = 0
+    u_panel: int = 0  # of the sums
+    u_plane: int = 0
+    v: int = 0
+    v_rows: int = 0
+    v_some: int = 0  # from one v_rows tiles to the next
+    v_group: int = 0
+    v_plane: int = 0
+    d: int = 0
+    d_panel: int = 0
+    d_group: int = 0
+    d_plane: int = 0
+    sum_plane: int = 0
+    height: int = 0
+    width: int = 0
+    p: int = 0
+    q: int = 0
+    pixel: int = 0  # bytes of the channels of x
+    pad_h: int = 0  # above and to the left
+    pad_w: int = 0
+    tiles_h: int = 0  # of an image
+    tiles_w: int = 0
+    tiles: int = 0  # of all
+    c: int = 0
+    k: int = 0
+    groups: int = 0
+    relu: int = 0
+    by_panel: int = 0  # whether a task is a panel of all tiles, not a block of tiles
+    block: int = 0  # tiles of a task, or of a round of sums
+    pieces: int = 0  # in which its panels are cut
+    depth: int = 0  # channels that are summed over in registers
+
+
+_RECORD = np.dtype([(name, np.int64) for name in Filtering._fields])
+
+
+def record(filtering: Filtering) -> Any:
+    """The same as compiled code takes it: by its address, for so many arguments make that long in the making."""
+    return np.array([filtering], _RECORD)[0]
+
+
+_merged = njit(nogil=True, boundscheck=False, error_model="numpy", inline="always")
+"""For parts of another function: compiled with it, not by themselves and then again."""
+
+# -------------------------------------------------------------------------------------------------- of registers
+
+_BY_OUTPUTS = {2: F2, 4: F4}
+
+
+def _both_sides(matrix_of: Callable[[Any], Any]) -> Any:
+    """An operation on square tiles of numbers: matrix @ tile @ matrix^T, in as few additions as the matrix asks for."""
+
+    @intrinsic
+    def operation(_: Any, tile: Any, f: Any) -> Any:
+        matrix = matrix_of(_BY_OUTPUTS[f[0].count]).tolist()
+        made = TileType(len(matrix) ** 2, 1, tile.dtype)
+
+        def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
+            side = len(matrix[0])
+            values = [builder.extract_value(args[0], number) for number in range(side**2)]
+            columns = [[_combined(builder, row, values[j::side]) for row in matrix] for j in range(side)]
+            result = ir.Constant(context.get_value_type(made), ir.Undefined)
+            for i in range(len(matrix)):
+                across = [column[i] for column in columns]
+                for j, row in enumerate(matrix):
+                    result = builder.insert_value(result, _combined(builder, row, across), i * len(matrix) + j)
+            return result
+
+        return made(tile, f), build
+
+    return operation
+
+
+_inputs_of = _both_sides(lambda f: f.b_t)
+_outputs_of = _both_sides(lambda f: f.a_t)
+_weights_of = _both_sides(lambda f: f.g)
+_back_to_products = _both_sides(lambda f: f.a_t.T)
+_back_to_weights = _both_sides(lambda f: f.g.T)
+
+
+def _combined(builder: Any, row: list[float], terms: list[Any]) -> Any:
+    """The sum of row[i] * terms[i]. Terms of equal factors are added first: that is what rows have in common."""
+    by_factor: dict[float, list[tuple[bool, Any]]] = {}
+    for factor, term in zip(row, terms, strict=True):
+        if factor:
+            by_factor.setdefault(abs(factor), []).append((factor > 0, term))
+    parts = []
+    for factor, signed in by_factor.items():
+        if factor == 1:
+            signed = sorted(signed, key=lambda pair: not pair[0])  # begins with one that need not be negated
+        (sign, part), *others = signed
+        for other, term in others:
+            part = (builder.fadd if other == sign else builder.fsub)(part, term)
+        parts.append((factor if sign else -factor, part))
+    (factor, total), *rest = sorted(parts, key=lambda part: part[0] != 1)
+    if factor != 1:
+        total = builder.fmul(total, _constant(total.type, factor))
+    for factor, part in rest:
+        if abs(factor) == 1:
+            total = (builder.fadd if factor > 0 else builder.fsub)(total, part)
+        else:
+            total = _multiply_add(builder, part, _constant(part.type, factor), total)
+    return total
+
+
+def _constant(vector: ir.VectorType, number: float) -> Any:
+    return ir.Constant(vector, [number] * vector.count)
+
+
+def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    return _call(builder, f"llvm.fmuladd.{_name(c.type)}", c.type, [a, b, c])
+
+
+def _name(vector: ir.VectorType) -> str:
+    return f"v{vector.count}f{32 if isinstance(vector.element, ir.FloatType) else 64}"
+
+
+def _call(builder: Any, name: str, result: Any, args: list[Any]) -> Any:
+    signature = ir.FunctionType(result, [arg.type for arg in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), args)
+
+
+_I64 = ir.IntType(64)
+
+
+@intrinsic
+def _size(_: Any, like: Any) -> Any:
+    """Bytes of an element, which the compiler is to know."""
+    return types.intp(like), lambda *_: _I64(like.dtype.bitwidth // 8)
+
+
+def _prefetching(for_writing: bool, level: int) -> Any:
+    @intrinsic
+    def operation(_: Any, _address: Any) -> Any:
+        def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
+            i32 = ir.IntType(32)
+            place = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+            _call(builder, "llvm.prefetch.p0", ir.VoidType(), [place, i32(int(for_writing)), i32(level), i32(1)])
+            return context.get_dummy_value()
+
+        return types.void(types.intp), build
+
+    return operation
+
+
+_prefetch = _prefetching(False, 2)
+"""Ask for the cache line that an address lies in, into the second-level cache. There need not be one."""
+
+_prefetch_to_write = _prefetching(True, 3)
+
+
+def _place(builder: Any, table: Any, number: int, at: Any) -> Any:
+    return builder.add(load(builder, builder.add(table, _I64(8 * number)), _I64), at)
+
+
+def _lanes_below(builder: Any, vector: ir.VectorType, count: Any) -> Any:
+    lanes = ir.VectorType(_I64, vector.count)
+    return builder.icmp_signed("<", ir.Constant(lanes, list(range(vector.count))), broadcast(builder, count, lanes))
+
+
+def _gathered(builder: Any, value: Any, tile: TileType, read: Callable[[int], Any]) -> Any:
+    for number in range(tile.rows):
+        value = builder.insert_value(value, read(number), number)
+    return value
+
+
+@intrinsic
+def _square(_: Any, _table: Any, _at: Any, like: Any, side: Any) -> Any:
+    """A square tile of vectors, `at` bytes from the addresses in a table."""
+    tile = TileType(side.count**2, 1, like.dtype)
+
+    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
+        empty = ir.Constant(context.get_value_type(tile), ir.Undefined)
+        return _gathered(
+            builder, empty, tile, lambda i: load(builder, _place(builder, args[0], i, args[1]), tile.vector)
+        )
+
+    return tile(types.intp, types.intp, like, side), build
+
+
+@intrinsic
+def _part_of_square(_: Any, _table: Any, _at: Any, _count: Any, like: Any, side: Any) -> Any:
+    """The same of the first `count` elements of each vector; nothing behind them is read, and the others are 0."""
+    tile = TileType(side.count**2, 1, like.dtype)
+
+    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
+        lanes = _lanes_below(builder, tile.vector, args[2])
+
+        def read(number: int) -> Any:
+            place = builder.inttoptr(_place(builder, args[0], number, args[1]), tile.vector.as_pointer())
+            zeros, align = ir.Constant(tile.vector, None), ir.IntType(32)(1)
+            return _call(
+                builder, f"llvm.masked.load.{_name(tile.vector)}.p0", tile.vector, [place, align, lanes, zeros]
+            )
+
+        return _gathered(builder, ir.Constant(context.get_value_type(tile), ir.Undefined), tile, read)
+
+    return tile(types.intp, types.intp, types.intp, like, side), build
+
+
+@intrinsic
+def _square_apart(_: Any, _address: Any, _step: Any, like: Any, side: Any) -> Any:
+    """A square tile of vectors that lie `step` bytes apart."""
+    tile = TileType(side.count**2, 1, like.dtype)
+
+    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
+        def read(number: int) -> Any:
+            return load(builder, builder.add(args[0], builder.mul(args[1], _I64(number))), tile.vector)
+
+        return _gathered(builder, ir.Constant(context.get_value_type(tile), ir.Undefined), tile, read)
+
+    return tile(types.intp, types.intp, like, side), build
+
+
+@intrinsic
+def _put_square(_: Any, tile: Any, _table: Any, _at: Any) -> Any:
+    """Memory `at` bytes from the addresses in a table = a tile of one vector a row."""
+
+    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
+        for number in range(tile.rows):
+            value = builder.extract_value(args[0], number)
+            store_value(builder, value, _place(builder, args[1], number, args[2]))
+        return context.get_dummy_value()
+
+    return types.void(tile, types.intp, types.intp), build
+
+
+@intrinsic
+def _put_part_of_square(_: Any, tile: Any, _table: Any, _at: Any, _count: Any) -> Any:
+    """The same of the first `count` elements of each vector; nothing behind them is written."""
+
+    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
+        lanes = _lanes_below(builder, tile.vector, args[3])
+        for number in range(tile.rows):
+            value = builder.extract_value(args[0], number)
+            place = builder.inttoptr(_place(builder, args[1], number, args[2]), tile.vector.as_pointer())
+            name = f"llvm.masked.store.{_name(tile.vector)}.p0"
+            _call(builder, name, ir.VoidType(), [value, place, ir.IntType(32)(1), lanes])
+        return context.get_dummy_value()
+
+    return types.void(tile, types.intp, types.intp, types.intp), build
+
+
+# -------------------------------------------------------------------------------------------------- transforms
+
+
+@compiled
+def _transform_inputs(
+    p: Any, f: Any, start: int, stop: int, group0: int, group1: int, table: Any, v: int, like: Any
+) -> None:
+    """v[its number in its block] = the transformed inputs of each tile from start to stop, of some groups."""
+    m, n = len(f[0]), len(f[1])
+    size = _size(like)
+    lanes = VECTOR_BYTES // size
+    places = address_of(table)
+    for tile in range(start, stop):
+        column, rest = tile % p.tiles_w, tile // p.tiles_w
+        image = p.x + rest // p.tiles_h * p.x_n
+        h0, w0 = rest % p.tiles_h * m - p.pad_h, column * m - p.pad_w
+        for r in range(n):
+            is_there = 0 <= h0 + r < p.height
+            row = image + (h0 + r) * p.x_h
+            for s in range(n):
+                table[r * n + s] = row + (w0 + s) * p.x_w if is_there and 0 <= w0 + s < p.width else p.zeros
+        i = tile % p.block
+        for group in range(group0, group1):
+            to = v + group * p.v_group + i // p.v_rows * p.v_some + i % p.v_rows * BLOCK_BYTES
+            for c in range(0, p.c, lanes):
+                at = (group * p.c + c) * size
+                if c + lanes <= p.c:
+                    seen = _square(places, at, like, f[1])
+                else:
+                    seen = _part_of_square(places, at, p.c - c, like, f[1])
+                within = c * size
+                there = to + within // BLOCK_BYTES * p.v_rows * BLOCK_BYTES + within % BLOCK_BYTES
+                store_apart(_inputs_of(seen, f), there, p.v_plane)
+
+
+@compiled
+def _prefetch_inputs(p: Any, f: Any, start: int, stop: int) -> None:
+    """Ask for what tiles from start to stop see that the ones before them do not."""
+    m, n = len(f[0]), len(f[1])
+    for tile in range(start, min(stop, p.tiles)):
+        column, rest = tile % p.tiles_w, tile // p.tiles_w
+        h0, w0 = rest % p.tiles_h * m - p.pad_h, column * m - p.pad_w
+        corner = p.x + rest // p.tiles_h * p.x_n + h0 * p.x_h + w0 * p.x_w
+        for r in range(n):
+            for s in range(n - m, n):
+                pixel = corner + r * p.x_h + s * p.x_w
+                for at in range(0, p.pixel, BLOCK_BYTES):
+                    _prefetch(pixel + at)
+
+
+@compiled
+def _prefetch_outputs(f: Any, places: int, at: int, size: int, start: int, stop: int, table: Any) -> None:
+    """Ask for where outputs of some tiles will be written."""
+    m = len(f[0])
+    for i in range(places + start * m * m, places + stop * m * m):
+        for there in range(table[i] + at, table[i] + at + size, BLOCK_BYTES):
+            _prefetch_to_write(there)
+
+
+@compiled
+def _look_up_outputs(p: Any, f: Any, number: int, beyond: int, table: Any, at: int) -> None:
+    """table[at + i] = where output i of a tile lies, `beyond` where there is none."""
+    m = len(f[0])
+    column, rest = number % p.tiles_w, number // p.tiles_w
+    p0, q0 = rest % p.tiles_h * m, column * m
+    image = p.y + rest // p.tiles_h * p.y_n
+    for r in range(m):
+        is_there = p0 + r < p.p
+        row = image + (p0 + r) * p.y_p
+        for s in range(m):
+            table[at + r * m + s] = row + (q0 + s) * p.y_q if is_there and q0 + s < p.q else beyond
+
+
+@compiled
+def _transform_outputs(
+    p: Any, f: Any, sums: int, step: int, at: int, count: int, bias: int, places: int, tiles: int, like: Any
+) -> None:
+    """`count` channels of y, `at` bytes into its pixels: of as many tiles, from sums `step` bytes apart."""
+    m = len(f[0])
+    lanes = VECTOR_BYTES // _size(like)
+    for i in range(tiles):
+        tile = plus(_outputs_of(_square_apart(sums, p.sum_plane, like, f[1]), f), bias, 0)
+        if p.relu:
+            tile = relu(tile)
+        if count >= lanes:
+            _put_square(tile, places, at)
+        else:
+            _put_part_of_square(tile, places, at, count)
+        sums += step
+        places += m * m * 8
+
+
+@compiled
+def _transform_weights(
+    f: Any, places: int, at: int, step: int, count: int, to: int, to_step: int, plane: int, like: Any
+) -> None:
+    """Vectors of weights, `at` bytes from the places of the taps, and `count` - 1 more `step` bytes apart."""
+    for _ in range(count):
+        store_apart(_weights_of(_square(places, at, like, (0, 0, 0)), f), to, plane)
+        at += step
+        to += to_step
+
+
+@compiled
+def _pack(p: Any, f: Any, group: int, k0: int, c0: int, c1: int, to: int, plane: int, table: Any, scratch: Any) -> None:
+    """Transformed weights of a panel, of its channels c0 to c1, a row for each in each of planes."""
+    size = _size(scratch)
+    lanes = VECTOR_BYTES // size
+    width = 2 * lanes if p.k - k0 > lanes else lanes
+    for k in range(k0, k0 + width, lanes):
+        count = min(lanes, p.k - k)
+        for i in range(9):
+            table[i] = p.w + group * p.w_g + i // 3 * p.w_r + i % 3 * p.w_s + k * p.w_k
+        there = to + (k - k0) * size
+        if p.w_k == size and count == lanes:
+            _transform_weights(f, address_of(table), c0 * p.w_c, p.w_c, c1 - c0, there, width * size, plane, scratch)
+            continue
+        # Elsewhere the channels of a vector are brought together first.
+        for i in range(9):
+            table[9 + i] = address_of(scratch) + i * lanes * VECTOR_BYTES
+        for c in range(c0, c1, lanes):
+            some = min(lanes, c1 - c)
+            for i in range(9):
+                source, target = table[i] + c * p.w_c, table[9 + i]
+                if p.w_c == size and count == lanes and some == lanes:
+                    transpose(source, p.w_k, target, VECTOR_BYTES, scratch)
+                    continue
+                for a in range(some):
+                    for b in range(lanes):
+                        value = get(source + a * p.w_c + b * p.w_k, scratch) if b < count else scratch.dtype.type(0)
+                        put(target + (a * lanes + b) * size, value)
+            places = address_of(table) + 9 * 8
+            row = there + (c - c0) * width * size
+            _transform_weights(f, places, np.intp(0), np.intp(VECTOR_BYTES), some, row, width * size, plane, scratch)
+
+
+# -------------------------------------------------------------------------------------------------- products
+
+
+def _make_multiply(rows: int, vectors: int) -> Any:
+    tile = tile_of(rows, vectors)
+    zeros, add_products, apart = tile.zeros, tile.add_products, tile.apart
+
+    @compiled
+    def multiply(v: int, v_some: int, count: int, depth: int, u: int, sums: int, is_first: bool, like: Any) -> None:
+        """Rows of sums (+)= `depth` elements of each of `count` rows of v, or as many as tiles take, times u."""
+        size = _size(like)
+        step = vectors * VECTOR_BYTES
+        for i in range(0, count, rows):
+            total = zeros(like)
+            block, w = v + i // rows * v_some, u
+            for _ in range(depth * size // BLOCK_BYTES):
+                xs = apart(block, BLOCK_BYTES)
+                for at in range(0, BLOCK_BYTES, size):
+                    total = add_products(total, xs, at, w)
+                    w += step
+                block += rows * BLOCK_BYTES
+            xs = apart(block, BLOCK_BYTES)
+            for at in range(0, depth * size % BLOCK_BYTES, size):
+                total = add_products(total, xs, at, w)
+                w += step
+            there = sums + i * step
+            store_apart(total if is_first else plus(total, there, step), there, step)
+
+    return multiply
+
+
+_multiply_1, _multiply_2 = _make_multiply(ROWS, 1), _make_multiply(ROWS, 2)
+
+
+@_merged
+def _multiply(
+    p: Any, xi: int, group: int, width: int, c: int, depth: int, v: int, count: int, u: int, sums: int, like: Any
+) -> None:
+    """sums[xi] of a panel (+)= v[xi] of `count` tiles, from channel c on, times u."""
+    vs = v + xi * p.v_plane + group * p.v_group + c * _size(like) * p.v_rows
+    to = sums + xi * p.sum_plane
+    if width * _size(like) == VECTOR_BYTES:
+        _multiply_1(vs, p.v_some, count, depth, u, to, c == 0, like)
+    else:
+        _multiply_2(vs, p.v_some, count, depth, u, to, c == 0, like)
+
+
+@_merged
+def _finish(p: Any, f: Any, group: int, k0: int, width: int, count: int, bias: Any, places: int, sums: int) -> None:
+    """y of `count` tiles = what the sums of a panel give."""
+    size = _size(bias)
+    lanes = VECTOR_BYTES // size
+    for k in range(k0, k0 + width, lanes):
+        at = (group * p.k + k) * size
+        _transform_outputs(
+            p, f, sums + (k - k0) * size, width * size, at, p.k - k, address_of(bias) + at, places, count, bias
+        )
+
+
+@_merged
+def _share(p: Any, f: Any, task: int, by_group: int, table: Any, spare: Any) -> None:
+    """Transform what all threads need: some tiles, or some channels of a panel of weights."""
+    n = len(f[1])
+    size = _size(spare)
+    lanes = VECTOR_BYTES // size
+    if p.by_panel:
+        start = task * TILES_AT_ONCE
+        stop = min(start + TILES_AT_ONCE, p.tiles)
+        _transform_inputs(p, f, start, stop, np.intp(0), p.groups, table, p.v, spare)
+        return
+    parts = -(-p.c // PACKED_AT_ONCE)
+    group, k0 = task // parts // by_group, task // parts % by_group * 2 * lanes
+    row = (2 if p.k - k0 > lanes else 1) * VECTOR_BYTES
+    c = task % parts * PACKED_AT_ONCE
+    panel = p.u + group * p.u_group + k0 * n * n * p.c * size
+    _pack(p, f, group, k0, c, min(c + PACKED_AT_ONCE, p.c), panel + c * row, p.c * row, table, spare)
+
+
+@_merged
+def _look_up_all(p: Any, f: Any, first: int, count: int, table: Any, spare: Any) -> None:
+    """Where the outputs of a block lie, behind the places of the inputs of one tile."""
+    m, n = len(f[0]), len(f[1])
+    for i in range(count):
+        _look_up_outputs(p, f, first + i, address_of(spare), table, n * n + i * m * m)
+
+
+@_merged
+def _make_panel(
+    p: Any, f: Any, number: int, by_group: int, bias: Any, table: Any, room: Any, sums: Any, spare: Any
+) -> None:
+    """A panel of all tiles."""
+    n = len(f[1])
+    lanes = VECTOR_BYTES // _size(bias)
+    group, k0 = number // by_group, number % by_group * 2 * lanes
+    width = 2 * lanes if p.k - k0 > lanes else lanes
+    u = address_of(room)
+    for c in range(0, p.c, p.depth):
+        depth = min(p.depth, p.c - c)
+        _pack(p, f, group, k0, c, c + depth, u, p.u_plane, table, spare)
+        for xi in range(n * n):
+            _multiply(p, xi, group, width, c, depth, p.v, p.tiles, u + xi * p.u_plane, address_of(sums), bias)
+    _look_up_all(p, f, np.intp(0), p.tiles, table, spare)
+    _finish(p, f, group, k0, width, p.tiles, bias, address_of(table) + n * n * 8, address_of(sums))
+
+
+@_merged
+def _make_block(
+    p: Any, f: Any, task: int, by_group: int, next_block: int, bias: Any, table: Any, room: Any, sums: Any, spare: Any
+) -> None:
+    """Some panels of a block of tiles. Meanwhile memory is asked for what the next one sees."""
+    n = len(f[1])
+    size = _size(bias)
+    lanes = VECTOR_BYTES // size
+    panels = p.groups * by_group
+    first, piece = task // p.pieces * p.block, task % p.pieces
+    count = min(p.block, p.tiles - first)
+    panel0, panel1 = piece * panels // p.pieces, (piece + 1) * panels // p.pieces
+    v, units = address_of(room), (panel1 - panel0) * n * n
+    _transform_inputs(p, f, first, first + count, panel0 // by_group, -(-panel1 // by_group), table, v, bias)
+    _look_up_all(p, f, first, count, table, spare)
+    part = 0
+    for number in range(panel0, panel1):
+        group, k0 = number // by_group, number % by_group * 2 * lanes
+        width = 2 * lanes if p.k - k0 > lanes else lanes
+        for xi in range(n * n):
+            start, stop = part * p.block // units, (part + 1) * p.block // units
+            _prefetch_inputs(p, f, next_block + start, next_block + stop)
+            start, stop = xi * count // (n * n), (xi + 1) * count // (n * n)
+            _prefetch_outputs(f, n * n, (group * p.k + k0) * size, width * size, start, stop, table)
+            u = p.u + group * p.u_group + (k0 * n * n + xi * width) * p.c * size
+            for c in range(0, p.c, p.depth):
+                depth = min(p.depth, p.c - c)
+                _multiply(p, xi, group, width, c, depth, v, count, u + c * width * size, address_of(sums), bias)
+            part += 1
+        _finish(p, f, group, k0, width, count, bias, address_of(table) + n * n * 8, address_of(sums))
+
+
+@kept
+def correlate(
+    p: Any, f: Any, bias: Any, firsts: int, tasks: int, counter: Any, table: Any, room: Any, sums: Any, spare: Any
+) -> None:
+    """Make y, task by task, until none is left. `table`, `room`, `sums` and `spare` are this thread's.
+
+    A panel is two vectors of channels of a group, or one. Either the first tasks transform weights, and each of the
+    others makes some of the panels of a block of tiles, which it transforms into its room. Or, `by_panel`, the first
+    transform tiles, and each of the others makes a panel, whose weights it transforms into its room.
+    """
+    by_group = -(-p.k * _size(bias) // (2 * VECTOR_BYTES))
+    while True:
+        task = next_task(counter)
+        if task >= tasks:
+            return
+        if task < firsts:
+            _share(p, f, task, by_group, table, spare)
+            next_task(counter[1:])
+            continue
+        wait_for(counter[1:], firsts)
+        task -= firsts
+        if p.by_panel:
+            _make_panel(p, f, task, by_group, bias, table, room, sums, spare)
+        else:
+            next_block = (counter[0] - firsts) // p.pieces * p.block
+            _make_block(p, f, task, by_group, next_block, bias, table, room, sums, spare)
+
+
+# -------------------------------------------------------------------------------------------------- sums over tiles
+
+
+@compiled
+def _transform_products(p: Any, f: Any, start: int, stop: int, table: Any, like: Any) -> None:
+    """d[panel, its number in its block] = the transformed dy of each tile from start to stop."""
+    size = _size(like)
+    lanes = VECTOR_BYTES // size
+    places = address_of(table)
+    for number in range(start, stop):
+        _look_up_outputs(p, f, number, p.zeros, table, np.intp(0))
+        for group in range(p.groups):
+            to = p.d + group * p.d_group + number % p.block * 2 * VECTOR_BYTES
+            for k in range(0, p.k, lanes):
+                at = (group * p.k + k) * size
+                if k + lanes <= p.k:
+                    tile = _square(places, at, like, f[0])
+                else:
+                    tile = _part_of_square(places, at, p.k - k, like, f[0])
+                there = to + k // (2 * lanes) * p.d_panel + k % (2 * lanes) * size
+                store_apart(_back_to_products(tile, f), there, p.d_plane)
+
+
+def _make_gather(vectors: int) -> Any:
+    tile = tile_of(SUM_ROWS, vectors)
+    zeros, add_products, apart = tile.zeros, tile.add_products, tile.apart
+
+    @compiled
+    def gather(v: int, d: int, count: int, sums: int, is_first: bool, like: Any) -> None:
+        """Rows of sums (+)= over `count` tiles: as many channels at v times a row of d."""
+        total = zeros(like)
+        for _ in range(count):
+            total = add_products(total, apart(v, _size(like)), 0, d)
+            v += BLOCK_BYTES
+            d += 2 * VECTOR_BYTES
+        store_apart(total if is_first else plus(total, sums, 2 * VECTOR_BYTES), sums, 2 * VECTOR_BYTES)
+
+    return gather
+
+
+_gather_1, _gather_2 = _make_gather(1), _make_gather(2)
+
+
+@compiled
+def _add_up(p: Any, xi: int, panel0: int, panel1: int, by_group: int, count: int, is_first: bool, like: Any) -> None:
+    """u[xi] of some panels (+)= over `count` tiles: v * d."""
+    size = _size(like)
+    lanes = VECTOR_BYTES // size
+    for number in range(panel0, panel1):
+        group, panel = number // by_group, number % by_group
+        rest = p.k - panel * 2 * lanes
+        sums = p.u + xi * p.u_plane + group * p.u_group + panel * p.u_panel
+        vs = p.v + xi * p.v_plane + group * p.v_group
+        ds = p.d + xi * p.d_plane + group * p.d_group + panel * p.d_panel
+        for c in range(0, p.c, SUM_ROWS):
+            within = c * size
+            v = vs + within // BLOCK_BYTES * p.v_rows * BLOCK_BYTES + within % BLOCK_BYTES
+            to = sums + c * 2 * VECTOR_BYTES
+            if rest <= lanes:
+                _gather_1(v, ds, count, to, is_first, like)
+            else:
+                _gather_2(v, ds, count, to, is_first, like)
+
+
+@compiled
+def _deliver(p: Any, f: Any, number: int, by_group: int, c0: int, c1: int, table: Any, like: Any) -> None:
+    """w of the channels c of a panel = its sums, transformed back."""
+    size = _size(like)
+    lanes = VECTOR_BYTES // size
+    places = address_of(table)
+    group, panel = number // by_group, number % by_group
+    sums = p.u + group * p.u_group + panel * p.u_panel
+    for k in range(panel * 2 * lanes, min((panel + 1) * 2 * lanes, p.k), lanes):
+        for i in range(9):
+            table[i] = p.w + group * p.w_g + i // 3 * p.w_r + i % 3 * p.w_s + k * size
+        for c in range(c0, c1):
+            there = sums + c * 2 * VECTOR_BYTES + k % (2 * lanes) * size
+            tile = _back_to_weights(_square_apart(there, p.u_plane, like, f[1]), f)
+            if p.k - k >= lanes:
+                _put_square(tile, places, c * p.w_c)
+            else:
+                _put_part_of_square(tile, places, c * p.w_c, p.k - k)
+
+
+@kept
+def weight_gradient(p: Any, f: Any, counter: Any, table: Any, like: Any) -> None:
+    """Make w, task by task, until none is left. `table` is this thread's, u, v and d are shared.
+
+    Tiles are taken in rounds: first tasks transform those of a round, then each of others adds what they contribute to
+    one xi of some panels. When all have been added, tasks of the third kind transform the sums.
+    """
+    n = len(f[1])
+    lanes = VECTOR_BYTES // _size(like)
+    by_group = -(-p.k // (2 * lanes))
+    panels = p.groups * by_group
+    parts = -(-p.block // TILES_AT_ONCE)
+    of_round = parts + n * n * p.pieces
+    rounds = -(-p.tiles // p.block)
+    by_panel = -(-p.c // PACKED_AT_ONCE)
+    while True:
+        task = next_task(counter)
+        if task >= rounds * of_round + panels * by_panel:
+            return
+        number, part = task // of_round, task % of_round
+        first = number * p.block
+        if number >= rounds:
+            wait_for(counter[1:], rounds * of_round)
+            part = task - rounds * of_round
+            c0 = part % by_panel * PACKED_AT_ONCE
+            _deliver(p, f, part // by_panel, by_group, c0, min(c0 + PACKED_AT_ONCE, p.c), table, like)
+            continue
+        count = min(p.block, p.tiles - first)
+        if part < parts:
+            wait_for(counter[1:], number * of_round)  # nobody needs what the buffers hold
+            start = part * TILES_AT_ONCE
+            stop = min(start + TILES_AT_ONCE, count)
+            _transform_inputs(p, f, first + start, first + stop, np.intp(0), p.groups, table, p.v, like)
+            _transform_products(p, f, first + start, first + stop, table, like)
+        else:
+            wait_for(counter[1:], number * of_round + parts)
+            xi, piece = (part - parts) // p.pieces, (part - parts) % p.pieces
+            panel0, panel1 = piece * panels // p.pieces, (piece + 1) * panels // p.pieces
+            _add_up(p, xi, panel0, panel1, by_group, count, number == 0, like)
+        next_task(counter[1:])
