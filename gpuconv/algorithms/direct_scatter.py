@@ -15,14 +15,7 @@ import numpy as np
 
 from gpuconv import cpu
 from gpuconv.algorithms.base import Problem, Work
-from gpuconv.algorithms.compiled_loops import (
-    LONGEST_VECTOR,
-    address,
-    copied_bytes,
-    tasks_for,
-    three_axes,
-    with_adjacent_channels,
-)
+from gpuconv.algorithms.compiled_loops import LONGEST_VECTOR, address, copied_bytes, three_axes, with_adjacent_channels
 from gpuconv.algorithms.crew import Job
 from gpuconv.algorithms.strip_algorithm import affordable_threads
 from gpuconv.geometry import ConvGeometry
@@ -146,8 +139,8 @@ def _cut(problem: Problem, threads: int) -> ScatterCut:
     row, height = columns * g.c, three_axes(g.spatial, 1)[1]
     wide = three_axes(g.kernel, 1)[0] * _vectors(g, lanes) * lanes * g.k
     shared = (2 * wide + g.spatial[-1] * g.c) * size
-    tasks = max(1, min(tasks_for(threads, sums=False), g.macs // TASK_MACS))
-    # A block reaches what its neighbours reach, too: it should be higher than the kernel.
+    # A block reaches what its neighbours reach, too: it should be higher than the kernel, and there should be few.
+    tasks = max(1, min(threads if threads == 1 else 2 * threads, g.macs // TASK_MACS))
     blocks = min(-(-tasks // _planes(g)), max(1, height // (2 * max(g.span[:-1][-1:], default=1))))
     blocks = max(blocks, min(height, height * row * size // BUFFER))
 

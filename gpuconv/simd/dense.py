@@ -23,6 +23,7 @@ from gpuconv.simd.tile import (
     plus,
     put,
     relu,
+    size_of,
     store_apart,
     tile_of,
     transpose,
@@ -128,7 +129,7 @@ _move_1, _move_2 = _make_move(1), _make_move(2)
 @compiled
 def _copy(source: int, step: int, target: int, target_step: int, count: int, width: int, like: Any) -> None:
     """`count` scalars, `step` bytes apart, to others, as vectors where they make up `width` of them."""
-    size = like.itemsize
+    size = size_of(like)
     if step == size and target_step == size and count == width:
         if width == VECTOR_BYTES // size:
             _move_1(source, target, like)
@@ -142,7 +143,7 @@ def _copy(source: int, step: int, target: int, target_step: int, count: int, wid
 @compiled
 def _pack(source: int, step: int, step_k: int, depth: int, k_count: int, width: int, panel: Any, at: int) -> None:
     """panel[at + i, k] = what lies at source + i * step + k * step_k; for k from `k_count` to `width` anything."""
-    size = panel.itemsize
+    size = size_of(panel)
     lanes = VECTOR_BYTES // size
     target = address_of(panel) + at * width * size
     i = 0
@@ -179,7 +180,7 @@ def _make_multiply(vectors: int) -> Any:
 
         Before is the vector at `bias`, or if that is 0, sums. The result goes to places[i] + `to`, if that is not -1.
         """
-        size = panel.itemsize
+        size = size_of(panel)
         step = vectors * VECTOR_BYTES
         for i in range(0, rows, ROWS):
             total = zeros(panel)
@@ -222,7 +223,7 @@ def correlate(p: Any, maps: Any, bias: Any, tasks: int, counter: Any, table: Any
 
     A task is a block of outputs by some of the panels, which are two vectors of channels of a group, or one.
     """
-    size = panel.itemsize
+    size = size_of(panel)
     lanes = VECTOR_BYTES // size
     by_group = -(-p.k // (2 * lanes))
     panels = p.groups * by_group
@@ -276,7 +277,7 @@ def _make_gather(rows: int, vectors: int) -> Any:
     @compiled
     def gather(table: Any, at: int, start: int, count: int, dy: Any, sums: int, is_first: bool) -> None:
         """The rows at `sums` (+)= over `count` outputs: `rows` elements, `at` bytes into the run, times a row of dy."""
-        size = dy.itemsize
+        size = size_of(dy)
         step = vectors * VECTOR_BYTES
         total = zeros(dy)
         row = address_of(dy)
@@ -294,7 +295,7 @@ def _make_gather_run(vectors: int) -> Any:
     @compiled
     def gather_run(table: Any, at: int, start: int, count: int, depth: int, dy: Any, sums: int, is_first: bool) -> None:
         """All rows of a run, eight at a time, then what is left."""
-        size = dy.itemsize
+        size = size_of(dy)
         step = vectors * VECTOR_BYTES
         for _ in range(depth // 8):
             eight(table, at, start, count, dy, sums, is_first)
@@ -330,7 +331,7 @@ def weight_gradient(
 
     A task is a chunk of outputs by some of the panels. `sums` holds all that a task makes.
     """
-    size = panel.itemsize
+    size = size_of(panel)
     lanes = VECTOR_BYTES // size
     by_group = -(-p.k // (2 * lanes))
     panels = p.groups * by_group

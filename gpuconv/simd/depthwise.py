@@ -29,6 +29,7 @@ from gpuconv.simd.tile import (
     pixels_from,
     plus,
     relu,
+    size_of,
     store_apart,
     tap_tile,
 )
@@ -193,7 +194,7 @@ def depthwise_gradient(
     """
     step, taps = len(shape[4]) * VECTOR_BYTES, len(shape[0])
     all_taps = p.t * p.r * p.pieces * taps
-    width, channels = step // sums.itemsize, p.pixel // sums.itemsize
+    width, channels = step // size_of(sums), p.pixel // size_of(sums)
     while True:
         task = next_task(counter)
         if task >= tasks:

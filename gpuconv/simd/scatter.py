@@ -25,6 +25,7 @@ from gpuconv.simd.tile import (
     plus,
     put,
     relu,
+    size_of,
     store_apart,
     tile_of,
 )
@@ -83,7 +84,7 @@ def _make_multiply(vectors: int) -> Any:
     @compiled
     def multiply(table: Any, count: int, k0: int, k1: int, w: int, sums: int, step: int, like: Any) -> None:
         """The vectors at `sums`, `step` bytes apart, (+)= elements k0 to k1 of `count` outputs times rows of w."""
-        size = like.itemsize
+        size = size_of(like)
         for i in range(0, count, ROWS):
             xs = addresses(address_of(table), i)
             total = zeros(like)
@@ -104,9 +105,9 @@ _vector = tile_of(1, 1).zeros
 @inlined
 def _add_run(source: int, target: int, count: int, like: Any) -> None:
     """`count` elements at `target` += those at `source`; behind both there is room for a vector."""
-    lanes = VECTOR_BYTES // like.itemsize
+    lanes = VECTOR_BYTES // size_of(like)
     for done in range(0, count, lanes):
-        at = done * like.itemsize
+        at = done * size_of(like)
         some = first_lanes(plus(_vector(like), source + at, 0), count - done)
         store_apart(plus(some, target + at, 0), target + at, 0)
 
@@ -114,7 +115,7 @@ def _add_run(source: int, target: int, count: int, like: Any) -> None:
 @compiled
 def _add_row(p: Any, dy: int, w: int, top: int, rows: int, table: Any, sums: Any, buffer: Any) -> None:
     """Add what a row of outputs, at `dy`, contributes to the rows in `buffer`. Tap r = 0 meets row number `top`."""
-    size = sums.itemsize
+    size = size_of(sums)
     r0 = max(0, -(top // p.dilation_h))
     r1 = min(p.r, (rows - 1 - top) // p.dilation_h + 1)
     if r0 >= r1:
@@ -144,7 +145,7 @@ def _add_row(p: Any, dy: int, w: int, top: int, rows: int, table: Any, sums: Any
 @compiled
 def _deliver(p: Any, target: int, source: int, bias: Any) -> None:
     """A row of dx at `target` = what was added up for it + bias, which is as long, then relu."""
-    size = bias.itemsize
+    size = size_of(bias)
     lanes, count, done = VECTOR_BYTES // size, p.width * p.c, 0
     if p.x_c == size and p.x_w == p.c * size:
         while done + lanes <= count:
@@ -162,7 +163,7 @@ def _deliver(p: Any, target: int, source: int, bias: Any) -> None:
 @kept
 def scatter(p: Any, bias: Any, tasks: int, counter: Any, table: Any, sums: Any, buffer: Any) -> None:
     """Make dx, task by task, until none is left. `table`, `sums` and `buffer` are this thread's."""
-    size = sums.itemsize
+    size = size_of(sums)
     while True:
         task = next_task(counter)
         if task >= tasks:

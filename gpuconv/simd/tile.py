@@ -404,6 +404,12 @@ def address_of(_: Any, array: Any) -> Any:
     return types.intp(array), build
 
 
+@intrinsic
+def size_of(_: Any, like: Any) -> Any:
+    """Bytes of an element. The compiler knows them, as it does not an array's itemsize."""
+    return types.intp(like), lambda *_: _I64(like.dtype.bitwidth // 8)
+
+
 @compiled
 def next_task(counter: Any) -> int:
     """The number of the next task, another one for every thread that asks."""

@@ -34,6 +34,7 @@ from gpuconv.simd.tile import (
     plus,
     put,
     relu,
+    size_of,
     store_apart,
     store_value,
     tile_of,
@@ -204,12 +205,6 @@ def _call(builder: Any, name: str, result: Any, args: list[Any]) -> Any:
 _I64 = ir.IntType(64)
 
 
-@intrinsic
-def _size(_: Any, like: Any) -> Any:
-    """Bytes of an element, which the compiler is to know."""
-    return types.intp(like), lambda *_: _I64(like.dtype.bitwidth // 8)
-
-
 def _prefetching(for_writing: bool, level: int) -> Any:
     @intrinsic
     def operation(_: Any, _address: Any) -> Any:
@@ -331,7 +326,7 @@ def _transform_inputs(
 ) -> None:
     """v[its number in its block] = the transformed inputs of each tile from start to stop, of some groups."""
     m, n = len(f[0]), len(f[1])
-    size = _size(like)
+    size = size_of(like)
     lanes = VECTOR_BYTES // size
     places = address_of(table)
     for tile in range(start, stop):
@@ -401,7 +396,7 @@ def _transform_outputs(
 ) -> None:
     """`count` channels of y, `at` bytes into its pixels: of as many tiles, from sums `step` bytes apart."""
     m = len(f[0])
-    lanes = VECTOR_BYTES // _size(like)
+    lanes = VECTOR_BYTES // size_of(like)
     for i in range(tiles):
         tile = plus(_outputs_of(_square_apart(sums, p.sum_plane, like, f[1]), f), bias, 0)
         if p.relu:
@@ -428,7 +423,7 @@ def _transform_weights(
 @compiled
 def _pack(p: Any, f: Any, group: int, k0: int, c0: int, c1: int, to: int, plane: int, table: Any, scratch: Any) -> None:
     """Transformed weights of a panel, of its channels c0 to c1, a row for each in each of planes."""
-    size = _size(scratch)
+    size = size_of(scratch)
     lanes = VECTOR_BYTES // size
     width = 2 * lanes if p.k - k0 > lanes else lanes
     for k in range(k0, k0 + width, lanes):
@@ -468,7 +463,7 @@ def _make_multiply(rows: int, vectors: int) -> Any:
     @compiled
     def multiply(v: int, v_some: int, count: int, depth: int, u: int, sums: int, is_first: bool, like: Any) -> None:
         """Rows of sums (+)= `depth` elements of each of `count` rows of v, or as many as tiles take, times u."""
-        size = _size(like)
+        size = size_of(like)
         step = vectors * VECTOR_BYTES
         for i in range(0, count, rows):
             total = zeros(like)
@@ -497,9 +492,9 @@ def _multiply(
     p: Any, xi: int, group: int, width: int, c: int, depth: int, v: int, count: int, u: int, sums: int, like: Any
 ) -> None:
     """sums[xi] of a panel (+)= v[xi] of `count` tiles, from channel c on, times u."""
-    vs = v + xi * p.v_plane + group * p.v_group + c * _size(like) * p.v_rows
+    vs = v + xi * p.v_plane + group * p.v_group + c * size_of(like) * p.v_rows
     to = sums + xi * p.sum_plane
-    if width * _size(like) == VECTOR_BYTES:
+    if width * size_of(like) == VECTOR_BYTES:
         _multiply_1(vs, p.v_some, count, depth, u, to, c == 0, like)
     else:
         _multiply_2(vs, p.v_some, count, depth, u, to, c == 0, like)
@@ -508,7 +503,7 @@ def _multiply(
 @_merged
 def _finish(p: Any, f: Any, group: int, k0: int, width: int, count: int, bias: Any, places: int, sums: int) -> None:
     """y of `count` tiles = what the sums of a panel give."""
-    size = _size(bias)
+    size = size_of(bias)
     lanes = VECTOR_BYTES // size
     for k in range(k0, k0 + width, lanes):
         at = (group * p.k + k) * size
@@ -521,7 +516,7 @@ def _finish(p: Any, f: Any, group: int, k0: int, width: int, count: int, bias: A
 def _share(p: Any, f: Any, task: int, by_group: int, table: Any, spare: Any) -> None:
     """Transform what all threads need: some tiles, or some channels of a panel of weights."""
     n = len(f[1])
-    size = _size(spare)
+    size = size_of(spare)
     lanes = VECTOR_BYTES // size
     if p.by_panel:
         start = task * TILES_AT_ONCE
@@ -550,7 +545,7 @@ def _make_panel(
 ) -> None:
     """A panel of all tiles."""
     n = len(f[1])
-    lanes = VECTOR_BYTES // _size(bias)
+    lanes = VECTOR_BYTES // size_of(bias)
     group, k0 = number // by_group, number % by_group * 2 * lanes
     width = 2 * lanes if p.k - k0 > lanes else lanes
     u = address_of(room)
@@ -569,7 +564,7 @@ def _make_block(
 ) -> None:
     """Some panels of a block of tiles. Meanwhile memory is asked for what the next one sees."""
     n = len(f[1])
-    size = _size(bias)
+    size = size_of(bias)
     lanes = VECTOR_BYTES // size
     panels = p.groups * by_group
     first, piece = task // p.pieces * p.block, task % p.pieces
@@ -605,7 +600,7 @@ def correlate(
     others makes some of the panels of a block of tiles, which it transforms into its room. Or, `by_panel`, the first
     transform tiles, and each of the others makes a panel, whose weights it transforms into its room.
     """
-    by_group = -(-p.k * _size(bias) // (2 * VECTOR_BYTES))
+    by_group = -(-p.k * size_of(bias) // (2 * VECTOR_BYTES))
     while True:
         task = next_task(counter)
         if task >= tasks:
@@ -629,7 +624,7 @@ def correlate(
 @compiled
 def _transform_products(p: Any, f: Any, start: int, stop: int, table: Any, like: Any) -> None:
     """d[panel, its number in its block] = the transformed dy of each tile from start to stop."""
-    size = _size(like)
+    size = size_of(like)
     lanes = VECTOR_BYTES // size
     places = address_of(table)
     for number in range(start, stop):
@@ -655,7 +650,7 @@ def _make_gather(vectors: int) -> Any:
         """Rows of sums (+)= over `count` tiles: as many channels at v times a row of d."""
         total = zeros(like)
         for _ in range(count):
-            total = add_products(total, apart(v, _size(like)), 0, d)
+            total = add_products(total, apart(v, size_of(like)), 0, d)
             v += BLOCK_BYTES
             d += 2 * VECTOR_BYTES
         store_apart(total if is_first else plus(total, sums, 2 * VECTOR_BYTES), sums, 2 * VECTOR_BYTES)
@@ -669,7 +664,7 @@ _gather_1, _gather_2 = _make_gather(1), _make_gather(2)
 @compiled
 def _add_up(p: Any, xi: int, panel0: int, panel1: int, by_group: int, count: int, is_first: bool, like: Any) -> None:
     """u[xi] of some panels (+)= over `count` tiles: v * d."""
-    size = _size(like)
+    size = size_of(like)
     lanes = VECTOR_BYTES // size
     for number in range(panel0, panel1):
         group, panel = number // by_group, number % by_group
@@ -690,7 +685,7 @@ def _add_up(p: Any, xi: int, panel0: int, panel1: int, by_group: int, count: int
 @compiled
 def _deliver(p: Any, f: Any, number: int, by_group: int, c0: int, c1: int, table: Any, like: Any) -> None:
     """w of the channels c of a panel = its sums, transformed back."""
-    size = _size(like)
+    size = size_of(like)
     lanes = VECTOR_BYTES // size
     places = address_of(table)
     group, panel = number // by_group, number % by_group
@@ -715,7 +710,7 @@ def weight_gradient(p: Any, f: Any, counter: Any, table: Any, like: Any) -> None
     one xi of some panels. When all have been added, tasks of the third kind transform the sums.
     """
     n = len(f[1])
-    lanes = VECTOR_BYTES // _size(like)
+    lanes = VECTOR_BYTES // size_of(like)
     by_group = -(-p.k // (2 * lanes))
     panels = p.groups * by_group
     parts = -(-p.block // TILES_AT_ONCE)
