@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import oracle
 from hypothesis import strategies as st
+from tolerances import plain_gemm
 
 DTYPES = {
     "float16": np.dtype(np.float16),
@@ -124,9 +125,10 @@ class Case:
         else:
             cols_mj = oracle.im2col(x, self.kernel, **self.steps, mode=self.mode)
             if direction == "forward":
-                result = (cols_mj @ self._dense(w).reshape(-1, self.k)).reshape(self.y_shape)
+                result = plain_gemm(cols_mj, self._dense(w).reshape(-1, self.k)).reshape(self.y_shape)
             else:
-                result = self._blocks((cols_mj.conj().T @ dy.reshape(-1, self.k)).reshape(-1, self.c, self.k))
+                dw_jk = plain_gemm(cols_mj.conj().T, dy.reshape(-1, self.k))
+                result = self._blocks(dw_jk.reshape(-1, self.c, self.k))
         return result.astype(stored)
 
     def _dense(self, w):
@@ -153,7 +155,7 @@ class Case:
         pads = [(span, r - a) for span, r, a in zip(spans, room, apart, strict=True)]
         one = (1,) * self.ndim
         cols_mj = oracle.im2col(among_zeros, self.kernel, stride=one, dilation=self.dilation, pads=pads)
-        padded = (cols_mj @ w_jc).reshape(self.n, *room, self.c)
+        padded = plain_gemm(cols_mj, w_jc).reshape(self.n, *room, self.c)
         return oracle.unpad(padded, self.spatial, self.pads, self.mode)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from calls import ALGORITHM_NAMES
 from numpy.lib.stride_tricks import sliding_window_view
-from tolerances import assert_close
+from tolerances import assert_close, plain_gemm
 
 import gpuconv
 
@@ -41,11 +41,11 @@ def by_numpy(direction, x, w, dy, stride, pad):
     """One matrix product at the dtype of the arrays."""
     kernel, _, c, k = w.shape
     if direction == "forward":
-        return (columns(x, kernel, stride, pad) @ w.reshape(-1, k)).reshape(dy.shape)
+        return plain_gemm(columns(x, kernel, stride, pad), w.reshape(-1, k)).reshape(dy.shape)
     if direction == "weight_grad":
-        return (columns(x, kernel, stride, pad).T @ dy.reshape(-1, k)).reshape(w.shape)
+        return plain_gemm(columns(x, kernel, stride, pad).T, dy.reshape(-1, k)).reshape(w.shape)
     flipped = w[::-1, ::-1].transpose(0, 1, 3, 2).reshape(-1, c)
-    return (columns(dy, kernel, 1, kernel - 1 - pad) @ flipped).reshape(x.shape)
+    return plain_gemm(columns(dy, kernel, 1, kernel - 1 - pad), flipped).reshape(x.shape)
 
 
 def by_gpuconv(direction, x, w, dy, stride, pad, algorithm):
