@@ -51,6 +51,9 @@ ROWS = 24
 ONE_VECTOR = 1.4
 """How much longer a product takes for each vector of channels where there is only one: it reads as much of x for it."""
 
+LEAST_ROWS = 4
+"""Of a tile of a weight gradient: with fewer its products wait for each other."""
+
 FEW_CHANNELS = 16
 """With fewer the taps of a row are walked as one run."""
 
@@ -92,11 +95,11 @@ class DenseCut:
 
     @property
     def work(self) -> Work:
-        """Multiply-adds of whole vectors of channels, and of whole tiles of rows; what it takes to begin a run."""
+        """Multiply-adds of whole vectors of channels; what it takes to begin a run, or the least rows of a tile."""
         g, lanes = self.g, cpu.vector_bytes() // self.dtype.itemsize
         run = g.c_group * (g.kernel[-1] if self.merges else 1)
         fmas = g.macs * -(-g.k_group // lanes) * lanes / g.k_group
-        fmas *= -(-run // 8) * 8 / run if self.is_w else 1 + 2 / run
+        fmas *= max(run, LEAST_ROWS) / run if self.is_w else 1 + 2 / run
         if g.k_group <= lanes:
             fmas *= ONE_VECTOR
         return Work(fmas=fmas, elements=(math.prod(g.x_shape) + math.prod(g.y_shape)) / 16, steps=8)

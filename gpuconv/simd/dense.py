@@ -294,28 +294,30 @@ def _make_gather_run(vectors: int) -> Any:
 
     @compiled
     def gather_run(table: Any, at: int, start: int, count: int, depth: int, dy: Any, sums: int, is_first: bool) -> None:
-        """All rows of a run, eight at a time, then what is left."""
+        """All rows of a run, in tiles of up to eight that are alike: products of a single row wait for each other."""
         size = size_of(dy)
         step = vectors * VECTOR_BYTES
-        for _ in range(depth // 8):
-            eight(table, at, start, count, dy, sums, is_first)
-            at += 8 * size
-            sums += 8 * step
-        left = depth % 8
-        if left == 1:
-            one(table, at, start, count, dy, sums, is_first)
-        elif left == 2:
-            two(table, at, start, count, dy, sums, is_first)
-        elif left == 3:
-            three(table, at, start, count, dy, sums, is_first)
-        elif left == 4:
-            four(table, at, start, count, dy, sums, is_first)
-        elif left == 5:
-            five(table, at, start, count, dy, sums, is_first)
-        elif left == 6:
-            six(table, at, start, count, dy, sums, is_first)
-        elif left == 7:
-            seven(table, at, start, count, dy, sums, is_first)
+        tiles = -(-depth // 8)
+        for tile in range(tiles):
+            rows = (tile + 1) * depth // tiles - tile * depth // tiles
+            if rows == 8:
+                eight(table, at, start, count, dy, sums, is_first)
+            elif rows == 7:
+                seven(table, at, start, count, dy, sums, is_first)
+            elif rows == 6:
+                six(table, at, start, count, dy, sums, is_first)
+            elif rows == 5:
+                five(table, at, start, count, dy, sums, is_first)
+            elif rows == 4:
+                four(table, at, start, count, dy, sums, is_first)
+            elif rows == 3:
+                three(table, at, start, count, dy, sums, is_first)
+            elif rows == 2:
+                two(table, at, start, count, dy, sums, is_first)
+            else:
+                one(table, at, start, count, dy, sums, is_first)
+            at += rows * size
+            sums += rows * step
 
     return gather_run
 
