@@ -17,7 +17,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from gpuconv.simd.tile import VECTOR_BYTES, TileType, broadcast, compiled, kept, load, next_task, store_value
+from gpuconv.simd.llvm import broadcast, load, store_value
+from gpuconv.simd.tile import VECTOR_BYTES, TileType, compiled, kept, next_task
 
 
 class Pooling(NamedTuple):

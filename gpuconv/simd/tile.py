@@ -2,7 +2,7 @@
 
 A tile is some rows of one or two vectors each. It lives in registers from one operation to the next, as the result of a
 matrix product must: loops around it add to it, and put it into memory in the end. All addresses and steps are in bytes.
-Numba compiles the loops; what an operation is in terms of LLVM stands here.
+Numba compiles the loops; what an operation is in terms of LLVM stands here and in llvm.py.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, register_model
 from numba.np.arrayobj import make_array
+
+from gpuconv.simd.llvm import I64, broadcast, further, lanes_below, load, multiply_add, shuffle, store_value, tuple_of
 
 # What Numba compiles for. It is part of the key by which Numba keeps what it compiled, so what follows from it is, too.
 _TRIPLE, _, _FEATURES = cpu_target.target_context.codegen().magic_tuple()
@@ -136,7 +137,7 @@ def store_apart(_: Any, tile: Any, _address: Any, _step: Any) -> Any:
 
     def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
         total, address, step = args
-        _store_rows(builder, tile, total, _apart(builder, tile.rows, address, step), _I64(0))
+        _store_rows(builder, tile, total, _apart(builder, tile.rows, address, step), I64(0))
         return context.get_dummy_value()
 
     return types.void(tile, types.intp, types.intp), build
@@ -210,7 +211,7 @@ def _addresses_apart(count: int, shape: Any) -> Any:
 
 def _addresses_from(count: int, shape: Any) -> Any:
     def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
-        return _addresses(builder, count, args[0], _I64(0))
+        return _addresses(builder, count, args[0], I64(0))
 
     return types.UniTuple(types.intp, count)(types.intp, shape), build
 
@@ -236,7 +237,7 @@ def _add_products(builder: Any, tile: TileType, total: Any, xs: Any, at: Any, ws
         if j == 0:
             scalar = load(builder, builder.add(builder.extract_value(xs, i), at), tile.vector.element)
             x = broadcast(builder, scalar, tile.vector)
-        new = _multiply_add(builder, w[j], x, builder.extract_value(total, number))
+        new = multiply_add(builder, w[j], x, builder.extract_value(total, number))
         total = builder.insert_value(total, new, number)
     return total
 
@@ -244,7 +245,7 @@ def _add_products(builder: Any, tile: TileType, total: Any, xs: Any, at: Any, ws
 def _add_taps(builder: Any, of: Any, total: Any, xs: Any, at: Any, ws: Any, step: Any, _: Any) -> Any:
     tile, shape = of
     taps = range(shape[0].count)
-    w = [_row_at(builder, tile, builder.add(ws, builder.mul(step, _I64(tap)))) for tap in taps]
+    w = [_row_at(builder, tile, builder.add(ws, builder.mul(step, I64(tap)))) for tap in taps]
     return _slide(builder, tile, total, xs, at, shape, range(tile.rows), lambda pixel, tap: (pixel, w[tap]))
 
 
@@ -268,7 +269,7 @@ def _slide(
             row, factor = meets(pixel, tap)
             for j in range(tile.vectors):
                 number = row * tile.vectors + j
-                new = _multiply_add(builder, factor[j], x[j], builder.extract_value(total, number))
+                new = multiply_add(builder, factor[j], x[j], builder.extract_value(total, number))
                 total = builder.insert_value(total, new, number)
     return total
 
@@ -277,7 +278,7 @@ def _plus(builder: Any, tile: TileType, total: Any, address: Any, step: Any) -> 
     for i, j, number in tile.numbers:
         if i and j == 0:
             address = builder.add(address, step)
-        found = load(builder, _further(builder, address, j * VECTOR_BYTES), tile.vector)
+        found = load(builder, further(builder, address, j * VECTOR_BYTES), tile.vector)
         total = builder.insert_value(total, builder.fadd(builder.extract_value(total, number), found), number)
     return total
 
@@ -292,9 +293,7 @@ def _relu(builder: Any, tile: TileType, total: Any) -> Any:
 
 
 def _first_lanes(builder: Any, tile: TileType, total: Any, count: Any) -> Any:
-    lanes = ir.VectorType(_I64, tile.vector.count)
-    numbers = ir.Constant(lanes, list(range(lanes.count)))
-    is_first = builder.icmp_signed("<", numbers, broadcast(builder, count, lanes))
+    is_first = lanes_below(builder, tile.vector, count)
     for _, _, number in tile.numbers:
         some = builder.select(is_first, builder.extract_value(total, number), ir.Constant(tile.vector, None))
         total = builder.insert_value(total, some, number)
@@ -304,71 +303,25 @@ def _first_lanes(builder: Any, tile: TileType, total: Any, count: Any) -> Any:
 def _store_rows(builder: Any, tile: TileType, total: Any, xs: Any, at: Any) -> None:
     for i, j, number in tile.numbers:
         address = builder.add(builder.extract_value(xs, i), at)
-        store_value(builder, builder.extract_value(total, number), _further(builder, address, j * VECTOR_BYTES))
+        store_value(builder, builder.extract_value(total, number), further(builder, address, j * VECTOR_BYTES))
 
 
 def _addresses(builder: Any, rows: int, table: Any, i: Any) -> Any:
-    first = builder.add(table, builder.mul(i, _I64(8)))
-    return _tuple_of(builder, [load(builder, _further(builder, first, 8 * row), _I64) for row in range(rows)])
+    first = builder.add(table, builder.mul(i, I64(8)))
+    return tuple_of(builder, [load(builder, further(builder, first, 8 * row), I64) for row in range(rows)])
 
 
 def _apart(builder: Any, rows: int, first: Any, step: Any) -> Any:
-    return _tuple_of(builder, [builder.add(first, builder.mul(step, _I64(row))) for row in range(rows)])
+    return tuple_of(builder, [builder.add(first, builder.mul(step, I64(row))) for row in range(rows)])
 
 
 def _all_at(builder: Any, rows: int, xs: Any, address: Any) -> Any:
     differences = [builder.xor(builder.extract_value(xs, row), address) for row in range(rows)]
-    return builder.icmp_signed("==", functools.reduce(builder.or_, differences), _I64(0))
-
-
-# -------------------------------------------------------------------------------------------------- of LLVM
-
-_I64 = ir.IntType(64)
-
-
-def _further(builder: Any, address: Any, count: int) -> Any:
-    return builder.add(address, _I64(count))
-
-
-def load(builder: Any, address: Any, what: Any) -> Any:
-    # An array may begin at any byte, which no CPU of today minds.
-    return builder.load(builder.inttoptr(address, what.as_pointer()), align=1)
-
-
-def store_value(builder: Any, value: Any, address: Any) -> None:
-    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=1)
+    return builder.icmp_signed("==", functools.reduce(builder.or_, differences), I64(0))
 
 
 def _row_at(builder: Any, tile: TileType, address: Any) -> list[Any]:
-    return [load(builder, _further(builder, address, j * VECTOR_BYTES), tile.vector) for j in range(tile.vectors)]
-
-
-def broadcast(builder: Any, scalar: Any, vector: ir.VectorType) -> Any:
-    """A vector of one scalar."""
-    undefined = ir.Constant(vector, ir.Undefined)
-    first = builder.insert_element(undefined, scalar, ir.IntType(32)(0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None))
-
-
-def _shuffle(builder: Any, a: Any, b: Any, elements: list[int]) -> Any:
-    """A vector of elements of a and b, numbered on through both."""
-    i32 = ir.IntType(32)
-    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(i32, len(elements)), [i32(e) for e in elements]))
-
-
-def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    """a * b + c, in one instruction where the CPU has it."""
-    bits = 32 if isinstance(c.type.element, ir.FloatType) else 64
-    signature = ir.FunctionType(c.type, [c.type] * 3)
-    name = f"llvm.fmuladd.v{c.type.count}f{bits}"
-    return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), [a, b, c])
-
-
-def _tuple_of(builder: Any, values: list[Any]) -> Any:
-    found = ir.Constant(ir.ArrayType(_I64, len(values)), ir.Undefined)
-    for number, value in enumerate(values):
-        found = builder.insert_value(found, value, number)
-    return found
+    return [load(builder, further(builder, address, j * VECTOR_BYTES), tile.vector) for j in range(tile.vectors)]
 
 
 # -------------------------------------------------------------------------------------------------- of scalars
@@ -379,17 +332,17 @@ def _count_up(_: Any, _address: Any) -> Any:
     """Add one to the integer at an address, for all threads to see, and what they wrote before; what it was."""
 
     def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
-        return builder.atomic_rmw("add", builder.inttoptr(args[0], _I64.as_pointer()), _I64(1), "acq_rel")
+        return builder.atomic_rmw("add", builder.inttoptr(args[0], I64.as_pointer()), I64(1), "acq_rel")
 
     return types.intp(types.intp), build
 
 
 @intrinsic
-def _value_at(_: Any, _address: Any) -> Any:
+def value_at(_: Any, _address: Any) -> Any:
     """The integer at an address, and to see what was written before it was."""
 
     def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
-        return builder.load_atomic(builder.inttoptr(args[0], _I64.as_pointer()), "acquire", 8)
+        return builder.load_atomic(builder.inttoptr(args[0], I64.as_pointer()), "acquire", 8)
 
     return types.intp(types.intp), build
 
@@ -399,7 +352,7 @@ def address_of(_: Any, array: Any) -> Any:
     """Where its first element lies. Signed: NumPy's is not, and the sum of it and an int would be a float."""
 
     def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
-        return builder.ptrtoint(make_array(array)(context, builder, args[0]).data, _I64)
+        return builder.ptrtoint(make_array(array)(context, builder, args[0]).data, I64)
 
     return types.intp(array), build
 
@@ -407,7 +360,7 @@ def address_of(_: Any, array: Any) -> Any:
 @intrinsic
 def size_of(_: Any, like: Any) -> Any:
     """Bytes of an element. The compiler knows them, as it does not an array's itemsize."""
-    return types.intp(like), lambda *_: _I64(like.dtype.bitwidth // 8)
+    return types.intp(like), lambda *_: I64(like.dtype.bitwidth // 8)
 
 
 @compiled
@@ -420,7 +373,7 @@ def next_task(counter: Any) -> int:
 @compiled
 def wait_for(counter: Any, count: int) -> None:
     """Until a counter, at the first element of an array, is at `count`."""
-    while _value_at(address_of(counter)) < count:
+    while value_at(address_of(counter)) < count:
         pass
 
 
@@ -432,7 +385,7 @@ def transpose(_: Any, _source: Any, _step: Any, _target: Any, _target_step: Any,
 
     def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
         source, step, target, target_step, _like = args
-        rows = [load(builder, builder.add(source, builder.mul(step, _I64(i))), tile.vector) for i in range(lanes)]
+        rows = [load(builder, builder.add(source, builder.mul(step, I64(i))), tile.vector) for i in range(lanes)]
         apart = 1
         while apart < lanes:  # exchange the off-diagonal halves of every block of 2 x 2 pieces
             for i in range(lanes):
@@ -440,10 +393,10 @@ def transpose(_: Any, _source: Any, _step: Any, _target: Any, _target_step: Any,
                     a, b = rows[i], rows[i + apart]
                     upper = [lanes + j - apart if j & apart else j for j in range(lanes)]
                     lower = [lanes + j if j & apart else j + apart for j in range(lanes)]
-                    rows[i], rows[i + apart] = _shuffle(builder, a, b, upper), _shuffle(builder, a, b, lower)
+                    rows[i], rows[i + apart] = shuffle(builder, a, b, upper), shuffle(builder, a, b, lower)
             apart *= 2
         for i, row in enumerate(rows):
-            store_value(builder, row, builder.add(target, builder.mul(target_step, _I64(i))))
+            store_value(builder, row, builder.add(target, builder.mul(target_step, I64(i))))
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.intp, types.intp, like), build

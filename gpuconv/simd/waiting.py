@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from gpuconv.simd.tile import address_of, kept
+from gpuconv.simd.llvm import I64
+from gpuconv.simd.tile import address_of, kept, value_at
 
 ASLEEP, AWAKE, BUSY, FIRST_QUESTION = 0, 1, 2, 3
 
@@ -23,19 +23,9 @@ LINGER = 200_000
 PATIENCE = 100_000
 """Looks at a flag before Python is asked again: some 50 us."""
 
-_I64 = ir.IntType(64)
-
 
 def _place(builder: Any, address: Any) -> Any:
-    return builder.inttoptr(address, _I64.as_pointer())
-
-
-@intrinsic
-def _value_at(_: Any, _address: Any) -> Any:
-    def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
-        return builder.load_atomic(_place(builder, args[0]), "acquire", 8)
-
-    return types.intp(types.intp), build
+    return builder.inttoptr(address, I64.as_pointer())
 
 
 @intrinsic
@@ -85,9 +75,9 @@ def begin(mailbox: Any) -> bool:
     """Wait for work, and begin with it. False for a member that waited long enough to fall asleep."""
     state, left = address_of(mailbox), LINGER
     while True:
-        question = _value_at(state)
+        question = value_at(state)
         if question >= FIRST_QUESTION:
-            if _value_at(_value_at(state + 8)) > 0 and _replace(state, question, BUSY):
+            if value_at(value_at(state + 8)) > 0 and _replace(state, question, BUSY):
                 return True
         elif left > 0:
             left -= 1
@@ -99,6 +89,6 @@ def begin(mailbox: Any) -> bool:
 def is_set(flags: Any, i: int) -> bool:
     """Whether a flag is set, or is within some 50 us."""
     left = PATIENCE
-    while not _value_at(address_of(flags) + 8 * i) and left:
+    while not value_at(address_of(flags) + 8 * i) and left:
         left -= 1
     return left > 0

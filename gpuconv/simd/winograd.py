@@ -4,44 +4,48 @@
     weight_gradient    dw[c,k]  =  G^T [ sum over tiles of   V[xi,tile,c] D[xi,tile,k] ] G       D = A dy A^T
 
 where U = G w G^T, and xi counts the n * n elements of a transformed tile. Tiles are counted through rows and images. In
-registers (see tile.py) a tile of numbers is as many vectors, one for each element. `f` stands for the transforms, of m
-outputs and n inputs along an axis, by two tuples of these lengths: code is made for each. Addresses and steps are in
-bytes.
+registers a tile of numbers is a square of vectors, see squares.py, and `f` what it says there: code is made for each.
+Addresses and steps are in bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import njit
 
+from gpuconv.simd.squares import (
+    back_to_products,
+    back_to_weights,
+    inputs_of,
+    outputs_of,
+    part_of_square,
+    prefetch,
+    prefetch_to_write,
+    put_part_of_square,
+    put_square,
+    square,
+    square_apart,
+    weights_of,
+)
 from gpuconv.simd.tile import (
     ROWS,
     VECTOR_BYTES,
-    TileType,
     address_of,
-    broadcast,
     compiled,
     get,
     kept,
-    load,
     next_task,
     plus,
     put,
     relu,
     size_of,
     store_apart,
-    store_value,
     tile_of,
     transpose,
     wait_for,
 )
-from gpuconv.simd.transforms import F2, F4
 
 BLOCK_BYTES = 64
 """Channels of a transformed tile lie in blocks of so many bytes, however long vectors are."""
@@ -124,199 +128,6 @@ def record(filtering: Filtering) -> Any:
 _merged = njit(nogil=True, boundscheck=False, error_model="numpy", inline="always")
 """For parts of another function: compiled with it, not by themselves and then again."""
 
-# -------------------------------------------------------------------------------------------------- of registers
-
-_BY_OUTPUTS = {2: F2, 4: F4}
-
-
-def _both_sides(matrix_of: Callable[[Any], Any]) -> Any:
-    """An operation on square tiles of numbers: matrix @ tile @ matrix^T, in as few additions as the matrix asks for."""
-
-    @intrinsic
-    def operation(_: Any, tile: Any, f: Any) -> Any:
-        matrix = matrix_of(_BY_OUTPUTS[f[0].count]).tolist()
-        made = TileType(len(matrix) ** 2, 1, tile.dtype)
-
-        def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
-            side = len(matrix[0])
-            values = [builder.extract_value(args[0], number) for number in range(side**2)]
-            columns = [[_combined(builder, row, values[j::side]) for row in matrix] for j in range(side)]
-            result = ir.Constant(context.get_value_type(made), ir.Undefined)
-            for i in range(len(matrix)):
-                across = [column[i] for column in columns]
-                for j, row in enumerate(matrix):
-                    result = builder.insert_value(result, _combined(builder, row, across), i * len(matrix) + j)
-            return result
-
-        return made(tile, f), build
-
-    return operation
-
-
-_inputs_of = _both_sides(lambda f: f.b_t)
-_outputs_of = _both_sides(lambda f: f.a_t)
-_weights_of = _both_sides(lambda f: f.g)
-_back_to_products = _both_sides(lambda f: f.a_t.T)
-_back_to_weights = _both_sides(lambda f: f.g.T)
-
-
-def _combined(builder: Any, row: list[float], terms: list[Any]) -> Any:
-    """The sum of row[i] * terms[i]. Terms of equal factors are added first: that is what rows have in common."""
-    by_factor: dict[float, list[tuple[bool, Any]]] = {}
-    for factor, term in zip(row, terms, strict=True):
-        if factor:
-            by_factor.setdefault(abs(factor), []).append((factor > 0, term))
-    parts = []
-    for factor, signed in by_factor.items():
-        if factor == 1:
-            signed = sorted(signed, key=lambda pair: not pair[0])  # begins with one that need not be negated
-        (sign, part), *others = signed
-        for other, term in others:
-            part = (builder.fadd if other == sign else builder.fsub)(part, term)
-        parts.append((factor if sign else -factor, part))
-    (factor, total), *rest = sorted(parts, key=lambda part: part[0] != 1)
-    if factor != 1:
-        total = builder.fmul(total, _constant(total.type, factor))
-    for factor, part in rest:
-        if abs(factor) == 1:
-            total = (builder.fadd if factor > 0 else builder.fsub)(total, part)
-        else:
-            total = _multiply_add(builder, part, _constant(part.type, factor), total)
-    return total
-
-
-def _constant(vector: ir.VectorType, number: float) -> Any:
-    return ir.Constant(vector, [number] * vector.count)
-
-
-def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    return _call(builder, f"llvm.fmuladd.{_name(c.type)}", c.type, [a, b, c])
-
-
-def _name(vector: ir.VectorType) -> str:
-    return f"v{vector.count}f{32 if isinstance(vector.element, ir.FloatType) else 64}"
-
-
-def _call(builder: Any, name: str, result: Any, args: list[Any]) -> Any:
-    signature = ir.FunctionType(result, [arg.type for arg in args])
-    return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), args)
-
-
-_I64 = ir.IntType(64)
-
-
-def _prefetching(for_writing: bool, level: int) -> Any:
-    @intrinsic
-    def operation(_: Any, _address: Any) -> Any:
-        def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
-            i32 = ir.IntType(32)
-            place = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
-            _call(builder, "llvm.prefetch.p0", ir.VoidType(), [place, i32(int(for_writing)), i32(level), i32(1)])
-            return context.get_dummy_value()
-
-        return types.void(types.intp), build
-
-    return operation
-
-
-_prefetch = _prefetching(False, 2)
-"""Ask for the cache line that an address lies in, into the second-level cache. There need not be one."""
-
-_prefetch_to_write = _prefetching(True, 3)
-
-
-def _place(builder: Any, table: Any, number: int, at: Any) -> Any:
-    return builder.add(load(builder, builder.add(table, _I64(8 * number)), _I64), at)
-
-
-def _lanes_below(builder: Any, vector: ir.VectorType, count: Any) -> Any:
-    lanes = ir.VectorType(_I64, vector.count)
-    return builder.icmp_signed("<", ir.Constant(lanes, list(range(vector.count))), broadcast(builder, count, lanes))
-
-
-def _gathered(builder: Any, value: Any, tile: TileType, read: Callable[[int], Any]) -> Any:
-    for number in range(tile.rows):
-        value = builder.insert_value(value, read(number), number)
-    return value
-
-
-@intrinsic
-def _square(_: Any, _table: Any, _at: Any, like: Any, side: Any) -> Any:
-    """A square tile of vectors, `at` bytes from the addresses in a table."""
-    tile = TileType(side.count**2, 1, like.dtype)
-
-    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
-        empty = ir.Constant(context.get_value_type(tile), ir.Undefined)
-        return _gathered(
-            builder, empty, tile, lambda i: load(builder, _place(builder, args[0], i, args[1]), tile.vector)
-        )
-
-    return tile(types.intp, types.intp, like, side), build
-
-
-@intrinsic
-def _part_of_square(_: Any, _table: Any, _at: Any, _count: Any, like: Any, side: Any) -> Any:
-    """The same of the first `count` elements of each vector; nothing behind them is read, and the others are 0."""
-    tile = TileType(side.count**2, 1, like.dtype)
-
-    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
-        lanes = _lanes_below(builder, tile.vector, args[2])
-
-        def read(number: int) -> Any:
-            place = builder.inttoptr(_place(builder, args[0], number, args[1]), tile.vector.as_pointer())
-            zeros, align = ir.Constant(tile.vector, None), ir.IntType(32)(1)
-            return _call(
-                builder, f"llvm.masked.load.{_name(tile.vector)}.p0", tile.vector, [place, align, lanes, zeros]
-            )
-
-        return _gathered(builder, ir.Constant(context.get_value_type(tile), ir.Undefined), tile, read)
-
-    return tile(types.intp, types.intp, types.intp, like, side), build
-
-
-@intrinsic
-def _square_apart(_: Any, _address: Any, _step: Any, like: Any, side: Any) -> Any:
-    """A square tile of vectors that lie `step` bytes apart."""
-    tile = TileType(side.count**2, 1, like.dtype)
-
-    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
-        def read(number: int) -> Any:
-            return load(builder, builder.add(args[0], builder.mul(args[1], _I64(number))), tile.vector)
-
-        return _gathered(builder, ir.Constant(context.get_value_type(tile), ir.Undefined), tile, read)
-
-    return tile(types.intp, types.intp, like, side), build
-
-
-@intrinsic
-def _put_square(_: Any, tile: Any, _table: Any, _at: Any) -> Any:
-    """Memory `at` bytes from the addresses in a table = a tile of one vector a row."""
-
-    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
-        for number in range(tile.rows):
-            value = builder.extract_value(args[0], number)
-            store_value(builder, value, _place(builder, args[1], number, args[2]))
-        return context.get_dummy_value()
-
-    return types.void(tile, types.intp, types.intp), build
-
-
-@intrinsic
-def _put_part_of_square(_: Any, tile: Any, _table: Any, _at: Any, _count: Any) -> Any:
-    """The same of the first `count` elements of each vector; nothing behind them is written."""
-
-    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
-        lanes = _lanes_below(builder, tile.vector, args[3])
-        for number in range(tile.rows):
-            value = builder.extract_value(args[0], number)
-            place = builder.inttoptr(_place(builder, args[1], number, args[2]), tile.vector.as_pointer())
-            name = f"llvm.masked.store.{_name(tile.vector)}.p0"
-            _call(builder, name, ir.VoidType(), [value, place, ir.IntType(32)(1), lanes])
-        return context.get_dummy_value()
-
-    return types.void(tile, types.intp, types.intp, types.intp), build
-
-
 # -------------------------------------------------------------------------------------------------- transforms
 
 
@@ -344,12 +155,12 @@ def _transform_inputs(
             for c in range(0, p.c, lanes):
                 at = (group * p.c + c) * size
                 if c + lanes <= p.c:
-                    seen = _square(places, at, like, f[1])
+                    seen = square(places, at, like, f[1])
                 else:
-                    seen = _part_of_square(places, at, p.c - c, like, f[1])
+                    seen = part_of_square(places, at, p.c - c, like, f[1])
                 within = c * size
                 there = to + within // BLOCK_BYTES * p.v_rows * BLOCK_BYTES + within % BLOCK_BYTES
-                store_apart(_inputs_of(seen, f), there, p.v_plane)
+                store_apart(inputs_of(seen, f), there, p.v_plane)
 
 
 @compiled
@@ -364,7 +175,7 @@ def _prefetch_inputs(p: Any, f: Any, start: int, stop: int) -> None:
             for s in range(n - m, n):
                 pixel = corner + r * p.x_h + s * p.x_w
                 for at in range(0, p.pixel, BLOCK_BYTES):
-                    _prefetch(pixel + at)
+                    prefetch(pixel + at)
 
 
 @compiled
@@ -373,7 +184,7 @@ def _prefetch_outputs(f: Any, places: int, at: int, size: int, start: int, stop:
     m = len(f[0])
     for i in range(places + start * m * m, places + stop * m * m):
         for there in range(table[i] + at, table[i] + at + size, BLOCK_BYTES):
-            _prefetch_to_write(there)
+            prefetch_to_write(there)
 
 
 @compiled
@@ -398,13 +209,13 @@ def _transform_outputs(
     m = len(f[0])
     lanes = VECTOR_BYTES // size_of(like)
     for i in range(tiles):
-        tile = plus(_outputs_of(_square_apart(sums, p.sum_plane, like, f[1]), f), bias, 0)
+        tile = plus(outputs_of(square_apart(sums, p.sum_plane, like, f[1]), f), bias, 0)
         if p.relu:
             tile = relu(tile)
         if count >= lanes:
-            _put_square(tile, places, at)
+            put_square(tile, places, at)
         else:
-            _put_part_of_square(tile, places, at, count)
+            put_part_of_square(tile, places, at, count)
         sums += step
         places += m * m * 8
 
@@ -415,7 +226,7 @@ def _transform_weights(
 ) -> None:
     """Vectors of weights, `at` bytes from the places of the taps, and `count` - 1 more `step` bytes apart."""
     for _ in range(count):
-        store_apart(_weights_of(_square(places, at, like, (0, 0, 0)), f), to, plane)
+        store_apart(weights_of(square(places, at, like, (0, 0, 0)), f), to, plane)
         at += step
         to += to_step
 
@@ -634,11 +445,11 @@ def _transform_products(p: Any, f: Any, start: int, stop: int, table: Any, like:
             for k in range(0, p.k, lanes):
                 at = (group * p.k + k) * size
                 if k + lanes <= p.k:
-                    tile = _square(places, at, like, f[0])
+                    tile = square(places, at, like, f[0])
                 else:
-                    tile = _part_of_square(places, at, p.k - k, like, f[0])
+                    tile = part_of_square(places, at, p.k - k, like, f[0])
                 there = to + k // (2 * lanes) * p.d_panel + k % (2 * lanes) * size
-                store_apart(_back_to_products(tile, f), there, p.d_plane)
+                store_apart(back_to_products(tile, f), there, p.d_plane)
 
 
 def _make_gather(vectors: int) -> Any:
@@ -695,11 +506,11 @@ def _deliver(p: Any, f: Any, number: int, by_group: int, c0: int, c1: int, table
             table[i] = p.w + group * p.w_g + i // 3 * p.w_r + i % 3 * p.w_s + k * size
         for c in range(c0, c1):
             there = sums + c * 2 * VECTOR_BYTES + k % (2 * lanes) * size
-            tile = _back_to_weights(_square_apart(there, p.u_plane, like, f[1]), f)
+            tile = back_to_weights(square_apart(there, p.u_plane, like, f[1]), f)
             if p.k - k >= lanes:
-                _put_square(tile, places, c * p.w_c)
+                put_square(tile, places, c * p.w_c)
             else:
-                _put_part_of_square(tile, places, c * p.w_c, p.k - k)
+                put_part_of_square(tile, places, c * p.w_c, p.k - k)
 
 
 @kept
