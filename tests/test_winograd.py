@@ -11,7 +11,7 @@ import pytest
 from calls import Way, convolve, largest_sum, problem, same
 from cases import DIRECTIONS, integers, reals
 from guarded import Guarded
-from test_direct import PROCESSORS, STRIDED, case_of
+from test_direct import PROCESSORS, STRIDED, as_if_on, case_of
 from test_workspace import KIB, MIB, SLACK, peak
 
 import gpuconv
@@ -82,7 +82,6 @@ def test_other_activations(activation, way):
 @pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="processors of another architecture")
 @pytest.mark.parametrize("processor", PROCESSORS)
 def test_the_vectors_of_other_processors(processor):
-    environment = {**os.environ, "NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": PROCESSORS[processor][0]}
     command = [
         sys.executable,
         "-m",
@@ -94,7 +93,7 @@ def test_the_vectors_of_other_processors(processor):
         "no:xdist",
         f"{__file__}::TestRight",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=as_if_on(processor))
     assert done.returncode == 0, done.stdout + done.stderr
 
 

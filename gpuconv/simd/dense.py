@@ -27,6 +27,7 @@ from gpuconv.simd.tile import (
     store_apart,
     tile_of,
     transpose,
+    variant,
 )
 
 
@@ -115,7 +116,7 @@ def _make_move(vectors: int) -> Any:
     tile = tile_of(1, vectors)
     zeros = tile.zeros
 
-    @compiled
+    @variant(vectors)
     def move(source: int, target: int, like: Any) -> None:
         """Copy the vectors of a row."""
         store_apart(plus(zeros(like), source, 0), target, 0)
@@ -171,7 +172,7 @@ def _make_multiply(vectors: int) -> Any:
     zeros, add_products, addresses = tile.zeros, tile.add_products, tile.addresses
     store, all_at = tile.store, tile.all_at
 
-    @compiled
+    @variant(vectors)
     def multiply(
         table: Any, zero_run: int, rows: int, run: int, runs: int, at: int, depth: int, panel: Any, sums: Any,
         bias: int, places: Any, to: int, is_relu: int,
@@ -274,7 +275,7 @@ def _make_gather(rows: int, vectors: int) -> Any:
     tile = tile_of(rows, vectors)
     zeros, add_products, apart = tile.zeros, tile.add_products, tile.apart
 
-    @compiled
+    @variant(rows, vectors)
     def gather(table: Any, at: int, start: int, count: int, dy: Any, sums: int, is_first: bool) -> None:
         """The rows at `sums` (+)= over `count` outputs: `rows` elements, `at` bytes into the run, times a row of dy."""
         size = size_of(dy)
@@ -292,7 +293,7 @@ def _make_gather(rows: int, vectors: int) -> Any:
 def _make_gather_run(vectors: int) -> Any:
     one, two, three, four, five, six, seven, eight = (_make_gather(rows, vectors) for rows in range(1, 9))
 
-    @compiled
+    @variant(vectors)
     def gather_run(table: Any, at: int, start: int, count: int, depth: int, dy: Any, sums: int, is_first: bool) -> None:
         """All rows of a run, in tiles of up to eight that are alike: products of a single row wait for each other."""
         size = size_of(dy)

@@ -28,6 +28,7 @@ from gpuconv.simd.tile import (
     size_of,
     store_apart,
     tile_of,
+    variant,
 )
 
 
@@ -81,7 +82,7 @@ def _make_multiply(vectors: int) -> Any:
     tile = tile_of(ROWS, vectors)
     zeros, add_products, addresses = tile.zeros, tile.add_products, tile.addresses
 
-    @compiled
+    @variant(vectors)
     def multiply(table: Any, count: int, k0: int, k1: int, w: int, sums: int, step: int, like: Any) -> None:
         """The vectors at `sums`, `step` bytes apart, (+)= elements k0 to k1 of `count` outputs times rows of w."""
         size = size_of(like)

@@ -33,6 +33,20 @@ inlined = njit(nogil=True, boundscheck=False, error_model="numpy", forceinline=T
 """For what is called so often that handing over its arguments would take longer than what it does."""
 
 
+def variant(*numbers: int) -> Callable[[Callable[..., Any]], Any]:
+    """`compiled` for functions that one factory makes, each by a name of its own.
+
+    Numba tells functions of one name apart by how many it had compiled before. What two processes kept on disk may so
+    hold one name for two functions, and a third process that loads both would call one in place of the other.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        function.__qualname__ += "_" + "_".join(map(str, numbers))
+        return compiled(function)
+
+    return decorate
+
+
 def kept(function: Callable[..., Any]) -> Any:
     """For functions called from Python: Numba keeps them on disk, with all that they call, if it may write anywhere."""
     try:

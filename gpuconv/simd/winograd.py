@@ -44,6 +44,7 @@ from gpuconv.simd.tile import (
     store_apart,
     tile_of,
     transpose,
+    variant,
     wait_for,
 )
 
@@ -271,7 +272,7 @@ def _make_multiply(rows: int, vectors: int) -> Any:
     tile = tile_of(rows, vectors)
     zeros, add_products, apart = tile.zeros, tile.add_products, tile.apart
 
-    @compiled
+    @variant(rows, vectors)
     def multiply(v: int, v_some: int, count: int, depth: int, u: int, sums: int, is_first: bool, like: Any) -> None:
         """Rows of sums (+)= `depth` elements of each of `count` rows of v, or as many as tiles take, times u."""
         size = size_of(like)
@@ -456,7 +457,7 @@ def _make_gather(vectors: int) -> Any:
     tile = tile_of(SUM_ROWS, vectors)
     zeros, add_products, apart = tile.zeros, tile.add_products, tile.apart
 
-    @compiled
+    @variant(vectors)
     def gather(v: int, d: int, count: int, sums: int, is_first: bool, like: Any) -> None:
         """Rows of sums (+)= over `count` tiles: as many channels at v times a row of d."""
         total = zeros(like)
