@@ -1,6 +1,5 @@
 """Winograd on the CPU: the compiled loops, with the vectors of other processors too, and what runs without Numba."""
 
-import os
 import platform
 import subprocess
 import sys
