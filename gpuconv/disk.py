@@ -1,4 +1,4 @@
-"""A small table on disk that several processes share: what gpuconv learns on a machine and keeps."""
+"""Files that several processes share: a small table of what gpuconv learns on a machine and keeps, and locks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
@@ -107,20 +107,24 @@ class Table(Generic[Entry]):
         content = {"version": self._version, "entries": {key: self._encode(entries[key]) for key in sorted(entries)}}
         return json.dumps(content, indent=1) + "\n"
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keeps every other process outside, and other threads too. A process that dies lets go."""
-        with self.path.with_suffix(".lock").open("a+b") as file:
-            _lock(file)
-            try:
-                yield
-            finally:
-                _unlock(file)
+    def _locked(self) -> AbstractContextManager[None]:
+        return locked(self.path.with_suffix(".lock"))
 
     def _warn(self, what: str, error: Exception) -> None:
         if (self.path, what) not in self._warned:
             self._warned.add((self.path, what))
             warnings.warn(f"gpuconv: {self.path} {what}, and is ignored: {error}", RuntimeWarning, stacklevel=2)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keeps every other process that locks this file outside, and other threads too. A process that dies lets go."""
+    with path.open("a+b") as file:
+        _lock(file)
+        try:
+            yield
+        finally:
+            _unlock(file)
 
 
 if sys.platform == "win32":

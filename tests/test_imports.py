@@ -1,7 +1,6 @@
 """Imports point down only, CuPy has one door, and importing gpuconv brings nothing heavy along."""
 
 import ast
-import importlib
 import json
 import os
 import pathlib
@@ -155,26 +154,3 @@ def test_everything_promised_is_exported():
     assert not [name for name in names if not hasattr(gpuconv, name)]
     assert not [name for name in gpuconv.__all__ if not hasattr(gpuconv, name)]
     assert set(names) - {"settings", "__version__"} <= set(gpuconv.__all__)
-
-
-def dispatchers(function, seen):
-    """Compiled functions that a compiled function calls: among its module's names, and those of a factory."""
-    from numba.core.dispatcher import Dispatcher
-
-    if isinstance(function, Dispatcher) and function not in seen:
-        seen.add(function)
-        code = function.py_func.__code__
-        held = [cell.cell_contents for cell in function.py_func.__closure__ or ()]
-        for called in [*held, *(function.py_func.__globals__.get(name) for name in code.co_names)]:
-            dispatchers(called, seen)
-
-
-@pytest.mark.parametrize("name", sorted(name for name in SOURCES if name.startswith("simd.")))
-def test_no_two_compiled_functions_have_one_name(name):
-    """One could be called in place of the other, where both were kept on disk by different processes."""
-    pytest.importorskip("numba")
-    found = set()
-    for value in vars(importlib.import_module(f"gpuconv.{name.removesuffix('.__init__')}")).values():
-        dispatchers(value, found)
-    names = [(function.py_func.__module__, function.py_func.__qualname__) for function in found]
-    assert len(set(names)) == len(names)
