@@ -179,6 +179,43 @@ def test_by_several_calls_at_once(text, way):
     assert found == [True] * 9
 
 
+@pytest.mark.parametrize(
+    ("direction", "text", "taken"),
+    [
+        ("forward", "n1_h8w8_c4_k4_r3s3_p1", 1),  # a block of tiles, of weights that are being transformed
+        ("forward", "n1_h4w4_c4_k8_r3s3_p1", 1),  # a panel of weights, of tiles that are
+        ("weight_grad", "n1_h8w8_c4_k4_r3s3_p1", 1),  # a sum, of the tiles of the round
+        (
+            "weight_grad",
+            "n1_h36w36_c4_k4_r3s3_p1",
+            22,
+        ),  # tiles of the second round, in the same buffers: 6 tasks and 16
+        ("weight_grad", "n1_h8w8_c4_k4_r3s3_p1", 17),  # the gradient, of all sums
+    ],
+)
+def test_who_comes_second_waits(monkeypatch, direction, text, taken):
+    """All tasks before have been taken by another thread, which has yet to be done with the last of them."""
+    case = case_of(text)
+    arrays = case.arrays()
+
+    def run(_, jobs):
+        (job,) = jobs
+        job(whole := np.zeros(crew.COUNTERS, np.int64))
+        counter = np.zeros_like(whole)
+        counter[:2] = taken, taken - 1
+        second = threading.Thread(target=job, args=(counter,), daemon=True)
+        second.start()
+        second.join(0.1)
+        waits = second.is_alive() and counter[1] == taken - 1
+        counter[1] += 1
+        second.join(60)
+        assert waits
+        assert not second.is_alive()
+
+    monkeypatch.setattr(winograd_compiled, "run", run)
+    convolve(direction, case, *arrays, algorithm="winograd")
+
+
 @every_way
 @every_problem
 def test_of_weights_packed_before(case, way):
