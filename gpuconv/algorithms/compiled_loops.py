@@ -6,12 +6,16 @@ import math
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gpuconv.algorithms.base import Problem
 from gpuconv.geometry import ConvGeometry
-from gpuconv.typing import Array, Ints
+from gpuconv.typing import Array, Ints, Pair
+
+if TYPE_CHECKING:  # Numba is imported where it computes
+    from gpuconv.simd.axes import Axis
 
 TASKS = 16
 """Into which a sum is cut, for threads to share out."""
@@ -43,19 +47,45 @@ def tasks_for(threads: int, *, sums: bool) -> int:
     return 1 if threads == 1 else TASKS_OF_A_THREAD * threads
 
 
-def seen_along(g: ConvGeometry, axis: int) -> Array:
-    """The input position that output p sees through tap r along an axis, at [p, r]; -1 for a zero."""
-    outputs = np.arange(g.out[axis]) * g.stride[axis]
-    seen: Array = g.source_index(axis)[outputs[:, None] + np.arange(g.kernel[axis]) * g.dilation[axis]]
-    return seen
+def axes_of(g: ConvGeometry) -> tuple[Axis, ...]:
+    """The three axes of a convolution as the loops take them."""
+    from gpuconv.simd.axes import Axis
+
+    filler = Axis(size=1, stride=1, dilation=1, low=0, mode=0, clear=0, clear_stop=1, width=0, first=0, stop=1)
+    return (*(filler,) * (3 - g.ndim), *(_axis(g, axis) for axis in range(g.ndim)))
 
 
-def maps_of(g: ConvGeometry, last: Array) -> tuple[Array, Array, Array]:
-    """For each of three axes where its outputs look: `seen_along` flattened, and `last` for the last."""
-    maps = [seen_along(g, axis).ravel() for axis in range(g.ndim - 1)]
-    maps = [*[np.zeros(1, np.int64)] * (3 - g.ndim), *maps, last]
-    d_of, h_of, w_of = (np.ascontiguousarray(indices, np.int64) for indices in maps)
-    return d_of, h_of, w_of
+def _axis(g: ConvGeometry, axis: int) -> Axis:
+    from gpuconv.simd import axes
+
+    modes = {
+        "zeros": axes.ZEROS,
+        "replicate": axes.REPLICATE,
+        "circular": axes.CIRCULAR,
+        "reflect": axes.REFLECT,
+    }
+    start, stop = clear_along(g, axis)
+    return axes.Axis(
+        size=g.spatial[axis],
+        stride=g.stride[axis] if g.out[axis] > 1 else 1,  # a single output may have any, beyond 64 bits too
+        dilation=g.dilation[axis] if g.kernel[axis] > 1 else 1,
+        low=g.pad[axis][0],
+        mode=modes[g.pad_mode],
+        clear=start,
+        clear_stop=stop,
+        width=0,
+        first=0,
+        stop=g.spatial[axis],
+    )
+
+
+def clear_along(g: ConvGeometry, axis: int) -> Pair:
+    """The outputs that see the input alone along an axis, from the first to the end."""
+    size, stride, (lo, _) = g.spatial[axis], g.stride[axis], g.pad[axis]
+    start = -(-lo // stride)
+    stop = min(g.out[axis], (size + lo - g.span[axis]) // stride + 1)
+    start = min(start, g.out[axis])
+    return start, max(start, stop)
 
 
 def copied_bytes(problem: Problem) -> int:

@@ -14,9 +14,8 @@ from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.compiled_loops import (
     LONGEST_VECTOR,
     address,
+    axes_of,
     budget,
-    maps_of,
-    seen_along,
     tasks_for,
     three_axes,
     with_adjacent_channels,
@@ -229,7 +228,7 @@ def _cut(problem: Problem, g: ConvGeometry, threads: int) -> DenseCut:
             panel, sums = rows * widest, -(-panels // pieces) * math.prod(g.kernel) * g.c_group * widest
         else:
             panel, sums = depth * widest, rows * widest + g.k + widest
-        table = (taps + 1) * rows
+        table = (taps + 2) * rows  # where an output lies, and whether it sees padding, are behind what it sees
         return DenseCut(
             g, dtype, is_w, merges, block, chunk, pieces, in_place, depth, table, panel, sums, threads, shared
         )  # fmt: skip
@@ -247,10 +246,13 @@ def _may_merge(problem: Problem, g: ConvGeometry) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _maps(g: ConvGeometry, merges: bool) -> tuple[Array, Array, Array]:
-    """The last is [r, p], for outputs are walked along it; of merged taps it tells where runs begin, x being padded."""
-    last = g.ndim - 1
-    return maps_of(g, np.arange(g.out[last]) * g.stride[last] if merges else seen_along(g, last).T.ravel())
+def _maps(g: ConvGeometry, merges: bool) -> tuple[Any, ...]:
+    """The axes; where the taps of a row are merged, the last is that of a copy that is padded along it."""
+    *others, last = axes_of(g)
+    if merges:
+        inside = (last.low, last.low + last.size) if g.pad_mode == "zeros" else (0, g.padded[-1])
+        last = last._replace(size=g.padded[-1], dilation=1, low=0, width=g.c, first=inside[0], stop=inside[1])
+    return (*others, last)
 
 
 def _outputs(g: ConvGeometry) -> int:

@@ -18,8 +18,9 @@ from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.compiled_loops import (
     LONGEST_VECTOR,
     address,
+    axes_of,
     budget,
-    maps_of,
+    clear_along,
     tasks_for,
     three_axes,
     with_adjacent_channels,
@@ -27,7 +28,7 @@ from gpuconv.algorithms.compiled_loops import (
 from gpuconv.algorithms.crew import Job, run
 from gpuconv.algorithms.strip_algorithm import added_up, affordable_threads
 from gpuconv.geometry import ConvGeometry
-from gpuconv.typing import Array, Ints, Pair
+from gpuconv.typing import Array, Ints
 
 TASK_MACS = 2**18
 """Multiply-adds of a task that is worth its while: some 6 us of one core."""
@@ -141,7 +142,7 @@ class DepthwiseCut:
         t, r, s = three_axes(g.kernel, 1)
         return (
             *(*three_axes(g.out, 1), t, r, s // self.taps, g.c * self.dtype.itemsize, _rows(g), self.block),
-            *(*_clear(g), g.stride[-1], g.dilation[-1]),
+            *(*clear_along(g, g.ndim - 1), g.stride[-1], g.dilation[-1]),
         )
 
     def _loop(self, x: Array, y: Array, rows: Array, *, relu: bool) -> Any:
@@ -201,19 +202,9 @@ def _sliding(g: ConvGeometry, *, is_w: bool) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=1024)
-def _maps(g: ConvGeometry) -> tuple[Array, Array, Array]:
-    """The last tells for each column of the padded axis the input position that it holds."""
-    return maps_of(g, g.source_index(g.ndim - 1))
+def _maps(g: ConvGeometry) -> tuple[Any, ...]:
+    return axes_of(g)
 
 
 def _rows(g: ConvGeometry) -> int:
     return g.n * math.prod(g.out[:-1])
-
-
-@lru_cache(maxsize=1024)
-def _clear(g: ConvGeometry) -> Pair:
-    """The outputs of a row that look at the input alone, from the first to the end."""
-    size, stride, (lo, _) = g.spatial[-1], g.stride[-1], g.pad[-1]
-    start = -(-lo // stride)
-    stop = min(g.out[-1], (size + lo - g.span[-1]) // stride + 1)
-    return min(start, g.out[-1]), max(start, stop)

@@ -6,18 +6,27 @@
 Where a pixel is, and which are padding, is looked up in a table of addresses, once for all channels (the indirection
 buffer of Dukhan, "The indirect convolution algorithm", 2019). Sums are made in pieces of `depth` products, which are
 then added to memory: for the caches' sake, and for the error of a long sum. All addresses and steps are in bytes.
+
+Padding takes no part in a sum. A tile some of whose outputs see padding multiplies zeros for them, which changes nothing
+unless the other factor is a NaN or an infinity: then the sums of the tile are made again, output by output. Lanes beyond
+the last channel hold zeros: what memory held before might be denormals, by which multiplying takes 50 times as long.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from gpuconv.simd.axes import is_clear, look_along, seen
 from gpuconv.simd.tile import (
     ROWS,
     VECTOR_BYTES,
     address_of,
     compiled,
     get,
+    has_nan,
+    inlined,
     kept,
     next_task,
     plus,
@@ -75,12 +84,16 @@ class Product(NamedTuple):
 
 
 @compiled
-def _look_up(p: Any, maps: Any, table: Any, first: int, count: int, rows: int, places: Any, spare: int) -> None:
-    """table[run, i] = where the run begins that output number first + i sees; places[i] = where that output lies.
+def _look_up(p: Any, maps: Any, table: Any, first: int, count: int, rows: int, spare: int) -> None:
+    """table[run, i] = where the run begins that output number first + i sees.
 
-    From `count` to `rows` there is no output: a run of zeros is seen, and the place is `spare`.
+    Behind them come `rows` places, where the outputs lie; and as many marks: 0, or where an output sees padding, 1 + the
+    position along the last axis that it sees through its first tap, pads included. From `count` to `rows` there is no
+    output: a run of zeros is seen, and the place is `spare`.
     """
-    d_of, h_of, w_of = maps
+    along_d, along_h, along_w = maps
+    runs = p.t * p.r * p.s
+    places, marks = table[runs * rows :], table[(runs + 1) * rows :]
     i = 0
     while i < count:
         # Outputs of one row see the same rows.
@@ -89,27 +102,39 @@ def _look_up(p: Any, maps: Any, table: Any, first: int, count: int, rows: int, p
         o, n = rest % p.o, rest // p.o
         length = min(p.q - q, count - i)
         place = p.y + n * p.y_n + o * p.y_o + row * p.y_p + q * p.y_q
-        some = places[i : i + length]
+        has_rows = is_clear(along_d, o) and is_clear(along_h, row)
+        some, some_marks = places[i : i + length], marks[i : i + length]
         for j in range(length):
             some[j] = place + j * p.y_q
+            some_marks[j] = 0 if has_rows and is_clear(along_w, q + j) else (q + j) * along_w.stride + 1
         run = 0
         for t in range(p.t):
-            d = d_of[o * p.t + t]
+            d = seen(along_d, o, t)
             for r in range(p.r):
-                h = h_of[row * p.r + r]
-                is_there = d >= 0 and h >= 0
+                h = seen(along_h, row, r)
                 start = p.x + n * p.x_n + d * p.x_d + h * p.x_h
                 for s in range(p.s):
-                    columns = w_of[s * p.q + q : s * p.q + q + length]
                     some = table[run * rows + i : run * rows + i + length]
-                    for j in range(length):
-                        some[j] = start + columns[j] * p.x_w if is_there and columns[j] >= 0 else p.zeros
+                    if d >= 0 and h >= 0:
+                        column = q * along_w.stride + s * along_w.dilation - along_w.low
+                        look_along(along_w, column, along_w.stride, start, p.x_w, p.zeros, some, length)
+                    else:
+                        some[:] = p.zeros
                     run += 1
         i += length
     for i in range(count, rows):
-        places[i] = spare
-        for run in range(p.t * p.r * p.s):
+        places[i], marks[i] = spare, 0
+        for run in range(runs):
             table[run * rows + i] = p.zeros
+
+
+@compiled
+def _elements(p: Any, axis: Any, mark: int) -> Any:
+    """From which to which element of a run an output with this mark sees x, not padding."""
+    if mark == 0 or axis.width == 0:
+        return 0, p.c
+    column = mark - 1
+    return max(0, (axis.first - column) * axis.width), min(p.c, (axis.stop - column) * axis.width)
 
 
 def _make_move(vectors: int) -> Any:
@@ -125,6 +150,16 @@ def _make_move(vectors: int) -> Any:
 
 
 _move_1, _move_2 = _make_move(1), _make_move(2)
+
+
+_vector = tile_of(1, 1).zeros
+
+
+@inlined
+def _clear(target: int, width: int, like: Any) -> None:
+    """A row of `width` zeros, which are one or two vectors."""
+    for at in range(0, width * size_of(like), VECTOR_BYTES):
+        store_apart(_vector(like), target + at, 0)
 
 
 @compiled
@@ -143,7 +178,7 @@ def _copy(source: int, step: int, target: int, target_step: int, count: int, wid
 
 @compiled
 def _pack(source: int, step: int, step_k: int, depth: int, k_count: int, width: int, panel: Any, at: int) -> None:
-    """panel[at + i, k] = what lies at source + i * step + k * step_k; for k from `k_count` to `width` anything."""
+    """panel[at + i, k] = what lies at source + i * step + k * step_k; 0 for k from `k_count` to `width`."""
     size = size_of(panel)
     lanes = VECTOR_BYTES // size
     target = address_of(panel) + at * width * size
@@ -162,28 +197,40 @@ def _pack(source: int, step: int, step_k: int, depth: int, k_count: int, width: 
                 transpose(source + i * size + k * step_k, step_k, target + (i * width + k) * size, width * size, panel)
             i += lanes
     while i < depth:
+        if k_count < width:
+            _clear(target + i * width * size, width, panel)
         for k in range(k_count):
             put(target + (i * width + k) * size, get(source + i * step + k * step_k, panel))
         i += 1
 
 
+@compiled
+def _is_finite(panel: Any, count: int) -> bool:
+    """Whether all of the first `count` elements are."""
+    for i in range(count):
+        if not abs(panel[i]) < np.inf:
+            return False
+    return True
+
+
 def _make_multiply(vectors: int) -> Any:
-    tile = tile_of(ROWS, vectors)
+    tile, row_tile = tile_of(ROWS, vectors), tile_of(1, vectors)
     zeros, add_products, addresses = tile.zeros, tile.add_products, tile.addresses
     store, all_at = tile.store, tile.all_at
+    row_of_zeros, add_to_row, one_place, store_row = row_tile.zeros, row_tile.add_products, row_tile.apart, row_tile.store
+    step = vectors * VECTOR_BYTES
 
     @variant(vectors)
-    def multiply(
-        table: Any, zero_run: int, rows: int, run: int, runs: int, at: int, depth: int, panel: Any, sums: Any,
-        bias: int, places: Any, to: int, is_relu: int,
-    ) -> None:  # fmt: skip
-        """sums[i, :] = before + over `runs` runs of `depth` elements: the run of output i  *  panel.
+    def multiply_tiles(
+        table: Any, zero_run: int, start: int, rows: int, run: int, runs: int, at: int, depth: int, panel: Any,
+        sums: Any, bias: int, places: int, marks: int, to: int, is_relu: int, is_finite: bool,
+    ) -> int:  # fmt: skip
+        """Tiles of what `multiply` makes, from row `start` on; which row has not been reached.
 
-        Before is the vector at `bias`, or if that is 0, sums. The result goes to places[i] + `to`, if that is not -1.
+        That is `rows`, or the first of a tile that may have multiplied padding by what is not finite.
         """
         size = size_of(panel)
-        step = vectors * VECTOR_BYTES
-        for i in range(0, rows, ROWS):
+        for i in range(start, rows, ROWS):
             total = zeros(panel)
             w = address_of(panel)
             for number in range(run, run + runs):
@@ -194,12 +241,64 @@ def _make_multiply(vectors: int) -> Any:
                 for c in range(at, at + depth * size, size):
                     total = add_products(total, xs, c, w)
                     w += step
+            if not is_finite and not all_at(addresses(marks, i), 0) and has_nan(total):
+                return i
             sum_ = address_of(sums) + i * step
             total = plus(total, bias, 0) if bias else plus(total, sum_, step)
             if to < 0:
                 store_apart(total, sum_, step)
             else:
-                store(relu(total) if is_relu else total, addresses(address_of(places), i), to)
+                store(relu(total) if is_relu else total, addresses(places, i), to)
+        return rows
+
+    @variant(vectors)
+    def multiply_row(
+        p: Any, axis: Any, table: Any, i: int, rows: int, run: int, runs: int, group: int, c0: int, depth: int,
+        panel: Any, sums: Any, bias: int, to: int,
+    ) -> None:  # fmt: skip
+        """What `multiply` makes of output i, product by product of what is no padding."""
+        size = size_of(panel)
+        behind = table[p.t * p.r * p.s * rows :]
+        first, stop = _elements(p, axis, behind[rows + i])
+        total, w = row_of_zeros(panel), address_of(panel)
+        for number in range(run, run + runs):
+            x = table[number * rows + i]
+            for c in range(c0, c0 + depth):
+                if x != p.zeros and first <= c < stop:
+                    total = add_to_row(total, one_place(x, 0), (group * p.c + c) * size, w)
+                w += step
+        sum_ = address_of(sums) + i * step
+        total = plus(total, bias if bias else sum_, 0)
+        if to < 0:
+            store_apart(total, sum_, 0)
+        else:
+            store_row(relu(total) if p.relu else total, one_place(behind[i], 0), to)
+
+    @variant(vectors)
+    def multiply(
+        p: Any, axis: Any, table: Any, rows: int, run: int, runs: int, group: int, c0: int, depth: int, panel: Any,
+        sums: Any, bias: int, to: int,
+    ) -> None:  # fmt: skip
+        """sums[i, :] = before + over `runs` runs of `depth` elements: the run of output i  *  panel.
+
+        Before is the vector at `bias`, or if that is 0, sums. The result goes to where output i lies + `to`, if that is
+        not -1.
+        """
+        places = address_of(table) + p.t * p.r * p.s * rows * 8
+        at = (group * p.c + c0) * size_of(panel)
+        done, is_finite = 0, False
+        while True:
+            done = multiply_tiles(
+                table, p.zeros, done, rows, run, runs, at, depth, panel, sums, bias, places, places + rows * 8, to,
+                p.relu, is_finite,
+            )  # fmt: skip
+            if done == rows:
+                return
+            is_finite = _is_finite(panel, runs * depth * step // size_of(panel))
+            if not is_finite:
+                for i in range(done, done + ROWS):
+                    multiply_row(p, axis, table, i, rows, run, runs, group, c0, depth, panel, sums, bias, to)
+                done += ROWS
 
     return multiply
 
@@ -230,7 +329,6 @@ def correlate(p: Any, maps: Any, bias: Any, tasks: int, counter: Any, table: Any
     panels = p.groups * by_group
     outputs = p.n * p.o * p.p * p.q
     runs = p.t * p.r * p.s
-    places = table[runs * p.rows :]
     spare = sums[(1 if p.k <= lanes else 2) * lanes * p.rows :]
     c_most = min(p.c, p.depth)
     run_most = max(1, p.depth // c_most)
@@ -242,7 +340,7 @@ def correlate(p: Any, maps: Any, bias: Any, tasks: int, counter: Any, table: Any
         first = block * p.block
         count = min(p.block, outputs - first)
         rows = -(-count // ROWS) * ROWS
-        _look_up(p, maps, table, first, count, rows, places, address_of(spare))
+        _look_up(p, maps, table, first, count, rows, address_of(spare))
         for number in range(piece * panels // p.pieces, (piece + 1) * panels // p.pieces):
             group, k0 = number // by_group, number % by_group * 2 * lanes
             k_count = min(2 * lanes, p.k - k0)
@@ -261,14 +359,13 @@ def correlate(p: Any, maps: Any, bias: Any, tasks: int, counter: Any, table: Any
                         _pack(source, p.w_c, p.w_k, depth, k_count, width, panel, i * depth)
                     is_last = c0 + depth == p.c and run + some == runs
                     to = (group * p.k + k0) * size if is_last and in_place else -1
-                    at = (group * p.c + c0) * size
                     if width == lanes:
-                        _multiply_1(table, p.zeros, rows, run, some, at, depth, panel, sums, start, places, to, p.relu)
+                        _multiply_1(p, maps[2], table, rows, run, some, group, c0, depth, panel, sums, start, to)
                     else:
-                        _multiply_2(table, p.zeros, rows, run, some, at, depth, panel, sums, start, places, to, p.relu)
+                        _multiply_2(p, maps[2], table, rows, run, some, group, c0, depth, panel, sums, start, to)
                     start = 0
             if not in_place:
-                _scatter(p, sums, width, places, count, (group * p.k + k0) * p.y_k, k_count)
+                _scatter(p, sums, width, table[runs * rows :], count, (group * p.k + k0) * p.y_k, k_count)
 
 
 def _make_gather(rows: int, vectors: int) -> Any:
@@ -276,25 +373,64 @@ def _make_gather(rows: int, vectors: int) -> Any:
     zeros, add_products, apart = tile.zeros, tile.add_products, tile.apart
 
     @variant(rows, vectors)
-    def gather(table: Any, at: int, start: int, count: int, dy: Any, sums: int, is_first: bool) -> None:
+    def gather(table: Any, zero_run: int, at: int, start: int, count: int, dy: Any, sums: int, is_first: bool) -> None:
         """The rows at `sums` (+)= over `count` outputs: `rows` elements, `at` bytes into the run, times a row of dy."""
         size = size_of(dy)
         step = vectors * VECTOR_BYTES
         total = zeros(dy)
         row = address_of(dy)
         for i in range(start, start + count):
-            total = add_products(total, apart(table[i] + at, size), 0, row)
+            if table[i] != zero_run:
+                total = add_products(total, apart(table[i] + at, size), 0, row)
             row += step
         store_apart(total if is_first else plus(total, sums, step), sums, step)
 
     return gather
 
 
+def _make_gather_row(vectors: int) -> Any:
+    tile = tile_of(1, vectors)
+    zeros, add_products, apart = tile.zeros, tile.add_products, tile.apart
+
+    @variant(vectors)
+    def gather_row(
+        p: Any, axis: Any, table: Any, marks: Any, c: int, at: int, start: int, count: int, dy: Any, sums: int,
+        is_first: bool,
+    ) -> None:  # fmt: skip
+        """The row at `sums` (+)= element c of the run of each output that does not see padding there, times dy."""
+        total = zeros(dy)
+        row = address_of(dy)
+        for i in range(count):
+            first, stop = _elements(p, axis, marks[i])
+            if table[start + i] != p.zeros and first <= c < stop:
+                total = add_products(total, apart(table[start + i], 0), at + c * size_of(dy), row)
+            row += vectors * VECTOR_BYTES
+        store_apart(total if is_first else plus(total, sums, 0), sums, 0)
+
+    return gather_row
+
+
+_gather_row_1, _gather_row_2 = _make_gather_row(1), _make_gather_row(2)
+
+
+@compiled
+def _multiplies_padding(axis: Any, marks: Any, count: int, dy: Any, width: int) -> bool:
+    """Whether a run that is a row of taps holds padding for an output whose dy is not finite."""
+    if axis.width == 0:
+        return False
+    for i in range(count):
+        if marks[i] and not _is_finite(dy[i * width :], width):
+            return True
+    return False
+
+
 def _make_gather_run(vectors: int) -> Any:
     one, two, three, four, five, six, seven, eight = (_make_gather(rows, vectors) for rows in range(1, 9))
 
     @variant(vectors)
-    def gather_run(table: Any, at: int, start: int, count: int, depth: int, dy: Any, sums: int, is_first: bool) -> None:
+    def gather_run(
+        table: Any, zero_run: int, at: int, start: int, count: int, depth: int, dy: Any, sums: int, is_first: bool
+    ) -> None:
         """All rows of a run, in tiles of up to eight that are alike: products of a single row wait for each other."""
         size = size_of(dy)
         step = vectors * VECTOR_BYTES
@@ -302,21 +438,21 @@ def _make_gather_run(vectors: int) -> Any:
         for tile in range(tiles):
             rows = (tile + 1) * depth // tiles - tile * depth // tiles
             if rows == 8:
-                eight(table, at, start, count, dy, sums, is_first)
+                eight(table, zero_run, at, start, count, dy, sums, is_first)
             elif rows == 7:
-                seven(table, at, start, count, dy, sums, is_first)
+                seven(table, zero_run, at, start, count, dy, sums, is_first)
             elif rows == 6:
-                six(table, at, start, count, dy, sums, is_first)
+                six(table, zero_run, at, start, count, dy, sums, is_first)
             elif rows == 5:
-                five(table, at, start, count, dy, sums, is_first)
+                five(table, zero_run, at, start, count, dy, sums, is_first)
             elif rows == 4:
-                four(table, at, start, count, dy, sums, is_first)
+                four(table, zero_run, at, start, count, dy, sums, is_first)
             elif rows == 3:
-                three(table, at, start, count, dy, sums, is_first)
+                three(table, zero_run, at, start, count, dy, sums, is_first)
             elif rows == 2:
-                two(table, at, start, count, dy, sums, is_first)
+                two(table, zero_run, at, start, count, dy, sums, is_first)
             else:
-                one(table, at, start, count, dy, sums, is_first)
+                one(table, zero_run, at, start, count, dy, sums, is_first)
             at += rows * size
             sums += rows * step
 
@@ -340,7 +476,6 @@ def weight_gradient(
     panels = p.groups * by_group
     outputs = p.n * p.o * p.p * p.q
     runs = p.t * p.r * p.s
-    places = table[runs * p.rows :]
     panel_bytes = runs * p.c * (1 if p.k <= lanes else 2) * VECTOR_BYTES
     while True:
         task = next_task(counter)
@@ -351,21 +486,33 @@ def weight_gradient(
         stop = min((part + 1) * chunk, outputs)
         for first in range(part * chunk, stop, p.block):
             count = min(p.block, stop - first)
-            _look_up(p, maps, table, first, count, count, places, 0)
+            _look_up(p, maps, table, first, count, count, 0)
+            places, marks = table[runs * count :], table[(runs + 1) * count :]
             for number in range(panel0, panel1):
                 group, k0 = number // by_group, number % by_group * 2 * lanes
                 k_count = min(2 * lanes, p.k - k0)
                 width = 2 * lanes if k_count > lanes else lanes
                 for i in range(count):
                     dy = places[i] + (group * p.k + k0) * p.y_k
+                    if k_count < width:
+                        _clear(address_of(panel) + i * width * size, width, panel)
                     _copy(dy, p.y_k, address_of(panel) + i * width * size, size, k_count, width, panel)
                 sum_ = address_of(sums) + (number - panel0) * panel_bytes
                 at, is_first = group * p.c * size, first == part * chunk
+                by_row = _multiplies_padding(maps[2], marks, count, panel, width)
                 for run in range(runs):
-                    if width == lanes:
-                        _gather_run_1(table, at, run * count, count, p.c, panel, sum_, is_first)
+                    start = run * count
+                    if by_row:
+                        for c in range(p.c):
+                            to = sum_ + c * width * size
+                            if width == lanes:
+                                _gather_row_1(p, maps[2], table, marks, c, at, start, count, panel, to, is_first)
+                            else:
+                                _gather_row_2(p, maps[2], table, marks, c, at, start, count, panel, to, is_first)
+                    elif width == lanes:
+                        _gather_run_1(table, p.zeros, at, start, count, p.c, panel, sum_, is_first)
                     else:
-                        _gather_run_2(table, at, run * count, count, p.c, panel, sum_, is_first)
+                        _gather_run_2(table, p.zeros, at, start, count, p.c, panel, sum_, is_first)
                     sum_ += p.c * width * size
         for number in range(panel0, panel1):
             group, k0 = number // by_group, number % by_group * 2 * lanes

@@ -4,8 +4,8 @@
     depthwise_gradient  dw[t,g]  =  x[m at t,g]  dy[m,g]    a tile is some taps t of a row by two vectors
 
 The taps of a row slide over the outputs of a row, so neighbours see much the same: what a few of them see is loaded
-once. Those in the middle of a row, the clear ones, see the input alone; near its ends a pixel of zeros stands for
-padding. Where the channels are no multiple of a vector the last one overlaps the one before it: what is computed twice
+once. Those in the middle of a row, the clear ones, see the input alone; near its ends the address of a pixel of zeros
+stands for padding, and what is there takes no part in a sum. Where the channels are no multiple of a vector the last one overlaps the one before it: what is computed twice
 comes out the same. All addresses and steps are in bytes.
 """
 
@@ -13,10 +13,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from gpuconv.simd.axes import look_along, seen
 from gpuconv.simd.tile import (
     VECTOR_BYTES,
     add_pixels,
+    add_some_pixels,
     add_taps,
+    add_taps_of_some,
     address_of,
     columns_apart,
     columns_from,
@@ -75,26 +78,18 @@ class Depthwise(NamedTuple):
 @compiled
 def _look_up(p: Any, maps: Any, number: int, starts: Any) -> int:
     """starts[t, r] = where the row of x begins that row `number` of the outputs sees, 0 for padding; where it lies."""
-    d_of, h_of, _ = maps
+    along_d, along_h, _ = maps
     row, rest = number % p.p, number // p.p
     o, n = rest % p.o, rest // p.o
     i = 0
     for t in range(p.t):
-        d = d_of[o * p.t + t]
+        d = seen(along_d, o, t)
         for r in range(p.r):
-            h = h_of[row * p.r + r]
+            h = seen(along_h, row, r)
             starts[i] = 0 if d < 0 or h < 0 else p.x + n * p.x_n + d * p.x_d + h * p.x_h
             i += 1
     place: int = p.y + n * p.y_n + o * p.y_o + row * p.y_p
     return place
-
-
-@compiled
-def _look_along(p: Any, columns: Any, start: int, first: int, seen: Any, count: int) -> None:
-    """seen[i] = where column first + i of the padded row lies that begins at `start`; zeros for padding, and behind."""
-    for i in range(count):
-        column = columns[first + i] if first + i < len(columns) else -1
-        seen[i] = p.zeros if column < 0 else start + column * p.x_w
 
 
 @inlined
@@ -120,25 +115,26 @@ def _make_clear(p: Any, starts: Any, column: int, y: int, like: Any, shape: Any)
 
 
 @inlined
-def _make_others(p: Any, starts: Any, seen: Any, count: int, y: int, like: Any, shape: Any) -> None:
-    """The outputs from `y` on, which see what `seen` tells, `count` addresses for each piece of each row of taps."""
+def _make_others(p: Any, starts: Any, places: Any, count: int, y: int, like: Any, shape: Any) -> None:
+    """The outputs from `y` on, which see what lies at `places`, `count` addresses for each piece of each row of taps."""
     step, taps = len(shape[4]) * VECTOR_BYTES, len(shape[0])
     for start in range(0, p.pixel, step):
         at = min(start, p.pixel - step)
-        total, w, table = pixel_tile(like, shape), p.zeros + 2 * p.pixel + at, address_of(seen)
+        total, w, table = pixel_tile(like, shape), p.zeros + 2 * p.pixel + at, address_of(places)
         for i in range(p.t * p.r):
             for _ in range(p.pieces):
                 if starts[i]:
-                    total = add_taps(total, columns_from(table, shape), at, w, p.pixel, shape)
+                    xs = columns_from(table, shape)
+                    total = add_taps_of_some(total, xs, at, w, p.pixel, p.zeros, shape)
                 table += 8 * count
                 w += taps * p.pixel
         _finish_tile(p, total, at, y)
 
 
 @kept
-def depthwise(p: Any, maps: Any, shape: Any, tasks: int, counter: Any, starts: Any, seen: Any, like: Any) -> None:
-    """Make y, a block of rows after another, until none is left. `starts` and `seen` are this thread's."""
-    taps, pixels, columns = len(shape[0]), len(shape[3]), maps[2]
+def depthwise(p: Any, maps: Any, shape: Any, tasks: int, counter: Any, starts: Any, places: Any, like: Any) -> None:
+    """Make y, a block of rows after another, until none is left. `starts` and `places` are this thread's."""
+    taps, pixels, along = len(shape[0]), len(shape[3]), maps[2]
     count = (pixels - 1) * p.stride + (taps - 1) * p.dilation + 1
     while True:
         task = next_task(counter)
@@ -150,47 +146,49 @@ def depthwise(p: Any, maps: Any, shape: Any, tasks: int, counter: Any, starts: A
                 q = min(start, p.q - pixels)
                 y = row + q * p.y_q
                 if p.clear_start <= q and q + pixels <= p.clear_stop:
-                    _make_clear(p, starts, columns[q * p.stride], y, like, shape)
+                    _make_clear(p, starts, q * p.stride - along.low, y, like, shape)
                     continue
                 for i in range(p.t * p.r):
                     for piece in range(p.pieces):
-                        first, some = q * p.stride + piece * taps * p.dilation, seen[(i * p.pieces + piece) * count :]
                         if starts[i]:
-                            _look_along(p, columns, starts[i], first, some, count)
-                _make_others(p, starts, seen, count, y, like, shape)
+                            first = q * p.stride + piece * taps * p.dilation - along.low
+                            some = places[(i * p.pieces + piece) * count :]
+                            look_along(along, first, 1, starts[i], p.x_w, p.zeros, some, count)
+                _make_others(p, starts, places, count, y, like, shape)
 
 
 @inlined
 def _gather(
-    p: Any, columns: Any, start: int, offset: int, at: int, dy: int, seen: Any, sums: int, like: Any, shape: Any
+    p: Any, along: Any, start: int, offset: int, at: int, dy: int, places: Any, sums: int, like: Any, shape: Any
 ) -> None:
     """The vectors at `sums`, a row for each tap, += over a row of outputs: what it sees times dy."""
     step, pixels = len(shape[4]) * VECTOR_BYTES, len(shape[3])
-    count = len(seen) - pixels
+    count = len(places) - pixels
     for q0 in range(0, p.q, p.depth):
         total = tap_tile(like, shape)
         for q in range(q0, min(q0 + p.depth, p.q), pixels):
-            first = q * p.stride + offset
+            first = q * p.stride + offset - along.low
             if p.clear_start <= q and q + pixels <= p.clear_stop:
-                xs = columns_apart(start + columns[first] * p.x_w, p.x_w, shape)
+                xs = columns_apart(start + first * p.x_w, p.x_w, shape)
                 dys = pixels_apart(dy + q * p.y_q, p.y_q, shape)
+                total = add_pixels(total, xs, at, dys, shape)
             else:
-                _look_along(p, columns, start, first, seen, count)
-                xs = columns_from(address_of(seen), shape)
+                look_along(along, first, 1, start, p.x_w, p.zeros, places, count)
+                xs = columns_from(address_of(places), shape)
                 for i in range(pixels):
-                    seen[count + i] = dy + (q + i) * p.y_q if q + i < p.q else p.zeros
-                dys = pixels_from(address_of(seen) + 8 * count, shape)
-            total = add_pixels(total, xs, at, dys, shape)
+                    places[count + i] = dy + (q + i) * p.y_q if q + i < p.q else p.zeros
+                dys = pixels_from(address_of(places) + 8 * count, shape)
+                total = add_some_pixels(total, xs, at, dys, p.zeros, shape)
         store_apart(plus(total, sums, step), sums, step)
 
 
 @kept
 def depthwise_gradient(
-    p: Any, maps: Any, shape: Any, tasks: int, counter: Any, parts: Any, starts: Any, seen: Any, sums: Any
+    p: Any, maps: Any, shape: Any, tasks: int, counter: Any, parts: Any, starts: Any, places: Any, sums: Any
 ) -> None:
     """parts[task] = what a block of rows of outputs contributes to dw, until no task is left.
 
-    `starts`, `seen` and `sums` are this thread's; sums is (vectors of channels, taps, their channels).
+    `starts`, `places` and `sums` are this thread's; sums is (vectors of channels, taps, their channels).
     """
     step, taps = len(shape[4]) * VECTOR_BYTES, len(shape[0])
     all_taps = p.t * p.r * p.pieces * taps
@@ -209,7 +207,7 @@ def depthwise_gradient(
                     for piece in range(p.pieces):
                         if starts[i]:
                             offset = piece * taps * p.dilation
-                            _gather(p, maps[2], starts[i], offset, at, dy, seen, sum_, sums, shape)
+                            _gather(p, maps[2], starts[i], offset, at, dy, places, sum_, sums, shape)
                         sum_ += taps * step
         for start in range(0, channels, width):
             first = min(start, channels - width)

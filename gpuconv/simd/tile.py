@@ -167,6 +167,12 @@ def first_lanes(_: Any, tile: Any, _count: Any) -> Any:
 
 
 @intrinsic
+def has_nan(_: Any, tile: Any) -> Any:
+    """Whether any element of a tile of any size is a NaN."""
+    return types.boolean(tile), _built(_has_nan, tile)
+
+
+@intrinsic
 def store_apart(_: Any, tile: Any, _address: Any, _step: Any) -> Any:
     """Memory, in rows `step` bytes apart, = a tile of any size."""
 
@@ -232,9 +238,22 @@ def add_taps(_: Any, tile: Any, columns: Any, _at: Any, _ws: Any, _step: Any, sh
 
 
 @intrinsic
+def add_taps_of_some(_: Any, tile: Any, columns: Any, _at: Any, _ws: Any, _step: Any, _zeros: Any, shape: Any) -> Any:
+    """The same, columns at `zeros` left out."""
+    signature = tile(tile, columns, types.intp, types.intp, types.intp, types.intp, shape)
+    return signature, _built(_add_taps, (tile, shape))
+
+
+@intrinsic
 def add_pixels(_: Any, tile: Any, columns: Any, _at: Any, dys: Any, shape: Any) -> Any:
     """Row t += over the pixels: what they see through tap t, `at` bytes into a column, times what lies at dys + at."""
     return tile(tile, columns, types.intp, dys, shape), _built(_add_pixels, (tile, shape))
+
+
+@intrinsic
+def add_some_pixels(_: Any, tile: Any, columns: Any, _at: Any, dys: Any, _zeros: Any, shape: Any) -> Any:
+    """The same, columns at `zeros` and pixels whose dy is at `zeros` left out."""
+    return tile(tile, columns, types.intp, dys, types.intp, shape), _built(_add_pixels, (tile, shape))
 
 
 def _addresses_apart(count: int, shape: Any) -> Any:
@@ -277,24 +296,47 @@ def _add_products(builder: Any, tile: TileType, total: Any, xs: Any, at: Any, ws
     return total
 
 
-def _add_taps(builder: Any, of: Any, total: Any, xs: Any, at: Any, ws: Any, step: Any, _: Any) -> Any:
+def _add_taps(builder: Any, of: Any, total: Any, xs: Any, at: Any, ws: Any, step: Any, *zeros_and_shape: Any) -> Any:
     tile, shape = of
     taps = range(shape[0].count)
     w = [_row_at(builder, tile, builder.add(ws, builder.mul(step, I64(tap)))) for tap in taps]
-    return _slide(builder, tile, total, xs, at, shape, range(tile.rows), lambda pixel, tap: (pixel, w[tap]))
+
+    def is_there(column: int, _: int) -> Any:
+        return _differ(builder, zeros_and_shape[0], xs, column)
+
+    some = is_there if len(zeros_and_shape) == 2 else None
+    return _slide(builder, tile, total, xs, at, shape, range(tile.rows), lambda pixel, tap: (pixel, w[tap]), some)
 
 
-def _add_pixels(builder: Any, of: Any, total: Any, xs: Any, at: Any, dys: Any, _: Any) -> Any:
+def _add_pixels(builder: Any, of: Any, total: Any, xs: Any, at: Any, dys: Any, *zeros_and_shape: Any) -> Any:
     tile, shape = of
     pixels = range(dys.type.count)
     dy = [_row_at(builder, tile, builder.add(builder.extract_value(dys, pixel), at)) for pixel in pixels]
-    return _slide(builder, tile, total, xs, at, shape, pixels, lambda pixel, tap: (tap, dy[pixel]))
+
+    def is_there(column: int, pixel: int) -> Any:
+        zeros = zeros_and_shape[0]
+        return builder.and_(_differ(builder, zeros, xs, column), _differ(builder, zeros, dys, pixel))
+
+    some = is_there if len(zeros_and_shape) == 2 else None
+    return _slide(builder, tile, total, xs, at, shape, pixels, lambda pixel, tap: (tap, dy[pixel]), some)
+
+
+def _differ(builder: Any, address: Any, addresses: Any, number: int) -> Any:
+    return builder.icmp_signed("!=", builder.extract_value(addresses, number), address)
 
 
 def _slide(
-    builder: Any, tile: TileType, total: Any, xs: Any, at: Any, shape: Any, pixels: range, meets: Callable[..., Any]
+    builder: Any,
+    tile: TileType,
+    total: Any,
+    xs: Any,
+    at: Any,
+    shape: Any,
+    pixels: range,
+    meets: Callable[..., Any],
+    is_there: Callable[..., Any] | None,
 ) -> Any:
-    """Each column, times what it meets for one pixel and tap, is added to a row of the tile."""
+    """Each column, times what it meets for one pixel and tap, is added to a row of the tile, if it is there."""
     taps, stride, dilation, *_ = (part.count for part in shape)
     for column in range(xs.type.count):
         pairs = [(i, tap) for i in pixels for tap in range(taps) if i * stride + tap * dilation == column]
@@ -302,10 +344,26 @@ def _slide(
             x = _row_at(builder, tile, builder.add(builder.extract_value(xs, column), at))
         for pixel, tap in pairs:
             row, factor = meets(pixel, tap)
-            for j in range(tile.vectors):
-                number = row * tile.vectors + j
-                new = multiply_add(builder, factor[j], x[j], builder.extract_value(total, number))
-                total = builder.insert_value(total, new, number)
+            if is_there is None:
+                total = _add_vectors(builder, tile, total, row, factor, x)
+                continue
+            before = builder.block
+            with builder.if_then(is_there(column, pixel)):
+                added = _add_vectors(builder, tile, total, row, factor, x)
+                inside = builder.block
+            either = builder.phi(total.type)
+            either.add_incoming(added, inside)
+            either.add_incoming(total, before)
+            total = either
+    return total
+
+
+def _add_vectors(builder: Any, tile: TileType, total: Any, row: int, factor: list[Any], x: list[Any]) -> Any:
+    """A tile, to one row of which products have been added."""
+    for j in range(tile.vectors):
+        number = row * tile.vectors + j
+        new = multiply_add(builder, factor[j], x[j], builder.extract_value(total, number))
+        total = builder.insert_value(total, new, number)
     return total
 
 
@@ -333,6 +391,15 @@ def _first_lanes(builder: Any, tile: TileType, total: Any, count: Any) -> Any:
         some = builder.select(is_first, builder.extract_value(total, number), ir.Constant(tile.vector, None))
         total = builder.insert_value(total, some, number)
     return total
+
+
+def _has_nan(builder: Any, tile: TileType, total: Any) -> Any:
+    values = [builder.extract_value(total, number) for _, _, number in tile.numbers]
+    # A comparison takes two vectors, and finds a NaN in either.
+    pairs = zip(values[::2], values[1::2] + values[-1:], strict=False)
+    found = [builder.fcmp_unordered("uno", a, b) for a, b in pairs]
+    lanes = ir.IntType(tile.vector.count)
+    return builder.icmp_signed("!=", builder.bitcast(functools.reduce(builder.or_, found), lanes), lanes(0))
 
 
 def _store_rows(builder: Any, tile: TileType, total: Any, xs: Any, at: Any) -> None:

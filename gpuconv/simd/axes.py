@@ -1,0 +1,75 @@
+"""Which input an output sees along an axis, by arithmetic: a table would grow with the image, the kernel and the pads."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from gpuconv.simd.tile import compiled
+
+ZEROS, REPLICATE, CIRCULAR, REFLECT = range(4)
+"""Pad modes."""
+
+
+class Axis(NamedTuple):
+    """An axis of a convolution. Output p sees position p * stride + r * dilation - low through tap r.
+
+    Outputs from `clear` to `clear_stop` see no padding. Where a run is a row of taps, x may be a copy that is padded
+    along this axis, which has neither dilation nor pads then: a run is `width` elements per position, and positions
+    from `first` to `stop` are those of the input. Elsewhere `width` is 0.
+    """
+
+    size: int
+    stride: int
+    dilation: int
+    low: int
+    mode: int
+    clear: int
+    clear_stop: int
+    width: int
+    first: int
+    stop: int
+
+
+@compiled
+def source(axis: Any, position: int) -> int:
+    """The input position that this position of the padded axis holds, counted from the input's first; -1 for a zero."""
+    if 0 <= position < axis.size:
+        return position
+    if axis.mode == ZEROS:
+        return -1
+    if axis.mode == REPLICATE:
+        return 0 if position < 0 else axis.size - 1
+    if axis.mode == CIRCULAR:
+        found: int = position % axis.size
+        return found
+    period = max(2 * (axis.size - 1), 1)
+    position %= period
+    return position if position < axis.size else period - position
+
+
+@compiled
+def seen(axis: Any, output: int, tap: int) -> int:
+    """The input position that an output sees through a tap; -1 for a zero."""
+    position: int = source(axis, output * axis.stride + tap * axis.dilation - axis.low)
+    return position
+
+
+@compiled
+def is_clear(axis: Any, output: int) -> bool:
+    """Whether an output sees no zeros along this axis."""
+    return axis.mode != ZEROS or axis.clear <= output < axis.clear_stop
+
+
+@compiled
+def look_along(axis: Any, first: int, apart: int, start: int, step: int, zeros: int, places: Any, count: int) -> None:
+    """places[i] = where position first + i * apart lies of a row at `start`, whose positions are `step` bytes apart.
+
+    Or `zeros`, where it holds a zero.
+    """
+    if axis.mode == ZEROS:
+        for i in range(count):
+            position = first + i * apart
+            places[i] = start + position * step if 0 <= position < axis.size else zeros
+        return
+    for i in range(count):
+        places[i] = start + source(axis, first + i * apart) * step
