@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TypeVar
 
 import numpy as np
 from fastrlock.rlock import FastRLock
-from threadpoolctl import OpenBLASController, ThreadpoolController
+from threadpoolctl import LibController, OpenBLASController, ThreadpoolController
 
 from gpuconv import settings
 from gpuconv.integers import as_int
+from gpuconv.thread_pool import Share, offer, settle
 
 Task = TypeVar("Task")
 
@@ -62,7 +62,7 @@ def product_name() -> str:
 @cache
 def blas_name() -> str:
     """The BLAS that NumPy uses, and the architecture whose code it runs: "openblas 0.3.30 SkylakeX"."""
-    found = [pool for pool in _blas().info() if pool["user_api"] == "blas"]
+    found = _blas().info()
     if not found:
         return "unknown BLAS"
     return " ".join(str(found[0][key]) for key in ("internal_api", "version", "architecture") if found[0].get(key))
@@ -86,12 +86,12 @@ def spread(
             for task in tasks:
                 job(task)
             return
-        queue, lock, stop = iter(tasks), threading.Lock(), threading.Event()
+        queue, lock, stopped, shares = iter(tasks), threading.Lock(), [], list[Share]()
 
         def work() -> None:
             try:
                 job = make_job()
-                while not stop.is_set():
+                while not stopped:
                     with lock:
                         try:
                             task = next(queue)
@@ -99,17 +99,25 @@ def spread(
                             return
                     job(task)
             except BaseException:
-                stop.set()
+                stopped.append(True)
                 raise
 
-        asked = [_helpers().ask(work) for _ in range(threads - 1)]
+        def end() -> None:
+            stopped.append(True)
+            settle(shares)
+
         try:
-            work()
-        finally:
-            errors = [one.outcome() for one in asked]
-        for error in errors:
-            if error is not None:
-                raise error
+            try:
+                offer(shares, threads - 1, work)
+                work()
+            finally:
+                end()
+        except BaseException:
+            end()  # again, if an interrupt has cut the first short
+            raise
+        for share in shares:
+            if share.error is not None:
+                raise share.error
 
 
 @cache
@@ -120,100 +128,61 @@ def cores() -> int:
         return os.cpu_count() or 1
 
 
-class _Asked:
-    """Work that a helper was asked to do. Who gets hold of it first, helper or caller, decides whether it is done."""
-
-    def __init__(self, work: Callable[[], None]) -> None:
-        self._work, self._hold, self._unfinished = work, threading.Lock(), threading.Lock()
-        self._error: BaseException | None = None
-        self._unfinished.acquire()
-
-    def do(self) -> None:
-        if self._hold.acquire(blocking=False):
-            work = self._work
-            del self._work
-            try:
-                work()
-            except BaseException as error:
-                self._error = error
-            finally:
-                del work  # and with it the arrays of the call
-                self._unfinished.release()
-
-    def outcome(self) -> BaseException | None:
-        """Wait for the end and return the exception, if it was one. Work that was not begun is taken back."""
-        if not self._hold.acquire(blocking=False):
-            self._unfinished.acquire()
-        return self._error
-
-
-class _Helpers:
-    """Threads that wait for work; as many as were ever busy at a time.
-
-    A ThreadPoolExecutor took 20 us to ask one thread for something, and 30 more to notice that it was done, where a
-    convolution as a whole may take 200 (2 cores of an AMD EPYC, Python 3.11, 2026-11-23).
-    """
-
-    def __init__(self) -> None:
-        self._queue: SimpleQueue[_Asked] = SimpleQueue()
-        self._lock, self._threads, self._busy = threading.Lock(), 0, 0
-
-    def ask(self, work: Callable[[], None]) -> _Asked:
-        """Ask a thread that has nothing else to do."""
-        asked = _Asked(work)
-        with self._lock:
-            self._busy += 1
-            missing = self._busy > self._threads
-            self._threads += missing
-        if missing:
-            threading.Thread(target=self._serve, name=f"gpuconv_{self._threads - 1}", daemon=True).start()
-        self._queue.put(asked)
-        return asked
-
-    def _serve(self) -> None:
-        while True:
-            asked = self._queue.get()
-            asked.do()
-            del asked
-            with self._lock:
-                self._busy -= 1
-
-
-@cache
-def _helpers() -> _Helpers:
-    return _Helpers()
-
-
 class _SerialBLAS:
     """Holds BLAS to one thread from the first of several overlapping entries to the last of their exits.
 
     With plain ``threadpool_limits`` in two Python threads the second would remember the limit of the first as the
-    original, and leave the process at one thread for good.
+    original, and leave the process at one thread for good. Only the main thread can be interrupted, and an entry is
+    known by its thread: what an interrupt skips at an exit, the next exit of that thread makes good.
     """
 
     def __init__(self) -> None:
         self._lock = FastRLock()
-        self._inside = 0
+        self._inside: set[int] = set()
+        self._originals: list[tuple[LibController, int]] = []
 
     def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                _let_any_thread_control_blas()
-                self._limit = _blas().limit(limits=1, user_api="blas")
-            self._inside += 1
+        try:
+            with self._lock:
+                self._inside.add(threading.get_ident())
+                if not self._originals:
+                    self._originals = [(library, library.num_threads) for library in _blas().lib_controllers]
+                self._limit(1)
+        except BaseException:
+            self._leave()
+            raise
 
     def __exit__(self, *exc_info: object) -> None:
+        try:
+            self._leave()
+        except BaseException:
+            self._leave()
+            raise
+
+    def _leave(self) -> None:
         with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                _let_any_thread_control_blas()
-                self._limit.restore_original_limits()
-                _let_any_thread_control_blas()
+            self._inside.discard(threading.get_ident())
+            if not self._inside:
+                self.put_back()
+
+    def put_back(self) -> None:
+        """Give BLAS the threads that it had; what an interrupt leaves undone may be done again."""
+        self._limit(None)
+        self._originals = []
+
+    def _limit(self, threads: int | None) -> None:
+        _let_any_thread_control_blas()
+        for library, original in self._originals:
+            wanted = original if threads is None else threads
+            if library.num_threads != wanted:
+                library.set_num_threads(wanted)
+        _let_any_thread_control_blas()
 
 
 @cache
 def _blas() -> ThreadpoolController:
-    return ThreadpoolController()
+    blas: ThreadpoolController = ThreadpoolController().select(user_api="blas")
+    return blas
 
 
 def _let_any_thread_control_blas() -> None:
@@ -230,9 +199,10 @@ _serial_blas = _SerialBLAS()
 
 
 def _after_fork() -> None:
-    """Threads do not survive a fork: the child starts with new helpers and nobody inside BLAS."""
-    _helpers.cache_clear()
-    _serial_blas.__init__()  # type: ignore[misc]
+    """Threads do not survive a fork: in the child nobody is inside BLAS."""
+    global _serial_blas  # noqa: PLW0603
+    held, _serial_blas = _serial_blas, _SerialBLAS()
+    held.put_back()
 
 
 if hasattr(os, "register_at_fork"):

@@ -72,7 +72,7 @@ def _run(loop: Any, g: ConvGeometry, x: Array, y: Array, dx: Array) -> None:
     )
     tasks, like = -(-rows // block), np.empty(0, x.dtype)
 
-    def work(counter: Array) -> None:
-        loop(pooling, tasks, counter, like)
+    def work(turn: Any) -> None:
+        loop(pooling, tasks, turn, like)
 
-    run(threads, [work])
+    run(threads, [work], macs=math.prod(g.y_shape) * math.prod(g.kernel))

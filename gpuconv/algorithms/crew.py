@@ -1,146 +1,113 @@
-"""Threads for compiled loops, which begin within a few microseconds of being asked.
+"""Compiled loops run by several threads, such that nothing outlives a call that is interrupted.
 
-A thread that sleeps takes some 50 us to wake and to get hold of Python's lock (2 cores of an AMD EPYC in a virtual
-machine), as long as the half of a small convolution that it is woken for. So a member of the crew that is done stays
-awake for some 100 us, in compiled code that holds no lock; and when it is asked it waits, still there, until whoever
-asks has begun with a loop, and so let go of Python's lock.
+Loops know arrays by their addresses, so no thread may be inside one when the call has ended, whatever ended it. A
+KeyboardInterrupt is raised between bytecodes, and Python code that waits can be interrupted like any other. Therefore
+every loop has a gate, which is kept by compiled code (simd/waiting.py): it is open while the caller is inside the loop,
+and before the caller leaves, in the same piece of compiled code, it closes the gate and waits until the workers have
+left. What an interrupt can skip in Python is of no consequence: a worker that comes late finds the gate closed.
+
+A long loop is cut into slices, so that Ctrl-C does not have to wait for its end: between two slices the caller is in
+Python for a moment, with nobody inside.
 """
 
 from __future__ import annotations
 
-import os
-import threading
+import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import cache
+from itertools import count
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
+from gpuconv import thread_pool
+from gpuconv.shielded import shielded
 from gpuconv.typing import Array
 
-Job = Callable[[Array], None]
-"""A loop over tasks: takes one after another until none is left, counted in an array that threads share."""
+Job = Callable[[Any], None]
+"""A loop over tasks, handed a turn: goes through the gate, and takes one task after another until none is left."""
 
-COUNTERS = 8
-"""Of a job: as many as fill a cache line. A loop may count with all of them, tasks with the first."""
+SLICED_MACS = 2**32
+"""Multiply-adds of a call that is cut into slices: some 50 ms of one core at its best, and up to 5 s at its worst."""
+
+SLICE = 0.1
+"""Seconds that a slice should take."""
 
 
-def run(threads: int, jobs: Sequence[Job]) -> None:
-    """Let every thread go through all jobs, and wait for those that did.
+def run(threads: int, jobs: Sequence[Job], *, macs: int = 0) -> None:
+    """Let every thread go through all jobs, whose multiply-adds are `macs`, and wait for those that did.
 
-    A member that fails, for want of memory, leaves its tasks to the others.
+    A worker that fails, for want of memory, leaves its tasks to the others.
     """
     if not jobs:
         return
-    first = _zero_counter()
-    counters = [first, *np.zeros((len(jobs) - 1, COUNTERS), np.int64)]
+    waiting, number = _waiting(), next(_numbers)
+    gates = [_gate() for _ in jobs]
+    shares: list[thread_pool.Share] = []
 
     def work() -> None:
-        for counter, job in zip(counters, jobs, strict=True):
-            job(counter)
+        for gate, job in zip(gates, jobs, strict=True):
+            job(waiting.Turn(gate, number, False))
 
     try:
-        if threads == 1:
-            work()
-        else:
-            _run_together(threads, work, first)
+        if threads > 1:
+            thread_pool.offer(shares, threads - 1, work, (gates[0].ctypes.data, number))
+        for gate, job in zip(gates, jobs, strict=True):
+            turn = waiting.Turn(gate, number, True)
+            if macs < SLICED_MACS:
+                job(turn)
+            else:
+                _run_in_slices(job, turn, threads)
     finally:
-        _spare_counters.append(first)
+        thread_pool.settle(shares)
+        _spare_gates.extend(gates)
 
 
-def _run_together(threads: int, work: Callable[[], None], counter: Array) -> None:
-    gone = np.zeros(threads - 1, np.int64)
-    asked = [_member() for _ in gone]
-    questions = [member.ask(work, gone[i : i + 1], counter) for i, member in enumerate(asked)]
+def _run_in_slices(job: Job, turn: Any, threads: int) -> None:
+    gate, waiting = turn.gate, _waiting()
+    tasks = threads
+    gate[waiting.LIMIT] = tasks
+    while True:
+        start = time.perf_counter()
+        job(turn)
+        if gate[waiting.NEXT] < gate[waiting.LIMIT]:
+            return
+        taken = time.perf_counter() - start
+        tasks = max(threads, round(tasks * min(4, SLICE / max(taken, 1e-6))))
+        gate[waiting.LIMIT] += tasks
+
+
+_numbers = count(1)
+"""Of calls: no two have the same, so no worker takes the gate of one for that of another."""
+
+_gates: list[Array] = []
+"""All that there are. A worker may look at one that is somebody else's by now: their memory is never given back."""
+
+_spare_gates: list[Array] = []
+"""Those that are in no call. An interrupt may lose one, which is 40 bytes and an object of Python."""
+
+
+def _gate() -> Array:
+    """A gate that is closed, before a loop with no limit of tasks."""
     try:
-        work()
-    finally:
-        for i, (member, question) in enumerate(zip(asked, questions, strict=True)):
-            while not member.take_back(question) and not _waiting().is_set(gone, i):
-                pass
-
-
-class _Member:
-    def __init__(self) -> None:
-        self._mailbox = np.array([_waiting().AWAKE, 0])
-        self._wake = threading.Lock()
-        self._wake.acquire()
-        self._work, self._gone, self._question = _nothing, self._mailbox, _waiting().FIRST_QUESTION
-        threading.Thread(target=self._serve, name="gpuconv", daemon=True).start()
-
-    def ask(self, work: Callable[[], None], gone: Array, counter: Array) -> int:
-        """Do the work once `counter` has left 0; set `gone` when all that it held has been let go."""
-        self._work, self._gone, self._question = work, gone, self._question + 1
-        question: int = self._question
-        self._mailbox[1] = counter.ctypes.data
-        if _waiting().ask(self._mailbox, question) == _waiting().ASLEEP:
-            self._wake.release()
-        return question
-
-    def take_back(self, question: int) -> bool:
-        """Whether the work had not begun; then it will not."""
-        if not _waiting().take_back(self._mailbox, question):
-            return False
-        self._work = _nothing
-        _idle.append(self)
-        return True
-
-    def _serve(self) -> None:
-        while True:
-            if not _waiting().begin(self._mailbox):
-                self._wake.acquire()
-                continue
-            gone = self._gone
-            with suppress(BaseException):
-                self._work()
-            self._work, self._gone = _nothing, self._mailbox
-            _waiting().rest(self._mailbox)
-            _idle.append(self)
-            gone[0] = 1
-            del gone
-
-
-def _nothing() -> None:
-    pass
-
-
-_idle: list[_Member] = []
-"""Those that nobody asked for anything."""
-
-
-def _member() -> _Member:
-    try:
-        return _idle.pop()
+        gate = _spare_gates.pop()
     except IndexError:
-        return _Member()
-
-
-_spare_counters: list[Array] = []
-"""Of first jobs. A member may look at one that is somebody else's by now: their memory is kept."""
-
-
-def _zero_counter() -> Array:
-    try:
-        counter = _spare_counters.pop()
-    except IndexError:
-        return np.zeros(COUNTERS, np.int64)
-    counter[:] = 0
-    return counter
+        gate = np.zeros(_waiting().GATE_SIZE, np.int64)
+        _gates.append(gate)
+    gate[:] = _waiting().CLOSED_GATE
+    return gate
 
 
 @cache
 def _waiting() -> ModuleType:
     """Imported when it is needed: Numba takes its time."""
-    from gpuconv.simd import waiting
-
+    waiting: ModuleType = shielded(_import_waiting)
     return waiting
 
 
-def _after_fork() -> None:
-    """Threads do not survive a fork."""
-    _idle.clear()
+def _import_waiting() -> ModuleType:
+    from gpuconv.simd import waiting
 
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    thread_pool.linger, thread_pool.spin = waiting.linger, waiting.is_set
+    return waiting

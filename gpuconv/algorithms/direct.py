@@ -64,7 +64,7 @@ class Direct(PlainWeights):
         dy, w = native(dy), native(w)
         if ScatterCut.serves(problem):
             cut = ScatterCut.of(problem)
-            run(cut.threads, [cut.job(dy, w, out, bias, relu=activation == "relu")])
+            run(cut.threads, [cut.job(dy, w, out, bias, relu=activation == "relu")], macs=problem.geometry.macs)
             _deliver(out, out, activation)
             return
         target, correlations = _target(problem, out), []
@@ -89,7 +89,7 @@ def _correlate(
     cuts = [_cut_of(problem, g) for g, *_ in correlations]
     relu = activation == "relu"
     jobs = [cut.job(x, w, to, bias, relu=relu) for cut, (_, x, w, to) in zip(cuts, correlations, strict=True)]
-    run(max((cut.threads for cut in cuts), default=1), jobs)
+    run(max((cut.threads for cut in cuts), default=1), jobs, macs=problem.geometry.macs)
 
 
 def _target(problem: Problem, out: Array) -> Array:

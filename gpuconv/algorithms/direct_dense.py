@@ -120,8 +120,8 @@ class DenseCut:
         tasks = -(-_outputs(self.g) // self.block) * self.pieces
         held = read, w, zeros  # the loop knows their addresses only
 
-        def work(counter: Array, _: object = held) -> None:
-            dense.correlate(product, maps, added, tasks, counter, *self._buffers())
+        def work(turn: Any, _: object = held) -> None:
+            dense.correlate(product, maps, added, tasks, turn, *self._buffers())
 
         return work
 
@@ -137,10 +137,10 @@ class DenseCut:
         maps = _maps(g, self.merges)
         tasks = chunks * self.pieces
 
-        def work(counter: Array) -> None:
-            dense.weight_gradient(product, maps, self.chunk, parts.strides[0], tasks, counter, *self._buffers())
+        def work(turn: Any) -> None:
+            dense.weight_gradient(product, maps, self.chunk, parts.strides[0], tasks, turn, *self._buffers())
 
-        run(self.threads, [work])
+        run(self.threads, [work], macs=g.macs)
         if not self.in_place:
             out[...] = added_up(parts)
 

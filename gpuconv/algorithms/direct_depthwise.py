@@ -101,8 +101,8 @@ class DepthwiseCut:
         problem = self._loop(x, out, rows, relu=relu)
         maps, tasks = _maps(self.g), -(-_rows(self.g) // self.block)
 
-        def work(counter: Array, _: object = x) -> None:  # the loop knows its address only
-            _loops().depthwise(problem, maps, self._shape, tasks, counter, *self._room(), rows)
+        def work(turn: Any, _: object = x) -> None:  # the loop knows its address only
+            _loops().depthwise(problem, maps, self._shape, tasks, turn, *self._room(), rows)
 
         return work
 
@@ -114,11 +114,11 @@ class DepthwiseCut:
         problem = self._loop(x, dy, zeros := np.zeros(self.g.k, self.dtype), relu=False)
         maps = _maps(self.g)
 
-        def work(counter: Array, _: object = zeros) -> None:  # the loop knows their address only
+        def work(turn: Any, _: object = zeros) -> None:  # the loop knows their address only
             sums = np.empty(self.sums, self.dtype)
-            _loops().depthwise_gradient(problem, maps, self._shape, tasks, counter, parts, *self._room(), sums)
+            _loops().depthwise_gradient(problem, maps, self._shape, tasks, turn, parts, *self._room(), sums)
 
-        run(self.threads, [work])
+        run(self.threads, [work], macs=self.g.macs)
         out[...] = added_up(parts).reshape(out.shape)
 
     @cached_property

@@ -101,10 +101,10 @@ class ScatterCut:
         added = added.ravel()
         tasks = self.blocks * _planes(g)
 
-        def work(counter: Array, _: object = (dy, w)) -> None:  # the loop knows their addresses only
+        def work(turn: Any, _: object = (dy, w)) -> None:  # the loop knows their addresses only
             table = np.empty(CHUNK, np.int64)
             sums, buffer = np.empty(self.sums, self.dtype), np.empty(self.buffer, self.dtype)
-            scatter.scatter(problem, added, tasks, counter, table, sums, buffer)
+            scatter.scatter(problem, added, tasks, turn, table, sums, buffer)
 
         return work
 

@@ -350,7 +350,7 @@ def _correlate(
     if packed is None and not cut.by_panel:
         packed = _aligned(cut.u, cut.dtype)
     x = with_adjacent_channels(native(x))
-    run(cut.threads, [_job(cut, x, w, packed, target, bias, relu=activation == "relu")])
+    run(cut.threads, [_job(cut, x, w, packed, target, bias, relu=activation == "relu")], macs=cut.g.macs)
     if activation not in ("identity", "relu"):
         finish(np, target, None, activation)
     if target is not out:
@@ -396,9 +396,9 @@ def _job(
     record = winograd.record(filtering)
     held = x, w, packed, v, y, zeros  # the loop knows their addresses only
 
-    def work(counter: Array, _: object = held) -> None:
+    def work(turn: Any, _: object = held) -> None:
         buffers = (_aligned(size, dtype) for size in (cut.u if by_panel else cut.v, cut.sums, cut.spare))
-        winograd.correlate(record, by_m, added, firsts, tasks, counter, np.empty(cut.table, np.int64), *buffers)
+        winograd.correlate(record, by_m, added, firsts, tasks, turn, np.empty(cut.table, np.int64), *buffers)
 
     return work
 
@@ -428,10 +428,10 @@ def _sum_up(cut: Cut, x: Array, dy: Array, out: Array) -> None:
     )
     record = winograd.record(filtering)
 
-    def work(counter: Array) -> None:
-        winograd.weight_gradient(record, by_m, counter, np.empty(cut.table, np.int64), u)
+    def work(turn: Any) -> None:
+        winograd.weight_gradient(record, by_m, turn, np.empty(cut.table, np.int64), u)
 
-    run(cut.threads, [work])
+    run(cut.threads, [work], macs=cut.g.macs)
 
 
 def _places(cut: Cut, x: Array | None, w: Array | None, y: Array | None, zeros: Array) -> dict[str, int]:

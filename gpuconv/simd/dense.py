@@ -28,7 +28,6 @@ from gpuconv.simd.tile import (
     has_nan,
     inlined,
     kept,
-    next_task,
     plus,
     put,
     relu,
@@ -38,6 +37,7 @@ from gpuconv.simd.tile import (
     transpose,
     variant,
 )
+from gpuconv.simd.waiting import enter, leave, next_task
 
 
 class Product(NamedTuple):
@@ -318,11 +318,13 @@ def _scatter(p: Any, sums: Any, width: int, places: Any, count: int, to: int, k_
 
 
 @kept
-def correlate(p: Any, maps: Any, bias: Any, tasks: int, counter: Any, table: Any, panel: Any, sums: Any) -> None:
+def correlate(p: Any, maps: Any, bias: Any, tasks: int, turn: Any, table: Any, panel: Any, sums: Any) -> None:
     """Make y, task by task, until none is left. `table`, `panel` and `sums` are this thread's.
 
     A task is a block of outputs by some of the panels, which are two vectors of channels of a group, or one.
     """
+    if not enter(turn):
+        return
     size = size_of(panel)
     lanes = VECTOR_BYTES // size
     by_group = -(-p.k // (2 * lanes))
@@ -333,9 +335,9 @@ def correlate(p: Any, maps: Any, bias: Any, tasks: int, counter: Any, table: Any
     c_most = min(p.c, p.depth)
     run_most = max(1, p.depth // c_most)
     while True:
-        task = next_task(counter)
+        task = next_task(turn)
         if task >= tasks:
-            return
+            break
         block, piece = task // p.pieces, task % p.pieces
         first = block * p.block
         count = min(p.block, outputs - first)
@@ -366,6 +368,7 @@ def correlate(p: Any, maps: Any, bias: Any, tasks: int, counter: Any, table: Any
                     start = 0
             if not in_place:
                 _scatter(p, sums, width, table[runs * rows :], count, (group * p.k + k0) * p.y_k, k_count)
+    leave(turn)
 
 
 def _make_gather(rows: int, vectors: int) -> Any:
@@ -464,12 +467,14 @@ _gather_run_1, _gather_run_2 = _make_gather_run(1), _make_gather_run(2)
 
 @kept
 def weight_gradient(
-    p: Any, maps: Any, chunk: int, apart: int, tasks: int, counter: Any, table: Any, panel: Any, sums: Any
+    p: Any, maps: Any, chunk: int, apart: int, tasks: int, turn: Any, table: Any, panel: Any, sums: Any
 ) -> None:
     """Make dw; or where the outputs are cut into chunks, what each of them contributes, `apart` bytes apart.
 
     A task is a chunk of outputs by some of the panels. `sums` holds all that a task makes.
     """
+    if not enter(turn):
+        return
     size = size_of(panel)
     lanes = VECTOR_BYTES // size
     by_group = -(-p.k // (2 * lanes))
@@ -478,9 +483,9 @@ def weight_gradient(
     runs = p.t * p.r * p.s
     panel_bytes = runs * p.c * (1 if p.k <= lanes else 2) * VECTOR_BYTES
     while True:
-        task = next_task(counter)
+        task = next_task(turn)
         if task >= tasks:
-            return
+            break
         part, piece = task // p.pieces, task % p.pieces
         panel0, panel1 = piece * panels // p.pieces, (piece + 1) * panels // p.pieces
         stop = min((part + 1) * chunk, outputs)
@@ -526,3 +531,4 @@ def weight_gradient(
                 for c in range(p.c):
                     _copy(sum_, size, target + c * p.w_c, p.w_k, k_count, width, panel)
                     sum_ += width * size
+    leave(turn)

@@ -26,7 +26,6 @@ from gpuconv.simd.tile import (
     compiled,
     inlined,
     kept,
-    next_task,
     pixel_tile,
     pixels_apart,
     pixels_from,
@@ -36,6 +35,7 @@ from gpuconv.simd.tile import (
     store_apart,
     tap_tile,
 )
+from gpuconv.simd.waiting import enter, leave, next_task
 
 
 class Depthwise(NamedTuple):
@@ -132,14 +132,16 @@ def _make_others(p: Any, starts: Any, places: Any, count: int, y: int, like: Any
 
 
 @kept
-def depthwise(p: Any, maps: Any, shape: Any, tasks: int, counter: Any, starts: Any, places: Any, like: Any) -> None:
+def depthwise(p: Any, maps: Any, shape: Any, tasks: int, turn: Any, starts: Any, places: Any, like: Any) -> None:
     """Make y, a block of rows after another, until none is left. `starts` and `places` are this thread's."""
+    if not enter(turn):
+        return
     taps, pixels, along = len(shape[0]), len(shape[3]), maps[2]
     count = (pixels - 1) * p.stride + (taps - 1) * p.dilation + 1
     while True:
-        task = next_task(counter)
+        task = next_task(turn)
         if task >= tasks:
-            return
+            break
         for number in range(task * p.block, min((task + 1) * p.block, p.rows)):
             row = _look_up(p, maps, number, starts)
             for start in range(0, p.q, pixels):
@@ -155,6 +157,7 @@ def depthwise(p: Any, maps: Any, shape: Any, tasks: int, counter: Any, starts: A
                             some = places[(i * p.pieces + piece) * count :]
                             look_along(along, first, 1, starts[i], p.x_w, p.zeros, some, count)
                 _make_others(p, starts, places, count, y, like, shape)
+    leave(turn)
 
 
 @inlined
@@ -184,19 +187,21 @@ def _gather(
 
 @kept
 def depthwise_gradient(
-    p: Any, maps: Any, shape: Any, tasks: int, counter: Any, parts: Any, starts: Any, places: Any, sums: Any
+    p: Any, maps: Any, shape: Any, tasks: int, turn: Any, parts: Any, starts: Any, places: Any, sums: Any
 ) -> None:
     """parts[task] = what a block of rows of outputs contributes to dw, until no task is left.
 
     `starts`, `places` and `sums` are this thread's; sums is (vectors of channels, taps, their channels).
     """
+    if not enter(turn):
+        return
     step, taps = len(shape[4]) * VECTOR_BYTES, len(shape[0])
     all_taps = p.t * p.r * p.pieces * taps
     width, channels = step // size_of(sums), p.pixel // size_of(sums)
     while True:
-        task = next_task(counter)
+        task = next_task(turn)
         if task >= tasks:
-            return
+            break
         sums[:] = 0
         for number in range(task * p.block, min((task + 1) * p.block, p.rows)):
             dy = _look_up(p, maps, number, starts)
@@ -214,3 +219,4 @@ def depthwise_gradient(
             for tap in range(all_taps):
                 for g in range(width):
                     parts[task, tap, first + g] = sums[start * all_taps + tap * width + g]
+    leave(turn)

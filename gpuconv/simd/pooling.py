@@ -18,7 +18,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from gpuconv.simd.llvm import broadcast, load, store_value
-from gpuconv.simd.tile import VECTOR_BYTES, TileType, compiled, kept, next_task
+from gpuconv.simd.tile import VECTOR_BYTES, TileType, compiled, kept
+from gpuconv.simd.waiting import enter, leave, next_task
 
 
 class Pooling(NamedTuple):
@@ -182,24 +183,28 @@ def _clear_band(p: Any, number: int, like: Any) -> None:
 
 
 @kept
-def max_pool(p: Any, tasks: int, counter: Any, like: Any) -> None:
+def max_pool(p: Any, tasks: int, turn: Any, like: Any) -> None:
     """Make y, a block of rows after another, until none is left."""
+    if not enter(turn):
+        return
     while True:
-        task = next_task(counter)
+        task = next_task(turn)
         if task >= tasks:
-            return
+            break
         for number in range(task * p.block, min((task + 1) * p.block, p.rows)):
             _pool_row(p, number, like, False)
-
-
+    leave(turn)
 @kept
-def max_pool_gradient(p: Any, tasks: int, counter: Any, like: Any) -> None:
+def max_pool_gradient(p: Any, tasks: int, turn: Any, like: Any) -> None:
     """Make dx, that of a block of rows of dy after another, until none is left."""
+    if not enter(turn):
+        return
     while True:
-        task = next_task(counter)
+        task = next_task(turn)
         if task >= tasks:
-            return
+            break
         for number in range(task * p.block, min((task + 1) * p.block, p.rows)):
             if p.clears:
                 _clear_band(p, number, like)
             _pool_row(p, number, like, True)
+    leave(turn)

@@ -21,7 +21,6 @@ from gpuconv.simd.tile import (
     get,
     inlined,
     kept,
-    next_task,
     plus,
     put,
     relu,
@@ -30,6 +29,7 @@ from gpuconv.simd.tile import (
     tile_of,
     variant,
 )
+from gpuconv.simd.waiting import enter, leave, next_task
 
 
 class Scatter(NamedTuple):
@@ -162,13 +162,15 @@ def _deliver(p: Any, target: int, source: int, bias: Any) -> None:
 
 
 @kept
-def scatter(p: Any, bias: Any, tasks: int, counter: Any, table: Any, sums: Any, buffer: Any) -> None:
+def scatter(p: Any, bias: Any, tasks: int, turn: Any, table: Any, sums: Any, buffer: Any) -> None:
     """Make dx, task by task, until none is left. `table`, `sums` and `buffer` are this thread's."""
+    if not enter(turn):
+        return
     size = size_of(sums)
     while True:
-        task = next_task(counter)
+        task = next_task(turn)
         if task >= tasks:
-            return
+            break
         block, plane = task % p.blocks, task // p.blocks
         d, n = plane % p.d, plane // p.d
         h0, h1 = block * p.h // p.blocks, (block + 1) * p.h // p.blocks
@@ -185,3 +187,4 @@ def scatter(p: Any, bias: Any, tasks: int, counter: Any, table: Any, sums: Any, 
         for h in range(h0, h1):
             source = address_of(buffer) + ((h - h0) * p.row + p.low_w * p.c) * size
             _deliver(p, p.x + n * p.x_n + d * p.x_d + h * p.x_h, source, bias)
+    leave(turn)

@@ -430,16 +430,6 @@ def _row_at(builder: Any, tile: TileType, address: Any) -> list[Any]:
 
 
 @intrinsic
-def _count_up(_: Any, _address: Any) -> Any:
-    """Add one to the integer at an address, for all threads to see, and what they wrote before; what it was."""
-
-    def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
-        return builder.atomic_rmw("add", builder.inttoptr(args[0], I64.as_pointer()), I64(1), "acq_rel")
-
-    return types.intp(types.intp), build
-
-
-@intrinsic
 def value_at(_: Any, _address: Any) -> Any:
     """The integer at an address, and to see what was written before it was."""
 
@@ -463,20 +453,6 @@ def address_of(_: Any, array: Any) -> Any:
 def size_of(_: Any, like: Any) -> Any:
     """Bytes of an element. The compiler knows them, as it does not an array's itemsize."""
     return types.intp(like), lambda *_: I64(like.dtype.bitwidth // 8)
-
-
-@compiled
-def next_task(counter: Any) -> int:
-    """The number of the next task, another one for every thread that asks."""
-    task: int = _count_up(address_of(counter))
-    return task
-
-
-@compiled
-def wait_for(counter: Any, count: int) -> None:
-    """Until a counter, at the first element of an array, is at `count`."""
-    while value_at(address_of(counter)) < count:
-        pass
 
 
 @intrinsic

@@ -1,27 +1,60 @@
-"""What threads tell each other without Python's lock: that there is work, that it has begun, that it is done.
+"""What threads tell each other without Python's lock: that a loop has begun, that a task is done, that all have left.
 
-A member of the crew (gpuconv/algorithms/crew.py) has a mailbox, two integers: its state, and the address of a counter
-that leaves 0 when the thread that asked is in compiled code, and Python's lock is free. A member that was asked has the
-number of the question as its state, so that nobody takes back the question of somebody else.
+A gate is five integers, which the threads of one loop share (gpuconv/algorithms/crew.py says what it is for):
+
+    NEXT      number of the next task
+    DONE      tasks that are done, where others wait for them
+    OPEN      number of the call while its caller is inside, minus that number when the loop has ended, 0 before
+    INSIDE    how many workers are inside
+    LIMIT     number of the first task that is not to be begun as yet
+
+A worker counts itself in before it looks whether the gate is open, and a caller closes the gate before it looks who is
+inside, so one of the two sees the other.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import Any, NamedTuple
 
+import numpy as np
+from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from gpuconv.simd.llvm import I64
-from gpuconv.simd.tile import address_of, kept, value_at
+from gpuconv.simd.tile import address_of, compiled, kept, value_at
 
-ASLEEP, AWAKE, BUSY, FIRST_QUESTION = 0, 1, 2, 3
+NEXT, DONE, OPEN, INSIDE, LIMIT = range(5)
+
+GATE_SIZE = 8
+"""Elements: those above, and what fills a cache line."""
+
+NONE_LEFT = 2**62
+"""A number that no task has."""
+
+CLOSED_GATE = np.array([0, 0, 0, 0, NONE_LEFT, 0, 0, 0])
 
 LINGER = 200_000
-"""Looks at the mailbox before a member falls asleep: some 100 us."""
+"""Looks at the mailbox before a worker falls asleep: some 100 us."""
 
 PATIENCE = 100_000
-"""Looks at a flag before Python is asked again: some 50 us."""
+"""Looks at a flag, or at a gate that should open, before Python is asked again: some 50 us."""
+
+SPINS = 2_000
+"""Looks at what another thread is about to do before the core is offered to others: some microseconds."""
+
+
+class Turn(NamedTuple):
+    """What a loop is handed by its call: the gate, the number of the call, and whether this thread is the caller's."""
+
+    gate: Any
+    number: int
+    is_caller: bool
+
+
+# ---------------------------------------------------------------------------------------------- atomic operations
 
 
 def _place(builder: Any, address: Any) -> Any:
@@ -33,62 +66,150 @@ def _exchange(_: Any, _address: Any, _new: Any) -> Any:
     """Put a new value; what was there."""
 
     def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
-        return builder.atomic_rmw("xchg", _place(builder, args[0]), args[1], "acq_rel")
+        return builder.atomic_rmw("xchg", _place(builder, args[0]), args[1], "seq_cst")
 
     return types.intp(types.intp, types.intp), build
 
 
 @intrinsic
-def _replace(_: Any, _address: Any, _old: Any, _new: Any) -> Any:
-    """Put a new value in place of an old one; whether that was there."""
+def _add(_: Any, _address: Any, _count: Any) -> Any:
+    """Add to an integer; what it was."""
 
     def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
-        address, old, new = args
-        found = builder.cmpxchg(_place(builder, address), old, new, "acq_rel", "acquire")
-        return builder.extract_value(found, 1)
+        return builder.atomic_rmw("add", _place(builder, args[0]), args[1], "seq_cst")
 
-    return types.boolean(types.intp, types.intp, types.intp), build
+    return types.intp(types.intp, types.intp), build
 
 
-@kept
-def ask(mailbox: Any, question: int) -> int:
-    """Say that there is work. In which state the member was."""
-    state: int = _exchange(address_of(mailbox), question)
-    return state
+@intrinsic
+def _value_now(_: Any, _address: Any) -> Any:
+    """An integer, looked at after everything that this thread did before."""
+
+    def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
+        return builder.load_atomic(_place(builder, args[0]), "seq_cst", 8)
+
+    return types.intp(types.intp), build
 
 
-@kept
-def take_back(mailbox: Any, question: int) -> bool:
-    """Whether work that was asked for had not begun; then it will not."""
-    is_back: bool = _replace(address_of(mailbox), question, AWAKE)
-    return is_back
+@intrinsic
+def _offer_core(_: Any) -> Any:
+    """Let another thread run on this core, if one wants to."""
+
+    def build(context: Any, builder: Any, __: Any, ___: Any) -> Any:
+        if sys.platform != "win32":
+            function = ir.FunctionType(ir.IntType(32), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, function, "sched_yield"), [])
+        return context.get_dummy_value()
+
+    return types.void(), build
 
 
-@kept
-def rest(mailbox: Any) -> None:
-    """Say that the member is there for others."""
-    _exchange(address_of(mailbox), AWAKE)
-
-
-@kept
-def begin(mailbox: Any) -> bool:
-    """Wait for work, and begin with it. False for a member that waited long enough to fall asleep."""
-    state, left = address_of(mailbox), LINGER
-    while True:
-        question = value_at(state)
-        if question >= FIRST_QUESTION:
-            if value_at(value_at(state + 8)) > 0 and _replace(state, question, BUSY):
-                return True
-        elif left > 0:
+@compiled
+def _wait_until_at_least(address: int, count: int) -> None:
+    left = SPINS
+    while value_at(address) < count:
+        if left > 0:
             left -= 1
-        elif _replace(state, AWAKE, ASLEEP):
+        else:
+            _offer_core()
+
+
+# ---------------------------------------------------------------------------------------------- the gate of a loop
+
+
+@compiled
+def enter(turn: Any) -> bool:
+    """Go through the gate, which the caller opens. False for a worker that comes too late, or much too early."""
+    gate = address_of(turn.gate)
+    if turn.is_caller:
+        _exchange(gate + 8 * OPEN, turn.number)
+        return True
+    left = PATIENCE
+    while left > 0:
+        number = value_at(gate + 8 * OPEN)
+        if number == turn.number:
+            _add(gate + 8 * INSIDE, 1)
+            if _value_now(gate + 8 * OPEN) == turn.number:
+                return True
+            _add(gate + 8 * INSIDE, -1)
+        elif number != 0:
             return False
+        left -= 1
+    return False
+
+
+@compiled
+def leave(turn: Any) -> None:
+    """Leave; the caller when all others have left, and none can enter."""
+    gate = address_of(turn.gate)
+    if not turn.is_caller:
+        _add(gate + 8 * INSIDE, -1)
+        return
+    is_over = value_at(gate + 8 * NEXT) < value_at(gate + 8 * LIMIT)
+    _exchange(gate + 8 * OPEN, -turn.number if is_over else 0)
+    left = SPINS
+    while _value_now(gate + 8 * INSIDE) > 0:
+        if left > 0:
+            left -= 1
+        else:
+            _offer_core()
+
+
+@compiled
+def next_task(turn: Any) -> int:
+    """The number of the next task, another one for every thread that asks; NONE_LEFT from the limit on."""
+    gate = address_of(turn.gate)
+    limit = value_at(gate + 8 * LIMIT)
+    task = _add(gate + 8 * NEXT, 1)
+    if task < limit:
+        return int(task)
+    _add(gate + 8 * NEXT, -1)
+    return NONE_LEFT
+
+
+@compiled
+def tasks_begun(turn: Any) -> int:
+    """How many tasks have been taken."""
+    begun: int = value_at(address_of(turn.gate) + 8 * NEXT)
+    return begun
+
+
+@compiled
+def finish_task(turn: Any) -> None:
+    """Count a task as done, with all that was written for it, for those who wait."""
+    _add(address_of(turn.gate) + 8 * DONE, 1)
+
+
+@compiled
+def wait_for(turn: Any, count: int) -> None:
+    """Until `count` tasks are done. They must have smaller numbers than the task that waits: then others are at them."""
+    _wait_until_at_least(address_of(turn.gate) + 8 * DONE, count)
+
+
+# ---------------------------------------------------------------------------------------------- asked from Python
 
 
 @kept
-def is_set(flags: Any, i: int) -> bool:
+def linger(mailbox: Any, seen: int) -> int:
+    """Wait until a worker was asked more than `seen` times and its caller has begun; how often. -1 if it was not asked.
+
+    The mailbox is that of gpuconv/thread_pool.py. A caller that has begun has let go of Python's lock.
+    """
+    left = LINGER
+    while value_at(address_of(mailbox)) == seen:
+        if left == 0:
+            return -1
+        left -= 1
+    asked, gate, left = value_at(address_of(mailbox)), value_at(address_of(mailbox) + 8), PATIENCE
+    while gate != 0 and value_at(gate + 8 * OPEN) == 0 and left > 0:
+        left -= 1
+    return int(asked)
+
+
+@kept
+def is_set(flag: Any) -> bool:
     """Whether a flag is set, or is within some 50 us."""
     left = PATIENCE
-    while not value_at(address_of(flags) + 8 * i) and left:
+    while not value_at(address_of(flag)) and left:
         left -= 1
     return left > 0

@@ -36,7 +36,6 @@ from gpuconv.simd.tile import (
     compiled,
     get,
     kept,
-    next_task,
     plus,
     put,
     relu,
@@ -45,8 +44,8 @@ from gpuconv.simd.tile import (
     tile_of,
     transpose,
     variant,
-    wait_for,
 )
+from gpuconv.simd.waiting import enter, finish_task, leave, next_task, tasks_begun, wait_for
 
 BLOCK_BYTES = 64
 """Channels of a transformed tile lie in blocks of so many bytes, however long vectors are."""
@@ -404,7 +403,7 @@ def _make_block(
 
 @kept
 def correlate(
-    p: Any, f: Any, bias: Any, firsts: int, tasks: int, counter: Any, table: Any, room: Any, sums: Any, spare: Any
+    p: Any, f: Any, bias: Any, firsts: int, tasks: int, turn: Any, table: Any, room: Any, sums: Any, spare: Any
 ) -> None:
     """Make y, task by task, until none is left. `table`, `room`, `sums` and `spare` are this thread's.
 
@@ -412,22 +411,25 @@ def correlate(
     others makes some of the panels of a block of tiles, which it transforms into its room. Or, `by_panel`, the first
     transform tiles, and each of the others makes a panel, whose weights it transforms into its room.
     """
+    if not enter(turn):
+        return
     by_group = -(-p.k * size_of(bias) // (2 * VECTOR_BYTES))
     while True:
-        task = next_task(counter)
+        task = next_task(turn)
         if task >= tasks:
-            return
+            break
         if task < firsts:
             _share(p, f, task, by_group, table, spare)
-            next_task(counter[1:])
+            finish_task(turn)
             continue
-        wait_for(counter[1:], firsts)
+        wait_for(turn, firsts)
         task -= firsts
         if p.by_panel:
             _make_panel(p, f, task, by_group, bias, table, room, sums, spare)
         else:
-            next_block = (counter[0] - firsts) // p.pieces * p.block
+            next_block = (tasks_begun(turn) - firsts) // p.pieces * p.block
             _make_block(p, f, task, by_group, next_block, bias, table, room, sums, spare)
+    leave(turn)
 
 
 # -------------------------------------------------------------------------------------------------- sums over tiles
@@ -515,12 +517,14 @@ def _deliver(p: Any, f: Any, number: int, by_group: int, c0: int, c1: int, table
 
 
 @kept
-def weight_gradient(p: Any, f: Any, counter: Any, table: Any, like: Any) -> None:
+def weight_gradient(p: Any, f: Any, turn: Any, table: Any, like: Any) -> None:
     """Make w, task by task, until none is left. `table` is this thread's, u, v and d are shared.
 
     Tiles are taken in rounds: first tasks transform those of a round, then each of others adds what they contribute to
     one xi of some panels. When all have been added, tasks of the third kind transform the sums.
     """
+    if not enter(turn):
+        return
     n = len(f[1])
     lanes = VECTOR_BYTES // size_of(like)
     by_group = -(-p.k // (2 * lanes))
@@ -530,27 +534,28 @@ def weight_gradient(p: Any, f: Any, counter: Any, table: Any, like: Any) -> None
     rounds = -(-p.tiles // p.block)
     by_panel = -(-p.c // PACKED_AT_ONCE)
     while True:
-        task = next_task(counter)
+        task = next_task(turn)
         if task >= rounds * of_round + panels * by_panel:
-            return
+            break
         number, part = task // of_round, task % of_round
         first = number * p.block
         if number >= rounds:
-            wait_for(counter[1:], rounds * of_round)
+            wait_for(turn, rounds * of_round)
             part = task - rounds * of_round
             c0 = part % by_panel * PACKED_AT_ONCE
             _deliver(p, f, part // by_panel, by_group, c0, min(c0 + PACKED_AT_ONCE, p.c), table, like)
             continue
         count = min(p.block, p.tiles - first)
         if part < parts:
-            wait_for(counter[1:], number * of_round)  # nobody needs what the buffers hold
+            wait_for(turn, number * of_round)  # nobody needs what the buffers hold
             start = part * TILES_AT_ONCE
             stop = min(start + TILES_AT_ONCE, count)
             _transform_inputs(p, f, first + start, first + stop, np.intp(0), p.groups, table, p.v, like)
             _transform_products(p, f, first + start, first + stop, table, like)
         else:
-            wait_for(counter[1:], number * of_round + parts)
+            wait_for(turn, number * of_round + parts)
             xi, piece = (part - parts) // p.pieces, (part - parts) % p.pieces
             panel0, panel1 = piece * panels // p.pieces, (piece + 1) * panels // p.pieces
             _add_up(p, xi, panel0, panel1, by_group, count, number == 0, like)
-        next_task(counter[1:])
+        finish_task(turn)
+    leave(turn)
