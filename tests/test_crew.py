@@ -1,4 +1,4 @@
-"""The crew: threads that compiled loops share their tasks with, asked awake or asleep, by one caller or several."""
+"""Threads that compiled loops share their tasks with, asked awake or asleep, by one caller or several."""
 
 import os
 import pickle
@@ -7,41 +7,41 @@ import sys
 import threading
 import time
 import weakref
-from functools import cache
 
 import numpy as np
 import pytest
 
 import gpuconv
+from gpuconv import cpu, thread_pool
 from gpuconv.algorithms import crew
 
 pytest.importorskip("numba")
 
 ASLEEP_BY_NOW = 0.05
-"""Seconds: members stay awake for some 100 us."""
-
-
-@cache
-def compiled_take():
-    from gpuconv.simd.tile import compiled, next_task
-
-    @compiled
-    def take(counter):
-        return next_task(counter)
-
-    return take
+"""Seconds: workers stay awake for some 100 us."""
 
 
 def counting_job(taken, tasks=200, seconds=1e-4):
     """Takes tasks as a compiled loop does; each notes the thread that took it."""
-    take = compiled_take()
+    from gpuconv.simd import waiting
 
-    def job(counter):
-        while (task := take(counter)) < tasks:
-            taken.append((task, threading.current_thread()))
-            time.sleep(seconds)
+    def job(turn):
+        if not waiting.enter(turn):
+            return
+        try:
+            while (task := waiting.next_task(turn)) < tasks:
+                taken.append((task, threading.get_ident()))
+                time.sleep(seconds)
+        finally:
+            waiting.leave(turn)
 
     return job
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled():
+    """Workers do not wait for a compiler."""
+    crew.run(1, [counting_job([], 1)])
 
 
 @pytest.mark.parametrize("pause", [0, ASLEEP_BY_NOW], ids=["awake", "asleep"])
@@ -62,16 +62,31 @@ def test_jobs_one_after_another():
     crew.run(2, [])
 
 
+def test_a_long_job_is_cut_into_slices_with_nobody_inside_between_them():
+    taken, inside = [], []
+    job = counting_job(taken, 300, 1e-4)
+
+    def watched(turn):
+        if turn.is_caller:
+            inside.append(int(turn.gate[crew._waiting().INSIDE]))
+        job(turn)
+
+    crew.run(2, [watched], macs=crew.SLICED_MACS)
+    assert sorted(task for task, _ in taken) == list(range(300))
+    assert len(inside) > 2
+    assert not any(inside)
+
+
 def test_no_more_threads_than_were_ever_asked_at_a_time():
     for _ in range(3):
         crew.run(3, [counting_job([])])
-    before = threading.active_count()
+    before = len(thread_pool._workers)
     for _ in range(200):
         crew.run(3, [counting_job([], 3, 0)])
-    assert threading.active_count() == before
+    assert len(thread_pool._workers) == before
 
 
-def test_members_let_go_of_what_a_call_held():
+def test_workers_let_go_of_what_a_call_held():
     class Held:
         pass
 
@@ -79,19 +94,19 @@ def test_members_let_go_of_what_a_call_held():
         held = Held()
         seen = weakref.ref(held)
         job = counting_job([], 8, 1e-5)
-        crew.run(2, [lambda counter, job=job, _=held: job(counter)])
+        crew.run(2, [lambda turn, job=job, _=held: job(turn)])
         del held
         assert seen() is None
 
 
-def test_a_member_that_fails_leaves_its_tasks_to_the_others():
+def test_a_worker_that_fails_leaves_its_tasks_to_the_others():
     taken = []
     job = counting_job(taken)
 
-    def failing(counter):
-        if threading.current_thread() is not threading.main_thread():
+    def failing(turn):
+        if not turn.is_caller:
             raise MemoryError
-        job(counter)
+        job(turn)
 
     for _ in range(3):
         taken.clear()
@@ -102,14 +117,17 @@ def test_a_member_that_fails_leaves_its_tasks_to_the_others():
 
 def test_an_error_of_the_caller_is_raised_when_the_others_are_done():
     taken = []
-    job = counting_job(taken)
+    job = counting_job(taken, 200)
 
-    def failing(counter):
-        if threading.current_thread() is threading.main_thread():
-            counter[0] += 1
+    def failing(turn):
+        if turn.is_caller:
+            waiting = crew._waiting()
+            waiting.enter(turn)
             time.sleep(0.01)
+            turn.gate[waiting.LIMIT] = 0
+            waiting.leave(turn)
             raise MemoryError("full")
-        job(counter)
+        job(turn)
 
     with pytest.raises(MemoryError, match="full"):
         crew.run(2, [failing])
@@ -117,6 +135,51 @@ def test_an_error_of_the_caller_is_raised_when_the_others_are_done():
     time.sleep(0.01)
     assert len(taken) == done > 0
     crew.run(2, [job])
+
+
+def test_who_belongs_to_another_call_finds_the_gate_closed():
+    """Even if that call is at its loop, with the very gate of the one that ended."""
+    waiting = crew._waiting()
+    gate = crew._gate()
+    now, late = waiting.Turn(gate, 8, True), waiting.Turn(gate, 7, False)
+    assert waiting.enter(now)
+    assert not waiting.enter(late)
+    assert gate[waiting.INSIDE] == 0
+    assert waiting.enter(now._replace(is_caller=False))
+    waiting.leave(now._replace(is_caller=False))
+    waiting.leave(now)
+    assert not waiting.enter(now._replace(is_caller=False))
+    assert not waiting.enter(late)
+
+
+def test_the_caller_leaves_last():
+    waiting = crew._waiting()
+    caller = waiting.Turn(crew._gate(), 9, True)
+    worker = caller._replace(is_caller=False)
+    waiting.enter(caller)
+    assert waiting.enter(worker)
+    leaving = threading.Thread(target=waiting.leave, args=(caller,), daemon=True)
+    leaving.start()
+    leaving.join(0.1)
+    assert leaving.is_alive()
+    waiting.leave(worker)
+    leaving.join(60)
+    assert not leaving.is_alive()
+
+
+def test_without_any_more_threads_the_caller_does_it_all(monkeypatch):
+    def start(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(thread_pool, "_workers", [])
+    monkeypatch.setattr(thread_pool._thread, "start_new_thread", start)
+    monkeypatch.setattr(gpuconv.settings, "threads", 3)
+    taken = []
+    crew.run(3, [counting_job(taken)])
+    assert sorted(task for task, _ in taken) == list(range(200))
+    done = []
+    cpu.spread(range(50), lambda: done.append, 3)
+    assert sorted(done) == list(range(50))
 
 
 def test_callers_side_by_side(monkeypatch):
@@ -144,7 +207,8 @@ def test_after_a_fork():
         "x, w = np.ones((2, 90, 90, 16), 'f'), np.ones((3, 3, 16, 32), 'f'); "
         "f = lambda: gpuconv.conv2d(x, w, algorithm='direct').sum(); "
         "before = f(); pid = os.fork(); same = f() == before; "
-        "pid or os._exit(0 if same and threading.active_count() == 2 else 1); "
+        "from gpuconv import thread_pool; "
+        "pid or os._exit(0 if same and len(thread_pool._workers) == 1 else 1); "
         "assert os.waitpid(pid, 0)[1] == 0 and same"
     )
     subprocess.run([sys.executable, "-W", "ignore::DeprecationWarning", "-c", statement], check=True)

@@ -200,14 +200,15 @@ def test_who_comes_second_waits(monkeypatch, direction, text, taken):
 
     def run(_, jobs):
         (job,) = jobs
-        job(whole := np.zeros(crew.COUNTERS, np.int64))
-        counter = np.zeros_like(whole)
-        counter[:2] = taken, taken - 1
-        second = threading.Thread(target=job, args=(counter,), daemon=True)
+        waiting = crew._waiting()
+        job(waiting.Turn(crew._gate(), 1, True))
+        gate = crew._gate()
+        gate[waiting.NEXT], gate[waiting.DONE] = taken, taken - 1
+        second = threading.Thread(target=job, args=(waiting.Turn(gate, 1, True),), daemon=True)
         second.start()
         second.join(0.1)
-        waits = second.is_alive() and counter[1] == taken - 1
-        counter[1] += 1
+        waits = second.is_alive() and gate[waiting.DONE] == taken - 1
+        gate[waiting.DONE] += 1
         second.join(60)
         assert waits
         assert not second.is_alive()

@@ -109,5 +109,9 @@ def _waiting() -> ModuleType:
 def _import_waiting() -> ModuleType:
     from gpuconv.simd import waiting
 
+    asked = np.ones(3, np.int64)
+    asked[thread_pool.GATE] = 0
+    waiting.linger(asked, 0)  # compiled now, not while a worker is wanted
+    waiting.is_set(asked)
     thread_pool.linger, thread_pool.spin = waiting.linger, waiting.is_set
     return waiting

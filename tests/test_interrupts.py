@@ -1,0 +1,250 @@
+"""An interrupt anywhere in a call: no later result is wrong, no thread stays at work, BLAS has its threads, all ends."""
+
+import _thread
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from calls import same
+from threadpoolctl import threadpool_info
+
+import gpuconv
+from gpuconv import cpu, thread_pool
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timed signals")
+
+x = np.random.default_rng(0).integers(-2, 3, (2, 28, 28, 64)).astype(np.float32)
+w = np.random.default_rng(1).integers(-2, 3, (3, 3, 64, 64)).astype(np.float32)
+w_depthwise = w[:, :, :1]
+stem = x[..., :3]
+
+CALLS = {
+    "direct": lambda out=None: gpuconv.conv2d(x, w, pad=1, algorithm="direct", out=out),
+    "direct, depthwise": lambda out=None: gpuconv.conv2d(x, w_depthwise, pad=1, groups=64, algorithm="direct", out=out),
+    "direct, several loops": lambda out=None: gpuconv.conv2d_input_grad(
+        x, w, (2, 57, 57, 64), stride=2, algorithm="direct", out=out
+    ),
+    "direct, few channels": lambda out=None: gpuconv.conv2d_input_grad(
+        x, w[:, :, :3], (2, 28, 28, 3), pad=1, algorithm="direct", out=out
+    ),
+    "direct, weight gradient": lambda out=None: gpuconv.conv2d_weight_grad(x, x, 3, pad=1, algorithm="direct", out=out),
+    "direct, depthwise weight gradient": lambda out=None: gpuconv.conv2d_weight_grad(
+        x, x, 3, pad=1, groups=64, algorithm="direct", out=out
+    ),
+    "winograd": lambda out=None: gpuconv.conv2d(x, w, pad=1, algorithm="winograd", out=out),
+    "winograd, weight gradient": lambda out=None: gpuconv.conv2d_weight_grad(
+        x, x, 3, pad=1, algorithm="winograd", out=out
+    ),
+    "gemm": lambda out=None: gpuconv.conv2d(x, w, pad=1, algorithm="gemm", max_workspace=2**20, out=out),
+    "gemm, weight gradient": lambda out=None: gpuconv.conv2d_weight_grad(
+        x, x, 3, pad=1, algorithm="gemm", max_workspace=2**21, out=out
+    ),
+    "depthwise": lambda out=None: gpuconv.conv2d(x, w_depthwise, pad=1, groups=64, algorithm="depthwise", out=out),
+    "fft": lambda out=None: gpuconv.conv2d(x, w, pad=1, algorithm="fft", out=out),
+    "max_pool2d": lambda out=None: gpuconv.max_pool2d(x, 2, out=out),
+}
+
+
+class Storm:
+    """Raises KeyboardInterrupt in the main thread some time from now, and once more soon after that."""
+
+    def __init__(self, seed):
+        self._random, self._left = random.Random(seed), 0
+
+    def __enter__(self):
+        self._before = signal.signal(signal.SIGALRM, self._strike)
+        return self
+
+    def __exit__(self, *_):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, self._before)
+
+    def _strike(self, *_):
+        if self._left > 0:
+            self._left -= 1
+            raise KeyboardInterrupt
+
+    def over(self, call, longest):
+        """Make a call in it; whether it was interrupted."""
+        try:
+            self._left = self._random.choice((1, 1, 2, 3))
+            after, again = self._random.uniform(1e-6, 1) ** 2 * longest, self._random.uniform(5e-5, 1e-3)
+            signal.setitimer(signal.ITIMER_REAL, max(after, 1e-6), again)
+            call()
+        except KeyboardInterrupt:
+            return True
+        else:
+            return False
+        finally:
+            self._left = 0
+
+
+def available(call):
+    try:
+        call()
+    except gpuconv.AlgorithmError:
+        return False
+    return True
+
+
+def blas_threads():
+    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+@pytest.fixture(autouse=True)
+def _two_threads(monkeypatch):
+    monkeypatch.setattr(gpuconv.settings, "threads", 2)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_storm_of_interrupts(name):
+    call = CALLS[name]
+    if not available(call):
+        pytest.skip("needs Numba")
+    want, before = call().copy(), blas_threads()
+    start = time.perf_counter()
+    call()
+    longest = max(1.2 * (time.perf_counter() - start), 1e-4)
+    interrupted, out = 0, np.empty_like(want)
+    with Storm(name) as storm:
+        for _ in range(150):
+            interrupted += storm.over(lambda: call(out), longest)
+            out[...] = 7  # what was left behind may not be written to
+            mine = np.zeros_like(want)
+            got = call()
+            assert same(got, want)
+            assert not mine.any()
+            assert (out == 7).all()
+    assert interrupted > 10
+    assert blas_threads() == before
+    assert len(thread_pool._workers) <= 4
+    time.sleep(0.05)
+    used = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - used < 0.1, "threads are at work though nobody asked them for anything"
+
+
+def test_an_interrupt_between_any_two_lines_of_the_pool(monkeypatch):
+    """Put there by a trace function, at each line in turn of what a caller runs of thread_pool.py, crew.py and cpu.py."""
+    files = {module.__file__ for module in (thread_pool, cpu)}
+    call = CALLS["gemm"]
+    want, before = call().copy(), blas_threads()
+    strike_at, lines = 1, 0
+
+    def trace(frame, event, _):
+        nonlocal lines
+        if frame.f_code.co_filename not in files:
+            return None
+        if event == "line":
+            lines += 1
+            if lines == strike_at:
+                raise KeyboardInterrupt
+        return trace
+
+    while True:
+        lines = 0
+        sys.settrace(trace)
+        try:
+            call()
+        except KeyboardInterrupt:
+            pass
+        else:
+            break
+        finally:
+            sys.settrace(None)
+        assert same(call(), want), strike_at
+        assert blas_threads() == before, strike_at
+        strike_at += 1
+    assert strike_at > 30
+    assert len(thread_pool._workers) <= 4
+
+
+def test_a_share_left_behind_is_not_taken_for_one_of_the_next_call():
+    """The caller is gone between asking and the loop; its gate is another call's by then."""
+    crew = pytest.importorskip("gpuconv.algorithms.crew")
+    pytest.importorskip("numba")
+    call, other = CALLS["direct"], CALLS["direct, weight gradient"]
+    want, want_other = call().copy(), other().copy()
+    real = thread_pool.offer
+
+    def interrupted(*arguments):
+        real(*arguments)
+        raise KeyboardInterrupt
+
+    settle = thread_pool.settle
+    for _ in range(20):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(crew.thread_pool, "offer", interrupted)
+            patch.setattr(crew.thread_pool, "settle", lambda _: None)
+            with pytest.raises(KeyboardInterrupt):
+                call()
+        assert thread_pool.settle is settle
+        assert same(other(), want_other)
+        assert same(call(), want)
+
+
+def test_a_long_call_can_be_interrupted():
+    pytest.importorskip("numba")
+    big = np.zeros((8, 256, 256, 64), np.float32)
+    wide = np.zeros((5, 5, 64, 256), np.float32)
+
+    def call():
+        gpuconv.conv2d(big, wide, algorithm="direct")
+
+    CALLS["direct"]()
+    threading.Timer(0.3, _thread.interrupt_main, [signal.SIGINT]).start()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    start = time.perf_counter()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            call()  # some 200 G multiply-adds
+    finally:
+        signal.signal(signal.SIGINT, before)
+    ended = time.perf_counter() - start
+    start = time.perf_counter()
+    gpuconv.conv2d(big[:1], wide, algorithm="direct")
+    eighth = time.perf_counter() - start
+    assert ended < 0.3 + 4 * eighth
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_child_forked_inside_gemm_has_all_threads_of_blas():
+    statement = (
+        "import os, sys, warnings; import numpy as np, gpuconv; from gpuconv import cpu; "
+        "from threadpoolctl import threadpool_info; warnings.simplefilter('ignore'); "
+        "blas = lambda: [pool['num_threads'] for pool in threadpool_info()]; before = blas(); "
+        "held = cpu._serial_blas; held.__enter__(); pid = os.fork(); "
+        "pid or os._exit(blas() != before); held.__exit__(); sys.exit(os.waitpid(pid, 0)[1] or blas() != before)"
+    )
+    assert subprocess.run([sys.executable, "-c", statement], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("delay", [0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7])
+def test_an_interrupt_while_numba_is_imported_and_the_first_loop_compiled(delay):
+    pytest.importorskip("numba")
+    statement = f"""
+import signal
+import numpy as np, gpuconv
+
+def strike(*_):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGALRM, strike)
+x, w = np.ones((1, 32, 32, 16), np.float32), np.ones((3, 3, 16, 16), np.float32)
+try:
+    signal.setitimer(signal.ITIMER_REAL, {delay})
+    gpuconv.conv2d(x, w)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+except KeyboardInterrupt:
+    pass
+for _ in range(3):
+    assert (gpuconv.conv2d(x, w, algorithm="direct") == 144).all()
+"""
+    done = subprocess.run([sys.executable, "-c", statement], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
