@@ -13,8 +13,10 @@ from gpuconv import cpu
 from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.compiled_loops import (
     LONGEST_VECTOR,
+    Axes,
     address,
     axes_of,
+    axis_of,
     budget,
     tasks_for,
     three_axes,
@@ -246,13 +248,13 @@ def _may_merge(problem: Problem, g: ConvGeometry) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _maps(g: ConvGeometry, merges: bool) -> tuple[Any, ...]:
+def _maps(g: ConvGeometry, merges: bool) -> Axes:
     """The axes; where the taps of a row are merged, the last is that of a copy that is padded along it."""
-    *others, last = axes_of(g)
+    *others, last = (axis_of(g, axis) for axis in range(g.ndim))
     if merges:
         inside = (last.low, last.low + last.size) if g.pad_mode == "zeros" else (0, g.padded[-1])
         last = last._replace(size=g.padded[-1], dilation=1, low=0, width=g.c, first=inside[0], stop=inside[1])
-    return (*others, last)
+    return axes_of([*others, last])
 
 
 def _outputs(g: ConvGeometry) -> int:

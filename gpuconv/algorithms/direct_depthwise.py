@@ -17,8 +17,10 @@ from gpuconv import cpu
 from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.compiled_loops import (
     LONGEST_VECTOR,
+    Axes,
     address,
     axes_of,
+    axis_of,
     budget,
     clear_along,
     tasks_for,
@@ -202,8 +204,8 @@ def _sliding(g: ConvGeometry, *, is_w: bool) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=1024)
-def _maps(g: ConvGeometry) -> tuple[Any, ...]:
-    return axes_of(g)
+def _maps(g: ConvGeometry) -> Axes:
+    return axes_of([axis_of(g, axis) for axis in range(g.ndim)])
 
 
 def _rows(g: ConvGeometry) -> int:
