@@ -86,6 +86,11 @@ def clear_along(g: ConvGeometry, axis: int) -> Pair:
     return start, max(start, stop)
 
 
+def is_mostly_pads(g: ConvGeometry) -> bool:
+    """Whether most of a padded row is padding, beyond what overlaps a kernel: its length is that of the pads."""
+    return sum(g.pad[-1]) > g.spatial[-1] + 2 * g.span[-1]
+
+
 def copied_bytes(problem: Problem) -> int:
     """Of the copies that may be needed: nothing but the problem tells whether arrays are contiguous and native."""
     g = problem.geometry

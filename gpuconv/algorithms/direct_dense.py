@@ -18,6 +18,7 @@ from gpuconv.algorithms.compiled_loops import (
     axes_of,
     axis_of,
     budget,
+    is_mostly_pads,
     tasks_for,
     three_axes,
     with_adjacent_channels,
@@ -243,7 +244,7 @@ def _cut(problem: Problem, g: ConvGeometry, threads: int) -> DenseCut:
 
 def _may_merge(problem: Problem, g: ConvGeometry) -> bool:
     """Whether to walk the taps of a row as one run: not those of an input gradient, which are flipped."""
-    is_row = g.groups == 1 and g.kernel[-1] > 1 and g.dilation[-1] == 1
+    is_row = g.groups == 1 and g.kernel[-1] > 1 and g.dilation[-1] == 1 and not is_mostly_pads(g)
     return is_row and g.c < FEW_CHANNELS and problem.direction != "input_grad"
 
 
