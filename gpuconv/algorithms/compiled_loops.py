@@ -47,30 +47,28 @@ def tasks_for(threads: int, *, sums: bool) -> int:
     return 1 if threads == 1 else TASKS_OF_A_THREAD * threads
 
 
-def axes_of(g: ConvGeometry) -> tuple[Axis, ...]:
-    """The three axes of a convolution as the loops take them."""
-    from gpuconv.simd.axes import Axis
-
-    filler = Axis(size=1, stride=1, dilation=1, low=0, mode=0, clear=0, clear_stop=1, width=0, first=0, stop=1)
-    return (*(filler,) * (3 - g.ndim), *(_axis(g, axis) for axis in range(g.ndim)))
+Axes = tuple[Array, Array, Array]
+"""The three axes of a convolution as the loops take them, see simd/axes.py."""
 
 
-def _axis(g: ConvGeometry, axis: int) -> Axis:
+def axes_of(axes: Sequence[Axis]) -> Axes:
+    """Up to three axes, behind as many that have one position as are missing."""
+    filler = (1, 1, 1, 0, 0, 0, 1, 0, 0, 1)
+    d, h, w = (np.array(axis, np.int64) for axis in (*(filler,) * (3 - len(axes)), *axes))
+    return d, h, w
+
+
+def axis_of(g: ConvGeometry, axis: int) -> Axis:
+    """Where the outputs of a convolution look along an axis."""
     from gpuconv.simd import axes
 
-    modes = {
-        "zeros": axes.ZEROS,
-        "replicate": axes.REPLICATE,
-        "circular": axes.CIRCULAR,
-        "reflect": axes.REFLECT,
-    }
     start, stop = clear_along(g, axis)
     return axes.Axis(
         size=g.spatial[axis],
         stride=g.stride[axis] if g.out[axis] > 1 else 1,  # a single output may have any, beyond 64 bits too
         dilation=g.dilation[axis] if g.kernel[axis] > 1 else 1,
         low=g.pad[axis][0],
-        mode=modes[g.pad_mode],
+        mode=axes.MODES.index(g.pad_mode),
         clear=start,
         clear_stop=stop,
         width=0,
@@ -86,6 +84,11 @@ def clear_along(g: ConvGeometry, axis: int) -> Pair:
     stop = min(g.out[axis], (size + lo - g.span[axis]) // stride + 1)
     start = min(start, g.out[axis])
     return start, max(start, stop)
+
+
+def is_mostly_pads(g: ConvGeometry) -> bool:
+    """Whether most of a padded row is padding, beyond what overlaps a kernel: its length is that of the pads."""
+    return sum(g.pad[-1]) > g.spatial[-1] + 2 * g.span[-1]
 
 
 def copied_bytes(problem: Problem) -> int:

@@ -13,9 +13,12 @@ from gpuconv import cpu
 from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.compiled_loops import (
     LONGEST_VECTOR,
+    Axes,
     address,
     axes_of,
+    axis_of,
     budget,
+    is_mostly_pads,
     tasks_for,
     three_axes,
     with_adjacent_channels,
@@ -241,18 +244,18 @@ def _cut(problem: Problem, g: ConvGeometry, threads: int) -> DenseCut:
 
 def _may_merge(problem: Problem, g: ConvGeometry) -> bool:
     """Whether to walk the taps of a row as one run: not those of an input gradient, which are flipped."""
-    is_row = g.groups == 1 and g.kernel[-1] > 1 and g.dilation[-1] == 1
+    is_row = g.groups == 1 and g.kernel[-1] > 1 and g.dilation[-1] == 1 and not is_mostly_pads(g)
     return is_row and g.c < FEW_CHANNELS and problem.direction != "input_grad"
 
 
 @lru_cache(maxsize=1024)
-def _maps(g: ConvGeometry, merges: bool) -> tuple[Any, ...]:
+def _maps(g: ConvGeometry, merges: bool) -> Axes:
     """The axes; where the taps of a row are merged, the last is that of a copy that is padded along it."""
-    *others, last = axes_of(g)
+    *others, last = (axis_of(g, axis) for axis in range(g.ndim))
     if merges:
         inside = (last.low, last.low + last.size) if g.pad_mode == "zeros" else (0, g.padded[-1])
         last = last._replace(size=g.padded[-1], dilation=1, low=0, width=g.c, first=inside[0], stop=inside[1])
-    return (*others, last)
+    return axes_of([*others, last])
 
 
 def _outputs(g: ConvGeometry) -> int:

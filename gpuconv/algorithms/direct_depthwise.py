@@ -17,8 +17,10 @@ from gpuconv import cpu
 from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.compiled_loops import (
     LONGEST_VECTOR,
+    Axes,
     address,
     axes_of,
+    axis_of,
     budget,
     clear_along,
     tasks_for,
@@ -142,7 +144,7 @@ class DepthwiseCut:
         t, r, s = three_axes(g.kernel, 1)
         return (
             *(*three_axes(g.out, 1), t, r, s // self.taps, g.c * self.dtype.itemsize, _rows(g), self.block),
-            *(*clear_along(g, g.ndim - 1), g.stride[-1], g.dilation[-1]),
+            *(*clear_along(g, g.ndim - 1), *_steps(g)),
         )
 
     def _loop(self, x: Array, y: Array, rows: Array, *, relu: bool) -> Any:
@@ -202,8 +204,13 @@ def _sliding(g: ConvGeometry, *, is_w: bool) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=1024)
-def _maps(g: ConvGeometry) -> tuple[Any, ...]:
-    return axes_of(g)
+def _maps(g: ConvGeometry) -> Axes:
+    return axes_of([axis_of(g, axis) for axis in range(g.ndim)])
+
+
+def _steps(g: ConvGeometry) -> Ints:
+    """From one output to the next, and from one tap: a single one may have any, beyond 64 bits too."""
+    return g.stride[-1] if g.out[-1] > 1 else 1, g.dilation[-1] if g.kernel[-1] > 1 else 1
 
 
 def _rows(g: ConvGeometry) -> int:

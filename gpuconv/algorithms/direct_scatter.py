@@ -15,7 +15,14 @@ import numpy as np
 
 from gpuconv import cpu
 from gpuconv.algorithms.base import Problem, Work
-from gpuconv.algorithms.compiled_loops import LONGEST_VECTOR, address, copied_bytes, three_axes, with_adjacent_channels
+from gpuconv.algorithms.compiled_loops import (
+    LONGEST_VECTOR,
+    address,
+    copied_bytes,
+    is_mostly_pads,
+    three_axes,
+    with_adjacent_channels,
+)
 from gpuconv.algorithms.crew import Job
 from gpuconv.algorithms.strip_algorithm import affordable_threads
 from gpuconv.geometry import ConvGeometry
@@ -56,6 +63,8 @@ class ScatterCut:
         """Whether this is an input gradient that takes fewer vectors so."""
         g = problem.geometry
         if problem.direction != "input_grad" or g.groups > 1 or g.dilation[-1] > 1 or g.macs == 0:
+            return False
+        if is_mostly_pads(g):  # what is added to them would be computed and held
             return False
         lanes = cpu.vector_bytes() // problem.dtype.itemsize
         taps = math.prod(g.kernel)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from gpuconv.simd.tile import compiled
+from gpuconv.simd.tile import compiled, inlined
 
-ZEROS, REPLICATE, CIRCULAR, REFLECT = range(4)
-"""Pad modes."""
+MODES = "zeros", "reflect", "replicate", "circular"
+"""Pad modes, by whose numbers compiled code tells them apart."""
+
+ZEROS, REFLECT, REPLICATE, CIRCULAR = range(4)
 
 
 class Axis(NamedTuple):
@@ -30,6 +32,15 @@ class Axis(NamedTuple):
     stop: int
 
 
+@inlined
+def axis_of(numbers: Any) -> Any:
+    """The axis that an array of integers stands for: an array is faster to hand over."""
+    return Axis(
+        numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6], numbers[7], numbers[8],
+        numbers[9],
+    )  # fmt: skip
+
+
 @compiled
 def source(axis: Any, position: int) -> int:
     """The input position that this position of the padded axis holds, counted from the input's first; -1 for a zero."""
@@ -47,20 +58,20 @@ def source(axis: Any, position: int) -> int:
     return position if position < axis.size else period - position
 
 
-@compiled
+@inlined
 def seen(axis: Any, output: int, tap: int) -> int:
     """The input position that an output sees through a tap; -1 for a zero."""
     position: int = source(axis, output * axis.stride + tap * axis.dilation - axis.low)
     return position
 
 
-@compiled
+@inlined
 def is_clear(axis: Any, output: int) -> bool:
     """Whether an output sees no zeros along this axis."""
     return axis.mode != ZEROS or axis.clear <= output < axis.clear_stop
 
 
-@compiled
+@inlined
 def look_along(axis: Any, first: int, apart: int, start: int, step: int, zeros: int, places: Any, count: int) -> None:
     """places[i] = where position first + i * apart lies of a row at `start`, whose positions are `step` bytes apart.
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpuconv.simd.axes import is_clear, look_along, seen
+from gpuconv.simd.axes import axis_of, is_clear, look_along, seen
 from gpuconv.simd.tile import (
     ROWS,
     VECTOR_BYTES,
@@ -91,7 +91,7 @@ def _look_up(p: Any, maps: Any, table: Any, first: int, count: int, rows: int, s
     position along the last axis that it sees through its first tap, pads included. From `count` to `rows` there is no
     output: a run of zeros is seen, and the place is `spare`.
     """
-    along_d, along_h, along_w = maps
+    along_d, along_h, along_w = axis_of(maps[0]), axis_of(maps[1]), axis_of(maps[2])
     runs = p.t * p.r * p.s
     places, marks = table[runs * rows :], table[(runs + 1) * rows :]
     i = 0
@@ -129,8 +129,9 @@ def _look_up(p: Any, maps: Any, table: Any, first: int, count: int, rows: int, s
 
 
 @compiled
-def _elements(p: Any, axis: Any, mark: int) -> Any:
+def _elements(p: Any, last: Any, mark: int) -> Any:
     """From which to which element of a run an output with this mark sees x, not padding."""
+    axis = axis_of(last)
     if mark == 0 or axis.width == 0:
         return 0, p.c
     column = mark - 1
@@ -253,13 +254,13 @@ def _make_multiply(vectors: int) -> Any:
 
     @variant(vectors)
     def multiply_row(
-        p: Any, axis: Any, table: Any, i: int, rows: int, run: int, runs: int, group: int, c0: int, depth: int,
+        p: Any, last: Any, table: Any, i: int, rows: int, run: int, runs: int, group: int, c0: int, depth: int,
         panel: Any, sums: Any, bias: int, to: int,
     ) -> None:  # fmt: skip
         """What `multiply` makes of output i, product by product of what is no padding."""
         size = size_of(panel)
         behind = table[p.t * p.r * p.s * rows :]
-        first, stop = _elements(p, axis, behind[rows + i])
+        first, stop = _elements(p, last, behind[rows + i])
         total, w = row_of_zeros(panel), address_of(panel)
         for number in range(run, run + runs):
             x = table[number * rows + i]
@@ -276,7 +277,7 @@ def _make_multiply(vectors: int) -> Any:
 
     @variant(vectors)
     def multiply(
-        p: Any, axis: Any, table: Any, rows: int, run: int, runs: int, group: int, c0: int, depth: int, panel: Any,
+        p: Any, last: Any, table: Any, rows: int, run: int, runs: int, group: int, c0: int, depth: int, panel: Any,
         sums: Any, bias: int, to: int,
     ) -> None:  # fmt: skip
         """sums[i, :] = before + over `runs` runs of `depth` elements: the run of output i  *  panel.
@@ -297,7 +298,7 @@ def _make_multiply(vectors: int) -> Any:
             is_finite = _is_finite(panel, runs * depth * step // size_of(panel))
             if not is_finite:
                 for i in range(done, done + ROWS):
-                    multiply_row(p, axis, table, i, rows, run, runs, group, c0, depth, panel, sums, bias, to)
+                    multiply_row(p, last, table, i, rows, run, runs, group, c0, depth, panel, sums, bias, to)
                 done += ROWS
 
     return multiply
@@ -397,14 +398,14 @@ def _make_gather_row(vectors: int) -> Any:
 
     @variant(vectors)
     def gather_row(
-        p: Any, axis: Any, table: Any, marks: Any, c: int, at: int, start: int, count: int, dy: Any, sums: int,
+        p: Any, last: Any, table: Any, marks: Any, c: int, at: int, start: int, count: int, dy: Any, sums: int,
         is_first: bool,
     ) -> None:  # fmt: skip
         """The row at `sums` (+)= element c of the run of each output that does not see padding there, times dy."""
         total = zeros(dy)
         row = address_of(dy)
         for i in range(count):
-            first, stop = _elements(p, axis, marks[i])
+            first, stop = _elements(p, last, marks[i])
             if table[start + i] != p.zeros and first <= c < stop:
                 total = add_products(total, apart(table[start + i], 0), at + c * size_of(dy), row)
             row += vectors * VECTOR_BYTES
@@ -417,9 +418,9 @@ _gather_row_1, _gather_row_2 = _make_gather_row(1), _make_gather_row(2)
 
 
 @compiled
-def _multiplies_padding(axis: Any, marks: Any, count: int, dy: Any, width: int) -> bool:
+def _multiplies_padding(last: Any, marks: Any, count: int, dy: Any, width: int) -> bool:
     """Whether a run that is a row of taps holds padding for an output whose dy is not finite."""
-    if axis.width == 0:
+    if axis_of(last).width == 0:
         return False
     for i in range(count):
         if marks[i] and not _is_finite(dy[i * width :], width):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from gpuconv.simd.axes import look_along, seen
+from gpuconv.simd.axes import axis_of, look_along, seen
 from gpuconv.simd.tile import (
     VECTOR_BYTES,
     add_pixels,
@@ -78,7 +78,7 @@ class Depthwise(NamedTuple):
 @compiled
 def _look_up(p: Any, maps: Any, number: int, starts: Any) -> int:
     """starts[t, r] = where the row of x begins that row `number` of the outputs sees, 0 for padding; where it lies."""
-    along_d, along_h, _ = maps
+    along_d, along_h = axis_of(maps[0]), axis_of(maps[1])
     row, rest = number % p.p, number // p.p
     o, n = rest % p.o, rest // p.o
     i = 0
@@ -136,7 +136,7 @@ def depthwise(p: Any, maps: Any, shape: Any, tasks: int, turn: Any, starts: Any,
     """Make y, a block of rows after another, until none is left. `starts` and `places` are this thread's."""
     if not enter(turn):
         return
-    taps, pixels, along = len(shape[0]), len(shape[3]), maps[2]
+    taps, pixels, along = len(shape[0]), len(shape[3]), axis_of(maps[2])
     count = (pixels - 1) * p.stride + (taps - 1) * p.dilation + 1
     while True:
         task = next_task(turn)
@@ -162,11 +162,11 @@ def depthwise(p: Any, maps: Any, shape: Any, tasks: int, turn: Any, starts: Any,
 
 @inlined
 def _gather(
-    p: Any, along: Any, start: int, offset: int, at: int, dy: int, places: Any, sums: int, like: Any, shape: Any
+    p: Any, last: Any, start: int, offset: int, at: int, dy: int, places: Any, sums: int, like: Any, shape: Any
 ) -> None:
     """The vectors at `sums`, a row for each tap, += over a row of outputs: what it sees times dy."""
     step, pixels = len(shape[4]) * VECTOR_BYTES, len(shape[3])
-    count = len(places) - pixels
+    count, along = len(places) - pixels, axis_of(last)
     for q0 in range(0, p.q, p.depth):
         total = tap_tile(like, shape)
         for q in range(q0, min(q0 + p.depth, p.q), pixels):

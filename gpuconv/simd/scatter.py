@@ -167,6 +167,7 @@ def scatter(p: Any, bias: Any, tasks: int, turn: Any, table: Any, sums: Any, buf
     if not enter(turn):
         return
     size = size_of(sums)
+    sums[:] = 0  # vectors reach past a run, into what may not be written, and memory may hold denormals
     while True:
         task = next_task(turn)
         if task >= tasks:
@@ -174,7 +175,7 @@ def scatter(p: Any, bias: Any, tasks: int, turn: Any, table: Any, sums: Any, buf
         block, plane = task % p.blocks, task // p.blocks
         d, n = plane % p.d, plane // p.d
         h0, h1 = block * p.h // p.blocks, (block + 1) * p.h // p.blocks
-        buffer[: (h1 - h0) * p.row] = 0
+        buffer[: (h1 - h0) * p.row + VECTOR_BYTES // size] = 0
         for t in range(p.t):
             o, rest = (d + p.low_d - t * p.dilation_d) // p.stride_d, (d + p.low_d - t * p.dilation_d) % p.stride_d
             if rest == 0 and o >= 0 and o < p.o:

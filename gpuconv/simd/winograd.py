@@ -128,6 +128,8 @@ def record(filtering: Filtering) -> Any:
 _merged = njit(nogil=True, boundscheck=False, error_model="numpy", inline="always")
 """For parts of another function: compiled with it, not by themselves and then again."""
 
+_vector = tile_of(1, 1).zeros
+
 # -------------------------------------------------------------------------------------------------- transforms
 
 
@@ -152,7 +154,8 @@ def _transform_inputs(
         i = tile % p.block
         for group in range(group0, group1):
             to = v + group * p.v_group + i // p.v_rows * p.v_some + i % p.v_rows * BLOCK_BYTES
-            for c in range(0, p.c, lanes):
+            # Sums over tiles read SUM_ROWS channels at a time; those behind the last are zeros.
+            for c in range(0, -(-p.c // SUM_ROWS) * SUM_ROWS, lanes):
                 at = (group * p.c + c) * size
                 if c + lanes <= p.c:
                     seen = square(places, at, like, f[1])
@@ -161,6 +164,20 @@ def _transform_inputs(
                 within = c * size
                 there = to + within // BLOCK_BYTES * p.v_rows * BLOCK_BYTES + within % BLOCK_BYTES
                 store_apart(inputs_of(seen, f), there, p.v_plane)
+
+
+@compiled
+def _clear_inputs(p: Any, f: Any, start: int, group0: int, group1: int, v: int, like: Any) -> None:
+    """Zeros for the tiles from number `start` of a block to where a tile of products ends, which is multiplied, too."""
+    n = len(f[1])
+    for i in range(start, -(-start // p.v_rows) * p.v_rows):
+        for group in range(group0, group1):
+            to = v + group * p.v_group + i // p.v_rows * p.v_some + i % p.v_rows * BLOCK_BYTES
+            for within in range(0, p.c * size_of(like), VECTOR_BYTES):
+                there = to + within // BLOCK_BYTES * p.v_rows * BLOCK_BYTES + within % BLOCK_BYTES
+                for _ in range(n * n):
+                    store_apart(_vector(like), there, 0)
+                    there += p.v_plane
 
 
 @compiled
@@ -333,6 +350,8 @@ def _share(p: Any, f: Any, task: int, by_group: int, table: Any, spare: Any) -> 
         start = task * TILES_AT_ONCE
         stop = min(start + TILES_AT_ONCE, p.tiles)
         _transform_inputs(p, f, start, stop, np.intp(0), p.groups, table, p.v, spare)
+        if stop == p.tiles:
+            _clear_inputs(p, f, stop, np.intp(0), p.groups, p.v, spare)
         return
     parts = -(-p.c // PACKED_AT_ONCE)
     group, k0 = task // parts // by_group, task // parts % by_group * 2 * lanes
@@ -382,7 +401,9 @@ def _make_block(
     count = min(p.block, p.tiles - first)
     panel0, panel1 = piece * panels // p.pieces, (piece + 1) * panels // p.pieces
     v, units = address_of(room), (panel1 - panel0) * n * n
-    _transform_inputs(p, f, first, first + count, panel0 // by_group, -(-panel1 // by_group), table, v, bias)
+    group0, group1 = panel0 // by_group, -(-panel1 // by_group)
+    _transform_inputs(p, f, first, first + count, group0, group1, table, v, bias)
+    _clear_inputs(p, f, count, group0, group1, v, bias)
     _look_up_all(p, f, first, count, table, spare)
     part = 0
     for number in range(panel0, panel1):
