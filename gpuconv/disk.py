@@ -37,6 +37,9 @@ LARGEST_TEXT = 2**24
 ABANDONED = 24 * 3600
 """Seconds after which a temporary file of another machine, whose locks may not be seen here, counts as abandoned."""
 
+# Not on every system: do not follow a link at the end of a path, and do not wait for the other end of a pipe.
+_NO_LINK, _NOT_WAITING = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
+
 _TEMPORARY = re.compile(r"\.gpuconv-(?P<machine>[0-9a-f]{8})-(?P<start>[0-9a-f]{8})-[0-9]+-[0-9a-f]{16}\.tmp")
 
 
@@ -101,8 +104,9 @@ def open_file(path: str | os.PathLike[str], caller: str) -> Iterator[IO[bytes]]:
         If it cannot be read: it is missing, not a file, not ours to read, or its name is too long.
     """
     try:
-        _check_kind(os.stat(path))
-        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
+        _check_kind(Path(path).stat())
+        opener = functools.partial(_opened, more=_NOT_WAITING, mode=0)
+        file = open(path, "rb", opener=opener)  # noqa: SIM115  # below
         try:
             _check_kind(os.fstat(file.fileno()))
         except BaseException:
@@ -168,7 +172,7 @@ def _named(error: OSError | ValueError, path: object, what: str) -> OSError:
     """An error that says what was not done and why, and names the path that the caller gave."""
     number = (error.errno if isinstance(error, OSError) else None) or errno.EINVAL
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    return OSError(number, f"{what}: {reason}", os.fspath(path))  # type: ignore[call-overload,no-any-return]
+    return OSError(number, f"{what}: {reason}", os.fspath(path))  # type: ignore[call-overload]
 
 
 def _check_kind(found: os.stat_result) -> None:
@@ -179,11 +183,10 @@ def _check_kind(found: os.stat_result) -> None:
 
 
 def _replace(target: Path, content: bytes, durable: bool) -> None:
-    try:
+    old: os.stat_result | None = None
+    with suppress(FileNotFoundError):
         old = target.stat()
-    except FileNotFoundError:
-        old = None
-    else:
+    if old is not None:
         _check_kind(old)
         if not os.access(target, os.W_OK):
             raise PermissionError(errno.EACCES, "it is write-protected")
@@ -209,15 +212,16 @@ def _replace(target: Path, content: bytes, durable: bool) -> None:
         _sync_folder(target.parent)
 
 
+def _opened(name: str, flags: int, more: int, mode: int) -> int:
+    return os.open(name, flags | more, mode)
+
+
 def _created(path: Path, mode: int) -> IO[bytes]:
     """A new file, where nothing is, not even a link; locked, if the file system has locks."""
-
-    def opener(name: str, flags: int) -> int:
-        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), mode)
-
+    opener = functools.partial(_opened, more=_NO_LINK, mode=mode)
     for _ in range(100):
         try:
-            file = open(path, "xb", opener=opener)
+            file = open(path, "xb", opener=opener)  # noqa: SIM115  # it is handed on
         except OSError as error:
             if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
                 why = f"its folder cannot be written ({error.strerror}), and a new file grows beside the old one"
@@ -237,7 +241,7 @@ def _created(path: Path, mode: int) -> IO[bytes]:
 
 
 def _give(handle: int, old: os.stat_result) -> None:
-    """Give a new file the owner and permissions of the old one. Without its group, the group has no more than others."""
+    """Give a new file the owner and permissions of the old one; another group gets the permissions of others."""
     if not hasattr(os, "fchmod"):
         return
     new, mode = os.fstat(handle), stat.S_IMODE(old.st_mode) & 0o777
@@ -265,14 +269,13 @@ def remove_abandoned(folder: Path) -> None:
 
 def _remove_if_abandoned(path: str, *, here: bool) -> None:
     """Under its lock, which nobody has if its writer is gone. `here`: a lock of its writer would be seen."""
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    handle = os.open(path, flags)
+    handle = os.open(path, os.O_RDONLY | _NO_LINK | _NOT_WAITING)
     try:
         found = os.fstat(handle)
         free = _is_free(handle)
-        if stat.S_ISREG(found.st_mode) and free is not False:
-            if (here and free) or time.time() - found.st_mtime > ABANDONED:
-                os.unlink(path)
+        old = time.time() - found.st_mtime > ABANDONED
+        if stat.S_ISREG(found.st_mode) and free is not False and ((here and free) or old):
+            Path(path).unlink()
     finally:
         os.close(handle)
 
@@ -421,7 +424,7 @@ if sys.platform == "win32":
     def _hold(handle: int) -> None:
         """Nothing to do: an open file cannot be removed."""
 
-    def _is_free(handle: int) -> bool | None:
+    def _is_free(handle: int) -> bool | None:  # noqa: ARG001
         """None: it cannot be told."""
         return None
 

@@ -50,7 +50,9 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Array], description
     plain = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
     content = numpy_io.save(plain, metadata={"gpuconv": text, "sha256": _digest(plain, text)})
     if (length := int.from_bytes(content[:8], "little")) > LARGEST_TEXT:
-        raise ValueError(f"save: the description of the model takes {length} bytes, at most {LARGEST_TEXT} can be read.")
+        raise ValueError(
+            f"save: the description of the model takes {length} bytes, at most {LARGEST_TEXT} can be read."
+        )
     write_whole(path, content, "save")
 
 
@@ -90,9 +92,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]
     except MemoryError:
         raise
     except Exception as error:  # safetensors has its own kinds
-        raise ValueError(
-            f"load: {path} is no safetensors file, or a damaged one: {printable(error)}."
-        ) from None
+        raise ValueError(f"load: {path} is no safetensors file, or a damaged one: {printable(error)}.") from None
     if metadata.get("sha256") != _digest(arrays, metadata["gpuconv"]):
         raise ValueError(f"load: {path} is damaged: its contents do not match their checksum.")
     return arrays, description
@@ -114,10 +114,7 @@ def taking(path: str | os.PathLike[str]) -> Iterator[None]:
     except (ImportError, MemoryError, DeviceError):
         raise
     except Exception as error:
-        if isinstance(error, KeyError):
-            told = f"it does not say {error}"
-        else:
-            told = str(error)
+        told = f"it does not say {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"load: {path} holds no model that gpuconv can make: {printable(told)}") from error
 
 
@@ -139,10 +136,10 @@ def _metadata(header: bytes, room: int) -> dict[str, Any]:
     """
     content = parse_json(header.decode("utf-8"))
     if not isinstance(content, dict):
-        raise ValueError("its header is no JSON object")
+        raise ValueError("its header is no JSON object")  # noqa: TRY004
     metadata = content.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict):
-        raise ValueError("its metadata are no JSON object")
+        raise ValueError("its metadata are no JSON object")  # noqa: TRY004
     spans = []
     for name, entry in content.items():
         offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
@@ -169,7 +166,7 @@ def _description(path: str | os.PathLike[str], metadata: Mapping[str, Any]) -> d
     """
     text = metadata.get("gpuconv")
     if not isinstance(text, str):
-        raise ValueError(f"load: {path} is a safetensors file, but gpuconv did not write it.")
+        raise ValueError(f"load: {path} is a safetensors file, but gpuconv did not write it.")  # noqa: TRY004
     try:
         description = parse_json(text)
         if not isinstance(description, dict) or "format" not in description:
