@@ -12,7 +12,8 @@ from gpuconv.integers import as_int
 
 Thing = TypeVar("Thing", bound="Named")
 
-_SPELLING = re.compile(r"\s*(?P<name>[A-Za-z_][\w\s-]*?)\s*(?:\((?P<arguments>.*)\))?\s*", re.DOTALL)
+LONGEST = 10_000
+"""Characters of the longest string that is read: files hold such strings, and reading one takes a stack."""
 
 
 class Named:
@@ -62,12 +63,13 @@ def parse(base: type[Thing], kinds: Mapping[str, type[Thing]], given: object, ca
         return given
     if not isinstance(given, str):
         raise TypeError(f"{caller}: {argument}={given!r} is neither a name nor {_article(base.__name__)}.")
-    match = _SPELLING.fullmatch(given)
-    by_name = {_folded(name): kind for name, kind in kinds.items()}
-    kind = by_name.get(_folded(match["name"])) if match else None
-    if match is None or kind is None:
+    if len(given) > LONGEST:
+        raise ValueError(f"{caller}: {argument} has {len(given)} characters, at most {LONGEST} are read.")
+    name, arguments = _split(given)
+    kind = {_folded(known): kind for known, kind in kinds.items()}.get(_folded(name))
+    if kind is None:
         raise ValueError(f"{caller}: {argument}={given!r} is none of {', '.join(kinds)}.")
-    positional, named = _arguments(match["arguments"] or "", f"{caller}: {argument}={given!r}")
+    positional, named = _arguments(arguments, f"{caller}: {argument}={given!r}")
     try:
         inspect.signature(kind).bind(*positional, **named)
     except TypeError as error:
@@ -116,6 +118,19 @@ def _plain(value: object) -> object:
     return str(value) if isinstance(value, Named) else value
 
 
+def _split(spelling: str) -> tuple[str, str]:
+    """The name in ``name(arguments)`` and what is between the parentheses, in one pass; no name if it has no such form.
+
+    >>> _split(" Leaky ReLU (alpha=0.1) "), _split("tanh"), _split("tanh(")
+    (('Leaky ReLU', 'alpha=0.1'), ('tanh', ''), ('', ''))
+    """
+    name, opened, rest = spelling.strip().partition("(")
+    name = name.strip()
+    if not re.fullmatch(r"[A-Za-z_][\w\s-]*", name) or (opened and not rest.endswith(")")):
+        return "", ""
+    return name, rest[:-1]
+
+
 def _folded(name: str) -> str:
     return re.sub(r"[\s_-]", "", name).lower()
 
@@ -131,6 +146,6 @@ def _arguments(text: str, where: str) -> tuple[list[Any], dict[str, Any]]:
         assert isinstance(call, ast.Call)
         positional = [ast.literal_eval(value) for value in call.args]
         named = {keyword.arg or "**": ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError, AssertionError):
+    except (AssertionError, MemoryError, RecursionError, SyntaxError, ValueError):
         raise ValueError(f"{where}: its arguments are no list of literals, such as (alpha=0.1).") from None
     return positional, named

@@ -329,10 +329,17 @@ class Sequential:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model, and what its optimizers remember, into one safetensors file, which is there whole or not.
 
+        A symbolic link stays one: the file that it points to is written. Permissions stay as they were.
+
         Raises
         ------
         ImportError
             Without safetensors (``pip install 'gpuconv[models]'``).
+        OSError
+            If the file cannot be written: it is a folder, a pipe, a device or write-protected, its name is too long,
+            its folder is missing or cannot be written, or the disk is full. An old file is unchanged.
+        ValueError
+            If the model has more than 10,000 layers.
         """
         files.write(path, *self.content())
 
@@ -347,15 +354,20 @@ class Sequential:
 
         Raises
         ------
-        FileNotFoundError, ImportError
+        OSError
+            If the file cannot be read: FileNotFoundError if there is none, and others if it is a folder, a pipe or a
+            device, not ours to read, or if its name is too long.
         ValueError
             If the file is damaged or not of this program; the message says which.
+        ImportError, MemoryError
+            Without safetensors, or if its arrays do not fit into memory.
         """
         backend.check_device(device, "load")
         arrays, description = files.read(path)
-        config = description["model"]
-        model = cls([layers.from_hyperparams({**d}) for d in config["layers"]], loss=config["loss"])
-        model.take(arrays, description)
+        with files.taking(path):
+            config = description["model"]
+            model = cls([layers.from_hyperparams({**d}) for d in config["layers"]], loss=config["loss"])
+            model.take(arrays, description)
         return model.to(device)
 
     def take(self, arrays: Mapping[str, Array], description: Mapping[str, Any]) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -19,7 +17,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, register_model
 from numba.np.arrayobj import make_array
 
-from gpuconv.disk import locked
+from gpuconv.simd.kept import kept as kept  # noqa: PLC0414  # for those who look for it here
 from gpuconv.simd.llvm import I64, broadcast, further, lanes_below, load, multiply_add, shuffle, store_value, tuple_of
 
 # What Numba compiles for. It is part of the key by which Numba keeps what it compiled, so what follows from it is, too.
@@ -48,32 +46,6 @@ def variant(*numbers: int) -> Callable[[Callable[..., Any]], Any]:
         return compiled(function)
 
     return decorate
-
-
-def kept(function: Callable[..., Any]) -> Any:
-    """For functions called from Python: Numba keeps them on disk, with all that they call, if it may write anywhere."""
-    try:
-        loop = njit(nogil=True, boundscheck=False, error_model="numpy", cache=True)(function)
-    except RuntimeError:
-        return compiled(function)
-    if (cache := getattr(loop, "_cache", None)) is not None:  # Numba's own, which it may name as it likes
-        _save_in_turn(cache)
-    return loop
-
-
-def _save_in_turn(cache: Any) -> None:
-    """Let one process at a time read the index of what is kept, add to it and write it back, which Numba does not."""
-    save = cache.save_overload
-
-    def save_in_turn(*overload: Any) -> None:
-        folder = Path(cache.cache_path)
-        with ExitStack() as turn:
-            with suppress(OSError):  # a file system without locks
-                folder.mkdir(parents=True, exist_ok=True)
-                turn.enter_context(locked(folder / "gpuconv.lock"))
-            save(*overload)
-
-    cache.save_overload = save_in_turn
 
 
 class TileType(types.Type):

@@ -1,0 +1,134 @@
+"""What was compiled, kept on disk from one process to the next; whatever goes wrong there, it is compiled anew.
+
+Numba's own files break where a disk is full or the power fails: an index of size 0 fails every later call, and damaged
+machine code runs. So the files are ours: one for each function and signature, replaced whole, and beginning with its
+checksum, without which nothing of it is read. There is no index that processes would have to change in turn.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import pickle
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba import njit
+from numba.core import serialize, sigutils
+from numba.core.ccallback import CFunc
+
+from gpuconv.disk import open_file, printable, write_whole
+
+OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
+"""How loops are compiled."""
+
+_CHECKSUM = hashlib.sha256().digest_size
+
+
+def kept(function: Callable[..., Any]) -> Any:
+    """A compiled function that is called from Python, kept on disk with all that it calls."""
+    loop = njit(**OPTIONS)(function)
+    _keep(loop)
+    return loop
+
+
+def kept_callback(signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """As `numba.cfunc`, compiled at once, for C's calling convention: kept on disk with all that it calls."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        callback = CFunc(function, sigutils.normalize_signature(signature), locals={}, options=options)
+        _keep(callback)
+        callback.compile()
+        return callback
+
+    return decorate
+
+
+def _keep(compiled: Any) -> None:
+    """Let what Numba compiles be kept, if it finds a folder to write to."""
+    try:
+        compiled.enable_caching()
+        cache = compiled._cache  # noqa: SLF001  # there is no public way to it
+        cache.load_overload = _unfailing(cache.load_overload)
+        cache.save_overload = _unfailing(cache.save_overload)
+        cache._cache_file = _Files(cache)  # noqa: SLF001
+    except (AttributeError, OSError, RuntimeError) as error:  # no such folder, or a Numba with other names
+        _warn(error)
+
+
+def _unfailing(step: Callable[..., Any]) -> Callable[..., Any]:
+    """None and a warning where a step of the cache fails, however it does; Numba then compiles, or goes on."""
+
+    def attempt(*arguments: Any) -> Any:
+        try:
+            return step(*arguments)
+        except Exception as error:
+            _warn(error)
+            return None
+
+    return attempt
+
+
+class _Files:
+    """In place of Numba's index and data files: a file for each key, that is signature, processor and code."""
+
+    def __init__(self, cache: Any) -> None:
+        self._folder = Path(cache.cache_path)
+        self._base = cache._impl.filename_base  # noqa: SLF001
+        self._made_of = f"{numba.__version__} {cache._impl.locator.get_source_stamp()!r} {_sources()}"  # noqa: SLF001
+
+    def load(self, key: Any) -> Any:
+        """What was saved under a key; None if there is nothing, or nothing of this source."""
+        path = self._path(key)
+        try:
+            with open_file(path, "kept") as file:
+                content = file.read()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        checksum, saved = content[:_CHECKSUM], content[_CHECKSUM:]
+        if checksum != hashlib.sha256(saved).digest():
+            raise ValueError(f"{path} is damaged")
+        made_of, inner = pickle.loads(saved)
+        if made_of != self._made_of:
+            return None
+        saved_key, data = pickle.loads(inner)
+        return data if saved_key == key else None
+
+    def save(self, key: Any, data: Any) -> None:
+        saved = pickle.dumps((self._made_of, serialize.dumps((key, data))), protocol=-1)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self._path(key), hashlib.sha256(saved).digest() + saved, "kept", durable=False)
+
+    def flush(self) -> None:
+        """Forget what is kept of this function."""
+        for path in self._folder.glob(f"{self._base}.*.kept"):
+            path.unlink(missing_ok=True)
+
+    def _path(self, key: Any) -> Path:
+        return self._folder / f"{self._base}.{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.kept"
+
+
+@functools.cache
+def _sources() -> str:
+    """Of all files beside this one: a loop may call what is in another, of which Numba knows nothing."""
+    texts = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    return hashlib.sha256(b"".join(texts)).hexdigest()
+
+
+def _warn(error: Exception) -> None:
+    """Say what is wrong, once in a process: every function meets the same disk."""
+    _warned.append(error)
+    if _warned[0] is not error:
+        return
+    warnings.warn(
+        f"gpuconv: what was compiled cannot be kept or read again, so that it is compiled anew: {printable(error)}. "
+        "Set NUMBA_CACHE_DIR to a folder that can be written.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+_warned: list[Exception] = []
