@@ -19,6 +19,7 @@ from rich.table import Table
 import gpuconv
 from gpuconv import autotune, backend, cpu, settings
 from gpuconv.algorithms import ALGORITHMS
+from gpuconv.algorithms.compiled_loops import try_numba
 from gpuconv.errors import DeviceError
 from gpuconv.plan import DIRECTIONS, si
 from gpuconv.typing import Direction, Precision
@@ -124,6 +125,8 @@ def explain(
 ) -> None:
     """Which algorithm would run, why, and at what cost."""
     with _usage_errors("explain"):
+        if device == "cpu":
+            try_numba()
         typer.echo(
             gpuconv.plan(
                 problem,

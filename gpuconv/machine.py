@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import platform
 import sys
-from importlib.metadata import version
-from importlib.util import find_spec
+import warnings
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import threadpoolctl
 
 import gpuconv
+from gpuconv.algorithms.compiled_loops import try_numba, why_no_numba
 from gpuconv.backend import devices
 from gpuconv.cpu import product_name
 
@@ -43,8 +44,16 @@ def versions() -> dict[str, str]:
         "blas": blas(),
         "threadpoolctl": threadpoolctl.__version__,
     }
-    if find_spec("numba") is not None:
+    try:
         found["numba"] = version("numba")
+    except PackageNotFoundError:
+        pass
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said here
+            try_numba()
+        if (reason := why_no_numba()) is not None:
+            found["numba"] += f", not used: {reason}"
     devices()  # imports CuPy, if it is there
     if "cupy" in sys.modules:
         found["cupy"] = sys.modules["cupy"].__version__

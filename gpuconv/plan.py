@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from gpuconv import autotune, backend, cpu, heuristics, html, settings
 from gpuconv.algorithms import ALGORITHMS, Algorithm, Problem
+from gpuconv.algorithms.compiled_loops import COMPILED, numba_is_there, try_numba
 from gpuconv.errors import AlgorithmError, WorkspaceError
 from gpuconv.geometry import ConvGeometry
 from gpuconv.integers import as_int
@@ -126,6 +127,9 @@ def plan(
 ) -> ConvPlan:
     """What a convolution of C-contiguous, channels-last arrays would do; nothing is computed or allocated.
 
+    Nor is Numba imported: until the first call does that, a Numba that is installed is taken for one that works.
+    `explain` imports it.
+
     Parameters
     ----------
     geometry : ConvGeometry or str
@@ -149,7 +153,7 @@ def plan(
     ('weight_grad', 1849688064)
     """
     problem = problem_of(geometry, dtype, device, direction, precision, max_workspace, "plan")
-    return plan_of(problem, algorithm, "plan")
+    return _plan_of(problem, algorithm, "plan")
 
 
 def problem_of(
@@ -173,7 +177,12 @@ def problem_of(
 
 
 def plan_of(problem: Problem, algorithm: str, caller: str) -> ConvPlan:
-    """The plan of a checked problem."""
+    """The plan of a checked problem, for arrays that there are."""
+    _try_numba_for(problem, algorithm)
+    return _plan_of(problem, algorithm, caller)
+
+
+def _plan_of(problem: Problem, algorithm: str, caller: str) -> ConvPlan:
     choice = _choose(problem, algorithm, caller, False, *_circumstances())
     candidates = [_judge(candidate, problem, choice) for candidate in ALGORITHMS]
     order: list[Status] = ["chosen", "possible", "refused"]
@@ -201,7 +210,16 @@ def choose(problem: Problem, algorithm: str, caller: str) -> Algorithm:
     WorkspaceError
         If it cannot stay under ``problem.max_workspace``.
     """
+    _try_numba_for(problem, algorithm)
     return _choose(problem, algorithm, caller, True, *_circumstances()).algorithm
+
+
+def _try_numba_for(problem: Problem, algorithm: str) -> None:
+    """Find out whether Numba works, if this problem may be served by compiled loops."""
+    # 16-bit floats are widened, and then served, only for gradients of padding that repeats.
+    is_served = problem.dtype.name in ("float32", "float64") or problem.geometry.pad_mode != "zeros"
+    if algorithm in COMPILED and problem.on_cpu and is_served:
+        try_numba()
 
 
 @dataclass(frozen=True)
@@ -212,9 +230,9 @@ class _Choice:
     tuned: autotune.Tuned | None = None
 
 
-def _circumstances() -> tuple[int, bool, int]:
+def _circumstances() -> tuple[int, bool, int, bool]:
     """What a choice depends on beside its problem."""
-    return cpu.workers(), settings.autotune, autotune.generation()
+    return cpu.workers(), settings.autotune, autotune.generation(), numba_is_there()
 
 
 @lru_cache(maxsize=4096)

@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from gpuconv import cpu
-from gpuconv.algorithms.compiled_loops import LONGEST_VECTOR, address, has_adjacent_channels, numba_is_there, tasks_for
+from gpuconv.algorithms.compiled_loops import (
+    LONGEST_VECTOR,
+    address,
+    has_adjacent_channels,
+    numba_is_there,
+    tasks_for,
+    try_numba,
+)
 from gpuconv.algorithms.crew import run
 from gpuconv.geometry import ConvGeometry
 from gpuconv.pooling_winners import WORTH_A_THREAD, are_apart, taps_of
@@ -29,13 +36,15 @@ DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 def serves(g: ConvGeometry, *arrays: Array) -> bool:
     """Whether the loops take these arrays, all of one dtype, and are worth it."""
-    return (
+    if not (
         math.prod(g.x_shape) >= LEAST_ELEMENTS
         and all(array.dtype in DTYPES and has_adjacent_channels(array) for array in arrays)
         and g.c * arrays[0].itemsize >= LONGEST_VECTOR
         and math.prod(g.kernel) <= MOST_TAPS
-        and numba_is_there()
-    )
+    ):
+        return False
+    try_numba()
+    return numba_is_there()
 
 
 def serves_grad(g: ConvGeometry, *arrays: Array) -> bool:

@@ -14,7 +14,7 @@ from guarded import Guarded
 from tolerances import assert_exact
 
 import gpuconv
-from gpuconv.algorithms import crew, direct, direct_dense, direct_depthwise, direct_scatter
+from gpuconv.algorithms import compiled_loops, crew, direct_dense, direct_depthwise, direct_scatter
 
 # What the loops tell apart: vectors and channels that do not fill one, rows of tiles, runs of one tap and of a row of
 # taps, blocks of products, outputs near the ends of a row, images smaller than a tile, groups, and depthwise ones; of
@@ -155,8 +155,8 @@ def test_other_dtypes_are_refused(dtype):
 
 
 def test_without_numba_it_says_what_to_install_and_others_serve(monkeypatch):
-    case = case_of("n1_h31w7_c3_k5_r3s3_p1")  # asked for by no other test: plans are remembered
-    monkeypatch.setattr(direct, "numba_is_there", lambda: False)
+    case = case_of("n1_h31w7_c3_k5_r3s3_p1")
+    monkeypatch.setattr(compiled_loops, "_numba_is_installed", lambda: False)
     arrays = case.arrays()
     with pytest.raises(gpuconv.AlgorithmError, match=r"needs Numba on the CPU: pip install 'gpuconv\[cpu\]'"):
         convolve("forward", case, *arrays, algorithm="direct")

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+import sys
+import warnings
 from collections.abc import Sequence
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gpuconv.algorithms.base import Problem
 from gpuconv.geometry import ConvGeometry
+from gpuconv.shielded import shielded
 from gpuconv.typing import Array, Ints, Pair
 
 if TYPE_CHECKING:  # Numba is imported where it computes
@@ -27,9 +32,64 @@ LONGEST_VECTOR = 64
 """Bytes of the longest there are. Buffers are made for these: how long vectors are here only simd/tile.py knows."""
 
 
-@cache
+COMPILED = frozenset(("auto", "direct", "winograd", "winograd_4x4"))
+"""The names of algorithms under which compiled loops may run."""
+
+
+def why_no_numba() -> str | None:
+    """Why no loop can be compiled, in words.
+
+    None if one can, and as long as nobody has tried: planning does not wait for Numba, see `try_numba`.
+    """
+    if not _numba_is_installed():
+        return "needs Numba on the CPU: pip install 'gpuconv[cpu]'"
+    return _trial[0] if _trial else None
+
+
 def numba_is_there() -> bool:
-    return find_spec("numba") is not None
+    return why_no_numba() is None
+
+
+def try_numba() -> None:
+    """Import Numba and the loops, the first time, to know whether it can be used. If not, a warning says why, once.
+
+    Without an import nobody knows: each Numba refuses releases of NumPy newer than itself, for instance.
+    """
+    if not _trial and _numba_is_installed():
+        reason = shielded(_import_loops)
+        if _trial:  # another thread was faster
+            return
+        _trial.append(reason)
+        if reason is not None:
+            warnings.warn(
+                f"gpuconv: {reason}. Convolutions and pooling run on NumPy instead.", RuntimeWarning, stacklevel=2
+            )
+
+
+_trial: list[str | None] = []
+"""Empty until Numba was tried; then why it cannot be used, or None."""
+
+
+@cache
+def _numba_is_installed() -> bool:
+    try:
+        return find_spec("numba") is not None
+    except ValueError:  # something in sys.modules without a spec; None keeps Numba from being imported
+        return sys.modules["numba"] is not None
+
+
+def _import_loops() -> str | None:
+    """Import whatever compiled loops may need later, where no interrupt can leave half of it."""
+    from gpuconv import simd
+
+    try:
+        if import_module("numba").config.DISABLE_JIT:
+            return "Numba's compiler is switched off by NUMBA_DISABLE_JIT"
+        for module in iter_modules(simd.__path__):
+            import_module(f"{simd.__name__}.{module.name}")
+    except Exception as error:
+        return f"Numba cannot be imported: {type(error).__name__}: {error}"
+    return None
 
 
 def three_axes(sizes: Sequence[int], filler: int) -> Ints:

@@ -18,7 +18,7 @@ import numpy as np
 
 from gpuconv.adjoint import adjoint_parts
 from gpuconv.algorithms.base import PlainWeights, Problem, Work
-from gpuconv.algorithms.compiled_loops import copied_bytes, has_adjacent_channels, native, numba_is_there
+from gpuconv.algorithms.compiled_loops import copied_bytes, has_adjacent_channels, native, why_no_numba
 from gpuconv.algorithms.crew import run
 from gpuconv.algorithms.direct_dense import DenseCut
 from gpuconv.algorithms.direct_depthwise import DepthwiseCut
@@ -36,9 +36,7 @@ class Direct(PlainWeights):
     def refusal(self, problem: Problem) -> str | None:
         if problem.dtype.name not in ("float32", "float64"):
             return f"takes float32 and float64 on the CPU, the arrays are {problem.dtype}"
-        if not numba_is_there():
-            return "needs Numba on the CPU: pip install 'gpuconv[cpu]'"
-        return None
+        return why_no_numba()
 
     def reservation(self, problem: Problem) -> str | None:
         return None
