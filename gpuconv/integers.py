@@ -10,6 +10,10 @@ from gpuconv.errors import GeometryError
 from gpuconv.typing import Ints, IntsLike
 
 
+LARGEST = 2**63 - 1
+"""The largest number that arrays count with: no size, step or limit of bytes is larger."""
+
+
 def is_int(value: object) -> bool:
     """An integer of any kind, np.int64 and 0-d integer arrays included; a bool is none."""
     if isinstance(value, (bool, np.bool_)):
@@ -23,16 +27,18 @@ def is_int(value: object) -> bool:
 
 def is_scalar(value: object) -> bool:
     """One value for all axes, right or wrong: an integer, or what has no entries to look at."""
-    return is_int(value) or not hasattr(value, "__len__")
+    return is_int(value) or not hasattr(value, "__len__") or getattr(value, "ndim", 1) == 0
 
 
 def as_int(value: object, name: str, caller: str, least: int = 1) -> int:
     """`value` as an int of at least `least`; a bool or a float is refused, not rounded."""
     if not is_int(value):
-        raise GeometryError(f"{caller}: {name}={value!r} is not an integer.")
+        raise GeometryError(f"{caller}: {name}={shown(value)} is not an integer.")
     number = operator.index(value)  # type: ignore[arg-type]
     if number < least:
-        raise GeometryError(f"{caller}: {name}={number} is less than {least}.")
+        raise GeometryError(f"{caller}: {name}={shown(number)} is less than {least}.")
+    if number > LARGEST:
+        raise GeometryError(f"{caller}: {name}={shown(number)} is more than 2**63 - 1, the most that arrays count to.")
     return number
 
 
@@ -42,5 +48,13 @@ def as_ints(value: IntsLike, ndim: int, name: str, caller: str, least: int = 1) 
         return (as_int(value, name, caller, least),) * ndim
     entries = list(value)  # type: ignore[arg-type]
     if len(entries) != ndim:
-        raise GeometryError(f"{caller}: {name}={value!r} has {len(entries)} entries for {ndim} axes.")
+        raise GeometryError(f"{caller}: {name}={shown(value)} has {len(entries)} entries for {ndim} axes.")
     return tuple(as_int(entry, name, caller, least) for entry in entries)
+
+
+def shown(value: object) -> str:
+    """`value` as an error prints it; Python writes no integer of more than some thousand digits."""
+    try:
+        return repr(value)
+    except ValueError:
+        return "(an integer of too many digits)"
