@@ -154,7 +154,9 @@ def as_dtype(dtype: DTypeLike, caller: str) -> np.dtype[Any]:
             raise TypeError  # noqa: TRY301
         result = native(np.dtype(dtype))
     except (SyntaxError, TypeError, ValueError):
-        raise DTypeError(f"{caller}: dtype={dtype!r} is not a dtype. gpuconv computes in {', '.join(DTYPES)}.") from None
+        raise DTypeError(
+            f"{caller}: dtype={dtype!r} is not a dtype. gpuconv computes in {', '.join(DTYPES)}."
+        ) from None
     check_dtype(result, caller)
     return result
 
@@ -209,10 +211,11 @@ def check_device(device: str, caller: str) -> str:
     DeviceError
         If there is no such device, or no CuPy to reach it.
     """
-    if isinstance(device, str) and device == "cpu":
+    name: object = device
+    if not isinstance(name, str):
+        raise DeviceError(f"{caller}: device={name!r} is no name. It must be 'cpu', 'cuda' or 'cuda:<number>'.")
+    if device == "cpu":
         return "cpu"
-    if not isinstance(device, str):
-        raise DeviceError(f"{caller}: device={device!r} is no name. It must be 'cpu', 'cuda' or 'cuda:<number>'.")
     kind, colon, number = device.partition(":")
     if kind != "cuda" or (colon and not number.isdecimal()):
         raise DeviceError(f"{caller}: device={device!r} is neither 'cpu' nor 'cuda' nor 'cuda:<number>'.")

@@ -1,4 +1,4 @@
-"""Arguments that are integers, or one an axis: what is accepted as such, and the errors where something is not."""
+"""Arguments that are integers, one an axis, or flags: what is accepted as such, and the errors for what is not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 
 from gpuconv.errors import GeometryError
 from gpuconv.typing import Ints, IntsLike
-
 
 LARGEST = 2**63 - 1
 """The largest number that arrays count with: no size, step or limit of bytes is larger."""
@@ -50,6 +49,23 @@ def as_ints(value: IntsLike, ndim: int, name: str, caller: str, least: int = 1) 
     if len(entries) != ndim:
         raise GeometryError(f"{caller}: {name}={shown(value)} has {len(entries)} entries for {ndim} axes.")
     return tuple(as_int(entry, name, caller, least) for entry in entries)
+
+
+def flag(value: object, name: str, caller: str) -> bool:
+    """`value` as a bool: True, False, 1, 0, or a NumPy scalar or a 0-d array that is one.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else, such as the string "no", which Python takes for true.
+    """
+    if value is True or value is False:
+        return value
+    if isinstance(value, np.bool_) or (isinstance(value, np.ndarray) and not value.ndim and value.dtype.kind == "b"):
+        return bool(value)
+    if is_int(value) and value in (0, 1):
+        return bool(value)
+    raise ValueError(f"{caller}: {name}={shown(value)} must be True or False.")
 
 
 def shown(value: object) -> str:
