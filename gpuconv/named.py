@@ -87,7 +87,7 @@ def number(value: float, name: str, caller: str) -> float:
     """
     given: Any = value
     kind = getattr(getattr(given, "dtype", None), "kind", "f")
-    if isinstance(given, (bool, str, bytes)) or kind not in "fiuV" or getattr(given, "ndim", 0):
+    if isinstance(given, (bool, str, bytes)) or kind not in "fiuV" or getattr(given, "ndim", 0) > 0:
         raise ValueError(f"{caller}: {name}={shown(value)} is not a number. Pass a float.")
     try:
         result = float(value)

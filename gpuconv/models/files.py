@@ -79,6 +79,11 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]
     return arrays, description
 
 
+def require(caller: str) -> None:
+    """Raises the ImportError that `write` would raise, where there is no safetensors."""
+    _safetensors(caller)
+
+
 def _digest(arrays: Mapping[str, Array], text: str) -> str:
     digest = hashlib.sha256(text.encode())
     for name in sorted(arrays):
