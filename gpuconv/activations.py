@@ -18,6 +18,7 @@ import numpy as np
 from gpuconv import backend, named
 from gpuconv.algorithms import epilogue
 from gpuconv.errors import DTypeError
+from gpuconv.integers import flag
 from gpuconv.typing import Array
 
 
@@ -130,7 +131,7 @@ class LeakyReLU(Activation):
     name = "leaky_relu"
 
     def __init__(self, alpha: float = 0.01) -> None:
-        self.alpha = _finite(alpha, "alpha", self.name)
+        self.alpha = named.number(alpha, "alpha", self.name)
 
     def fn(self, xp: ModuleType, x: Array) -> Array:
         return xp.where(x > 0, x, self.alpha * x)  # type: ignore[no-any-return]
@@ -147,7 +148,7 @@ class ELU(Activation):
     name = "elu"
 
     def __init__(self, alpha: float = 1.0) -> None:
-        self.alpha = _finite(alpha, "alpha", self.name)
+        self.alpha = named.number(alpha, "alpha", self.name)
 
     def fn(self, xp: ModuleType, x: Array) -> Array:
         return xp.where(x > 0, x, self.alpha * xp.expm1(xp.minimum(x, 0)))  # type: ignore[no-any-return]
@@ -187,7 +188,7 @@ class GELU(Activation):
     name = "gelu"
 
     def __init__(self, approximate: bool = False) -> None:
-        self.approximate = bool(approximate)
+        self.approximate = flag(approximate, "approximate", self.name)
 
     def fn(self, xp: ModuleType, x: Array) -> Array:
         if self.approximate:
@@ -252,8 +253,8 @@ class Affine(Activation):
     name = "affine"
 
     def __init__(self, slope: float = 1.0, intercept: float = 0.0) -> None:
-        self.gain = _finite(slope, "slope", self.name)
-        self.intercept = _finite(intercept, "intercept", self.name)
+        self.gain = named.number(slope, "slope", self.name)
+        self.intercept = named.number(intercept, "intercept", self.name)
 
     @property
     def hyperparams(self) -> dict[str, Any]:
@@ -333,10 +334,3 @@ def _like(x: Array, value: float) -> Any:
 
 def _step(xp: ModuleType, x: Array, above: float, below: float) -> Array:
     return xp.where(x > 0, _like(x, above), _like(x, below))  # type: ignore[no-any-return]
-
-
-def _finite(value: float, name: str, caller: str) -> float:
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"{caller}: {name}={value!r} is not finite.")
-    return number

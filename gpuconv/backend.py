@@ -24,10 +24,13 @@ DTYPES = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128"
 def array_module(x: object) -> ModuleType:
     """NumPy for a NumPy array, CuPy for a CuPy array.
 
+    A subclass of NumPy's array counts as the array that it is, np.memmap for instance. Two do not, because they compute
+    something else with the same operators: masked arrays, and np.matrix.
+
     Raises
     ------
     TypeError
-        For anything else: lists, masked arrays, tensors of other libraries.
+        For anything else: None, numbers, lists, tensors of other libraries.
 
     >>> array_module(np.zeros(3)).__name__
     'numpy'
@@ -35,13 +38,13 @@ def array_module(x: object) -> ModuleType:
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(x, cupy.ndarray):
         return cupy
-    if isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray):
+    if isinstance(x, np.ndarray) and not isinstance(x, (np.ma.MaskedArray, np.matrix)):
         return np
     raise TypeError(f"{_kind(x)} is neither a NumPy nor a CuPy array")
 
 
-def common_module(caller: str, **arrays: object) -> ModuleType:
-    """The one module that all of these arrays belong to; None stands for an argument that was not given.
+def common_module(caller: str, *, bias: object = None, out: object = None, **arrays: object) -> ModuleType:
+    """The one module that all of these arrays belong to. Only `bias` and `out` may be None: they may be left out.
 
     Raises
     ------
@@ -50,30 +53,38 @@ def common_module(caller: str, **arrays: object) -> ModuleType:
     DeviceError
         If CuPy arrays live on different devices.
     """
-    if all(type(x) is np.ndarray or x is None for x in arrays.values()):
-        return np
-    homes = {}
-    for name, x in arrays.items():
-        if x is None:
-            continue
-        try:
-            homes[name] = array_module(x)
-        except TypeError as error:
-            raise TypeError(
-                f"{caller}: {name}: {error}. Convert it first: np.asarray({name}), cupy.asarray({name}), "
-                f"or from_dlpack({name}) of either for a tensor; a masked array needs .filled(value)."
-            ) from None
+    for x in arrays.values():
+        if type(x) is not np.ndarray:
+            break
+    else:
+        if (bias is None or type(bias) is np.ndarray) and (out is None or type(out) is np.ndarray):
+            return np
+    arrays |= {name: x for name, x in (("bias", bias), ("out", out)) if x is not None}
+    homes = {name: _home(x, caller, name) for name, x in arrays.items()}
     if len(set(homes.values())) > 1:
         where = ", ".join(f"{name} in {'NumPy' if home is np else 'CuPy'}" for name, home in homes.items())
         raise TypeError(
             f"{caller}: the arrays must live in one library: {where}. "
             "Move some with gpuconv.to_device or gpuconv.to_numpy; nothing is copied across the bus unasked."
         )
-    devices = {name: device_of(arrays[name]) for name in homes}
+    devices = {name: device_of(x) for name, x in arrays.items()}
     if len(set(devices.values())) > 1:
         where = ", ".join(f"{name} on {device}" for name, device in devices.items())
         raise DeviceError(f"{caller}: the arrays must live on one device: {where}. Move some with gpuconv.to_device.")
     return next(iter(homes.values()))
+
+
+def _home(x: object, caller: str, name: str) -> ModuleType:
+    """`array_module`, whose error says what to do."""
+    if x is None:
+        raise TypeError(f"{caller}: {name} is None, where a NumPy or a CuPy array is needed. Pass {name}.")
+    try:
+        return array_module(x)
+    except TypeError as error:
+        raise TypeError(
+            f"{caller}: {name}: {error}. Convert it first: np.asarray({name}), cupy.asarray({name}), "
+            f"or from_dlpack({name}) of either for a tensor; a masked array needs .filled(value)."
+        ) from None
 
 
 def module_for(device: str) -> ModuleType:
@@ -139,9 +150,13 @@ def as_dtype(dtype: DTypeLike, caller: str) -> np.dtype[Any]:
             raise DTypeError(f"{caller}: dtype bfloat16 needs the ml_dtypes package: pip install ml_dtypes.") from None
         dtype = ml_dtypes.bfloat16
     try:
+        if dtype is None:  # NumPy's word for float64
+            raise TypeError  # noqa: TRY301
         result = native(np.dtype(dtype))
-    except TypeError:
-        raise DTypeError(f"{caller}: {dtype!r} is not a dtype. gpuconv computes in {', '.join(DTYPES)}.") from None
+    except (SyntaxError, TypeError, ValueError):
+        raise DTypeError(
+            f"{caller}: dtype={dtype!r} is not a dtype. gpuconv computes in {', '.join(DTYPES)}."
+        ) from None
     check_dtype(result, caller)
     return result
 
@@ -196,8 +211,11 @@ def check_device(device: str, caller: str) -> str:
     DeviceError
         If there is no such device, or no CuPy to reach it.
     """
+    name: object = device
+    if not isinstance(name, str):
+        raise DeviceError(f"{caller}: device={name!r} is no name. It must be 'cpu', 'cuda' or 'cuda:<number>'.")
     if device == "cpu":
-        return device
+        return "cpu"
     kind, colon, number = device.partition(":")
     if kind != "cuda" or (colon and not number.isdecimal()):
         raise DeviceError(f"{caller}: device={device!r} is neither 'cpu' nor 'cuda' nor 'cuda:<number>'.")
@@ -246,10 +264,10 @@ def to_device(x: Array, device: str) -> Array:
     >>> to_device(a, "cpu") is a
     True
     """
+    home = _home(x, "to_device", "x")
     device = check_device(device, "to_device")
     if device == "cpu":
         return to_numpy(x)
-    home = array_module(x)
     cupy = module_for(device)
     if home is cupy and device_of(x) == device:
         return x
@@ -264,7 +282,7 @@ def to_numpy(x: Array) -> Array:
     >>> to_numpy(np.arange(3))
     array([0, 1, 2])
     """
-    home = array_module(x)
+    home = _home(x, "to_numpy", "x")
     return x if home is np else home.asnumpy(x)
 
 

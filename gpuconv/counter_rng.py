@@ -65,5 +65,33 @@ def permutation(xp: ModuleType, seed: int, stream: int, count: int) -> Array:
 
 def seed_of(rng: int | np.random.Generator | None) -> int:
     """A 63-bit seed: drawn from a generator, or from one seeded with an integer; from the system for None."""
-    generator = np.random.default_rng(rng)
-    return int(generator.integers(2**63 - 1))
+    return int(generator(rng, "seed_of").integers(2**63 - 1))
+
+
+def generator(rng: int | np.random.Generator | None, caller: str) -> np.random.Generator:
+    """The generator that an argument `rng` means: itself, or one with that seed; None takes a seed from the system.
+
+    Raises
+    ------
+    TypeError
+        If it is neither: a float, a bool, np.random itself, or a RandomState, whose numbers NumPy has frozen and which
+        has no children for the layers of a model.
+    ValueError
+        If the seed is negative.
+    """
+    given: object = rng
+    if isinstance(given, (np.random.RandomState, ModuleType)):
+        raise TypeError(
+            f"{caller}: rng={rng!r} is of NumPy's old kind. Pass a seed, or a generator of the new: "
+            "np.random.default_rng(seed)."
+        )
+    if isinstance(given, (bool, np.bool_, str, bytes, float)):
+        raise TypeError(f"{caller}: rng={rng!r} is neither a seed, which is an integer, nor a numpy Generator.")
+    try:
+        return np.random.default_rng(given.item() if isinstance(given, np.ndarray) and not given.ndim else rng)
+    except TypeError:
+        raise TypeError(
+            f"{caller}: rng={rng!r} is neither a seed, which is an integer, nor a numpy Generator."
+        ) from None
+    except ValueError:
+        raise ValueError(f"{caller}: rng={rng!r}, a seed must be at least 0.") from None

@@ -28,7 +28,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, wraps
 from types import ModuleType
 from typing import Any, SupportsIndex, TypeVar, get_args
@@ -37,7 +37,7 @@ import numpy as np
 
 from gpuconv.errors import GeometryError
 from gpuconv.hashed import HashedOnce
-from gpuconv.integers import as_int, as_ints, is_int, is_scalar
+from gpuconv.integers import LARGEST, as_int, as_ints, is_int, is_scalar, shown
 from gpuconv.typing import Array, Ints, IntsLike, Layout, PadLike, PadMode, Pads, Pair
 
 PAD_MODES: tuple[str, ...] = get_args(PadMode)
@@ -46,6 +46,12 @@ NAMED_PADS = ("same", "valid", "full", "causal")
 
 SPATIAL_LETTERS = {1: "w", 2: "hw", 3: "dhw"}
 KERNEL_LETTERS = {1: "s", 2: "rs", 3: "trs"}
+
+MAX_PROBLEM = 1000
+"""Characters of a problem string. A real one has some 50; Python makes no integer of more than some thousand digits."""
+
+MAX_ELEMENTS = (LARGEST + 1) // 16
+"""Elements of an array whose bytes can be counted whatever its dtype: complex128 has 16."""
 
 Make = TypeVar("Make", bound=Callable[..., Any])
 
@@ -149,7 +155,7 @@ class ConvGeometry(HashedOnce):
         """
         ndim = 1 if is_scalar(kernel) else len(kernel)  # type: ignore[arg-type]
         if ndim not in SPATIAL_LETTERS:
-            raise GeometryError(f"{caller}: kernel={kernel!r} has {ndim} axes, a convolution has 1 to 3.")
+            raise GeometryError(f"{caller}: kernel={shown(kernel)} has {ndim} axes, a convolution has 1 to 3.")
         sizes = as_ints(spatial, ndim, "spatial", caller, least=0)
         taps = as_ints(kernel, ndim, "kernel", caller)
         steps = as_ints(stride, ndim, "stride", caller)
@@ -430,6 +436,10 @@ class ConvGeometry(HashedOnce):
         GeometryError
             If the text is no problem string, or the problem breaks a rule.
         """
+        if not isinstance(problem, str):
+            raise GeometryError(f"parse: problem={problem!r} is not a string such as n8_h56w56_c64_k64_r3s3_p1.")
+        if len(problem) > MAX_PROBLEM:
+            raise GeometryError(f"parse: {problem[:40]!r}... has {len(problem)} characters, at most {MAX_PROBLEM} do.")
         match = _PROBLEM.fullmatch(problem)
         if match is None:
             raise GeometryError(
@@ -521,7 +531,7 @@ def resolve_pad(pad: PadLike, spatial: Ints, span: Ints, stride: Ints, caller: s
         entries: list[Any] = list(pad)  # type: ignore[arg-type]
         if entries and not any(is_int(e) for e in entries):
             if len(entries) != ndim or any(not hasattr(e, "__len__") or len(e) != 2 for e in entries):
-                raise GeometryError(f"{caller}: pad={pad!r} needs one (lo, hi) for each of the {ndim} axes.")
+                raise GeometryError(f"{caller}: pad={shown(pad)} needs one (lo, hi) for each of the {ndim} axes.")
             flat = [side for pair in entries for side in pair]
         elif len(entries) == ndim:
             flat = [side for side in entries for _ in range(2)]
@@ -529,7 +539,7 @@ def resolve_pad(pad: PadLike, spatial: Ints, span: Ints, stride: Ints, caller: s
             flat = entries
         else:
             raise GeometryError(
-                f"{caller}: pad={pad!r} has {len(entries)} entries; {ndim} axes take 1, {ndim} or {2 * ndim}."
+                f"{caller}: pad={shown(pad)} has {len(entries)} entries; {ndim} axes take 1, {ndim} or {2 * ndim}."
             )
     sides = [as_int(side, "pad", caller, least=0) for side in flat]
     return tuple(zip(sides[::2], sides[1::2], strict=True))
@@ -557,7 +567,34 @@ def _checked(caller: str, *fields: Any) -> ConvGeometry:
                 f"{g.dilation[axis]}), the padded input only {size + lo + hi} (input {size}, pad ({lo}, {hi})). "
                 f"Pad by {span - size - lo - hi} more, or use a smaller kernel or dilation."
             )
-    return g
+    arrays = {"input": g.x_shape, "padded input": (g.n, *g.padded, g.c), "weights": g.w_shape, "output": g.y_shape}
+    for name, shape in arrays.items():
+        elements = math.prod(max(size, 1) for size in shape)  # as NumPy counts, for which 0 makes no array small
+        if elements > MAX_ELEMENTS:
+            raise GeometryError(
+                f"{caller}: the {name} of {g} would have the shape {shape}, {elements} elements. An array has at most "
+                f"{MAX_ELEMENTS}. Choose smaller sizes, pads or strides."
+            )
+    return _within_reach(g)
+
+
+def _within_reach(g: ConvGeometry) -> ConvGeometry:
+    """`g` with steps that can be counted in bytes: no array is asked for the address of what lies beyond its end.
+
+    A step that no element lies as far as is without effect, but its bytes may not fit 64 bits. It becomes the padded
+    size, by which a window leaves the input just the same.
+    """
+    strides, dilations = list(g.stride), list(g.dilation)
+    row = max(g.c, g.k, 1)
+    for axis in reversed(range(g.ndim)):
+        size = max(g.padded[axis], 1)
+        for steps in (strides, dilations):
+            if steps[axis] > size and steps[axis] * row > MAX_ELEMENTS:
+                steps[axis] = size
+        row *= max(size, g.out[axis])
+    if (*strides, *dilations) == (*g.stride, *g.dilation):
+        return g
+    return replace(g, stride=tuple(strides), dilation=tuple(dilations))
 
 
 # -------------------------------------------------------------------------------------------------- shapes and layouts
@@ -593,10 +630,10 @@ def _of_length(
     try:
         sizes = tuple(operator.index(size) for size in shape)
     except TypeError:
-        raise GeometryError(f"{caller}: {name}={shape!r} is not a shape. It needs {ndim + 2} integers.") from None
+        raise GeometryError(f"{caller}: {name}={shown(shape)} is not a shape. It needs {ndim + 2} integers.") from None
     if len(sizes) != ndim + 2:
         raise GeometryError(
-            f"{caller}: {name}={sizes} has {len(sizes)} axes, {ndim}-D convolution needs {ndim + 2}: "
+            f"{caller}: {name}={shown(sizes)} has {len(sizes)} axes, {ndim}-D convolution needs {ndim + 2}: "
             f"{last if layout == 'channels_last' else first} with layout={layout!r}."
         )
     return sizes

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpuconv import backend, named
+from gpuconv import backend, counter_rng, named
 from gpuconv.errors import GeometryError
+from gpuconv.integers import as_int, as_ints
 from gpuconv.typing import Array, DTypeLike
 
 
@@ -38,8 +39,9 @@ class Initializer(named.Named):
         fans : (fan_in, fan_out), optional
             Default: those of a convolution with one group, or a matrix (in, out), whose weights have this shape.
         """
-        fan_in, fan_out = fans_of(shape) if fans is None else fans
-        values = self.draw(np.random.default_rng(rng), tuple(shape), fan_in, fan_out)
+        sizes = tuple(as_int(size, "shape", self.name, least=0) for size in shape)
+        fan_in, fan_out = fans_of(sizes) if fans is None else as_ints(fans, 2, "fans", self.name, least=0)
+        values = self.draw(counter_rng.generator(rng, self.name), sizes, fan_in, fan_out)
         return values.astype(backend.as_dtype(dtype, self.name))
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...], fan_in: int, fan_out: int) -> Array:
@@ -131,7 +133,7 @@ class TruncNormal(Initializer):
     name = "trunc_normal"
 
     def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
-        self.mean = float(mean)
+        self.mean = named.number(mean, "mean", self.name)
         self.std = named.positive(std, "std", self.name)
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...], fan_in: int, fan_out: int) -> Array:

@@ -1,4 +1,4 @@
-"""Arguments that are integers, or one an axis: what is accepted as such, and the errors where something is not."""
+"""Arguments that are integers, one an axis, or flags: what is accepted as such, and the errors for what is not."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import numpy as np
 
 from gpuconv.errors import GeometryError
 from gpuconv.typing import Ints, IntsLike
+
+LARGEST = 2**63 - 1
+"""The largest number that arrays count with: no size, step or limit of bytes is larger."""
 
 
 def is_int(value: object) -> bool:
@@ -23,16 +26,18 @@ def is_int(value: object) -> bool:
 
 def is_scalar(value: object) -> bool:
     """One value for all axes, right or wrong: an integer, or what has no entries to look at."""
-    return is_int(value) or not hasattr(value, "__len__")
+    return is_int(value) or not hasattr(value, "__len__") or getattr(value, "ndim", 1) == 0
 
 
 def as_int(value: object, name: str, caller: str, least: int = 1) -> int:
     """`value` as an int of at least `least`; a bool or a float is refused, not rounded."""
     if not is_int(value):
-        raise GeometryError(f"{caller}: {name}={value!r} is not an integer.")
+        raise GeometryError(f"{caller}: {name}={shown(value)} is not an integer.")
     number = operator.index(value)  # type: ignore[arg-type]
     if number < least:
-        raise GeometryError(f"{caller}: {name}={number} is less than {least}.")
+        raise GeometryError(f"{caller}: {name}={shown(number)} is less than {least}.")
+    if number > LARGEST:
+        raise GeometryError(f"{caller}: {name}={shown(number)} is more than 2**63 - 1, the most that arrays count to.")
     return number
 
 
@@ -42,5 +47,30 @@ def as_ints(value: IntsLike, ndim: int, name: str, caller: str, least: int = 1) 
         return (as_int(value, name, caller, least),) * ndim
     entries = list(value)  # type: ignore[arg-type]
     if len(entries) != ndim:
-        raise GeometryError(f"{caller}: {name}={value!r} has {len(entries)} entries for {ndim} axes.")
+        raise GeometryError(f"{caller}: {name}={shown(value)} has {len(entries)} entries for {ndim} axes.")
     return tuple(as_int(entry, name, caller, least) for entry in entries)
+
+
+def flag(value: object, name: str, caller: str) -> bool:
+    """`value` as a bool: True, False, 1, 0, or a NumPy scalar or a 0-d array that is one.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else, such as the string "no", which Python takes for true.
+    """
+    if value is True or value is False:
+        return value
+    if isinstance(value, np.bool_) or (isinstance(value, np.ndarray) and not value.ndim and value.dtype.kind == "b"):
+        return bool(value)
+    if is_int(value) and value in (0, 1):
+        return bool(value)
+    raise ValueError(f"{caller}: {name}={shown(value)} must be True or False.")
+
+
+def shown(value: object) -> str:
+    """`value` as an error prints it; Python writes no integer of more than some thousand digits."""
+    try:
+        return repr(value)
+    except ValueError:
+        return "(an integer of too many digits)"

@@ -16,6 +16,7 @@ import numpy as np
 
 from gpuconv import backend, named
 from gpuconv.errors import DTypeError, GeometryError
+from gpuconv.integers import as_int
 from gpuconv.typing import Array, Ints
 
 
@@ -48,11 +49,18 @@ class Loss(named.Named):
         ------
         GeometryError, TypeError, DTypeError, DeviceError
             If the two do not fit each other.
+        ValueError
+            If labels lie outside the classes. On a GPU, where looking at them would wait for the device, they are
+            not checked here; `check_values` and `fit` do it once.
         """
         xp = backend.common_module(self.name, prediction=prediction, target=target)
         if prediction.dtype.kind != "f":
             raise DTypeError(f"{self.name}: prediction.dtype is {prediction.dtype}, a loss takes real numbers.")
         self.check(prediction.shape, prediction.dtype, target)
+        if xp is np:
+            self.check_values(prediction.shape, target)
+        if count is not None:
+            count = as_int(count, "count", self.name, least=0)
         with backend.on_device_of(prediction):
             return self.both(xp, prediction, target, count)
 
@@ -77,6 +85,9 @@ class SoftmaxCrossEntropy(Loss):
 
     The prediction is logits (N, ..., K), before any softmax. The target is integer labels (N, ...), or probabilities of
     the shape of the logits. With more axes than two, as for the pixels of a picture, each position counts as a sample.
+
+    With a single class p is 1 whatever the logit is: loss and gradient are 0, and nothing is learnt. Two classes take
+    two logits.
     """
 
     name = "softmax_cross_entropy"
@@ -108,8 +119,10 @@ class SoftmaxCrossEntropy(Loss):
         return value.astype(p.dtype, copy=False), p.reshape(prediction.shape)
 
     def check(self, shape: Ints, dtype: np.dtype[Any], target: Array) -> None:
-        if len(shape) < 2:
-            raise GeometryError(f"{self.name}: prediction.shape={shape}, logits have the shape (N, ..., classes).")
+        if len(shape) < 2 or not shape[-1]:
+            raise GeometryError(
+                f"{self.name}: prediction.shape={shape}, logits have the shape (N, ..., classes), with 1 class or more."
+            )
         if target.dtype.kind in "iu":
             if target.shape != shape[:-1]:
                 raise GeometryError(
@@ -134,6 +147,7 @@ class SoftmaxCrossEntropy(Loss):
                 )
 
     def right(self, prediction: Array, target: Array) -> Array:
+        backend.common_module(self.name, prediction=prediction, target=target)
         if target.shape == prediction.shape:
             target = target.argmax(axis=-1)
         hits = prediction.argmax(axis=-1) == target

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from gpuconv.integers import as_int
+from gpuconv.integers import as_int, shown
 
 Thing = TypeVar("Thing", bound="Named")
 
@@ -78,22 +79,42 @@ def parse(base: type[Thing], kinds: Mapping[str, type[Thing]], given: object, ca
     return kind(*positional, **named)
 
 
+def number(value: float, name: str, caller: str) -> float:
+    """`value` as a finite float, from any number that is one: a NumPy scalar or a 0-d array as well.
+
+    Raises
+    ------
+    ValueError
+        If it is a bool, a string, complex, or of several elements, NaN or infinite.
+    """
+    given: Any = value
+    kind = getattr(getattr(given, "dtype", None), "kind", "f")
+    if isinstance(given, (bool, str, bytes)) or kind not in "fiuV" or getattr(given, "ndim", 0) > 0:
+        raise ValueError(f"{caller}: {name}={shown(value)} is not a number. Pass a float.")
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{caller}: {name}={value!r} is not a number. Pass a float.") from None
+    except OverflowError:
+        result = math.inf
+    if not math.isfinite(result):
+        raise ValueError(f"{caller}: {name}={shown(value)} is not finite.")
+    return result
+
+
 def positive(value: float, name: str, caller: str, least: float = 0.0, below: float = float("inf")) -> float:
     """`value` as a float, least <= value < below.
 
     Raises
     ------
     ValueError
-        If it lies outside.
+        If it lies outside, or is no `number`.
     """
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{caller}: {name}={value!r} is not a number.") from None
-    if not least <= number < below:
-        limit = f"from {least:g} to below {below:g}" if below < float("inf") else f"finite and at least {least:g}"
+    result = number(value, name, caller)
+    if not least <= result < below:
+        limit = f"from {least:g} to below {below:g}" if below < math.inf else f"finite and at least {least:g}"
         raise ValueError(f"{caller}: {name}={value!r}, it must be {limit}.")
-    return number
+    return result
 
 
 def whole(value: int, name: str, caller: str, least: int = 1) -> int:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from gpuconv import backend, named, schedulers
+from gpuconv.errors import DTypeError, GeometryError
+from gpuconv.integers import flag
 from gpuconv.schedulers import Scheduler
 from gpuconv.typing import Array
 
@@ -34,7 +36,8 @@ class Optimizer(named.Named):
     clip_norm : float, optional
         Gradients of a layer are scaled down to this Euclidean norm, all parameters of the layer together, where they
         are longer (Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", 2013,
-        algorithm 1).
+        algorithm 1). Finite gradients of any size keep their direction. A NaN among them makes all of them NaN, and an
+        infinity makes itself NaN and the others 0: no norm could mend either.
     scheduler : str or Scheduler, optional
         The learning rate as a function of the step.
     """
@@ -64,19 +67,44 @@ class Optimizer(named.Named):
         """
         if not gradients:
             return
-        first = next(iter(gradients.values()))
-        xp = backend.array_module(first)
-        with backend.on_device_of(first):
-            if self.clip_norm is not None:
-                clip(gradients.values(), self.clip_norm)
-            slots = {name: self._slots(xp, cache, name, params[name]) for name in gradients}
+        xp = self._check(params, gradients)
+        with backend.on_device_of(next(iter(gradients.values()))):
             step = cache.get("step", 0) + 1
             rate = self.lr if self.scheduler is None else self.scheduler(step, cur_loss)
+            rate = named.positive(rate, f"the learning rate of step {step}", self.name)
+            slots = {name: self._slots(xp, cache, name, params[name]) for name in gradients}
+            if self.clip_norm is not None:
+                clip(gradients.values(), self.clip_norm)
             for name, gradient in gradients.items():
                 arrays = (params[name], gradient, *slots[name])
                 for pieces in _pieces(xp, arrays):
                     self.step(xp, step, rate, *pieces)
             cache["step"] = step
+
+    def _check(self, params: Mapping[str, Array], gradients: Mapping[str, Array]) -> ModuleType:
+        """Whether each gradient fits its parameter, before anything changes."""
+        for argument, value in (("params", params), ("gradients", gradients)):
+            if not isinstance(value, Mapping):
+                raise TypeError(f"{self.name}: {argument} is a {type(value).__name__}, it must be a dict of arrays.")
+        xp = backend.common_module(self.name, **{f"gradients[{name!r}]": g for name, g in gradients.items()})
+        for name, g in gradients.items():
+            if name not in params:
+                raise ValueError(f"{self.name}: gradients has {name!r}, params only {', '.join(map(repr, params))}.")
+            p, key = params[name], f"params[{name!r}]"
+            backend.common_module(self.name, **{key: p, f"gradients[{name!r}]": g})
+            if p.shape != g.shape:
+                raise GeometryError(f"{self.name}: {key} has the shape {p.shape}, its gradient {g.shape}.")
+            if p.dtype != g.dtype or p.dtype.kind != "f":
+                raise DTypeError(
+                    f"{self.name}: {key} is {p.dtype}, its gradient {g.dtype}. Both must share one real dtype."
+                )
+            if not p.flags.c_contiguous:
+                raise ValueError(f"{self.name}: {key} must be C-contiguous, because it is updated in place.")
+            changed = ((key, p), (f"gradients[{name!r}]", g)) if self.clip_norm is not None else ((key, p),)
+            for argument, array in changed:
+                if not getattr(array.flags, "writeable", True):  # CuPy arrays always are
+                    raise ValueError(f"{self.name}: {argument} is read-only. Pass an array that may be written.")
+        return xp
 
     def step(self, xp: ModuleType, t: int, lr: float, p: Array, g: Array, *slots: Array) -> None:
         """Step number t (from 1) of a vector p with gradient g, in place. g is left as it is."""
@@ -111,7 +139,7 @@ class SGD(Optimizer):
     ) -> None:
         self._set_common(lr, clip_norm, scheduler)
         self.momentum = named.positive(momentum, "momentum", self.name, below=1)
-        self.nesterov = bool(nesterov)
+        self.nesterov = flag(nesterov, "nesterov", self.name)
         if self.nesterov and not self.momentum:
             raise ValueError(f"{self.name}: nesterov=True needs momentum > 0, momentum={momentum!r}.")
         self.slots = ("velocity",) if self.momentum else ()
@@ -278,17 +306,40 @@ def clip(gradients: Any, most: float) -> None:
 
     The norm stays on the device: nothing waits for it.
     """
+    most = named.positive(most, "most", "clip")
     arrays = list(gradients)
     if not arrays:
         return
-    xp = backend.array_module(arrays[0])
-    with backend.on_device_of(arrays[0]):
-        total = sum(xp.einsum("i,i->", v, v) for v in (g.reshape(-1) for g in arrays))  # BLAS would start threads
-        norm = xp.sqrt(total)
-        tiny = np.finfo(arrays[0].dtype).tiny
-        scale = (most / xp.maximum(norm, max(most, float(tiny)))).astype(arrays[0].dtype)
+    xp = backend.common_module("clip", **{f"gradients[{number}]": g for number, g in enumerate(arrays)})
+    for number, g in enumerate(arrays):
+        if g.dtype.kind != "f":
+            raise DTypeError(f"clip: gradients[{number}] is {g.dtype}, it must be of real numbers.")
+    with backend.on_device_of(arrays[0]), np.errstate(all="ignore"):  # of what is thrown away
+        limit = float(arrays[0].dtype.type(most))
+        total, unit = _squares(xp, arrays), xp.ones((), np.float64)
+        scaled = xp is not np or not _is_exact(total)
+        if scaled:  # by the power of two below the largest, which rounds nothing and does not overflow
+            largest = xp.stack([abs(g).max().astype(np.float64) for g in arrays if g.size] or [unit]).max()
+            unit = xp.where((largest > 0) & xp.isfinite(largest), largest / (2 * xp.frexp(largest)[0]), unit)
+            total = _squares(xp, [g / unit.astype(g.dtype) for g in arrays])
+        root = xp.sqrt(total).astype(np.float64)
+        inside = root <= limit / unit
+        unit, scale = xp.where(inside, 1.0, unit), xp.where(inside, 1.0, limit / root)
         for g in arrays:
-            g *= scale
+            if scaled:
+                g /= unit.astype(g.dtype)
+            g *= scale.astype(g.dtype)
+
+
+def _squares(xp: ModuleType, arrays: list[Array]) -> Any:
+    """The sum of the squares of all elements, in their dtype."""
+    return sum(xp.einsum("i,i->", v, v) for v in (g.reshape(-1) for g in arrays))  # BLAS would start threads
+
+
+def _is_exact(total: Any) -> bool:
+    """Whether a sum of squares is so far from both ends of its dtype that nothing of weight was lost there."""
+    limits = np.finfo(total.dtype)
+    return bool(limits.tiny / limits.eps**2 <= total <= limits.max)
 
 
 def _average(average: Array, new: Array, decay: float) -> None:

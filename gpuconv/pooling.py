@@ -15,7 +15,7 @@ from gpuconv import backend, pooling_cuda, pooling_loops, pooling_winners
 from gpuconv.call import Call
 from gpuconv.errors import DTypeError, GeometryError
 from gpuconv.geometry import SPATIAL_LETTERS, ConvGeometry, split_x_shape
-from gpuconv.integers import as_ints
+from gpuconv.integers import as_ints, flag
 from gpuconv.kernel_args import too_long
 from gpuconv.typing import Array, Ints, IntsLike, Layout, PadLike
 
@@ -183,6 +183,7 @@ def avg_pool2d(
     array([[ 2.5,  4.5],
            [10.5, 12.5]])
     """
+    include_pad = flag(count_include_pad, "count_include_pad", "avg_pool2d")
     pool = _Pool("avg_pool2d", {"x": x}, None, kernel_shape, stride, pad, 1, layout, out)
     x_nhwc = pool.views["x"]
 
@@ -190,9 +191,9 @@ def avg_pool2d(
         total = pool.xp.zeros(pool.g.y_shape, backend.accumulator(pool.dtype))
         for ins, outs in pool.slices:
             total[outs] += x_nhwc[ins]
-        y_nhwc[...] = (total / pool.divisor(count_include_pad)).astype(pool.dtype, copy=False)
+        y_nhwc[...] = (total / pool.divisor(include_pad)).astype(pool.dtype, copy=False)
 
-    return pool.run(pool.g.y_shape, write, lambda x, y: pooling_cuda.avg_pool(pool.xp, x, pool.g, y, count_include_pad))
+    return pool.run(pool.g.y_shape, write, lambda x, y: pooling_cuda.avg_pool(pool.xp, x, pool.g, y, include_pad))
 
 
 def avg_pool2d_grad(
@@ -234,15 +235,16 @@ def avg_pool2d_grad(
     array([[0.25, 0.25],
            [0.25, 0.25]])
     """
+    include_pad = flag(count_include_pad, "count_include_pad", "avg_pool2d_grad")
     shape = as_ints(input_shape, 4, "input_shape", "avg_pool2d_grad", least=0)
     pool = _Pool("avg_pool2d_grad", {"dy": dy}, shape, kernel_shape, stride, pad, 1, layout, out)
 
     def write(dx_nhwc: Array) -> None:
-        share = pool.views["dy"] / pool.divisor(count_include_pad)
+        share = pool.views["dy"] / pool.divisor(include_pad)
         pool.scatter(dx_nhwc, lambda _, outs: share[outs])
 
     return pool.run(
-        pool.g.x_shape, write, lambda dy, dx: pooling_cuda.avg_pool_grad(pool.xp, dy, pool.g, dx, count_include_pad)
+        pool.g.x_shape, write, lambda dy, dx: pooling_cuda.avg_pool_grad(pool.xp, dy, pool.g, dx, include_pad)
     )
 
 

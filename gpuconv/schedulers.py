@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from gpuconv import named
+from gpuconv.integers import flag
 
 
 class Scheduler(named.Named):
@@ -40,12 +41,15 @@ class ExponentialScheduler(Scheduler):
     ) -> None:
         self.initial_lr = named.positive(initial_lr, "initial_lr", self.name)
         self.stage_length = named.whole(stage_length, "stage_length", self.name)
-        self.staircase = bool(staircase)
+        self.staircase = flag(staircase, "staircase", self.name)
         self.decay = named.positive(decay, "decay", self.name)
 
     def __call__(self, step: int, cur_loss: float | None = None) -> float:
         stages: float = (step - 1) // self.stage_length if self.staircase else (step - 1) / self.stage_length
-        return self.initial_lr * math.pow(self.decay, stages)
+        try:
+            return self.initial_lr * math.pow(self.decay, stages)
+        except OverflowError:  # a decay of more than 1, which the optimizer refuses when it comes to this
+            return math.inf
 
 
 class CosineScheduler(Scheduler):

@@ -199,7 +199,7 @@ class Layer(Stateful):
 
     def check_input(self, X: Array) -> ModuleType:
         """Whether `forward` would take X."""
-        xp = _module_of(self.kind, X=X)
+        xp = backend.common_module(self.kind, X=X)
         if self.device is not None and backend.device_of(X) != self.device:
             found = backend.device_of(X)
             kind = TypeError if "cpu" in (found, self.device) else DeviceError
@@ -223,7 +223,7 @@ class Layer(Stateful):
             )
         for number, (d, x) in enumerate(zip(dLda, self.X, strict=True)):
             name = "dLda" if len(dLda) == 1 else f"dLda[{number}]"
-            xp = _module_of(self.kind, **{name: d, "X": x})
+            xp = backend.common_module(self.kind, **{name: d, "X": x})
             if backend.native(d.dtype) != backend.native(x.dtype):
                 raise DTypeError(f"{self.kind}: {name} is {d.dtype}, X was {x.dtype}. Cast {name} with .astype.")
             wanted = self.output_shape(x.shape)
@@ -232,10 +232,3 @@ class Layer(Stateful):
                     f"{self.kind}: {name}.shape={d.shape}, the output for X of shape {x.shape} has {wanted}."
                 )
         return xp
-
-
-def _module_of(caller: str, **arrays: object) -> ModuleType:
-    for name, value in arrays.items():
-        if value is None:  # which elsewhere means an argument that was not given
-            raise TypeError(f"{caller}: {name} is None, it must be an array.")
-    return backend.common_module(caller, **arrays)

@@ -49,7 +49,7 @@ class Filters(Weighted):
         self.kernel_shape = as_ints(kernel_shape, self.ndim, "kernel_shape", self.kind)
         self.pad, self.stride, self.dilation = plain(pad), plain(stride), plain(dilation)
         self.groups = as_int(groups, "groups", self.kind)
-        self.algorithm = algorithm
+        self.algorithm = str(algorithm)
         self._check_arguments()
 
     def _check_arguments(self) -> None:

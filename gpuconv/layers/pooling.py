@@ -7,7 +7,7 @@ from types import ModuleType
 
 from gpuconv import pooling
 from gpuconv.geometry import ConvGeometry, split_x_shape
-from gpuconv.integers import as_ints
+from gpuconv.integers import as_ints, flag
 from gpuconv.layers.base import Derived, Layer
 from gpuconv.layers.state import plain
 from gpuconv.typing import Array, Ints, IntsLike, PadLike
@@ -93,7 +93,7 @@ class AvgPool2D(_Pool2D):
         *,
         count_include_pad: bool = True,
     ) -> None:
-        self.count_include_pad = bool(count_include_pad)
+        self.count_include_pad = flag(count_include_pad, "count_include_pad", self.kind)
         super().__init__(kernel_shape, stride, pad, 1)
 
     def _forward(self, xp: ModuleType, X: Array, training: bool) -> tuple[Array, Derived]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from gpuconv import backend, html, optimizers
+from gpuconv import backend, counter_rng, html, optimizers
 from gpuconv.errors import DTypeError, GeometryError
 from gpuconv.layers import memory
 from gpuconv.named import Named
@@ -38,7 +38,7 @@ class Stateful:
         self.optimizer = None if optimizer is None else optimizers.parse(optimizer, self.kind)
         self.dtype = None if dtype is None else checked_dtype(backend.as_dtype(dtype, self.kind), self.kind, "dtype")
         self.device = None if device is None else backend.check_device(device, self.kind)
-        self.rng = None if rng is None else np.random.default_rng(rng)
+        self.rng = None if rng is None else counter_rng.generator(rng, self.kind)
         self.trainable = True
         self.params: dict[str, Array] = {}
         self.gradients: dict[str, Array] = {}

@@ -11,7 +11,7 @@ import numpy as np
 from gpuconv import activations, initializers
 from gpuconv.activations import Activation
 from gpuconv.initializers import Initializer
-from gpuconv.integers import as_int
+from gpuconv.integers import as_int, flag
 from gpuconv.layers.base import Derived, Layer
 from gpuconv.optimizers import Optimizer
 from gpuconv.plan import check_precision
@@ -37,7 +37,7 @@ class Weighted(Layer):
         self.out_ch = as_int(out_ch, "out_ch", self.kind)
         self.acti_fn = activations.parse(acti_fn, self.kind)
         self.init_w = initializers.parse(init_w, self.kind)
-        self.use_bias = bool(use_bias)
+        self.use_bias = flag(use_bias, "use_bias", self.kind)
         self.precision = check_precision(precision, self.kind)
         self.in_ch: int | None = None
 

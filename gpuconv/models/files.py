@@ -189,6 +189,11 @@ def _layers(description: Mapping[str, Any]) -> int:
     return len(layers) if isinstance(layers, (list, tuple)) else 0
 
 
+def require(caller: str) -> None:
+    """Raises the ImportError that `write` would raise, where there is no safetensors."""
+    _safetensors(caller)
+
+
 def _digest(arrays: Mapping[str, Array], text: str) -> str:
     digest = hashlib.sha256(text.encode())
     for name in sorted(arrays):

@@ -21,10 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuconv import backend, counter_rng, optimizers
-from gpuconv.integers import as_int
-from gpuconv.models import files, state
+from gpuconv.models import files, fit_arguments, state
 from gpuconv.models.progress import Progress
-from gpuconv.named import positive
 from gpuconv.typing import Array
 
 if TYPE_CHECKING:
@@ -69,16 +67,7 @@ class Settings:
     on_epoch: Callable[[History], object] | None
 
     def __post_init__(self) -> None:
-        self.epochs = as_int(self.epochs, "epochs", "fit", least=0)
-        self.batch_size = as_int(self.batch_size, "batch_size", "fit")
-        if self.micro_batch is not None:
-            self.micro_batch = as_int(self.micro_batch, "micro_batch", "fit")
-        if self.clip_norm is not None:
-            self.clip_norm = positive(self.clip_norm, "clip_norm", "fit")
-        if self.patience is not None:
-            self.patience = as_int(self.patience, "patience", "fit")
-        if self.resume and self.checkpoint is None:
-            raise ValueError("fit: resume=True needs the checkpoint to go on from. Pass checkpoint=path.")
+        fit_arguments.check(self)
 
     @property
     def bits(self) -> dict[str, Any]:
@@ -256,8 +245,7 @@ class Fit:
             backend.common_module("fit", X=self.X, validation_X=validation[0], validation_y=validation[1])
             self.model.check_data(*validation, "fit: validation")
             return None, validation
-        fraction = positive(validation, "validation", "fit", below=1)
-        aside = round(fraction * len(self.X))
+        aside = round(validation * len(self.X))
         if not 0 < aside < len(self.X):
             raise ValueError(f"fit: validation={validation} puts {aside} of {len(self.X)} samples aside.")
         with backend.on_device_of(self.X):

@@ -58,7 +58,7 @@ class Sequential:
             raise ValueError("Sequential: layers must be at least one, each object once.")
         self.loss = losses.parse(loss, "Sequential")
         self.optimizer = None if optimizer is None else optimizers.parse(optimizer, "Sequential")
-        generator = np.random.default_rng(rng)
+        generator = counter_rng.generator(rng, "Sequential")
         self.seed = counter_rng.seed_of(generator)
         for layer, child in zip(self.layers, generator.spawn(len(self.layers)), strict=True):
             layer.rng = child if layer.rng is None else layer.rng
@@ -70,7 +70,8 @@ class Sequential:
 
     def forward(self, X: Array, retain_derived: bool = True) -> Array:
         """The output for a batch; see `Layer.forward`. An error leaves every layer as it was."""
-        self.output_shape(np.shape(X))
+        backend.common_module("Sequential", X=X)
+        self.output_shape(X.shape)
         marks = [layer.mark() for layer in self.layers]
         y = X
         try:
