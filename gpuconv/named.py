@@ -101,13 +101,13 @@ def known(custom: Custom, caller: str) -> Iterator[None]:
         If one is no class or function, or has no name.
     """
     if isinstance(custom, (str, type)) or not isinstance(custom, Iterable):
-        raise TypeError(f"{caller}: custom={custom!r} must be classes in a list, or a dictionary of them by their names.")
+        raise TypeError(f"{caller}: custom={custom!r} must be a list of classes, or a dictionary of them by name.")
     pairs = custom.items() if isinstance(custom, Mapping) else [(name_of(kind), kind) for kind in custom]
     found: dict[str, list[Callable[..., Any]]] = {}
     for name, kind in pairs:
         if not callable(kind) or not isinstance(name, str):
             raise TypeError(
-                f"{caller}: custom: {name!r}: {kind!r} must be a class that has a name. In a dictionary, by name, it may "
+                f"{caller}: custom: {name!r}: {kind!r} must be a class that has a name. In a dictionary it may "
                 "also be a function that makes an object."
             )
         found.setdefault(name, []).append(kind)
@@ -157,7 +157,7 @@ def check_savable(thing: Named) -> None:
     name, text = name_of(kind), str(thing)
     own = f"{kind.__module__}.{kind.__qualname__}"
     if name is None or not _SPELLING.fullmatch(name):
-        raise ValueError(f"{own} has name={name!r}, by which no file can call it. Give the class a name such as 'mine'.")
+        raise ValueError(f"{own} has name={name!r}, which no file can use. Give the class a name such as 'mine'.")
     taken = next((other for other in _gpuconvs_own(kind) if _folded(other.name) == _folded(name)), kind)
     if taken is not kind:
         raise ValueError(
@@ -186,8 +186,8 @@ def check_distinct(kinds: Iterable[type]) -> None:
         other = found.setdefault(key, kind)
         if other is not kind:
             raise ValueError(
-                f"{other.__qualname__} and {kind.__qualname__} are both called {name!r}: a file cannot tell them apart. "
-                "Give one of them another name."
+                f"{other.__qualname__} and {kind.__qualname__} are both called {name!r}: a file cannot tell them "
+                "apart. Give one of them another name."
             )
 
 

@@ -71,7 +71,9 @@ def check_savable(layer: Layer, where: str) -> None:
     kind = type(layer)
     own = f"{where}: {kind.__module__}.{kind.__qualname__}"
     if LAYERS.get(layer.kind, kind) is not kind or not layer.kind.isidentifier():
-        raise ValueError(f"{own} is called {layer.kind!r} in files, as gpuconv's layer is. Give the class another name.")
+        raise ValueError(
+            f"{own} is called {layer.kind!r} in files, as gpuconv's layer is. Give the class another name."
+        )
     try:
         config = layer.config
         same = as_json(config) == json.loads(json.dumps(config))

@@ -89,7 +89,7 @@ class Layer(Stateful):
             return y.copy() if any(xp.may_share_memory(y, kept) for kept in self.kept()) else y
 
     def run(self, X: Array, retain_derived: bool = True) -> Array:
-        """`forward` for callers who change neither X nor the output until they have been backward: nothing is copied."""
+        """`forward` for those who leave X and the output as they are until `backward` is called: nothing is copied."""
         xp = self.check_input(X)
         if retain_derived:
             self.check_training(X.shape)

@@ -221,7 +221,7 @@ class Stateful:
         """Attributes beside the arrays that a checkpoint must hold for training to go on as if nothing had happened."""
         return {}
 
-    def checked_extra_state(self, given: Mapping[str, Any]) -> dict[str, int | None]:
+    def checked_extra_state(self, given: object) -> dict[str, int | None]:
         """`given`, if it is what `extra_state` may have been: the same names, whole numbers from 0 on or None.
 
         Raises

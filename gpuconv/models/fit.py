@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -128,8 +129,8 @@ class Fit:
     has copies; update the parameters and what the optimizers remember; and then `standing` itself. From the first to
     the last of them ``model.pending`` is `put_right`, which goes back to `standing`, and from the first change of a
     parameter (`torn`) to the beginning of the epoch, of which there is a copy in any case. Whatever ends a step early
-    calls it, or whoever uses the model next. A copy of parameters and optimizers' arrays for every step would lose less,
-    and cost as much as an update.
+    calls it, or whoever uses the model next. To copy the parameters for every step would lose less, and cost about as
+    much as an update.
     """
 
     def __init__(self, model: Sequential, X: Array, y: Array, settings: Settings) -> None:
@@ -198,7 +199,7 @@ class Fit:
     def _publish(self) -> None:
         """Show what `standing` says."""
         self.model.epochs_done = self.standing.epochs_done
-        self.history.__dict__.update(_copy(self.standing.history).__dict__)
+        self.history.__dict__.update(deepcopy(self.standing.history).__dict__)
 
     def _take_best(self) -> None:
         state.put_arrays(self.model.layers, self.standing.best)
@@ -226,7 +227,7 @@ class Fit:
                 if bar.is_due():
                     bar.show(self.history.epochs, self.standing.at.seen, *self._means())
                 if ctrl_c.asked:
-                    raise KeyboardInterrupt  # noqa: TRY301
+                    raise KeyboardInterrupt
             loss, accuracy = self._means()
         except FloatingPointError:
             self.torn = True  # back to the beginning of the epoch
@@ -293,7 +294,7 @@ class Fit:
 
     def _finish_epoch(self, bar: Progress, loss: float, accuracy: float | None) -> None:
         s, at, best = self.settings, self.standing.at, self.standing.best
-        h = _copy(self.standing.history)
+        h = deepcopy(self.standing.history)
         h.loss.append(loss)
         if accuracy is not None:
             h.accuracy.append(accuracy)
@@ -410,15 +411,10 @@ class Fit:
             raise ValueError(f"fit: {path} is of another network: {where}.")
 
 
-def _copy(history: History) -> History:
-    copied = {name: list(v) if isinstance(v, list) else v for name, v in history.__dict__.items()}
-    return History(**copied)
-
-
 def _history_of(found: Mapping[str, Any]) -> History:
     """A history from a file."""
     history = replace(History(**found), interrupted=False)
-    curves = [history.loss, history.accuracy, history.val_loss, history.val_accuracy]
+    curves: list[Any] = [history.loss, history.accuracy, history.val_loss, history.val_accuracy]
     good = all(isinstance(c, list) and all(type(v) is float for v in c) for c in curves)
     if not good or type(history.stopped_early) is not bool or type(history.best_epoch) not in {int, type(None)}:
         raise ValueError("the history is no history.")
@@ -428,7 +424,8 @@ def _history_of(found: Mapping[str, Any]) -> History:
 def _position_of(found: Mapping[str, Any]) -> Position:
     """A position from a file."""
     at = Position(**found)
-    counts, sums = (at.batch, at.seen, at.waited), (at.loss_sum, at.right, at.best_loss)
+    counts: list[Any] = [at.batch, at.seen, at.waited]
+    sums: list[Any] = [at.loss_sum, at.right, at.best_loss]
     if not all(type(v) is int and v >= 0 for v in counts) or not all(type(v) is float for v in sums):
         raise ValueError("the position in the epoch is no position.")
     return at

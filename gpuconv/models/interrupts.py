@@ -39,9 +39,9 @@ class CtrlC:
         if threading.current_thread() is not threading.main_thread():
             return
         frame = inspect.currentframe()
-        found = signal.getsignal(signal.SIGINT)
-        while isinstance(found, CtrlC) and not found.is_in_use(frame):
-            found = found.before
+        found: Any = signal.getsignal(signal.SIGINT)
+        if isinstance(found, CtrlC):
+            found = found.found_by_next(frame)
         if found is None or found is signal.SIG_IGN or frame is None or frame.f_back is None:
             return
         self._before, self._caller = found, frame.f_back.f_code
@@ -52,13 +52,15 @@ class CtrlC:
 
     def put_back(self) -> None:
         """Put back what `install` found, unless somebody has put a handler of their own there since."""
-        if self._before is not None and signal.getsignal(signal.SIGINT) is self:
+        found: object = signal.getsignal(signal.SIGINT)
+        if self._before is not None and found is self:
             signal.signal(signal.SIGINT, self._before)
 
-    @property
-    def before(self) -> Any:
-        """The handler that this one took the place of."""
-        return self._before
+    def found_by_next(self, frame: FrameType | None) -> Any:
+        """The handler that counts where this one is installed: what it replaced, if its training is over."""
+        if self.is_in_use(frame):
+            return self
+        return self._before.found_by_next(frame) if isinstance(self._before, CtrlC) else self._before
 
     def is_in_use(self, frame: FrameType | None) -> bool:
         """Whether the function that installed it is among the callers of `frame`."""

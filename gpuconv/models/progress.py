@@ -70,9 +70,7 @@ class Progress:
         rate = mine / max(time.monotonic() - self.began, 1e-9)
         told = _told(loss, accuracy) + f"  {rate:,.0f} images/s"
         description = f"epoch {min(epochs_done + 1, self.epochs)}/{self.epochs}"
-        self._draw(
-            lambda: self.bar.update(self.task, completed=done, description=description, told=told, refresh=True)
-        )
+        self._draw(lambda: self.bar.update(self.task, completed=done, description=description, told=told, refresh=True))
 
     def epoch(self, history: History) -> None:
         """One line for an epoch that is done."""
@@ -115,7 +113,7 @@ class Progress:
             self._give_back()
 
     def _give_back(self) -> None:
-        """Of the streams, which rich puts its own in place of, also where it was interrupted while it gave them back."""
+        """Put back the streams that rich replaced, also where it was interrupted while it did so itself."""
         for name, stream in zip(("stdout", "stderr"), self.streams, strict=True):
             if type(getattr(sys, name)).__module__.startswith("rich."):
                 setattr(sys, name, stream)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -85,11 +86,13 @@ class Sequential:
         self.output_shape(np.shape(X))
         xp = self.layers[0].check_input(X)
         marks = [layer.mark() for layer in self.layers]
-        self.pending = lambda: [layer.reset(mark) for layer, mark in zip(self.layers, marks, strict=True)]
+        self.pending = partial(state.reset, self.layers, marks)
         try:
-            y = self.run(X.copy(order="K") if retain_derived else X, retain_derived)
-            if retain_derived and any(xp.may_share_memory(y, kept) for layer in self.layers for kept in layer.kept()):
-                y = y.copy()
+            with backend.on_device_of(X):
+                y = self.run(X.copy(order="K") if retain_derived else X, retain_derived)
+                kept = [array for layer in self.layers for array in layer.kept()] if retain_derived else []
+                if any(xp.may_share_memory(y, array) for array in kept):
+                    y = y.copy()
         except BaseException:
             self.settle()
             raise
@@ -423,7 +426,7 @@ class Sequential:
             raise ValueError(f"load: input_shape={input_shape!r} is no shape.")
         own = {name: value for name, value in arrays.items() if name.partition(".")[0].isdecimal()}
         marks = [layer.mark() for layer in self.layers]
-        self.pending = lambda: [layer.reset(mark) for layer, mark in zip(self.layers, marks, strict=True)]
+        self.pending = partial(state.reset, self.layers, marks)
         try:
             state.put_arrays(self.layers, own)
             state.put_cache(self.layers, arrays, description["numbers"])

@@ -57,12 +57,17 @@ def put_arrays(layers: Sequence[Layer], arrays: Mapping[str, Array]) -> None:
             except (ValueError, GeometryError) as error:
                 raise type(error)(f"layer {number}: {error}") from None
     except BaseException:
-        for layer, mark in zip(layers, before, strict=True):
-            layer.reset(mark)
+        reset(layers, before)
         raise
 
 
-def put_cache(layers: Sequence[Layer], arrays: Mapping[str, Array], numbers: Sequence[Mapping[str, Any]]) -> None:
+def reset(layers: Sequence[Layer], marks: Sequence[dict[str, Any]]) -> None:
+    """Put back what `Layer.mark` found."""
+    for layer, mark in zip(layers, marks, strict=True):
+        layer.reset(mark)
+
+
+def put_cache(layers: Sequence[Layer], arrays: Mapping[str, Array], numbers: object) -> None:
     """Take over what `cache_arrays_of` and `numbers_of` gave, after the parameters: all of it, or an error and nothing.
 
     Raises
@@ -70,8 +75,8 @@ def put_cache(layers: Sequence[Layer], arrays: Mapping[str, Array], numbers: Seq
     ValueError
         If it does not suit the layers, whose optimizers and counters alone say what can be there.
     """
-    if not isinstance(numbers, Sequence) or len(numbers) != len(layers):
-        raise ValueError(f"load: the numbers of {_length(numbers)} layers are given, the network has {len(layers)}.")
+    if not isinstance(numbers, list) or len(numbers) != len(layers):
+        raise ValueError(f"load: the numbers must be a list with one entry for each of {len(layers)} layers.")
     by_layer: list[dict[tuple[str, str], Array]] = [{} for _ in layers]
     for key, value in arrays.items():
         first, *rest = key.split(".")
@@ -86,7 +91,7 @@ def put_cache(layers: Sequence[Layer], arrays: Mapping[str, Array], numbers: Seq
         layer.__dict__.update(extra)
 
 
-def _cache(number: int, layer: Layer, slots: Mapping[tuple[str, str], Array], numbers: Mapping[str, Any]) -> Cache:
+def _cache(number: int, layer: Layer, slots: Mapping[tuple[str, str], Array], numbers: object) -> Cache:
     if not isinstance(numbers, Mapping) or not {"step", "extra"} <= set(numbers):
         raise ValueError(f"load: layer {number}: {numbers!r} has no step and extra.")
     step = numbers["step"]
@@ -105,10 +110,6 @@ def _cache(number: int, layer: Layer, slots: Mapping[tuple[str, str], Array], nu
         cache.setdefault(parameter, {})[slot] = moved.copy() if moved is value else moved
     layer.check_cache(cache)
     return cache
-
-
-def _length(numbers: object) -> int:
-    return len(numbers) if isinstance(numbers, Sequence) else 0
 
 
 Passing = list[tuple[dict[str, Array], dict[str, int | None]]]
