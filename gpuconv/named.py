@@ -154,7 +154,7 @@ def check_savable(thing: Named) -> None:
         If not; the message says why.
     """
     kind = type(thing)
-    name, text = name_of(kind), str(thing)
+    name = name_of(kind)
     own = f"{kind.__module__}.{kind.__qualname__}"
     if name is None or not _SPELLING.fullmatch(name):
         raise ValueError(f"{own} has name={name!r}, which no file can use. Give the class a name such as 'mine'.")
@@ -165,15 +165,17 @@ def check_savable(thing: Named) -> None:
             "class a name of its own."
         )
     try:
+        text = str(thing)
         match = _SPELLING.fullmatch(text)
-        positional, named = _arguments((match and match["arguments"]) or "", own)
+        positional, named = _arguments((match and match["arguments"]) or "", repr(text))
         inspect.signature(kind).bind(*positional, **named)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{own} cannot be read back from its text {text!r}: {error}") from None
-    if match is None or match["name"] != name or positional or named != thing.hyperparams:
+        same = match is not None and match["name"] == name and not positional and named == thing.hyperparams
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{own} cannot be read back from its text: {error}") from None
+    if not same:
         raise ValueError(
-            f"{own} cannot be read back from its text {text!r}, since its hyperparams are {thing.hyperparams!r}. They "
-            "must be numbers, strings, tuples and None, and arguments of its constructor."
+            f"{own} cannot be read back from its text {text!r}: its hyperparams must be numbers, strings, tuples or "
+            "None, and arguments of its constructor."
         )
 
 

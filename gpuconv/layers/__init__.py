@@ -74,6 +74,11 @@ def check_savable(layer: Layer, where: str) -> None:
         raise ValueError(
             f"{own} is called {layer.kind!r} in files, as gpuconv's layer is. Give the class another name."
         )
+    for part in named.parts_of(layer):
+        try:
+            named.check_savable(part)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
     try:
         config = layer.config
         same = as_json(config) == json.loads(json.dumps(config))
@@ -85,11 +90,6 @@ def check_savable(layer: Layer, where: str) -> None:
     strange = [name for name in (*layer.params, *layer.buffers) if "." in name]
     if not same or strange:
         raise ValueError(f"{own} cannot be saved: {f'the names {strange} hold dots' if strange else config}.")
-    for part in named.parts_of(layer):
-        try:
-            named.check_savable(part)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
 
 
 def as_json(value: Any) -> Any:

@@ -357,9 +357,7 @@ class Stateful:
             self.cache = cache
 
 
-def split_hyperparams(
-    kind: type[Stateful], given: Mapping[str, Any]
-) -> tuple[dict[str, Any], Cache | None, bool | None]:
+def split_hyperparams(kind: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], Cache | None, bool | None]:
     """The constructor's arguments, the optimizer's cache and whether it is trained, out of hyperparams."""
     arguments, cache = dict(given), None
     trainable = arguments.pop("trainable", None)
@@ -368,9 +366,9 @@ def split_hyperparams(
     if isinstance(optimizer, Mapping):
         cache = _copied(optimizer.get("cache", {}))
         arguments["optimizer"] = optimizers.from_hyperparams(optimizer.get("hyperparams", {}))
-    unknown = set(arguments) - set(_arguments(kind))
+    unknown = set(arguments) - set(_arguments(kind)) if isinstance(kind, type) else set()  # a function says it itself
     if unknown:
-        raise ValueError(f"{named.name_of(kind) or kind}: there is no hyperparameter {min(unknown)!r}.")
+        raise ValueError(f"{kind.kind}: there is no hyperparameter {min(unknown)!r}.")
     return arguments, cache, trainable
 
 

@@ -381,8 +381,8 @@ class Fit:
         with state.hostile(path):
             self._compare(path, description["model"], training)
             history, at = _history_of(training["history"]), _position_of(training["at"])
-            self.model.to(backend.device_of(self.X))
             self.model.take(arrays, description)
+            self.model.to(backend.device_of(self.X))
         best = {
             name.removeprefix("best."): backend.to_device(value, backend.device_of(self.X))
             for name, value in arrays.items()
@@ -415,8 +415,9 @@ def _history_of(found: Mapping[str, Any]) -> History:
     """A history from a file."""
     history = replace(History(**found), interrupted=False)
     curves: list[Any] = [history.loss, history.accuracy, history.val_loss, history.val_accuracy]
-    good = all(isinstance(c, list) and all(type(v) is float for v in c) for c in curves)
-    if not good or type(history.stopped_early) is not bool or type(history.best_epoch) not in {int, type(None)}:
+    flags: list[Any] = [history.stopped_early, history.best_epoch is None or history.best_epoch]
+    numbers = all(isinstance(curve, list) and all(type(v) is float for v in curve) for curve in curves)
+    if not numbers or type(flags[0]) is not bool or type(flags[1]) not in {int, bool}:
         raise ValueError("the history is no history.")
     return history
 

@@ -42,7 +42,11 @@ class Progress:
 
     def __enter__(self) -> Progress:  # noqa: PYI034  # typing.Self is there from Python 3.11 on
         if self.visible and _is_terminal():
-            self._draw(self._start)
+            try:
+                self._draw(self._start)
+            except BaseException as error:
+                self.__exit__(type(error), error, None)
+                raise
         return self
 
     def __exit__(
@@ -143,5 +147,11 @@ def _rich_bar() -> Any:
         TextColumn("{task.fields[told]}"),
         TimeRemainingColumn(),
     )
+
+    class Here(Console):
+        def on_broken_pipe(self) -> None:
+            """In place of the end of the process, with its standard output led to nowhere."""
+            raise BrokenPipeError
+
     # Drawn by whoever has something new to show: a thread that draws would have to be ended, whatever happens.
-    return Bar(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
+    return Bar(*columns, console=Here(stderr=True), transient=True, auto_refresh=False)
