@@ -6,7 +6,9 @@ import ast
 import inspect
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from gpuconv.integers import as_int, shown
@@ -66,17 +68,148 @@ def parse(base: type[Thing], kinds: Mapping[str, type[Thing]], given: object, ca
         raise TypeError(f"{caller}: {argument}={given!r} is neither a name nor {_article(base.__name__)}.")
     if len(given) > LONGEST:
         raise ValueError(f"{caller}: {argument} has {len(given)} characters, at most {LONGEST} are read.")
+    kinds = {**kinds, **known_kinds(base)}
     name, arguments = _split(given)
     kind = {_folded(known): kind for known, kind in kinds.items()}.get(_folded(name))
     if kind is None:
-        raise ValueError(f"{caller}: {argument}={given!r} is none of {', '.join(kinds)}.")
+        raise ValueError(f"{caller}: {argument}={given!r} is none of {', '.join(kinds)}.{remedy()}")
     positional, named = _arguments(arguments, f"{caller}: {argument}={given!r}")
     try:
         inspect.signature(kind).bind(*positional, **named)
     except TypeError as error:
         signature = ", ".join(_parameters(kind)) or "nothing"
-        raise ValueError(f"{caller}: {argument}={given!r}: {error}. {kind.name} takes {signature}.") from None
-    return kind(*positional, **named)
+        raise ValueError(f"{caller}: {argument}={given!r}: {error}. {name} takes {signature}.") from None
+    made = kind(*positional, **named)
+    if not isinstance(made, base):
+        raise TypeError(f"{caller}: {argument}={given!r}: custom made {made!r} of it, not {_article(base.__name__)}.")
+    return made
+
+
+# ------------------------------------------------------------------------------------------ of one's own, in files
+
+
+Custom = Mapping[str, Callable[..., Any]] | Iterable[type]
+"""Classes by the names that files have for them, or the classes alone, whose names are known."""
+
+_KNOWN: ContextVar[Mapping[str, Sequence[Callable[..., Any]]] | None] = ContextVar("_KNOWN", default=None)
+
+
+@contextmanager
+def known(custom: Custom, caller: str) -> Iterator[None]:
+    """Where `parse` knows these, too, in this thread; they come before gpuconv's own.
+
+    Raises
+    ------
+    TypeError
+        If one is no class or function, or has no name.
+    """
+    if isinstance(custom, (str, type)) or not isinstance(custom, Iterable):
+        raise TypeError(f"{caller}: custom={custom!r} must be a list of classes, or a dictionary of them by name.")
+    pairs = custom.items() if isinstance(custom, Mapping) else [(name_of(kind), kind) for kind in custom]
+    found: dict[str, list[Callable[..., Any]]] = {}
+    for name, kind in pairs:
+        if not callable(kind) or not isinstance(name, str):
+            raise TypeError(
+                f"{caller}: custom: {name!r}: {kind!r} must be a class that has a name. In a dictionary it may "
+                "also be a function that makes an object."
+            )
+        found.setdefault(name, []).append(kind)
+    token = _KNOWN.set({**(_KNOWN.get() or {}), **found})
+    try:
+        yield
+    finally:
+        _KNOWN.reset(token)
+
+
+def known_kinds(base: type) -> dict[str, Any]:
+    """Those that `known` was given and that may make a `base`: all but classes of something else."""
+    return {
+        name: kind
+        for name, kinds in (_KNOWN.get() or {}).items()
+        for kind in kinds
+        if not isinstance(kind, type) or issubclass(kind, base)
+    }
+
+
+def remedy() -> str:
+    """Where something is loaded, what to do about an unknown name."""
+    return "" if _KNOWN.get() is None else " If it is a class of your own, pass it to load: custom=[the class]."
+
+
+def name_of(kind: object) -> str | None:
+    """What files call a class: a layer by the class's name, anything else by its attribute `name`."""
+    name = getattr(kind, "kind", None) or getattr(kind, "name", None)
+    return name if isinstance(kind, type) and isinstance(name, str) else None
+
+
+def parts_of(thing: object) -> list[Named]:
+    """All that has a name among the attributes of an object, and theirs."""
+    parts = [value for value in vars(thing).values() if isinstance(value, Named)]
+    return [*parts, *(inner for part in parts for inner in parts_of(part))]
+
+
+def check_savable(thing: Named) -> None:
+    """Whether the text of `thing` in a file could be read again, with `known` or without.
+
+    Raises
+    ------
+    ValueError
+        If not; the message says why.
+    """
+    kind = type(thing)
+    name = name_of(kind)
+    own = f"{kind.__module__}.{kind.__qualname__}"
+    if name is None or _split(name) != (name, ""):
+        raise ValueError(f"{own} has name={name!r}, which no file can use. Give the class a name such as 'mine'.")
+    taken = next((other for other in _gpuconvs_own(kind) if _folded(other.name) == _folded(name)), kind)
+    if taken is not kind:
+        raise ValueError(
+            f"{own} has name={name!r} as gpuconv's {taken.__name__} has, which would be loaded in its place. Give the "
+            "class a name of its own."
+        )
+    try:
+        text = str(thing)
+        spelled, arguments = _split(text)
+        positional, named = _arguments(arguments, repr(text))
+        inspect.signature(kind).bind(*positional, **named)
+        same = spelled == name and not positional and named == thing.hyperparams
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{own} cannot be read back from its text: {error}") from None
+    if not same:
+        raise ValueError(
+            f"{own} cannot be read back from its text {text!r}: its hyperparams must be numbers, strings, tuples or "
+            "None, and arguments of its constructor."
+        )
+
+
+def check_distinct(kinds: Iterable[type]) -> None:
+    """Whether no two classes of one sort have the same name, which no file could tell apart."""
+    found: dict[tuple[type, str], type] = {}
+    for kind in kinds:
+        name = name_of(kind) or ""
+        key = (_sort_of(kind), _folded(name)) if issubclass(kind, Named) else (object, name)
+        other = found.setdefault(key, kind)
+        if other is not kind:
+            raise ValueError(
+                f"{other.__qualname__} and {kind.__qualname__} are both called {name!r}: a file cannot tell them "
+                "apart. Give one of them another name."
+            )
+
+
+def _sort_of(kind: type) -> type:
+    """What a class is the class of: Activation, Optimizer."""
+    return next(k for k in reversed(kind.__mro__) if issubclass(k, Named) and k is not Named)
+
+
+def _gpuconvs_own(kind: type) -> Iterator[Any]:
+    """The classes that gpuconv has of this sort."""
+    base = _sort_of(kind)
+    waiting = [base]
+    while waiting:
+        one = waiting.pop()
+        waiting += one.__subclasses__()
+        if one.__module__ == base.__module__ and name_of(one) is not None:
+            yield one
 
 
 def number(value: float, name: str, caller: str) -> float:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import _thread
 import os
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from gpuconv.typing import Array
 Work = Callable[[], None]
 
 ASKED, GATE, NUMBER = range(3)
-"""Elements of a worker's mailbox: how often it was asked, and where to see that the caller has begun (simd/waiting.py)."""
+"""Elements of a mailbox: how often the worker was asked, and where simd/waiting.py sees that the caller has begun."""
 
 SPINS = 4
 """Looks at a flag by `spin` before a caller sleeps until a share is over."""
@@ -89,10 +90,8 @@ class _Worker:
         """Tell the worker that there is something in its box."""
         self.mailbox[ASKED] += 1
         if self._is_asleep:
-            try:
+            with suppress(RuntimeError):  # somebody else has woken it
                 self._wake.release()
-            except RuntimeError:
-                pass  # somebody else has woken it
 
     def serve(self) -> None:
         """What the thread of a worker runs."""

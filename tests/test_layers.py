@@ -3,12 +3,15 @@
 import numpy as np
 import oracle
 import pytest
-from layer_cases import ACTIVE, IMAGE, every_dtype, every_layer, fill_with_integers, make
+from layer_cases import ACTIVE, IMAGE, LAYERS, ROWS, every_dtype, every_layer, fill_with_integers, make
 from tolerances import FLOOR, assert_exact, assert_near, assert_slope, assert_within, to_numpy
+from training import all_contents, contents
 
 import gpuconv
 from gpuconv import layers
+from gpuconv.errors import GeometryError
 from gpuconv.layers import products
+from gpuconv.models import Sequential
 
 
 def pads_of(layer, shape):
@@ -185,6 +188,36 @@ class TestBatchNorm:
         wide = layers.BatchNorm2D().forward(x.astype("float64"))
         assert_within(layers.BatchNorm2D().forward(x), wide, "float32", 64 * FLOOR["float32"])
 
+    @pytest.mark.parametrize("shape", [(1, 1, 1, 4), (1, 1, 1, 1)])
+    def test_one_value_per_channel_has_no_variance(self, xp, shape, rng):
+        x = xp.asarray(rng.standard_normal(shape))
+        fresh, used = layers.BatchNorm2D(), layers.BatchNorm2D()
+        used.forward(xp.asarray(rng.standard_normal((2, 3, 3, shape[-1]))))
+        for layer in (fresh, used):
+            before = contents(layer)
+            with pytest.raises(GeometryError, match=r"BatchNorm2D: X.shape=\(1, 1, 1, .\) brings 1 value per channel"):
+                layer.forward(x)
+            assert contents(layer) == before
+            assert layer.forward(x, retain_derived=False).shape == shape
+            layer.freeze()
+            assert layer.forward(x).shape == shape
+            layer.unfreeze()
+            layer.forward(xp.asarray(rng.standard_normal((2, 1, 1, shape[-1]))))
+
+    def test_in_a_network_and_in_fit_nothing_changes(self, rng):
+        X, y = rng.standard_normal((9, 2, 2, 1)), np.arange(9) % 2
+        model = Sequential([layers.Conv2D(3, 2), layers.BatchNorm2D(), layers.Flatten(), layers.Dense(2)], rng=0)
+        model.fit(X, y, batch_size=9)
+        before = all_contents(model)
+        with pytest.raises(GeometryError, match=r"BatchNorm2D: X.shape=.* brings 1 value per channel"):
+            model.forward(X[:1])
+        for keywords in ({"batch_size": 4}, {"batch_size": 1}, {"batch_size": 9, "micro_batch": 4}):
+            with pytest.raises(GeometryError, match=r"layer 1: BatchNorm2D: .* at least 2"):
+                model.fit(X, y, **keywords)
+        assert all_contents(model) == before
+        model.fit(X, y, batch_size=9, micro_batch=3)
+        model.fit(X, y, batch_size=7)
+
 
 class TestDropout:
     def test_a_part_is_dropped_and_the_rest_scaled(self, xp):
@@ -212,6 +245,153 @@ class TestDropout:
 def test_flatten_is_a_view():
     x = np.ones(IMAGE)
     assert np.shares_memory(layers.Flatten().forward(x), x)
+
+
+class TestChangedInPlace:
+    """X and the output belong to the caller, who may write into both before going back."""
+
+    @every_layer
+    def test_no_gradient_notices(self, xp, name, rng):
+        for acti_fn in gpuconv.activations.ACTIVATIONS if name in ACTIVE else [None]:
+            self.check(xp, name, acti_fn, rng)
+
+    def check(self, xp, name, acti_fn, rng):
+        found = []
+        values, dy = rng.standard_normal(LAYERS[name][1]), None
+        for spoil in (False, True):
+            layer = (make(name, acti_fn=acti_fn) if acti_fn else make(name))[0]
+            x = xp.asarray(values).copy()
+            y = layer.forward(x)
+            dy = rng.standard_normal(y.shape) if dy is None else dy
+            if spoil:
+                y *= -3
+                x += 1
+            dx = layer.backward(xp.asarray(dy))
+            found.append([to_numpy(a).tobytes() for a in (dx, *layer.gradients.values())])
+        assert found[0] == found[1]
+
+    @pytest.mark.parametrize("layout", ["C", "F", "strided", "flipped"])
+    @pytest.mark.parametrize(
+        "parts",
+        [
+            lambda: [layers.Flatten(), layers.Dense(3, "relu")],
+            lambda: [layers.Dropout(0.0), layers.Conv2D(2, 3, acti_fn="sigmoid"), layers.Flatten()],
+            lambda: [layers.MaxPool2D(2), layers.Dropout(0.0), layers.Flatten()],
+            lambda: [layers.Flatten()],
+            lambda: [layers.Conv2D(2, 3, acti_fn="tanh"), layers.BatchNorm2D(), layers.MaxPool2D(2), layers.Dropout()],
+        ],
+    )
+    def test_nor_does_one_of_a_network(self, parts, layout, rng):
+        found = []
+        values, dy = rng.standard_normal((2, 8, 8, 3)), None
+        for spoil in (False, True):
+            model = Sequential(parts(), rng=0)
+            x = {
+                "C": lambda v: v.copy(),
+                "F": np.asfortranarray,
+                "strided": lambda v: np.repeat(v, 2, axis=2)[:, :, ::2],
+                "flipped": lambda v: v[:, ::-1].copy()[:, ::-1],
+            }[layout](values)
+            y = model.forward(x)
+            dy = rng.standard_normal(y.shape) if dy is None else dy
+            if spoil:
+                y *= -3
+                x += 1
+            dx = model.backward(dy)
+            gradients = [g for layer in model.layers for g in layer.gradients.values()]
+            found.append([np.ascontiguousarray(a).tobytes() for a in (dx, *gradients)])
+        assert found[0] == found[1]
+
+    def test_several_forwards_through_one_buffer(self, rng):
+        """What a loader does that reads each batch into the same array."""
+        one, other = layers.Conv2D(2, 3, rng=0), layers.Conv2D(2, 3, rng=0)
+        batches = rng.standard_normal((3, *IMAGE))
+        buffer = np.empty(IMAGE)
+        gradients = []
+        for batch in batches:
+            buffer[:] = batch
+            gradients.append(np.ones_like(one.forward(buffer)))
+            other.forward(batch)
+        for a, b in zip(one.backward(gradients), other.backward(gradients), strict=True):
+            assert (a == b).all()
+        assert (one.gradients["W"] == other.gradients["W"]).all()
+
+    def test_inference_copies_nothing_and_keeps_nothing(self):
+        x = np.ones(IMAGE)
+        assert layers.Dropout().forward(x, retain_derived=False) is x
+        assert not layers.Dropout().X
+
+    def test_run_copies_nothing(self):
+        layer, x = layers.Conv2D(2, 3, acti_fn="relu"), np.ones(IMAGE)
+        y = layer.run(x)
+        assert layer.X[0] is x
+        assert layer.derived_variables["Y"][0] is y
+
+    def test_what_fit_keeps_is_its_own(self, monkeypatch):
+        """Its batches are: nothing is copied for each step."""
+        monkeypatch.setattr(layers.Layer, "forward", lambda *_: pytest.fail("copies"))
+        Sequential([layers.Dense(2)]).fit(np.ones((4, 3)), np.zeros(4, int))
+
+    def test_a_layer_that_passes_on_what_it_is_given(self, rng):
+        """Says nothing about `fresh`: what comes down to it is not written to."""
+
+        class Through(layers.Layer):
+            def output_shape(self, x_shape):
+                return tuple(x_shape)
+
+            def _forward(self, xp, X, training):
+                return X, {}
+
+            def _backward(self, xp, dLda, X, derived, params, dX, own):
+                return dLda, {}
+
+        model = Sequential([layers.Dense(3, "relu"), Through()], rng=0)
+        y = model.forward(rng.standard_normal(ROWS))
+        dy = np.ones_like(y)
+        model.backward(dy)
+        assert (dy == 1).all()
+        assert not np.shares_memory(Sequential([Through()]).predict(y), y)
+
+
+@pytest.mark.parametrize(
+    "parts", [lambda: [layers.Flatten()], lambda: [layers.Dropout()], lambda: [layers.Dropout(), layers.Flatten()]]
+)
+@pytest.mark.parametrize("batch_size", [1, 2, 256])
+def test_a_prediction_is_no_view_of_its_input(xp, parts, batch_size):
+    x = xp.ones((2, 3))
+    y = Sequential(parts()).predict(x, batch_size)
+    y *= 2
+    assert (to_numpy(x) == 1).all()
+    assert (to_numpy(y) == 2).all()
+
+
+class TestWhoseArrays:
+    """What is handed in is copied, and what `state_dict` hands out; `params` and `summary` are the layer's."""
+
+    def test_those_handed_in(self, rng):
+        layer, shape = make("batchnorm")
+        layer.forward(rng.standard_normal(shape))
+        mine = {name: value + 1 for name, value in layer.state_dict().items()}
+        for take in (layer.set_params, layer.load_state_dict, lambda d: layer.set_params({"params": d})):
+            take(mine)
+            assert not any(np.shares_memory(mine[name], {**layer.params, **layer.buffers}[name]) for name in mine)
+
+    def test_those_of_another_layer(self, rng):
+        one, shape = make("dense", optimizer="Adam")
+        one.backward(one.forward(rng.standard_normal(shape)))
+        one.update()
+        other, _ = make("dense")
+        other.set_params(one.summary())
+        assert not np.shares_memory(one.params["W"], other.params["W"])
+        assert not np.shares_memory(one.cache["W"]["mean"], other.cache["W"]["mean"])
+
+    def test_those_of_a_network(self, rng):
+        model = Sequential([layers.Dense(3)])
+        model.forward(rng.standard_normal(ROWS))
+        saved = model.state_dict()
+        model.load_state_dict(saved)
+        assert not np.shares_memory(saved["0.W"], model.layers[0].params["W"])
+        assert model.layers[0].summary()["params"]["W"] is model.layers[0].params["W"]
 
 
 @pytest.mark.parametrize(

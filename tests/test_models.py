@@ -1,5 +1,6 @@
 """Networks: training, early stopping, interruption, prediction, and what is refused."""
 
+import io
 import os
 import signal
 import sys
@@ -403,6 +404,65 @@ class TestProgress:
         for now[0] in np.arange(0, 1, INTERVAL / 8):
             due.append(bar.is_due())
         assert sum(due) == 1 / INTERVAL
+
+    @pytest.mark.parametrize("progress", [None, True])
+    @pytest.mark.parametrize("isatty", [True, False])
+    def test_a_stream_that_cannot_be_written_to_ends_the_bar_alone(self, progress, isatty, monkeypatch):
+        class Broken(io.StringIO):
+            def isatty(self):
+                return isatty
+
+            def write(self, text):
+                raise self.error
+
+        class Log:
+            def write(self, text):
+                pass
+
+        closed = io.StringIO()
+        closed.close()
+        streams = [None, Log(), object(), closed]
+        for error in (
+            BrokenPipeError(),
+            OSError(5, "gone"),
+            ValueError(),
+            UnicodeEncodeError("ascii", "x", 0, 1, "no"),
+        ):
+            streams.append(Broken())
+            streams[-1].error = error
+        monkeypatch.setattr("gpuconv.models.progress.INTERVAL", 0.0)
+        for stream in streams:
+            monkeypatch.setattr(sys, "stderr", stream)
+            out = sys.stdout
+            assert network().fit(*images(20), epochs=2, progress=progress).epochs == 2
+            assert sys.stderr is stream
+            assert sys.stdout is out
+
+    def test_a_bar_needs_no_thread_and_gives_the_streams_back(self, monkeypatch):
+        """Whatever ends training, an interrupt while it is drawn too."""
+        rich = pytest.importorskip("rich.progress")
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        monkeypatch.setenv("TERM", "xterm-256color")
+        monkeypatch.setattr("gpuconv.models.progress.INTERVAL", 0.0)
+        streams, threads = (sys.stdout, sys.stderr), threading.active_count()
+        for method in ("update", "stop", "add_task"):
+            original, times = getattr(rich.Progress, method), []
+
+            def cut(self, *arguments, original=original, times=times, **keywords):
+                times.append(threading.active_count())
+                if len(times) == 1:
+                    raise KeyboardInterrupt
+                return original(self, *arguments, **keywords)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(rich.Progress, method, cut)
+                try:
+                    network().fit(*images(20), epochs=2)
+                except KeyboardInterrupt:
+                    assert method != "update"
+            assert set(times) == {threads}
+            assert (sys.stdout, sys.stderr) == streams
+            assert threading.active_count() == threads
 
     def test_it_can_be_turned_off(self, capsys, monkeypatch):
         monkeypatch.setattr(sys.stderr, "isatty", lambda: True)

@@ -9,9 +9,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
+from gpuconv import named
 from gpuconv.layers.base import Layer
 from gpuconv.layers.conv import Conv1D, Conv2D, Conv3D, ConvTranspose2D, DepthwiseConv2D
 from gpuconv.layers.linear import Dense, Flatten
@@ -28,8 +30,13 @@ LAYERS: dict[str, type[Layer]] = {
 }  # fmt: skip
 
 
-def from_hyperparams(hyperparams: Mapping[str, Any]) -> Layer:
+def from_hyperparams(hyperparams: Mapping[str, Any], custom: named.Custom = ()) -> Layer:
     """A new layer from what `Layer.hyperparams` holds, without parameters, and an optimizer's memory of them, as yet.
+
+    Parameters
+    ----------
+    custom : iterable of classes, or {name: class or function}
+        Layers, activations, initializers, optimizers and schedulers of one's own that `hyperparams` name.
 
     Raises
     ------
@@ -41,12 +48,55 @@ def from_hyperparams(hyperparams: Mapping[str, Any]) -> Layer:
     """
     given = dict(hyperparams)
     name = given.pop("layer", None)
-    if name not in LAYERS:
-        raise ValueError(f"from_hyperparams: layer={name!r} is none of {', '.join(LAYERS)}.")
-    arguments, _, trainable = split_hyperparams(LAYERS[name], given)
-    layer = LAYERS[name](**arguments)
+    with named.known(custom, "from_hyperparams"):
+        kinds: dict[Any, Any] = {**LAYERS, **named.known_kinds(Layer)}
+        if not isinstance(name, str) or name not in kinds:
+            raise ValueError(f"from_hyperparams: layer={name!r} is none of {', '.join(kinds)}.{named.remedy()}")
+        arguments, _, trainable = split_hyperparams(kinds[name], given)
+        layer = kinds[name](**arguments)
+    if not isinstance(layer, Layer):
+        raise TypeError(f"from_hyperparams: layer={name!r}: custom made {layer!r} of it, which is no layer.")
     layer.trainable = trainable is not False
     return layer
+
+
+def check_savable(layer: Layer, where: str) -> None:
+    """Whether `from_hyperparams` could make a layer like this one of what a file can hold.
+
+    Raises
+    ------
+    ValueError
+        If not; the message says why.
+    """
+    kind = type(layer)
+    own = f"{where}: {kind.__module__}.{kind.__qualname__}"
+    if LAYERS.get(layer.kind, kind) is not kind or not layer.kind.isidentifier():
+        raise ValueError(
+            f"{own} is called {layer.kind!r} in files, as gpuconv's layer is. Give the class another name."
+        )
+    for part in named.parts_of(layer):
+        try:
+            named.check_savable(part)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+    try:
+        config = layer.config
+        same = as_json(config) == json.loads(json.dumps(config))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{own} cannot be saved: {error}. Each argument of its constructor must be an attribute of the same name, "
+            "and be a number, a string, a tuple of such, or None."
+        ) from None
+    strange = [name for name in (*layer.params, *layer.buffers) if "." in name]
+    if not same or strange:
+        raise ValueError(f"{own} cannot be saved: {f'the names {strange} hold dots' if strange else config}.")
+
+
+def as_json(value: Any) -> Any:
+    """As JSON gives it back: lists for tuples."""
+    if isinstance(value, dict):
+        return {key: as_json(inner) for key, inner in value.items()}
+    return [as_json(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 __all__ = [

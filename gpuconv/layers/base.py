@@ -45,8 +45,11 @@ class Layer(Stateful):
         Those of the first input, unless given.
     """
 
-    fresh: ClassVar[bool] = True
-    """Whether the gradient it returns is a new array, and no view of the one it was given."""
+    fresh: ClassVar[bool] = False
+    """Whether the gradient it returns is a new array, which may be written to, and no view of the one it was given."""
+
+    works_from_x: ClassVar[bool] = True
+    """Whether backward looks at the values of X, and not at its shape alone."""
 
     def _forward(self, xp: ModuleType, X: Array, training: bool) -> tuple[Array, Derived]:
         raise NotImplementedError
@@ -79,6 +82,17 @@ class Layer(Stateful):
             If X does not suit the layer, which stays as it was.
         """
         xp = self.check_input(X)
+        if not retain_derived:
+            return self.run(X, False)
+        with backend.on_device_of(X):
+            y = self.run(X.copy(order="K") if self.works_from_x else X, True)
+            return y.copy() if any(xp.may_share_memory(y, kept) for kept in self.kept()) else y
+
+    def run(self, X: Array, retain_derived: bool = True) -> Array:
+        """`forward` for those who leave X and the output as they are until `backward` is called: nothing is copied."""
+        xp = self.check_input(X)
+        if retain_derived:
+            self.check_training(X.shape)
         before = None if self.is_initialised else self.mark()
         with backend.on_device_of(X):
             try:
@@ -91,10 +105,14 @@ class Layer(Stateful):
         if retain_derived:
             if self._used:
                 self._forget()
-            self.X.append(X)
-            for name, value in derived.items():
-                self.derived_variables.setdefault(name, []).append(value)
+            kept = {name: [*self.derived_variables.get(name, ()), value] for name, value in derived.items()}
+            self.__dict__.update(X=[*self.X, X], derived_variables={**self.derived_variables, **kept})
         return y
+
+    def kept(self) -> list[Array]:
+        """The arrays that the last forward kept and that `backward` works from."""
+        values = [values[-1] for values in self.derived_variables.values() if values]
+        return [*self.X[-1:][: self.works_from_x], *(value for value in values if hasattr(value, "dtype"))]
 
     def backward(self, dLda: Array | Sequence[Array], retain_grads: bool = True) -> Any:
         """Gradients with respect to the inputs of all kept forwards; those of the parameters are added to `gradients`.

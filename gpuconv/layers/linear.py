@@ -27,7 +27,7 @@ class Flatten(Layer):
     (2, 60)
     """
 
-    fresh = False
+    works_from_x = False
 
     def __init__(self) -> None:
         super().__init__()

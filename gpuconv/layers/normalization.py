@@ -25,7 +25,7 @@ class BatchNorm2D(Layer):
 
     In training, mean and (biased) variance are those of the batch, and running averages of them are kept, of the
     unbiased variance as in the paper's algorithm 2; in inference (``retain_derived=False``) and in a frozen layer the
-    running ones are used, and stay.
+    running ones are used, and stay. A batch of one value per channel, which has no variance, is refused in training.
 
     Parameters
     ----------
@@ -47,6 +47,9 @@ class BatchNorm2D(Layer):
     >>> round(float(y.mean()), 6), round(float(y.std()), 4)
     (0.0, 1.0)
     """
+
+    fresh = True
+    works_from_x = False
 
     def __init__(
         self,
@@ -70,6 +73,13 @@ class BatchNorm2D(Layer):
                 f"scale.shape={self.params['scale'].shape}."
             )
         return (n, *spatial, c)
+
+    def check_training(self, x_shape: Sequence[int]) -> None:
+        if self.trainable and math.prod(x_shape[:-1]) == 1:
+            raise GeometryError(
+                f"{self.kind}: X.shape={tuple(x_shape)} brings 1 value per channel, training needs at least 2: the "
+                "variance of one is 0. Put more samples into a batch, freeze the layer, or pass retain_derived=False."
+            )
 
     def _param_shapes(self, x_shape: Ints) -> dict[str, Ints]:
         return {"scale": x_shape[-1:], "shift": x_shape[-1:]}
@@ -100,8 +110,8 @@ class BatchNorm2D(Layer):
             mean = column_sums(X) / count
             normal = X - mean
             var = column_sums(normal * normal) / count
-            self._average("running_mean", mean)
-            self._average("running_var", var * (count / max(1, count - 1)))
+            new = {"running_mean": mean, "running_var": var * (count / (count - 1))}
+            self.buffers = {name: self._average(name, value) for name, value in new.items()}
         else:
             normal, var = X - self.buffers["running_mean"], self.buffers["running_var"]
         inverse = 1 / xp.sqrt(var + self.epsilon)
@@ -127,9 +137,9 @@ class BatchNorm2D(Layer):
         result *= factor
         return result, gradients
 
-    def _average(self, name: str, new: Array) -> None:
-        running = self.buffers[name]
-        self.buffers[name] = running * self.momentum + new * (1 - self.momentum)
+    def _average(self, name: str, new: Array) -> Array:
+        average: Array = self.buffers[name] * self.momentum + new * (1 - self.momentum)
+        return average
 
 
 class Dropout(Layer):
@@ -159,7 +169,7 @@ class Dropout(Layer):
     array([[0., 0., 0., 2., 2., 2., 0., 2.]], dtype=float32)
     """
 
-    fresh = False
+    works_from_x = False
 
     def __init__(self, p: float = 0.5, *, rng: int | np.random.Generator | None = None) -> None:
         super().__init__(rng=rng)

@@ -14,6 +14,8 @@ from gpuconv.typing import Array, Ints, IntsLike, PadLike
 
 
 class _Pool2D(Layer):
+    fresh = True
+
     def __init__(self, kernel_shape: IntsLike, stride: IntsLike | None, pad: PadLike, dilation: IntsLike) -> None:
         super().__init__()
         self.kernel_shape = as_ints(kernel_shape, 2, "kernel_shape", self.kind)
@@ -84,6 +86,8 @@ class AvgPool2D(_Pool2D):
     >>> AvgPool2D(2).forward(np.ones((1, 6, 6, 3), np.float32)).shape
     (1, 3, 3, 3)
     """
+
+    works_from_x = False
 
     def __init__(
         self,

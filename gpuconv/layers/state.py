@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from gpuconv import backend, counter_rng, html, optimizers
+from gpuconv import backend, counter_rng, html, named, optimizers
 from gpuconv.errors import DTypeError, GeometryError
 from gpuconv.layers import memory
 from gpuconv.named import Named
@@ -63,6 +63,15 @@ class Stateful:
             If the layer cannot take such an input.
         """
         raise NotImplementedError
+
+    def check_training(self, x_shape: Sequence[int]) -> None:
+        """Whether a forward in training can do with an input of this shape, which `output_shape` has accepted.
+
+        Raises
+        ------
+        GeometryError
+            If it cannot.
+        """
 
     def flops(self, x_shape: Sequence[int]) -> int:
         """Floating-point operations of one forward: two for each multiply-add, other work not counted."""
@@ -212,6 +221,34 @@ class Stateful:
         """Attributes beside the arrays that a checkpoint must hold for training to go on as if nothing had happened."""
         return {}
 
+    def checked_extra_state(self, given: object) -> dict[str, int | None]:
+        """`given`, if it is what `extra_state` may have been: the same names, whole numbers from 0 on or None.
+
+        Raises
+        ------
+        ValueError
+            If it holds anything else: what is read from a file must not set other attributes.
+        """
+        own = self.extra_state
+        if not isinstance(given, Mapping) or set(given) != set(own):
+            names = sorted(given) if isinstance(given, Mapping) else given
+            raise ValueError(f"{self.kind}: extra state {names!r} given, the layer has {sorted(own)}.")
+        for name, value in given.items():
+            unset = value is None and own[name] is None
+            if not unset and (type(value) is not int or not 0 <= value < 2**63):
+                raise ValueError(f"{self.kind}: {name}={value!r} must be a whole number from 0 to 2**63 - 1.")
+        return dict(given)
+
+    def check_cache(self, cache: Cache) -> None:
+        """Whether the optimizer would find in `cache` what it looks for there."""
+        for name, slots in cache.items():
+            missing = set(self._optimizer.slots) - set(slots) if name != "step" else set()
+            if missing:
+                raise ValueError(
+                    f"{self.kind}: the optimizer's memory of {name} holds {sorted(slots)}, but {self._optimizer.name} "
+                    f"also needs {sorted(missing)}."
+                )
+
     def to(self: Kind, device: str) -> Kind:  # noqa: PYI019  # typing.Self is there from Python 3.11 on
         """Move to a device: parameters, buffers, gradients and the optimizer's cache. Kept forwards are forgotten.
 
@@ -242,8 +279,7 @@ class Stateful:
 
     def reset(self, mark: dict[str, Any]) -> None:
         """Go back to where `mark` was called; arrays that were written to since are not undone."""
-        self.__dict__.clear()
-        self.__dict__.update(mark)
+        self.__dict__ = dict(mark)  # in one step, which no interrupt can halve
 
     # ---------------------------------------------------------------------------------------------- shown
 
@@ -311,8 +347,9 @@ class Stateful:
         kind = given.pop("layer", self.kind)
         if kind != self.kind:
             raise ValueError(f"{self.kind}: set_params was given the hyperparams of a {kind}.")
-        arguments, cache, trainable = split_hyperparams(type(self), given)
-        other = type(self)(**{**self.config, **arguments})
+        with named.known(map(type, named.parts_of(self)), "set_params"):  # parts of one's own it may keep
+            arguments, cache, trainable = split_hyperparams(type(self), given)
+            other = type(self)(**{**self.config, **arguments})
         keep = ("params", "gradients", "buffers", "cache", "X", "derived_variables", "rng", "trainable")
         self.__dict__.update({k: v for k, v in other.__dict__.items() if k not in keep and not k.startswith("_")})
         self.trainable = self.trainable if trainable is None else trainable
@@ -320,9 +357,7 @@ class Stateful:
             self.cache = cache
 
 
-def split_hyperparams(
-    kind: type[Stateful], given: Mapping[str, Any]
-) -> tuple[dict[str, Any], Cache | None, bool | None]:
+def split_hyperparams(kind: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], Cache | None, bool | None]:
     """The constructor's arguments, the optimizer's cache and whether it is trained, out of hyperparams."""
     arguments, cache = dict(given), None
     trainable = arguments.pop("trainable", None)
@@ -331,7 +366,7 @@ def split_hyperparams(
     if isinstance(optimizer, Mapping):
         cache = _copied(optimizer.get("cache", {}))
         arguments["optimizer"] = optimizers.from_hyperparams(optimizer.get("hyperparams", {}))
-    unknown = set(arguments) - set(_arguments(kind))
+    unknown = set(arguments) - set(_arguments(kind)) if isinstance(kind, type) else set()  # a function says it itself
     if unknown:
         raise ValueError(f"{kind.kind}: there is no hyperparameter {min(unknown)!r}.")
     return arguments, cache, trainable

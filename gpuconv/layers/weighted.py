@@ -21,6 +21,8 @@ from gpuconv.typing import Array, DTypeLike, Ints, Precision
 class Weighted(Layer):
     """Y = product of X and W + b, output = acti_fn(Y); a subclass says what the product is, and its gradients."""
 
+    fresh = True
+
     def __init__(
         self,
         out_ch: int,

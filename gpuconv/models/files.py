@@ -12,15 +12,13 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from gpuconv.disk import LARGEST_TEXT, open_file, parse_json, printable, write_whole
-from gpuconv.errors import DeviceError
 from gpuconv.typing import Array
 from gpuconv.version import __version__
 
@@ -96,26 +94,6 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]
     if metadata.get("sha256") != _digest(arrays, metadata["gpuconv"]):
         raise ValueError(f"load: {path} is damaged: its contents do not match their checksum.")
     return arrays, description
-
-
-@contextmanager
-def taking(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Whatever goes wrong while a model takes what its file says is the file's fault, and told so.
-
-    A file may say anything, and be whole: its checksum only shows that it is as it was written.
-
-    Raises
-    ------
-    ValueError
-        In place of every other exception.
-    """
-    try:
-        yield
-    except (ImportError, MemoryError, DeviceError):
-        raise
-    except Exception as error:
-        told = f"it does not say {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"load: {path} holds no model that gpuconv can make: {printable(told)}") from error
 
 
 def machine_memory() -> int:

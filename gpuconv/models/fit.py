@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import math
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuconv import backend, counter_rng, optimizers
+from gpuconv import backend, counter_rng, layers, losses, optimizers
 from gpuconv.models import files, fit_arguments, state
+from gpuconv.models.interrupts import CtrlC, until_done
 from gpuconv.models.progress import Progress
 from gpuconv.typing import Array
 
@@ -84,9 +83,9 @@ class Settings:
         }
 
 
-@dataclass
+@dataclass(frozen=True)
 class Position:
-    """Where training stands."""
+    """Where training stands within an epoch."""
 
     batch: int = 0
     """Batches of the current epoch that are done."""
@@ -98,98 +97,168 @@ class Position:
     waited: int = 0
 
 
+@dataclass(frozen=True)
+class Standing:
+    """What there is after a whole step, beside the parameters. The next takes its place by one assignment, so that an
+    interrupt comes before it or after.
+    """
+
+    at: Position
+    history: History
+    best: dict[str, Array]
+    epochs_done: int
+    """By all calls of `fit`."""
+    passing: state.Passing
+
+
 class Fit:
-    """One call of `Sequential.fit`."""
+    """One call of `Sequential.fit`.
+
+    A step changes three things that a checkpoint holds: forward the buffers and counters of layers, of which `standing`
+    has copies; update the parameters and what the optimizers remember; and then `standing` itself. From the first to
+    the last of them ``model.pending`` is `put_right`, which goes back to `standing`, and from the first change of a
+    parameter (`torn`) to the beginning of the epoch, of which there is a copy in any case. Whatever ends a step early
+    calls it, or whoever uses the model next. To copy the parameters for every step would lose less, and cost about as
+    much as an update.
+    """
 
     def __init__(self, model: Sequential, X: Array, y: Array, settings: Settings) -> None:
         self.model, self.X, self.y, self.settings = model, X, y, settings
         self.xp: ModuleType = backend.common_module("fit", X=X, y=y)
         self.on_cpu = backend.device_of(X) == "cpu"
         model.check_data(X, y, "fit")
-        self.history, self.at = History(), Position()
-        self.best: dict[str, Array] = {}
+        self.history = History()
         self.rows, self.validation = self._split()
         self.count = len(X) if self.rows is None else len(self.rows)
-        self.stop = threading.Event()
+        self.own_gradient = type(model.loss) in losses.LOSSES.values()  # others may return an array that they keep
+        self.torn = False
+        self.ending = False
+        self.saved: Standing | None = None
 
     def run(self) -> History:
-        s = self.settings
-        self.model.flush_gradients()  # of forwards before this call
-        self.model.build(self.X.shape, self.X.dtype, backend.device_of(self.X))
+        s, model = self.settings, self.model
+        model.settle()
+        model.flush_gradients()  # of forwards before this call
+        self._check_batches()
+        model.build(self.X.shape, self.X.dtype, backend.device_of(self.X))
+        if s.checkpoint is not None:
+            model.check_savable("fit")  # rather than after the first epoch
+        ctrl_c = CtrlC(lambda: self.torn or self.ending)
         with backend.on_device_of(self.X):
+            self.standing = Standing(Position(), History(), {}, model.epochs_done, state.passing_of(model.layers))
             if s.resume and s.checkpoint is not None and Path(s.checkpoint).exists():
                 self._resume(s.checkpoint)
-            with self._interruptible(), Progress(s.progress, s.epochs, self.count) as bar:
-                while self.history.epochs < s.epochs and not self.history.stopped_early:
-                    if self.stop.is_set():  # during the validation
+            try:
+                ctrl_c.install()
+                with Progress(s.progress, s.epochs, self.count) as bar:
+                    try:
+                        self._train(bar, ctrl_c)
+                    except KeyboardInterrupt:
+                        self.ending = True
+                        until_done(self.put_right)
                         self.history.interrupted = True
-                        break
-                    self._epoch(bar)
-                    if self.history.interrupted:
-                        break
-                    if s.on_epoch is not None and s.on_epoch(self.history):
-                        break
-            if self.best and not self.history.interrupted:
-                state.put_arrays(self.model.layers, self.best)
+                        self._checkpoint()
+                    except BaseException:
+                        until_done(self.put_right)
+                        raise
+                    self.ending = True
+                    if self.standing.best and not self.history.interrupted:
+                        model.pending = self._take_best
+                        model.settle()
+            finally:
+                late = until_done(ctrl_c.put_back)
+                if late is not None:
+                    raise late
         return self.history
+
+    def put_right(self) -> None:
+        """Go back to the last whole step, or to the beginning of the epoch; nothing changes where a step is whole."""
+        model = self.model
+        model.pending = self.put_right  # this may be interrupted as well
+        if self.torn:
+            snapshot, standing = self.began
+            snapshot.restore(model.layers)
+            self.standing = standing
+            self.torn = False
+        model.flush_gradients()
+        state.put_passing(model.layers, self.standing.passing)
+        self._publish()
+        model.pending = None
+
+    def _publish(self) -> None:
+        """Show what `standing` says."""
+        self.model.epochs_done = self.standing.epochs_done
+        self.history.__dict__.update(deepcopy(self.standing.history).__dict__)
+
+    def _take_best(self) -> None:
+        state.put_arrays(self.model.layers, self.standing.best)
 
     # ---------------------------------------------------------------------------------------------- an epoch
 
-    def _epoch(self, bar: Progress) -> None:
-        model, at = self.model, self.at
-        before = state.Snapshot.of(model.layers)
+    def _train(self, bar: Progress, ctrl_c: CtrlC) -> None:
+        s = self.settings
+        while self.history.epochs < s.epochs and not self.history.stopped_early:
+            if ctrl_c.asked:  # during the validation
+                raise KeyboardInterrupt
+            self._epoch(bar, ctrl_c)
+            if s.on_epoch is not None and s.on_epoch(self.history):
+                break
+
+    def _epoch(self, bar: Progress, ctrl_c: CtrlC) -> None:
+        model = self.model
+        self.began = state.Snapshot.of(model.layers), self.standing
         order = self._order()
         batches = -(-self.count // self.settings.batch_size)
         try:
-            while at.batch < batches:
-                start = at.batch * self.settings.batch_size
+            while self.standing.at.batch < batches:
+                start = self.standing.at.batch * self.settings.batch_size
                 self._batch(order, start, min(start + self.settings.batch_size, self.count))
-                at.batch += 1
                 if bar.is_due():
-                    bar.show(self.history.epochs, at.seen, *self._means())
-                if self.stop.is_set():
-                    raise KeyboardInterrupt  # noqa: TRY301
+                    bar.show(self.history.epochs, self.standing.at.seen, *self._means())
+                if ctrl_c.asked:
+                    raise KeyboardInterrupt
             loss, accuracy = self._means()
-        except KeyboardInterrupt:
-            model.flush_gradients()
-            self.history.interrupted = True
-            self._checkpoint()
-            return
         except FloatingPointError:
-            before.restore(model.layers)
-            self.at = Position(best_loss=at.best_loss, waited=at.waited)
+            self.torn = True  # back to the beginning of the epoch
             raise
-        except BaseException:
-            model.flush_gradients()
-            raise
-        model.epochs_done += 1
         self._finish_epoch(bar, loss, accuracy)
 
     def _batch(self, order: Array | None, start: int, stop: int) -> None:
-        model, loss, at = self.model, self.model.loss, self.at
+        model, loss, at = self.model, self.model.loss, self.standing.at
         size = self.settings.micro_batch or stop - start
         total: Any = 0.0
+        right = at.right
+        model.pending = self.put_right
         for a in range(start, stop, size):
             b = min(a + size, stop)
             if order is None:
                 X, y = self.X[a:b], self.y[a:b]
             else:
                 X, y = self.xp.take(self.X, order[a:b], axis=0), self.xp.take(self.y, order[a:b], axis=0)
-            prediction = model.forward(X)
+            prediction = model.run(X, retain_derived=True)
             value, gradient = loss.value_and_grad(prediction, y, count=stop - start)
             total = total + value
             if loss.counts_right:
-                at.right = at.right + self._number(loss.right(prediction, y))
-            model.pull_back([gradient], dX=False, own=True)
+                right = right + self._number(loss.right(prediction, y))
+            model.pull_back([gradient], dX=False, own=self.own_gradient)
         total = self._number(total)
         if self.on_cpu:
             self._refuse_nan(total)
         if self.settings.clip_norm is not None:
             trained = [layer for layer in model.layers if layer.trainable]
             optimizers.clip([g for layer in trained for g in layer.gradients.values()], self.settings.clip_norm)
+        after = replace(
+            at,
+            batch=at.batch + 1,
+            seen=at.seen + stop - start,
+            loss_sum=at.loss_sum + total * (stop - start),
+            right=right,
+        )
+        self.torn = True
         model.update()
-        at.loss_sum = at.loss_sum + total * (stop - start)
-        at.seen += stop - start
+        self.standing = replace(self.standing, at=after, passing=state.passing_of(model.layers))
+        self.torn = False
+        model.pending = None
 
     def _number(self, value: Array) -> Any:
         """A scalar array in float64; on the CPU a float."""
@@ -197,22 +266,24 @@ class Fit:
 
     def _means(self) -> tuple[float, float | None]:
         """Loss and accuracy over what was seen of this epoch; waits for the device."""
-        seen = max(1, self.at.seen)
-        loss = float(self.at.loss_sum) / seen
+        at = self.standing.at
+        seen = max(1, at.seen)
+        loss = float(at.loss_sum) / seen
         self._refuse_nan(loss)
-        return loss, float(self.at.right) / seen if self.model.loss.counts_right else None
+        return loss, float(at.right) / seen if self.model.loss.counts_right else None
 
     def _refuse_nan(self, loss: float) -> None:
         if not math.isfinite(loss):
             rates = sorted({layer.optimizer.lr for layer in self.model.layers if layer.optimizer and layer.params})
             raise FloatingPointError(
-                f"fit: the loss is {loss} in epoch {self.history.epochs + 1}, batch {self.at.batch + 1}. The model is "
-                f"as it was when that epoch began. Lower the learning rate ({', '.join(map(str, rates)) or 0.01}), "
-                "pass clip_norm, or look for NaN in X."
+                f"fit: the loss is {loss} in epoch {self.history.epochs + 1}, batch {self.standing.at.batch + 1}. The "
+                f"model is as it was when that epoch began. Lower the learning rate "
+                f"({', '.join(map(str, rates)) or 0.01}), pass clip_norm, or look for NaN in X."
             )
 
     def _finish_epoch(self, bar: Progress, loss: float, accuracy: float | None) -> None:
-        h, s, at = self.history, self.settings, self.at
+        s, at, best = self.settings, self.standing.at, self.standing.best
+        h = deepcopy(self.standing.history)
         h.loss.append(loss)
         if accuracy is not None:
             h.accuracy.append(accuracy)
@@ -223,18 +294,32 @@ class Fit:
             h.val_loss.append(watched)
             if "accuracy" in found:
                 h.val_accuracy.append(found["accuracy"])
+        best_loss, waited = at.best_loss, at.waited
         if s.patience is not None:
-            if watched < at.best_loss - s.min_delta:
-                at.best_loss, at.waited, h.best_epoch = watched, 0, h.epochs
-                self.best = self.model.state_dict()
+            if watched < best_loss - s.min_delta:
+                best_loss, waited, h.best_epoch = watched, 0, h.epochs
+                best = self.model.state_dict()
             else:
-                at.waited += 1
-                h.stopped_early = at.waited >= s.patience
-        self.at = Position(best_loss=at.best_loss, waited=at.waited)
+                waited += 1
+                h.stopped_early = waited >= s.patience
+        self.model.pending = self.put_right
+        self.standing = Standing(
+            Position(best_loss=best_loss, waited=waited), h, best, self.standing.epochs_done + 1, self.standing.passing
+        )
+        self._publish()
+        self.model.pending = None
         self._checkpoint()
-        bar.epoch(h)
+        bar.epoch(self.history)
 
     # ---------------------------------------------------------------------------------------------- samples
+
+    def _check_batches(self) -> None:
+        """Whether every layer can be trained with the batches to come, the last of which may be a small one."""
+        s = self.settings
+        for batch in {min(s.batch_size, self.count), self.count % s.batch_size} - {0}:
+            part = s.micro_batch or batch
+            for size in {min(part, batch), batch % part} - {0}:
+                self.model.check_training((size, *self.X.shape[1:]))
 
     def _split(self) -> tuple[Array | None, tuple[Array, Array] | None]:
         """The rows of X to train on (None: all), and what to validate on."""
@@ -257,38 +342,43 @@ class Fit:
         """The rows of X in the order of this epoch; None: as they stand."""
         if not self.settings.shuffle:
             return self.rows
-        stream = FIRST_EPOCH_STREAM + self.model.epochs_done
+        stream = FIRST_EPOCH_STREAM + self.standing.epochs_done
         order = counter_rng.permutation(self.xp, self.model.seed, stream, self.count)
         return order if self.rows is None else self.xp.take(self.rows, order)
 
     # ---------------------------------------------------------------------------------------------- checkpoints
 
     def _checkpoint(self) -> None:
-        if self.settings.checkpoint is None:
+        """Write what there is after the last whole step, unless it is written."""
+        standing = self.standing
+        if self.settings.checkpoint is None or self.saved is standing:
             return
         arrays, description = self.model.content()
-        best = {f"best.{name}": value for name, value in state.to_numpy(self.best).items()}
-        at = asdict(Position(**{**self.at.__dict__, "loss_sum": 0.0, "right": 0.0}))
-        at["loss_sum"], at["right"] = float(self.at.loss_sum), float(self.at.right)
-        training = {"settings": self.settings.bits, "samples": len(self.X), "at": at, "history": asdict(self.history)}
+        best = {f"best.{name}": value for name, value in state.to_numpy(standing.best).items()}
+        at = standing.at.__dict__ | {"loss_sum": float(standing.at.loss_sum), "right": float(standing.at.right)}
+        history = asdict(standing.history)
+        training = {"settings": self.settings.bits, "samples": len(self.X), "at": at, "history": history}
         files.write(self.settings.checkpoint, {**arrays, **best}, {**description, "training": training})
+        self.saved = standing
 
     def _resume(self, path: str | os.PathLike[str]) -> None:
         arrays, description = files.read(path)
         training = description.get("training")
         if training is None:
             raise ValueError(f"fit: {path} holds a model, but no training to go on with. Load it and fit anew.")
-        self._compare(path, description["model"], training)
-        self.model.to(backend.device_of(self.X))
-        self.model.take(arrays, description)
-        self.best = {
+        with state.hostile(path):
+            self._compare(path, description["model"], training)
+            history, at = _history_of(training["history"]), _position_of(training["at"])
+            self.model.take(arrays, description)
+            self.model.to(backend.device_of(self.X))
+        best = {
             name.removeprefix("best."): backend.to_device(value, backend.device_of(self.X))
             for name, value in arrays.items()
             if name.startswith("best.")
         }
-        self.history = History(**training["history"])
-        self.history.interrupted = False
-        self.at = Position(**training["at"])
+        passing = state.passing_of(self.model.layers)
+        self.standing = Standing(at, history, best, self.model.epochs_done, passing)
+        self._publish()
         if not isinstance(self.settings.validation, tuple):
             self.rows, self.validation = self._split()  # by the seed of the file
 
@@ -300,39 +390,31 @@ class Fit:
                 raise ValueError(f"fit: {path} was made with {name}={there.get(name)}, now {name}={value}.")
         # Dtype and trainable are told by the arrays and by what was called since.
         mine, theirs = (
-            [{k: v for k, v in _listed(d).items() if k not in {"dtype", "trainable"}} for d in layers]
-            for layers in (self.model.config["layers"], saved["layers"])
+            [{k: v for k, v in layers.as_json(d).items() if k not in {"dtype", "trainable"}} for d in found]
+            for found in (self.model.config["layers"], saved["layers"])
         )
         if mine != theirs:
             other = next((i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), None)
             where = f"their layers {other} differ" if other is not None else f"{len(theirs)} and {len(mine)} layers"
             raise ValueError(f"fit: {path} is of another network: {where}.")
 
-    # ---------------------------------------------------------------------------------------------- Ctrl-C
 
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C ends training after the batch; a second one at once. Only the main thread can arrange for that."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.getsignal(signal.SIGINT)
-
-        def stop(*_: object) -> None:
-            self.stop.set()
-            signal.signal(signal.SIGINT, before)
-
-        if before is not None:
-            signal.signal(signal.SIGINT, stop)
-        try:
-            yield
-        finally:
-            if before is not None:
-                signal.signal(signal.SIGINT, before)
+def _history_of(found: Mapping[str, Any]) -> History:
+    """A history from a file."""
+    history = replace(History(**found), interrupted=False)
+    curves: list[Any] = [history.loss, history.accuracy, history.val_loss, history.val_accuracy]
+    flags: list[Any] = [history.stopped_early, history.best_epoch is None or history.best_epoch]
+    numbers = all(isinstance(curve, list) and all(type(v) is float for v in curve) for curve in curves)
+    if not numbers or type(flags[0]) is not bool or type(flags[1]) not in {int, bool}:
+        raise ValueError("the history is no history.")
+    return history
 
 
-def _listed(value: Any) -> Any:
-    """As JSON gives it back: lists for tuples."""
-    if isinstance(value, dict):
-        return {key: _listed(inner) for key, inner in value.items()}
-    return [_listed(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+def _position_of(found: Mapping[str, Any]) -> Position:
+    """A position from a file."""
+    at = Position(**found)
+    counts: list[Any] = [at.batch, at.seen, at.waited]
+    sums: list[Any] = [at.loss_sum, at.right, at.best_loss]
+    if not all(type(v) is int and v >= 0 for v in counts) or not all(type(v) is float for v in sums):
+        raise ValueError("the position in the epoch is no position.")
+    return at

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from gpuconv import backend, counter_rng, html, layers, losses, optimizers
+from gpuconv import backend, counter_rng, html, layers, losses, named, optimizers
 from gpuconv.errors import GeometryError
 from gpuconv.integers import as_int
 from gpuconv.layers import Layer
@@ -65,22 +66,48 @@ class Sequential:
             layer.optimizer = self.optimizer if layer.optimizer is None else layer.optimizer
         self.epochs_done = 0
         self.input_shape: Ints | None = None
+        self.pending: Callable[[], object] | None = None
 
     # ---------------------------------------------------------------------------------------------- the circle
 
+    def settle(self) -> None:
+        """Put right what an interrupt cut short: `pending`, if it is set, may be called several times."""
+        if self.pending is not None:
+            self.pending()
+            self.pending = None
+
     def forward(self, X: Array, retain_derived: bool = True) -> Array:
-        """The output for a batch; see `Layer.forward`. An error leaves every layer as it was."""
+        """The output for a batch; see `Layer.forward`. An error leaves every layer as it was.
+
+        X and the output are the caller's, who may change them before `backward`: with `retain_derived` the layers keep
+        copies of the two where they need them.
+        """
+        self.settle()
         backend.common_module("Sequential", X=X)
         self.output_shape(X.shape)
+        xp = self.layers[0].check_input(X)
         marks = [layer.mark() for layer in self.layers]
-        y = X
+        self.pending = partial(state.reset, self.layers, marks)
         try:
-            for layer in self.layers:
-                y = layer.forward(y, retain_derived)
+            with backend.on_device_of(X):
+                y = self.run(X.copy(order="K") if retain_derived else X, retain_derived)
+                kept = [array for layer in self.layers for array in layer.kept()] if retain_derived else []
+                if any(xp.may_share_memory(y, array) for array in kept):
+                    y = y.copy()
         except BaseException:
-            for layer, mark in zip(self.layers, marks, strict=True):
-                layer.reset(mark)
+            self.settle()
             raise
+        self.pending = None
+        return y
+
+    def run(self, X: Array, retain_derived: bool) -> Array:
+        """`forward` for callers who leave X and the output as they are, and call `settle` or `flush_gradients` after an
+        error: nothing is copied.
+        """
+        y = X
+        for layer in self.layers:
+            one_of_its_own = getattr(layer.forward, "__func__", None) is not Layer.forward
+            y = (layer.forward if one_of_its_own else layer.run)(y, retain_derived)
         self.input_shape = X.shape[1:]
         return y
 
@@ -210,7 +237,7 @@ class Sequential:
         with backend.on_device_of(X):
             first = self.forward(X[:size], retain_derived=False)
             if len(X) <= size:
-                return first
+                return first.copy() if xp.may_share_memory(first, X) else first
             result: Array = xp.empty(shape, first.dtype)
             result[:size] = first
             for start in range(size, len(X), size):
@@ -267,6 +294,16 @@ class Sequential:
                 raise GeometryError(f"layer {number}: {error}") from None
         return shape
 
+    def check_training(self, x_shape: Sequence[int]) -> None:
+        """Whether the layers can be trained with a batch of this shape; see `Layer.check_training`."""
+        shape: Ints = tuple(x_shape)
+        for number, layer in enumerate(self.layers):
+            try:
+                layer.check_training(shape)
+            except GeometryError as error:
+                raise GeometryError(f"layer {number}: {error}") from None
+            shape = layer.output_shape(shape)
+
     def build(self, x_shape: Sequence[int], dtype: DTypeLike = "float32", device: str = "cpu") -> None:
         """Make the parameters of every layer for inputs of this shape; the first forward does it by itself."""
         self.output_shape(x_shape)
@@ -299,6 +336,7 @@ class Sequential:
 
     def to(self, device: str) -> Sequential:
         """Move every layer, see `Layer.to`."""
+        self.settle()
         device = backend.check_device(device, "Sequential")
         for layer in self.layers:
             layer.to(device)
@@ -306,10 +344,12 @@ class Sequential:
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of all parameters and running statistics, by "<layer number>.<name>"."""
+        self.settle()
         return {name: value.copy() for name, value in state.arrays_of(self.layers).items()}
 
     def load_state_dict(self, d: Mapping[str, Array]) -> None:
-        """Take over what `state_dict` returned; an error leaves every layer as it was."""
+        """Take over what `state_dict` returned, in copies; an error leaves every layer as it was."""
+        self.settle()
         state.put_arrays(self.layers, d)
 
     @property
@@ -340,18 +380,28 @@ class Sequential:
             If the file cannot be written: it is a folder, a pipe, a device or write-protected, its name is too long,
             its folder is missing or cannot be written, or the disk is full. An old file is unchanged.
         ValueError
-            If the model has more than 10,000 layers.
+            If the model has more than 10,000 layers; or if a layer, or a part of one, is not gpuconv's own and could not be
+            loaded again, not with `custom` either.
         """
+        self.check_savable("save")
         files.write(path, *self.content())
 
     def content(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """The arrays and the description that a file of this model holds."""
+        self.settle()
         arrays = {**state.arrays_of(self.layers), **state.cache_arrays_of(self.layers)}
         return state.to_numpy(arrays), {"model": self.config, "numbers": state.numbers_of(self.layers)}
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], device: str = "cpu") -> Sequential:
+    def load(cls, path: str | os.PathLike[str], device: str = "cpu", custom: named.Custom = ()) -> Sequential:
         """The model that `save` wrote, or that a checkpoint of `fit` holds, on `device`.
+
+        Parameters
+        ----------
+        custom : iterable of classes, or {name: class or function}
+            What the file names and gpuconv does not have: layers (by the names of their classes), activations,
+            initializers, optimizers, schedulers, losses (by their `name`). A function is called with the arguments in
+            the file. Nothing but these and gpuconv's own is ever called.
 
         Raises
         ------
@@ -359,26 +409,61 @@ class Sequential:
             If the file cannot be read: FileNotFoundError if there is none, and others if it is a folder, a pipe or a
             device, not ours to read, or if its name is too long.
         ValueError
-            If the file is damaged or not of this program; the message says which.
+            If the file is damaged or not of this program, or names what is not in `custom`; the message says which.
         ImportError, MemoryError
             Without safetensors, or if its arrays do not fit into memory.
         """
         backend.check_device(device, "load")
         arrays, description = files.read(path)
-        with files.taking(path):
-            config = description["model"]
-            model = cls([layers.from_hyperparams({**d}) for d in config["layers"]], loss=config["loss"])
+        with named.known(custom, "load"), state.hostile(path):
+            model = cls(map(_layer_of, description["model"]["layers"]), loss=description["model"]["loss"])
             model.take(arrays, description)
         return model.to(device)
 
     def take(self, arrays: Mapping[str, Array], description: Mapping[str, Any]) -> None:
-        """Become what a file of a model with these layers holds."""
-        own = {name: value for name, value in arrays.items() if name.partition(".")[0].isdecimal()}
-        state.put_arrays(self.layers, own)
-        state.put_cache(self.layers, arrays, description["numbers"])
+        """Become what a file of a model with these layers holds: all of it, or an error and nothing.
+
+        Raises
+        ------
+        ValueError
+            If it does not suit the layers.
+        """
         config = description["model"]
-        self.seed, self.epochs_done = config["seed"], config["epochs_done"]
-        self.input_shape = config["input_shape"] and tuple(config["input_shape"])
+        seed, epochs_done, input_shape = config["seed"], config["epochs_done"], config["input_shape"]
+        if any(type(value) is not int or not 0 <= value < 2**63 for value in (seed, epochs_done)):
+            raise ValueError(f"load: seed={seed!r} and epochs_done={epochs_done!r} must be whole numbers from 0 on.")
+        input_shape = None if input_shape is None else tuple(input_shape)
+        if any(type(size) is not int or size < 0 for size in input_shape or ()):
+            raise ValueError(f"load: input_shape={input_shape!r} is no shape.")
+        own = {name: value for name, value in arrays.items() if name.partition(".")[0].isdecimal()}
+        marks = [layer.mark() for layer in self.layers]
+        self.pending = partial(state.reset, self.layers, marks)
+        try:
+            state.put_arrays(self.layers, own)
+            state.put_cache(self.layers, arrays, description["numbers"])
+            if input_shape is not None:
+                self.output_shape((0, *input_shape))
+        except BaseException:
+            self.settle()
+            raise
+        self.__dict__.update(seed=seed, epochs_done=epochs_done, input_shape=input_shape, pending=None)
+
+    def check_savable(self, caller: str) -> None:
+        """Whether a file of this model could be loaded again.
+
+        Raises
+        ------
+        ValueError
+            If a layer or a part of one has no name or arguments that a file could hold.
+        """
+        try:
+            for number, layer in enumerate(self.layers):
+                layers.check_savable(layer, f"layer {number}")
+            named.check_savable(self.loss)
+            things = [part for owner in (*self.layers, self.loss) for part in (owner, *named.parts_of(owner))]
+            named.check_distinct(map(type, things))
+        except ValueError as error:
+            raise ValueError(f"{caller}: {error}") from None
 
     def __repr__(self) -> str:
         inner = ", ".join(map(repr, self.layers))
@@ -389,3 +474,13 @@ class Sequential:
         if self.input_shape is not None:
             return self.summary()._repr_html_()
         return html.table("Sequential", ("layer",), [(repr(layer),) for layer in self.layers], "no input seen yet")
+
+
+def _layer_of(found: Any) -> Layer:
+    """A layer from a file, which says what `Layer.config` does, except where the layer lives, and whether it trains."""
+    if not isinstance(found, dict):
+        raise TypeError(f"{found!r} is no layer")
+    strange = {"device", "rng"} & set(found)
+    if strange or type(found.get("trainable", True)) is not bool:
+        raise ValueError(f"{found!r} holds what no file of a layer does.")
+    return layers.from_hyperparams(found)

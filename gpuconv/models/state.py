@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from gpuconv import backend
-from gpuconv.errors import GeometryError
+from gpuconv.disk import printable
+from gpuconv.errors import DeviceError, GeometryError
 from gpuconv.layers import Layer
+from gpuconv.optimizers import Cache
 from gpuconv.typing import Array
 
 
@@ -54,22 +58,89 @@ def put_arrays(layers: Sequence[Layer], arrays: Mapping[str, Array]) -> None:
             except (ValueError, GeometryError) as error:
                 raise type(error)(f"layer {number}: {error}") from None
     except BaseException:
-        for layer, mark in zip(layers, before, strict=True):
-            layer.reset(mark)
+        reset(layers, before)
         raise
 
 
-def put_cache(layers: Sequence[Layer], arrays: Mapping[str, Array], numbers: Sequence[Mapping[str, Any]]) -> None:
-    """Take over what `cache_arrays_of` and `numbers_of` gave."""
-    for number, (layer, found) in enumerate(zip(layers, numbers, strict=True)):
-        layer.cache = {"step": found["step"]} if found["step"] else {}
-        for key, value in arrays.items():
-            if key.startswith(f"optimizer.{number}."):
-                _, _, parameter, slot = key.split(".")
-                moved = backend.to_device(value, layer.device or "cpu")
-                layer.cache.setdefault(parameter, {})[slot] = moved.copy() if moved is value else moved
-        for name, value in found["extra"].items():
-            setattr(layer, name, value)
+def reset(layers: Sequence[Layer], marks: Sequence[dict[str, Any]]) -> None:
+    """Put back what `Layer.mark` found."""
+    for layer, mark in zip(layers, marks, strict=True):
+        layer.reset(mark)
+
+
+def put_cache(layers: Sequence[Layer], arrays: Mapping[str, Array], numbers: object) -> None:
+    """Take over what `cache_arrays_of` and `numbers_of` gave, after the parameters: all of it, or an error and nothing.
+
+    Raises
+    ------
+    ValueError
+        If it does not suit the layers, whose optimizers and counters alone say what can be there.
+    """
+    if not isinstance(numbers, list) or len(numbers) != len(layers):
+        raise ValueError(f"load: the numbers must be a list with one entry for each of {len(layers)} layers.")
+    by_layer: list[dict[tuple[str, str], Array]] = [{} for _ in layers]
+    for key, value in arrays.items():
+        first, *rest = key.split(".")
+        if first == "optimizer":
+            if len(rest) != 3 or not rest[0].isdecimal() or int(rest[0]) >= len(layers):
+                raise ValueError(f"load: {key!r} names no layer, parameter and slot; there are {len(layers)} layers.")
+            by_layer[int(rest[0])][rest[1], rest[2]] = value
+    caches = [_cache(*one) for one in zip(range(len(layers)), layers, by_layer, numbers, strict=True)]
+    extras = [layer.checked_extra_state(found["extra"]) for layer, found in zip(layers, numbers, strict=True)]
+    for layer, cache, extra in zip(layers, caches, extras, strict=True):
+        layer.cache = cache
+        layer.__dict__.update(extra)
+
+
+def _cache(number: int, layer: Layer, slots: Mapping[tuple[str, str], Array], numbers: object) -> Cache:
+    if not isinstance(numbers, Mapping) or not {"step", "extra"} <= set(numbers):
+        raise ValueError(f"load: layer {number}: {numbers!r} has no step and extra.")
+    step = numbers["step"]
+    if type(step) is not int or step < 0:
+        raise ValueError(f"load: layer {number}: step={step!r} is no number of steps.")
+    cache: Cache = {"step": step} if step else {}
+    for (parameter, slot), value in slots.items():
+        like = layer.params.get(parameter)
+        if like is None or value.shape != like.shape or value.dtype != like.dtype:
+            needed = f"{parameter} is {like.dtype} of shape {like.shape}" if like is not None else "there is none"
+            raise ValueError(
+                f"load: layer {number}: the optimizer's {slot} of {parameter} is {value.dtype} of shape {value.shape}, "
+                f"but {needed}."
+            )
+        moved = backend.to_device(value, layer.device or "cpu")
+        cache.setdefault(parameter, {})[slot] = moved.copy() if moved is value else moved
+    layer.check_cache(cache)
+    return cache
+
+
+Passing = list[tuple[dict[str, Array], dict[str, int | None]]]
+
+
+def passing_of(layers: Sequence[Layer]) -> Passing:
+    """What a forward of training changes: copies of the buffers, which are small, and the counters."""
+    return [({name: value.copy() for name, value in layer.buffers.items()}, layer.extra_state) for layer in layers]
+
+
+def put_passing(layers: Sequence[Layer], kept: Passing) -> None:
+    """Go back to where `passing_of` was called."""
+    for layer, (buffers, extra) in zip(layers, kept, strict=True):
+        layer.buffers = {name: value.copy() for name, value in buffers.items()}
+        layer.__dict__.update(extra)
+
+
+@contextmanager
+def hostile(path: str | os.PathLike[str]) -> Iterator[None]:
+    """For what is made of a file's contents: whatever is wrong with them, a ValueError that names the file."""
+    try:
+        yield
+    except (ImportError, MemoryError, DeviceError):
+        raise
+    except ValueError as error:
+        whose = printable(str(error)).removeprefix("load: ")
+        raise ValueError(whose if whose.startswith("fit: ") else f"load: {path}: {whose}") from None
+    except Exception as error:
+        kind = type(error).__name__
+        raise ValueError(f"load: {path} describes no model of gpuconv's: {kind}: {printable(error)}") from error
 
 
 def to_numpy(arrays: Mapping[str, Array]) -> dict[str, Array]:

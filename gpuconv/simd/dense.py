@@ -218,7 +218,12 @@ def _make_multiply(vectors: int) -> Any:
     tile, row_tile = tile_of(ROWS, vectors), tile_of(1, vectors)
     zeros, add_products, addresses = tile.zeros, tile.add_products, tile.addresses
     store, all_at = tile.store, tile.all_at
-    row_of_zeros, add_to_row, one_place, store_row = row_tile.zeros, row_tile.add_products, row_tile.apart, row_tile.store
+    row_of_zeros, add_to_row, one_place, store_row = (
+        row_tile.zeros,
+        row_tile.add_products,
+        row_tile.apart,
+        row_tile.store,
+    )
     step = vectors * VECTOR_BYTES
 
     @variant(vectors)

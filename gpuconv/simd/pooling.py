@@ -194,6 +194,8 @@ def max_pool(p: Any, tasks: int, turn: Any, like: Any) -> None:
         for number in range(task * p.block, min((task + 1) * p.block, p.rows)):
             _pool_row(p, number, like, False)
     leave(turn)
+
+
 @kept
 def max_pool_gradient(p: Any, tasks: int, turn: Any, like: Any) -> None:
     """Make dx, that of a block of rows of dy after another, until none is left."""
