@@ -15,7 +15,7 @@ batch_invariant: bool = False
 """Whether the result of a sample has the same bits in a batch of any size.
 
 Algorithms are then chosen for one sample, and run for one sample after another: forward passes, input gradients and
-transposed convolutions, by any algorithm on any device, and the products of `layers.FullyConnected`. Small samples take
+transposed convolutions, by any algorithm on any device, and the products of `layers.Dense`. Small samples take
 longer so. A weight gradient is a sum over the batch, and is computed as ever."""
 
 autotune: bool = False
