@@ -74,7 +74,7 @@ def without_defaults(configuration: Configuration, defaults: Configuration) -> C
 
 def smaller(configuration: Configuration) -> Iterator[Configuration]:
     """Simpler ones, the largest steps first: without an option, with halves of sizes, with sizes smaller by one."""
-    for key in configuration.keys() - NEEDED:
+    for key in sorted(configuration.keys() - NEEDED):
         yield {k: v for k, v in configuration.items() if k != key}
     for shrink in (lambda size: 0, lambda size: 1, lambda size: size // 2, lambda size: size - 1):
         for key, value in configuration.items():

@@ -24,7 +24,7 @@ def label_of(configuration: Configuration) -> str | None:
 def reduced(
     configuration: Configuration,
     label: str,
-    seconds: float = 30.0,
+    seconds: float,
     label_of: Callable[[Configuration], str | None] = label_of,
 ) -> Configuration:
     """The smallest that is found in so many seconds, by taking any simpler one that fails with the same label."""

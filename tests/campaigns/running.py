@@ -12,11 +12,14 @@ import sys
 import time
 import warnings
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from .configuration import Configuration, Wrong, chance, pick
+from .faults import FAULTS
 from .judging import KINDS, check
 from .reduction import reduced, script
 
@@ -27,32 +30,49 @@ FAULTY = 0.35
 """The share of configurations that a fault strikes."""
 
 
-def draw(seed: int, number: int) -> Configuration:
+@dataclass(frozen=True)
+class Campaign:
+    """What is drawn: of which kinds, struck by which faults."""
+
+    seed: int
+    seconds: float
+    kinds: Sequence[str] = tuple(KINDS)
+    faults: Sequence[str] = tuple(FAULTS)
+    reducing: float = 30.0
+
+
+def draw(campaign: Campaign, number: int) -> Configuration:
     """Configuration `number` of a campaign."""
-    rng = np.random.default_rng([seed, number])
-    kinds = list(KINDS.values())
+    rng = np.random.default_rng([campaign.seed, number])
+    kinds = [KINDS[name] for name in campaign.kinds]
     weights = np.array([kind.weight for kind in kinds])
     kind = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
     configuration = kind.draw(rng)
-    if kind.faults and chance(rng, FAULTY):
-        configuration["fault"] = pick(rng, kind.faults)
+    faults = [name for name in kind.faults if name in campaign.faults]
+    if faults and chance(rng, FAULTY):
+        configuration["fault"] = pick(rng, faults)
     return configuration
 
 
-def run(seed: int, seconds: float, scratch: Path) -> int:
+def run(campaign: Campaign, scratch: Path) -> int:
     """The exit status: 0 where all went well. Writes what was counted to counts.json."""
-    warnings.simplefilter("error")
-    until, number, counts = time.monotonic() + seconds, 0, Counter[str]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return _run(campaign, scratch)
+
+
+def _run(campaign: Campaign, scratch: Path) -> int:
+    until, number, counts = time.monotonic() + campaign.seconds, 0, Counter[str]()
     while time.monotonic() < until:
-        configuration = draw(seed, number)
+        configuration = draw(campaign, number)
         number += 1
         (scratch / "now.txt").write_text(repr(configuration))
-        faulthandler.dump_traceback_later(HUNG, exit=True)
+        faulthandler.dump_traceback_later(HUNG, exit=True, file=2)  # where sys.stderr may be no file
         try:
             outcome = check(configuration)
         except Wrong as wrong:
             faulthandler.cancel_dump_traceback_later()
-            report(seed, number - 1, configuration, wrong)
+            report(campaign, number - 1, configuration, wrong)
             return 1
         faulthandler.cancel_dump_traceback_later()
         name = " ".join(filter(None, (configuration["kind"], configuration.get("fault"))))
@@ -61,8 +81,8 @@ def run(seed: int, seconds: float, scratch: Path) -> int:
     return 0
 
 
-def report(seed: int, number: int, configuration: Configuration, wrong: Wrong) -> None:
-    small = reduced(configuration, wrong.label)
+def report(campaign: Campaign, number: int, configuration: Configuration, wrong: Wrong) -> None:
+    small = reduced(configuration, wrong.label, campaign.reducing)
     try:
         check(small)
         text = f"{wrong}\n(not every time)"
@@ -75,5 +95,5 @@ def report(seed: int, number: int, configuration: Configuration, wrong: Wrong) -
         while trace.tb_next is not None:
             trace = trace.tb_next
         where = f"\nraised at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
-    sys.stdout.write(f"configuration {number} of seed {seed} fails: {text}{where}\n\n{script(small)}\n")
+    sys.stdout.write(f"configuration {number} of seed {campaign.seed} fails: {text}{where}\n\n{script(small)}\n")
     sys.stdout.flush()
