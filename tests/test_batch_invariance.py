@@ -324,6 +324,23 @@ def test_layers_of_products():
     assert all(same(input_grad(dY[-count:]), whole[-count:]) for count in BATCHES)
 
 
+def test_a_network():
+    layers = gpuconv.layers
+    model = gpuconv.models.Sequential([
+        layers.Conv2D(8, 3, "same", acti_fn="relu", rng=0),
+        layers.BatchNorm2D(),
+        layers.MaxPool2D(2),
+        layers.DepthwiseConv2D(3, "same", acti_fn="tanh", rng=0),
+        layers.ConvTranspose2D(5, 3, 1, 2, rng=0),
+        layers.AvgPool2D(2),
+        layers.Flatten(),
+        layers.Dense(10, acti_fn="sigmoid", rng=0),
+    ])  # fmt: skip
+    X = reals(np.random.default_rng(0), (MOST, 12, 10, 3))
+    model.predict(X)
+    assert not differing(model.predict, X)
+
+
 def test_layers_of_products_on_a_gpu(gpu):
     layer = gpuconv.layers.Dense(7, rng=0)
     X = gpu.asarray(reals(np.random.default_rng(0), (5, 30)))
