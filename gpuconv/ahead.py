@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -12,7 +13,18 @@ from gpuconv import autotune, backend
 from gpuconv.call import Call, Packed, spatial_ndim
 from gpuconv.errors import WorkspaceError
 from gpuconv.geometry import ConvGeometry
-from gpuconv.plan import DIRECTIONS, ConvPlan, choose, plan_of, problem_of, si, workspace_limit
+from gpuconv.plan import (
+    DIRECTIONS,
+    ConvPlan,
+    as_computed,
+    choose,
+    goes_by_sample,
+    of_a_sample,
+    plan_of,
+    problem_of,
+    si,
+    workspace_limit,
+)
 from gpuconv.typing import Array, Direction, DTypeLike, Ints, IntsLike, Layout, PadLike, PadMode, Precision
 
 
@@ -70,12 +82,13 @@ def warmup(
     ]
     plans = []
     for problem in posed:
+        computed = as_computed(problem)
         if tune:
-            autotune.apply_to(problem)
+            autotune.apply_to(computed)
         algorithm = choose(problem, "auto", "warmup")
         if problem.geometry.macs:
             try:
-                autotune.run(algorithm, problem, autotune.operands(problem))
+                autotune.run(algorithm, computed, autotune.operands(computed))
             except MemoryError as error:
                 needed = problem.geometry.bytes(problem.dtype.itemsize)
                 raise WorkspaceError(
@@ -165,20 +178,23 @@ class PreparedConv:
         xp = backend.common_module(call.caller, w=w, bias=bias)
         dtype = backend.common_dtype(call.caller, w=w, bias=bias)
         g = call.geometry(x_shape, w.shape, "x_shape")
+        posed = of_a_sample(g) if goes_by_sample("forward") else g
         self._activation = call.check_activation(activation, dtype)
         call.check_bias(bias, g.k)
         device = backend.device_of(w)
-        stand_ins = [call.channels_last(_stand_in(call.in_layout(shape), dtype)) for shape in (g.x_shape, g.y_shape)]
+        stand_ins = [
+            call.channels_last(_stand_in(call.in_layout(shape), dtype)) for shape in (posed.x_shape, posed.y_shape)
+        ]
         with backend.on_device_of(w), call.out_of_memory(device, w.shape, dtype):
             self._w = w.astype(dtype, order="C")
             self._bias = None if bias is None else bias.astype(dtype)
             w_last = call.channels_last(self._w, is_w=True)
-            problem = call.problem("forward", g, dtype, device, *stand_ins, w_last)
+            problem = call.problem("forward", posed, dtype, device, [w_last], *stand_ins)
             chosen = choose(problem, call.algorithm, call.caller)
             if problem.copied:
                 w_last = xp.ascontiguousarray(w_last)
             self._packed = Packed(problem, chosen, chosen.pack_weights(problem, w_last)) if g.macs else None
-        self.plan = plan_of(problem, call.algorithm, call.caller)
+        self.plan = replace(plan_of(problem, call.algorithm, call.caller), geometry=g)
         self.nbytes = self._w.nbytes + (0 if self._bias is None else self._bias.nbytes)
         if self._packed is not None and not xp.may_share_memory(self._packed.weights, self._w):
             self.nbytes += self._packed.weights.nbytes

@@ -17,8 +17,20 @@ from gpuconv.algorithms.epilogue import ACTIVATIONS, fill
 from gpuconv.errors import DTypeError, GeometryError, WorkspaceError
 from gpuconv.geometry import ConvGeometry, split_x_shape
 from gpuconv.integers import as_ints
-from gpuconv.plan import ConvPlan, check_direction, check_precision, choose, plan_of, workspace_limit
+from gpuconv.plan import (
+    ConvPlan,
+    check_direction,
+    check_precision,
+    choose,
+    goes_by_sample,
+    of_a_sample,
+    plan_of,
+    workspace_limit,
+)
 from gpuconv.typing import Array, Direction, Ints, IntsLike, Layout, PadLike, PadMode, Precision
+
+ALIGNMENT = 16
+"""Bytes that a thread on a GPU loads at once, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,14 +105,11 @@ class Call(NamedTuple):
         backend.common_module(self.caller, x=x, w=w)
         dtype = backend.common_dtype(self.caller, x=x, w=w)
         g = self.geometry(x.shape, w.shape)
-        problem = self.problem(
-            check_direction(direction, self.caller),
-            g,
-            dtype,
-            backend.device_of(x),
-            self.channels_last(x),
-            self.channels_last(w, is_w=True),
-        )
+        check_direction(direction, self.caller)
+        x, w = self.channels_last(x), self.channels_last(w, is_w=True)
+        if goes_by_sample(direction):
+            x = x[:1]
+        problem = self.problem(direction, g, dtype, backend.device_of(x), [w], x)
         return plan_of(problem, self.algorithm, self.caller)
 
     # ---------------------------------------------------------------------------------------------- shared steps
@@ -112,17 +121,30 @@ class Call(NamedTuple):
         )  # fmt: skip
 
     def problem(
-        self, direction: Direction, g: ConvGeometry, dtype: np.dtype[Any], device: str, *arrays: Array
+        self,
+        direction: Direction,
+        g: ConvGeometry,
+        dtype: np.dtype[Any],
+        device: str,
+        weights: list[Array],
+        *arrays: Array,
     ) -> Problem:
-        """`arrays`, channels last, are all that the algorithm will read and write."""
+        """Both kinds of arrays, channels last, are all that the algorithm will read and write.
+
+        `arrays` are batches; of them the first sample, if one is computed after the other.
+        """
         precision = check_precision(self.precision, self.caller)
         limit = workspace_limit(self.max_workspace, self.caller)
         contiguous = True
-        for array in arrays:
+        for array in (*weights, *arrays):
             contiguous = contiguous and array.flags.c_contiguous and array.dtype == dtype
-        if contiguous or device == "cpu":
+        if device == "cpu":
             return _problem(g, dtype, device, direction, precision, limit, contiguous)
-        copied = sum(array.size * dtype.itemsize for array in arrays if not array.flags.c_contiguous)
+        anywhere = not goes_by_sample(direction)
+        copies = [w for w in weights if not _is_served(w)] + [a for a in arrays if not _is_served(a, anywhere)]
+        copied = sum(array.size * dtype.itemsize for array in copies)
+        if not copied:
+            return _problem(g, dtype, device, direction, precision, limit, True)
         if copied > limit:
             raise WorkspaceError(
                 f"{self.caller}: kernels take C-contiguous, channels-last arrays, copies of those that are not take "
@@ -155,28 +177,50 @@ class Call(NamedTuple):
         with backend.on_device_of(first), self.out_of_memory(device, shape, dtype):
             result = self.result(xp, out, (*inputs.values(), bias), shape, dtype, is_w)
             target = self.channels_last(result, is_w)
-            views = [self.channels_last(x, name == "w") for name, x in inputs.items()]
-            problem = self.problem(direction, g, dtype, device, *views, target)
+            read, other = (self.channels_last(x, name == "w") for name, x in inputs.items())
+            samples = [slice(n, n + 1) for n in range(g.n)] if goes_by_sample(direction) and g.n else [slice(None)]
+            weights, batches = ([target], [read, other]) if is_w else ([other], [read[samples[0]], target[samples[0]]])
+            posed = of_a_sample(g) if goes_by_sample(direction) else g
+            problem = self.problem(direction, posed, dtype, device, weights, *batches)
             if packed is not None and packed.problem != problem:
                 packed = None
             algorithm = packed.algorithm if packed else choose(problem, self.algorithm, self.caller)
             if g.macs == 0:
                 fill(xp, target, bias, activation)
                 return self.deliver(result, out)
-            written = target
-            if problem.copied:
-                views = [xp.ascontiguousarray(view) for view in (views[:1] if packed else views)]
-                written = target if target.flags.c_contiguous else xp.empty(target.shape, dtype)
-            if bias is not None and not problem.on_cpu:
-                bias = xp.ascontiguousarray(bias)
-            if packed:
-                algorithm.forward_packed(problem, views[0], packed.weights, written, bias, activation)
-            else:
-                epilogue = () if is_w else (bias, activation)
-                getattr(algorithm, direction)(problem, *views, written, *epilogue)
-            if written is not target:
-                target[...] = written
+            if not problem.on_cpu:
+                other = other if packed else xp.ascontiguousarray(other)
+                bias = None if bias is None else xp.ascontiguousarray(bias)
+            for sample in samples:
+                self.compute(problem, algorithm, read[sample], other, target[sample], bias, activation, packed)
             return self.deliver(result, out)
+
+    def compute(
+        self,
+        problem: Problem,
+        algorithm: Algorithm,
+        read: Array,
+        other: Array,
+        target: Array,
+        bias: Array | None,
+        activation: str,
+        packed: Packed | None,
+    ) -> None:
+        """Let an algorithm write into `target`, of copies where its kernels cannot take the arrays as they are."""
+        xp, written = problem.xp, target
+        if problem.copied:
+            anywhere = not goes_by_sample(problem.direction)
+            if not _is_served(read, anywhere):
+                read = xp.array(read, order="C")
+            if not _is_served(target, anywhere):
+                written = xp.empty(target.shape, problem.dtype)
+        if packed:
+            algorithm.forward_packed(problem, read, packed.weights, written, bias, activation)
+        else:
+            epilogue = () if problem.direction == "weight_grad" else (bias, activation)
+            getattr(algorithm, problem.direction)(problem, read, other, written, *epilogue)
+        if written is not target:
+            target[...] = written
 
     # ---------------------------------------------------------------------------------------------- results
 
@@ -275,6 +319,19 @@ class _OutOfMemory(NamedTuple):
             f"{caller}: out of memory on {self.device}: {error}. The result takes {result_bytes} bytes, workspace "
             f"up to {limit} more. Pass a smaller max_workspace, or fewer samples at a time."
         ) from error
+
+
+def _is_served(array: Array, anywhere: bool = True) -> bool:
+    """Whether the kernels of a GPU take an array where it is: anywhere, or at multiples of 16 bytes alone.
+
+    From such an address they load several elements at once, and may then cut sums another way. Whether the samples of a
+    batch begin there depends on their size. For all of them to be computed alike, those of another size are copied, the
+    first as well.
+    """
+    if not array.flags.c_contiguous:
+        return False
+    start = getattr(array.data, "ptr", 0)  # what stands in for an array of a device has none
+    return anywhere or array.nbytes % ALIGNMENT == start % ALIGNMENT == 0
 
 
 @lru_cache(maxsize=4096)

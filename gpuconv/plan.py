@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, get_args
 
@@ -53,6 +53,9 @@ class ConvPlan:
         covers both.
     seconds : float or None
         What it took when the problem was tuned, see `autotune`.
+    by_sample : bool
+        Whether samples are computed one after another, see `settings.batch_invariant`. `workspace`, `copied` and
+        `seconds` are those of one sample then.
     flops : int
 
     Examples
@@ -76,6 +79,7 @@ class ConvPlan:
     direction: str
     candidates: tuple[Candidate, ...]
     copied: int = 0
+    by_sample: bool = False
 
     @property
     def chosen(self) -> str:
@@ -102,6 +106,8 @@ class ConvPlan:
             f"{self.geometry}  {self.dtype} {self.precision}  {backend.device_name(self.device)}  "
             f"{self.direction}  {si(self.flops)}FLOP"
         )
+        if self.by_sample:
+            head += "  sample by sample"
         return head + f"  {si(self.copied)}B copied to channels last" if self.copied else head
 
     def _repr_html_(self) -> str:
@@ -176,6 +182,27 @@ def problem_of(
     )
 
 
+def goes_by_sample(direction: Direction) -> bool:
+    """Whether a call computes one sample after another, see `settings.batch_invariant`."""
+    return settings.batch_invariant and direction != "weight_grad"
+
+
+def of_a_sample(g: ConvGeometry) -> ConvGeometry:
+    """The same convolution of one sample; of none, if there is none."""
+    return g if g.n <= 1 else replace(g, n=1)
+
+
+def as_computed(problem: Problem) -> Problem:
+    """The problem that an algorithm is chosen for, and given: the whole, or that of one sample.
+
+    What one sample takes says the same of every batch: not the sum of an algorithm, nor the shape of a product of BLAS,
+    nor the workspace, which decides where sums are cut, then depends on how many there are.
+    """
+    if not goes_by_sample(problem.direction):
+        return problem
+    return replace(problem, geometry=of_a_sample(problem.geometry))
+
+
 def plan_of(problem: Problem, algorithm: str, caller: str) -> ConvPlan:
     """The plan of a checked problem, for arrays that there are."""
     _try_numba_for(problem, algorithm)
@@ -183,18 +210,20 @@ def plan_of(problem: Problem, algorithm: str, caller: str) -> ConvPlan:
 
 
 def _plan_of(problem: Problem, algorithm: str, caller: str) -> ConvPlan:
+    whole, problem = problem.geometry, as_computed(problem)
     choice = _choose(problem, algorithm, caller, False, *_circumstances())
     candidates = [_judge(candidate, problem, choice) for candidate in ALGORITHMS]
     order: list[Status] = ["chosen", "possible", "refused"]
     candidates.sort(key=lambda c: order.index(c.status))
     return ConvPlan(
-        problem.geometry,
+        whole,
         problem.dtype.name,
         problem.precision,
         problem.device,
         problem.direction,
         tuple(candidates),
         problem.copied,
+        goes_by_sample(problem.direction),
     )
 
 
@@ -211,7 +240,7 @@ def choose(problem: Problem, algorithm: str, caller: str) -> Algorithm:
         If it cannot stay under ``problem.max_workspace``.
     """
     _try_numba_for(problem, algorithm)
-    return _choose(problem, algorithm, caller, True, *_circumstances()).algorithm
+    return _choose(as_computed(problem), algorithm, caller, True, *_circumstances()).algorithm
 
 
 def _try_numba_for(problem: Problem, algorithm: str) -> None:

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import numpy as np
 
+from gpuconv import settings
 from gpuconv.activations import Activation
 from gpuconv.call import Call
 from gpuconv.errors import GeometryError
@@ -125,7 +126,9 @@ class Dense(Weighted):
     def _product(self, X: Array, activation: str | None) -> Array:
         W, b = self.params["W"], self.params.get("b")
         if self.device == "cpu":
-            return product(X, W, b, activation)
+            return product(X, W, b, activation, by_row=settings.batch_invariant)
+        if settings.batch_invariant:
+            return self._call.forward(X[:, None], W[None], b, activation, None).reshape(len(X), -1)
         Y: Array = self._call.forward(X[None], W[None], b, activation, None)[0]
         return Y
 
@@ -138,6 +141,8 @@ class Dense(Weighted):
     def _input_grad(self, X: Array, dY: Array) -> Array:
         W = self.params["W"]
         if self.device == "cpu":
-            return product(dY, W.T)
+            return product(dY, W.T, by_row=settings.batch_invariant)
+        if settings.batch_invariant:
+            return self._call.input_grad(dY[:, None], W[None], (len(X), 1, X.shape[1]), None).reshape(X.shape)
         dX: Array = self._call.input_grad(dY[None], W[None], (1, *X.shape), None)[0]
         return dX

@@ -19,10 +19,13 @@ BLOCKS, LEAST = 32, 64
 """How many blocks at most, and rows or columns of one at least: each packs the other matrix for itself."""
 
 
-def product(a: Array, b: Array, bias: Array | None = None, activation: str | None = None) -> Array:
+def product(
+    a: Array, b: Array, bias: Array | None = None, activation: str | None = None, *, by_row: bool = False
+) -> Array:
     """activation(a b + bias) of matrices (m, j) and (j, k).
 
-    The blocks follow from the shapes alone, and BLAS runs on one thread: the bits do not depend on the threads.
+    The blocks follow from the shapes alone, and BLAS runs on one thread: the bits do not depend on the threads. With
+    `by_row` no row of the result depends on how many there are: BLAS has other kernels for other numbers of them.
 
     >>> product(np.ones((2, 3)), np.ones((3, 1)), np.ones(1))
     array([[4.],
@@ -33,7 +36,10 @@ def product(a: Array, b: Array, bias: Array | None = None, activation: str | Non
     macs = m * j * k
     pieces = min(BLOCKS, max(1, macs // BLOCK))
     whole = slice(None)
-    if m >= k:
+    if by_row:
+        columns = split_axis(k, min(BLOCKS, max(1, j * k // BLOCK)), LEAST)
+        blocks = [(slice(row, row + 1), block) for row in range(m) for block in columns]
+    elif m >= k:
         blocks = [(rows, whole) for rows in split_axis(m, pieces, LEAST)]
     else:
         blocks = [(whole, columns) for columns in split_axis(k, pieces, LEAST)]
