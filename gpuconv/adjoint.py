@@ -12,26 +12,35 @@ own, to which a subset of the taps, flipped, is applied with stride 1. A 3 x 3 k
     h odd,  w even    taps r 1,   s 2 0         h odd,  w odd    taps r 1,   s 1
 
 With dilation the taps of a residue lie stride / gcd(stride, dilation) apart, and see dy at dilation / gcd apart.
+
+A kernel smaller than the stride leaves most residues without a tap. These are never walked over, however many there
+are: the parts that have taps follow from the taps, and everything else is one part. Parts of one geometry are one class
+where only their number matters, as in plans.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Ints, Pair
 
+FEW = 64
+"""Up to this many parts of an input gradient are remembered; more are made one at a time."""
+
 
 @dataclass(frozen=True)
 class AdjointPart:
     """``dx[:, *dx_slices]  =  conv(dy[:, *dy_slices], flipped and transposed w[*w_slices], geometry)``
 
-    `geometry` has the output channels of the original as its input channels and the other way round. It is None where
-    no tap reaches: there the gradient is zero.
+    `geometry` has the output channels of the original as its input channels and the other way round. It is None for
+    the part that comes first where there are positions that no tap reaches. That part is all of dx: it is to be filled
+    as if every sum were empty, and the parts that follow overwrite the rest.
     """
 
     dx_slices: tuple[slice, ...]
@@ -41,71 +50,132 @@ class AdjointPart:
 
 
 @dataclass(frozen=True)
-class _AxisPart:
-    dx: slice
-    dy: slice
-    w: slice
+class _Line:
+    """What a part is along one axis, its place apart; equal for many parts of one stride."""
+
     inputs: int  # positions of dy that are looked at
-    taps: int  # 0: none reaches
+    taps: int
     dilation: int
     pad: Pair
 
 
-@lru_cache(maxsize=1024)
-def adjoint_parts(g: ConvGeometry) -> tuple[AdjointPart, ...]:
-    """Split the input gradient of `g` (zero padding) into parts that together write every position of dx once.
+@dataclass(frozen=True)
+class _AxisPart:
+    dx: slice
+    dy: slice
+    w: slice
+    line: _Line
+
+
+def adjoint_parts(g: ConvGeometry) -> Iterable[AdjointPart]:
+    """Split the input gradient of `g` (zero padding) into parts that together write every position of dx, in order.
 
     >>> g = ConvGeometry.create(1, (8, 8), 1, 1, (3, 3), stride=2)
     >>> [part.geometry.kernel for part in adjoint_parts(g)]
     [(2, 2), (2, 1), (1, 2), (1, 1)]
     """
+    return _remembered_parts(g) if math.prod(map(min, g.kernel, g.stride)) <= FEW else _parts(g)
+
+
+@lru_cache(maxsize=1024)
+def _remembered_parts(g: ConvGeometry) -> tuple[AdjointPart, ...]:
+    return tuple(_parts(g))
+
+
+def _parts(g: ConvGeometry) -> Iterator[AdjointPart]:
     axes = [list(_axis_parts(g, axis)) for axis in range(g.ndim)]
-    return tuple(_join(g, parts) for parts in itertools.product(*axes))
+    if any(len(parts) < min(s, size) for parts, s, size in zip(axes, g.stride, g.spatial, strict=True)):
+        nothing = (slice(0),) * g.ndim
+        yield AdjointPart((slice(None),) * g.ndim, nothing, nothing, None)
+    for parts in itertools.product(*axes):
+        dx, dy, w = (tuple(getattr(part, name) for part in parts) for name in ("dx", "dy", "w"))
+        yield AdjointPart(dx, dy, w, _geometry(g, [part.line for part in parts]))
 
 
-def _join(g: ConvGeometry, parts: tuple[_AxisPart, ...]) -> AdjointPart:
-    def per_axis(name: str) -> Ints:
-        return tuple(getattr(part, name) for part in parts)
+@lru_cache(maxsize=1024)
+def adjoint_classes(g: ConvGeometry) -> tuple[tuple[ConvGeometry, int], ...]:
+    """The geometries of the parts that have taps, and of how many parts each is.
 
-    geometry = None
-    if all(per_axis("taps")):
-        geometry = ConvGeometry(
-            n=g.n,
-            spatial=per_axis("inputs"),
-            c=g.k,
-            k=g.c,
-            kernel=per_axis("taps"),
-            stride=(1,) * g.ndim,
-            dilation=per_axis("dilation"),
-            pad=tuple(part.pad for part in parts),
-            groups=g.groups,
-        )
-    dx, dy, w = (tuple(getattr(part, name) for part in parts) for name in ("dx", "dy", "w"))
-    return AdjointPart(dx, dy, w, geometry)
+    >>> g = ConvGeometry.create(1, (9000, 9000), 1, 1, (3, 3), stride=3000)
+    >>> [(part.kernel, part.spatial, count) for part, count in adjoint_classes(g)]
+    [((1, 1), (3, 3), 9)]
+    """
+    axes = [_axis_classes(g, axis).items() for axis in range(g.ndim)]
+    classes: Counter[ConvGeometry] = Counter()
+    for lines in itertools.product(*axes):
+        classes[_geometry(g, [line for line, _ in lines])] += math.prod(count for _, count in lines)
+    return tuple(classes.items())
+
+
+def _geometry(g: ConvGeometry, lines: list[_Line]) -> ConvGeometry:
+    return ConvGeometry(
+        n=g.n,
+        spatial=tuple(line.inputs for line in lines),
+        c=g.k,
+        k=g.c,
+        kernel=tuple(line.taps for line in lines),
+        stride=(1,) * g.ndim,
+        dilation=tuple(line.dilation for line in lines),
+        pad=tuple(line.pad for line in lines),
+        groups=g.groups,
+    )
 
 
 def _axis_parts(g: ConvGeometry, axis: int) -> Iterator[_AxisPart]:
+    """The parts along one axis that have taps, by their first input position."""
+    for first in sorted(_firsts(g, axis)):
+        part = _axis_part(g, axis, first)
+        if part is not None:
+            yield part
+
+
+def _firsts(g: ConvGeometry, axis: int) -> Iterator[int]:
+    """The first input position of every residue that some tap is of."""
+    stride, dilation, lo = g.stride[axis], g.dilation[axis], g.pad[axis][0]
+    apart = stride // math.gcd(stride, dilation)
+    firsts = ((r * dilation - lo) % stride for r in range(min(apart, g.kernel[axis])))
+    return (first for first in firsts if first < g.spatial[axis])
+
+
+def _axis_classes(g: ConvGeometry, axis: int) -> Counter[_Line]:
+    """How many parts along one axis, of those that have taps, are alike."""
+    size, kernel, stride = g.spatial[axis], g.kernel[axis], g.stride[axis]
+    classes: Counter[_Line] = Counter()
+    runs: Iterable[tuple[int, int]] = ((first, 1) for first in _firsts(g, axis))
+    if g.dilation[axis] == 1:
+        # Parts of neighbouring residues differ where one has a position, or a tap, more than the next, and where the
+        # tap of the lowest number begins anew.
+        lo, end = g.pad[axis][0], min(stride, size)
+        bounds = {0, (size - 1) % stride + 1, -lo % stride, (kernel - lo) % stride, end}
+        runs = ((first, until - first) for first, until in itertools.pairwise(sorted(b for b in bounds if b <= end)))
+    for first, count in runs:
+        part = _axis_part(g, axis, first)
+        if part is not None:
+            classes[part.line] += count
+    return classes
+
+
+def _axis_part(g: ConvGeometry, axis: int, first: int) -> _AxisPart | None:
+    """The part of the residue of input position `first`; None where no tap of it reaches dy."""
     size, out, kernel = g.spatial[axis], g.out[axis], g.kernel[axis]
     stride, dilation, lo = g.stride[axis], g.dilation[axis], g.pad[axis][0]
     common = math.gcd(stride, dilation)
     apart, dy_dilation = stride // common, dilation // common
-    for first in range(min(stride, size)):  # the first input position of this residue
-        count = (size - 1 - first) // stride + 1
-        taps = [r for r in range(kernel) if (first + lo - r * dilation) % stride == 0]
-        part = _AxisPart(slice(first, None, stride), slice(0), slice(0), 0, 0, 1, (0, 0))
-        if taps:
-            # Flipped, the last tap comes first: input position number i of the residue starts at dy[i + start].
-            start = (first + lo - taps[-1] * dilation) // stride
-            stop = start + (count - 1) + (len(taps) - 1) * dy_dilation + 1
-            begin, end = max(0, start), min(out, stop)
-            if begin < end:
-                part = _AxisPart(
-                    dx=slice(first, None, stride),
-                    dy=slice(begin, end),
-                    w=slice(taps[-1], taps[0] - 1 if taps[0] else None, -apart),
-                    inputs=end - begin,
-                    taps=len(taps),
-                    dilation=dy_dilation,
-                    pad=(begin - start, stop - end),
-                )
-        yield part
+    steps, between = divmod(first + lo, common)
+    lowest = steps * pow(dy_dilation, -1, apart) % apart  # the least r with  first + lo == r * dilation  mod stride
+    if between or lowest >= kernel:
+        return None
+    taps = (kernel - 1 - lowest) // apart + 1
+    highest = lowest + (taps - 1) * apart
+    # Flipped, the last tap comes first: input position number i of the residue starts at dy[i + start].
+    start = (first + lo - highest * dilation) // stride
+    stop = start + (size - 1 - first) // stride + (taps - 1) * dy_dilation + 1
+    begin, end = max(0, start), min(out, stop)
+    if begin >= end:
+        return None
+    return _AxisPart(
+        dx=slice(first, None, stride),
+        dy=slice(begin, end),
+        w=slice(highest, lowest - 1 if lowest else None, -apart),
+        line=_Line(end - begin, taps, dy_dilation, (begin - start, stop - end)),
+    )

@@ -72,6 +72,11 @@ class Work:
             self.model or other.model,
         )
 
+    def __mul__(self, count: int) -> Work:
+        """The same work, done this many times."""
+        counts = (self.macs, self.elements, self.steps, self.fmas, self.seconds)
+        return Work(*(count * number for number in counts), self.model)
+
 
 class Algorithm(Protocol):
     """One way to compute all three passes. Arrays are channels last, of any strides; the results go into `out`.

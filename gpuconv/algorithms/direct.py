@@ -12,11 +12,11 @@ neither do the bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import numpy as np
 
-from gpuconv.adjoint import adjoint_parts
+from gpuconv.adjoint import adjoint_classes, adjoint_parts
 from gpuconv.algorithms.base import PlainWeights, Problem, Work
 from gpuconv.algorithms.compiled_loops import copied_bytes, has_adjacent_channels, native, why_no_numba
 from gpuconv.algorithms.crew import run
@@ -45,11 +45,11 @@ class Direct(PlainWeights):
         cuts = _cuts(problem)
         if not cuts:
             return 0
-        shared = copied_bytes(problem) + sum(cut.shared_bytes for cut in cuts)
-        return shared + max(cut.threads for cut in cuts) * max(cut.worker_bytes for cut in cuts)
+        shared = copied_bytes(problem) + sum(cut.shared_bytes * count for cut, count in cuts)
+        return shared + max(cut.threads for cut, _ in cuts) * max(cut.worker_bytes for cut, _ in cuts)
 
     def work(self, problem: Problem) -> Work:
-        return sum((cut.work for cut in _cuts(problem)), Work())
+        return sum((cut.work * count for cut, count in _cuts(problem)), Work())
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
         g, target = problem.geometry, _target(problem, out)
@@ -105,11 +105,11 @@ def _deliver(target: Array, out: Array, activation: str) -> None:
         out[...] = target
 
 
-def _cuts(problem: Problem) -> list[DenseCut | DepthwiseCut | ScatterCut]:
-    """All that a problem consists of."""
+def _cuts(problem: Problem) -> list[tuple[DenseCut | DepthwiseCut | ScatterCut, int]]:
+    """All that a problem consists of, and how often it does of each."""
     if ScatterCut.serves(problem):
-        return [ScatterCut.of(problem)]
-    return [_cut_of(problem, g) for g in _correlations(problem)]
+        return [(ScatterCut.of(problem), 1)]
+    return [(_cut_of(problem, g), count) for g, count in _correlations(problem)]
 
 
 def _cut_of(problem: Problem, g: ConvGeometry) -> DenseCut | DepthwiseCut:
@@ -118,15 +118,10 @@ def _cut_of(problem: Problem, g: ConvGeometry) -> DenseCut | DepthwiseCut:
     return serving.of(problem, g)
 
 
-def _correlations(problem: Problem) -> Iterator[ConvGeometry]:
+def _correlations(problem: Problem) -> Iterable[tuple[ConvGeometry, int]]:
     if problem.geometry.macs == 0:
-        return
-    if problem.direction != "input_grad":
-        yield problem.geometry
-        return
-    for part in adjoint_parts(problem.geometry):
-        if part.geometry is not None:
-            yield part.geometry
+        return ()
+    return adjoint_classes(problem.geometry) if problem.direction == "input_grad" else [(problem.geometry, 1)]
 
 
 def _by_group(w: Array, g: ConvGeometry) -> Array:

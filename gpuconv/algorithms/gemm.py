@@ -136,7 +136,7 @@ class Gemm(StripAlgorithm):
 
     def correlations_cost(self, problem: Problem) -> float:
         """What an input gradient by correlations takes, in multiply-adds, see columns_grad.py."""
-        return sum(self._correlation_cost(c, problem.max_workspace) for c in self._parts(problem))
+        return sum(count * self._correlation_cost(c, problem.max_workspace) for c, count in self._parts(problem))
 
     def _correlation_cost(self, c: Correlation, budget: int) -> float:
         g, cut = c.g, self._cut(c, budget)

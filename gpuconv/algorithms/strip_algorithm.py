@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv import cpu
-from gpuconv.adjoint import AdjointPart, adjoint_parts
+from gpuconv.adjoint import adjoint_classes, adjoint_parts
 from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.epilogue import fill
 from gpuconv.algorithms.strips import Strip, Strips, extents_of, gather_elements
@@ -62,7 +62,7 @@ class Correlation:
         return cls(problem.geometry, acc, problem.dtype != acc, problem.on_cpu, plain, plain, plain)
 
     @classmethod
-    def of_part(cls, problem: Problem, part: AdjointPart, g: ConvGeometry) -> Correlation:
+    def of_part(cls, problem: Problem, g: ConvGeometry) -> Correlation:
         """The correlation of geometry `g` that gives one part of an input gradient: x is dy, y is dx."""
         whole = cls.of(problem)
         one_tap = math.prod(g.kernel) == 1
@@ -70,7 +70,7 @@ class Correlation:
             whole,
             g=g,
             x_plain=whole.x_plain and g.spatial == problem.geometry.out,
-            y_plain=whole.y_plain and all(s.step == 1 for s in part.dx_slices),
+            y_plain=whole.y_plain and set(problem.geometry.stride) == {1},
             w_plain=whole.w_plain and one_tap and not is_complex(problem.dtype),
         )
 
@@ -194,7 +194,7 @@ class StripAlgorithm(ABC):
             return self._cut(self._whole(problem), budget).total_bytes
         if problem.direction == "weight_grad":
             return self._weight_cut(Correlation.of(problem), budget).total_bytes
-        return max((self._cut(c, budget).total_bytes for c in self._parts(problem)), default=0)
+        return max((self._cut(c, budget).total_bytes for c, _ in self._parts(problem)), default=0)
 
     def work(self, problem: Problem) -> Work:
         if problem.geometry.macs == 0:
@@ -202,8 +202,8 @@ class StripAlgorithm(ABC):
         if problem.direction == "weight_grad":
             c = Correlation.of(problem)
             return self.correlation_work(c, len(self._weight_cut(c, problem.max_workspace).strips))
-        parts = [self._whole(problem)] if problem.direction == "forward" else self._parts(problem)
-        works = (self.correlation_work(c, len(self._cut(c, problem.max_workspace).strips)) for c in parts)
+        parts = [(self._whole(problem), 1)] if problem.direction == "forward" else self._parts(problem)
+        works = (self.correlation_work(c, len(self._cut(c, problem.max_workspace).strips)) * of for c, of in parts)
         return sum(works, Work())
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
@@ -228,7 +228,7 @@ class StripAlgorithm(ABC):
                 continue
             w_tagb = split_groups(w[part.w_slices], g)
             w_tbga = w_tagb.swapaxes(-3, -1)  # (*taps, outputs of a group, groups, inputs of a group)
-            c = self.adapt(Correlation.of_part(problem, part, part.geometry))
+            c = self.adapt(Correlation.of_part(problem, part.geometry))
             dy_part = dy[(slice(None), *part.dy_slices)]
             packed = self.pack(xp, c, w_tbga)
             if is_complex(problem.dtype):
@@ -282,10 +282,10 @@ class StripAlgorithm(ABC):
     def _whole(self, problem: Problem) -> Correlation:
         return _whole(self, problem)
 
-    def _parts(self, problem: Problem) -> list[Correlation]:
-        """The correlations that an input gradient (of zero padding) consists of."""
-        parts = ((part, part.geometry) for part in adjoint_parts(problem.geometry))
-        return [self.adapt(Correlation.of_part(problem, part, g)) for part, g in parts if g is not None]
+    def _parts(self, problem: Problem) -> list[tuple[Correlation, int]]:
+        """The correlations that an input gradient (of zero padding) consists of, and how often it does of each."""
+        classes = adjoint_classes(problem.geometry)
+        return [(self.adapt(Correlation.of_part(problem, g)), count) for g, count in classes]
 
     def _cut(self, c: Correlation, budget: int) -> Cut:
         return _cut(self, c, budget, cpu.workers())

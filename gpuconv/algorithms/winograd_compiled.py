@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv import cpu
-from gpuconv.adjoint import adjoint_parts
+from gpuconv.adjoint import adjoint_classes, adjoint_parts
 from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.compiled_loops import (
     LONGEST_VECTOR,
@@ -297,8 +297,7 @@ class CompiledWinograd:
             return []
         if problem.direction != "input_grad":
             return [self._cut(problem, problem.geometry)]
-        parts = (part.geometry for part in adjoint_parts(problem.geometry))
-        return [self._cut(problem, g) for g in parts if g is not None]
+        return [self._cut(problem, g) for g, _ in adjoint_classes(problem.geometry)]  # one, the stride being 1
 
     def _cut(self, problem: Problem, g: ConvGeometry) -> Cut:
         return _cut(problem, g, self._f, cpu.workers())
