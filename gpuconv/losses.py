@@ -110,6 +110,9 @@ class SoftmaxCrossEntropy(Loss):
         xp.exp(p, out=p)
         total = p.sum(axis=1)
         value = (weight * xp.log(total) - of_target).sum() / divisor
+        if k == 1:  # p is the target: no rounding of the divisor may tell them apart
+            p -= p
+            return value.astype(p.dtype, copy=False), p.reshape(prediction.shape)
         scale = (weight / (total * divisor)).astype(p.dtype, copy=False)
         p *= scale[:, None]
         if target.ndim == 2 and target.shape == p.shape:

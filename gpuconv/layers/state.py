@@ -382,7 +382,7 @@ def plain(value: object) -> Any:
         return str(value)
     if isinstance(value, np.dtype):
         return value.name
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (np.ndarray, np.generic)):
         return plain(value.tolist())
     if isinstance(value, (list, tuple)):
         return tuple(map(plain, value))

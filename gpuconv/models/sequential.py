@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv import backend, counter_rng, html, layers, losses, named, optimizers
-from gpuconv.errors import GeometryError
+from gpuconv.errors import DTypeError, GeometryError
 from gpuconv.integers import as_int
 from gpuconv.layers import Layer
 from gpuconv.losses import Loss
@@ -273,8 +273,11 @@ class Sequential:
         shape = self.output_shape(X.shape)
         self.layers[0].check_input(X)
         dtype = next((layer.dtype for layer in self.layers if layer.dtype is not None), X.dtype)
-        self.loss.check(shape, dtype, y)
-        self.loss.check_values(shape, y)
+        try:
+            self.loss.check(shape, dtype, y)
+            self.loss.check_values(shape, y)
+        except (GeometryError, DTypeError, ValueError) as error:
+            raise type(error)(f"{caller}: y: {error}") from None
 
     # ---------------------------------------------------------------------------------------------- shape and state
 
