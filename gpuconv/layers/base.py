@@ -5,6 +5,22 @@ A layer is used in a circle:
     forward(X)      keeps X and what the gradient will need; may be called several times, each call is kept
     backward(dLda)  one gradient for each kept forward; adds to `gradients`, returns the gradients of the X
     update()        a step of the optimizer, which also forgets the kept forwards and sets the gradients to zero
+
+X and the output belong to the caller, who may read the next batch into X, or scale the output in place, before going
+back. So that no gradient changes by that, `forward` works from a copy of X, and returns a copy where it keeps the output
+itself (as relu and max pooling do). In a network only the first input and the last output are the caller's, and `fit`
+makes its batches itself. On a training step of LeNet, batch 64 (CPU time on 1 thread, 2026-11; peak of traced memory):
+
+    fit                             nothing is copied
+    Sequential.forward              1.00 of the time, 1.02 of the memory
+    forward of layer after layer    1.14 of the time, 1.57 of the memory; `run`, which copies nothing, is for those who
+                                    leave both arrays alone
+
+A checksum of the arrays, to notice a change instead, costs more: crc32 reads 2.5 to 3 GB/s, and would read them twice.
+Arrays that cannot be written to are what NumPy has and CuPy has not, and X is not ours to lock.
+
+What is handed in (`set_params`, `load_state_dict`) is copied, and `state_dict` hands out copies. `params`, `gradients`,
+`buffers`, `cache` and `summary()` hold the layer's own arrays: `update` writes into them, `flush_gradients` clears.
 """
 
 from __future__ import annotations
@@ -36,7 +52,7 @@ class Layer(Stateful):
     cache : dict
         What the optimizer remembers of this layer.
     X : list of array
-        The inputs of the forwards that are kept.
+        The inputs of the forwards that are kept: copies, where backward works from their values.
     derived_variables : dict of str to list
         What else they keep, one entry a forward.
     trainable : bool
@@ -73,7 +89,7 @@ class Layer(Stateful):
         X : array (N, ...)
             float32 or float64, on the layer's device.
         retain_derived : bool
-            Keep what backward needs. False is for inference: nothing is kept, `Dropout` lets everything through,
+            Keep what backward needs, in arrays that the caller does not have; see the head of this file. False is for inference: nothing is kept, `Dropout` lets everything through,
             `BatchNorm2D` goes by its running statistics.
 
         Raises
@@ -129,7 +145,7 @@ class Layer(Stateful):
         Returns
         -------
         array or list of array
-            As dLda is.
+            As dLda is. `Flatten`, and `Dropout` where it drops nothing, return a view of dLda or dLda itself.
 
         Raises
         ------

@@ -197,7 +197,8 @@ class Sequential:
             Stop when the loss (of the validation, if there is one) was not smaller than the smallest by more than
             `min_delta` for so many epochs, and go back to the weights of the best.
         checkpoint : path, optional
-            A file to write after each epoch, and when training is interrupted.
+            A file to write after each epoch, and when training is interrupted. It always holds the model after a whole
+            step. A model that could not be loaded again, see `save`, is refused before training begins.
         resume : bool
             Go on from `checkpoint` if it is there; the result is that of an uninterrupted run, bit for bit.
         progress : bool, optional
@@ -209,12 +210,17 @@ class Sequential:
         -------
         History
             One number an epoch of loss, accuracy, val_loss, val_accuracy. Ctrl-C ends training after the current batch
-            and returns what there is, with ``interrupted=True``; the model can be used.
+            and returns what there is, with ``interrupted=True``; the model can be used. A second Ctrl-C does not wait
+            for the batch, which is undone; it does wait while parameters change, or the last checkpoint is written. A
+            third ends that too: the model goes back to the beginning of the epoch, or KeyboardInterrupt is raised and
+            the checkpoint before stays. A KeyboardInterrupt from elsewhere is like a second Ctrl-C. Where SIGINT is
+            ignored, or handled by other than Python code, and outside the main thread, nothing of this is arranged.
 
         Raises
         ------
         FloatingPointError
-            If the loss becomes NaN or infinite. The model is as it was when the epoch began.
+            If the loss becomes NaN or infinite. The model is as it was when the epoch began. After any other error it
+            is as after the last whole step; as when the epoch began, if the error came while parameters changed.
         GeometryError, DTypeError, DeviceError, TypeError, ValueError
             If the data do not suit the network, each other or `checkpoint`; nothing was trained.
         """
