@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from json import dumps
 from pathlib import Path
@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import gpuconv
-from gpuconv import autotune, backend, cpu, settings
+from gpuconv import autotune, backend, cpu, disk, settings
 from gpuconv.algorithms import ALGORITHMS
 from gpuconv.algorithms.compiled_loops import try_numba
 from gpuconv.errors import DeviceError
@@ -72,7 +72,7 @@ def info() -> None:
     table.add_row("algorithms", ", ".join(algorithm.name for algorithm in ALGORITHMS))
     table.add_row("threads", str(cpu.workers()))
     table.add_row("max_workspace", f"{si(settings.max_workspace)}B")
-    table.add_row("tuned", f"{len(autotune.entries())} problems, in {escape(str(autotune.path()))}")
+    table.add_row("tuned", f"{len(autotune.entries())} problems, {_where_tuned()}")
     _console().print(table)
 
 
@@ -175,9 +175,9 @@ def kernels(
         except KeyboardInterrupt:
             interrupted = True
     record = kernel_report.record(done, jobs)
-    if json:
-        json.write_text(dumps(record, indent=1) + "\n", encoding="utf-8")
-        typer.echo(f"saved: {json}")
+    unsaved = json and not _is_saved(
+        "kernels", lambda: disk.write_whole(json, f"{dumps(record, indent=1)}\n".encode(), "--json"), json
+    )
     console = _console()
     console.print(kernel_table.table(done, kernel or ()))
     faults = record["faults"]
@@ -186,7 +186,7 @@ def kernels(
     if len(faults) > SHOWN_FAILURES:
         console.print(f"[red]wrong[/]: {len(faults) - SHOWN_FAILURES} more, all of them in the file that --json saves")
     console.print(kernel_report.summary(done, jobs, sampled), soft_wrap=True)
-    raise typer.Exit(INTERRUPTED if interrupted else int(bool(faults)))
+    raise typer.Exit(INTERRUPTED if interrupted else int(bool(faults or unsaved)))
 
 
 @app.command()
@@ -303,9 +303,10 @@ def bench(
     with held_to(threads):
         record = Record(Provenance.here(device, versions), measure_limits(dtype, device))
         status = _measure(cases, opponents, repeats, record)
-    if json:
-        typer.echo(f"saved: {record.write(json)}")
-    _report(record, plot)
+    if json and not _is_saved("bench", lambda: record.write(json)):
+        status = status or 1
+    with _usage_errors("bench"):
+        _report(record, plot)
     if left_out:
         typer.echo(f"{len(left_out)} cases left out, for instance: {left_out[0]}")
     raise typer.Exit(status)
@@ -338,9 +339,8 @@ def _training_step(
     console = _console()
     console.print(tables.origin(provenance), markup=False, soft_wrap=True)
     console.print(result.table())
-    if json:
-        result.write(json, provenance)
-        typer.echo(f"saved: {json}")
+    if json and not _is_saved("bench", lambda: result.write(json, provenance), json):
+        raise typer.Exit(1)
 
 
 def _measure(cases: Sequence[Case], opponents: Mapping[str, Peer], repeats: int, record: Record) -> int:
@@ -435,6 +435,13 @@ def _comparison_table(comparisons: Iterable[Comparison]) -> Table:
 # ------------------------------------------------------------------------------------------------ the terminal
 
 
+def _where_tuned() -> str:
+    try:
+        return f"in {escape(str(autotune.path()))}"
+    except FileNotFoundError as error:
+        return f"in no file: {error.strerror}"
+
+
 def _console() -> Console:
     """Standard output; in a pipe or a file, wide enough for every table."""
     console = Console(highlight=False)
@@ -453,6 +460,18 @@ def _check_folder_of(*paths: Path | None) -> None:
     for path in filter(None, paths):
         if not path.parent.is_dir():
             raise ValueError(f"{str(path.parent)!r} is not a folder to save {path.name!r} in")
+        if not path.is_dir():
+            disk.check_writable(path, "it cannot be saved")
+
+
+def _is_saved(command: str, write: Callable[[], Path | None], path: Path | None = None) -> bool:
+    """Whether it could be; what was measured is still to be shown where it could not."""
+    try:
+        typer.echo(f"saved: {write() or path}")
+    except OSError as error:
+        typer.echo(f"gpuconv {command}: {error.strerror}: {error.filename!r}", err=True)
+        return False
+    return True
 
 
 @contextmanager
@@ -462,4 +481,7 @@ def _usage_errors(command: str) -> Iterator[None]:
         yield
     except (DeviceError, MemoryError, TypeError, ValueError) as error:
         typer.echo(f"gpuconv {command}: {error}", err=True)
+        raise typer.Exit(2) from None
+    except OSError as error:
+        typer.echo(f"gpuconv {command}: {error.strerror}: {error.filename!r}", err=True)
         raise typer.Exit(2) from None

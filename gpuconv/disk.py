@@ -94,6 +94,26 @@ def write_whole(path: str | os.PathLike[str], content: bytes, caller: str, *, du
         raise _named(error, path, f"{caller}: the file was not written") from error
 
 
+def check_writable(path: str | os.PathLike[str], caller: str) -> None:
+    """Whether `write_whole` would write there, as far as that can be told before: nothing is made.
+
+    Raises
+    ------
+    OSError
+        If not.
+    """
+    try:
+        target = Path(os.path.realpath(path))
+        _check_target(target)
+        _check_target(target.with_name(_temporary_name()))
+        if not target.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "its folder is missing")
+        if not os.access(target.parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "its folder cannot be written")
+    except (OSError, ValueError) as error:
+        raise _named(error, path, f"{caller}: the file cannot be written") from error
+
+
 @contextmanager
 def open_file(path: str | os.PathLike[str], caller: str) -> Iterator[IO[bytes]]:
     """The bytes of a file; a pipe or a device, which could keep the reader waiting for ever, is refused.
@@ -182,14 +202,20 @@ def _check_kind(found: os.stat_result) -> None:
         raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, not a file")
 
 
-def _replace(target: Path, content: bytes, durable: bool) -> None:
-    old: os.stat_result | None = None
-    with suppress(FileNotFoundError):
+def _check_target(target: Path) -> os.stat_result | None:
+    """What is known of the file to be replaced; None if there is none."""
+    try:
         old = target.stat()
-    if old is not None:
-        _check_kind(old)
-        if not os.access(target, os.W_OK):
-            raise PermissionError(errno.EACCES, "it is write-protected")
+    except FileNotFoundError:
+        return None
+    _check_kind(old)
+    if not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, "it is write-protected")
+    return old
+
+
+def _replace(target: Path, content: bytes, durable: bool) -> None:
+    old = _check_target(target)
     remove_abandoned(target.parent)
     temporary = target.with_name(_temporary_name())
     try:

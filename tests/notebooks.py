@@ -9,6 +9,8 @@ import sys
 import nbformat
 from nbclient import NotebookClient
 
+from gpuconv.disk import write_whole
+
 FOLDER = pathlib.Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 SECONDS = 300
@@ -54,7 +56,7 @@ def texts(cell):
 def main(paths):
     for path in map(pathlib.Path, paths):
         notebook = execute(path)
-        nbformat.write(notebook, path)
+        write_whole(path, (nbformat.writes(notebook).rstrip("\n") + "\n").encode(), "notebooks")
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 

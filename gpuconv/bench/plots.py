@@ -18,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from gpuconv.bench.record import Record, Row
 from gpuconv.bench.summary import Mean
 from gpuconv.bench.tables import digits
+from gpuconv.demo.pictures import save_figure
 from gpuconv.plan import DIRECTIONS
 from gpuconv.typing import Direction
 
@@ -40,9 +41,15 @@ def check_target(path: Path) -> None:
 
 
 def save(record: Record, path: Path) -> None:
-    """Draw the record, 16 to 9, and save it."""
+    """Draw the record, 16 to 9, and save it, whole or not.
+
+    Raises
+    ------
+    PictureError
+        If the file cannot be written.
+    """
     figure = Figure(figsize=(16, 9), dpi=120, facecolor=PAPER)
-    canvas = FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)
     peers = [peer for peer in record.peers if any(row.best(peer) for row in record.rows)]
     _roofline(figure.add_subplot(figure.add_gridspec(left=0.055, right=0.425, bottom=0.12, top=0.8)[0]), record, peers)
     if peers:
@@ -56,11 +63,11 @@ def save(record: Record, path: Path) -> None:
                 axes.set_xticklabels([])
     origin = record.provenance
     modes = " and ".join(dict.fromkeys(f"{row.dtype} {row.precision}" for row in record.rows))
-    title = f"{modes} convolution on {origin.device}, {origin.threads} threads, {origin.date[:10]}"
+    title = f"{modes} convolution on {_plain(origin.device)}, {origin.threads} threads, {_plain(origin.date[:10])}"
     figure.text(0.03, 0.915, "gpuconv", color=INK, fontsize=28, fontweight="bold")
     figure.text(0.152, 0.917, title, color=QUIET, fontsize=14)
     keys = [_key("s", COLOURS[name], LABELS[name]) for name in _directions(record.rows)]
-    keys += [_key("o", PAPER, peer) for peer in peers[:1]]
+    keys += [_key("o", PAPER, _plain(peer)) for peer in peers[:1]]
     figure.legend(
         handles=keys,
         loc="upper right",
@@ -71,7 +78,7 @@ def save(record: Record, path: Path) -> None:
         labelcolor=INK,
         handletextpad=0.1,
     )
-    canvas.print_figure(path, facecolor=PAPER)
+    save_figure(figure, path)
 
 
 def _roofline(axes: Axes, record: Record, peers: Sequence[str]) -> None:
@@ -111,7 +118,7 @@ def _grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
     by_layer = len({row.problem for row in rows}) <= FEW
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(_wrapped(row.problem) if by_layer else row.suite or "problems", []).append(row)
+        groups.setdefault(_wrapped(row.problem) if by_layer else _plain(row.suite) or "problems", []).append(row)
     return groups
 
 
@@ -151,7 +158,7 @@ def _bars(axes: Axes, groups: Mapping[str, Sequence[Row]], peer: str) -> None:
     axes.set_xlim(-0.6, len(groups) - 0.4)
     axes.set_xticks(range(len(groups)), list(groups))
     means = any(len(members) > len(_directions(members)) for members in groups.values())
-    title = f"Times as fast as {peer}" + (": geometric mean, and each layer" if means else "")
+    title = f"Times as fast as {_plain(peer)}" + (": geometric mean, and each layer" if means else "")
     axes.set_title(title, color=INK, fontsize=15, loc="left", pad=26)
     _style(axes)
     axes.tick_params(axis="x", labelsize=11 if len(groups) <= CROWD / 2 else 9)
@@ -166,6 +173,11 @@ def _wrapped(problem: str) -> str:
     """A problem string in lines: batch and picture, channels, then the rest."""
     words = problem.split("_")
     return "\n".join(filter(None, ("_".join(words[:2]), "_".join(words[2:4]), "_".join(words[4:]))))
+
+
+def _plain(text: str) -> str:
+    """What Matplotlib shows as it stands: a dollar begins no formula."""
+    return text.replace("$", r"\$")
 
 
 def _key(marker: str, colour: str, label: str) -> Line2D:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,7 +18,9 @@ import numpy as np
 
 from gpuconv import backend, cpu, machine
 from gpuconv.bench.limits import Limits
+from gpuconv.disk import parse_json, printable, read_text, write_whole
 from gpuconv.geometry import ConvGeometry
+from gpuconv.plan import DIRECTIONS, PRECISIONS
 from gpuconv.typing import Direction, Precision
 
 ENVIRONMENT = (
@@ -166,7 +169,13 @@ class Record:
         return list(dict.fromkeys(name for row in self.rows for name in (*row.peers, *row.refusals)))
 
     def write(self, path: Path) -> Path:
-        """Save as JSON, in `path` or under a name of its own in the folder `path`. Returns where."""
+        """Save as JSON, whole or not, in `path` or under a name of its own in the folder `path`. Returns where.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written.
+        """
         if path.is_dir():
             device = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\([^)]*\)", "", self.provenance.device.lower())).strip("-")
             path /= f"{device}-{self.provenance.date[:10]}.json"
@@ -175,26 +184,27 @@ class Record:
             "limits": asdict(self.limits),
             "results": [asdict(row) | self._derived(row) for row in self.rows],
         }
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_whole(path, f"{json.dumps(content, indent=2)}\n".encode(), "--json")
         return path
 
     @classmethod
     def read(cls, path: Path) -> Record:
-        """A saved record.
+        """A saved record; control characters in its texts are spelled out.
 
         Raises
         ------
         ValueError
-            If there is none in that file.
+            If there is none in that file, or the file cannot be read.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            rows = [_row(saved) for saved in content["results"]]
-            return cls(Provenance(**content["provenance"]), Limits(**content["limits"]), rows)
+            content = parse_json(read_text(path, "--show"))
+            provenance = {f.name: _SAVED[f.type](content["provenance"][f.name]) for f in fields(Provenance)}
+            limits = Limits(**{f.name: _rate(content["limits"][f.name]) for f in fields(Limits)})
+            return cls(Provenance(**provenance), limits, [_row(saved) for saved in content["results"]])
         except OSError as error:
-            raise ValueError(f"{str(path)!r} cannot be read: {error.strerror}") from None
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{str(path)!r} holds no results of gpuconv bench: {error!r}") from None
+            raise ValueError(f"{error.strerror}: {str(path)!r}") from None
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{str(path)!r} holds no results of gpuconv bench: {printable(repr(error))}") from None
 
     def _derived(self, row: Row) -> dict[str, Any]:
         """What a reader of the file would compute first."""
@@ -206,10 +216,57 @@ class Record:
         }
 
 
+# ------------------------------------------------------------------------------------------------ what a file says
+
+
 def _row(saved: dict[str, Any]) -> Row:
-    values = {f.name: saved[f.name] for f in fields(Row)}
-    values["times"] = Times(**values["times"])
-    values["peers"] = {
-        peer: {way: Times(**times) for way, times in ways.items()} for peer, ways in values["peers"].items()
-    }
-    return Row(**values)
+    row = Row(
+        **{f.name: _SAVED[f.type](saved[f.name]) for f in fields(Row) if f.type in _SAVED},
+        direction=_one_of(DIRECTIONS, saved["direction"]),
+        precision=_one_of(PRECISIONS, saved["precision"]),
+        times=_times(saved["times"]),
+        peers={
+            _text(peer): {_text(way): _times(times) for way, times in ways.items()}
+            for peer, ways in saved["peers"].items()
+        },
+    )
+    ratios = [ratio for peer in row.peers if (ratio := row.ratio(peer)) is not None]
+    for value in (row.gflops, row.gbs, row.intensity, *ratios):
+        _rate(value)
+    return row
+
+
+def _times(saved: dict[str, Any]) -> Times:
+    return Times(_rate(saved["median"]), _rate(saved["low"]), _rate(saved["high"]), _count(saved["count"]))
+
+
+def _rate(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError(f"{value!r} is no positive number")
+    return value
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise ValueError(f"{value!r} does not count anything")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return printable(value, most=len(value))
+
+
+def _texts(value: Any) -> dict[str, str]:
+    return {_text(key): _text(inner) for key, inner in value.items()}
+
+
+def _one_of(choices: Sequence[Any], value: Any) -> Any:
+    if value not in choices:
+        raise ValueError(f"{value!r} is none of {', '.join(choices)}")
+    return value
+
+
+_SAVED: dict[Any, Callable[[Any], Any]] = {"int": _count, "str": _text, "dict[str, str]": _texts}
+"""Of fields by their annotations."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from gpuconv.bench.limits import Limits
@@ -47,7 +48,7 @@ def rows(some: Sequence[Row], limits: Limits, peers: Sequence[str], width: int) 
         if suite not in (None, row.suite):
             table.add_section()
         suite = row.suite
-        table.add_row(row.problem, row.direction, row.algorithm, *(column.cell(row) for column in columns))
+        table.add_row(row.problem, row.direction, escape(row.algorithm), *(column.cell(row) for column in columns))
     return table
 
 
@@ -57,7 +58,7 @@ def means(record: Record, peer: str) -> Table:
     table = Table(
         "",
         box=box.SIMPLE_HEAD,
-        title=f"Times as fast as {peer}: geometric mean, lowest to highest",
+        title=f"Times as fast as {escape(peer)}: geometric mean, lowest to highest",
         title_justify="left",
     )
     for header in (*directions, *(["all"] if len(directions) > 1 else [])):
@@ -66,7 +67,7 @@ def means(record: Record, peer: str) -> Table:
         columns = [[row for row in members if row.direction == name] for name in directions]
         if len(directions) > 1:
             columns.append(members)
-        table.add_row(label, *(_mean(Mean.of(some, peer)) for some in columns))
+        table.add_row(escape(label), *(_mean(Mean.of(some, peer)) for some in columns))
     return table
 
 
@@ -114,13 +115,13 @@ def _against(peer: str) -> tuple[Column, Column]:
         if best is None:
             return "-"
         way, times = best
-        return f"{way} {digits(times.median)}" if len(row.peers[peer]) > 1 else digits(times.median)
+        return f"{escape(way)} {digits(times.median)}" if len(row.peers[peer]) > 1 else digits(times.median)
 
     def ratio(row: Row) -> str:
         value = row.ratio(peer)
         return "-" if value is None else f"[{'green' if value >= 1 else 'yellow'}]{value:.2f}×"
 
-    return Column(f"{peer} ms", milliseconds), Column("ratio", ratio)
+    return Column(f"{escape(peer)} ms", milliseconds), Column("ratio", ratio)
 
 
 def _mean(mean: Mean | None) -> str:

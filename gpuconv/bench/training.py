@@ -18,6 +18,7 @@ from gpuconv.bench.record import Provenance, Times
 from gpuconv.bench.runner import WrongResult
 from gpuconv.bench.tables import digits
 from gpuconv.demo.lenet import BATCH, lenet
+from gpuconv.disk import write_whole
 from gpuconv.models import Sequential
 from gpuconv.typing import Array
 
@@ -57,9 +58,15 @@ class Result:
         return table
 
     def write(self, path: Path, provenance: Provenance) -> None:
-        """Save as JSON, with where and how it was measured."""
+        """Save as JSON, whole or not, with where and how it was measured.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written.
+        """
         content = {"provenance": asdict(provenance), "training_step": asdict(self) | {"ratio": self.ratio}}
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_whole(path, f"{json.dumps(content, indent=2)}\n".encode(), "--json")
 
 
 def measure(device: str, batch: int | None, repeats: int, *, against_torch: bool) -> Result:

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from gpuconv.backend import to_device, to_numpy
 from gpuconv.demo.lenet import Trained
-from gpuconv.demo.pictures import PictureError
+from gpuconv.demo.pictures import save_figure
 from gpuconv.demo.sheet import INK, PAPER, QUIET
 from gpuconv.typing import Array
 
@@ -30,9 +29,8 @@ def save(trained: Trained, path: Path, subtitle: str) -> None:
         If the file cannot be written.
     """
     figure = Figure(figsize=(16.5, 10.2), dpi=110, facecolor=PAPER)
-    canvas = FigureCanvasAgg(figure)
     figure.text(0.02, 0.948, "gpuconv", fontsize=26, fontweight="bold", color=INK)
-    figure.text(0.14, 0.95, subtitle, fontsize=13, color=QUIET)
+    figure.text(0.14, 0.95, subtitle, fontsize=13, color=QUIET, parse_math=False)
     page = figure.add_gridspec(3, 6, height_ratios=[0.17, 1, 1], width_ratios=[0.03, 1, 1, 1, 1, 0.03])
     _curve(_panel(figure, page[1, 1], "Loss"), trained.history.loss, trained.history.val_loss)
     _accuracy(_panel(figure, page[1, 2], "Accuracy"), trained)
@@ -47,10 +45,7 @@ def save(trained: Trained, path: Path, subtitle: str) -> None:
     _grid(_panel(figure, page[2, 2], "A digit, as the filters see it"), one, "magma")
     _grid(_panel(figure, page[2, 3], "… pooled"), pooled, "magma")
     _grid(_panel(figure, page[2, 4], "… after the second convolution"), two, "magma")
-    try:
-        canvas.print_figure(path, facecolor=PAPER)
-    except OSError as error:
-        raise PictureError(f"{str(path)!r} cannot be written: {error}.") from error
+    save_figure(figure, path)
 
 
 def feature_maps(trained: Trained, image: Array) -> tuple[Array, Array, Array]:

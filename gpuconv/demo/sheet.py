@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from gpuconv.demo.panels import Panel
-from gpuconv.demo.pictures import PictureError
+from gpuconv.demo.pictures import PictureError, save_figure
 from gpuconv.typing import Array
 
 INK, QUIET, PAPER = "#f2efe9", "#97a3ad", "#14171a"
@@ -56,10 +56,9 @@ def save(sheet: Sequence[Panel], path: Path, subtitle: str) -> None:
     page_width = 2 * MARGIN + COLUMNS * WIDTH + (COLUMNS - 1) * GUTTER
     page_height = HEADER + rows * (CAPTION + height + GUTTER) + MARGIN / 2
     figure = Figure(figsize=(page_width, page_height), dpi=110, facecolor=PAPER)
-    canvas = FigureCanvasAgg(figure)
 
     def write(left: float, top: float, text: str, **style: Any) -> None:
-        figure.text(left / page_width, 1 - top / page_height, text, **{"color": INK, **style})
+        figure.text(left / page_width, 1 - top / page_height, text, **{"color": INK, "parse_math": False, **style})
 
     def draw(left: float, top: float, width: float, height: float, image: Array, cmap: str, low: float) -> None:
         box = left / page_width, 1 - (top + height) / page_height, width / page_width, height / page_height
@@ -82,7 +81,4 @@ def save(sheet: Sequence[Panel], path: Path, subtitle: str) -> None:
             corner = left + WIDTH - (j + 1) * (INSET + 0.05), top + height - INSET - 0.05
             tone = np.sign(kernel) * np.sqrt(np.abs(kernel) / np.abs(kernel).max())  # so that small weights show
             draw(*corner, INSET, INSET, tone, "RdBu_r", -1)
-    try:
-        canvas.print_figure(path, facecolor=PAPER)
-    except OSError as error:
-        raise PictureError(f"{str(path)!r} cannot be written: {error}.") from error
+    save_figure(figure, path)
