@@ -200,7 +200,7 @@ _serial_blas = _SerialBLAS()
 
 def _after_fork() -> None:
     """Threads do not survive a fork: in the child nobody is inside BLAS."""
-    global _serial_blas  # noqa: PLW0603
+    global _serial_blas
     held, _serial_blas = _serial_blas, _SerialBLAS()
     held.put_back()
 

@@ -80,7 +80,7 @@ FORMS = [
     "n1_h6w7_c{}_k{}_r1s1",
 ]
 PROBLEMS = [form.format(c, k) for form in FORMS for c in CHANNELS for k in CHANNELS]
-PROBLEMS += ["n1_h6w7_c{0}_k{0}_r3s3_p1_g{0}".format(c) for c in CHANNELS]
+PROBLEMS += [f"n1_h6w7_c{c}_k{c}_r3s3_p1_g{c}" for c in CHANNELS]
 PROBLEMS += ["n2_h6w7_c12_k60_r3s3_p1_g3", "n1_d3h4w5_c3_k20_t2r3s3_p1", "n1_h9w9_c3_k8_r3s3_p2_dl2"]
 
 

@@ -274,7 +274,7 @@ def _make_multiply(vectors: int) -> Any:
                     total = add_to_row(total, one_place(x, 0), (group * p.c + c) * size, w)
                 w += step
         sum_ = address_of(sums) + i * step
-        total = plus(total, bias if bias else sum_, 0)
+        total = plus(total, bias or sum_, 0)
         if to < 0:
             store_apart(total, sum_, 0)
         else:
