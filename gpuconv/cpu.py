@@ -86,7 +86,8 @@ def spread(
             for task in tasks:
                 job(task)
             return
-        queue, lock, stopped, shares = iter(tasks), threading.Lock(), [], list[Share]()
+        queue, lock = iter(tasks), threading.Lock()
+        stopped, shares = list[bool](), list[Share]()
 
         def work() -> None:
             try:

@@ -5,8 +5,8 @@ nothing of the pool in more than one step: a share of work is in a worker's box 
 the worker or the caller who withdraws it, owns it. All else is kept by the workers, which no interrupt reaches. A share
 that an interrupted caller left behind does no harm as long as its work checks by itself that the call still lasts.
 
-A worker that has nothing to do sleeps. Compiled loops cannot wait until it has woken up, which takes some 50 us (2 cores
-of an AMD EPYC in a virtual machine), so algorithms/crew.py lets workers `linger` awake for a while.
+A worker that has nothing to do sleeps. Compiled loops cannot wait until it has woken up, which takes some 50 us (2
+cores of an AMD EPYC in a virtual machine), so algorithms/crew.py lets workers `linger` awake for a while.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An interrupt anywhere in a call: no later result is wrong, no thread stays at work, BLAS has its threads, all ends."""
+"""An interrupt anywhere in a call: no later result is wrong, no thread stays at work, BLAS keeps its threads."""
 
 import _thread
 import os
@@ -131,7 +131,7 @@ def test_a_storm_of_interrupts(name):
 
 
 def test_an_interrupt_between_any_two_lines_of_the_pool(monkeypatch):
-    """Put there by a trace function, at each line in turn of what a caller runs of thread_pool.py, crew.py and cpu.py."""
+    """Put there by a trace function, at each line in turn of what a caller runs of thread_pool.py and cpu.py."""
     files = {module.__file__ for module in (thread_pool, cpu)}
     call = CALLS["gemm"]
     want, before = call().copy(), blas_threads()

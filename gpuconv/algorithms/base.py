@@ -74,8 +74,10 @@ class Work:
 
     def __mul__(self, count: int) -> Work:
         """The same work, done this many times."""
-        counts = (self.macs, self.elements, self.steps, self.fmas, self.seconds)
-        return Work(*(count * number for number in counts), self.model)
+        macs, elements, steps, fmas, seconds = (
+            count * number for number in (self.macs, self.elements, self.steps, self.fmas, self.seconds)
+        )
+        return Work(macs, elements, steps, fmas, seconds, self.model)
 
 
 class Algorithm(Protocol):

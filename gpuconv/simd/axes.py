@@ -1,4 +1,4 @@
-"""Which input an output sees along an axis, by arithmetic: a table would grow with the image, the kernel and the pads."""
+"""Which input an output sees along an axis, by arithmetic: a table would grow with image, kernel and pads."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def seen(axis: Any, output: int, tap: int) -> int:
 @inlined
 def is_clear(axis: Any, output: int) -> bool:
     """Whether an output sees no zeros along this axis."""
-    return axis.mode != ZEROS or axis.clear <= output < axis.clear_stop
+    return bool(axis.mode != ZEROS or axis.clear <= output < axis.clear_stop)
 
 
 @inlined

@@ -7,9 +7,10 @@ Where a pixel is, and which are padding, is looked up in a table of addresses, o
 buffer of Dukhan, "The indirect convolution algorithm", 2019). Sums are made in pieces of `depth` products, which are
 then added to memory: for the caches' sake, and for the error of a long sum. All addresses and steps are in bytes.
 
-Padding takes no part in a sum. A tile some of whose outputs see padding multiplies zeros for them, which changes nothing
-unless the other factor is a NaN or an infinity: then the sums of the tile are made again, output by output. Lanes beyond
-the last channel hold zeros: what memory held before might be denormals, by which multiplying takes 50 times as long.
+Padding takes no part in a sum. A tile some of whose outputs see padding multiplies zeros for them, which changes
+nothing unless the other factor is a NaN or an infinity: then the sums of the tile are made again, output by output.
+Lanes beyond the last channel hold zeros: what memory held before might be denormals, and multiplying by those takes 50
+times as long.
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ class Product(NamedTuple):
 def _look_up(p: Any, maps: Any, table: Any, first: int, count: int, rows: int, spare: int) -> None:
     """table[run, i] = where the run begins that output number first + i sees.
 
-    Behind them come `rows` places, where the outputs lie; and as many marks: 0, or where an output sees padding, 1 + the
-    position along the last axis that it sees through its first tap, pads included. From `count` to `rows` there is no
+    Behind them come `rows` places, where the outputs lie; and as many marks: 0, or where an output sees padding, 1 +
+    the position along the last axis that it sees through its first tap, pads included. From `count` to `rows` there is no
     output: a run of zeros is seen, and the place is `spare`.
     """
     along_d, along_h, along_w = axis_of(maps[0]), axis_of(maps[1]), axis_of(maps[2])
@@ -208,13 +209,13 @@ def _pack(source: int, step: int, step_k: int, depth: int, k_count: int, width: 
 @compiled
 def _is_finite(panel: Any, count: int) -> bool:
     """Whether all of the first `count` elements are."""
-    for i in range(count):
+    for i in range(count):  # noqa: SIM110  (Numba has no all)
         if not abs(panel[i]) < np.inf:
             return False
     return True
 
 
-def _make_multiply(vectors: int) -> Any:
+def _make_multiply(vectors: int) -> Any:  # noqa: C901, PLR0915  (one function for Numba)
     tile, row_tile = tile_of(ROWS, vectors), tile_of(1, vectors)
     zeros, add_products, addresses = tile.zeros, tile.add_products, tile.addresses
     store, all_at = tile.store, tile.all_at
@@ -427,7 +428,7 @@ def _multiplies_padding(last: Any, marks: Any, count: int, dy: Any, width: int) 
     """Whether a run that is a row of taps holds padding for an output whose dy is not finite."""
     if axis_of(last).width == 0:
         return False
-    for i in range(count):
+    for i in range(count):  # noqa: SIM110  (Numba has no any)
         if marks[i] and not _is_finite(dy[i * width :], width):
             return True
     return False
@@ -472,7 +473,7 @@ _gather_run_1, _gather_run_2 = _make_gather_run(1), _make_gather_run(2)
 
 
 @kept
-def weight_gradient(
+def weight_gradient(  # noqa: C901, PLR0912, PLR0915  (one function for Numba)
     p: Any, maps: Any, chunk: int, apart: int, tasks: int, turn: Any, table: Any, panel: Any, sums: Any
 ) -> None:
     """Make dw; or where the outputs are cut into chunks, what each of them contributes, `apart` bytes apart.

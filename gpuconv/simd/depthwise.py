@@ -5,8 +5,8 @@
 
 The taps of a row slide over the outputs of a row, so neighbours see much the same: what a few of them see is loaded
 once. Those in the middle of a row, the clear ones, see the input alone; near its ends the address of a pixel of zeros
-stands for padding, and what is there takes no part in a sum. Where the channels are no multiple of a vector the last one overlaps the one before it: what is computed twice
-comes out the same. All addresses and steps are in bytes.
+stands for padding, and what is there takes no part in a sum. Where the channels are no multiple of a vector the last
+one overlaps the one before it: what is computed twice comes out the same. All addresses and steps are in bytes.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _make_clear(p: Any, starts: Any, column: int, y: int, like: Any, shape: Any)
 
 @inlined
 def _make_others(p: Any, starts: Any, places: Any, count: int, y: int, like: Any, shape: Any) -> None:
-    """The outputs from `y` on, which see what lies at `places`, `count` addresses for each piece of each row of taps."""
+    """The outputs from `y` on, which see what lies at `places`: `count` addresses per piece of each row of taps."""
     step, taps = len(shape[4]) * VECTOR_BYTES, len(shape[0])
     for start in range(0, p.pixel, step):
         at = min(start, p.pixel - step)

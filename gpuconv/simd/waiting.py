@@ -182,7 +182,7 @@ def finish_task(turn: Any) -> None:
 
 @compiled
 def wait_for(turn: Any, count: int) -> None:
-    """Until `count` tasks are done. They must have smaller numbers than the task that waits: then others are at them."""
+    """Wait until `count` tasks are done, which have smaller numbers than the task that waits: others are at them."""
     _wait_until_at_least(address_of(turn.gate) + 8 * DONE, count)
 
 
