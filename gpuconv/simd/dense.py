@@ -89,8 +89,8 @@ def _look_up(p: Any, maps: Any, table: Any, first: int, count: int, rows: int, s
     """table[run, i] = where the run begins that output number first + i sees.
 
     Behind them come `rows` places, where the outputs lie; and as many marks: 0, or where an output sees padding, 1 +
-    the position along the last axis that it sees through its first tap, pads included. From `count` to `rows` there is no
-    output: a run of zeros is seen, and the place is `spare`.
+    the position along the last axis that it sees through its first tap, pads included. From `count` to `rows` there is
+    no output: a run of zeros is seen, and the place is `spare`.
     """
     along_d, along_h, along_w = axis_of(maps[0]), axis_of(maps[1]), axis_of(maps[2])
     runs = p.t * p.r * p.s
