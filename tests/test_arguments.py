@@ -215,7 +215,15 @@ def test_a_method_refuses_a_dtype_that_is_no_number(call, arguments, name, kind)
 def test_every_class_with_arrays_is_asked():
     """A public method with an argument annotated as an array is among those above, or is one for subclasses."""
     asked = {p.values[0].__func__.__qualname__.split(".")[-1] for p in METHODS}
-    inner = {"check", "check_values", "check_data", "check_input", "pull_back", "take"}  # fit's, of checked arrays
+    inner = {
+        "check",
+        "check_values",
+        "check_data",
+        "check_input",
+        "pull_back",
+        "run",
+        "take",
+    }  # fit's, of checked arrays
     for base in (layers.Layer, losses.Loss, activations.Activation, models.Sequential, gpuconv.PreparedConv):
         for name, method in inspect.getmembers(base, inspect.isfunction):
             parameters = inspect.signature(method).parameters
