@@ -82,7 +82,8 @@ FORMS = [
 PROBLEMS = [form.format(c, k) for form in FORMS for c in CHANNELS for k in CHANNELS]
 PROBLEMS += ["n1_h6w7_c{0}_k{0}_r3s3_p1_g{0}".format(c) for c in CHANNELS]
 PROBLEMS += ["n2_h6w7_c12_k60_r3s3_p1_g3", "n1_d3h4w5_c3_k20_t2r3s3_p1", "n1_h9w9_c3_k8_r3s3_p2_dl2"]
-PROBLEMS += ["n1_h9w8_c4_k8_r5s5_p2"]  # of an input gradient, a run ends in one vector and is read with the next
+# Of an input gradient: vectors of the last run of a row of products reach past all that have been made.
+PROBLEMS += ["n1_h9w8_c4_k40_r3s5_p1x2"]
 
 
 def case_of(text):
