@@ -4,6 +4,8 @@ import os
 import platform
 import subprocess
 import sys
+import tracemalloc
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +144,81 @@ def test_nothing_beside_the_arrays_is_touched(monkeypatch, case, direction, behi
     got = convolve(direction, case, *map(guarded, arrays), algorithm="direct", out=out)
     assert got is out
     assert_exact(got, want, "float32")
+
+
+def conv1d_by(direction, length, kernel, channels=2, **keywords):
+    """A call of direct, which takes the keywords of a convolution."""
+    x, w = np.ones((1, length, channels), "f4"), np.ones((kernel, channels, channels), "f4")
+    dy = gpuconv.conv1d(x, w, algorithm="direct", **keywords)
+    out = {"forward": dy, "input_grad": x, "weight_grad": w}[direction].copy()
+    call = {
+        "forward": partial(gpuconv.conv1d, x, w),
+        "input_grad": partial(gpuconv.conv1d_input_grad, dy, w, x.shape),
+        "weight_grad": partial(gpuconv.conv1d_weight_grad, x, dy, kernel),
+    }[direction]
+    return partial(call, algorithm="direct", out=out, **keywords)
+
+
+def peak_and_rest(call):
+    """Bytes that a call allocates at most, and that are still there after it."""
+    tracemalloc.start()
+    call()
+    rest, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak, rest
+
+
+@pytest.mark.parametrize("channels", [2, 16, 32])
+@every_direction
+def test_what_is_kept_does_not_grow_with_the_picture(direction, channels):
+    """No table has an entry for each output or tap; plans of other lengths are remembered, in a few KiB each."""
+    conv1d_by(direction, 300, 31, channels)()  # compiled
+    for length in (40_000, 40_001):
+        peak, rest = peak_and_rest(conv1d_by(direction, length, 31, channels, max_workspace=2**21))
+        assert peak < 2**21 + 2**16
+        assert rest < 2**14
+
+
+@every_direction
+def test_axes_are_remembered_in_a_few_numbers(direction):
+    """1,024 geometries at most: a quarter of a MiB."""
+    g = gpuconv.ConvGeometry.create(1, (30_000, 400, 50), 32, 32, (63, 9, 9), pad="same")
+    for maps in (direct_dense._maps(g, False), direct_dense._maps(g, True), direct_depthwise._maps(g)):
+        assert sum(axis.nbytes for axis in maps) <= 240
+    for remembered in (direct_dense._maps, direct_depthwise._maps, direct_dense._cut, direct_depthwise._cut):
+        assert remembered.cache_info().maxsize == 1024
+
+
+FAR = 30_000_000
+
+
+@pytest.mark.parametrize("channels", [2, 32])
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"pad": FAR, "dilation": FAR},
+        {"pad": ((FAR, FAR + 8),), "stride": FAR},
+        {"pad": FAR, "stride": FAR // 2},
+        {"pad": FAR, "dilation": FAR, "groups": 2},
+    ],
+    ids=str,
+)
+@every_direction
+def test_far_padding_takes_neither_memory_nor_time(direction, keywords, channels):
+    if "groups" in keywords:
+        x, w = np.ones((1, 8, channels), "f4"), np.ones((3, 1, channels), "f4")
+        keywords = {**keywords, "groups": channels}
+    else:
+        x, w = np.ones((1, 8, channels), "f4"), np.ones((3, channels, channels), "f4")
+    dy = gpuconv.conv1d(x, w, algorithm="direct", **keywords)
+    call = {
+        "forward": partial(gpuconv.conv1d, x, w),
+        "input_grad": partial(gpuconv.conv1d_input_grad, dy, w, x.shape),
+        "weight_grad": partial(gpuconv.conv1d_weight_grad, x, dy, 3),
+    }[direction]
+    call(algorithm="direct", **keywords)  # compiled, and planned
+    peak, _ = peak_and_rest(partial(call, algorithm="direct", **keywords))
+    assert peak < 2**18
 
 
 # -------------------------------------------------------------------------------------------------- who is served
