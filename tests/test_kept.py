@@ -1,16 +1,22 @@
-"""What Numba keeps on disk of the compiled loops: by names that tell them apart, saved by one process at a time."""
+"""What is kept on disk of the compiled loops: by names that tell them apart, and no failure whatever happens to it."""
 
+import errno
 import importlib
-import threading
-from contextlib import contextmanager
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import gpuconv
-from gpuconv.disk import locked
 
 numba = pytest.importorskip("numba")
+
+from gpuconv.simd import kept  # noqa: E402  # it imports Numba
 
 FILES = sorted((Path(gpuconv.__file__).parent / "simd").glob("[a-z]*.py"))
 
@@ -35,32 +41,164 @@ def test_no_two_loops_have_one_name(file):
     assert len(set(names)) == len(names)
 
 
-def test_saved_in_turn(monkeypatch, tmp_path):
-    """A process that saves reads an index, adds to it and writes it: nobody else may do so meanwhile."""
-    from gpuconv.simd import tile
-
+@pytest.fixture
+def folder(monkeypatch, tmp_path):
+    """Where functions compiled now are kept; nothing was warned of yet."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
-    is_waiting = threading.Event()
+    monkeypatch.setattr(kept, "_warned", [])
+    return tmp_path
 
-    @contextmanager
-    def locked_here(path):
-        is_waiting.set()
-        with locked(path):
-            yield
 
-    monkeypatch.setattr(tile, "locked", locked_here)
+def double():
+    """A function that is kept, as each process makes its own."""
 
-    @tile.kept
-    def double(x):
+    @kept.kept
+    def twice(x):
         return 2 * x
 
-    folder = Path(double.stats.cache_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    caller = threading.Thread(target=double, args=(1.5,))
-    with locked(folder / "gpuconv.lock"):
-        caller.start()
-        assert is_waiting.wait(60)
-        caller.join(0.2)
-        assert not list(folder.glob("*.nb?"))
-    caller.join()
-    assert {path.suffix for path in folder.glob("*.nb?")} == {".nbi", ".nbc"}
+    return twice
+
+
+def test_the_next_process_finds_it(folder):
+    assert double()(1.5) == 3
+    again = double()
+    assert again(1.5) == 3
+    assert sum(again.stats.cache_hits.values()) == 1
+    assert {path.suffix for path in folder.glob("*/*")} == {".kept"}
+
+
+@pytest.mark.parametrize("change", ["sources", "numba", "key"])
+def test_what_was_made_of_something_else_is_compiled_anew_without_a_word(folder, monkeypatch, change):
+    double()(1.5)
+    if change == "sources":
+        monkeypatch.setattr(kept, "_sources", lambda: "edited")
+    elif change == "numba":
+        monkeypatch.setattr(numba, "__version__", "0.0")
+    else:
+        monkeypatch.setattr(kept._Files, "_path", lambda self, key: next(folder.glob("*/*.kept")))
+    again = double()
+    if change == "key":
+        assert again(3) == 6  # of the same file, but for floats
+    else:
+        assert again(1.5) == 3
+    assert not again.stats.cache_hits
+
+
+DAMAGES = {
+    "of size 0": lambda content: b"",
+    "cut off": lambda content: content[: len(content) // 2],
+    "without its end": lambda content: content[:-1],
+    "garbage": lambda content: b"\x80\x04garbage" * 100,
+    "a bit of its code": lambda content: content[:-3000] + bytes([content[-3000] ^ 4]) + content[-2999:],
+    "a bit of its checksum": lambda content: bytes([content[0] ^ 1]) + content[1:],
+    "zeros, as some file systems leave it": lambda content: bytes(len(content)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_file_is_replaced_with_one_warning(folder, damage):
+    double()(1.5)
+    (path,) = folder.glob("*/*.kept")
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.warns(RuntimeWarning, match=r"^gpuconv: what was compiled cannot be kept .* is damaged") as caught:
+        results = (again := double())(1.5)
+    assert results == 3
+    assert len(caught) == 1
+    assert not again.stats.cache_hits
+    third = double()
+    assert third(1.5) == 3
+    assert sum(third.stats.cache_hits.values()) == 1
+
+
+def test_a_whole_file_that_numba_cannot_take_is_no_failure(folder, monkeypatch):
+    monkeypatch.setattr(kept.serialize, "dumps", lambda thing: pickle.dumps((thing[0], "no machine code")))
+    double()(1.5)
+    monkeypatch.undo()
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(folder))
+    with pytest.warns(RuntimeWarning, match="compiled anew"):
+        assert double()(1.5) == 3
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO])
+def test_a_disk_that_takes_nothing_is_warned_of_once(folder, monkeypatch, number):
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(kept, "write_whole", fail)
+    with pytest.warns(RuntimeWarning, match=re.escape(os.strerror(number))) as caught:
+        results = double()(1.5), double()(2.5)
+    assert results == (3, 5)
+    assert len(caught) == 1
+
+
+def test_a_full_disk_leaves_nothing_behind(folder, monkeypatch):
+    from gpuconv import disk
+
+    class Full:
+        def __init__(self, file):
+            self.file = file
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.file.close()
+
+        def write(self, content):
+            self.file.write(content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    created = disk._created
+    monkeypatch.setattr(disk, "_created", lambda *arguments: Full(created(*arguments)))
+    with pytest.warns(RuntimeWarning, match="No space left"):
+        assert double()(1.5) == 3
+    assert not list(folder.glob("*/*")) + list(folder.glob("*/.*"))
+
+
+def test_a_folder_that_goes_away_is_made_anew(folder):
+    loop = double()
+    loop(1.5)
+    shutil.rmtree(folder)
+    assert loop(2) == 4
+    assert double()(1.5) == 3
+    assert len(list(folder.glob("*/*.kept"))) == 2
+
+
+def test_no_folder_at_all_is_warned_of_once(folder, monkeypatch):
+    monkeypatch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
+    with pytest.warns(RuntimeWarning, match="no locator available") as caught:
+        assert double()(1.5) == double()(1.5) == 3
+    assert len(caught) == 1
+
+
+def test_a_numba_of_other_names_keeps_its_own_files(folder, monkeypatch):
+    def no_files(cache):
+        raise AttributeError("filename_base")
+
+    monkeypatch.setattr(kept, "_Files", no_files)
+    with pytest.warns(RuntimeWarning, match="filename_base"):
+        assert double()(1.5) == 3
+
+
+def test_processes_that_keep_the_same_at_the_same_time(folder):
+    """Each with the same names and of the same sources: what is there in the end can be loaded."""
+    code = (
+        "import numpy as np, gpuconv, sys\n"
+        "sys.stdin.readline()\n"
+        "y = gpuconv.conv2d(np.ones((1, 8, 8, 16), 'f'), np.ones((3, 3, 16, 16), 'f'), algorithm='direct')\n"
+        "print((y == 144).all())"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder)}
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    for count in (2, 1):  # the last one loads what the first have kept
+        running = [
+            subprocess.Popen([sys.executable, "-W", "error", "-c", code], env=environment, **options)
+            for _ in range(count)
+        ]
+        for process in running:
+            out, err = process.communicate("go\n", timeout=300)
+            assert (out, process.returncode) == ("True\n", 0), err
+    assert not [path for path in folder.glob("*/*") if path.suffix != ".kept"]

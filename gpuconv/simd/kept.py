@@ -17,8 +17,7 @@ from typing import Any
 
 import numba
 from numba import njit
-from numba.core import serialize, sigutils
-from numba.core.ccallback import CFunc
+from numba.core import serialize
 
 from gpuconv.disk import open_file, printable, write_whole
 
@@ -33,18 +32,6 @@ def kept(function: Callable[..., Any]) -> Any:
     loop = njit(**OPTIONS)(function)
     _keep(loop)
     return loop
-
-
-def kept_callback(signature: Any, **options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """As `numba.cfunc`, compiled at once, for C's calling convention: kept on disk with all that it calls."""
-
-    def decorate(function: Callable[..., Any]) -> Any:
-        callback = CFunc(function, sigutils.normalize_signature(signature), locals={}, options=options)
-        _keep(callback)
-        callback.compile()
-        return callback
-
-    return decorate
 
 
 def _keep(compiled: Any) -> None:
