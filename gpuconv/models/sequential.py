@@ -386,8 +386,8 @@ class Sequential:
             If the file cannot be written: it is a folder, a pipe, a device or write-protected, its name is too long,
             its folder is missing or cannot be written, or the disk is full. An old file is unchanged.
         ValueError
-            If the model has more than 10,000 layers; or if a layer, or a part of one, is not gpuconv's own and could not be
-            loaded again, not with `custom` either.
+            If the model has more than 10,000 layers; or if a layer, or a part of one, is not gpuconv's own and could
+            not be loaded again, not with `custom` either.
         """
         self.check_savable("save")
         files.write(path, *self.content())
