@@ -6,10 +6,10 @@ A layer is used in a circle:
     backward(dLda)  one gradient for each kept forward; adds to `gradients`, returns the gradients of the X
     update()        a step of the optimizer, which also forgets the kept forwards and sets the gradients to zero
 
-X and the output belong to the caller, who may read the next batch into X, or scale the output in place, before going
-back. So that no gradient changes by that, `forward` works from a copy of X, and returns a copy where it keeps the output
-itself (as relu and max pooling do). In a network only the first input and the last output are the caller's, and `fit`
-makes its batches itself. On a training step of LeNet, batch 64 (CPU time on 1 thread, 2026-11; peak of traced memory):
+X and the output belong to the caller, who may read the next batch into X, or scale the output in place, before calling
+`backward`. So that no gradient changes by that, `forward` works from a copy of X, and returns a copy where it keeps the
+output itself (as relu and max pooling do). In a network only the first input and the last output are the caller's, and
+`fit` makes its batches itself. A training step of LeNet, batch 64 (CPU time of 1 thread, peak of traced memory):
 
     fit                             nothing is copied
     Sequential.forward              1.00 of the time, 1.02 of the memory
@@ -89,8 +89,8 @@ class Layer(Stateful):
         X : array (N, ...)
             float32 or float64, on the layer's device.
         retain_derived : bool
-            Keep what backward needs, in arrays that the caller does not have; see the head of this file. False is for inference: nothing is kept, `Dropout` lets everything through,
-            `BatchNorm2D` goes by its running statistics.
+            Keep what backward needs, in arrays that the caller does not have; see the head of this file. False is for
+            inference: nothing is kept, `Dropout` lets everything through, `BatchNorm2D` goes by its running statistics.
 
         Raises
         ------

@@ -66,8 +66,8 @@ class Conv2D(Filters):
     ----------
     params, gradients : {"W": (KH, KW, in_ch // groups, out_ch), "b": (out_ch,)}
     X, derived_variables["Y"] : list
-        One entry for each kept forward, in arrays of the layer's own. Y is the pre-activation; for relu, sigmoid and tanh, which the convolution
-        applies by itself and whose derivative follows from their value, it is that value.
+        One entry for each kept forward, in arrays of the layer's own. Y is the pre-activation; for relu, sigmoid and
+        tanh, which the convolution applies by itself and whose derivative follows from their value, it is that value.
 
     Examples
     --------

@@ -390,7 +390,7 @@ class Sequential:
             its folder is missing or cannot be written, or the disk is full. An old file is unchanged.
         ValueError
             If the model has more than 10,000 layers; or if a layer, or a part of one, is not gpuconv's own and could
-            not be loaded again, with `custom` or without.
+            not be loaded again, not with `custom` either.
         """
         self.check_savable("save")
         files.write(path, *self.content())
