@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from gpuconv.geometry import ConvGeometry
-from gpuconv.typing import Ints, Pair
+from gpuconv.typing import Pair
 
 FEW = 64
 """Up to this many parts of an input gradient are remembered; more are made one at a time."""
