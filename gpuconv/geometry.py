@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, wraps
 from types import ModuleType
-from typing import Any, SupportsIndex, TypeVar, get_args
+from typing import Any, NamedTuple, SupportsIndex, TypeVar, get_args
 
 import numpy as np
 
@@ -81,6 +81,27 @@ def _are_exact(values: Iterable[object]) -> bool:
 
 
 _EXACT = {int, str, type, type(None)}
+
+
+class SourceRun(NamedTuple):
+    """`count` padded positions from `at` on hold input positions `first`, `first` + `step`, ...; step is -1, 0 or 1."""
+
+    at: int
+    count: int
+    first: int
+    step: int
+
+    @property
+    def target(self) -> slice:
+        return slice(self.at, self.at + self.count)
+
+    @property
+    def source(self) -> slice:
+        """Of length 1 where the step is 0: it broadcasts."""
+        if self.step == 0:
+            return slice(self.first, self.first + 1, 1)
+        end = self.first + self.step * self.count
+        return slice(self.first, end if end >= 0 else None, self.step)
 
 
 @dataclass(frozen=True)
@@ -374,6 +395,38 @@ class ConvGeometry(HashedOnce):
         else:
             at = xp.where((at >= 0) & (at < size), at, -1)
         return at
+
+    def source_runs(self, axis: int, positions: Pair) -> list[SourceRun]:
+        """The same as runs, in order, for positions that hold no zero; where they repeat, only until they do.
+
+        >>> g = ConvGeometry.create(1, 4, 1, 1, 3, pad=((2, 1),), pad_mode="reflect")
+        >>> [(run.at, run.source, run.count) for run in g.source_runs(0, (-2, 5))]
+        [(0, slice(2, 0, -1), 2), (2, slice(0, 4, 1), 4)]
+        """
+        size, (start, stop) = self.spatial[axis], positions
+        repeat = self.repeat(axis)
+        if repeat is not None:
+            stop = min(stop, start + repeat)
+        runs = []
+        at = start
+        while at < stop:
+            if repeat is None:
+                first, step = min(max(at, 0), size - 1), int(0 <= at < size)
+                until = min(stop, 0 if at < 0 else size if step else stop)
+            else:
+                place = at % repeat
+                first, step = (place, 1) if place < size else (repeat - place, -1)
+                until = min(stop, at - place + (size if step == 1 else repeat))
+            runs.append(SourceRun(at - start, until - at, first, step))
+            at = until
+        return runs
+
+    def repeat(self, axis: int) -> int | None:
+        """After how many positions the padded axis repeats itself; None where it does not."""
+        size = self.spatial[axis]
+        if self.pad_mode == "circular":
+            return max(size, 1)
+        return max(2 * (size - 1), 1) if self.pad_mode == "reflect" else None
 
     def taps(self) -> Iterator[Ints]:
         """Every kernel position, in row order."""

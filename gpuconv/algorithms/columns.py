@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 
 from gpuconv.algorithms import columns_cuda
-from gpuconv.algorithms.strips import Strips, extents_of, gather, tile_shape, windows
+from gpuconv.algorithms.strips import Strips, extents_of, gather, tile_elements, windows
 from gpuconv.backend import DTYPES, accumulator, native
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array
@@ -28,7 +28,7 @@ def im2col(xp: ModuleType, x: Array, g: ConvGeometry) -> Array:
     first = 0
     for strip in Strips((g.n, *g.out), max(1, STRIP_ELEMENTS // g.c)):
         extents = extents_of(strip)
-        buffer = xp.empty(math.prod(tile_shape(g, extents)), cols.dtype) if g.is_padded else None
+        buffer = xp.empty(tile_elements(g, extents), cols.dtype) if g.is_padded else None
         view = windows(xp, gather(xp, x, g, strip, buffer), g, extents)
         rows = cols[first : first + math.prod(extents)]
         xp.copyto(rows.reshape(view.shape), view)

@@ -26,7 +26,7 @@ from gpuconv import cpu
 from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.epilogue import finish
 from gpuconv.algorithms.strip_algorithm import Correlation, Cut, StripAlgorithm, StripJob, WeightJob
-from gpuconv.algorithms.strips import Strip, extents_of, gather, tile_shape, windows
+from gpuconv.algorithms.strips import Strip, extents_of, gather, tile_elements, windows
 from gpuconv.backend import is_complex
 from gpuconv.typing import Array, Ints
 
@@ -149,7 +149,7 @@ class _Seen:
         self._xp, self._c, self._x = xp, c, x
         self.merges = int(_has_long_runs(c))
         self._columns = extents[-1]
-        self._buffer = xp.empty(math.prod(tile_shape(c.g, extents)), c.acc) if c.needs_tile else None
+        self._buffer = xp.empty(tile_elements(c.g, extents), c.acc) if c.needs_tile else None
 
     def along_rows(self, packed: Array) -> Array:
         """Packed weights as the view asks for them: with long runs, repeated for each output of a row."""

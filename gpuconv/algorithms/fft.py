@@ -25,7 +25,6 @@ algorithm unless ``precision="fast"`` permits it.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
@@ -34,7 +33,7 @@ from gpuconv import cpu
 from gpuconv.algorithms.base import PlainWeights, Problem, Work
 from gpuconv.algorithms.epilogue import finish
 from gpuconv.algorithms.fft_tiling import Block, Pass, Tiling, tiling_of
-from gpuconv.algorithms.strips import Strip, gather, tile_shape
+from gpuconv.algorithms.strips import Strip, gather, tile_elements
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints
 
@@ -301,7 +300,7 @@ def _interleaved(grid: Array, g: ConvGeometry) -> Array:
 def _reader(xp: ModuleType, p: Pass, geometry: ConvGeometry, tiling: Tiling, source: Array) -> Callable[[Strip], Array]:
     """Reads what a tile of positions looks at, (n, *inputs, channels)."""
     is_view = source.dtype == p.dtype and not geometry.is_padded
-    buffer = None if is_view else xp.empty(math.prod(tile_shape(geometry, tiling.tile)), p.dtype)
+    buffer = None if is_view else xp.empty(tile_elements(geometry, tiling.tile), p.dtype)
     return lambda strip: gather(xp, source, geometry, strip, buffer)
 
 

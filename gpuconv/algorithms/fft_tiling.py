@@ -12,7 +12,7 @@ import numpy as np
 
 from gpuconv import cpu
 from gpuconv.algorithms.base import Problem, Work
-from gpuconv.algorithms.strips import UFUNC_BUFFERS, Strip, extents_of, gather_elements, split_axis
+from gpuconv.algorithms.strips import UFUNC_BUFFERS, Strip, extents_of, split_axis, tile_elements
 from gpuconv.backend import accumulator, is_complex
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Direction, Ints
@@ -203,12 +203,12 @@ class Tiling:
         groups, c, k = block.sizes
         x = self._spectrum_bytes(self.tile[0] * groups * p.phases * c)
         y = self._spectrum_bytes(self.tile[0] * groups * k)
-        boxes = gather_elements(p.source(block), self.tile) * item
+        boxes = tile_elements(p.source(block), self.tile) * item
         if p.phases > 1 and not p.is_backward:
             sizes = (t + taps - 1 for t, taps in zip(self.tile[1:], p.taps, strict=True))
             boxes += self.tile[0] * math.prod(sizes) * groups * p.phases * c * item
         if p.direction == "weight_grad":
-            boxes += gather_elements(p.target(block), self.tile) * item
+            boxes += tile_elements(p.target(block), self.tile) * item
             w = self._spectra(block)
             most = max(2 * x, x + 2 * y) if p.on_cpu else max(5 * x, x + 5 * y, 2 * x + 2 * y + w)
             tiles = boxes + most + (w if len(self) > self.chunks else 0)

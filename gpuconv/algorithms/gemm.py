@@ -27,7 +27,7 @@ from gpuconv.algorithms import columns_grad, shift
 from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.epilogue import finish
 from gpuconv.algorithms.strip_algorithm import SMALL_MACS, Correlation, Cut, StripAlgorithm, StripJob, WeightJob
-from gpuconv.algorithms.strips import Strip, copy_windows, extents_of, gather, split_axis, tile_shape, windows
+from gpuconv.algorithms.strips import Strip, copy_windows, extents_of, gather, split_axis, tile_elements, windows
 from gpuconv.backend import is_complex
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints
@@ -272,7 +272,7 @@ class _Columns:
         if not windows_are_matrix(c):
             self._buffer = xp.empty(math.prod(extents) * c.tap_count * c.g.c, c.acc)
             if c.needs_tile:
-                self._tile = xp.empty(math.prod(tile_shape(c.g, extents)), c.acc)
+                self._tile = xp.empty(tile_elements(c.g, extents), c.acc)
         self._strip: Strip | None = None
         self._matrix: Array
 

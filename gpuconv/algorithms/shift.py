@@ -25,7 +25,7 @@ import numpy as np
 from gpuconv import cpu
 from gpuconv.algorithms.epilogue import finish
 from gpuconv.algorithms.strip_algorithm import Correlation, Cut, StripJob
-from gpuconv.algorithms.strips import Strip, extents_of, gather, gather_elements, tile_shape
+from gpuconv.algorithms.strips import Strip, extents_of, gather, tile_elements, tile_shape
 from gpuconv.backend import is_complex
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints
@@ -82,7 +82,7 @@ def rows(c: Correlation) -> int:
 
 def strip_bytes(c: Correlation, extents: Ints) -> int:
     lines = _lines(c, extents)
-    tile = gather_elements(lines.g, extents) + lines.tail * c.g.c if c.needs_tile else 0
+    tile = tile_elements(lines.g, extents) + lines.tail * c.g.c if c.needs_tile else 0
     return (tile + (1 + _adds(c)) * lines.outputs * c.g.k) * c.acc.itemsize
 
 

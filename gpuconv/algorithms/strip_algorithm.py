@@ -25,7 +25,7 @@ from gpuconv import cpu
 from gpuconv.adjoint import adjoint_classes, adjoint_parts
 from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.epilogue import fill
-from gpuconv.algorithms.strips import Strip, Strips, extents_of, gather_elements
+from gpuconv.algorithms.strips import Strip, Strips, extents_of, tile_elements
 from gpuconv.backend import accumulator, is_complex
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints
@@ -84,7 +84,7 @@ class Correlation:
         return math.prod(self.g.kernel)
 
     def tile_bytes(self, extents: Ints) -> int:
-        return gather_elements(self.g, extents) * self.acc.itemsize if self.needs_tile else 0
+        return tile_elements(self.g, extents) * self.acc.itemsize if self.needs_tile else 0
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ output (n, p, q)  cut along its first axes            what strip 0 looks at, gat
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from types import ModuleType
@@ -100,6 +101,11 @@ def tile_shape(g: ConvGeometry, extents: Ints) -> Ints:
     return (extents[0], *sizes, g.c)
 
 
+def tile_elements(g: ConvGeometry, extents: Ints) -> int:
+    """Elements of it."""
+    return math.prod(tile_shape(g, extents))
+
+
 def gather(xp: ModuleType, x: Array, g: ConvGeometry, strip: Strip, buffer: Array | None) -> Array:
     """The padded input under `strip`: a view of x where it holds no padding and `buffer` is no other dtype.
 
@@ -124,17 +130,24 @@ def gather(xp: ModuleType, x: Array, g: ConvGeometry, strip: Strip, buffer: Arra
         if all(s.start < s.stop for s in inside):
             xp.copyto(tile[(slice(None), *target)], x[(strip[0], *inside)], casting="unsafe")
     else:
-        source = x[strip[0]]
-        for axis, positions in enumerate(ranges):
-            source = xp.take(source, g.source_index(axis, xp, positions), axis=axis + 1)
-        xp.copyto(tile, source, casting="unsafe")
+        _copy_runs(xp, x[strip[0]], g, ranges, tile)
     return tile
 
 
-def gather_elements(g: ConvGeometry, extents: Ints) -> int:
-    """Elements that `gather` takes for a strip of these extents: its buffer and what it allocates on the way."""
-    # take() makes an array for each axis; two of them, neither larger than the tile, exist at a time.
-    return math.prod(tile_shape(g, extents)) * (1 if g.pad_mode == "zeros" else 3)
+def _copy_runs(xp: ModuleType, x: Array, g: ConvGeometry, ranges: list[Pair], tile: Array) -> None:
+    """Fill a tile with padding that is read from x, run by run: no index, and no copy of x, is made on the way."""
+    axes = [g.source_runs(axis, positions) for axis, positions in enumerate(ranges)]
+    for runs in itertools.product(*axes):
+        target = tile[(slice(None), *(run.target for run in runs))]
+        xp.copyto(target, x[(slice(None), *(run.source for run in runs))], casting="unsafe")
+    filled = [slice(0, runs[-1].target.stop) for runs in axes]
+    for axis, runs in enumerate(axes, 1):
+        by_position = xp.moveaxis(tile[(slice(None), *(slice(None),) * axis, *filled[axis:])], axis, 0)
+        made = runs[-1].target.stop
+        while made < len(by_position):  # repeat what is there, twice as much each time
+            more = min(made, len(by_position) - made)
+            xp.copyto(by_position[made : made + more], by_position[:more])
+            made += more
 
 
 def windows(xp: ModuleType, tile: Array, g: ConvGeometry, extents: Ints) -> Array:
@@ -177,11 +190,21 @@ def fold(xp: ModuleType, padded: Array, g: ConvGeometry) -> Array:
 
     `padded` is (n, *g.padded, c); the result is the view of it that lies over the input.
     """
-    for axis, (lo, _) in enumerate(g.pad):
+    for axis, (lo, hi) in enumerate(g.pad):
         size = g.spatial[axis]
         by_position = xp.moveaxis(padded, axis + 1, 0)
-        for position, source in enumerate(g.source_index(axis)):
-            if not lo <= position < lo + size and source >= 0:
-                by_position[lo + source] += by_position[position]
+        middle = by_position[lo : lo + size]
+        at, stops = -lo, (0, size + hi)
+        for stop in stops:
+            while at < stop and g.pad_mode != "zeros":
+                for run in g.source_runs(axis, (at, stop)):
+                    pads = by_position[lo + at : lo + at + run.count]
+                    if run.step:
+                        middle[run.source] += pads
+                    else:
+                        for one in pads:
+                            middle[run.first] += one
+                    at += run.count
+            at = size
         padded = padded[(slice(None),) * (axis + 1) + (slice(lo, lo + size),)]
     return padded
