@@ -274,8 +274,8 @@ def sum_of_short_sums(numbers):
 def test_long_sums_are_made_of_short_ones_to_the_bit(gpu, direction, dtype, splits, monkeypatch):
     """A short sum that takes a step more or less than DEPTH products errs too little for a tolerance to show it.
 
-    One factor is one, so that additions alone round, and the numbers cancel, so that what is left is their rounding. For
-    16-bit floats there is room for what is collected only if there are partial sums.
+    One factor is one, so that additions alone round, and the numbers cancel, so that what is left is their rounding.
+    For 16-bit floats there is room for what is collected only if there are partial sums.
     """
     long, tile = 2 * DEPTH * splits + 200, Tile(32, 32, 16, 4, 4)
     for kinds in (tiles.WIDE_TILES, tiles.NARROW_TILES):
