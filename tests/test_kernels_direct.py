@@ -255,6 +255,55 @@ def test_long_sums_round_no_more_than_numpy_s(gpu, direction, monkeypatch):
     assert_close(got, want, "float32", numpy_result=case.numpy_result(direction, *arrays))
 
 
+DEPTH = 512
+"""Products that one short sum takes, as the head of kernels/tile.cuh has it."""
+
+
+def sum_in_turn(numbers):
+    """Their sum, one after the other, in their own dtype."""
+    return np.add.accumulate(numbers)[-1]
+
+
+def sum_of_short_sums(numbers):
+    return sum_in_turn([sum_in_turn(numbers[i : i + DEPTH]) for i in range(0, len(numbers), DEPTH)])
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "float16"])
+@every_direction
+def test_long_sums_are_made_of_short_ones_to_the_bit(gpu, direction, dtype, splits, monkeypatch):
+    """A short sum that takes a step more or less than DEPTH products errs too little for a tolerance to show it.
+
+    One factor is one, so that additions alone round, and the numbers cancel, so that what is left is their rounding.
+    For 16-bit floats there is room for what is collected only if there are partial sums.
+    """
+    long, tile = 2 * DEPTH * splits + 200, Tile(32, 32, 16, 4, 4)
+    for kinds in (tiles.WIDE_TILES, tiles.NARROW_TILES):
+        for size in kinds:
+            monkeypatch.setitem(kinds, size, (tile,))
+    monkeypatch.setattr(tiles, "_taken", lambda one, *_: abs(one.splits - splits))
+    sizes = {"forward": (long, 8, 1), "input_grad": (8, long, 1), "weight_grad": (8, 8, long)}
+    c, k, pixels = sizes[direction]
+    case = Case(1, (pixels,), c, k, (1,), (1,), (1,), ((0, 0),))
+    x, w, dy = (np.ones_like(array) for array in case.arrays(reals, dtype))
+    rng = np.random.default_rng(1)
+    half = (rng.standard_normal(long // 2) * np.exp2(rng.uniform(-9, 9, long // 2))).astype(x.dtype)
+    numbers = np.concatenate([half, -rng.permutation(half)])
+    if direction == "weight_grad":
+        x[0] = numbers[:, None]
+    else:
+        (x if direction == "forward" else dy)[0] = numbers
+    got = to_numpy(convolve(direction, case, *map(gpu.asarray, (x, w, dy)), algorithm="direct"))
+    steps = -(-long // tile.k)
+    ends = [steps * (split + 1) // splits * tile.k for split in range(splits)]
+    wide = numbers.astype("float32") if dtype == "float16" else numbers
+    parts = np.split(wide, ends[:-1])
+    folds = dtype != "float16" or splits > 1
+    want = sum_in_turn([(sum_of_short_sums if folds else sum_in_turn)(part) for part in parts])
+    assert want
+    assert got.tobytes() == np.full_like(got, want).tobytes()
+
+
 @every_direction
 def test_the_same_bits_again(gpu, direction):
     case = LARGER["tails in m, n and k"]

@@ -60,15 +60,12 @@ def interrupt_once(slow):
 
 
 @pytest.fixture(autouse=True)
-def _interrupts():
-    """SIGINT raises KeyboardInterrupt, also where whoever started the tests ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def _nothing_left():
     yield
-    signal.signal(signal.SIGINT, before)
     until(lambda: not module._running and not module._threads)
 
 
-def run_program(program, **options):
+def run_program(program):
     environment = {**os.environ, "PYTHONPATH": str(Path(gpuconv.__file__).parents[1])}
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
@@ -77,7 +74,6 @@ def run_program(program, **options):
         check=False,
         timeout=LONG,
         env=environment,
-        **options,
     )
 
 
@@ -279,8 +275,7 @@ def test_the_process_ends_after_the_run():
             shielded(slow)
         except KeyboardInterrupt:
             print("interrupted")
-        """,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        """
     )
     assert done.stdout == "interrupted\nended\n", done.stderr
     assert done.returncode == 0
