@@ -84,23 +84,23 @@ _EXACT = {int, str, type, type(None)}
 
 
 class SourceRun(NamedTuple):
-    """`count` padded positions from `at` on hold input positions `first`, `first` + `step`, ...; step is -1, 0 or 1."""
+    """`length` padded positions from `at` on hold input positions `first`, `first` + `step`, ...; step is -1, 0 or 1."""
 
     at: int
-    count: int
+    length: int
     first: int
     step: int
 
     @property
     def target(self) -> slice:
-        return slice(self.at, self.at + self.count)
+        return slice(self.at, self.at + self.length)
 
     @property
     def source(self) -> slice:
         """Of length 1 where the step is 0: it broadcasts."""
         if self.step == 0:
             return slice(self.first, self.first + 1, 1)
-        end = self.first + self.step * self.count
+        end = self.first + self.step * self.length
         return slice(self.first, end if end >= 0 else None, self.step)
 
 
@@ -400,7 +400,7 @@ class ConvGeometry(HashedOnce):
         """The same as runs, in order, for positions that hold no zero; where they repeat, only until they do.
 
         >>> g = ConvGeometry.create(1, 4, 1, 1, 3, pad=((2, 1),), pad_mode="reflect")
-        >>> [(run.at, run.source, run.count) for run in g.source_runs(0, (-2, 5))]
+        >>> [(run.at, run.source, run.length) for run in g.source_runs(0, (-2, 5))]
         [(0, slice(2, 0, -1), 2), (2, slice(0, 4, 1), 4)]
         """
         size, (start, stop) = self.spatial[axis], positions

@@ -1,9 +1,9 @@
 """Threads that take shares of a caller's work, in a pool that no interrupt can leave in disorder.
 
 A KeyboardInterrupt is raised in the main thread, between any two bytecodes, in a `finally` as well. So a caller changes
-nothing of the pool in more than one step: a share of work is in a worker's box or it is not, and whoever takes it out,
-the worker or the caller who withdraws it, owns it. All else is kept by the workers, which no interrupt reaches. A share
-that an interrupted caller left behind does no harm as long as its work checks by itself that the call still lasts.
+nothing of the pool in more than one step, and may take each step again: a share of work belongs to the first who claims
+it, the worker or the caller who withdraws it. All else is kept by the workers, which no interrupt reaches. A share that
+an interrupted caller left behind does no harm as long as its work checks by itself that the call still lasts.
 
 A worker that has nothing to do sleeps. Compiled loops cannot wait until it has woken up, which takes some 50 us (2
 cores of an AMD EPYC in a virtual machine), so algorithms/crew.py lets workers `linger` awake for a while.
@@ -42,11 +42,18 @@ class Share:
         self.error: BaseException | None = None
         self._work: Work | None = work
         self._worker = worker
+        self._owner: dict[None, str] = {}
         self._flag = np.zeros(1, np.int64)
         self._unfinished = _thread.allocate_lock()
         self._unfinished.acquire()
 
+    def _claim(self, who: str) -> bool:
+        return self._owner.setdefault(None, who) == who  # one step of the interpreter
+
     def do(self, worker: _Worker) -> None:
+        if not self._claim("worker"):
+            return
+        worker.is_busy = True
         work, self._work = self._work, None
         try:
             if work is not None:
@@ -61,12 +68,12 @@ class Share:
 
     def withdraw(self) -> None:
         """Return when no worker will do anything of it any more: at once, if none has begun."""
-        try:
-            self._worker.box.remove(self)
-        except ValueError:
+        if not self._claim("caller"):
             self._wait()
-        else:
-            self._work = None
+            return
+        self._work = None
+        with suppress(ValueError):
+            self._worker.box.remove(self)
 
     def _wait(self) -> None:
         for _ in range(SPINS if spin is not None else 0):
@@ -113,7 +120,6 @@ class _Worker:
             share = self.box.pop()
         except IndexError:
             return  # withdrawn
-        self.is_busy = True
         share.do(self)
 
 
@@ -128,6 +134,9 @@ def offer(shares: list[Share], count: int, work: Work, gate: tuple[int, int] = (
     `linger`.
     """
     free = [worker for worker in _workers if not worker.is_busy and not worker.box]
+    for worker in list(_workers):
+        if worker.box:
+            worker.wake()  # an interrupt may have come between a share and the call that wakes
     for i in range(count):
         worker = free[i] if i < len(free) else _Worker()
         share = Share(work, worker)

@@ -136,7 +136,7 @@ def gather(xp: ModuleType, x: Array, g: ConvGeometry, strip: Strip, buffer: Arra
 
 def _copy_runs(xp: ModuleType, x: Array, g: ConvGeometry, ranges: list[Pair], tile: Array) -> None:
     """Fill a tile with padding that is read from x, run by run: no index, and no copy of x, is made on the way."""
-    axes = [g.source_runs(axis, positions) for axis, positions in enumerate(ranges)]
+    axes = [tuple(g.source_runs(axis, positions)) for axis, positions in enumerate(ranges)]
     for runs in itertools.product(*axes):
         target = tile[(slice(None), *(run.target for run in runs))]
         xp.copyto(target, x[(slice(None), *(run.source for run in runs))], casting="unsafe")
@@ -198,13 +198,13 @@ def fold(xp: ModuleType, padded: Array, g: ConvGeometry) -> Array:
         for stop in stops:
             while at < stop and g.pad_mode != "zeros":
                 for run in g.source_runs(axis, (at, stop)):
-                    pads = by_position[lo + at : lo + at + run.count]
+                    pads = by_position[lo + at : lo + at + run.length]
                     if run.step:
                         middle[run.source] += pads
                     else:
                         for one in pads:
                             middle[run.first] += one
-                    at += run.count
+                    at += run.length
             at = size
         padded = padded[(slice(None),) * (axis + 1) + (slice(lo, lo + size),)]
     return padded
