@@ -84,7 +84,7 @@ _EXACT = {int, str, type, type(None)}
 
 
 class SourceRun(NamedTuple):
-    """`length` padded positions from `at` on hold input positions `first`, `first` + `step`, ...; step is -1, 0 or 1."""
+    """`length` padded positions from `at` hold input positions `first`, `first` + `step`, ...; step is -1, 0 or 1."""
 
     at: int
     length: int

@@ -134,7 +134,7 @@ def offer(shares: list[Share], count: int, work: Work, gate: tuple[int, int] = (
     `linger`.
     """
     free = [worker for worker in _workers if not worker.is_busy and not worker.box]
-    for worker in list(_workers):
+    for worker in tuple(_workers):
         if worker.box:
             worker.wake()  # an interrupt may have come between a share and the call that wakes
     for i in range(count):

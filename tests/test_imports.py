@@ -17,7 +17,7 @@ PACKAGE = pathlib.Path(gpuconv.__file__).parent
 # The package itself stands under the programs, which use it as anyone else does.
 FLOORS = [
     ["errors", "typing", "settings", "version", "html", "hashed", "integers", "shielded"],
-    ["geometry", "backend", "disk"],
+    ["geometry", "backend", "disk", "thread_pool"],
     ["cuda", "kernel_args", "kernel_signature", "nvrtc", "cublas", "cpu", "adjoint", "simd."],
     ["algorithms."],
     ["heuristics", "autotune", "plan"],
