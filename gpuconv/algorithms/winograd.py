@@ -11,6 +11,10 @@ n * n matrix products [t,c][c,k]->[t,k] between transforms, which are additions 
     v (n, n, t, c)  @  u (n, n, c, k)   =  (n, n, t, k)   --A^T down, then across-->   m * m outputs of each tile
 
 The weight gradient is the adjoint in w of the same formula:  dw = G^T [ sum over tiles of (B^T d B)^T (A dy A^T) ] G.
+
+Range: an element of B^T d B is a sum of up to 4 inputs for m = 2, and up to 100 times an input for m = 4. In float32 it
+overflows from inputs of 8.5e37 (m = 2) or 3.4e36 (m = 4), where the definition's sums are finite if the weights are
+small. On normal deviates infinite outputs were measured from a largest input of 1.5e38 and 8.8e36 on.
 """
 
 from __future__ import annotations
