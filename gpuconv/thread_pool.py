@@ -124,7 +124,7 @@ class _Worker:
 
 
 _workers: list[_Worker] = []
-"""All of them, as many as were ever asked at a time. Each enters itself."""
+"""All of them, as many as were ever asked by one call, or as there are cores. Each enters itself."""
 
 
 def offer(shares: list[Share], count: int, work: Work, gate: tuple[int, int] = (0, 0)) -> None:
@@ -138,6 +138,8 @@ def offer(shares: list[Share], count: int, work: Work, gate: tuple[int, int] = (
         if worker.box:
             worker.wake()  # an interrupt may have come between a share and the call that wakes
     for i in range(count):
+        if i >= len(free) and len(_workers) >= max(count, (os.cpu_count() or 1) - 1):
+            return  # callers side by side share what there is: more threads than cores gain nothing
         worker = free[i] if i < len(free) else _Worker()
         share = Share(work, worker)
         shares.append(share)
