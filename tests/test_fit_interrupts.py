@@ -209,7 +209,7 @@ def test_a_storm_of_interrupts(path, whole_steps, handler, monkeypatch):
                 assert history.interrupted or history == whole_steps[2]
             signal.setitimer(signal.ITIMER_REAL, 0)
             model.settle()
-            assert not model.layers[2].params or state_of(model) in whole_steps[0]
+            assert not model.layers[-1].params or state_of(model) in whole_steps[0]  # or not all layers are built
             assert resumed_is_right(path, whole_steps)
             assert in_effect() is handler
             assert (sys.stdout, sys.stderr) == streams
