@@ -178,9 +178,11 @@ class Call(NamedTuple):
             result = self.result(xp, out, (*inputs.values(), bias), shape, dtype, is_w)
             target = self.channels_last(result, is_w)
             read, other = (self.channels_last(x, name == "w") for name, x in inputs.items())
-            samples = [slice(n, n + 1) for n in range(g.n)] if goes_by_sample(direction) and g.n else [slice(None)]
-            weights, batches = ([target], [read, other]) if is_w else ([other], [read[samples[0]], target[samples[0]]])
-            posed = of_a_sample(g) if goes_by_sample(direction) else g
+            by_sample, pairs = goes_by_sample(direction), [(read, target)]
+            if by_sample and g.n > 0:
+                pairs = [(read[n : n + 1], target[n : n + 1]) for n in range(g.n)]
+            weights, batches = ([target], (read, other)) if is_w else ([other], pairs[0])
+            posed = of_a_sample(g) if by_sample else g
             problem = self.problem(direction, posed, dtype, device, weights, *batches)
             if packed is not None and packed.problem != problem:
                 packed = None
@@ -191,8 +193,8 @@ class Call(NamedTuple):
             if not problem.on_cpu:
                 other = other if packed else xp.ascontiguousarray(other)
                 bias = None if bias is None else xp.ascontiguousarray(bias)
-            for sample in samples:
-                self.compute(problem, algorithm, read[sample], other, target[sample], bias, activation, packed)
+            for one, its_target in pairs:
+                self.compute(problem, algorithm, one, other, its_target, bias, activation, packed)
             return self.deliver(result, out)
 
     def compute(

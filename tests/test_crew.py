@@ -59,6 +59,41 @@ def test_every_task_is_done_once_and_by_all_threads(threads, pause):
     assert max(took_part) == threads
 
 
+def test_a_worker_waits_for_a_caller_that_is_held_up():
+    """As on a busy machine: if it gave up at once, the caller would do all of a long call alone."""
+    took_part = set()
+    for _ in range(20):
+        taken = []
+        job = counting_job(taken)
+
+        def late(turn, job=job):
+            if turn.is_caller:
+                time.sleep(0.002)
+            job(turn)
+
+        crew.run(2, [late])
+        took_part.add(len({thread for _, thread in taken}))
+    assert 2 in took_part
+
+
+def test_a_call_that_fails_before_its_loop_does_not_wait_for_its_workers_patience():
+    taken = []
+
+    def failing(turn):
+        if turn.is_caller:
+            raise MemoryError("full")
+        counting_job(taken)(turn)
+
+    times = []
+    for _ in range(10):
+        start = time.perf_counter()
+        with pytest.raises(MemoryError, match="full"):
+            crew.run(2, [failing])
+        times.append(time.perf_counter() - start)
+        assert not taken
+    assert min(times) < 5e-3
+
+
 def test_jobs_one_after_another():
     taken = [[], [], []]
     crew.run(2, [counting_job(some, 20) for some in taken])
@@ -127,7 +162,9 @@ def test_an_error_of_the_caller_is_raised_when_the_others_are_done():
         if turn.is_caller:
             waiting = crew._waiting()
             waiting.enter(turn)
-            time.sleep(0.01)
+            started = time.monotonic()
+            while not taken and time.monotonic() < started + 60:  # on a busy machine a worker may come late
+                time.sleep(0.001)
             turn.gate[waiting.LIMIT] = 0
             waiting.leave(turn)
             raise MemoryError("full")

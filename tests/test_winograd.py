@@ -198,7 +198,7 @@ def test_who_comes_second_waits(monkeypatch, direction, text, taken):
     case = case_of(text)
     arrays = case.arrays()
 
-    def run(_, jobs):
+    def run(_, jobs, *, macs):
         (job,) = jobs
         waiting = crew._waiting()
         job(waiting.Turn(crew._gate(), 1, True))

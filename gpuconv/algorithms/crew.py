@@ -60,7 +60,10 @@ def run(threads: int, jobs: Sequence[Job], *, macs: int = 0) -> None:
             else:
                 _run_in_slices(job, turn, threads)
     finally:
-        thread_pool.settle(shares)
+        if shares:
+            for gate in gates:
+                gate[waiting.OPEN] = -number  # nobody need wait for a loop that an error has kept from beginning
+            thread_pool.settle(shares)
         _spare_gates.extend(gates)
 
 

@@ -39,11 +39,15 @@ CLOSED_GATE = np.array([0, 0, 0, 0, NONE_LEFT, 0, 0, 0])
 LINGER = 200_000
 """Looks at the mailbox before a worker falls asleep: some 100 us."""
 
-PATIENCE = 100_000
-"""Looks at a flag, or at a gate that should open, before Python is asked again: some 50 us."""
+FLAG_LOOKS = 100_000
+"""Looks at a flag before Python is asked again: some 50 us."""
 
-SPINS = 2_000
-"""Looks at what another thread is about to do before the core is offered to others: some microseconds."""
+SPINS = 20_000
+"""Looks at what another thread is about to do before the core is offered to others between looks: some 10 us."""
+
+PATIENCE = SPINS + 20_000
+"""Looks at a gate that should open: 10 ms or more, while a caller that was held up has every chance to go on. Only that
+of a call which an interrupt has ended never opens."""
 
 
 class Turn(NamedTuple):
@@ -105,13 +109,11 @@ def _offer_core(_: Any) -> Any:
 
 
 @compiled
-def _wait_until_at_least(address: int, count: int) -> None:
-    left = SPINS
-    while value_at(address) < count:
-        if left > 0:
-            left -= 1
-        else:
-            _offer_core()
+def _pause(looks: int) -> int:
+    """Between two looks at what another thread is about to do. How many there have been, one more."""
+    if looks >= SPINS:
+        _offer_core()
+    return looks + 1
 
 
 # ---------------------------------------------------------------------------------------------- the gate of a loop
@@ -124,8 +126,8 @@ def enter(turn: Any) -> bool:
     if turn.is_caller:
         _exchange(gate + 8 * OPEN, turn.number)
         return True
-    left = PATIENCE
-    while left > 0:
+    looks = 0
+    while looks < PATIENCE:
         number = value_at(gate + 8 * OPEN)
         if number == turn.number:
             _add(gate + 8 * INSIDE, 1)
@@ -134,7 +136,7 @@ def enter(turn: Any) -> bool:
             _add(gate + 8 * INSIDE, -1)
         elif number != 0:
             return False
-        left -= 1
+        looks = _pause(looks)
     return False
 
 
@@ -147,12 +149,9 @@ def leave(turn: Any) -> None:
         return
     is_over = value_at(gate + 8 * NEXT) < value_at(gate + 8 * LIMIT)
     _exchange(gate + 8 * OPEN, -turn.number if is_over else 0)
-    left = SPINS
+    looks = 0
     while _value_now(gate + 8 * INSIDE) > 0:
-        if left > 0:
-            left -= 1
-        else:
-            _offer_core()
+        looks = _pause(looks)
 
 
 @compiled
@@ -183,7 +182,9 @@ def finish_task(turn: Any) -> None:
 @compiled
 def wait_for(turn: Any, count: int) -> None:
     """Wait until `count` tasks are done, which have smaller numbers than the task that waits: others are at them."""
-    _wait_until_at_least(address_of(turn.gate) + 8 * DONE, count)
+    looks = 0
+    while value_at(address_of(turn.gate) + 8 * DONE) < count:
+        looks = _pause(looks)
 
 
 # ---------------------------------------------------------------------------------------------- asked from Python
@@ -200,16 +201,16 @@ def linger(mailbox: Any, seen: int) -> int:
         if left == 0:
             return -1
         left -= 1
-    asked, gate, left = value_at(address_of(mailbox)), value_at(address_of(mailbox) + 8), PATIENCE
-    while gate != 0 and value_at(gate + 8 * OPEN) == 0 and left > 0:
-        left -= 1
+    asked, gate, looks = value_at(address_of(mailbox)), value_at(address_of(mailbox) + 8), 0
+    while gate != 0 and value_at(gate + 8 * OPEN) == 0 and looks < PATIENCE:
+        looks = _pause(looks)
     return int(asked)
 
 
 @kept
 def is_set(flag: Any) -> bool:
     """Whether a flag is set, or is within some 50 us."""
-    left = PATIENCE
+    left = FLAG_LOOKS
     while not value_at(address_of(flag)) and left:
         left -= 1
     return left > 0
