@@ -1,7 +1,12 @@
 """An interrupt anywhere in a call: no later result is wrong, no thread stays at work, BLAS keeps its threads."""
 
 import _thread
+import collections
+import contextlib
+import dis
+import functools
 import gc
+import linecache
 import os
 import random
 import signal
@@ -16,14 +21,14 @@ from calls import same
 from threadpoolctl import threadpool_info
 
 import gpuconv
-from gpuconv import cpu, thread_pool
+from gpuconv import thread_pool
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timed signals")
 
 x = np.random.default_rng(0).integers(-2, 3, (2, 28, 28, 64)).astype(np.float32)
 w = np.random.default_rng(1).integers(-2, 3, (3, 3, 64, 64)).astype(np.float32)
 w_depthwise = w[:, :, :1]
-stem = x[..., :3]
+z, w_complex = x[..., :16].astype(np.complex64), w[:, :, :16, :16].astype(np.complex64)
 
 CALLS = {
     "direct": lambda out=None: gpuconv.conv2d(x, w, pad=1, algorithm="direct", out=out),
@@ -42,13 +47,21 @@ CALLS = {
     "winograd, weight gradient": lambda out=None: gpuconv.conv2d_weight_grad(
         x, x, 3, pad=1, algorithm="winograd", out=out
     ),
+    "winograd of NumPy": lambda out=None: gpuconv.conv2d(z, w_complex, pad=1, algorithm="winograd", out=out),
+    "winograd of NumPy, weight gradient": lambda out=None: gpuconv.conv2d_weight_grad(
+        z, z, 3, pad=1, algorithm="winograd", out=out
+    ),
     "gemm": lambda out=None: gpuconv.conv2d(x, w, pad=1, algorithm="gemm", max_workspace=2**20, out=out),
     "gemm, weight gradient": lambda out=None: gpuconv.conv2d_weight_grad(
         x, x, 3, pad=1, algorithm="gemm", max_workspace=2**21, out=out
     ),
     "depthwise": lambda out=None: gpuconv.conv2d(x, w_depthwise, pad=1, groups=64, algorithm="depthwise", out=out),
-    "fft": lambda out=None: gpuconv.conv2d(x, w, pad=1, algorithm="fft", out=out),
+    "fft": lambda out=None: gpuconv.conv2d(x[..., :8], w[:, :, :8], pad=1, algorithm="fft", out=out),
+    "fft, weight gradient": lambda out=None: gpuconv.conv2d_weight_grad(
+        x[..., :8], x[..., :8], 3, pad=1, algorithm="fft", out=out
+    ),
     "max_pool2d": lambda out=None: gpuconv.max_pool2d(x, 2, out=out),
+    "avg_pool2d": lambda out=None: gpuconv.avg_pool2d(x, 3, pad=1, out=out),
 }
 
 
@@ -136,39 +149,79 @@ def test_a_storm_of_interrupts(name):
     assert time.process_time() - used < 0.1, "threads are at work though nobody asked them for anything"
 
 
-def test_an_interrupt_between_any_two_lines_of_the_pool(monkeypatch):
-    """Put there by a trace function, at each line in turn of what a caller runs of thread_pool.py and cpu.py."""
-    files = {module.__file__ for module in (thread_pool, cpu)}
-    call = CALLS["gemm"]
+@pytest.mark.parametrize("name", CALLS)
+def test_an_interrupt_at_any_line_of_a_call(name):
+    """Put there by a trace function: at each line that the caller runs, of any module, once or later."""
+    call = CALLS[name]
+    if not available(call):
+        pytest.skip("needs Numba")
     want, before = call().copy(), blas_threads()
-    strike_at, lines = 1, 0
+    lines, _ = traced(call)
+    interrupted = 0
+    for line, times in lines.items():
+        for which in {1, random.Random(name).randint(1, times)}:
+            with ending_within(20):
+                _, struck = traced(call, line, which)
+                interrupted += struck
+                assert same(call(), want), line
+            assert blas_threads() == before, line
+    assert interrupted > 30
+    assert len(thread_pool._workers) <= 4
+
+
+def traced(call, strike_at=None, which=1):
+    """How often a call runs each line of each file, and whether it was interrupted.
+
+    It is interrupted at a line of a file, the `which`-th time that it comes there, if it does so again.
+    """
+    lines, struck = collections.Counter(), False
 
     def trace(frame, event, _):
-        nonlocal lines
-        if frame.f_code.co_filename not in files:
-            return None
-        if event == "line":
-            lines += 1
-            if lines == strike_at:
+        nonlocal struck
+        if event == "line" and not is_safe(frame.f_code, frame.f_lasti, frame.f_lineno):
+            line = (frame.f_code.co_filename, frame.f_lineno)
+            lines[line] += 1
+            if line == strike_at and lines[line] == which:
+                struck = True
                 raise KeyboardInterrupt
         return trace
 
-    while True:
-        lines = 0
-        sys.settrace(trace)
-        try:
-            call()
-        except KeyboardInterrupt:
-            pass
-        else:
-            break
-        finally:
-            sys.settrace(None)
-        assert same(call(), want), strike_at
-        assert blas_threads() == before, strike_at
-        strike_at += 1
-    assert strike_at > 30
-    assert len(thread_pool._workers) <= 4
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        pass
+    else:
+        assert not struck, f"the interrupt at {strike_at} was lost"
+    finally:
+        sys.settrace(None)
+    return lines, struck
+
+
+@functools.cache
+def is_safe(code, step, line):
+    """Whether no signal can come here, where an exception would skip an `__exit__`.
+
+    Python looks for signals at the ends of calls and loops: not between the body of a with statement and its
+    `__exit__`, and not at the NOP that stands for a `try:`, which the body's table of exceptions leaves out.
+    """
+    names = [each.opname for each in dis.get_instructions(code) if each.offset >= step]
+    is_with = linecache.getline(code.co_filename, line).lstrip().startswith("with ")
+    return names[0] == "NOP" or (is_with and next(name for name in names if name != "POP_BLOCK") == "LOAD_CONST")
+
+
+@contextlib.contextmanager
+def ending_within(seconds):
+    def strike(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, strike)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_share_left_behind_is_not_taken_for_one_of_the_next_call():

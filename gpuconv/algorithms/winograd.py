@@ -21,12 +21,12 @@ from __future__ import annotations
 
 import itertools
 import math
-import threading
+import os
 from collections.abc import Sequence
-from functools import cache
 from types import ModuleType
 
 import numpy as np
+from fastrlock.rlock import FastRLock
 
 from gpuconv import cpu
 from gpuconv.algorithms.base import Problem, Work
@@ -144,10 +144,11 @@ class Winograd(StripAlgorithm):
     ) -> StripJob:
         g, f = c.g, self._f
         buffers = {name: xp.empty(size, c.acc) for name, size in self._sizes(c, cut.extents).items()}
+        transforming = _transforming_lock()
 
         def job(task: tuple[Strip, slice]) -> None:
             strip, _ = task
-            with _transforming():
+            with transforming:
                 v = self._input_transform(xp, c, x, strip, buffers)
             nb, th, tw = v.shape[2:5]
             v_ngtc = v.reshape(f.n**2, -1, g.groups, g.c_group).swapaxes(1, 2)
@@ -157,7 +158,7 @@ class Winograd(StripAlgorithm):
                 xp.matmul(v_ngtc[..., block], packed[..., block, :], out=into.swapaxes(1, 2))
                 if block.start:
                     product += into
-            with _transforming():
+            with transforming:
                 terms = product.reshape(f.n, f.n, -1)
                 down = _view(buffers["two"], (f.m, f.n, terms.shape[-1]))
                 _transform(xp, f.a_t, terms, down, buffers["term"])
@@ -234,9 +235,10 @@ class Winograd(StripAlgorithm):
     def weight_job(self, xp: ModuleType, c: Correlation, cut: Cut, x: Array, dy: Array) -> WeightJob:
         g, f = c.g, self._f
         buffers = {name: xp.empty(size, c.acc) for name, size in self._weight_sizes(c, cut.extents).items()}
+        transforming = _transforming_lock()
 
         def add(strip: Strip, _: slice, total: Array, first: bool) -> None:
-            with _transforming():
+            with transforming:
                 v = self._input_transform(xp, c, x, strip, buffers)
                 dy_mm = _view(buffers["y"], (f.m, f.m, *v.shape[2:5], g.k))
                 for i, j in itertools.product(range(f.m), repeat=2):
@@ -263,14 +265,29 @@ class Winograd(StripAlgorithm):
         return add
 
 
-@cache
-def _transforming() -> threading.Semaphore:
-    """Entered by threads that transform: at most half of them at a time, while the others multiply.
+def _transforming_lock() -> FastRLock:
+    """The lock that a thread holds while it transforms: one for two threads, so that the other can multiply.
 
     A transform is many short operations, each of which gives the interpreter lock away and asks for it again. Two
     threads in transforms keep waking each other for it: 8 images of 14 x 14 x 256 took 1.4 times as long without this.
+    A semaphore would be the plain word for it, but an interrupt inside Python's own, which are written in Python,
+    leaves them taken for good.
     """
-    return threading.Semaphore(max(1, cpu.workers() // 2))
+    return _transforming_locks[next(_turns) % len(_transforming_locks)]
+
+
+_transforming_locks: list[FastRLock] = []
+_turns = itertools.count()
+
+
+def _make_locks() -> None:
+    """In a forked child, the threads that held the locks of its parent do not exist."""
+    _transforming_locks[:] = [FastRLock() for _ in range(max(1, cpu.cores() // 2))]
+
+
+_make_locks()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_make_locks)
 
 
 def _product(xp: ModuleType, matrix: Array, values: Array) -> Array:
