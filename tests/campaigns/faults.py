@@ -42,7 +42,7 @@ CALLERS, CALLS_OF_EACH = 4, 3
 GROWTH = 3
 """Threads that there may be more than before: some may be about to end."""
 
-CALLS_MORE = 5
+CALLS_MORE = 8
 """Calls that are made beside, for what each of them leaves to show."""
 
 
@@ -55,11 +55,11 @@ class Rest:
     def __init__(self) -> None:
         self.threads, self.blas = _threads(), _blas_threads()
 
-    def check(self, helpers: int = 0) -> None:
-        """Whether it is; there may be so many helpers now that there were not before."""
+    def check(self) -> None:
+        """Whether it is; helpers may be there now that nothing had woken before."""
         if (now := _blas_threads()) != self.blas:
             raise Wrong("the threads of BLAS are not what they were", f"{self.blas} before, {now} now")
-        allowed = self.threads + helpers + GROWTH
+        allowed = self.threads + cpu.workers() + GROWTH
         if not _soon(lambda: _threads() <= allowed):
             raise Wrong("threads that are left", f"{self.threads} before, {_threads()} now")
         if not _soon(_is_idle):
@@ -188,7 +188,7 @@ def threads(subject: Subject, results: list[np.ndarray], rng: np.random.Generato
         made = [each for some in pool.map(run, range(CALLERS)) for each in some]
     for each in made:
         compare(each, results, "in several threads")
-    rest.check(helpers=cpu.workers())
+    rest.check()
 
 
 # Files
