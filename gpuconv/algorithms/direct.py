@@ -54,7 +54,7 @@ class Direct(PlainWeights):
     def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
         """An output is summed by itself, in an order that the kernel decides, and whether taps of a row are merged."""
         of_batch, alone = (
-            [isinstance(cut, DenseCut) and cut.merges for cut in _cuts(posed)] for posed in (problem, sample)
+            [isinstance(cut, DenseCut) and cut.merges for cut, _ in _cuts(posed)] for posed in (problem, sample)
         )
         return problem.direction != "weight_grad" and of_batch == alone
 
