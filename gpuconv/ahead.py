@@ -194,7 +194,8 @@ class PreparedConv:
             if problem.copied:
                 w_last = xp.ascontiguousarray(w_last)
             self._packed = Packed(problem, chosen, chosen.pack_weights(problem, w_last)) if g.macs else None
-        self.plan = replace(plan_of(problem, call.algorithm, call.caller), geometry=g)
+        whole = replace(problem, geometry=g)
+        self.plan = plan_of(whole, call.algorithm, call.caller)
         self.nbytes = self._w.nbytes + (0 if self._bias is None else self._bias.nbytes)
         if self._packed is not None and not xp.may_share_memory(self._packed.weights, self._w):
             self.nbytes += self._packed.weights.nbytes

@@ -23,6 +23,7 @@ from gpuconv.plan import (
     check_precision,
     choose,
     goes_by_sample,
+    may_be_whole,
     of_a_sample,
     plan_of,
     workspace_limit,
@@ -190,6 +191,10 @@ class Call(NamedTuple):
             if g.macs == 0:
                 fill(xp, target, bias, activation)
                 return self.deliver(result, out)
+            if len(pairs) > 1 and problem.on_cpu:
+                whole = self.problem(direction, g, dtype, device, weights, read, target)
+                if may_be_whole(algorithm, whole, problem):
+                    problem, pairs = whole, [(read, target)]
             if not problem.on_cpu:
                 other = other if packed else xp.ascontiguousarray(other)
                 bias = None if bias is None else xp.ascontiguousarray(bias)

@@ -54,8 +54,8 @@ class ConvPlan:
     seconds : float or None
         What it took when the problem was tuned, see `autotune`.
     by_sample : bool
-        Whether samples are computed one after another, see `settings.batch_invariant`. `workspace`, `copied` and
-        `seconds` are those of one sample then.
+        Whether samples are computed one after another, see `settings.batch_invariant`. `workspace` and `copied` are
+        those of one sample then.
     flops : int
 
     Examples
@@ -203,6 +203,13 @@ def as_computed(problem: Problem) -> Problem:
     return replace(problem, geometry=of_a_sample(problem.geometry))
 
 
+def may_be_whole(algorithm: Algorithm, problem: Problem, sample: Problem) -> bool:
+    """Whether an algorithm that was chosen for one sample may compute the batch at once, for it comes to the same."""
+    if not problem.on_cpu:
+        return False
+    return algorithm.is_the_same_for(problem, sample) and algorithm.workspace_bytes(problem) <= problem.max_workspace
+
+
 def plan_of(problem: Problem, algorithm: str, caller: str) -> ConvPlan:
     """The plan of a checked problem, for arrays that there are."""
     _try_numba_for(problem, algorithm)
@@ -210,20 +217,24 @@ def plan_of(problem: Problem, algorithm: str, caller: str) -> ConvPlan:
 
 
 def _plan_of(problem: Problem, algorithm: str, caller: str) -> ConvPlan:
-    whole, problem = problem.geometry, as_computed(problem)
+    whole, problem = problem, as_computed(problem)
     choice = _choose(problem, algorithm, caller, False, *_circumstances())
-    candidates = [_judge(candidate, problem, choice) for candidate in ALGORITHMS]
+    by_sample = goes_by_sample(problem.direction) and not may_be_whole(choice.algorithm, whole, problem)
+    candidates = [
+        _judge(candidate, whole if candidate is choice.algorithm and not by_sample else problem, choice)
+        for candidate in ALGORITHMS
+    ]
     order: list[Status] = ["chosen", "possible", "refused"]
     candidates.sort(key=lambda c: order.index(c.status))
     return ConvPlan(
-        whole,
+        whole.geometry,
         problem.dtype.name,
         problem.precision,
         problem.device,
         problem.direction,
         tuple(candidates),
         problem.copied,
-        goes_by_sample(problem.direction),
+        by_sample,
     )
 
 

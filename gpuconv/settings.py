@@ -14,9 +14,10 @@ threads: int | None = None
 batch_invariant: bool = False
 """Whether the result of a sample has the same bits in a batch of any size.
 
-Algorithms are then chosen for one sample, and run for one sample after another: forward passes, input gradients and
-transposed convolutions, by any algorithm on any device, and the products of `layers.Dense`. Small samples take
-longer so. A weight gradient is a sum over the batch, and is computed as ever."""
+Algorithms are then chosen for one sample, and run for one sample after another, except where the batch as a whole comes
+to the same: forward passes, input gradients and transposed convolutions, by any algorithm on any device, and the
+products of `layers.Dense`. Small samples may take longer so. A weight gradient is a sum over the batch, and is computed
+as ever."""
 
 autotune: bool = False
 """Whether the first call of a problem with ``algorithm="auto"`` times the algorithms, and later ones use what it found.

@@ -10,6 +10,7 @@ from tolerances import to_numpy
 
 import gpuconv
 from gpuconv import autotune
+from gpuconv.algorithms.compiled_loops import numba_is_there
 from gpuconv.algorithms.direct_cuda import CudaDirect
 
 BATCHES = (1, 2, 3, 5, 8, 17)
@@ -28,6 +29,7 @@ SHAPES = {
     "1d": Case(MOST, (33,), 5, 7, (4,), (2,), (2,), ((3, 1),)),
     "3d": Case(MOST, (4, 5, 4), 4, 4, (2, 3, 2), (1, 2, 1), ONES + (1,), ((1, 0), (1, 1), (0, 1))),
 }
+needs_numba = pytest.mark.skipif(not numba_is_there(), reason="needs compiled loops")
 PASSES = ("forward", "input_grad", "transposed")
 every_pass = pytest.mark.parametrize("direction", PASSES)
 every_algorithm = pytest.mark.parametrize("name", ["auto", *ALGORITHM_NAMES])
@@ -244,7 +246,7 @@ def test_a_change_of_the_setting_shows_in_the_next_call(monkeypatch):
     for asked in (False, True, False, True):
         monkeypatch.setattr(gpuconv.settings, "batch_invariant", asked)
         bits.append(call(case, "forward", x, w, algorithm="fft", precision="fast").tobytes())
-        assert gpuconv.explain(x, w, **case.keywords).by_sample is asked
+        assert gpuconv.explain(x, w, algorithm="fft", **case.keywords).by_sample is asked
     assert bits[0] == bits[2] != bits[1] == bits[3]
 
 
@@ -262,11 +264,31 @@ def test_auto_chooses_by_the_sample(monkeypatch, shape, direction):
 
 
 def test_the_plan_says_so():
-    plan = gpuconv.plan("n8_h9w9_c4_k4_r3s3_p1", direction="input_grad")
-    alone = gpuconv.plan("n1_h9w9_c4_k4_r3s3_p1", direction="input_grad")
+    plan = gpuconv.plan("n8_h9w9_c4_k4_r3s3_p1", direction="input_grad", algorithm="gemm")
+    alone = gpuconv.plan("n1_h9w9_c4_k4_r3s3_p1", direction="input_grad", algorithm="gemm")
     assert "  sample by sample" in str(plan).splitlines()[0]
     assert str(plan).splitlines()[1:] == str(alone).splitlines()[1:]
     assert plan.workspace == alone.workspace
+
+
+@needs_numba
+@pytest.mark.parametrize("name", ["direct", "winograd"])
+def test_a_batch_is_computed_at_once_where_that_comes_to_the_same(monkeypatch, name):
+    plans = []
+    for asked in (True, False):
+        monkeypatch.setattr(gpuconv.settings, "batch_invariant", asked)
+        plans.append(gpuconv.plan("n8_h9w9_c4_k4_r3s3_p1", algorithm=name))
+    assert (plans[0].by_sample, plans[0].workspace) == (False, plans[1].workspace)
+
+
+@needs_numba
+@pytest.mark.parametrize("max_workspace", [30_000, 80_000, 2**28])
+def test_direct_merges_taps_of_all_batches_or_of_none(max_workspace):
+    """Which it does decides where a long sum is cut, and there may be memory for the padded copy of one sample only."""
+    case = Case(MOST, (14, 15), 3, 8, (11, 11), ONES, ONES, ((5, 5), (5, 5)))
+    batch, w = arrays_of(case, "forward")
+    keywords = {"algorithm": "direct", "max_workspace": max_workspace}
+    assert not differing(lambda some: call(case, "forward", some, w, **keywords), batch)
 
 
 def test_a_weight_gradient_is_computed_as_ever(monkeypatch):

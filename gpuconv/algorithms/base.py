@@ -103,6 +103,9 @@ class Algorithm(Protocol):
     def work(self, problem: Problem) -> Work:
         """What the problem takes, counted; of one that is not refused."""
 
+    def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
+        """Whether each sample of a batch gets the bits that it gets in the problem `sample`, alone; False if unsure."""
+
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
         """out = activation(conv(x, w) + bias)"""
 
@@ -125,6 +128,9 @@ class Algorithm(Protocol):
 
 class PlainWeights:
     """Base of algorithms that take w as it lies."""
+
+    def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
+        return False
 
     def pack_weights(self, problem: Problem, w: Array) -> Array:
         return w

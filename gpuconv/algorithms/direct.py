@@ -51,6 +51,13 @@ class Direct(PlainWeights):
     def work(self, problem: Problem) -> Work:
         return sum((cut.work * count for cut, count in _cuts(problem)), Work())
 
+    def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
+        """An output is summed by itself, in an order that the kernel decides, and whether taps of a row are merged."""
+        of_batch, alone = (
+            [isinstance(cut, DenseCut) and cut.merges for cut, _ in _cuts(posed)] for posed in (problem, sample)
+        )
+        return problem.direction != "weight_grad" and of_batch == alone
+
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
         g, target = problem.geometry, _target(problem, out)
         _correlate(problem, [(g, native(x), _by_group(native(w), g), target)], bias, activation)

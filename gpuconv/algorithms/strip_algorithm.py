@@ -196,6 +196,9 @@ class StripAlgorithm(ABC):
             return self._weight_cut(Correlation.of(problem), budget).total_bytes
         return max((self._cut(c, budget).total_bytes for c, _ in self._parts(problem)), default=0)
 
+    def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
+        return False  # strips have other ends, and products of BLAS other shapes
+
     def work(self, problem: Problem) -> Work:
         if problem.geometry.macs == 0:
             return Work()

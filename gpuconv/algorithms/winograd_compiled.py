@@ -292,6 +292,9 @@ class CompiledWinograd:
     def work(self, problem: Problem) -> Work:
         return sum((_work(cut) for cut in self._cuts(problem)), Work())
 
+    def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
+        return problem.direction != "weight_grad"  # a tile is summed by itself, in an order that its channels decide
+
     def _cuts(self, problem: Problem) -> list[Cut]:
         if problem.geometry.macs == 0:
             return []

@@ -37,6 +37,9 @@ class _Wrapper:
     def work(self, problem: Problem) -> Work:
         return self._serving(problem).work(problem)
 
+    def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
+        return self._serving(problem).is_the_same_for(problem, sample)
+
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
         self._serving(problem).forward(problem, x, w, out, bias, activation)
 
@@ -107,6 +110,9 @@ class Folding(_Wrapper):
         return self._algorithm.work(
             replace(problem, geometry=unfolded(problem.geometry)) if _folds(problem) else problem
         )
+
+    def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
+        return not _folds(problem) and super().is_the_same_for(problem, sample)
 
     def input_grad(
         self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
