@@ -146,14 +146,15 @@ def test_a_file_name_comes_out_as_it_is(settings, folder):
     assert b"saved: " + os.fsencode(name) in done.stdout
 
 
-def test_a_closed_number_goes_to_no_file_of_ours(folder):
+@pytest.mark.parametrize("redirection", [">&- 2>&-", "<&- 2>&-", "<&- >&- 2>&-"])
+def test_a_closed_number_goes_to_no_file_of_ours(redirection, folder):
     """A library in C that writes to the number of standard error would write into it."""
     program = (
         "import os; from gpuconv import streams\n"
-        "streams.run(lambda: (open('ours', 'w'), os.write(2, b'message of a library'), os.write(1, b'other')))"
+        "streams.run(lambda: (open('ours', 'w'), os.write(2, b'message of a library')))"
     )
     done = subprocess.run(
-        ["bash", "-c", '"$@" >&- 2>&-', "bash", sys.executable, "-c", program],
+        ["bash", "-c", f'"$@" {redirection}', "bash", sys.executable, "-c", program],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
         check=False,
@@ -248,6 +249,16 @@ def test_a_loss_ends_the_command_where_it_is_met(number, status, room, monkeypat
     sys.stdout.flush()
     want = f"gpuconv: standard output cannot be written: {os.strerror(number)}\n"
     assert errors.getvalue() == ("" if number == errno.EPIPE else want)
+
+
+def test_what_was_left_to_write_at_the_end_counts(monkeypatch):
+    errors = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(Full(0, errno.ENOSPC)), "utf-8"))
+    monkeypatch.setattr(sys, "stderr", errors)
+    with pytest.raises(SystemExit) as caught:
+        streams.run(lambda: print("line"))  # noqa: T201
+    assert caught.value.code == 1
+    assert errors.getvalue() == "gpuconv: standard output cannot be written: No space left on device\n"
 
 
 def test_a_loss_in_another_thread_counts(monkeypatch):
