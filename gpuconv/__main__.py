@@ -2,11 +2,17 @@
 
 import sys
 
+from gpuconv import streams
+
 EXTRA = {"typer", "rich", "matplotlib", "PIL", "mlxtend", "sklearn"}
 
 
 def main() -> None:
     """Entry point of the console script and of ``python -m gpuconv``."""
+    streams.run(_command)
+
+
+def _command() -> None:
     try:
         from gpuconv.cli import app
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from json import dumps
@@ -22,6 +23,7 @@ from gpuconv.algorithms import ALGORITHMS
 from gpuconv.algorithms.compiled_loops import try_numba
 from gpuconv.errors import DeviceError
 from gpuconv.plan import DIRECTIONS, si
+from gpuconv.streams import INTERRUPTED
 from gpuconv.typing import Direction, Precision
 
 if TYPE_CHECKING:
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 WIDTH_OF_A_FILE = 150
 ROOM_BELOW = 6
 SHOWN_FAILURES = 10
-INTERRUPTED = 130
 
 app = typer.Typer(
     help="Convolution for NumPy and CuPy arrays, on a CUDA GPU or on the CPU.",
@@ -50,7 +51,7 @@ Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, or cuda:1 fo
 def root(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
     """Convolution for NumPy and CuPy arrays, on a CUDA GPU or on the CPU."""
     if version:
-        typer.echo(f"gpuconv {gpuconv.__version__}")
+        _say(f"gpuconv {gpuconv.__version__}")
         raise typer.Exit
 
 
@@ -127,7 +128,7 @@ def explain(
     with _usage_errors("explain"):
         if device == "cpu":
             try_numba()
-        typer.echo(
+        _say(
             gpuconv.plan(
                 problem,
                 dtype,
@@ -160,7 +161,7 @@ def kernels(
         try:
             archs = kernel_report.architectures(arch or ())
         except ModuleNotFoundError as error:
-            typer.echo(f"gpuconv kernels: {error}", err=True)
+            _say(f"gpuconv kernels: {error}", err=True)
             raise typer.Exit(1) from None
         sampled = not (arch or kernel or every)
         jobs = kernel_report.sample() if sampled else kernel_report.jobs(archs, kernel or ())
@@ -275,7 +276,7 @@ def bench(
     from gpuconv.bench.runner import threads as held_to
 
     if suite == ["list"]:
-        typer.echo("\n".join(suites.names()))
+        _say("\n".join(suites.names()))
         return
     if training_step:
         _training_step(device, batch, against, threads, repeats, json)
@@ -308,7 +309,7 @@ def bench(
     with _usage_errors("bench"):
         _report(record, plot)
     if left_out:
-        typer.echo(f"{len(left_out)} cases left out, for instance: {left_out[0]}")
+        _say(f"{len(left_out)} cases left out, for instance: {left_out[0]}")
     raise typer.Exit(status)
 
 
@@ -334,12 +335,13 @@ def _training_step(
         try:
             result = training.measure(device, batch, repeats, against_torch=bool(against))
         except WrongResult as error:
-            typer.echo(f"gpuconv bench: {error}", err=True)
+            _say(f"gpuconv bench: {error}", err=True)
             raise typer.Exit(1) from None
+    unsaved = json and not _is_saved("bench", lambda: result.write(json, provenance), json)
     console = _console()
     console.print(tables.origin(provenance), markup=False, soft_wrap=True)
     console.print(result.table())
-    if json and not _is_saved("bench", lambda: result.write(json, provenance), json):
+    if unsaved:
         raise typer.Exit(1)
 
 
@@ -369,7 +371,7 @@ def _measure(cases: Sequence[Case], opponents: Mapping[str, Peer], repeats: int,
         return INTERRUPTED
     finally:
         for message in wrong:
-            typer.echo(f"gpuconv bench: {message}", err=True)
+            _say(f"gpuconv bench: {message}", err=True)
     return int(bool(wrong))
 
 
@@ -435,6 +437,11 @@ def _comparison_table(comparisons: Iterable[Comparison]) -> Table:
 # ------------------------------------------------------------------------------------------------ the terminal
 
 
+def _say(text: object, *, err: bool = False) -> None:
+    """A line in the encoding of the stream; typer.echo would take UTF-8 where that is ASCII."""
+    print(text, file=sys.stderr if err else sys.stdout, flush=True)
+
+
 def _where_tuned() -> str:
     try:
         return f"in {escape(str(autotune.path()))}"
@@ -453,7 +460,8 @@ def _console() -> Console:
 def _progress() -> Progress:
     """A bar that leaves no trace when it is done, and shows nothing where there is no terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _check_folder_of(*paths: Path | None) -> None:
@@ -467,9 +475,9 @@ def _check_folder_of(*paths: Path | None) -> None:
 def _is_saved(command: str, write: Callable[[], Path | None], path: Path | None = None) -> bool:
     """Whether it could be; what was measured is still to be shown where it could not."""
     try:
-        typer.echo(f"saved: {write() or path}")
+        _say(f"saved: {write() or path}")
     except OSError as error:
-        typer.echo(f"gpuconv {command}: {error.strerror}: {error.filename!r}", err=True)
+        _say(f"gpuconv {command}: {error.strerror}: {error.filename!r}", err=True)
         return False
     return True
 
@@ -480,8 +488,8 @@ def _usage_errors(command: str) -> Iterator[None]:
     try:
         yield
     except (DeviceError, MemoryError, TypeError, ValueError) as error:
-        typer.echo(f"gpuconv {command}: {error}", err=True)
+        _say(f"gpuconv {command}: {error}", err=True)
         raise typer.Exit(2) from None
     except OSError as error:
-        typer.echo(f"gpuconv {command}: {error.strerror}: {error.filename!r}", err=True)
+        _say(f"gpuconv {command}: {error.strerror}: {error.filename!r}", err=True)
         raise typer.Exit(2) from None

@@ -16,9 +16,11 @@ import pkgutil
 import re
 import signal
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from multiprocessing import connection
+from multiprocessing.connection import Connection
 from typing import Any
 
 import gpuconv
@@ -189,20 +191,81 @@ def sample() -> list[tuple[Unit, str]]:
 
 
 def compile_all(chosen: Sequence[tuple[Unit, str]], processes: int | None = None) -> Generator[Outcome, None, None]:
-    """Compile all of these side by side, each handed out when it is done. Closing the iterator ends the rest."""
-    count = min(processes or cpu.cores(), len(chosen))
-    if count <= 1:
-        for unit, arch in chosen:
-            yield _outcome(unit, arch, _compile(*_task(unit, arch)))
-        return
-    # In processes: NVRTC lets only one thread of a process compile at a time.
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _leave_interrupts_to_the_parent)
+    """Compile all of these side by side, each handed out when it is done.
+
+    The work is done in processes, because NVRTC lets only one thread of a process compile at a time, and because
+    nothing interrupts it for seconds. An interrupt, or closing the iterator, kills them; they write no files.
+    """
+    count = processes or cpu.cores()
+    waiting, workers = list(reversed(chosen)), list[_Worker]()
     try:
-        running = {pool.submit(_compile, *_task(unit, arch)): (unit, arch) for unit, arch in chosen}
-        for future in as_completed(running):
-            yield _outcome(*running[future], future.result())
+        while waiting or workers:
+            while waiting and len(workers) < count:
+                workers.append(_Worker())
+                workers[-1].give(*waiting.pop())
+            for pipe in connection.wait([worker.pipe for worker in workers]):
+                worker = next(worker for worker in workers if worker.pipe is pipe)
+                outcome = worker.take()
+                if waiting and worker.process.is_alive():
+                    worker.give(*waiting.pop())
+                else:
+                    worker.end()
+                    workers.remove(worker)
+                yield outcome
     finally:
-        pool.shutdown(cancel_futures=True)
+        for worker in workers:
+            worker.end()
+
+
+class _Worker:
+    """A process that compiles one job after another. One that is forgotten ends after its job, when its pipe closes."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs,), daemon=True)
+        with _interrupts_held_back():
+            self.process.start()
+        theirs.close()
+
+    def give(self, unit: Unit, arch: str) -> None:
+        self._job = unit, arch
+        with suppress(BrokenPipeError):  # `take` will tell
+            self.pipe.send(_task(unit, arch))
+
+    def take(self) -> Outcome:
+        """What became of its job."""
+        try:
+            compiled = self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            compiled = False, f"the process that compiled it has ended with status {self.process.exitcode}"
+        return _outcome(*self._job, compiled)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def _work(pipe: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group; the parent will tell
+    with suppress(EOFError, OSError):  # the parent is gone
+        while True:
+            pipe.send(_compile(*pipe.recv()))
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """A process started here has SIGINT blocked from its first instruction, also while it imports."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def usages(log: str) -> Iterator[Usage]:
@@ -234,10 +297,6 @@ def _compile(text: str, options: tuple[str, ...], arch: str) -> tuple[bool, str]
 def _outcome(unit: Unit, arch: str, compiled: tuple[bool, str]) -> Outcome:
     right, log = compiled
     return Outcome(unit, arch, tuple(usages(log)) if right else (), "" if right else log)
-
-
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 # ------------------------------------------------------------------------------------------------ a record

@@ -9,7 +9,15 @@ max_workspace: int = 256 * 2**20
 """Bytes of extra memory a call may take beside its arguments and its result, where it names no ``max_workspace``."""
 
 threads: int | None = None
-"""CPU threads a call may use; None: every core this process may run on. No result depends on it."""
+"""CPU threads a call may use. No result depends on it.
+
+None: as many as the process was given, which is the least of these:
+
+- the cores it may run on, by its affinity and by the quotas of its control groups, rounded up: counted anew every 0.1 s
+- OMP_NUM_THREADS, as it was at the first call
+- the threads that NumPy's BLAS is held to at the time of the call, by threadpoolctl or by a variable of its own
+
+NUMBA_NUM_THREADS does not count: it is for threads of Numba's own, which gpuconv does not use."""
 
 batch_invariant: bool = False
 """Whether the result of a sample has the same bits in a batch of any size.

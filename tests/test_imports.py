@@ -16,7 +16,7 @@ PACKAGE = pathlib.Path(gpuconv.__file__).parent
 # From the bottom up. A name ending in a dot is a folder. On one floor imports may go sideways, never in a circle.
 # The package itself stands under the programs, which use it as anyone else does.
 FLOORS = [
-    ["errors", "typing", "settings", "version", "html", "hashed", "integers", "shielded"],
+    ["errors", "typing", "settings", "version", "html", "hashed", "integers", "shielded", "streams"],
     ["geometry", "backend", "disk", "thread_pool"],
     ["cuda", "kernel_args", "kernel_signature", "nvrtc", "cublas", "cpu", "adjoint", "simd."],
     ["algorithms."],

@@ -1,7 +1,14 @@
 """`gpuconv kernels`: what the compiler says of small kernels that are right, spill, are over budget, do not compile."""
 
 import json
+import multiprocessing
+import os
 import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -248,6 +255,119 @@ def test_an_interrupt_leaves_what_is_done(kernels, monkeypatch, tmp_path):
     content = json.loads((tmp_path / "some.json").read_text())
     assert len(content["results"]) == 2
     assert content["not_done"] == ["good.cu float64 for sm_80"]
+
+
+SLOW = "".join(
+    f"""extern "C" __global__ void slow{i}(float* x) {{
+  float kept[200];
+  for (int j = 0; j < 200; ++j) kept[j] = x[j * 1024 + threadIdx.x];
+  for (int j = 0; j < 200; ++j) x[j * 1024 + threadIdx.x] = kept[(95 * j) % 200] * kept[j];
+}}
+"""
+    for i in range(100)
+)
+"""Half a minute's work of NVRTC."""
+
+
+@needs_nvrtc
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timed signals")
+@pytest.mark.parametrize("after", [0.001, 0.02, 0.3, 3.0])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_interrupt_ends_running_compilations_at_once(kernels, after, processes):
+    """While the processes start, while they import, and while they compile."""
+    (kernels / "good.cu").write_text(SLOW)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    begin = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, after)
+            list(compile_all([(unit, "sm_90") for unit in UNITS], processes))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - begin - after < 1
+    assert not multiprocessing.active_children()
+
+
+# As the command does it, but for a word when the compilations begin.
+CTRL_C = """
+from gpuconv import __main__, kernel_report
+every = kernel_report.compile_all
+def compile_all(jobs):
+    print("starting", flush=True)
+    yield from every(jobs)
+kernel_report.compile_all = compile_all
+__main__.main()
+"""
+
+
+@needs_nvrtc
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends signals otherwise")
+@pytest.mark.parametrize("after", [0.0, 0.3, 3.0])
+def test_ctrl_c_at_a_terminal_ends_the_command_and_its_processes_in_silence(after, tmp_path):
+    """SIGINT reaches them all. What was compiled until then is saved."""
+    path = tmp_path / "some.json"
+    with subprocess.Popen(
+        [sys.executable, "-c", CTRL_C, "kernels", "--all", "--json", str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout.readline() == "starting\n"
+        time.sleep(after)
+        os.killpg(process.pid, signal.SIGINT)
+        begin = time.monotonic()
+        out, errors = process.communicate(timeout=60)
+    assert time.monotonic() - begin < 5  # to put into words what was done
+    assert (process.returncode, errors) == (130, "")
+    assert "interrupted: " in out
+    assert len(json.loads(path.read_text())["not_done"]) > 100
+    while at_work(process.pid) and time.monotonic() < begin + 10:  # multiprocessing's tracker of resources
+        time.sleep(0.05)
+    assert not at_work(process.pid)
+
+
+def at_work(group):
+    """The processes of a group, but those that nobody has asked how they ended."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
+            if state != "Z" and int(its_group) == group:
+                found.append(path.parent.name)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux alone tells what is blocked")
+def test_a_worker_is_out_of_reach_of_ctrl_c_from_the_first():
+    """It would print where it was in its imports."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    worker = kernel_report._Worker()
+    try:
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+        status = Path(f"/proc/{worker.process.pid}/status").read_text()
+    finally:
+        worker.end()
+    blocked = next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:"))
+    assert int(blocked, 16) >> signal.SIGINT - 1 & 1
+
+
+@needs_nvrtc
+def test_a_compiler_that_is_killed_is_a_fault_and_the_rest_goes_on(kernels, monkeypatch):
+    give = kernel_report._Worker.give
+
+    def killed(self, unit, arch):
+        if unit.dtype == F32:
+            self.process.kill()
+            self.process.join()
+        give(self, unit, arch)
+
+    monkeypatch.setattr(kernel_report._Worker, "give", killed)
+    done = list(compile_all([(UNITS[0], "sm_80"), (UNITS[1], "sm_80"), (UNITS[0], "sm_90")], 1))
+    gone = "the process that compiled it has ended with status -9"
+    assert [outcome.error for outcome in done] == [gone, "", gone]
+    assert len(done[1].usages) == 2
 
 
 @needs_nvrtc
