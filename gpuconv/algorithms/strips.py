@@ -106,10 +106,13 @@ def tile_elements(g: ConvGeometry, extents: Ints) -> int:
     return math.prod(tile_shape(g, extents))
 
 
-def gather(xp: ModuleType, x: Array, g: ConvGeometry, strip: Strip, buffer: Array | None) -> Array:
+def gather(
+    xp: ModuleType, x: Array, g: ConvGeometry, strip: Strip, buffer: Array | None, *, copies: bool = False
+) -> Array:
     """The padded input under `strip`: a view of x where it holds no padding and `buffer` is no other dtype.
 
-    `buffer` is flat and large enough for the tile; None promises that a view will do.
+    `buffer` is flat and large enough for the tile; None promises that a view will do. `copies` asks for a tile, which
+    is C-contiguous, whatever the strip holds.
     """
     ranges: list[Pair] = []  # of input positions; they reach past 0 and the size where there is padding
     for s, step, span, (lo, _) in zip(strip[1:], g.stride, g.span, g.pad, strict=True):
@@ -118,7 +121,7 @@ def gather(xp: ModuleType, x: Array, g: ConvGeometry, strip: Strip, buffer: Arra
         slice(max(0, start), max(0, min(size, stop))) for (start, stop), size in zip(ranges, g.spatial, strict=True)
     )
     is_inside = all(s.start == r[0] and s.stop == r[1] for s, r in zip(inside, ranges, strict=True))
-    if buffer is None or (is_inside and x.dtype == buffer.dtype):
+    if buffer is None or (is_inside and x.dtype == buffer.dtype and not copies):
         return x[(strip[0], *inside)]
     shape = (strip[0].stop - strip[0].start, *(stop - start for start, stop in ranges), g.c)
     tile = buffer[: math.prod(shape)].reshape(shape)
