@@ -396,17 +396,30 @@ class ConvGeometry(HashedOnce):
             at = xp.where((at >= 0) & (at < size), at, -1)
         return at
 
+    def source(self, axis: int, at: int) -> int:
+        """Which input position holds what is at one position of the padded axis, counted as above; -1 for a zero."""
+        size = self.spatial[axis]
+        if 0 <= at < size:
+            return at
+        if self.pad_mode == "replicate":
+            return min(max(at, 0), size - 1)
+        repeat = self.repeat(axis)
+        if repeat is None:
+            return -1
+        at %= repeat
+        return at if at < size else repeat - at
+
     def source_runs(self, axis: int, positions: Pair) -> list[SourceRun]:
-        """The same as runs, in order, for positions that hold no zero; where they repeat, only until they do.
+        """The same as runs, in order, for positions that hold no zero; where they repeat more than twice, once.
 
         >>> g = ConvGeometry.create(1, 4, 1, 1, 3, pad=((2, 1),), pad_mode="reflect")
         >>> [(run.at, run.source, run.length) for run in g.source_runs(0, (-2, 5))]
-        [(0, slice(2, 0, -1), 2), (2, slice(0, 4, 1), 4)]
+        [(0, slice(2, 0, -1), 2), (2, slice(0, 4, 1), 4), (6, slice(2, 1, -1), 1)]
         """
         size, (start, stop) = self.spatial[axis], positions
         repeat = self.repeat(axis)
-        if repeat is not None:
-            stop = min(stop, start + repeat)
+        if repeat is not None and stop - start > 2 * repeat:
+            stop = start + repeat
         runs = []
         at = start
         while at < stop:

@@ -163,7 +163,7 @@ class _Seen:
     def __call__(self, strip: Strip) -> Array:
         xp, g = self._xp, self._c.g
         extents = extents_of(strip)
-        tile = gather(xp, self._x, g, strip, self._buffer, copies=_copies(self._c))
+        tile = gather(xp, self._x, g, strip, self._buffer, copies=not self._c.x_plain)
         if not self.merges:
             view = windows(xp, tile, g, extents)
             return view.reshape(*view.shape[:-1], g.groups, g.c_group).swapaxes(-1, -2)
@@ -184,13 +184,9 @@ def _has_long_runs(c: Correlation) -> bool:
     return c.g.stride[-1] == 1 and c.g.c_group == 1
 
 
-def _copies(c: Correlation) -> bool:
-    """Whether every strip of x is copied to a tile, padded or not, for its rows to be long runs."""
-    return _has_long_runs(c) and not c.x_plain
-
-
 def _needs_tile(c: Correlation) -> bool:
-    return c.needs_tile or _copies(c)
+    """An x that is no matrix is copied, padded or not: for long runs, and NumPy's einsum buffers what it cannot walk."""
+    return c.needs_tile or not c.x_plain
 
 
 def _tile_bytes(c: Correlation, extents: Ints) -> int:
