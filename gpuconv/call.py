@@ -138,9 +138,10 @@ class Call(NamedTuple):
         precision = check_precision(self.precision, self.caller)
         limit = workspace_limit(self.max_workspace, self.caller)
         contiguous = True
-        for array in (*weights, *arrays):
-            flags = array.flags
-            contiguous = contiguous and flags.c_contiguous and array.dtype == dtype and (device != "cpu" or flags.aligned)
+        if device == "cpu":
+            for array in (*weights, *arrays):
+                flags = array.flags
+                contiguous = contiguous and flags.c_contiguous and flags.aligned and array.dtype == dtype
         if elsewhere > limit:
             raise WorkspaceError(
                 f"{self.caller}: out overlaps an argument, so the result is made elsewhere first, which takes "
@@ -148,7 +149,6 @@ class Call(NamedTuple):
             )
         copied = elsewhere
         if device != "cpu":
-            contiguous = True
             anywhere = not goes_by_sample(direction)
             copies = [w for w in weights if not _is_served(w)] + [a for a in arrays if not _is_served(a, anywhere)]
             copied += sum(array.size * dtype.itemsize for array in copies)

@@ -445,19 +445,22 @@ class ConvGeometry(HashedOnce):
         """Every kernel position, in row order."""
         return itertools.product(*map(range, self.kernel))
 
-    def tap_slices(self, tap: Ints) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    def tap_slices(self, tap: Ints, part: Sequence[slice] | None = None) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
         """Where tap `tap` meets the input itself, not the padding: slices of the input axes and of the output axes.
 
-        ``x[:, *ins]`` lies over ``y[:, *outs]``, one input position for each output position.
+        ``x[:, *ins]`` lies over ``y[:, *outs]``, one input position for each output position. Of a part of the input,
+        `ins` are counted from where it begins.
 
         >>> g = ConvGeometry.create(1, 5, 1, 1, 3, stride=2, pad=1)
         >>> g.tap_slices((0,))
         ((slice(1, 4, 2),), (slice(1, 3, 1),))
         """
         ins, outs = [], []
-        axes = zip(tap, self.spatial, self.out, self.stride, self.dilation, self.pad, strict=True)
-        for r, size, out, s, d, (lo, _) in axes:
-            first = r * d - lo  # the input position under output 0
+        begins = [0] * self.ndim if part is None else [along.start for along in part]
+        sizes = self.spatial if part is None else [along.stop - along.start for along in part]
+        axes = zip(tap, begins, sizes, self.out, self.stride, self.dilation, self.pad, strict=True)
+        for r, begin, size, out, s, d, (lo, _) in axes:
+            first = r * d - lo - begin  # the input position under output 0
             p0 = max(0, -(first // s))
             p1 = max(p0, min(out, (size - 1 - first) // s + 1))
             start = first + p0 * s

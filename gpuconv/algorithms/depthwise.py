@@ -185,7 +185,7 @@ def _has_long_runs(c: Correlation) -> bool:
 
 
 def _needs_tile(c: Correlation) -> bool:
-    """An x that is no matrix is copied, padded or not: for long runs, and NumPy's einsum buffers what it cannot walk."""
+    """An x that is no matrix is copied, padded or not: for long runs, and because einsum is slow on foreign bytes."""
     return c.needs_tile or not c.x_plain
 
 
