@@ -140,7 +140,8 @@ def _by_tap(cols: Array, g: ConvGeometry) -> Array:
 def _of_tap(by_tap: Array, tap: Ints) -> Array:
     """What the outputs see through one tap, (n, *out, c)."""
     index: tuple[Any, ...] = (..., *tap, slice(None))
-    return by_tap[index]
+    of_tap: Array = by_tap[index]
+    return of_tap
 
 
 def by_kernel(xp: ModuleType, array: Array, g: ConvGeometry) -> bool:
