@@ -162,7 +162,7 @@ class PreparedConv:
     """What `prepare` returns: ``prepared(x, out=None)`` is ``conv(x, w, bias, ...)``, bit for bit.
 
     The bits are those of `conv2d` with a C-contiguous w, by the algorithm that the plan names. An x (or out) that is
-    not C-contiguous is served as well, without what was packed.
+    not C-contiguous, and an out that overlaps x, are served as well, without what was packed.
 
     Attributes
     ----------

@@ -129,29 +129,38 @@ class Call(NamedTuple):
         device: str,
         weights: list[Array],
         *arrays: Array,
+        elsewhere: int = 0,
     ) -> Problem:
         """Both kinds of arrays, channels last, are all that the algorithm will read and write.
 
-        `arrays` are batches; of them the first sample, if one is computed after the other.
+        `arrays` are batches; of them the first sample, if one is computed after the other. `elsewhere` is how many
+        bytes a result takes that is made elsewhere, because `out` overlaps an argument.
         """
         precision = check_precision(self.precision, self.caller)
         limit = workspace_limit(self.max_workspace, self.caller)
         contiguous = True
-        for array in (*weights, *arrays):
-            contiguous = contiguous and array.flags.c_contiguous and array.dtype == dtype
         if device == "cpu":
-            return _problem(g, dtype, device, direction, precision, limit, contiguous)
-        anywhere = not goes_by_sample(direction)
-        copies = [w for w in weights if not _is_served(w)] + [a for a in arrays if not _is_served(a, anywhere)]
-        copied = sum(array.size * dtype.itemsize for array in copies)
+            for array in (*weights, *arrays):
+                flags = array.flags
+                contiguous = contiguous and flags.c_contiguous and flags.aligned and array.dtype == dtype
+        if elsewhere > limit:
+            raise WorkspaceError(
+                f"{self.caller}: out overlaps an argument, so the result is made elsewhere first, which takes "
+                f"{elsewhere} bytes, but max_workspace is {limit}. Raise it, or pass an out that overlaps nothing."
+            )
+        copied = elsewhere
+        if device != "cpu":
+            anywhere = not goes_by_sample(direction)
+            copies = [w for w in weights if not _is_served(w)] + [a for a in arrays if not _is_served(a, anywhere)]
+            copied += sum(array.size * dtype.itemsize for array in copies)
         if not copied:
-            return _problem(g, dtype, device, direction, precision, limit, True)
+            return _problem(g, dtype, device, direction, precision, limit, contiguous)
         if copied > limit:
             raise WorkspaceError(
                 f"{self.caller}: kernels take C-contiguous, channels-last arrays, copies of those that are not take "
                 f"{copied} bytes, max_workspace allows {limit}. Raise it, or pass such arrays."
             )
-        return Problem(g, dtype, device, direction, precision, limit - copied, copied=copied)
+        return Problem(g, dtype, device, direction, precision, limit - copied, contiguous, copied)
 
     def run(
         self,
@@ -184,7 +193,8 @@ class Call(NamedTuple):
                 pairs = [(read[n : n + 1], target[n : n + 1]) for n in range(g.n)]
             weights, batches = ([target], (read, other)) if is_w else ([other], pairs[0])
             posed = of_a_sample(g) if by_sample else g
-            problem = self.problem(direction, posed, dtype, device, weights, *batches)
+            elsewhere = 0 if out is None or result is out else result.nbytes
+            problem = self.problem(direction, posed, dtype, device, weights, *batches, elsewhere=elsewhere)
             if packed is not None and packed.problem != problem:
                 packed = None
             algorithm = packed.algorithm if packed else choose(problem, self.algorithm, self.caller)
@@ -215,7 +225,7 @@ class Call(NamedTuple):
     ) -> None:
         """Let an algorithm write into `target`, of copies where its kernels cannot take the arrays as they are."""
         xp, written = problem.xp, target
-        if problem.copied:
+        if problem.copied and not problem.on_cpu:
             anywhere = not goes_by_sample(problem.direction)
             if not _is_served(read, anywhere):
                 read = xp.array(read, order="C")

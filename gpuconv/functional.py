@@ -103,7 +103,7 @@ def conv2d(
         Bytes of extra memory allowed beside arguments and result: a hard cap, default `settings.max_workspace`.
     out : array, optional
         Where to put the result: its exact shape and dtype, any strides. If it overlaps an argument, the result is
-        made elsewhere and copied.
+        made elsewhere and copied; `max_workspace` counts that.
 
     Returns
     -------

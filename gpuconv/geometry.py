@@ -396,17 +396,30 @@ class ConvGeometry(HashedOnce):
             at = xp.where((at >= 0) & (at < size), at, -1)
         return at
 
+    def source(self, axis: int, at: int) -> int:
+        """Which input position holds what is at one position of the padded axis, counted as above; -1 for a zero."""
+        size = self.spatial[axis]
+        if 0 <= at < size:
+            return at
+        if self.pad_mode == "replicate":
+            return min(max(at, 0), size - 1)
+        repeat = self.repeat(axis)
+        if repeat is None:
+            return -1
+        at %= repeat
+        return at if at < size else repeat - at
+
     def source_runs(self, axis: int, positions: Pair) -> list[SourceRun]:
-        """The same as runs, in order, for positions that hold no zero; where they repeat, only until they do.
+        """The same as runs, in order, for positions that hold no zero; where they repeat more than twice, once.
 
         >>> g = ConvGeometry.create(1, 4, 1, 1, 3, pad=((2, 1),), pad_mode="reflect")
         >>> [(run.at, run.source, run.length) for run in g.source_runs(0, (-2, 5))]
-        [(0, slice(2, 0, -1), 2), (2, slice(0, 4, 1), 4)]
+        [(0, slice(2, 0, -1), 2), (2, slice(0, 4, 1), 4), (6, slice(2, 1, -1), 1)]
         """
         size, (start, stop) = self.spatial[axis], positions
         repeat = self.repeat(axis)
-        if repeat is not None:
-            stop = min(stop, start + repeat)
+        if repeat is not None and stop - start > 2 * repeat:
+            stop = start + repeat
         runs = []
         at = start
         while at < stop:
@@ -432,19 +445,22 @@ class ConvGeometry(HashedOnce):
         """Every kernel position, in row order."""
         return itertools.product(*map(range, self.kernel))
 
-    def tap_slices(self, tap: Ints) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    def tap_slices(self, tap: Ints, part: Sequence[slice] | None = None) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
         """Where tap `tap` meets the input itself, not the padding: slices of the input axes and of the output axes.
 
-        ``x[:, *ins]`` lies over ``y[:, *outs]``, one input position for each output position.
+        ``x[:, *ins]`` lies over ``y[:, *outs]``, one input position for each output position. Of a part of the input,
+        `ins` are counted from where it begins.
 
         >>> g = ConvGeometry.create(1, 5, 1, 1, 3, stride=2, pad=1)
         >>> g.tap_slices((0,))
         ((slice(1, 4, 2),), (slice(1, 3, 1),))
         """
         ins, outs = [], []
-        axes = zip(tap, self.spatial, self.out, self.stride, self.dilation, self.pad, strict=True)
-        for r, size, out, s, d, (lo, _) in axes:
-            first = r * d - lo  # the input position under output 0
+        begins = [0] * self.ndim if part is None else [along.start for along in part]
+        sizes = self.spatial if part is None else [along.stop - along.start for along in part]
+        axes = zip(tap, begins, sizes, self.out, self.stride, self.dilation, self.pad, strict=True)
+        for r, begin, size, out, s, d, (lo, _) in axes:
+            first = r * d - lo - begin  # the input position under output 0
             p0 = max(0, -(first // s))
             p1 = max(p0, min(out, (size - 1 - first) // s + 1))
             start = first + p0 * s

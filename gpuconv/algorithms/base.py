@@ -20,9 +20,10 @@ class Problem(HashedOnce):
     """All that the choice of an algorithm may depend on, arrays apart.
 
     `geometry` describes the convolution x -> y in all three directions. `dtype` is native. `contiguous` says that the
-    arrays are C-contiguous in channels-last order, so that an algorithm may look at them as matrices. On a GPU they
-    always are: kernels take no strides, so other arrays are copied first. `copied` says how many bytes that takes;
-    `max_workspace` is what is left beside them.
+    arrays are C-contiguous in channels-last order, native and aligned, so that an algorithm may look at them as
+    matrices. On a GPU they always are: kernels take no strides, so other arrays are copied first. `copied` says how
+    many bytes that takes, and a result that is made elsewhere because `out` overlaps an argument; `max_workspace` is
+    what is left beside them.
     """
 
     geometry: ConvGeometry

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from gpuconv.algorithms import columns_cuda
-from gpuconv.algorithms.strips import Strips, extents_of, gather, tile_elements, windows
+from gpuconv.algorithms.strip_algorithm import fit
+from gpuconv.algorithms.strips import Strip, Strips, extents_of, gather, tile_elements, windows
 from gpuconv.backend import DTYPES, accumulator, native
 from gpuconv.geometry import ConvGeometry
-from gpuconv.typing import Array
+from gpuconv.typing import Array, Ints
 
-STRIP_ELEMENTS = 2**18
-"""Outputs x channels of a strip: bounds the padded copies that im2col makes on its way."""
+BUFFER = 2**20
+"""Bytes that im2col and col2im take beside argument and result: of the padded copy of a strip, of the indices of one. A
+row of the columns may be longer; then its length is the limit."""
 
 
 def im2col(xp: ModuleType, x: Array, g: ConvGeometry) -> Array:
@@ -25,31 +28,58 @@ def im2col(xp: ModuleType, x: Array, g: ConvGeometry) -> Array:
     if by_kernel(xp, x, g):
         columns_cuda.im2col(xp, xp.ascontiguousarray(x), g, cols.reshape(-1).view(np.uint8), 0, len(cols))
         return cols
-    first = 0
-    for strip in Strips((g.n, *g.out), max(1, STRIP_ELEMENTS // g.c)):
-        extents = extents_of(strip)
-        buffer = xp.empty(tile_elements(g, extents), cols.dtype) if g.is_padded else None
-        view = windows(xp, gather(xp, x, g, strip, buffer), g, extents)
-        rows = cols[first : first + math.prod(extents)]
-        xp.copyto(rows.reshape(view.shape), view)
-        first += math.prod(extents)
+    by_tap = _by_tap(cols, g)
+    if not g.is_padded:
+        xp.copyto(by_tap, windows(xp, x, g, (g.n, *g.out)))
+        return cols
+    limit, pixel = max(BUFFER, cols[0].nbytes), g.c * cols.itemsize
+    strips, tile_bytes = fit(
+        (g.n, *g.out), max(1, BUFFER // pixel), limit, lambda extents: tile_elements(g, extents) * cols.itemsize
+    )
+    if tile_bytes > limit:  # of one output: what lies between its taps is more than what they look at
+        _copy_taps(x, g, by_tap)
+        return cols
+    buffer = xp.empty(tile_bytes // cols.itemsize, cols.dtype)
+    for strip in strips:
+        xp.copyto(by_tap[strip], windows(xp, gather(xp, x, g, strip, buffer), g, extents_of(strip)))
     return cols
+
+
+def _copy_taps(x: Array, g: ConvGeometry, by_tap: Array) -> None:
+    """Fill columns (n, *out, *kernel, c) tap by tap."""
+    for tap in g.taps():
+        ins, outs = g.tap_slices(tap)
+        target = _of_tap(by_tap, tap)
+        target[...] = 0
+        target[(slice(None), *outs)] = x[(slice(None), *ins)]
 
 
 def col2im_gather(xp: ModuleType, cols: Array, g: ConvGeometry) -> Array:
     """Each input position sums what the columns hold of it, tap by tap: a fixed order, and no two write one place."""
     dtype = native(cols.dtype)
-    if _sums_by_kernel(xp, cols, g):
-        made: Array = xp.empty(g.x_shape, dtype)
-        if made.size:
-            columns_cuda.col2im_gather(xp, xp.ascontiguousarray(cols), g, made)
+    made: Array = xp.empty(g.x_shape, dtype)
+    if made.size == 0:
         return made
-    by_tap = cols.reshape(g.n, *g.out, math.prod(g.kernel), g.c)
-    x: Array = xp.zeros(g.x_shape, accumulator(dtype))
-    for number, tap in enumerate(g.taps()):
-        ins, outs = g.tap_slices(tap)
-        x[(slice(None), *ins)] += by_tap[..., number, :][(slice(None), *outs)]
-    return x.astype(dtype, copy=False)
+    if _sums_by_kernel(xp, cols, g):
+        columns_cuda.col2im_gather(xp, xp.ascontiguousarray(cols), g, made)
+        return made
+    by_tap, acc = _by_tap(cols, g), accumulator(dtype)
+    if acc == dtype:
+        made[...] = 0
+        _sum_taps(by_tap, g, (slice(0, g.n), *(slice(0, size) for size in g.spatial)), made)
+        return made
+    for strip in Strips((g.n, *g.spatial), max(1, BUFFER // (g.c * acc.itemsize))):
+        sums = xp.zeros((*extents_of(strip), g.c), acc)
+        _sum_taps(by_tap, g, strip, sums)
+        xp.copyto(made[strip], sums, casting="unsafe")
+    return made
+
+
+def _sum_taps(by_tap: Array, g: ConvGeometry, strip: Strip, sums: Array) -> None:
+    """Add to `sums` what the columns hold of the positions of a strip of the input."""
+    for tap in g.taps():
+        ins, outs = g.tap_slices(tap, strip[1:])
+        sums[(slice(None), *ins)] += _of_tap(by_tap, tap)[(strip[0], *outs)]
 
 
 def col2im_scatter(xp: ModuleType, cols: Array, g: ConvGeometry) -> Array:
@@ -64,18 +94,54 @@ def col2im_scatter(xp: ModuleType, cols: Array, g: ConvGeometry) -> Array:
         if cols.size:
             columns_cuda.col2im_scatter(xp, xp.ascontiguousarray(cols), g, sums)
         return sums.astype(dtype, copy=False)  # type: ignore[no-any-return]
-    one = ConvGeometry(1, g.spatial, 1, 1, g.kernel, g.stride, g.dilation, g.pad)
-    positions = xp.arange(1, math.prod(g.spatial) + 1).reshape(one.x_shape)  # 0 is left for the padding
-    index = im2col(xp, positions, one).ravel()
-    inside = index > 0
-    x: Array = xp.zeros((g.n, math.prod(g.spatial), g.c), accumulator(dtype))
-    by_sample = cols.reshape(g.n, index.size, g.c)
-    # CuPy adds no complex numbers this way; their parts lie side by side.
-    part = x.real.dtype
+    made: Array = xp.empty(g.x_shape, dtype)
+    by_tap, acc = _by_tap(cols, g), accumulator(dtype)
+    strips = Strips((*g.out, *g.kernel), max(1, BUFFER // (4 * (8 + g.c * acc.itemsize))))
     for n in range(g.n):
-        values = by_sample[n][inside].astype(x.dtype, copy=False)
-        xp.add.at(x[n].view(part), index[inside] - 1, values.view(part))
-    return x.reshape(g.x_shape).astype(dtype, copy=False)
+        shape = (math.prod(g.spatial), g.c)
+        sums = made[n].reshape(shape) if acc == dtype else xp.empty(shape, acc)
+        sums[...] = 0
+        if by_tap[n].size:
+            for strip in strips:
+                _scatter(xp, by_tap[n][strip], g, strip, sums)
+        if acc != dtype:
+            xp.copyto(made[n], sums.reshape(made[n].shape), casting="unsafe")
+    return made
+
+
+def _scatter(xp: ModuleType, part: Array, g: ConvGeometry, strip: Strip, sums: Array) -> None:
+    """Add columns (*out, *kernel, c), those of a strip of one sample's, to sums (positions, c) of the sample."""
+    index: Array = xp.zeros(part.shape[:-1], np.int64)
+    inside: Array = xp.ones(part.shape[:-1], bool)
+    for axis, size in enumerate(g.spatial):
+        outs, taps = (_along(xp, strip, i) for i in (axis, g.ndim + axis))
+        at = outs * g.stride[axis] + taps * g.dilation[axis] - g.pad[axis][0]
+        inside &= (at >= 0) & (at < size)
+        index *= size
+        index += at
+    rows = xp.flatnonzero(inside)
+    values = part.reshape(-1, g.c)[rows].astype(sums.dtype, copy=False)
+    # CuPy adds no complex numbers this way; their parts lie side by side.
+    real = sums.real.dtype
+    xp.add.at(sums.view(real), index.ravel()[rows], values.view(real))
+
+
+def _along(xp: ModuleType, strip: Strip, axis: int) -> Array:
+    """The positions of one axis of a strip, to broadcast against the others."""
+    positions: Array = xp.arange(strip[axis].start, strip[axis].stop)
+    return positions.reshape((-1,) + (1,) * (len(strip) - 1 - axis))
+
+
+def _by_tap(cols: Array, g: ConvGeometry) -> Array:
+    """Columns as a view (n, *out, *kernel, c): axes are split, so nothing is copied."""
+    return cols.reshape(g.n, *g.out, *g.kernel, g.c)
+
+
+def _of_tap(by_tap: Array, tap: Ints) -> Array:
+    """What the outputs see through one tap, (n, *out, c)."""
+    index: tuple[Any, ...] = (..., *tap, slice(None))
+    of_tap: Array = by_tap[index]
+    return of_tap
 
 
 def by_kernel(xp: ModuleType, array: Array, g: ConvGeometry) -> bool:

@@ -71,7 +71,7 @@ class Depthwise(StripAlgorithm):
     def strip_bytes(self, c: Correlation, extents: Ints) -> int:
         sums = math.prod(extents) * c.g.groups
         rows = math.prod(c.g.w_shape) * extents[-1] if _has_long_runs(c) else 0
-        return (sums + rows) * c.acc.itemsize + c.tile_bytes(extents)
+        return (sums + rows) * c.acc.itemsize + _tile_bytes(c, extents)
 
     def strip_job(
         self, xp: ModuleType, c: Correlation, cut: Cut, x: Array, packed: Array, y: Array, bias: Array | None, act: str
@@ -106,7 +106,7 @@ class Depthwise(StripAlgorithm):
     def weight_bytes(self, c: Correlation, extents: Ints) -> int:
         dy = math.prod(extents) * c.g.groups
         rows = math.prod(c.g.kernel) * c.g.groups * (extents[-1] if _has_long_runs(c) else 1)
-        return (dy + 2 * rows) * c.acc.itemsize + c.tile_bytes(extents)
+        return (dy + 2 * rows) * c.acc.itemsize + _tile_bytes(c, extents)
 
     def weight_job(self, xp: ModuleType, c: Correlation, cut: Cut, x: Array, dy: Array) -> WeightJob:
         g = c.g
@@ -149,7 +149,7 @@ class _Seen:
         self._xp, self._c, self._x = xp, c, x
         self.merges = int(_has_long_runs(c))
         self._columns = extents[-1]
-        self._buffer = xp.empty(tile_elements(c.g, extents), c.acc) if c.needs_tile else None
+        self._buffer = xp.empty(_tile_bytes(c, extents) // c.acc.itemsize, c.acc) if _needs_tile(c) else None
 
     def along_rows(self, packed: Array) -> Array:
         """Packed weights as the view asks for them: with long runs, repeated for each output of a row."""
@@ -163,7 +163,7 @@ class _Seen:
     def __call__(self, strip: Strip) -> Array:
         xp, g = self._xp, self._c.g
         extents = extents_of(strip)
-        tile = gather(xp, self._x, g, strip, self._buffer)
+        tile = gather(xp, self._x, g, strip, self._buffer, copies=not self._c.x_plain)
         if not self.merges:
             view = windows(xp, tile, g, extents)
             return view.reshape(*view.shape[:-1], g.groups, g.c_group).swapaxes(-1, -2)
@@ -179,9 +179,18 @@ class _Seen:
 def _has_long_runs(c: Correlation) -> bool:
     """Whether the outputs of a row, and their channels, lie side by side in the input, whichever tap looks at it.
 
-    They do in a contiguous x and in the tile that a cast makes; a strip of another x may be seen where it lies.
+    They do in a contiguous x and in a tile.
     """
-    return c.g.stride[-1] == 1 and c.g.c_group == 1 and (c.x_plain or c.casts)
+    return c.g.stride[-1] == 1 and c.g.c_group == 1
+
+
+def _needs_tile(c: Correlation) -> bool:
+    """An x that is no matrix is copied, padded or not: for long runs, and because einsum is slow on foreign bytes."""
+    return c.needs_tile or not c.x_plain
+
+
+def _tile_bytes(c: Correlation, extents: Ints) -> int:
+    return tile_elements(c.g, extents) * c.acc.itemsize if _needs_tile(c) else 0
 
 
 def _einsum(

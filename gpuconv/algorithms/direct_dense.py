@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -25,6 +25,7 @@ from gpuconv.algorithms.compiled_loops import (
 )
 from gpuconv.algorithms.crew import Job, run
 from gpuconv.algorithms.strip_algorithm import added_up, affordable_threads, split_groups
+from gpuconv.algorithms.strips import gather
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints
 
@@ -274,12 +275,8 @@ def _added(g: ConvGeometry, dtype: np.dtype[Any]) -> int:
 
 def _padded_along_rows(x: Array, g: ConvGeometry) -> Array:
     """A copy of x, padded along its last spatial axis alone."""
-    size, (lo, _) = g.spatial[-1], g.pad[-1]
+    one, others = (1,) * g.ndim, ((0, 0),) * (g.ndim - 1)
+    rows = replace(g, kernel=one, stride=one, dilation=one, pad=(*others, g.pad[-1]))
     padded: Array = np.empty((*x.shape[:-2], g.padded[-1], g.c), x.dtype)
-    if g.pad_mode == "zeros":
-        padded[..., :lo, :] = 0
-        padded[..., lo : lo + size, :] = x
-        padded[..., lo + size :, :] = 0
-    else:
-        np.take(x, g.source_index(g.ndim - 1), axis=-2, out=padded, mode="clip")
+    gather(np, x, rows, tuple(slice(0, size) for size in padded.shape[:-1]), padded.reshape(-1))
     return padded

@@ -86,7 +86,7 @@ class Gemm(StripAlgorithm):
             return replace(c, shifted=True)
         if not c.on_cpu or g.groups > 1 or g.stride[-1] > 1 or g.dilation[-1] > 1 or g.k > BLAS_COLUMNS // 2:
             return c
-        if g.macs <= SMALL_MACS or (g.is_padded and g.pad_mode != "zeros"):
+        if g.macs <= SMALL_MACS:
             return c
         q, s = g.out[-1], g.kernel[-1]
 

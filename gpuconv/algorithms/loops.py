@@ -25,11 +25,10 @@ def meetings(g: ConvGeometry) -> Iterator[tuple[Ints, Ints, Ints]]:
     >>> list(meetings(ConvGeometry.create(1, 3, 1, 1, 2, stride=2, pad=((1, 0),))))
     [((0,), (1,), (0,)), ((1,), (0,), (1,)), ((1,), (1,), (2,))]
     """
-    sources = [g.source_index(axis) for axis in range(g.ndim)]
     for out in itertools.product(*map(range, g.out)):
         for tap in itertools.product(*map(range, g.kernel)):
-            padded = (p * s + r * d for p, s, r, d in zip(out, g.stride, tap, g.dilation, strict=True))
-            source = tuple(int(index[at]) for index, at in zip(sources, padded, strict=True))
+            positions = zip(out, g.stride, tap, g.dilation, g.pad, strict=True)
+            source = tuple(g.source(axis, p * s + r * d - lo) for axis, (p, s, r, d, (lo, _)) in enumerate(positions))
             if min(source) >= 0:
                 yield out, tap, source
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import overload
 
@@ -106,10 +106,13 @@ def tile_elements(g: ConvGeometry, extents: Ints) -> int:
     return math.prod(tile_shape(g, extents))
 
 
-def gather(xp: ModuleType, x: Array, g: ConvGeometry, strip: Strip, buffer: Array | None) -> Array:
+def gather(
+    xp: ModuleType, x: Array, g: ConvGeometry, strip: Strip, buffer: Array | None, *, copies: bool = False
+) -> Array:
     """The padded input under `strip`: a view of x where it holds no padding and `buffer` is no other dtype.
 
-    `buffer` is flat and large enough for the tile; None promises that a view will do.
+    `buffer` is flat and large enough for the tile; None promises that a view will do. `copies` asks for a tile, which
+    is C-contiguous, whatever the strip holds.
     """
     ranges: list[Pair] = []  # of input positions; they reach past 0 and the size where there is padding
     for s, step, span, (lo, _) in zip(strip[1:], g.stride, g.span, g.pad, strict=True):
@@ -118,7 +121,7 @@ def gather(xp: ModuleType, x: Array, g: ConvGeometry, strip: Strip, buffer: Arra
         slice(max(0, start), max(0, min(size, stop))) for (start, stop), size in zip(ranges, g.spatial, strict=True)
     )
     is_inside = all(s.start == r[0] and s.stop == r[1] for s, r in zip(inside, ranges, strict=True))
-    if buffer is None or (is_inside and x.dtype == buffer.dtype):
+    if buffer is None or (is_inside and x.dtype == buffer.dtype and not copies):
         return x[(strip[0], *inside)]
     shape = (strip[0].stop - strip[0].start, *(stop - start for start, stop in ranges), g.c)
     tile = buffer[: math.prod(shape)].reshape(shape)
@@ -140,14 +143,28 @@ def _copy_runs(xp: ModuleType, x: Array, g: ConvGeometry, ranges: list[Pair], ti
     for runs in itertools.product(*axes):
         target = tile[(slice(None), *(run.target for run in runs))]
         xp.copyto(target, x[(slice(None), *(run.source for run in runs))], casting="unsafe")
-    filled = [slice(0, runs[-1].target.stop) for runs in axes]
-    for axis, runs in enumerate(axes, 1):
-        by_position = xp.moveaxis(tile[(slice(None), *(slice(None),) * axis, *filled[axis:])], axis, 0)
-        made = runs[-1].target.stop
-        while made < len(by_position):  # repeat what is there, twice as much each time
-            more = min(made, len(by_position) - made)
-            xp.copyto(by_position[made : made + more], by_position[:more])
-            made += more
+    filled = [runs[-1].target.stop for runs in axes]
+    for axis in range(g.ndim, 0, -1):  # repeat what is there, twice as much each time
+        made = filled[axis - 1]
+        if made == tile.shape[axis]:
+            continue
+        for by_position in _by_position(xp, tile, axis, filled[: axis - 1]):
+            done = made
+            while done < len(by_position):
+                more = min(done, len(by_position) - done)
+                xp.copyto(by_position[done : done + more], by_position[:more])
+                done += more
+
+
+def _by_position(xp: ModuleType, tile: Array, axis: int, filled: Sequence[int]) -> Iterable[Array]:
+    """The parts of a tile up to `filled` of the axes before `axis`, with `axis` first.
+
+    NumPy gets them one by one: it copies within an array by way of another if it cannot tell that the two parts of it
+    are apart, and of strided parts it cannot.
+    """
+    if xp is np:
+        return (tile[index] for index in itertools.product(range(len(tile)), *map(range, filled)))
+    return [xp.moveaxis(tile[(slice(None), *map(slice, filled))], axis, 0)]
 
 
 def windows(xp: ModuleType, tile: Array, g: ConvGeometry, extents: Ints) -> Array:

@@ -122,14 +122,17 @@ class Folding(_Wrapper):
             return
         xp, g, plan = problem.xp, problem.geometry, _Fold(problem)
         wide = plan.inner.dtype
-        w = w.astype(wide, copy=False)
+        if plan.casts:
+            w = w.astype(wide)
         padded = xp.empty((plan.samples, *g.padded, g.c), wide)
         for first in range(0, g.n, plan.samples):
             chunk = slice(first, min(first + plan.samples, g.n))
             count = chunk.stop - chunk.start
             inner = replace(plan.inner, geometry=replace(plan.inner.geometry, n=count))
             # Not kept under a name: the next copy would be made beside it.
-            self._algorithm.input_grad(inner, dy[chunk].astype(wide, copy=False), w, padded[:count], None, "identity")
+            self._algorithm.input_grad(
+                inner, dy[chunk].astype(wide) if plan.casts else dy[chunk], w, padded[:count], None, "identity"
+            )
             xp.copyto(out[chunk], fold(xp, padded[:count], g), casting="unsafe")
 
 
@@ -143,10 +146,10 @@ class _Fold:
 
     def __init__(self, problem: Problem) -> None:
         g, wide = unfolded(problem.geometry), accumulator(problem.dtype)
-        casts = wide != problem.dtype
-        w_bytes = math.prod(g.w_shape) * wide.itemsize if casts else 0
+        self.casts = wide != problem.dtype
+        w_bytes = math.prod(g.w_shape) * wide.itemsize if self.casts else 0
         sample_bytes = math.prod(g.x_shape[1:]) * wide.itemsize
-        if casts:
+        if self.casts:
             sample_bytes += math.prod(g.y_shape[1:]) * wide.itemsize
         self.samples = max(1, min(g.n, (problem.max_workspace // 2 - w_bytes) // sample_bytes))
         self.bytes = w_bytes + self.samples * sample_bytes
