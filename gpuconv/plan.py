@@ -11,7 +11,7 @@ from gpuconv.algorithms import ALGORITHMS, Algorithm, Problem
 from gpuconv.algorithms.compiled_loops import COMPILED, numba_is_there, try_numba
 from gpuconv.errors import AlgorithmError, WorkspaceError
 from gpuconv.geometry import ConvGeometry
-from gpuconv.integers import LARGEST, as_int
+from gpuconv.integers import as_int
 from gpuconv.typing import Direction, DTypeLike, Precision
 
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
@@ -369,7 +369,4 @@ def workspace_limit(max_workspace: int | None, caller: str) -> int:
     """The limit in bytes that holds for a call: its own, or the setting of the process."""
     if max_workspace is not None:
         return as_int(max_workspace, "max_workspace", caller, least=0)
-    limit = settings.max_workspace
-    if type(limit) is int and 0 <= limit <= LARGEST:  # as nearly always, at a tenth of the time
-        return limit
-    return as_int(limit, "settings.max_workspace", caller, least=0)
+    return as_int(settings.max_workspace, "settings.max_workspace", caller, least=0)

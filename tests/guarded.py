@@ -6,6 +6,8 @@ import mmap
 
 import numpy as np
 
+from gpuconv.algorithms import compiled_loops
+
 
 class Guarded:
     """Makes arrays that lie up against a page that may not be touched: before their first byte, or behind their last.
@@ -42,8 +44,9 @@ class Guarded:
 
     def take_over(self, monkeypatch, *modules):
         """Make what these modules of gpuconv get from ``np.empty`` and ``np.zeros`` from now on."""
-        for module in modules:
+        for module in (*modules, compiled_loops):
             monkeypatch.setattr(module, "np", self)
+        monkeypatch.setattr(compiled_loops, "_ZEROS", np.zeros(0, np.uint8))  # zeros are made for each call
 
     def __getattr__(self, name):
         return getattr(np, name)

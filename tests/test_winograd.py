@@ -201,8 +201,8 @@ def test_who_comes_second_waits(monkeypatch, direction, text, taken):
     def run(_, jobs, *, macs):
         (job,) = jobs
         waiting = crew._waiting()
-        job(waiting.Turn(crew._gate(), 1, True))
-        gate = crew._gate()
+        job(waiting.Turn(crew._gate()[0], 1, True))
+        gate = crew._gate()[0]
         gate[waiting.NEXT], gate[waiting.DONE] = taken, taken - 1
         second = threading.Thread(target=job, args=(waiting.Turn(gate, 1, True),), daemon=True)
         second.start()

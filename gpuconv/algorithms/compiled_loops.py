@@ -179,6 +179,19 @@ def with_adjacent_channels(array: Array) -> Array:
     return array if has_adjacent_channels(array) else np.ascontiguousarray(array)
 
 
+def zeros_at(size: int) -> tuple[int, Array]:
+    """The address of `size` bytes of zeros that are only read, and what holds them: `_ZEROS`, if they fit in."""
+    if size <= _ZEROS.nbytes:
+        return _ZEROS_ADDRESS, _ZEROS
+    zeros = np.zeros(size, np.uint8)
+    return address(zeros), zeros
+
+
+_ZEROS = np.zeros(2**15, np.uint8)
+_ZEROS.flags.writeable = False
+_ZEROS_ADDRESS = _ZEROS.ctypes.data
+
+
 def address(array: Array) -> int:
     """Where its first element lies."""
     place: int = array.ctypes.data

@@ -43,7 +43,8 @@ def run(threads: int, jobs: Sequence[Job], *, macs: int = 0) -> None:
     if not jobs:
         return
     waiting, number = _waiting(), next(_numbers)
-    gates = [_gate() for _ in jobs]
+    taken = [_gate() for _ in jobs]
+    gates = [gate for gate, _ in taken]
     shares: list[thread_pool.Share] = []
 
     def work() -> None:
@@ -52,7 +53,7 @@ def run(threads: int, jobs: Sequence[Job], *, macs: int = 0) -> None:
 
     try:
         if threads > 1:
-            thread_pool.offer(shares, threads - 1, work, (gates[0].ctypes.data, number))
+            thread_pool.offer(shares, threads - 1, work, (taken[0][1], number))
         for gate, job in zip(gates, jobs, strict=True):
             turn = waiting.Turn(gate, number, True)
             if macs < SLICED_MACS:
@@ -64,7 +65,7 @@ def run(threads: int, jobs: Sequence[Job], *, macs: int = 0) -> None:
             for gate in gates:
                 gate[waiting.OPEN] = -number  # nobody need wait for a loop that an error has kept from beginning
             thread_pool.settle(shares)
-        _spare_gates.extend(gates)
+        _spare_gates.extend(taken)
 
 
 def _run_in_slices(job: Job, turn: Any, threads: int) -> None:
@@ -87,19 +88,20 @@ _numbers = count(1)
 _gates: list[Array] = []
 """All that there are. A worker may look at one that is somebody else's by now: their memory is never given back."""
 
-_spare_gates: list[Array] = []
-"""Those that are in no call. An interrupt may lose one, which is 40 bytes and an object of Python."""
+_spare_gates: list[tuple[Array, int]] = []
+"""Those that are in no call, and their addresses. An interrupt may lose one: 64 bytes and an object of Python."""
 
 
-def _gate() -> Array:
-    """A gate that is closed, before a loop with no limit of tasks."""
+def _gate() -> tuple[Array, int]:
+    """A gate that is closed, before a loop with no limit of tasks, and its address."""
     try:
-        gate = _spare_gates.pop()
+        gate, place = _spare_gates.pop()
     except IndexError:
         gate = np.zeros(_waiting().GATE_SIZE, np.int64)
+        place = gate.ctypes.data
         _gates.append(gate)
     gate[:] = _waiting().CLOSED_GATE
-    return gate
+    return gate, place
 
 
 @cache

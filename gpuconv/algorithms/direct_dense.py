@@ -22,6 +22,7 @@ from gpuconv.algorithms.compiled_loops import (
     tasks_for,
     three_axes,
     with_adjacent_channels,
+    zeros_at,
 )
 from gpuconv.algorithms.crew import Job, run
 from gpuconv.algorithms.strip_algorithm import added_up, affordable_threads, split_groups
@@ -115,14 +116,14 @@ class DenseCut:
 
         if self.merges:
             w = np.ascontiguousarray(w)
-        read, zeros = self._readable(x), self._zeros()
+        read, (zeros, kept) = self._readable(x), self._zeros()
         product = self._product(read, w.strides, address(w), out, zeros, relu=relu)
         maps = _maps(self.g, self.merges)
         added = np.zeros(_added(self.g, self.dtype), self.dtype)
         if bias is not None:
             added[: self.g.k] = bias
         tasks = -(-_outputs(self.g) // self.block) * self.pieces
-        held = read, w, zeros  # the loop knows their addresses only
+        held = read, w, kept  # the loop knows their addresses only
 
         def work(turn: Any, _: object = held) -> None:
             dense.correlate(product, maps, added, tasks, turn, *self._buffers())
@@ -135,13 +136,13 @@ class DenseCut:
 
         g, chunks = self.g, -(-_outputs(self.g) // self.chunk)
         parts = out[None] if self.in_place else np.empty((chunks, *out.shape), out.dtype)
-        read, zeros = self._readable(x), self._zeros()
+        read, (zeros, kept) = self._readable(x), self._zeros()
         by_group = split_groups(parts[0], g).swapaxes(-2, -3)
         product = self._product(read, by_group.strides, address(parts), dy, zeros, relu=False)
         maps = _maps(g, self.merges)
         tasks = chunks * self.pieces
 
-        def work(turn: Any) -> None:
+        def work(turn: Any, _: object = kept) -> None:
             dense.weight_gradient(product, maps, self.chunk, parts.strides[0], tasks, turn, *self._buffers())
 
         run(self.threads, [work], macs=g.macs)
@@ -150,7 +151,7 @@ class DenseCut:
 
     # ------------------------------------------------------------------------------------------ what is read
 
-    def _product(self, x: Array, w_steps: Ints, w_address: int, y: Array, zeros: Array, *, relu: bool) -> Any:
+    def _product(self, x: Array, w_steps: Ints, w_address: int, y: Array, zeros: int, *, relu: bool) -> Any:
         from gpuconv.simd.dense import Product
 
         *taps, step_g, step_c, step_k = w_steps
@@ -160,7 +161,7 @@ class DenseCut:
             (
                 *(address(x), x_n, *three_axes(x_steps, 0)),
                 *(w_address, *three_axes(taps, 0), step_g, step_c, step_k),
-                *(address(y), y_n, *three_axes(y_steps, 0), y_k, address(zeros)),
+                *(address(y), y_n, *three_axes(y_steps, 0), y_k, zeros),
                 *(*self._sizes, int(relu), *self._blocks),
             )
         )
@@ -185,8 +186,8 @@ class DenseCut:
             return np.ascontiguousarray(x)
         return with_adjacent_channels(x)
 
-    def _zeros(self) -> Array:
-        return np.zeros(_zeros(self.g, self.merges), self.dtype)
+    def _zeros(self) -> tuple[int, Array]:
+        return zeros_at(_zeros(self.g, self.merges) * self.dtype.itemsize)
 
     def _buffers(self) -> Buffers:
         return np.empty(self.table, np.int64), np.empty(self.panel, self.dtype), np.empty(self.sums, self.dtype)

@@ -30,6 +30,7 @@ from gpuconv.algorithms.compiled_loops import (
     native,
     tasks_for,
     with_adjacent_channels,
+    zeros_at,
 )
 from gpuconv.algorithms.crew import Job, run
 from gpuconv.algorithms.direct_dense import ONE_VECTOR
@@ -371,7 +372,7 @@ def _job(
     added = np.zeros(_added(g, dtype), dtype)
     if bias is not None:
         added[: g.k] = bias
-    zeros = np.zeros(cut.zeros, np.uint8)
+    zeros, kept = zeros_at(cut.zeros)
     v = _aligned(cut.v, dtype) if by_panel else None
     panels = g.groups * -(-g.k_group * dtype.itemsize // (2 * VECTOR_BYTES))
     if by_panel:
@@ -396,7 +397,7 @@ def _job(
         depth=cut.depth,
     )
     record = winograd.record(filtering)
-    held = x, w, packed, v, y, zeros  # the loop knows their addresses only
+    held = x, w, packed, v, y, kept  # the loop knows their addresses only
 
     def work(turn: Any, _: object = held) -> None:
         buffers = (_aligned(size, dtype) for size in (cut.u if by_panel else cut.v, cut.sums, cut.spare))
@@ -411,7 +412,7 @@ def _sum_up(cut: Cut, x: Array, dy: Array, out: Array) -> None:
     from gpuconv.simd.tile import VECTOR_BYTES
 
     g, dtype, by_m = cut.g, cut.dtype, _sides(cut.f)
-    zeros = np.zeros(cut.zeros, np.uint8)
+    zeros, kept = zeros_at(cut.zeros)
     u, v, d = (_aligned(size, dtype) for size in (cut.u, cut.v, cut.f.n**2 * cut.d_plane))
     filtering = winograd.Filtering(
         **_places(cut, x, _by_group(out, g), dy, zeros),
@@ -430,17 +431,17 @@ def _sum_up(cut: Cut, x: Array, dy: Array, out: Array) -> None:
     )
     record = winograd.record(filtering)
 
-    def work(turn: Any) -> None:
+    def work(turn: Any, _: object = kept) -> None:
         winograd.weight_gradient(record, by_m, turn, np.empty(cut.table, np.int64), u)
 
     run(cut.threads, [work], macs=cut.g.macs)
 
 
-def _places(cut: Cut, x: Array | None, w: Array | None, y: Array | None, zeros: Array) -> dict[str, int]:
+def _places(cut: Cut, x: Array | None, w: Array | None, y: Array | None, zeros: int) -> dict[str, int]:
     """Where arrays lie, and sizes; w is (3, 3, groups, c // groups, k // groups)."""
     g, m = cut.g, cut.f.m
     tiles_h, tiles_w = (-(-size // m) for size in g.out)
-    places = {"zeros": address(zeros), "tiles_h": tiles_h, "tiles_w": tiles_w, "tiles": cut.tiles}
+    places = {"zeros": zeros, "tiles_h": tiles_h, "tiles_w": tiles_w, "tiles": cut.tiles}
     places.update(zip(("height", "width", "p", "q"), (*g.spatial, *g.out), strict=True))
     places.update(pad_h=g.pad[0][0], pad_w=g.pad[1][0], pixel=g.c * cut.dtype.itemsize)
     places.update(c=g.c_group, k=g.k_group, groups=g.groups, block=cut.block, pieces=cut.pieces)
