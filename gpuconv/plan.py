@@ -279,13 +279,15 @@ def _circumstances() -> tuple[int, bool, int, bool]:
 @lru_cache(maxsize=4096)
 def _choose(problem: Problem, algorithm: str, caller: str, may_time: bool, *_: object) -> _Choice:
     if algorithm == "auto":
-        # The last, the reference, accepts everything on the CPU; gemm does on a GPU, workspace permitting.
+        # The last, the reference, accepts everything on the CPU; gemm does on a GPU, up to axes of 2**31 - 1.
         willing = [a for a in ALGORITHMS if a.refusal(problem) is None and a.reservation(problem) is None]
         fitting = [a for a in willing if a.workspace_bytes(problem) <= problem.max_workspace]
         if fitting:
             ranked = heuristics.rank(problem, fitting)
             tuned = autotune.consult(problem, ranked, may_time)
             return _Choice(next(a for a in ranked if tuned is None or a.name == tuned.fastest), tuned)
+        if not willing:
+            raise AlgorithmError(_none_serves(caller, problem))
         least = min(willing, key=lambda a: a.workspace_bytes(problem))
         raise WorkspaceError(_too_large(caller, least, problem))
     for candidate in ALGORITHMS:
@@ -324,6 +326,14 @@ def _judge(candidate: Algorithm, problem: Problem, choice: _Choice) -> Candidate
     reserved = candidate.reservation(problem)
     note = _workspace_text(needed) + expected + (f"; {reserved}" if reserved else "")
     return Candidate(candidate.name, "possible", note, needed, seconds)
+
+
+def _none_serves(caller: str, problem: Problem) -> str:
+    reasons = [f"{a.name}: {a.refusal(problem) or a.reservation(problem)}" for a in ALGORITHMS]
+    return (
+        f"{caller}: no algorithm of 'auto' serves the {problem.direction} of {problem.geometry} in {problem.dtype} "
+        f"{problem.precision} on {problem.device}: {'; '.join(reasons)}."
+    )
 
 
 def _too_large(caller: str, candidate: Algorithm, problem: Problem) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import cupy_double
 import numpy as np
 import pytest
 from calls import ALGORITHM_NAMES, convolve, problem, willing
@@ -198,6 +199,19 @@ class TestExplain:
 
 
 class TestErrors:
+    @pytest.mark.parametrize("direction", ["forward", "input_grad", "weight_grad"])
+    @pytest.mark.parametrize("problem", ["n1_w3000000000_c1_k1_s3", "n1_w3000000001_c1_k1_s3_st2"])
+    def test_no_algorithm_of_auto(self, problem, direction):
+        """An axis that kernels cannot count along, and no algorithm of NumPy's to fall back to."""
+        with cupy_double.installed(), pytest.raises(gpuconv.AlgorithmError) as told:
+            gpuconv.plan(problem, device="cuda", direction=direction)
+        said = str(told.value)
+        assert said.startswith(f"plan: no algorithm of 'auto' serves the {direction} of {problem} in ")
+        for name in ("depthwise", "winograd", "fft", "implicit_gemm", "direct", "gemm", "loops"):
+            assert f"{name}: " in said
+        assert "None" not in said
+        assert "2147483647" in said
+
     def test_unknown_algorithm(self):
         with pytest.raises(
             gpuconv.AlgorithmError, match=r"^plan: algorithm='fourier'.*'?auto'?.*depthwise.*gemm.*loops"
