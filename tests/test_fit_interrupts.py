@@ -339,6 +339,27 @@ def test_a_handler_left_behind_steps_aside(handler, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+@pytest.mark.parametrize("found", ["python", "default"])
+def test_a_handler_left_behind_holds_nothing_back(found, handler, monkeypatch):
+    """Where no training is going on, the first Ctrl-C interrupts, as it did before."""
+    heard = []
+    if found == "python":
+        signal.signal(signal.SIGINT, lambda *_: heard.append(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(CtrlC, "put_back", lambda self: None)
+        network().fit(*samples(), **SETTINGS)
+    left = signal.getsignal(signal.SIGINT)
+    assert isinstance(left, CtrlC)
+    if found == "python":
+        signal.raise_signal(signal.SIGINT)
+        assert heard == [1]
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert not left.asked
+    assert signal.getsignal(signal.SIGINT) is not left
+
+
 def test_outside_the_main_thread_nothing_is_arranged(handler):
     seen = []
     thread = threading.Thread(
