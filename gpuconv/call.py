@@ -16,7 +16,7 @@ from gpuconv.algorithms import Algorithm, Problem
 from gpuconv.algorithms.epilogue import ACTIVATIONS, fill
 from gpuconv.errors import DTypeError, GeometryError, WorkspaceError
 from gpuconv.geometry import ConvGeometry, split_x_shape
-from gpuconv.integers import as_ints
+from gpuconv.integers import as_ints, is_one_of
 from gpuconv.plan import (
     ConvPlan,
     check_direction,
@@ -306,7 +306,7 @@ class Call(NamedTuple):
     def check_activation(self, activation: str | None, dtype: np.dtype[Any]) -> str:
         if activation is None:
             return "identity"
-        if activation not in ACTIVATIONS:
+        if not is_one_of(activation, ACTIVATIONS):
             names = ", ".join(map(repr, ACTIVATIONS))
             raise ValueError(f"{self.caller}: activation={activation!r} is none of {names}.")
         if backend.is_complex(dtype) and activation != "identity":

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from json import dumps
+from os import fstat
+from os.path import samestat
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -468,8 +470,12 @@ def _check_folder_of(*paths: Path | None) -> None:
     for path in filter(None, paths):
         if not path.parent.is_dir():
             raise ValueError(f"{str(path.parent)!r} is not a folder to save {path.name!r} in")
-        if not path.is_dir():
-            disk.check_writable(path, "it cannot be saved")
+        if path.is_dir():
+            continue
+        disk.check_writable(path, "it cannot be saved")
+        with suppress(AttributeError, OSError):  # no output, none of the system's, no such file
+            if samestat(path.stat(), fstat(sys.stdout.fileno())):
+                raise ValueError(f"{str(path)!r} is where the tables go; name another file to save in")
 
 
 def _is_saved(command: str, write: Callable[[], Path | None], path: Path | None = None) -> bool:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext, suppress
+from ctypes import PYFUNCTYPE, c_int, c_void_p, cast
 from functools import cache, partial
 from pathlib import Path
 from typing import TypeVar
@@ -139,10 +140,12 @@ def _blas_counters() -> tuple[tuple[Callable[[], int | None], ...], tuple[int | 
     counters, by_itself = [], []
     usual = min(_cores_to_run_on(), MOST_OF_BLAS)
     for library in _blas().lib_controllers:
-        counter = partial(getattr, library, "num_threads")
+        counter: Callable[[], int | None] = partial(getattr, library, "num_threads")
         if isinstance(library, OpenBLASController) and library.threading_layer != "openmp":
             with suppress(AttributeError):  # a name that threadpoolctl may change; it takes 2 us less
-                counter = library._get_symbol("openblas_get_num_threads") or counter  # noqa: SLF001
+                function = library._get_symbol("openblas_get_num_threads")  # noqa: SLF001
+                if function is not None:  # called without letting go of Python's lock, for which others may wait
+                    counter = PYFUNCTYPE(c_int)(cast(function, c_void_p).value or 0)
         counters.append(counter)
         now = counter()
         by_itself.append(now if now is not None and now >= usual else None)

@@ -89,7 +89,7 @@ def write_whole(path: str | os.PathLike[str], content: bytes, caller: str, *, du
         folder is missing or cannot be written, or the disk is full. `filename` is `path`; the old file is unchanged.
     """
     try:
-        _replace(Path(os.path.realpath(path)), content, durable)
+        _replace(_behind(path), content, durable)
     except (OSError, ValueError) as error:
         raise _named(error, path, f"{caller}: the file was not written") from error
 
@@ -103,7 +103,7 @@ def check_writable(path: str | os.PathLike[str], caller: str) -> None:
         If not.
     """
     try:
-        target = Path(os.path.realpath(path))
+        target = _behind(path)
         _check_target(target)
         _check_target(target.with_name(_temporary_name()))
         if not target.parent.is_dir():
@@ -200,6 +200,13 @@ def _check_kind(found: os.stat_result) -> None:
         raise IsADirectoryError(errno.EISDIR, "it is a folder")
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, not a file")
+
+
+def _behind(path: str | os.PathLike[str]) -> Path:
+    """What `path` names through symbolic links, unless it is a pipe: Linux says of those where they would be a file."""
+    with suppress(FileNotFoundError):
+        _check_kind(Path(path).stat())
+    return Path(os.path.realpath(path))
 
 
 def _check_target(target: Path) -> os.stat_result | None:

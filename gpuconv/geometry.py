@@ -37,7 +37,7 @@ import numpy as np
 
 from gpuconv.errors import GeometryError
 from gpuconv.hashed import HashedOnce
-from gpuconv.integers import LARGEST, as_int, as_ints, is_int, is_scalar, shown
+from gpuconv.integers import LARGEST, as_int, as_ints, is_int, is_one_of, is_scalar, shown
 from gpuconv.typing import Array, Ints, IntsLike, Layout, PadLike, PadMode, Pads, Pair
 
 PAD_MODES: tuple[str, ...] = get_args(PadMode)
@@ -182,6 +182,8 @@ class ConvGeometry(HashedOnce):
         steps = as_ints(stride, ndim, "stride", caller)
         holes = as_ints(dilation, ndim, "dilation", caller)
         spans = tuple(map(kernel_span, taps, holes))
+        if not is_one_of(pad_mode, PAD_MODES):
+            raise GeometryError(f"{caller}: pad_mode={pad_mode!r} is none of {', '.join(map(repr, PAD_MODES))}.")
         return _checked(
             caller,
             as_int(n, "n", caller, least=0),
@@ -618,8 +620,6 @@ def resolve_pad(pad: PadLike, spatial: Ints, span: Ints, stride: Ints, caller: s
 def _checked(caller: str, *fields: Any) -> ConvGeometry:
     """The rules that hold between normalised fields. Cached: a training loop asks for the same few again and again."""
     g = ConvGeometry(*fields)
-    if g.pad_mode not in PAD_MODES:
-        raise GeometryError(f"{caller}: pad_mode={g.pad_mode!r} is none of {', '.join(map(repr, PAD_MODES))}.")
     for name, channels in (("input", g.c), ("output", g.k)):
         if channels % g.groups:
             raise GeometryError(f"{caller}: groups={g.groups} does not divide the {channels} {name} channels.")
@@ -670,7 +670,7 @@ def _within_reach(g: ConvGeometry) -> ConvGeometry:
 
 
 def check_layout(layout: str, caller: str) -> None:
-    if layout not in LAYOUTS:
+    if not is_one_of(layout, LAYOUTS):
         raise GeometryError(f"{caller}: layout={layout!r} is none of {', '.join(map(repr, LAYOUTS))}.")
 
 

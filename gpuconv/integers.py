@@ -1,8 +1,9 @@
-"""Arguments that are integers, one an axis, or flags: what is accepted as such, and the errors for what is not."""
+"""Arguments that are integers, one an axis, flags, or one of some words: what is accepted, and errors for others."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Container
 
 import numpy as np
 
@@ -22,6 +23,11 @@ def is_int(value: object) -> bool:
     except TypeError:
         return False
     return True
+
+
+def is_one_of(value: object, words: Container[str]) -> bool:
+    """Whether a value is one of some words. A list or an array, which cannot be hashed or compared so, is none."""
+    return isinstance(value, str) and value in words
 
 
 def is_scalar(value: object) -> bool:

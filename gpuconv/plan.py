@@ -11,7 +11,7 @@ from gpuconv.algorithms import ALGORITHMS, Algorithm, Problem
 from gpuconv.algorithms.compiled_loops import COMPILED, numba_is_there, try_numba
 from gpuconv.errors import AlgorithmError, WorkspaceError
 from gpuconv.geometry import ConvGeometry
-from gpuconv.integers import as_int
+from gpuconv.integers import as_int, is_one_of
 from gpuconv.typing import Direction, DTypeLike, Precision
 
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
@@ -159,7 +159,7 @@ def plan(
     ('weight_grad', 1849688064)
     """
     problem = problem_of(geometry, dtype, device, direction, precision, max_workspace, "plan")
-    return _plan_of(problem, algorithm, "plan")
+    return _plan_of(problem, check_algorithm(algorithm, "plan"), "plan")
 
 
 def problem_of(
@@ -212,6 +212,7 @@ def may_be_whole(algorithm: Algorithm, problem: Problem, sample: Problem) -> boo
 
 def plan_of(problem: Problem, algorithm: str, caller: str) -> ConvPlan:
     """The plan of a checked problem, for arrays that there are."""
+    check_algorithm(algorithm, caller)
     _try_numba_for(problem, algorithm)
     return _plan_of(problem, algorithm, caller)
 
@@ -250,6 +251,7 @@ def choose(problem: Problem, algorithm: str, caller: str) -> Algorithm:
     WorkspaceError
         If it cannot stay under ``problem.max_workspace``.
     """
+    check_algorithm(algorithm, caller)
     _try_numba_for(problem, algorithm)
     return _choose(as_computed(problem), algorithm, caller, True, *_circumstances()).algorithm
 
@@ -269,6 +271,18 @@ class _Choice:
 
     algorithm: Algorithm
     tuned: autotune.Tuned | None = None
+
+
+def check_algorithm(algorithm: str, caller: str) -> str:
+    """`algorithm`, if it is a name at all; `choose` knows which there are."""
+    if not isinstance(algorithm, str):
+        raise _no_such(algorithm, caller)
+    return algorithm
+
+
+def _no_such(algorithm: object, caller: str) -> AlgorithmError:
+    names = ", ".join(repr(a.name) for a in ALGORITHMS)
+    return AlgorithmError(f"{caller}: algorithm={algorithm!r} does not exist. Choose 'auto' or one of {names}.")
 
 
 def _circumstances() -> tuple[int, bool, int, bool]:
@@ -294,8 +308,7 @@ def _choose(problem: Problem, algorithm: str, caller: str, may_time: bool, *_: o
         if candidate.name == algorithm:
             break
     else:
-        names = ", ".join(repr(a.name) for a in ALGORITHMS)
-        raise AlgorithmError(f"{caller}: algorithm={algorithm!r} does not exist. Choose 'auto' or one of {names}.")
+        raise _no_such(algorithm, caller)
     reason = candidate.refusal(problem)
     if reason is not None:
         raise AlgorithmError(
@@ -364,13 +377,13 @@ def si(count: float) -> str:
 
 
 def check_direction(direction: Direction, caller: str) -> Direction:
-    if direction not in DIRECTIONS:
+    if not is_one_of(direction, DIRECTIONS):
         raise ValueError(f"{caller}: direction={direction!r} is none of {', '.join(map(repr, DIRECTIONS))}.")
     return direction
 
 
 def check_precision(precision: Precision, caller: str) -> Precision:
-    if precision not in PRECISIONS:
+    if not is_one_of(precision, PRECISIONS):
         raise ValueError(f"{caller}: precision={precision!r} is none of {', '.join(map(repr, PRECISIONS))}.")
     return precision
 

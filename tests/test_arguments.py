@@ -557,3 +557,62 @@ def test_numpy_scalars_train_as_pythons_and_resume(tmp_path):
     with pytest.raises(ValueError, match=r"made with validation=0\.25, now validation=0\.5"):
         model.fit(ones(8, 3), y, epochs=4, checkpoint=path, resume=True, progress=False,
                   **{**keywords, "validation": np.float32(0.5)})  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------------- words
+
+NO_WORDS = [
+    [],
+    ["auto"],
+    {"auto": 1},
+    {"auto"},
+    ("auto",),
+    np.array("auto"),
+    np.array(["auto", "zeros"]),
+    3,
+    1.5,
+    b"auto",
+]
+
+WORDS = {"algorithm", "precision", "pad_mode", "mode", "layout", "activation", "direction"}
+
+
+def calls_with_words():
+    """(what, a call that takes keywords, a parameter, its default) of all that takes one of some words."""
+    for name in gpuconv.__all__:
+        function = getattr(gpuconv, name)
+        if not isinstance(function, types.FunctionType):
+            continue
+        parameters = inspect.signature(function).parameters
+        given = {
+            key: "n1_w8_c2_k2_s3" if key in {"geometry", "problems"} else good(name, key)
+            for key, p in parameters.items()
+            if p.default is p.empty and p.kind is not p.VAR_KEYWORD
+        }
+        for key in sorted(WORDS & set(parameters)):
+            yield pytest.param(function, given, key, parameters[key].default, id=f"{name}-{key}")
+    for kind in layers.LAYERS.values():
+        parameters = inspect.signature(kind).parameters
+        arguments = {key: 3 for key, p in parameters.items() if p.default is p.empty}
+        for key in sorted(WORDS & set(parameters)):
+            yield pytest.param(kind, arguments, key, parameters[key].default, id=f"{kind.__name__}-{key}")
+
+
+@pytest.mark.parametrize(("function", "given", "key", "default"), [*calls_with_words()])
+def test_what_is_no_word_is_refused_with_those_there_are(function, given, key, default):
+    """Also what has no hash, or cannot be compared with a word."""
+    if default is not None:
+        function(**given, **{key: np.str_(default)})
+    for value in NO_WORDS:
+        with pytest.raises((ValueError, TypeError)) as caught:
+            function(**given, **{key: value})
+        message = str(caught.value)
+        assert f"{key.removeprefix('pad_')}={value!r}" in message
+        known = {"algorithm": "gemm", "precision": "strict", "layout": "channels_first", "activation": "relu"}
+        assert known.get(key, "weight_grad" if key == "direction" else "circular") in message
+
+
+def test_words_are_found_in_every_function():
+    found = {case.id for case in calls_with_words()}
+    assert {"conv2d-algorithm", "plan-direction", "prepare-layout", "Conv2D-algorithm", "pad-mode"} <= found
+    assert len(found) > 60

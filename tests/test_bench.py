@@ -1,18 +1,25 @@
 """The benchmark without its clock: layers, turns, validation, peers, summaries. Nothing depends on a time taken."""
 
 import dataclasses
+import errno
+import io
 import itertools
 import json
+import os
+import random
+import time
 import types
 
 import numpy as np
 import pytest
+import rich.console
 
 import gpuconv
-from gpuconv import backend, cpu
+from gpuconv import backend, cpu, disk
 from gpuconv.bench import case, peers, plots, record, runner, suites, summary, tables, timer
 from gpuconv.bench.limits import Limits
 from gpuconv.bench.peers.base import Contestant
+from gpuconv.bench.training import Result
 from gpuconv.geometry import ConvGeometry
 from gpuconv.plan import DIRECTIONS
 from gpuconv.workload import Workload
@@ -329,6 +336,136 @@ def test_another_file_is_not_taken_for_a_record(tmp_path, text):
     (tmp_path / "file.json").write_text(text)
     with pytest.raises(ValueError, match="holds no results"):
         record.Record.read(tmp_path / "file.json")
+
+
+ESCAPE = "\x1b]0;owned\x07\x1b[31m"
+
+HOSTILE = {
+    "deep": "[" * 1_000_000,
+    "no number": '{"provenance": {}, "limits": {}, "results": NaN}',
+    "two values of one name": '{"results": [], "results": []}',
+    "too large": " " * (disk.LARGEST_TEXT + 1),
+    **{
+        f"{where} {value!r:.20}": (where, value)
+        for where, value in [
+            ("problem", "n1"),
+            ("problem", f"n{'9' * 400}_h8w8_c4_k4_r3s3_p1"),
+            ("problem", 7),
+            ("direction", ESCAPE),
+            ("direction", []),
+            ("precision", "slow"),
+            ("dtype", ESCAPE),
+            ("suite", None),
+            ("peers", []),
+            ("peers", {"echo": {"": None}}),
+            ("refusals", {"echo": 1}),
+            ("workspace", -1),
+            ("workspace", 1.5),
+            ("extra_bytes", True),
+            ("max_workspace", 10**400),
+            ("times", {}),
+            *(
+                ("times", {"median": m, "low": 1.0, "high": 1.0, "count": 1})
+                for m in (0, -1, "1", None, 1e-323, 10**400)
+            ),
+            ("times", {"median": float("nan"), "low": 1.0, "high": 1.0, "count": 1}),
+            ("times", {"median": float("inf"), "low": 1.0, "high": 1.0, "count": 1}),
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("damage", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_record_is_refused_in_one_way(damage, tmp_path):
+    path = make_record([make_row()]).write(tmp_path / "rows.json")
+    if not isinstance(damage, str):
+        content = json.loads(path.read_text())
+        content["results"][0][damage[0]] = damage[1]
+        damage = json.dumps(content)
+    path.write_text(damage)
+    begin = time.process_time()
+    with pytest.raises(ValueError, match="holds no results") as caught:
+        record.Record.read(path)
+    assert time.process_time() - begin < 1
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("place", ["device", "command", "suite", "algorithm", "peer", "way", "refusal"])
+def test_what_a_record_says_is_shown_as_text_and_drawn(place, tmp_path):
+    """Neither the terminal, nor Rich, nor Matplotlib takes it for a command."""
+    evil = f"{ESCAPE} [/nothing] [bold] $\\frac"
+    content = json.loads(make_record([make_row(), make_row(refused=True)]).write(tmp_path / "rows.json").read_text())
+    first, second = content["results"]
+    if place in {"device", "command"}:
+        content["provenance"][place] = evil
+    elif place == "peer":
+        first["peers"], second["refusals"] = {evil: first["peers"]["echo"]}, {evil: "is tired"}
+    elif place == "way":
+        first["peers"]["echo"] = {evil: first["peers"]["echo"]["best"], "b": first["peers"]["echo"]["best"]}
+    elif place == "refusal":
+        second["refusals"] = {"echo": evil}
+    else:
+        first[place] = evil
+    (tmp_path / "rows.json").write_text(json.dumps(content))
+    found = record.Record.read(tmp_path / "rows.json")
+    console = rich.console.Console(file=io.StringIO(), width=1000, force_terminal=True, color_system=None)
+    console.print(tables.head(found), markup=False)
+    console.print(tables.rows(found.rows, found.limits, found.peers, 1000))
+    for peer in found.peers:
+        console.print(tables.means(found, peer))
+        console.print(tables.verdict(found, peer), markup=False)
+    text = console.file.getvalue()
+    assert "\x07" not in text
+    assert "\x1b]" not in text
+    assert (r"\x1b]0;owned" in text) == (place != "command")
+    assert "[/nothing]" in text or place == "command"
+    plots.save(found, tmp_path / "rows.png")
+
+
+def test_any_damage_to_a_record_is_found_or_harmless(tmp_path):
+    path = make_record([make_row(), make_row(refused=True)]).write(tmp_path / "rows.json")
+    content, chance, refused = path.read_bytes(), random.Random(0), 0
+    for _ in range(500):
+        at, more = chance.randrange(len(content)), chance.randint(1, 9)
+        damage = [
+            content[:at],
+            content[:at] + content[at + more :],
+            content[:at] + chance.randbytes(more) + content[at:],
+        ]
+        path.write_bytes(damage[chance.randrange(3)])
+        try:
+            tables.rows(record.Record.read(path).rows, Limits(100.0, 10.0), ["echo"], 1000)
+        except ValueError as error:
+            assert "holds no results" in str(error)  # noqa: PT017
+            refused += 1
+    assert refused > 100
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "disk full"), KeyboardInterrupt()], ids=repr)
+def test_records_and_pictures_are_written_whole_or_not(error, tmp_path, monkeypatch):
+    saved = make_record([make_row()])
+    training = Result(1, "cpu", record.Times(2.0, 1.9, 2.2, 10), {})
+    writers = {
+        "rows.json": saved.write,
+        "rows.png": lambda path: plots.save(saved, path),
+        "step.json": lambda path: training.write(path, saved.provenance),
+    }
+    for name, write in writers.items():
+        write(tmp_path / name)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(os, "fsync", fail)
+    kind = (OSError, ValueError) if isinstance(error, OSError) else KeyboardInterrupt
+    for name, write in writers.items():
+        with pytest.raises(kind):
+            write(tmp_path / name)
+        with pytest.raises(kind):
+            write(tmp_path / f"new-{name}")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_what_shapes_the_run_is_kept(monkeypatch):

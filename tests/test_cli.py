@@ -1,12 +1,20 @@
 """The command line: what it prints, what it saves, and the status it leaves."""
 
+import errno
+import io
 import json
 import os
 import pathlib
+import random
 import re
 import signal
+import struct
 import subprocess
 import sys
+import time
+import warnings
+import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -302,6 +310,76 @@ def test_demo_refuses_what_is_no_picture(tmp_path, small_picture):
     broken.write_text("no picture")
     assert "not a picture that can be read" in is_refused("demo", "--image", broken)
     assert "not a picture that can be read" in is_refused("demo", "--image", tmp_path)
+
+
+def bomb(kind):
+    """A picture of few bytes that says it has 170 million pixels, or claims more."""
+    file = io.BytesIO()
+    Image.new("1", (13_000, 13_000)).save(file, "png")
+    content = bytearray(file.getvalue())
+    if kind != "unpacks":
+        claim = {"claims": (2**31 - 1, 2**31 - 1), "claims nothing": (0, 0)}[kind]
+        content[16:24] = struct.pack(">II", *claim)
+        content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    return bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["unpacks", "claims", "claims nothing"])
+def test_a_picture_that_claims_too_much_is_refused_at_once(kind, tmp_path):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(bomb(kind))
+    begin = time.process_time()
+    with pytest.raises(pictures.PictureError, match="not a picture that can be read"):
+        pictures.load(str(path))
+    assert time.process_time() - begin < 1
+
+
+def test_a_photograph_of_any_size_is_read_if_it_is_a_jpeg(tmp_path):
+    path = tmp_path / "large.jpg"
+    Image.new("RGB", (9_000, 8_000), "red").save(path)
+    x = pictures.load(str(path))
+    assert x.shape == (1, 853, 960, 3)
+    assert abs(x - [1, 0, 0]).max() < 0.02
+
+
+def test_any_damage_to_a_picture_is_refused_in_one_way(small_picture, tmp_path):
+    chance = random.Random(0)
+    for kind in ("png", "jpg", "tif", "gif", "webp", "bmp"):
+        path = tmp_path / f"picture.{kind}"
+        Image.open(small_picture).save(path)
+        content = path.read_bytes()
+        for _ in range(60):
+            at, more = chance.randrange(len(content)), chance.randint(1, 9)
+            path.write_bytes(content[:at] + chance.randbytes(more) + content[at + chance.randint(0, 9) :])
+            with suppress(pictures.PictureError), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's, of what it makes good
+                pictures.load(str(path))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")
+def test_what_is_no_file_is_refused_where_one_is_meant(tmp_path, small_picture, small_limits):
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    assert "it is a pipe" in is_refused("demo", "--image", pipe)
+    assert "it is a pipe" in is_refused("bench", "--show", pipe)
+    assert "it is a pipe" in is_refused("bench", "--problem", SMALL, "--json", pipe)
+    assert "it is a pipe" in is_refused("bench", "--problem", SMALL, "--plot", pipe)
+    assert "it is a pipe" in is_refused("demo", "--image", small_picture, "--out", pipe)
+    assert "File name too long" in is_refused("bench", "--problem", SMALL, "--json", tmp_path / ("x" * 256))
+    assert "--show" in is_refused("bench", "--show", tmp_path)
+
+
+def test_a_full_disk_does_not_take_the_results(tmp_path, small_limits, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    saved = tmp_path / "rows.json"
+    result = gpuconv_command("bench", "--problem", SMALL, "--repeats", 1, "--direction", "forward", "--json", saved)
+    assert result.exit_code == 1
+    assert f"gpuconv bench: --json: the file was not written: No space left on device: {str(saved)!r}" in result.output
+    assert "at least as fast as matmul in" in result.output
+    assert not list(tmp_path.iterdir())
 
 
 def test_demo_refuses_what_the_network_cannot_run_by(small_picture):

@@ -1,13 +1,16 @@
 """What is kept on disk of the compiled loops: by names that tell them apart, and no failure whatever happens to it."""
 
+import _thread
 import errno
 import importlib
 import os
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -202,3 +205,80 @@ def test_processes_that_keep_the_same_at_the_same_time(folder):
             out, err = process.communicate("go\n", timeout=300)
             assert (out, process.returncode) == ("True\n", 0), err
     assert not [path for path in folder.glob("*/*") if path.suffix != ".kept"]
+
+
+# -------------------------------------------------------------------------------------------------- interrupts
+
+
+def test_an_interrupt_is_raised_at_once_and_the_compilation_goes_on(folder, monkeypatch):
+    open_file, go_on, seen = kept.open_file, threading.Event(), []
+
+    def slowly(*arguments):
+        _thread.interrupt_main()
+        assert go_on.wait(60)
+        seen.append(threading.get_ident())
+        return open_file(*arguments)
+
+    monkeypatch.setattr(kept, "open_file", slowly)
+    loop = double()
+    with pytest.raises(KeyboardInterrupt):
+        loop(1.5)
+    assert not seen
+    go_on.set()
+    assert loop(1.5) == 3
+    assert len(seen) == 1  # what was begun is waited for, and not done again
+    assert seen != [threading.get_ident()]
+
+
+STORM = """
+import random, signal, sys, time
+import numpy as np, gpuconv
+from gpuconv.simd import dense, depthwise
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+x = np.random.default_rng(0).integers(-2, 3, (1, 12, 12, 16)).astype("f")
+w = np.random.default_rng(1).integers(-2, 3, (3, 3, 16, 16)).astype("f")
+chance, count, slowest = random.Random(int(sys.argv[1])), 0, 0.0
+
+def by(algorithm):
+    yield lambda: gpuconv.conv2d(x, w[:, :, :1], groups=16, algorithm=algorithm)
+    yield lambda: gpuconv.conv2d(x, w, algorithm=algorithm)
+    yield lambda: gpuconv.conv2d_weight_grad(x, x[:, :10, :10], 3, algorithm=algorithm)
+
+for call, other in zip(by("direct"), by("loops")):
+    want = other()
+    while True:
+        begin, after = time.monotonic(), chance.choice([0.001, 0.01, 0.1, 0.5]) * chance.uniform(0.1, 1.5)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, after)
+            y = call()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            break
+        except KeyboardInterrupt:
+            count, slowest = count + 1, max(slowest, time.monotonic() - begin - after)
+    for y in (y, call(), call()):
+        assert (y == want).all()
+loops = dense.correlate, dense.weight_gradient, depthwise.depthwise
+print(count, slowest, sum(sum(loop.stats.cache_hits.values()) for loop in loops))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timed signals")
+def test_a_storm_of_interrupts_while_loops_are_compiled(folder):
+    """Numba goes on, results are right, and what is kept is whole: the second process reads it all."""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder), "PYTHONPATH": str(FILES[0].parents[2])}
+    for seed, hits in enumerate((0, 3)):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", STORM, str(seed)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+            env=environment,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        count, slowest, found = map(float, done.stdout.split())
+        assert found == hits
+        if seed == 0:
+            assert count > 10
+            assert slowest < 3
+    assert {path.suffix for path in folder.glob("*/*")} == {".kept"}

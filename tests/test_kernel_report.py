@@ -278,10 +278,14 @@ def test_an_interrupt_ends_running_compilations_at_once(kernels, after, processe
     (kernels / "good.cu").write_text(SLOW)
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     begin = time.monotonic()
+
+    def interrupted():
+        signal.setitimer(signal.ITIMER_REAL, after)
+        list(compile_all([(unit, "sm_90") for unit in UNITS], processes))
+
     try:
         with pytest.raises(KeyboardInterrupt):
-            signal.setitimer(signal.ITIMER_REAL, after)
-            list(compile_all([(unit, "sm_90") for unit in UNITS], processes))
+            interrupted()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

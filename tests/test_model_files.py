@@ -11,6 +11,7 @@ import pytest
 from training import all_contents, images, network, same_training
 
 from gpuconv import layers
+from gpuconv.errors import GeometryError
 from gpuconv.models import Sequential, files
 
 safetensors = pytest.importorskip("safetensors.numpy")
@@ -278,6 +279,39 @@ class TestResuming:
             other.fit(*images(), epochs=2, **{**SETTINGS, **change}, checkpoint=path, resume=True)
         other.flush_gradients()
         assert [c["params"] for c in all_contents(other)] == [c["params"] for c in before]
+
+    @pytest.mark.parametrize("used", ["not at all", "forward", "trained"])
+    @pytest.mark.parametrize("reason", ["settings", "samples", "network", "shape", "no training", "position"])
+    def test_a_refusal_leaves_all_as_it_was(self, path, reason, used):
+        """Parameters that are not made yet among it, and the random numbers that they will be made of."""
+        network(noisy=True).fit(*images(), epochs=1, **SETTINGS, checkpoint=path)
+        X, y, settings = *images(), dict(SETTINGS)
+        if reason == "settings":
+            settings["batch_size"] = 8
+        elif reason == "samples":
+            X, y = X[1:], y[1:]
+        elif reason == "shape":
+            X = np.pad(X, ((0, 0), (0, 4), (0, 4), (0, 0)))
+        elif reason in {"no training", "position"}:
+            arrays, description = files.read(path)
+            if reason == "no training":
+                del description["training"]
+            else:
+                description["training"]["at"]["batch"] = "first"
+            files.write(path, arrays, description)
+        model, twin = (network(noisy=reason != "network") for _ in range(2))
+        for one in (model, twin):
+            if used == "forward":
+                one.forward(X)
+            elif used == "trained":
+                one.fit(X, y)
+        before = all_contents(model), model.config
+        with pytest.raises((ValueError, GeometryError)):
+            model.fit(X, y, epochs=2, **settings, checkpoint=path, resume=True)
+        assert (all_contents(model), model.config) == before
+        for one in (model, twin):
+            one.fit(X, y)
+        assert same_training(model, twin)
 
     def test_other_samples_and_other_networks_are_refused(self, path):
         network(noisy=True).fit(*images(), epochs=1, checkpoint=path)

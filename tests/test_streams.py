@@ -163,6 +163,17 @@ def test_a_closed_number_goes_to_no_file_of_ours(redirection, folder):
     assert (folder / "ours").read_bytes() == b""
 
 
+@pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="no such name")
+@pytest.mark.parametrize("redirection", ["| cat", "> file"])
+def test_records_do_not_go_where_the_tables_go(redirection, folder):
+    """Said before anything is measured; a file would be replaced, and the tables lost."""
+    done = command(["bench", *SMALL, "--json", "/dev/stdout"], folder, redirection)
+    assert done.returncode == 2
+    words = b"it is a pipe" if redirection == "| cat" else b"'/dev/stdout' is where the tables go"
+    assert words in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
 # ------------------------------------------------------------------------------------------------ characters
 
 

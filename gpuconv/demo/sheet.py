@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from gpuconv.demo.panels import Panel
 from gpuconv.demo.pictures import PictureError, save_figure
+from gpuconv.disk import check_writable
 from gpuconv.typing import Array
 
 INK, QUIET, PAPER = "#f2efe9", "#97a3ad", "#14171a"
@@ -38,6 +39,10 @@ def target(out: Path, name: str) -> Path:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PictureError(f"the folder {str(out.parent)!r} cannot be made: {error}.") from error
+    try:
+        check_writable(out, "--out")
+    except OSError as error:
+        raise PictureError(f"{error.strerror}: {str(out)!r}.") from error
     return out
 
 

@@ -17,6 +17,7 @@ from gpuconv.integers import as_int, as_ints
 from gpuconv.layers.state import plain
 from gpuconv.layers.weighted import Weighted
 from gpuconv.optimizers import Optimizer
+from gpuconv.plan import check_algorithm
 from gpuconv.typing import Array, DTypeLike, Ints, IntsLike, PadLike, Precision
 
 
@@ -49,7 +50,7 @@ class Filters(Weighted):
         self.kernel_shape = as_ints(kernel_shape, self.ndim, "kernel_shape", self.kind)
         self.pad, self.stride, self.dilation = plain(pad), plain(stride), plain(dilation)
         self.groups = as_int(groups, "groups", self.kind)
-        self.algorithm = str(algorithm)
+        self.algorithm = str(check_algorithm(algorithm, self.kind))
         self._check_arguments()
 
     def _check_arguments(self) -> None:

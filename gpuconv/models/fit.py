@@ -138,16 +138,11 @@ class Fit:
     def run(self) -> History:
         s, model = self.settings, self.model
         model.settle()
-        model.flush_gradients()  # of forwards before this call
         self._check_batches()
-        model.build(self.X.shape, self.X.dtype, backend.device_of(self.X))
-        if s.checkpoint is not None:
-            model.check_savable("fit")  # rather than after the first epoch
         ctrl_c = CtrlC(lambda: self.torn or self.ending)
         with backend.on_device_of(self.X):
-            self.standing = Standing(Position(), History(), {}, model.epochs_done, state.passing_of(model.layers))
-            if s.resume and s.checkpoint is not None and Path(s.checkpoint).exists():
-                self._resume(s.checkpoint)
+            self._prepare()
+            model.flush_gradients()  # of forwards before this call
             try:
                 ctrl_c.install()
                 with Progress(s.progress, s.epochs, self.count) as bar:
@@ -170,6 +165,27 @@ class Fit:
                 if late is not None:
                     raise late
         return self.history
+
+    def _prepare(self) -> None:
+        """Make the layers, or take over the checkpoint that training goes on from; an error leaves all as it was."""
+        s, model = self.settings, self.model
+        found = None
+        if s.resume and s.checkpoint is not None and Path(s.checkpoint).exists():
+            found = self._read(s.checkpoint)  # and refuse it before the layers draw their first values
+        go_back = state.way_back(model)
+        model.pending = go_back
+        try:
+            model.build(self.X.shape, self.X.dtype, backend.device_of(self.X))
+            if s.checkpoint is not None:
+                model.check_savable("fit")  # rather than after the first epoch
+            self.standing = Standing(Position(), History(), {}, model.epochs_done, state.passing_of(model.layers))
+            if found is not None:
+                self._resume(*found)
+        except BaseException:
+            model.pending = go_back  # `take` has one of its own
+            model.settle()
+            raise
+        model.pending = None
 
     def put_right(self) -> None:
         """Go back to the last whole step, or to the beginning of the epoch; nothing changes where a step is whole."""
@@ -361,18 +377,30 @@ class Fit:
         files.write(self.settings.checkpoint, {**arrays, **best}, {**description, "training": training})
         self.saved = standing
 
-    def _resume(self, path: str | os.PathLike[str]) -> None:
+    def _read(self, path: str | os.PathLike[str]) -> tuple[Any, ...]:
+        """What is in a checkpoint: path, arrays, description, history and position; refused if it is of another run."""
         arrays, description = files.read(path)
         training = description.get("training")
         if training is None:
             raise ValueError(f"fit: {path} holds a model, but no training to go on with. Load it and fit anew.")
         with state.hostile(path):
             self._compare(path, description["model"], training)
-            history, at = _history_of(training["history"]), _position_of(training["at"])
+            return path, arrays, description, _history_of(training["history"]), _position_of(training["at"])
+
+    def _resume(
+        self,
+        path: str | os.PathLike[str],
+        arrays: dict[str, Array],
+        description: dict[str, Any],
+        history: History,
+        at: Position,
+    ) -> None:
+        device = backend.device_of(self.X)
+        with state.hostile(path):
             self.model.take(arrays, description)
-            self.model.to(backend.device_of(self.X))
+            self.model.to(device)
         best = {
-            name.removeprefix("best."): backend.to_device(value, backend.device_of(self.X))
+            name.removeprefix("best."): backend.to_device(value, device)
             for name, value in arrays.items()
             if name.startswith("best.")
         }

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpuconv import backend
 from gpuconv.disk import printable
@@ -14,6 +14,9 @@ from gpuconv.errors import DeviceError, GeometryError
 from gpuconv.layers import Layer
 from gpuconv.optimizers import Cache
 from gpuconv.typing import Array
+
+if TYPE_CHECKING:
+    from gpuconv.models.sequential import Sequential
 
 
 def arrays_of(layers: Sequence[Layer]) -> dict[str, Array]:
@@ -111,6 +114,23 @@ def _cache(number: int, layer: Layer, slots: Mapping[tuple[str, str], Array], nu
         cache.setdefault(parameter, {})[slot] = moved.copy() if moved is value else moved
     layer.check_cache(cache)
     return cache
+
+
+def way_back(model: Sequential) -> Callable[[], None]:
+    """What undoes all that happens to a model, its random numbers included, as long as no array is written to."""
+    names = ("seed", "epochs_done", "input_shape")
+    found = {name: getattr(model, name) for name in names}
+    marks = [layer.mark() for layer in model.layers]
+    generators = [layer.rng.bit_generator for layer in model.layers if layer.rng is not None]
+    draws = [generator.state for generator in generators]
+
+    def go_back() -> None:
+        reset(model.layers, marks)
+        for generator, drawn in zip(generators, draws, strict=True):
+            generator.state = drawn
+        model.__dict__.update(found)
+
+    return go_back
 
 
 Passing = list[tuple[dict[str, Array], dict[str, int | None]]]

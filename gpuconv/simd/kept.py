@@ -20,6 +20,7 @@ from numba import njit
 from numba.core import serialize
 
 from gpuconv.disk import open_file, printable, write_whole
+from gpuconv.shielded import shielded
 
 OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
 """How loops are compiled."""
@@ -28,9 +29,15 @@ _CHECKSUM = hashlib.sha256().digest_size
 
 
 def kept(function: Callable[..., Any]) -> Any:
-    """A compiled function that is called from Python, kept on disk with all that it calls."""
+    """A compiled function that is called from Python, kept on disk with all that it calls.
+
+    An interrupt of the call that compiles it is raised at once, and the compilation, or the reading of what was kept,
+    goes on in a thread of its own. In the middle of it an interrupt could leave Numba in disorder, or be lost in a
+    function that LLVM calls. The next call waits for the thread, and so does the end of the process.
+    """
     loop = njit(**OPTIONS)(function)
     _keep(loop)
+    loop.compile = functools.partial(shielded, loop.compile)
     return loop
 
 
