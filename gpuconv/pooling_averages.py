@@ -51,14 +51,16 @@ def avg_pool(caller: str, xp: ModuleType, x: Array, g: ConvGeometry, y: Array, d
     sums = backend.accumulator(y.dtype)
     down, across = windows_of(g)
 
+    direct = sums == y.dtype and _have_one_order(x, y)
+
     def need(images: int, rows: int, channels: int) -> int:
-        held = 0 if sums == y.dtype else images * rows * g.out[1] * channels * sums.itemsize
+        held = 0 if direct else images * rows * g.out[1] * channels * sums.itemsize
         return held + divisor.bytes(rows)
 
     def job(block: Block) -> None:
         window, seen = down.part(block.rows)
         x_nhwc, y_npqc = block.of(x, seen), block.of(y, block.rows)
-        total = y_npqc if sums == y.dtype else xp.empty(y_npqc.shape, sums)
+        total = y_npqc if direct else xp.empty(y_npqc.shape, sums)
         total[...] = 0
         for ins, outs in taps_of(window, across):
             total[outs] += x_nhwc[ins]
@@ -76,16 +78,18 @@ def avg_pool_grad(
     sums = backend.accumulator(dx.dtype)
     down, across = windows_of(g)
 
+    direct = sums == dx.dtype and _have_one_order(dy, dx)
+
     def need(images: int, rows: int, channels: int) -> int:
         outs = down.most_over(rows)
-        held = 0 if sums == dx.dtype else images * rows * g.spatial[1] * channels * sums.itemsize
+        held = 0 if direct else images * rows * g.spatial[1] * channels * sums.itemsize
         return held + images * outs * g.out[1] * channels * sums.itemsize + divisor.bytes(outs)
 
     def job(block: Block) -> None:
         seeing = down.over(block.rows)
         dx_nhwc = block.of(dx, block.rows)
         share = xp.divide(block.of(dy, seeing), divisor.at(seeing))
-        total = dx_nhwc if sums == dx.dtype else xp.empty(dx_nhwc.shape, sums)
+        total = dx_nhwc if direct else xp.empty(dx_nhwc.shape, sums)
         total[...] = 0
         for ins, outs in taps_of(down.onto(block.rows, seeing), across):
             total[ins] += share[outs]
@@ -93,3 +97,16 @@ def avg_pool_grad(
             dx_nhwc[...] = total
 
     Task(caller, xp, g, g.spatial[0], need, limit, None).run(lambda _: job)
+
+
+def _have_one_order(source: Array, target: Array) -> bool:
+    """Whether neighbours of one array are neighbours of the other: if not, every tap would be slow to add to it."""
+    if source.flags.c_contiguous and target.flags.c_contiguous:
+        return True
+    return _order(source) == _order(target)
+
+
+def _order(array: Array) -> list[int]:
+    return sorted(
+        (axis for axis in range(array.ndim) if array.shape[axis] > 1), key=lambda axis: -abs(array.strides[axis])
+    )

@@ -144,7 +144,8 @@ class Fold(NamedTuple):
             return
         used = self.workspace.used
         whole, rest = divmod(taps, stride)
-        first, count = pad // stride, _strides(window)
+        first = pad // stride
+        count = (size - 1 + pad) // stride - first + 1  # blocks of a stride, as windows cut them, with positions
         sums = self.workspace.take((*source.shape[:axis], count, *source.shape[axis + 1 :]), target.dtype)
         if whole:
             self.run(source, axis, Window(out, count, whole, pad=whole - 1 - first), sums)
@@ -172,7 +173,7 @@ def spread_buffers(window: Window) -> int:
     size, out, taps, stride, *_ = window
     if stride == 1:
         return buffers(Window(out, size, taps))
-    count = _strides(window)
+    count = (size + stride - 2) // stride + 1  # whatever the pad
     return count + buffers(Window(out, count, max(1, taps // stride)))
 
 
@@ -189,11 +190,6 @@ def _hop(window: Window) -> int:
 def _blocks(window: Window) -> int:
     """Blocks from the first of the first window to the last of the last one, whole ones."""
     return window.out + _hop(window) * max(0, window.taps // _block(window) - 1)
-
-
-def _strides(window: Window) -> int:
-    """How many blocks of a stride, as the windows cut them, the input reaches into."""
-    return (window.size - 1 + window.pad) // window.stride - window.pad // window.stride + 1
 
 
 def _along(axis: int, part: slice) -> tuple[slice, ...]:

@@ -20,10 +20,10 @@ import numpy as np
 from gpuconv import backend, cpu
 from gpuconv.geometry import ConvGeometry
 from gpuconv.pooling_averages import Divisor
-from gpuconv.pooling_blocks import Block, Task
+from gpuconv.pooling_blocks import QUIET, Block, Task
 from gpuconv.pooling_folds import ALIGNMENT, Fold, Workspace, buffers, spread_buffers
 from gpuconv.pooling_windows import windows_of
-from gpuconv.pooling_winners import put, quietly
+from gpuconv.pooling_winners import put
 from gpuconv.typing import Array
 
 SLACK = 64 * ALIGNMENT
@@ -87,10 +87,11 @@ def _pool(
                     target[...] = made
                 workspace.used = used
 
-        return job if divisor else quietly(job)
+        return job
 
     image_bytes = g.spatial[1] * costs(1, g.out[0], g.c)[0]
-    Task(caller, xp, g, g.out[0], need, limit, image_bytes, by_channels=True).run(make_job)
+    heeds = {} if divisor else QUIET
+    Task(caller, xp, g, g.out[0], need, limit, image_bytes, by_channels=True, heeds=heeds).run(make_job)
 
 
 def avg_pool_grad(
@@ -166,14 +167,14 @@ def max_pool_grad(caller: str, dy: Array, x: Array, g: ConvGeometry, dx: Array, 
         """Bytes of a column and of a row in hand."""
         element, outs = images * channels, down.most_over(rows)
         column = buffers(down._replace(out=outs)) * keys.dtype.itemsize
-        column += down.most_seen(outs) * (keys.dtype.itemsize + keys.EXTRA)
+        column += down.most_seen(outs) * (keys.dtype.itemsize + keys.EXTRA) + 2 * 8  # and an index of each column
         row = buffers(across) * keys.dtype.itemsize + across.out * (keys.dtype.itemsize + 8 + 8)
         return element * column, element * row
 
     def need(images: int, rows: int, channels: int) -> int:
         outs = down.most_over(rows)
         middle = images * outs * width * channels * keys.dtype.itemsize
-        total = images * down.most_seen(outs) * width * channels * 8
+        total = (images * down.most_seen(outs) * width + 2 * across.out) * channels * 8  # and an index of each channel
         column, row = costs(images, rows, channels)
         return middle + total + max(_held(column, width, strip), _held(row, outs, strip)) + SLACK
 
@@ -212,10 +213,10 @@ def max_pool_grad(caller: str, dy: Array, x: Array, g: ConvGeometry, dx: Array, 
                 workspace.used = used
             put(total, seen, block.rows, dx_nhwc)
 
-        return quietly(job)
+        return job
 
     image_bytes = width * costs(1, g.spatial[0], g.c)[0]
-    Task(caller, np, g, g.spatial[0], need, limit, image_bytes, by_channels=True).run(make_job)
+    Task(caller, np, g, g.spatial[0], need, limit, image_bytes, by_channels=True, heeds=QUIET).run(make_job)
 
 
 class _Keys32:

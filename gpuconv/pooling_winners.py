@@ -6,7 +6,7 @@ Images are independent: some at a time, so that they stay in cache, on several t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from gpuconv import backend
 from gpuconv.geometry import ConvGeometry
-from gpuconv.pooling_blocks import Block, Task
+from gpuconv.pooling_blocks import QUIET, Block, Task
 from gpuconv.pooling_windows import Slices, Window, are_apart, taps_of, windows_of
 from gpuconv.typing import Array
 
@@ -30,7 +30,7 @@ def max_pool(caller: str, xp: ModuleType, x: Array, g: ConvGeometry, y: Array, l
         window, seen = down.part(block.rows)
         _largest(xp, block.of(x, seen), window, across, block.of(y, block.rows))
 
-    Task(caller, xp, g, g.out[0], need, limit, x.nbytes // max(1, g.n)).run(lambda _: quietly(job))
+    Task(caller, xp, g, g.out[0], need, limit, x.nbytes // max(1, g.n), heeds=QUIET).run(lambda _: job)
 
 
 def max_pool_grad(
@@ -92,25 +92,16 @@ def max_pool_grad(
         if total is not dx_nhwc:
             put(total, seen, block.rows, dx_nhwc)
 
-    Task(caller, xp, g, g.spatial[0], need, limit, x.nbytes // max(1, g.n)).run(lambda _: quietly(job))
+    Task(caller, xp, g, g.spatial[0], need, limit, x.nbytes // max(1, g.n), heeds=QUIET).run(lambda _: job)
 
 
 def put(total: Array, seen: slice, rows: slice, dx: Array) -> None:
     """dx, which are some rows, from a gradient for the rows `seen`; it is 0 where nothing was seen."""
-    first, stop = max(seen.start, rows.start), min(seen.stop, rows.stop)
+    first = max(seen.start, rows.start)
+    stop = max(first, min(seen.stop, rows.stop))
     if stop - first < rows.stop - rows.start:
         dx[...] = 0
     dx[:, first - rows.start : stop - rows.start] = total[:, first - seen.start : stop - seen.start]
-
-
-def quietly(job: Callable[[Block], None]) -> Callable[[Block], None]:
-    """NaN may be compared; ml_dtypes warns where a bfloat16 is."""
-
-    def quiet(block: Block) -> None:
-        with np.errstate(invalid="ignore"):
-            job(block)
-
-    return quiet
 
 
 def _largest(xp: ModuleType, x: Array, down: Window, across: Window, y: Array) -> None:
