@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -34,15 +35,13 @@ class Divisor(NamedTuple):
 
     def at(self, rows: slice) -> Array:
         """For some rows of outputs, of a shape that broadcasts over (n, p, q, c)."""
-        down: Array
-        across: Array
+        divisor: Array
         if self.counts_pads:
-            down, across = (np.asarray([taps]) for taps in self.g.kernel)
+            divisor = self.xp.full((1, 1, 1), float(math.prod(self.g.kernel)), self.dtype)
         else:
-            rows_of, columns_of = windows_of(self.g)
-            down = rows_of.counts(rows).astype(self.dtype)
-            across = columns_of.counts(slice(0, columns_of.out)).astype(self.dtype)
-        divisor: Array = self.xp.asarray(np.outer(down, across)[..., None], dtype=self.dtype)
+            down, across = windows_of(self.g)
+            counts: list[Array] = [down.counts(rows), across.counts(slice(0, across.out))]
+            divisor = self.xp.asarray(np.outer(*(some.astype(self.dtype) for some in counts))[..., None])
         return divisor
 
 

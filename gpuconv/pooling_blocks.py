@@ -25,9 +25,9 @@ FEWEST_CHANNELS = 16
 """Of a block, unless memory is very short: fewer are read from memory in pieces smaller than a cache line."""
 
 
-NUMPY_BUFFER = 512
-"""Elements that NumPy buffers of each operand, where strides or dtypes make it do so. With its default of 8192, three
-operands took 200 KB, and rows of 300 elements 2.5 times as long (NumPy 2.4, Intel Xeon, 2026-11-30)."""
+NUMPY_BUFFER = 2048
+"""Elements that NumPy buffers of each operand, where strides or dtypes make it do so. With its default of 8192 three
+operands took 200 KB, and no less time (NumPy 2.4, Intel Xeon, 2026-11-30)."""
 
 QUIET = MappingProxyType({"invalid": "ignore"})
 """NaN may be compared; ml_dtypes warns where a bfloat16 is."""
@@ -71,6 +71,7 @@ class Task(NamedTuple):
     image_bytes: int | None
     by_channels: bool = False
     heeds: Mapping[str, Any] = MappingProxyType({})
+    numpy_buffer: int = NUMPY_BUFFER
 
     def run(self, make_job: Callable[[int], Callable[[Block], None]]) -> None:
         """Have every block done by a job that `make_job` returns, given the bytes it may take: one for each thread.
@@ -85,7 +86,7 @@ class Task(NamedTuple):
             threads = cpu.workers()
         if threads == 1 and self._images(1) == n and (need := self.need(n, self.rows, c)) <= self.limit:
             with np.errstate(**self.heeds):
-                np.setbufsize(NUMPY_BUFFER)
+                np.setbufsize(self.numpy_buffer)
                 make_job(need)(Block(slice(0, n), slice(0, self.rows), slice(0, c)))
             return
         plan = self._plan(threads)
@@ -96,7 +97,7 @@ class Task(NamedTuple):
 
             def heedful(block: Block) -> None:
                 with np.errstate(**heeds):
-                    np.setbufsize(NUMPY_BUFFER)
+                    np.setbufsize(self.numpy_buffer)
                     job(block)
 
             return heedful

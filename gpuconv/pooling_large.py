@@ -29,6 +29,10 @@ from gpuconv.typing import Array
 SLACK = 64 * ALIGNMENT
 """Bytes between the arrays of a workspace, which begin at multiples."""
 
+NUMPY_BUFFER = 512
+"""Elements: NumPy copies rows of some 300 elements, as strips have, into larger buffers first, which took 2.5 times as
+long (NumPy 2.4, Intel Xeon, 2026-11-30)."""
+
 GPU_STRIP = 2**26
 """Bytes in hand at a time on a GPU, enough to keep all of it busy."""
 
@@ -91,7 +95,8 @@ def _pool(
 
     image_bytes = g.spatial[1] * costs(1, g.out[0], g.c)[0]
     heeds = {} if divisor else QUIET
-    Task(caller, xp, g, g.out[0], need, limit, image_bytes, by_channels=True, heeds=heeds).run(make_job)
+    task = Task(caller, xp, g, g.out[0], need, limit, image_bytes, True, heeds, NUMPY_BUFFER)
+    task.run(make_job)
 
 
 def avg_pool_grad(
@@ -147,7 +152,8 @@ def avg_pool_grad(
         return job
 
     image_bytes = g.spatial[1] * costs(1, g.spatial[0], g.c)[0]
-    Task(caller, xp, g, g.spatial[0], need, limit, image_bytes, by_channels=True).run(make_job)
+    task = Task(caller, xp, g, g.spatial[0], need, limit, image_bytes, True, {}, NUMPY_BUFFER)
+    task.run(make_job)
 
 
 # -------------------------------------------------------------------------------------------------- winners
@@ -216,7 +222,8 @@ def max_pool_grad(caller: str, dy: Array, x: Array, g: ConvGeometry, dx: Array, 
         return job
 
     image_bytes = width * costs(1, g.spatial[0], g.c)[0]
-    Task(caller, np, g, g.spatial[0], need, limit, image_bytes, by_channels=True, heeds=QUIET).run(make_job)
+    task = Task(caller, np, g, g.spatial[0], need, limit, image_bytes, True, QUIET, NUMPY_BUFFER)
+    task.run(make_job)
 
 
 class _Keys32:

@@ -124,6 +124,7 @@ def _taps_of(rows: Window, columns: Window) -> Sequence[tuple[Slices, Slices]]:
     return [((every, h, w), (every, p, q)) for h, p in rows.every_tap() for w, q in columns.every_tap()]
 
 
+@lru_cache(maxsize=256)
 def are_apart(g: ConvGeometry) -> bool:
     """Whether no two windows overlap."""
     return all(span <= stride for span, stride in zip(g.span, g.stride, strict=True))
