@@ -294,9 +294,10 @@ class _Pool:
         check_windows(self.g, caller)
         self.views = {name: self.call.channels_last(array) for name, array in inputs.items()}
         self.limit = workspace_limit(None, caller)
-        self.is_apart = are_apart(self.g)
-        most = MOST_TAPS_APART if self.is_apart else MOST_TAPS
         down, across = windows_of(self.g)
+        # of taps over padding there may be any number
+        self.is_apart = are_apart(self.g) and down.taps <= down.size and across.taps <= across.size
+        most = MOST_TAPS_APART if self.is_apart else MOST_TAPS
         self.is_large = down.taps * across.taps > (most if self.xp is np else MOST_TAPS_ON_GPU)
 
     def refuse_complex(self) -> None:

@@ -81,13 +81,19 @@ class Fold(NamedTuple):
 
     def _gather(self, source: Array, axis: int, window: Window, first: int, taps: range, target: Array) -> None:
         """Fill `target`, from block `first` on, with some taps of each."""
+        if not _meets(window, first, target.shape[axis], taps):
+            target[...] = self.nothing
+            return
         if len(taps) > RUN:
-            used, half = self.workspace.used, len(taps) // 2
-            self._gather(source, axis, window, first, taps[:half], target)
-            right = self.workspace.take(target.shape, target.dtype)
-            self._gather(source, axis, window, first, taps[half:], right)
-            self.operation(target, right, out=target)
-            self.workspace.used = used
+            left, right = taps[: len(taps) // 2], taps[len(taps) // 2 :]
+            both = [some for some in (left, right) if _meets(window, first, target.shape[axis], some)]
+            self._gather(source, axis, window, first, both[0], target)
+            if len(both) == 2:
+                used = self.workspace.used
+                other = self.workspace.take(target.shape, target.dtype)
+                self._gather(source, axis, window, first, right, other)
+                self.operation(target, other, out=target)
+                self.workspace.used = used
             return
         blocks = slice(first, first + target.shape[axis])
         for tap in taps:
@@ -175,6 +181,13 @@ def spread_buffers(window: Window) -> int:
         return buffers(Window(out, size, taps))
     count = (size + stride - 2) // stride + 1  # whatever the pad
     return count + buffers(Window(out, count, max(1, taps // stride)))
+
+
+def _meets(window: Window, first: int, blocks: int, taps: range) -> bool:
+    """Whether some of these taps, in so many blocks, may lie over a position: pads may be longer than all else."""
+    last = (taps.stop - 1) * window.dilation - window.pad
+    block = max(first, -(last // window.stride))
+    return block < first + blocks and block * window.stride - window.pad + taps.start * window.dilation < window.size
 
 
 def _block(window: Window) -> int:

@@ -79,12 +79,15 @@ def _run(loop: Any, g: ConvGeometry, x: Array, y: Array, dx: Array) -> None:
     threads = cpu.workers() if x.size > WORTH_A_THREAD else 1
     rows = g.n * g.out[0]
     block = -(-rows // tasks_for(threads, sums=False))
-    seen = math.prod(window.seen for window in windows_of(g))
+    clears = False
+    if dx is not y:
+        seen = [int(window.counts(slice(0, window.out)).sum()) for window in windows_of(g)]
+        clears = math.prod(seen) < math.prod(g.spatial)
     pooling = Pooling._make(
         (
             *(address(x), *x.strides[:-1], address(y), *y.strides[:-1], address(dx), *dx.strides[:-1]),
             *(*g.spatial, *g.out, *g.kernel, *g.stride, *g.dilation, g.pad[0][0], g.pad[1][0]),
-            *(g.c * x.itemsize, rows, block, int(seen < math.prod(g.spatial))),
+            *(g.c * x.itemsize, rows, block, int(clears)),
         )
     )
     tasks, like = -(-rows // block), np.empty(0, x.dtype)

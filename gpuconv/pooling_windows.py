@@ -48,11 +48,6 @@ class Window(NamedTuple):
         """Positions from the first to the last tap."""
         return self.dilation * (self.taps - 1) + 1
 
-    @property
-    def seen(self) -> int:
-        """Positions under the taps of all outputs, as often as there is a tap over them."""
-        return sum(outs.stop - outs.start for _, outs in self.every_tap())
-
     def part(self, outs: slice) -> tuple[Window, slice]:
         """The windows of some of the outputs, and the positions that they see, from the first of which theirs count."""
         if outs.stop - outs.start == self.out:
