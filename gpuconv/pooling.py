@@ -1,7 +1,10 @@
 """Max and average pooling of images, and their gradients.
 
-By NumPy one pass over the array for each tap of the window, on a GPU one kernel; maxima by compiled loops where Numba
-is there.
+On the CPU small windows take one pass over the array for each tap, and large ones are made from windows of half their
+length (pooling_large.py); compiled loops make maxima where Numba is installed. On a GPU one kernel does all of it,
+except for averages and maxima over very large windows.
+
+What a call takes beside its arguments and its result stays under `settings.max_workspace`.
 """
 
 from __future__ import annotations
@@ -65,6 +68,8 @@ def max_pool2d(
     Raises
     ------
     GeometryError, TypeError, DTypeError, DeviceError
+    WorkspaceError
+        If not even a row of the result can be made within `settings.max_workspace`.
 
     Examples
     --------
@@ -101,7 +106,8 @@ def max_pool2d_grad(
 ) -> Array:
     """Gradient of `max_pool2d` with respect to x: each dy goes to the position its window took its value from.
 
-    Of several equal values that is the first in row order, of several NaNs too.
+    Of several equal values that is the first in row order, of several NaNs too. With windows of more than 64 taps (256
+    where they do not overlap) the CPU adds up in float64 what a position gets.
 
     Parameters
     ----------
@@ -119,6 +125,8 @@ def max_pool2d_grad(
     Raises
     ------
     GeometryError, TypeError, DTypeError, DeviceError
+    WorkspaceError
+        If not even a row of the result can be made within `settings.max_workspace`.
 
     Examples
     --------
@@ -187,11 +195,14 @@ def avg_pool2d(
     Returns
     -------
     array (N, OH, OW, C)
-        Sizes as in `conv2d`. 16-bit floats are summed in float32.
+        Sizes as in `conv2d`. 16-bit floats are summed in float32. Windows of more than 64 taps (256 where they do not
+        overlap, and 1024 on a GPU) are summed as accurately as by pairwise summation.
 
     Raises
     ------
     GeometryError, TypeError, DTypeError, DeviceError
+    WorkspaceError
+        If not even a row of the result can be made within `settings.max_workspace`.
 
     Examples
     --------
@@ -242,6 +253,8 @@ def avg_pool2d_grad(
     Raises
     ------
     GeometryError, TypeError, DTypeError, DeviceError
+    WorkspaceError
+        If not even a row of the result can be made within `settings.max_workspace`.
 
     Examples
     --------
