@@ -1,23 +1,41 @@
 """Max and average pooling of images, and their gradients.
 
-By NumPy one pass over the array for each tap of the window, on a GPU one kernel; maxima by compiled loops where Numba
-is there.
+On the CPU small windows take one pass over the array for each tap, and large ones are made from windows of half their
+length (pooling_large.py); compiled loops make maxima where Numba is installed. On a GPU one kernel does all of it,
+except for averages and maxima over very large windows.
+
+What a call takes beside its arguments and its result stays under `settings.max_workspace`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
-from gpuconv import backend, pooling_cuda, pooling_loops, pooling_winners
+from gpuconv import backend, pooling_averages, pooling_cuda, pooling_large, pooling_loops, pooling_winners
 from gpuconv.call import Call
-from gpuconv.errors import DTypeError, GeometryError
-from gpuconv.geometry import SPATIAL_LETTERS, ConvGeometry, split_x_shape
+from gpuconv.errors import DTypeError, WorkspaceError
+from gpuconv.geometry import ConvGeometry, split_x_shape
 from gpuconv.integers import as_ints, flag
 from gpuconv.kernel_args import too_long
+from gpuconv.plan import workspace_limit
+from gpuconv.pooling_averages import Divisor
+from gpuconv.pooling_windows import are_apart, check_windows, windows_of
 from gpuconv.typing import Array, Ints, IntsLike, Layout, PadLike
+
+MOST_TAPS = 64
+"""The most taps of a window that is read tap by tap. On an Intel Xeon with AVX-512 (one core, 2026-11-30) windows of
+9 x 9 by halves took 0.15 to 0.26 of the time for averages and gradients, and 0.7 to 1.1 for maxima."""
+
+MOST_TAPS_APART = 256
+"""The same for windows that do not overlap: each position is read once in either way."""
+
+MOST_TAPS_ON_GPU = 1024
+"""The same for a kernel, which reads its window from the cache; by halves, some 40 arrays go through memory. This is an
+estimate, and no GPU has confirmed it."""
 
 
 def max_pool2d(
@@ -50,6 +68,8 @@ def max_pool2d(
     Raises
     ------
     GeometryError, TypeError, DTypeError, DeviceError
+    WorkspaceError
+        If not even a row of the result can be made within `settings.max_workspace`.
 
     Examples
     --------
@@ -67,9 +87,10 @@ def max_pool2d(
         if xp is np and pooling_loops.serves(pool.g, x_nhwc, y_nhwc):
             pooling_loops.max_pool(x_nhwc, pool.g, y_nhwc)
         else:
-            pooling_winners.max_pool(xp, x_nhwc, pool.g, y_nhwc)
+            way = pooling_large if pool.is_large and not pool.is_apart else pooling_winners
+            way.max_pool(pool.caller, xp, x_nhwc, pool.g, y_nhwc, pool.limit)
 
-    return pool.run(pool.g.y_shape, write, lambda x, y: pooling_cuda.max_pool(xp, x, pool.g, y))
+    return pool.run(pool.g.y_shape, write, None if pool.is_large else pooling_cuda.max_pool)
 
 
 def max_pool2d_grad(
@@ -85,7 +106,8 @@ def max_pool2d_grad(
 ) -> Array:
     """Gradient of `max_pool2d` with respect to x: each dy goes to the position its window took its value from.
 
-    Of several equal values that is the first in row order, of several NaNs too.
+    Of several equal values that is the first in row order, of several NaNs too. With windows of more than 64 taps (256
+    where they do not overlap) the CPU adds up in float64 what a position gets.
 
     Parameters
     ----------
@@ -103,6 +125,8 @@ def max_pool2d_grad(
     Raises
     ------
     GeometryError, TypeError, DTypeError, DeviceError
+    WorkspaceError
+        If not even a row of the result can be made within `settings.max_workspace`.
 
     Examples
     --------
@@ -136,10 +160,12 @@ def max_pool2d_grad_by(
     def write(dx_nhwc: Array) -> None:
         if xp is np and pooling_loops.serves_grad(pool.g, dy_nhwc, x_nhwc, dx_nhwc):
             pooling_loops.max_pool_grad(dy_nhwc, x_nhwc, pool.g, dx_nhwc)
+        elif xp is np and pool.is_large:
+            pooling_large.max_pool_grad(pool.caller, dy_nhwc, x_nhwc, pool.g, dx_nhwc, pool.limit)
         else:
-            pooling_winners.max_pool_grad(xp, dy_nhwc, x_nhwc, y_nhwc, pool.g, dx_nhwc)
+            pooling_winners.max_pool_grad(pool.caller, xp, dy_nhwc, x_nhwc, y_nhwc, pool.g, dx_nhwc, pool.limit)
 
-    return pool.run(pool.g.x_shape, write, lambda dy, x, dx: pooling_cuda.max_pool_grad(xp, dy, x, pool.g, dx))
+    return pool.run(pool.g.x_shape, write, pooling_cuda.max_pool_grad, pooling_cuda.winners_bytes(pool.g))
 
 
 def avg_pool2d(
@@ -169,11 +195,14 @@ def avg_pool2d(
     Returns
     -------
     array (N, OH, OW, C)
-        Sizes as in `conv2d`. 16-bit floats are summed in float32.
+        Sizes as in `conv2d`. 16-bit floats are summed in float32. Windows of more than 64 taps (256 where they do not
+        overlap, and 1024 on a GPU) are summed as accurately as by pairwise summation.
 
     Raises
     ------
     GeometryError, TypeError, DTypeError, DeviceError
+    WorkspaceError
+        If not even a row of the result can be made within `settings.max_workspace`.
 
     Examples
     --------
@@ -185,15 +214,13 @@ def avg_pool2d(
     """
     include_pad = flag(count_include_pad, "count_include_pad", "avg_pool2d")
     pool = _Pool("avg_pool2d", {"x": x}, None, kernel_shape, stride, pad, 1, layout, out)
-    x_nhwc = pool.views["x"]
 
     def write(y_nhwc: Array) -> None:
-        total = pool.xp.zeros(pool.g.y_shape, backend.accumulator(pool.dtype))
-        for ins, outs in pool.slices:
-            total[outs] += x_nhwc[ins]
-        y_nhwc[...] = (total / pool.divisor(include_pad)).astype(pool.dtype, copy=False)
+        way = pooling_large if pool.is_large else pooling_averages
+        way.avg_pool(pool.caller, pool.xp, pool.views["x"], pool.g, y_nhwc, pool.divisor(include_pad), pool.limit)
 
-    return pool.run(pool.g.y_shape, write, lambda x, y: pooling_cuda.avg_pool(pool.xp, x, pool.g, y, include_pad))
+    kernel = None if pool.is_large else partial(pooling_cuda.avg_pool, count_pads=include_pad)
+    return pool.run(pool.g.y_shape, write, kernel)
 
 
 def avg_pool2d_grad(
@@ -226,6 +253,8 @@ def avg_pool2d_grad(
     Raises
     ------
     GeometryError, TypeError, DTypeError, DeviceError
+    WorkspaceError
+        If not even a row of the result can be made within `settings.max_workspace`.
 
     Examples
     --------
@@ -240,12 +269,12 @@ def avg_pool2d_grad(
     pool = _Pool("avg_pool2d_grad", {"dy": dy}, shape, kernel_shape, stride, pad, 1, layout, out)
 
     def write(dx_nhwc: Array) -> None:
-        share = pool.views["dy"] / pool.divisor(include_pad)
-        pool.scatter(dx_nhwc, lambda _, outs: share[outs])
+        way = pooling_large if pool.is_large else pooling_averages
+        divisor = pool.divisor(include_pad)
+        way.avg_pool_grad(pool.caller, pool.xp, pool.views["dy"], pool.g, dx_nhwc, divisor, pool.limit)
 
-    return pool.run(
-        pool.g.x_shape, write, lambda dy, dx: pooling_cuda.avg_pool_grad(pool.xp, dy, pool.g, dx, include_pad)
-    )
+    kernel = None if pool.is_large else partial(pooling_cuda.avg_pool_grad, count_pads=include_pad)
+    return pool.run(pool.g.x_shape, write, kernel)
 
 
 class _Pool:
@@ -275,9 +304,14 @@ class _Pool:
         self.g = ConvGeometry.create(n, spatial, c, c, kernel, self.call.stride, pad, dilation, caller=caller)
         if "dy" in inputs:
             self.call.check_shape("dy", inputs["dy"], self.g.y_shape, "pooling", self.g)
-        self.counts = [_counts(self.g, axis, caller) for axis in range(2)]
+        check_windows(self.g, caller)
         self.views = {name: self.call.channels_last(array) for name, array in inputs.items()}
-        self.slices = pooling_winners.taps_of(self.g)
+        self.limit = workspace_limit(None, caller)
+        down, across = windows_of(self.g)
+        # of taps over padding there may be any number
+        self.is_apart = are_apart(self.g) and down.taps <= down.size and across.taps <= across.size
+        most = MOST_TAPS_APART if self.is_apart else MOST_TAPS
+        self.is_large = down.taps * across.taps > (most if self.xp is np else MOST_TAPS_ON_GPU)
 
     def refuse_complex(self) -> None:
         if backend.is_complex(self.dtype):
@@ -285,50 +319,44 @@ class _Pool:
                 f"{self.caller}: x.dtype is {self.dtype}, which has no order and no maximum. Pool its real part or abs."
             )
 
-    def run(self, shape: Ints, write: Callable[[Array], None], kernel: Callable[..., None]) -> Array:
+    def run(
+        self, shape: Ints, write: Callable[[Array], None], kernel: Callable[..., None] | None, kernel_bytes: int = 0
+    ) -> Array:
         """Have `write` fill a channels-last view of `out`, or of a new array of (channels-last) `shape`.
 
-        On a GPU `kernel` does, which is given the inputs and what it is to fill, C-contiguous.
+        On a GPU `kernel` does, if there is one, which is given the inputs, the geometry and what it is to fill, all
+        C-contiguous, and takes `kernel_bytes` for each image.
         """
         self.call.check_out(self.out, self.g, shape, self.dtype)
         first = next(iter(self.inputs.values()))
         with backend.on_device_of(first):
             result = self.call.result(self.xp, self.out, self.inputs.values(), shape, self.dtype)
-            target = self.call.channels_last(result)
-            if self.xp is not np and too_long(self.g) is None:
-                made = target if target.flags.c_contiguous else self.xp.empty(shape, self.dtype)
-                kernel(*map(self.xp.ascontiguousarray, self.views.values()), made)
-                if made is not target:
-                    target[...] = made
-                return self.call.deliver(result, self.out)
-            write(target)
+            if result.size:
+                target = self.call.channels_last(result)
+                if self.xp is np or kernel is None or too_long(self.g) is not None:
+                    write(target)
+                else:
+                    self._launch(target, kernel, kernel_bytes)
             return self.call.deliver(result, self.out)
 
-    def scatter(self, dx_nhwc: Array, share: Callable[[int, tuple[slice, ...]], Array]) -> None:
-        """dx = for each tap, in row order, what `share` gives of the outputs where the tap meets the input."""
-        total = self.xp.zeros(self.g.x_shape, backend.accumulator(self.dtype))
-        for number, (ins, outs) in enumerate(self.slices):
-            total[ins] += share(number, outs)
-        dx_nhwc[...] = total.astype(self.dtype, copy=False)
+    def _launch(self, target: Array, kernel: Callable[..., None], image_bytes: int) -> None:
+        """Have `kernel` fill `target`, as many images at a time as copies may be made of under max_workspace."""
+        n = self.g.n
+        for array in (*self.views.values(), target):
+            image_bytes += 0 if array.flags.c_contiguous else array.nbytes // n
+        if image_bytes > self.limit:
+            raise WorkspaceError(
+                f"{self.caller}: an image of {self.g} needs {image_bytes} bytes of workspace, settings.max_workspace "
+                f"allows {self.limit}. Raise it, or pass arrays that are C-contiguous, channels last."
+            )
+        step = min(n, self.limit // image_bytes) if image_bytes else n
+        for i in range(0, n, step):
+            inputs = [self.xp.ascontiguousarray(view[i : i + step]) for view in self.views.values()]
+            part = target[i : i + step]
+            made = part if part.flags.c_contiguous else self.xp.empty(part.shape, self.dtype)
+            kernel(self.xp, *inputs, replace(self.g, n=len(part)), made)
+            if made is not part:
+                part[...] = made
 
-    def divisor(self, count_include_pad: bool) -> Array:
-        """What a window's sum is divided by, of a shape that broadcasts over (n, p, q, c)."""
-        p, q = ([k] for k in self.g.kernel) if count_include_pad else self.counts
-        real = np.empty(0, backend.accumulator(self.dtype)).real.dtype
-        divisor: Array = self.xp.asarray(np.outer(p, q)[..., None], dtype=real)
-        return divisor
-
-
-@lru_cache(maxsize=1024)
-def _counts(g: ConvGeometry, axis: int, caller: str) -> Array:
-    """How many taps of each output meet the input along one axis."""
-    starts = np.arange(g.out[axis]) * g.stride[axis]
-    taps = np.arange(g.kernel[axis]) * g.dilation[axis]
-    counts: Array = (g.source_index(axis)[starts[:, None] + taps] >= 0).sum(axis=1)
-    if counts.size and counts.min() == 0:
-        raise GeometryError(
-            f"{caller}: output {int(counts.argmin())} along {SPATIAL_LETTERS[2][axis]} sees padding only "
-            f"(kernel {g.kernel[axis]}, dilation {g.dilation[axis]}, pad {g.pad[axis]}, input {g.spatial[axis]}). "
-            "Pad less than the kernel spans."
-        )
-    return counts
+    def divisor(self, count_include_pad: bool) -> Divisor:
+        return Divisor.of(self.xp, self.g, count_include_pad, backend.accumulator(self.dtype))

@@ -34,6 +34,11 @@ def avg_pool_grad(xp: ModuleType, dy: Array, g: ConvGeometry, dx: Array, count_p
     _launch(xp, "avg_pool_grad", g, dy, dx, last=(np.int32(count_pads),))
 
 
+def winners_bytes(g: ConvGeometry) -> int:
+    """What `max_pool_grad` takes for each image."""
+    return math.prod(g.y_shape[1:]) * _winner_bytes(g)
+
+
 def _winner_bytes(g: ConvGeometry) -> int:
     """Of the number of a tap of a window, and one more that is no tap."""
     return 1 if math.prod(g.kernel) <= 255 else 4

@@ -1,49 +1,41 @@
 """Max pooling by whole arrays, and its gradient: who took part in each maximum is told by comparing with it.
 
-Images are independent: some at a time, so that they stay in cache, on several threads.
+Images are independent: some at a time, so that they stay in cache, on several threads (gpuconv/pooling_blocks.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
-from gpuconv import backend, cpu
+from gpuconv import backend
 from gpuconv.geometry import ConvGeometry
+from gpuconv.pooling_blocks import QUIET, Block, Task
+from gpuconv.pooling_windows import Slices, Window, are_apart, taps_of, windows_of
 from gpuconv.typing import Array
 
-Slices = tuple[slice, ...]
 
-WORTH_A_THREAD = 2**19
-"""Elements of x; fewer are done before a second thread is awake."""
-
-
-@lru_cache(maxsize=1024)
-def taps_of(g: ConvGeometry) -> Sequence[tuple[Slices, Slices]]:
-    """For each tap of the window, in row order: where it meets x (n, h, w, c), and the outputs there."""
-    both = (g.tap_slices(tap) for tap in g.taps())
-    return tuple(((slice(None), *ins), (slice(None), *outs)) for ins, outs in both)
-
-
-def are_apart(g: ConvGeometry) -> bool:
-    """Whether no two windows overlap."""
-    return all(span <= stride for span, stride in zip(g.span, g.stride, strict=True))
-
-
-def max_pool(xp: ModuleType, x: Array, g: ConvGeometry, y: Array) -> None:
+def max_pool(caller: str, xp: ModuleType, x: Array, g: ConvGeometry, y: Array, limit: int) -> None:
     """Fill y with the largest value of each window."""
+    down, across = windows_of(g)
 
-    def job(images: slice) -> None:
-        _largest(xp, x[images], g, y[images])
+    def need(images: int, rows: int, _: int) -> int:
+        return images * _high_bytes(g, rows, y.dtype)
 
-    _by_images(xp, x, job)
+    def job(block: Block) -> None:
+        window, seen = down.part(block.rows)
+        _largest(xp, block.of(x, seen), window, across, block.of(y, block.rows))
+
+    Task(caller, xp, g, g.out[0], need, limit, x.nbytes // max(1, g.n), heeds=QUIET).run(lambda _: job)
 
 
-def max_pool_grad(xp: ModuleType, dy: Array, x: Array, y: Array | None, g: ConvGeometry, dx: Array) -> None:
+def max_pool_grad(
+    caller: str, xp: ModuleType, dy: Array, x: Array, y: Array | None, g: ConvGeometry, dx: Array, limit: int
+) -> None:
     """Fill dx: each dy goes to the first tap, in row order, that equals the largest value of its window.
 
     That is y, if it is at hand. dy is moved as bits, which an AND with 0 or with all ones keeps or clears whatever they
@@ -52,18 +44,29 @@ def max_pool_grad(xp: ModuleType, dy: Array, x: Array, y: Array | None, g: ConvG
     dtype, acc = backend.native(dy.dtype), backend.accumulator(backend.native(dy.dtype))
     bits = np.dtype(f"i{dtype.itemsize}")
     apart = are_apart(g)
-    taps = taps_of(g)
+    down, across = windows_of(g)
+    sums = dtype if apart else acc
 
-    def job(images: slice) -> None:
-        x_nhwc, total = x[images], dx[images]
-        dy_bits = xp.ascontiguousarray(dy[images], dtype).view(bits)
-        largest = xp.empty(dy_bits.shape, dtype) if y is None else y[images]
+    def need(images: int, rows: int, channels: int) -> int:
+        outs = down.most_over(rows)
+        per_output = dtype.itemsize * (3 if y is not None else 4) + 4  # and masks
+        held = 0 if rows == g.spatial[0] and sums == dtype else down.most_seen(outs) * g.spatial[1] * sums.itemsize
+        high = 0 if y is not None else _high_bytes(g, outs, dtype)
+        return images * (outs * g.out[1] * channels * per_output + held * channels + high)
+
+    def job(block: Block) -> None:
+        whole = block.rows == slice(0, g.spatial[0])
+        seeing = slice(0, down.out) if whole else down.over(block.rows)
+        window, seen = (down, block.rows) if whole else down.part(seeing)
+        x_nhwc, dy_npqc, dx_nhwc = block.of(x, seen), block.of(dy, seeing), block.of(dx, block.rows)
+        taps = taps_of(window, across)
+        dy_bits = xp.ascontiguousarray(dy_npqc, dtype).view(bits)
+        largest = xp.empty(dy_bits.shape, dtype) if y is None else block.of(y, seeing)
         if y is None:
-            _largest(xp, x_nhwc, g, largest)
+            _largest(xp, x_nhwc, window, across, largest)
         has_nan = bool(xp.isnan(largest).any())
         waiting = xp.ones(largest.shape, bool)
-        if not apart and acc != dtype:
-            total = xp.empty(x_nhwc.shape, acc)
+        total = dx_nhwc if whole and sums == dtype else xp.empty(x_nhwc.shape, sums)
         if not apart or sum(x_nhwc[ins].size for ins, _ in taps) < total.size:
             total[...] = 0  # where no tap writes
 
@@ -86,42 +89,41 @@ def max_pool_grad(xp: ModuleType, dy: Array, x: Array, y: Array | None, g: ConvG
             give(hit, ins, outs)
         ins, outs = taps[-1]
         give(waiting[outs], ins, outs)
-        if total.dtype != dx.dtype:
-            dx[images] = total.astype(dx.dtype)
+        if total is not dx_nhwc:
+            put(total, seen, block.rows, dx_nhwc)
 
-    _by_images(xp, x, job)
+    Task(caller, xp, g, g.spatial[0], need, limit, x.nbytes // max(1, g.n), heeds=QUIET).run(lambda _: job)
 
 
-def _largest(xp: ModuleType, x: Array, g: ConvGeometry, y: Array) -> None:
+def put(total: Array, seen: slice, rows: slice, dx: Array) -> None:
+    """dx, which are some rows, from a gradient for the rows `seen`; it is 0 where nothing was seen."""
+    first = max(seen.start, rows.start)
+    stop = max(first, min(seen.stop, rows.stop))
+    if stop - first < rows.stop - rows.start:
+        dx[...] = 0
+    dx[:, first - rows.start : stop - rows.start] = total[:, first - seen.start : stop - seen.start]
+
+
+def _largest(xp: ModuleType, x: Array, down: Window, across: Window, y: Array) -> None:
     """The largest values of columns, and along rows the largest of these."""
-    taps = taps_of(g)
-    high_npwc = xp.empty_like(x, dtype=y.dtype, shape=(len(x), g.out[0], g.spatial[1], g.c))
-    _fold(xp, [(x[:, ins[1]], high_npwc[:, outs[1]]) for ins, outs in taps[:: g.kernel[1]]], high_npwc)
-    _fold(xp, [(high_npwc[:, :, ins[2]], y[:, :, outs[2]]) for ins, outs in taps[: g.kernel[1]]], y)
+    high_npwc = xp.empty_like(x, dtype=y.dtype, shape=(len(x), down.out, *x.shape[2:]))
+    _fold(xp, ((x[:, ins], high_npwc[:, outs]) for ins, outs in down.every_tap()), high_npwc)
+    _fold(xp, ((high_npwc[:, :, ins], y[:, :, outs]) for ins, outs in across.every_tap()), y)
 
 
-def _fold(xp: ModuleType, pieces: list[tuple[Array, Array]], whole: Array) -> None:
+def _high_bytes(g: ConvGeometry, rows: int, dtype: np.dtype[Any]) -> int:
+    """Of the largest values of columns, for so many rows of outputs of one image."""
+    return rows * g.spatial[1] * g.c * dtype.itemsize
+
+
+def _fold(xp: ModuleType, pieces: Iterator[tuple[Array, Array]], whole: Array) -> None:
     """The largest of several arrays; beside each stands the part of `whole` that it may be the largest of."""
-    first, part = pieces[0]
+    first, part = next(pieces)
     if part.shape != whole.shape:
         whole[...] = -math.inf
     _copy(xp, first, part)
-    for piece, part in pieces[1:]:
+    for piece, part in pieces:
         xp.maximum(part, piece, out=part)
-
-
-def _by_images(xp: ModuleType, x: Array, job: Callable[[slice], None]) -> None:
-    def quietly(images: slice) -> None:
-        with np.errstate(invalid="ignore"):  # ml_dtypes warns where a bfloat16 is compared with NaN
-            job(images)
-
-    n = len(x)
-    if xp is not np:
-        quietly(slice(n))
-        return
-    threads = cpu.workers() if x.size > WORTH_A_THREAD else 1
-    step = max(1, min(-(-n // threads), cpu.cache_bytes() * n // max(x.nbytes, 1)))
-    cpu.spread([slice(i, i + step) for i in range(0, n, step)], lambda: quietly, threads, holds_blas=False)
 
 
 def _copy(xp: ModuleType, source: Array, target: Array) -> None:

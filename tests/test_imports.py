@@ -21,7 +21,10 @@ FLOORS = [
     ["cuda", "kernel_args", "kernel_signature", "nvrtc", "cublas", "cpu", "adjoint", "simd."],
     ["algorithms."],
     ["heuristics", "autotune", "plan"],
-    ["call", "functional", "ahead", "patches", "pooling", "pooling_cuda", "pooling_loops", "pooling_winners"],
+    [
+        *("call", "functional", "ahead", "patches", "pooling", "pooling_averages", "pooling_blocks", "pooling_cuda"),
+        *("pooling_folds", "pooling_large", "pooling_loops", "pooling_windows", "pooling_winners"),
+    ],
     ["named", "counter_rng", "activations", "initializers", "optimizers", "schedulers", "losses", "layers.", "models."],
     ["__init__"],
     [

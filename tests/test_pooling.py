@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tolerances import assert_close, assert_exact, to_numpy
 
 import gpuconv
-from gpuconv import pooling_loops, pooling_winners
+from gpuconv import pooling_blocks, pooling_loops
 
 REAL_DTYPES = [name for name, dtype in DTYPES.items() if dtype.kind != "c"]
 POOLS = {
@@ -196,7 +196,7 @@ def test_threads_neither_change_the_bits_nor_warn_of_nan(monkeypatch, name):
     rng = np.random.default_rng(0)
     x = rng.integers(0, 3, (5, 21, 22, 3)).astype(DTYPES[name])
     x[1:3, 4:9, 3] = np.nan
-    monkeypatch.setattr(pooling_winners, "WORTH_A_THREAD", 0)
+    monkeypatch.setattr(pooling_blocks, "WORTH_A_THREAD", 0)
     bits = set()
     for threads in (1, 2, 4):
         monkeypatch.setattr(gpuconv.settings, "threads", threads)

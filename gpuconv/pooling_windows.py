@@ -1,0 +1,151 @@
+"""The windows of a pooling along one axis: where their taps meet the input, and how many do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from gpuconv.errors import GeometryError
+from gpuconv.geometry import SPATIAL_LETTERS, ConvGeometry
+from gpuconv.typing import Array
+
+Slices = tuple[slice, ...]
+
+FEW = 256
+"""Taps of a window whose places are remembered, for 64 windows at a time: 8 MiB at most, all together."""
+
+CHUNK = 2**16
+"""Outputs whose taps are counted at a time."""
+
+
+class Window(NamedTuple):
+    """The windows of one axis: output p takes positions p * stride - pad + (0 to taps - 1) * dilation, if they exist.
+
+    A negative pad leaves out positions before the first window.
+    """
+
+    size: int
+    out: int
+    taps: int
+    stride: int = 1
+    dilation: int = 1
+    pad: int = 0
+
+    @classmethod
+    def of(cls, g: ConvGeometry, axis: int) -> Window:
+        """Without the taps that see nothing but padding, whatever the output: pads may be longer than all else."""
+        size, out, stride, dilation = g.spatial[axis], g.out[axis], g.stride[axis], g.dilation[axis]
+        pad = g.pad[axis][0]
+        idle = max(0, -(((out - 1) * stride - pad) // dilation))
+        taps = min(g.kernel[axis], (size - 1 + pad) // dilation + 1) - idle
+        return cls(size, out, taps, stride, dilation, pad - idle * dilation)
+
+    @property
+    def span(self) -> int:
+        """Positions from the first to the last tap."""
+        return self.dilation * (self.taps - 1) + 1
+
+    def part(self, outs: slice) -> tuple[Window, slice]:
+        """The windows of some of the outputs, and the positions that they see, from the first of which theirs count."""
+        if outs.stop - outs.start == self.out:
+            return self, slice(0, self.size)
+        start = outs.start * self.stride - self.pad
+        first = min(max(0, start), self.size)
+        stop = max(first, min(self.size, (outs.stop - 1) * self.stride - self.pad + self.span))
+        return self._replace(size=stop - first, out=outs.stop - outs.start, pad=first - start), slice(first, stop)
+
+    def over(self, positions: slice) -> slice:
+        """The outputs whose windows reach over some of these positions."""
+        first = max(0, -((self.span - 1 - self.pad - positions.start) // self.stride))
+        return slice(first, max(first, min(self.out, (positions.stop - 1 + self.pad) // self.stride + 1)))
+
+    def most_over(self, positions: int) -> int:
+        """How many outputs reach over a row of so many positions, at most."""
+        return min(self.out, (positions + self.span - 2) // self.stride + 1)
+
+    def most_seen(self, outs: int) -> int:
+        """How many positions so many outputs in a row see, at most."""
+        return self.size if outs == self.out else min(self.size, (outs - 1) * self.stride + self.span)
+
+    def onto(self, positions: slice, outs: slice) -> Window:
+        """The windows of some of the outputs, over these positions alone and counted from their first."""
+        pad = self.pad + positions.start - outs.start * self.stride
+        return self._replace(size=positions.stop - positions.start, out=outs.stop - outs.start, pad=pad)
+
+    def tap(self, number: int, outs: slice | None = None) -> tuple[slice, slice]:
+        """Where one tap of some outputs meets the axis: positions, and outputs counted from the first of `outs`."""
+        begin, end = (0, self.out) if outs is None else (outs.start, outs.stop)
+        first = number * self.dilation - self.pad  # the position under output 0
+        p0 = max(begin, -(first // self.stride))
+        p1 = max(p0, min(end, (self.size - 1 - first) // self.stride + 1))
+        start = first + p0 * self.stride
+        stop = start + (p1 - p0 - 1) * self.stride + 1 if p1 > p0 else start
+        return slice(start, stop, self.stride), slice(p0 - begin, p1 - begin, 1)
+
+    def every_tap(self) -> Sequence[tuple[slice, slice]]:
+        """The same for each tap in turn."""
+        return _taps_along(self) if self.taps <= FEW else [self.tap(number) for number in range(self.taps)]
+
+    def counts(self, outs: slice) -> Array:
+        """How many taps of each of some outputs meet the axis."""
+        starts = np.arange(outs.start, outs.stop) * self.stride - self.pad
+        first = np.maximum(-(starts // self.dilation), 0)
+        counts: Array = np.minimum((self.size - 1 - starts) // self.dilation + 1, self.taps) - first
+        return np.maximum(counts, 0, out=counts)
+
+
+@lru_cache(maxsize=256)
+def windows_of(g: ConvGeometry) -> tuple[Window, Window]:
+    """Those of the rows of x, and those of its columns."""
+    return Window.of(g, 0), Window.of(g, 1)
+
+
+@lru_cache(maxsize=64)
+def _taps_along(window: Window) -> Sequence[tuple[slice, slice]]:
+    return [window.tap(number) for number in range(window.taps)]
+
+
+def taps_of(rows: Window, columns: Window) -> Sequence[tuple[Slices, Slices]]:
+    """For each tap, in row order: where it meets x (n, h, w, c), and the outputs there."""
+    return (_taps_of if rows.taps * columns.taps <= FEW else _taps_of.__wrapped__)(rows, columns)
+
+
+@lru_cache(maxsize=64)
+def _taps_of(rows: Window, columns: Window) -> Sequence[tuple[Slices, Slices]]:
+    every = slice(None)
+    return [((every, h, w), (every, p, q)) for h, p in rows.every_tap() for w, q in columns.every_tap()]
+
+
+@lru_cache(maxsize=256)
+def are_apart(g: ConvGeometry) -> bool:
+    """Whether no two windows overlap."""
+    return all(span <= stride for span, stride in zip(g.span, g.stride, strict=True))
+
+
+def check_windows(g: ConvGeometry, caller: str) -> None:
+    """Every window must hold a position of x."""
+    blind = _blind_output(g)
+    if blind is not None:
+        axis, output = blind
+        raise GeometryError(
+            f"{caller}: output {output} along {SPATIAL_LETTERS[2][axis]} sees padding only (kernel {g.kernel[axis]}, "
+            f"dilation {g.dilation[axis]}, pad {g.pad[axis]}, input {g.spatial[axis]}). Pad less than the kernel spans."
+        )
+
+
+@lru_cache(maxsize=256)
+def _blind_output(g: ConvGeometry) -> tuple[int, int] | None:
+    """An axis and the first output along it that sees padding only."""
+    for axis, out in enumerate(g.out):
+        size, (pad, _), stride, dilation = g.spatial[axis], g.pad[axis], g.stride[axis], g.dilation[axis]
+        if pad < g.span[axis] and (out - 1) * stride - pad < size and dilation <= size:
+            continue  # both ends see it, and no window can step over it
+        window = Window(size, out, g.kernel[axis], stride, dilation, pad)
+        for start in range(0, out, CHUNK):
+            counts = window.counts(slice(start, min(start + CHUNK, out)))
+            if counts.min() == 0:
+                return axis, start + int(counts.argmin())
+    return None
