@@ -18,8 +18,8 @@ from gpuconv.algorithms.loops import Loops
 from gpuconv.algorithms.strip_algorithm import StripAlgorithm
 from gpuconv.models import files
 
-SECONDS = 20
-"""For a campaign to find what is planted; it takes a few."""
+SECONDS = 600
+"""For a campaign to find what is planted, and to reduce it; a few are enough where nobody else uses the cores."""
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def campaign(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("GPUCONV_CACHE_DIR", str(tmp_path / "cache"))
 
     def run(*kinds, faults=(), seconds=SECONDS):
-        status = running.run(running.Campaign(1, seconds, kinds, faults, reducing=5.0), tmp_path)
+        status = running.run(running.Campaign(1, seconds, kinds, faults, reducing=SECONDS), tmp_path)
         said = capsys.readouterr().out
         if status == 0:
             assert said == ""
