@@ -361,7 +361,7 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux alone tells what is blocked")
 def test_workers_are_out_of_reach_of_ctrl_c_from_the_first():
-    """They would print where they were in their imports. The first worker of a process starts another process as well."""
+    """They would print where they were in their imports. The first starts another process as well."""
     done = subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "1", "True"]
 
