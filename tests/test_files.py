@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import signal
 import stat
 import subprocess
 import sys
@@ -703,6 +704,26 @@ class TestTables:
             assert table.load() == {}
         with pytest.warns(RuntimeWarning, match=r"tuned\.json cannot be written, and is ignored: .*it is a"):
             table.store({"a": TUNED})
+
+    @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timed signals")
+    def test_an_interrupt_ends_the_wait_for_another_process(self, table):
+        """One that was stopped while it held the lock; what is there stays."""
+        table.store({"a": TUNED})
+        before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+
+        def interrupted():
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            table.store({"b": TUNED})
+
+        try:
+            with disk.locked(table.path.with_suffix(".lock")), pytest.raises(KeyboardInterrupt):
+                interrupted()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert set(table.load()) == {"a"}
+        table.store({"c": TUNED})
+        assert set(table.load()) == {"a", "c"}
 
     @posix
     def test_a_file_of_holes_is_ignored_with_a_warning(self, table):

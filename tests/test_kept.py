@@ -231,13 +231,13 @@ def test_an_interrupt_is_raised_at_once_and_the_compilation_goes_on(folder, monk
 
 
 STORM = """
-import random, signal, sys, time
+import random, signal, sys
 import numpy as np, gpuconv
 from gpuconv.simd import dense, depthwise
 signal.signal(signal.SIGALRM, signal.default_int_handler)
 x = np.random.default_rng(0).integers(-2, 3, (1, 12, 12, 16)).astype("f")
 w = np.random.default_rng(1).integers(-2, 3, (3, 3, 16, 16)).astype("f")
-chance, count, slowest = random.Random(int(sys.argv[1])), 0, 0.0
+chance, count = random.Random(int(sys.argv[1])), 0
 
 def by(algorithm):
     yield lambda: gpuconv.conv2d(x, w[:, :, :1], groups=16, algorithm=algorithm)
@@ -247,18 +247,17 @@ def by(algorithm):
 for call, other in zip(by("direct"), by("loops")):
     want = other()
     while True:
-        begin, after = time.monotonic(), chance.choice([0.001, 0.01, 0.1, 0.5]) * chance.uniform(0.1, 1.5)
         try:
-            signal.setitimer(signal.ITIMER_REAL, after)
+            signal.setitimer(signal.ITIMER_REAL, chance.choice([0.001, 0.01, 0.1, 0.5]) * chance.uniform(0.1, 1.5))
             y = call()
             signal.setitimer(signal.ITIMER_REAL, 0)
             break
         except KeyboardInterrupt:
-            count, slowest = count + 1, max(slowest, time.monotonic() - begin - after)
+            count += 1
     for y in (y, call(), call()):
         assert (y == want).all()
 loops = dense.correlate, dense.weight_gradient, depthwise.depthwise
-print(count, slowest, sum(sum(loop.stats.cache_hits.values()) for loop in loops))
+print(count, sum(sum(loop.stats.cache_hits.values()) for loop in loops))
 """
 
 
@@ -276,9 +275,8 @@ def test_a_storm_of_interrupts_while_loops_are_compiled(folder):
             env=environment,
         )
         assert (done.returncode, done.stderr) == (0, "")
-        count, slowest, found = map(float, done.stdout.split())
+        count, found = map(int, done.stdout.split())
         assert found == hits
         if seed == 0:
             assert count > 10
-            assert slowest < 3
     assert {path.suffix for path in folder.glob("*/*")} == {".kept"}
