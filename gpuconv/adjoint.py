@@ -31,7 +31,13 @@ from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Pair
 
 FEW = 64
-"""Up to this many parts of an input gradient are remembered; more are made one at a time."""
+"""Up to this many parts, or classes, of an input gradient are remembered; more are made one at a time."""
+
+REMEMBERED = 256
+"""Input gradients whose parts are: some 25 MB, if all of them have as many as may be."""
+
+MOST_LINES = 16
+"""Classes along one axis that are told apart by where their padding begins."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +80,14 @@ def adjoint_parts(g: ConvGeometry) -> Iterable[AdjointPart]:
     >>> [part.geometry.kernel for part in adjoint_parts(g)]
     [(2, 2), (2, 1), (1, 2), (1, 1)]
     """
-    return _remembered_parts(g) if math.prod(map(min, g.kernel, g.stride)) <= FEW else _parts(g)
+    return _remembered_parts(g) if _are_few(g) else _parts(g)
 
 
-@lru_cache(maxsize=1024)
+def _are_few(g: ConvGeometry) -> bool:
+    return math.prod(map(min, g.kernel, g.stride)) <= FEW
+
+
+@lru_cache(maxsize=REMEMBERED)
 def _remembered_parts(g: ConvGeometry) -> tuple[AdjointPart, ...]:
     return tuple(_parts(g))
 
@@ -92,14 +102,24 @@ def _parts(g: ConvGeometry) -> Iterator[AdjointPart]:
         yield AdjointPart(dx, dy, w, _geometry(g, [part.line for part in parts]))
 
 
-@lru_cache(maxsize=1024)
 def adjoint_classes(g: ConvGeometry) -> tuple[tuple[ConvGeometry, int], ...]:
     """The geometries of the parts that have taps, and of how many parts each is.
+
+    Of a class with padding the geometry is that of one part: in others the padding may be wider, and the input smaller.
 
     >>> g = ConvGeometry.create(1, (9000, 9000), 1, 1, (3, 3), stride=3000)
     >>> [(part.kernel, part.spatial, count) for part, count in adjoint_classes(g)]
     [((1, 1), (3, 3), 9)]
     """
+    return _remembered_classes(g) if _are_few(g) else _classes(g)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _remembered_classes(g: ConvGeometry) -> tuple[tuple[ConvGeometry, int], ...]:
+    return _classes(g)
+
+
+def _classes(g: ConvGeometry) -> tuple[tuple[ConvGeometry, int], ...]:
     axes = [_axis_classes(g, axis).items() for axis in range(g.ndim)]
     classes: Counter[ConvGeometry] = Counter()
     for lines in itertools.product(*axes):
@@ -152,7 +172,18 @@ def _axis_classes(g: ConvGeometry, axis: int) -> Counter[_Line]:
         part = _axis_part(g, axis, first)
         if part is not None:
             classes[part.line] += count
-    return classes
+    return classes if len(classes) <= MOST_LINES else _alike(classes)
+
+
+def _alike(classes: Counter[_Line]) -> Counter[_Line]:
+    """The same, of lines that are computed alike: as many outputs and taps, and padded on the same sides."""
+    alike: dict[tuple[object, ...], _Line] = {}
+    merged: Counter[_Line] = Counter()
+    for line, count in classes.items():
+        lo, hi = line.pad
+        first = alike.setdefault((lo + line.inputs + hi, line.taps, line.dilation, lo > 0, hi > 0), line)
+        merged[first] += count
+    return merged
 
 
 def _axis_part(g: ConvGeometry, axis: int, first: int) -> _AxisPart | None:

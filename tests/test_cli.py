@@ -125,6 +125,11 @@ def test_explain_takes_what_a_plan_takes():
     [
         (["n8_h56"], "'n8_h56' is not a problem string"),
         (["n1_h4w4_c3_k3_r5s5"], "n1_h4w4_c3_k3_r5s5|5"),
+        ([f"n{10**30}_h56w56_c64_k64_r3s3_p1"], f"n={10**30}"),
+        ([f"n1_h56w{10**30}_c64_k64_r3s3_p1"], f"{10**30}"),
+        ([f"n1_h56w56_c64_k64_r3s{10**30}_p1"], f"{10**30}"),
+        ([f"n1_h56w56_c64_k64_r3s3_p1_st{10**30}"], f"{10**30}"),
+        ([f"n{10**12}_h{10**12}w56_c64_k64_r3s3_p1"], "elements"),
         (["n1_w4_c3_k3_s1", "--dtype", "int32"], "int32"),
         (["n1_w4_c3_k3_s1", "--direction", "sideways"], "sideways"),
         (["n1_w4_c3_k3_s1", "--precision", "slow"], "slow"),

@@ -1,8 +1,14 @@
-"""Copies of windows: whatever the arrays look like, each value comes where it belongs."""
+"""Strips and copies of windows: whatever the arrays look like, each value comes where it belongs, in as few steps."""
+
+import tracemalloc
 
 import numpy as np
+import oracle
 import pytest
+from campaigns.arrays import ORDERS
 
+import gpuconv
+from gpuconv.algorithms import depthwise
 from gpuconv.algorithms.strips import LONG_RUN, copy_windows
 
 
@@ -59,3 +65,37 @@ def test_nothing_beside_the_target_is_written(gaps):
     copy_windows(to, overlapping(a, (2, 3)))
     assert np.array_equal(to, windows_of(a, (2, 3)))
     assert np.count_nonzero(wide) == np.count_nonzero(to)
+
+
+@pytest.mark.parametrize("pad_mode", ["zeros", "reflect"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_depthwise_walks_whole_rows_of_any_array(order, pad_mode, monkeypatch):
+    """One pixel at a time it takes up to 150 times as long."""
+    x = ORDERS[order](np.random.default_rng(0).integers(-4, 5, (2, 30, 40, 3)).astype(np.float64))
+    w = np.random.default_rng(1).integers(-4, 5, (5, 5, 1, 3)).astype(np.float64)
+    walked, einsum = [], depthwise._einsum
+    monkeypatch.setattr(depthwise, "_einsum", lambda xp, c, a, *rest: (walked.append(a), einsum(xp, c, a, *rest)))
+    keywords = {"groups": 3, "pad": 2, "pad_mode": pad_mode}
+    y = gpuconv.conv2d(x, w, algorithm="depthwise", **keywords)
+    dw = gpuconv.conv2d_weight_grad(x, y, 5, algorithm="depthwise", **keywords)
+    assert {(a.shape[-1], a.strides[-1]) for a in walked} == {(40 * 3, 8)}
+    assert np.array_equal(y, gpuconv.conv2d(np.ascontiguousarray(x), w, algorithm="gemm", **keywords))
+    assert np.array_equal(dw, gpuconv.conv2d_weight_grad(np.ascontiguousarray(x), y, 5, algorithm="gemm", **keywords))
+
+
+@pytest.mark.parametrize("pads", [(1, 1), (3, 2), (7, 9), (40, 41)])
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize("axis", [1, 2])
+def test_padding_that_repeats_takes_no_second_copy(mode, axis, pads):
+    """NumPy copies within an array by way of another where it cannot tell the parts of it from each other."""
+    x = np.random.default_rng(0).standard_normal((2, 60, 60, 16))[:, : 4 if axis == 1 else 60, : 4 if axis == 2 else 60]
+    sides = [(0, 0), (0, 0)]
+    sides[axis - 1] = pads
+    tracemalloc.start()
+    try:
+        padded, _ = gpuconv.pad(x, tuple(sides), mode=mode)
+        most = tracemalloc.get_traced_memory()[1] - padded.nbytes
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(padded, np.pad(x, ((0, 0), *sides, (0, 0)), mode=oracle.PAD_MODES[mode]))
+    assert most < 20_000

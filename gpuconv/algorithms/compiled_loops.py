@@ -28,6 +28,9 @@ TASKS = 16
 TASKS_OF_A_THREAD = 4
 """At least so many where it is of no consequence, for threads to end at about the same time."""
 
+AT_ONCE = 64
+"""Correlations of an input gradient that threads go through without waiting for each other."""
+
 LONGEST_VECTOR = 64
 """Bytes of the longest there are. Buffers are made for these: how long vectors are here only simd/tile.py knows."""
 
@@ -161,7 +164,7 @@ def copied_bytes(problem: Problem) -> int:
 
 def budget(problem: Problem, shared_bytes: int) -> int:
     """What is left for the buffers of threads, if each of the correlations of a problem takes `shared_bytes`."""
-    count = math.prod(map(min, problem.geometry.stride, problem.geometry.spatial))
+    count = min(AT_ONCE, math.prod(map(min, problem.geometry.stride, problem.geometry.spatial)))
     count = count if problem.direction == "input_grad" else 1
     return problem.max_workspace - copied_bytes(problem) - count * shared_bytes
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from gpuconv.adjoint import adjoint_classes, adjoint_parts
 from gpuconv.algorithms.base import PlainWeights, Problem, Work
-from gpuconv.algorithms.compiled_loops import copied_bytes, has_adjacent_channels, native, why_no_numba
+from gpuconv.algorithms.compiled_loops import AT_ONCE, copied_bytes, has_adjacent_channels, native, why_no_numba
 from gpuconv.algorithms.crew import run
 from gpuconv.algorithms.direct_dense import DenseCut
 from gpuconv.algorithms.direct_depthwise import DepthwiseCut
@@ -45,7 +45,8 @@ class Direct(PlainWeights):
         cuts = _cuts(problem)
         if not cuts:
             return 0
-        shared = copied_bytes(problem) + sum(cut.shared_bytes * count for cut, count in cuts)
+        together = min(AT_ONCE, sum(count for _, count in cuts)) * max(cut.shared_bytes for cut, _ in cuts)
+        shared = copied_bytes(problem) + min(together, sum(cut.shared_bytes * count for cut, count in cuts))
         return shared + max(cut.threads for cut, _ in cuts) * max(cut.worker_bytes for cut, _ in cuts)
 
     def work(self, problem: Problem) -> Work:
@@ -72,12 +73,16 @@ class Direct(PlainWeights):
             run(cut.threads, [cut.job(dy, w, out, bias, relu=activation == "relu")], macs=problem.geometry.macs)
             _deliver(out, out, activation)
             return
-        target, correlations = _target(problem, out), []
+        target = _target(problem, out)
+        correlations: list[tuple[ConvGeometry, Array, Array, Array]] = []
         for part in adjoint_parts(problem.geometry):
             place = target[(slice(None), *part.dx_slices)]
             if part.geometry is None:
                 fill(np, place, bias, "relu" if activation == "relu" else "identity")
                 continue
+            if len(correlations) == AT_ONCE:
+                _correlate(problem, correlations, bias, activation)
+                correlations = []
             turned = _by_group(w[part.w_slices], problem.geometry).swapaxes(-1, -2)
             correlations.append((part.geometry, dy[(slice(None), *part.dy_slices)], turned, place))
         _correlate(problem, correlations, bias, activation)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
@@ -70,6 +70,46 @@ class Block(NamedTuple):
         axis = sizes.index(max(sizes))
         parts = split_axis(sizes[axis], 2 * SHARES, 1)
         return [Block(*[part if i == axis else slice(0, size) for i, size in enumerate(sizes)]) for part in parts]
+
+
+@dataclass(frozen=True)
+class Blocks(Sequence[Block]):
+    """The channels in up to `most` nearly equal blocks, each worked out when asked for: they may be many, and are kept.
+
+    Groups are cut, or, of a single one, the channels of the result.
+    """
+
+    g: ConvGeometry
+    is_backward: bool
+    most: int
+
+    @property
+    def cut(self) -> int:
+        """How many groups or channels there are to be cut."""
+        g = self.g
+        return g.groups if g.groups > 1 else (g.c if self.is_backward else g.k)
+
+    @property
+    def _size(self) -> int:
+        return max(1, -(-self.cut // self.most))
+
+    def __len__(self) -> int:
+        return (self.cut + self._size - 1) // self._size
+
+    @overload
+    def __getitem__(self, i: int) -> Block: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[Block]: ...
+    def __getitem__(self, i: int | slice) -> Block | Sequence[Block]:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        g, part = self.g, slice(i * self._size, min((i + 1) * self._size, self.cut))
+        c, k = slice(0, g.c_group), slice(0, g.k_group)
+        if g.groups > 1:
+            return Block(part, c, k)
+        return Block(slice(0, 1), part, k) if self.is_backward else Block(slice(0, 1), c, part)
 
 
 @dataclass(frozen=True)
@@ -153,7 +193,7 @@ class Tiling:
     n: int
     tile: Ints
     lengths: Ints
-    blocks: tuple[Block, ...]
+    blocks: Blocks
     chunks: int = 1
     threads: int = 1
 
@@ -308,18 +348,11 @@ def _candidate(p: Pass, pieces: Ints, budget: int) -> tuple[tuple[int, float], T
     return (over, 0.0), tiling
 
 
-def _blockings(p: Pass) -> Iterator[tuple[Block, ...]]:
+def _blockings(p: Pass) -> Iterator[Blocks]:
     """All channels as one block, then halved again and again: groups, or, of a single one, its output channels."""
-    g = p.g
-    c, k = slice(0, g.c_group), slice(0, g.k_group)
-    most = g.groups if g.groups > 1 else (g.c if p.is_backward else g.k)
     count = 1
-    while count < 2 * most:
-        parts = split_axis(most, count, 1)
-        if g.groups > 1:
-            yield tuple(Block(part, c, k) for part in parts)
-        else:
-            yield tuple(Block(slice(0, 1), part, k) if p.is_backward else Block(slice(0, 1), c, part) for part in parts)
+    while count < 2 * Blocks(p.g, p.is_backward, 1).cut:
+        yield Blocks(p.g, p.is_backward, count)
         count *= 2
 
 
