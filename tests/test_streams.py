@@ -69,16 +69,25 @@ def arguments(request, folder):
     return request.param
 
 
-def command(arguments, folder, redirection="", environment=None, **options):
+def command(arguments, folder, redirection="", environment=None, *, before="", check=False):
     """A command as a shell runs it, with these redirections."""
     surroundings = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHON"))}
     surroundings |= {"PYTHONPATH": str(PACKAGE.parent), **(environment or {})}
     return subprocess.run(
-        ["bash", "-c", f'set -o pipefail; "$@" {redirection}', "bash", sys.executable, "-c", QUICKLY, *arguments],
+        [
+            "bash",
+            "-c",
+            f'set -o pipefail; {before}"$@" {redirection}',
+            "bash",
+            sys.executable,
+            "-c",
+            QUICKLY,
+            *arguments,
+        ],
         cwd=folder,
         env=surroundings,
         capture_output=True,
-        check=options.pop("check", False),
+        check=check,
         timeout=120,
     )
 
@@ -172,6 +181,29 @@ def test_records_do_not_go_where_the_tables_go(redirection, folder):
     words = b"it is a pipe" if redirection == "| cat" else b"'/dev/stdout' is where the tables go"
     assert words in done.stderr
     assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (("bench", *SMALL, "--json", "rows.json"), 1),
+        (("bench", *SMALL, "--plot", "plot.png"), 2),
+        (("demo", "--epochs", "1", "--image", "small.png", "--out", "plot.png"), 2),
+        pytest.param(("kernels", "--arch", "sm_90", "--kernel", "im2col", "--json", "rows.json"), 1, marks=needs_nvrtc),
+    ],
+    ids=lambda value: " ".join(value[::3]) if isinstance(value, tuple) else None,
+)
+def test_a_disk_that_takes_no_more_leaves_the_old_file(arguments, status, folder):
+    """By a limit of the size of files, as real as a full disk; half of each would fit."""
+    for name in ("rows.json", "plot.png"):
+        (folder / name).write_bytes(b"old")
+    before = sorted(path.name for path in folder.iterdir())
+    done = command(arguments, folder, before="ulimit -f 1; ")
+    assert done.returncode == status
+    assert b"File too large" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+    assert (folder / "rows.json").read_bytes() == (folder / "plot.png").read_bytes() == b"old"
+    assert sorted(path.name for path in folder.iterdir()) == before
 
 
 # ------------------------------------------------------------------------------------------------ characters
