@@ -39,9 +39,7 @@ runpy.run_module("gpuconv", run_name="__main__")
 """
 
 COMMANDS = {
-    "version": ("--version",),
-    "help": ("--help",),
-    "help of a command": ("bench", "--help"),
+    "help": ("bench", "--help"),
     "info": ("info",),
     "explain": ("explain", "n8_h56w56_c64_k64_r3s3_p1"),
     "check": ("check", "--device", "cpu", "--dtype", "float32"),
@@ -128,7 +126,7 @@ def test_no_character_of_ours(arguments, folder):
         assert "x as fast" in text
 
 
-@pytest.mark.parametrize("arguments", [("info",), ("explain", "n1_w4_c3_k3_s1"), ("--help",)], ids=lambda a: a[0])
+@pytest.mark.parametrize("arguments", [("--version",), ("explain", "n1_w4_c3_k3_s1"), ("--help",)], ids=lambda a: a[0])
 @pytest.mark.parametrize(
     "redirection", ["2>&-", "2> /dev/full", "2>&1 | true", ">&- 2>&-", "<&- >&- 2>&-", "1< /dev/null"]
 )
