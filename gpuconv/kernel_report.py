@@ -15,12 +15,14 @@ import multiprocessing
 import pkgutil
 import re
 import signal
+import threading
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
+from types import FrameType
 from typing import Any
 
 import gpuconv
@@ -257,16 +259,31 @@ def _work(pipe: Connection) -> None:
 
 @contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    """A process started here has SIGINT blocked from its first instruction, also while it imports."""
+    """A process started here has SIGINT blocked from its first instruction, also while it imports.
+
+    An interrupt of this process is raised when the other has all that it reads. To block it here is not enough for
+    that: another thread, of BLAS for instance, may take the signal, and Python raises it in the main thread.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()  # which would let SIGINT through again when it starts
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    came: list[tuple[int, FrameType | None]] = []
+    before = signal.getsignal(signal.SIGINT)
+    held = callable(before) and threading.current_thread() is threading.main_thread()
+    if held:
+        signal.signal(signal.SIGINT, lambda *what: came.append(what))
     try:
-        yield
+        resource_tracker.ensure_running()  # which would let SIGINT through again when it starts
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if held:
+            signal.signal(signal.SIGINT, before)
+    if came and callable(before):
+        before(*came[0])
 
 
 def usages(log: str) -> Iterator[Usage]:
