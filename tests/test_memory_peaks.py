@@ -260,6 +260,16 @@ def test_a_result_that_is_made_elsewhere_is_counted():
     assert np.array_equal(x, want)
 
 
+@pytest.mark.parametrize("order", ["unaligned", "swapped"])
+def test_what_is_no_matrix_to_numpy_is_none_to_gemm(order, problems, monkeypatch):
+    """NumPy would multiply copies that nobody counts."""
+    monkeypatch.setattr(gpuconv.settings, "threads", 1)
+    x, w = ORDERS[order](np.ones((1, 200, 200, 32), np.complex128)), np.ones((1, 1, 32, 8), np.complex128)
+    result, most = peak(partial(gpuconv.conv2d, x, w, algorithm="gemm", max_workspace=8 * MIB))
+    problem, algorithm = problems[-1]
+    assert most - result.nbytes <= algorithm.workspace_bytes(problem) + OBJECTS + buffers("complex128")
+
+
 FAR = 30_000_000  # what gemm would take for a padded copy is over max_workspace
 
 
