@@ -360,7 +360,6 @@ def draw_pooling(rng, function):
         return partial(getattr(gpuconv, function), *arrays[function], kernel, **keywords), dtype
 
 
-@pytest.mark.xfail(reason="pooling works on whole arrays", strict=True, raises=AssertionError)
 @pytest.mark.parametrize("function", ["max_pool2d", "max_pool2d_grad", "avg_pool2d", "avg_pool2d_grad"])
 def test_pooling_stays_under_the_setting(path, function, monkeypatch):
     monkeypatch.setattr(gpuconv.settings, "max_workspace", MIB)
