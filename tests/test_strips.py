@@ -67,18 +67,18 @@ def test_nothing_beside_the_target_is_written(gaps):
     assert np.count_nonzero(wide) == np.count_nonzero(to)
 
 
-@pytest.mark.parametrize("pad_mode", ["zeros", "reflect"])
+@pytest.mark.parametrize(("pad", "pad_mode"), [(0, "zeros"), (2, "zeros"), (2, "reflect")])
 @pytest.mark.parametrize("order", ORDERS)
-def test_depthwise_walks_whole_rows_of_any_array(order, pad_mode, monkeypatch):
+def test_depthwise_walks_whole_rows_of_any_array(order, pad, pad_mode, monkeypatch):
     """One pixel at a time it takes up to 150 times as long."""
     x = ORDERS[order](np.random.default_rng(0).integers(-4, 5, (2, 30, 40, 3)).astype(np.float64))
     w = np.random.default_rng(1).integers(-4, 5, (5, 5, 1, 3)).astype(np.float64)
     walked, einsum = [], depthwise._einsum
     monkeypatch.setattr(depthwise, "_einsum", lambda xp, c, a, *rest: (walked.append(a), einsum(xp, c, a, *rest)))
-    keywords = {"groups": 3, "pad": 2, "pad_mode": pad_mode}
+    keywords = {"groups": 3, "pad": pad, "pad_mode": pad_mode}
     y = gpuconv.conv2d(x, w, algorithm="depthwise", **keywords)
     dw = gpuconv.conv2d_weight_grad(x, y, 5, algorithm="depthwise", **keywords)
-    assert {(a.shape[-1], a.strides[-1]) for a in walked} == {(40 * 3, 8)}
+    assert {(a.shape[-1], a.strides[-1]) for a in walked} == {((36 + 2 * pad) * 3, 8)}
     assert np.array_equal(y, gpuconv.conv2d(np.ascontiguousarray(x), w, algorithm="gemm", **keywords))
     assert np.array_equal(dw, gpuconv.conv2d_weight_grad(np.ascontiguousarray(x), y, 5, algorithm="gemm", **keywords))
 
