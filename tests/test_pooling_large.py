@@ -17,7 +17,7 @@ from test_workspace import KIB, MIB, SLACK, peak
 from tolerances import FLOOR, assert_close, assert_exact, assert_near, assert_within, to_numpy, wide
 
 import gpuconv
-from gpuconv import pooling, pooling_blocks, pooling_large, pooling_loops, pooling_windows
+from gpuconv import pooling, pooling_blocks, pooling_cuda, pooling_large, pooling_loops, pooling_windows
 
 NO_PADS = ((0, 0), (0, 0))
 WINDOWS = {
@@ -309,6 +309,7 @@ def test_the_peak_stays_under_the_cap(function, cap, numba, monkeypatch):
         x, dy = (np.ones(s, dtype, order=order) for s in (case.x_shape, (case.n, *case.out, case.c)))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(gpuconv.settings, "threads", threads)
+            patch.setattr(pooling_blocks, "WORTH_A_THREAD", 0)
             patch.setattr(gpuconv.settings, "max_workspace", cap)
             try:
                 call(function, case, x, dy, **more)  # once before, for what is loaded at the first call
@@ -406,10 +407,19 @@ def test_copies_on_a_gpu_stay_under_the_cap(gpu, function, monkeypatch):
     want = call(function, case, x, dy)
     first = [gpu.asarray(np.ascontiguousarray(np.moveaxis(a, -1, 1))) for a in (x, dy)]
     image = 4 * (12 * 14 + 6 * 7) * 5
-    for cap in (3 * image + 3000, 2 * image):
+    launched, launch = [], pooling_cuda._launch
+
+    def noted_launch(gpu, name, g, *arrays, **last):
+        launched.append(g.n)
+        launch(gpu, name, g, *arrays, **last)
+
+    monkeypatch.setattr(pooling_cuda, "_launch", noted_launch)
+    for cap in (4 * image, 2 * image):
+        launched.clear()
         monkeypatch.setattr(gpuconv.settings, "max_workspace", cap)
         got = call(function, case, *first, layout="channels_first")
         assert np.array_equal(np.moveaxis(to_numpy(got), 1, -1), want)
+        assert 0 < max(launched) <= cap // image
     monkeypatch.setattr(gpuconv.settings, "max_workspace", 1000)
     with pytest.raises(gpuconv.WorkspaceError, match=rf"^{function}: an image of .* needs \d+ bytes .* allows 1000\."):
         call(function, case, *first, layout="channels_first")
