@@ -24,7 +24,6 @@ WORTH_A_THREAD = 2**19
 FEWEST_CHANNELS = 16
 """Of a block, unless memory is very short: fewer are read from memory in pieces smaller than a cache line."""
 
-
 NUMPY_BUFFER = 2048
 """Elements that NumPy buffers of each operand, where strides or dtypes make it do so. With its default of 8192 three
 operands took 200 KB, and no less time (NumPy 2.4, Intel Xeon, 2026-11-30)."""
@@ -59,7 +58,7 @@ class Task(NamedTuple):
 
     `need` says how many bytes a number of images, of rows and of channels takes; none of them grows without the bytes.
     `image_bytes` is what should stay in cache of one image; None: all images at a time, on one thread.
-    `heeds` says what NumPy is to do about errors, where that is not what the caller wants, as for ``np.errstate``.
+    `errstate` is what NumPy does about errors where the caller has no say, as for ``np.errstate``.
     """
 
     caller: str
@@ -70,7 +69,7 @@ class Task(NamedTuple):
     limit: int
     image_bytes: int | None
     by_channels: bool = False
-    heeds: Mapping[str, Any] = MappingProxyType({})
+    errstate: Mapping[str, Any] = MappingProxyType({})
     numpy_buffer: int = NUMPY_BUFFER
 
     def run(self, make_job: Callable[[int], Callable[[Block], None]]) -> None:
@@ -85,24 +84,24 @@ class Task(NamedTuple):
         if self.xp is np and self.image_bytes is not None and math.prod(self.g.x_shape) > WORTH_A_THREAD:
             threads = cpu.workers()
         if threads == 1 and self._images(1) == n and (need := self.need(n, self.rows, c)) <= self.limit:
-            with np.errstate(**self.heeds):
+            with np.errstate(**self.errstate):
                 np.setbufsize(self.numpy_buffer)
                 make_job(need)(Block(slice(0, n), slice(0, self.rows), slice(0, c)))
             return
         plan = self._plan(threads)
-        heeds = {**np.geterr(), **self.heeds}  # what the caller said holds for its thread alone
+        errstate = {**np.geterr(), **self.errstate}  # the caller's holds for its thread alone
 
-        def make_heedful_job() -> Callable[[Block], None]:
+        def make_job_in_its_state() -> Callable[[Block], None]:
             job = make_job(plan.workspace)
 
-            def heedful(block: Block) -> None:
-                with np.errstate(**heeds):
+            def in_its_state(block: Block) -> None:
+                with np.errstate(**errstate):
                     np.setbufsize(self.numpy_buffer)
                     job(block)
 
-            return heedful
+            return in_its_state
 
-        cpu.spread(plan.blocks, make_heedful_job, plan.threads, holds_blas=False)
+        cpu.spread(plan.blocks, make_job_in_its_state, plan.threads, holds_blas=False)
 
     def _plan(self, threads: int) -> Plan:
         n, c, share = self.g.n, self.g.c, self.limit // threads

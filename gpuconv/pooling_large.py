@@ -94,8 +94,8 @@ def _pool(
         return job
 
     image_bytes = g.spatial[1] * costs(1, g.out[0], g.c)[0]
-    heeds = {} if divisor else QUIET
-    task = Task(caller, xp, g, g.out[0], need, limit, image_bytes, True, heeds, NUMPY_BUFFER)
+    errstate = {} if divisor else QUIET
+    task = Task(caller, xp, g, g.out[0], need, limit, image_bytes, True, errstate, NUMPY_BUFFER)
     task.run(make_job)
 
 
@@ -164,7 +164,8 @@ def max_pool_grad(caller: str, dy: Array, x: Array, g: ConvGeometry, dx: Array, 
 
     What one position gets is added up in float64.
     """
-    keys = _Keys64 if backend.accumulator(dx.dtype).itemsize > 4 else _Keys32
+    is_short = backend.accumulator(dx.dtype).itemsize == 4 and math.prod(g.spatial) <= _Keys32.LAST
+    keys = _Keys32 if is_short else _Keys64
     down, across = windows_of(g)
     strip = _strip_bytes(np)
     width = g.spatial[1]
@@ -203,19 +204,11 @@ def max_pool_grad(caller: str, dy: Array, x: Array, g: ConvGeometry, dx: Array, 
                 fold.run(made, 1, window, middle[:, :, w])
                 workspace.used = used
             total[...] = 0
-            image, channels = h * width * c * np.arange(n)[:, None, None, None], np.tile(np.arange(c), across.out)
             for some in _strips(window.out, row, strip):
                 used, part = workspace.used, dy_npqc[:, some]
                 made = workspace.take(part.shape, keys.dtype)
                 fold.run(middle[:, some], 2, across, made)
-                places = keys.places(made, workspace)
-                places *= c
-                places += image
-                by_rows = places.reshape(n, -1, across.out * c)
-                by_rows += channels
-                share = workspace.take(part.shape, total.dtype)
-                share[...] = part
-                np.add.at(total.reshape(-1), places.reshape(-1), share.reshape(-1))
+                _add_up(total, part, keys.places(made, workspace), workspace)
                 workspace.used = used
             put(total, seen, block.rows, dx_nhwc)
 
@@ -224,6 +217,18 @@ def max_pool_grad(caller: str, dy: Array, x: Array, g: ConvGeometry, dx: Array, 
     image_bytes = width * costs(1, g.spatial[0], g.c)[0]
     task = Task(caller, np, g, g.spatial[0], need, limit, image_bytes, True, QUIET, NUMPY_BUFFER)
     task.run(make_job)
+
+
+def _add_up(total: Array, dy: Array, places: Array, workspace: Workspace) -> None:
+    """Add each dy to `total` at its place among the pixels of its image, in order. `places` are overwritten."""
+    n, h, w, c = total.shape
+    places *= c
+    places += h * w * c * np.arange(n)[:, None, None, None]
+    by_rows = places.reshape(n, -1, places.shape[2] * c)
+    by_rows += np.tile(np.arange(c), places.shape[2])
+    share = workspace.take(dy.shape, total.dtype)
+    share[...] = dy
+    np.add.at(total.reshape(-1), places.reshape(-1), share.reshape(-1))
 
 
 class _Keys32:

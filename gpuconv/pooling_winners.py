@@ -30,7 +30,7 @@ def max_pool(caller: str, xp: ModuleType, x: Array, g: ConvGeometry, y: Array, l
         window, seen = down.part(block.rows)
         _largest(xp, block.of(x, seen), window, across, block.of(y, block.rows))
 
-    Task(caller, xp, g, g.out[0], need, limit, x.nbytes // max(1, g.n), heeds=QUIET).run(lambda _: job)
+    Task(caller, xp, g, g.out[0], need, limit, x.nbytes // max(1, g.n), errstate=QUIET).run(lambda _: job)
 
 
 def max_pool_grad(
@@ -92,7 +92,7 @@ def max_pool_grad(
         if total is not dx_nhwc:
             put(total, seen, block.rows, dx_nhwc)
 
-    Task(caller, xp, g, g.spatial[0], need, limit, x.nbytes // max(1, g.n), heeds=QUIET).run(lambda _: job)
+    Task(caller, xp, g, g.spatial[0], need, limit, x.nbytes // max(1, g.n), errstate=QUIET).run(lambda _: job)
 
 
 def put(total: Array, seen: slice, rows: slice, dx: Array) -> None:

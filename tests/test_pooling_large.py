@@ -17,7 +17,7 @@ from test_workspace import KIB, MIB, SLACK, peak
 from tolerances import FLOOR, assert_close, assert_exact, assert_near, assert_within, to_numpy, wide
 
 import gpuconv
-from gpuconv import pooling, pooling_blocks, pooling_large, pooling_loops, pooling_windows
+from gpuconv import pooling, pooling_blocks, pooling_cuda, pooling_large, pooling_loops, pooling_windows
 
 NO_PADS = ((0, 0), (0, 0))
 WINDOWS = {
@@ -62,11 +62,12 @@ def noted(calls, name, function, *arguments, **keywords):
 
 
 def special(case, dtype, rng):
-    """x, of which many are equal, some are zeros of both signs, some infinite and some NaN; whole windows hold -inf."""
+    """x, of which many are equal, some are zeros of both signs, some infinite and some NaN, of both signs."""
     x = rng.choice(np.array([-2, -0.0, 0, 1, 3]), case.x_shape)
     x[rng.random(x.shape) < 0.02] = np.inf
     x[rng.random(x.shape) < 0.3] = -np.inf
     x[rng.random(x.shape) < 0.02] = np.nan
+    x[rng.random(x.shape) < 0.02] = np.copysign(np.nan, -1)
     x[:, : case.spatial[0] // 2] = np.where(rng.random() < 0.5, -np.inf, x[:, : case.spatial[0] // 2])
     return x.astype(DTYPES[dtype])
 
@@ -185,7 +186,8 @@ def test_the_bits_are_those_of_any_batch_block_and_thread(function, case, halves
         monkeypatch.setattr(gpuconv.settings, "threads", threads)
         for cap in (256 * MIB, 400 * KIB, 100 * KIB, 40 * KIB):
             monkeypatch.setattr(gpuconv.settings, "max_workspace", cap)
-            assert call(function, case, x, dy).tobytes() == want
+            out = np.full((x if function.endswith("grad") else dy).shape, 7, "float32")
+            assert call(function, case, x, dy, out=out).tobytes() == want
     monkeypatch.setattr(gpuconv.settings, "max_workspace", 256 * MIB)
     first = [np.ascontiguousarray(np.moveaxis(a, -1, 1)) for a in (x, dy)]
     assert np.moveaxis(call(function, case, *first, layout="channels_first"), 1, -1).tobytes() == want
@@ -232,12 +234,29 @@ def test_a_window_of_160000_taps_loses_no_digits():
     y = gpuconv.avg_pool2d(x, 400, stride=10)
     assert_within(y, gpuconv.avg_pool2d(wide(x), 400, stride=10).astype("float32"), "float32", 2 * FLOOR["float32"])
     assert_within(y[:, :1, :1], wide(x)[:, :400, :400].mean((1, 2), keepdims=True), "float32", 2 * FLOOR["float32"])
+    x = rng.random((1, 800, 800, 1), "float32")
+    y = gpuconv.avg_pool2d(x, 400)
+    want = wide(x).reshape(1, 2, 400, 2, 400, 1).mean((2, 4))
+    assert_within(y, want, "float32", 2 * FLOOR["float32"])
     dy = rng.random((1, 400, 400, 1), "float32")
     shape = (1, 799, 799, 1)
     dx = gpuconv.avg_pool2d_grad(dy, shape, 400, stride=1)
     assert_within(dx, gpuconv.avg_pool2d_grad(wide(dy), shape, 400, stride=1), "float32", 4 * FLOOR["float32"])
     want = wide(dy).sum() / 160000  # of the pixel that all windows hold
     assert abs(dx[0, 399, 399, 0] - want) <= 2 * FLOOR["float32"] * want
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("stride", [1, 7, 61])
+def test_16_bits_are_summed_in_float32(dtype, stride):
+    """Sums of 4,087 numbers up to 40 leave the range of float16, and its digits."""
+    case = Case(1, (130, 131), 2, 2, (61, 67), (stride, stride), (1, 1), NO_PADS)
+    rng = np.random.default_rng(0)
+    x, dy = (40 * rng.random(shape) for shape in (case.x_shape, (1, *case.out, 2)))
+    x, dy = x.astype(DTYPES[dtype]), dy.astype(DTYPES[dtype])
+    for function in ("avg_pool2d", "avg_pool2d_grad"):
+        want = call(function, case, wide(x), wide(dy))
+        assert_within(call(function, case, x, dy), want, DTYPES[dtype], FLOOR[dtype])
 
 
 def test_a_position_that_wins_160000_windows_loses_no_digits():
@@ -290,6 +309,7 @@ def test_the_peak_stays_under_the_cap(function, cap, numba, monkeypatch):
         x, dy = (np.ones(s, dtype, order=order) for s in (case.x_shape, (case.n, *case.out, case.c)))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(gpuconv.settings, "threads", threads)
+            patch.setattr(pooling_blocks, "WORTH_A_THREAD", 0)
             patch.setattr(gpuconv.settings, "max_workspace", cap)
             try:
                 call(function, case, x, dy, **more)  # once before, for what is loaded at the first call
@@ -349,6 +369,11 @@ def test_pads_of_any_length_take_no_memory():
     assert most <= 2 * SLACK
     mean = gpuconv.avg_pool2d(x, kernel, count_include_pad=False, **keywords)
     assert mean.ravel().tolist() == [0, 1.5]
+    keywords = {"stride": 1, "pad": ((10**9 - 1, 0), (0, 0))}
+    (y, dx), most = peak(lambda: Pair(run()))
+    assert y.ravel().tolist() == [0, 1, 2, 3]
+    assert dx.ravel().tolist() == [1, 1, 1, 1]
+    assert most <= 2 * SLACK
 
 
 class Pair(tuple):
@@ -382,10 +407,19 @@ def test_copies_on_a_gpu_stay_under_the_cap(gpu, function, monkeypatch):
     want = call(function, case, x, dy)
     first = [gpu.asarray(np.ascontiguousarray(np.moveaxis(a, -1, 1))) for a in (x, dy)]
     image = 4 * (12 * 14 + 6 * 7) * 5
-    for cap in (3 * image + 3000, 2 * image):
+    launched, launch = [], pooling_cuda._launch
+
+    def noted_launch(gpu, name, g, *arrays, **last):
+        launched.append(g.n)
+        launch(gpu, name, g, *arrays, **last)
+
+    monkeypatch.setattr(pooling_cuda, "_launch", noted_launch)
+    for cap in (4 * image, 2 * image):
+        launched.clear()
         monkeypatch.setattr(gpuconv.settings, "max_workspace", cap)
         got = call(function, case, *first, layout="channels_first")
         assert np.array_equal(np.moveaxis(to_numpy(got), 1, -1), want)
+        assert 0 < max(launched) <= cap // image
     monkeypatch.setattr(gpuconv.settings, "max_workspace", 1000)
     with pytest.raises(gpuconv.WorkspaceError, match=rf"^{function}: an image of .* needs \d+ bytes .* allows 1000\."):
         call(function, case, *first, layout="channels_first")
