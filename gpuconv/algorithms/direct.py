@@ -22,6 +22,7 @@ from gpuconv.algorithms.compiled_loops import AT_ONCE, copied_bytes, has_adjacen
 from gpuconv.algorithms.crew import run
 from gpuconv.algorithms.direct_dense import DenseCut
 from gpuconv.algorithms.direct_depthwise import DepthwiseCut
+from gpuconv.algorithms.direct_narrow import parts_of
 from gpuconv.algorithms.direct_scatter import ScatterCut
 from gpuconv.algorithms.epilogue import fill, finish
 from gpuconv.algorithms.strip_algorithm import split_groups
@@ -96,15 +97,21 @@ def _correlate(
     problem: Problem, correlations: list[tuple[ConvGeometry, Array, Array, Array]], bias: Array | None, activation: str
 ) -> None:
     """Compute all, (geometry, x, w, where to), side by side."""
-    cuts = [_cut_of(problem, g) for g, *_ in correlations]
     relu = activation == "relu"
-    jobs = [cut.job(x, w, to, bias, relu=relu) for cut, (_, x, w, to) in zip(cuts, correlations, strict=True)]
+    cuts, jobs = [], []
+    for g, x, w, to in correlations:
+        for part in parts_of(problem, g):
+            cuts.append(_cut_of(problem, part.g))
+            jobs.append(cuts[-1].job(*part.of(x, w, to, bias), relu=relu))
+        if not parts_of(problem, g):
+            cuts.append(_cut_of(problem, g))
+            jobs.append(cuts[-1].job(x, w, to, bias, relu=relu))
     run(max((cut.threads for cut in cuts), default=1), jobs, macs=problem.geometry.macs)
 
 
 def _target(problem: Problem, out: Array) -> Array:
     """Where the loops may write."""
-    if DepthwiseCut.serves(problem) and not has_adjacent_channels(out):
+    if DepthwiseCut.serves(problem, problem.geometry) and not has_adjacent_channels(out):
         return np.empty(out.shape, out.dtype)
     return out
 
@@ -121,12 +128,16 @@ def _cuts(problem: Problem) -> list[tuple[DenseCut | DepthwiseCut | ScatterCut, 
     """All that a problem consists of, and how often it does of each."""
     if ScatterCut.serves(problem):
         return [(ScatterCut.of(problem), 1)]
-    return [(_cut_of(problem, g), count) for g, count in _correlations(problem)]
+    return [
+        (_cut_of(problem, one), count)
+        for g, count in _correlations(problem)
+        for one in ([part.g for part in parts_of(problem, g)] or [g])
+    ]
 
 
 def _cut_of(problem: Problem, g: ConvGeometry) -> DenseCut | DepthwiseCut:
     """How a problem, or one of the correlations that it consists of, is cut up."""
-    serving = DepthwiseCut if DepthwiseCut.serves(problem) else DenseCut
+    serving = DepthwiseCut if DepthwiseCut.serves(problem, g) else DenseCut
     return serving.of(problem, g)
 
 

@@ -72,9 +72,8 @@ class DepthwiseCut:
     shared_bytes: int
 
     @staticmethod
-    def serves(problem: Problem) -> bool:
-        """Whether every channel is a group of its own, and they fill a vector."""
-        g = problem.geometry
+    def serves(problem: Problem, g: ConvGeometry) -> bool:
+        """Whether every channel of a correlation is a group of its own, and they fill a vector."""
         return g.groups == g.c == g.k and g.c * problem.dtype.itemsize >= LONGEST_VECTOR
 
     @classmethod

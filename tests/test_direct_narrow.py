@@ -1,0 +1,131 @@
+"""Depthwise convolution of fewer channels than a vector has: columns that are taken for one, ends that are not."""
+
+import itertools
+
+import numpy as np
+import oracle
+import pytest
+from calls import same
+from guarded import Guarded
+from tolerances import assert_exact
+
+import gpuconv
+from gpuconv.algorithms import direct_depthwise, direct_narrow
+from gpuconv.algorithms.compiled_loops import numba_is_there
+from gpuconv.plan import _choose, problem_of
+
+pytestmark = pytest.mark.skipif(not numba_is_there(), reason="needs Numba")
+
+ENDS = {"none": 0, "even": 1, "one side": ((1, 2), (2, 0)), "wide": ((0, 0), (3, 3)), "beyond": ((0, 0), (7, 8))}
+
+
+@pytest.fixture(autouse=True)
+def _parts(monkeypatch):
+    """Problems of any size are taken apart."""
+    monkeypatch.setattr(direct_narrow, "WORTH_PARTS", 0)
+    forget()
+    yield
+    forget()
+
+
+def forget():
+    direct_narrow.parts_of.cache_clear()
+    _choose.cache_clear()
+
+
+def arrays(c, kernel, spatial, dtype="float32"):
+    rng = np.random.default_rng(c)
+    x = rng.integers(-3, 4, (2, *spatial, c)).astype(dtype)
+    return x, rng.integers(-3, 4, (*kernel, 1, c)).astype(dtype), rng.integers(-3, 4, c).astype(dtype)
+
+
+def parts(x, w, **keywords):
+    g = gpuconv.ConvGeometry.from_shapes(x.shape, w.shape, groups=x.shape[-1], **keywords)
+    return direct_narrow.parts_of(problem_of(g, x.dtype, "cpu", "forward", "strict", None, "test"), g)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("pads", ENDS.values(), ids=ENDS)
+@pytest.mark.parametrize("c", [1, 2, 3, 4, 5, 7])
+def test_right(monkeypatch, c, pads, dtype):
+    for width, stride, dilation, threads in ((18, 1, 2, 2), (40, 2, 1, 1), (75, 1, 1, 2), (75, 1, 2, 2)):
+        x, w, b = arrays(c, (3, 4), (6, width), dtype)
+        keywords = {"stride": (stride, 1), "pad": pads, "dilation": dilation}
+        is_apart = any(part.columns > 1 for part in parts(x, w, **keywords))
+        assert is_apart or width == 18 or pads == ENDS["beyond"]
+        want = oracle.conv(x, w, b, stride=(stride, 1), pads=pairs(pads), dilation=(dilation, dilation), groups=c)
+        monkeypatch.setattr(gpuconv.settings, "threads", threads)
+        got = gpuconv.conv2d(x, w, b, activation="relu", groups=c, algorithm="direct", **keywords)
+        dy = np.flip(got, 1) - 2
+        dx = gpuconv.conv2d_input_grad(dy, w, x.shape, groups=c, algorithm="direct", **keywords)
+        assert_exact(got, np.maximum(want, 0), dtype)
+        want = oracle.input_grad(
+            dy, w, x.shape[1:-1], stride=(stride, 1), pads=pairs(pads), dilation=(dilation, dilation), groups=c
+        )
+        assert_exact(dx, want, dtype)
+
+
+def pairs(pads):
+    return ((pads, pads),) * 2 if isinstance(pads, int) else pads
+
+
+@pytest.mark.parametrize("spatial", [(70,), (5, 6, 40)])
+def test_other_numbers_of_axes(spatial):
+    ndim = len(spatial)
+    x, w, _ = arrays(3, (3,) * ndim, spatial)
+    assert parts(x, w, pad=1)
+    want = oracle.conv(x, w, None, stride=(1,) * ndim, pads=((1, 1),) * ndim, dilation=(1,) * ndim, groups=3)
+    conv = {1: gpuconv.conv1d, 3: gpuconv.conv3d}[ndim]
+    assert_exact(conv(x, w, pad=1, groups=3, algorithm="direct"), want, "float32")
+
+
+@pytest.mark.parametrize("pad_mode", ["reflect", "replicate", "circular"])
+def test_padding_that_repeats(pad_mode):
+    x, w, _ = arrays(3, (3, 3), (6, 50))
+    call = {"pad": 1, "groups": 3, "pad_mode": pad_mode}
+    assert same(gpuconv.conv2d(x, w, algorithm="direct", **call), gpuconv.conv2d(x, w, algorithm="loops", **call))
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("c", [1, 3, 5])
+def test_nothing_else_is_touched(monkeypatch, c, behind):
+    guarded = Guarded(behind)
+    x, w, b = arrays(c, (3, 3), (5, 71))
+    want = oracle.conv(x, w, b, stride=(1, 1), pads=((1, 1), (1, 1)), dilation=(1, 1), groups=c)
+    guarded.take_over(monkeypatch, direct_depthwise, direct_narrow)
+    out = guarded.empty(want.shape, np.float32)
+    gpuconv.conv2d(*map(guarded, (x, w, b)), pad=1, groups=c, algorithm="direct", out=out)
+    assert_exact(np.array(out), want, "float32")
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf])
+def test_a_weight_reaches_what_it_meets_and_no_more(special):
+    """At the ends it meets padding, which is left out."""
+    x, w, _ = arrays(3, (3, 3), (6, 50))
+    for tap in itertools.product(range(3), repeat=2):
+        odd = w.copy()
+        odd[(*tap, 0, 1)] = special
+        with np.errstate(invalid="ignore"):
+            want = gpuconv.conv2d(x, odd, pad=1, groups=3, algorithm="loops")
+        assert np.array_equal(gpuconv.conv2d(x, odd, pad=1, groups=3, algorithm="direct"), want, equal_nan=True)
+
+
+def test_what_is_not_contiguous_is_computed_as_it_is():
+    x, w, _ = arrays(3, (3, 3), (6, 100))
+    want = gpuconv.conv2d(x[:, :, ::2].copy(), w, pad=1, groups=3, algorithm="loops")
+    assert same(gpuconv.conv2d(x[:, :, ::2], w, pad=1, groups=3, algorithm="direct"), want)
+
+
+def test_small_problems_are_left_as_they_are(monkeypatch):
+    monkeypatch.setattr(direct_narrow, "WORTH_PARTS", 2**18)
+    forget()
+    assert parts(*arrays(3, (3, 3), (90, 90))[:2], pad=1) != ()
+    assert parts(*arrays(3, (3, 3), (60, 60))[:2], pad=1) == ()
+    assert parts(*arrays(16, (3, 3), (90, 90))[:2], pad=1) == ()
+
+
+def test_the_memory_of_the_copies_is_counted():
+    """Of 3 x 32 channels: w once for each of 32 columns, zeros and a bias."""
+    x, w, _ = arrays(3, (9, 9), (20, 200))
+    needed = gpuconv.explain(x, w, groups=3, algorithm="direct").workspace
+    assert needed >= (81 + 2) * 96 * 4
