@@ -25,8 +25,8 @@ from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array
 
 WORTH_PARTS = 2**18
-"""Multiply-adds; with fewer, the Python of several loops takes longer than what they gain. Twice as many for one channel,
-whose taps direct_dense.py takes together."""
+"""Multiply-adds; with fewer, the Python of several loops takes longer than what they gain. For one channel, whose taps
+direct_dense.py takes together, twice as many."""
 
 
 class Part(NamedTuple):
@@ -60,7 +60,7 @@ def parts_of(problem: Problem, g: ConvGeometry) -> tuple[Part, ...]:
     first, stop = clear_along(g, g.ndim - 1)
     is_narrow = problem.contiguous and problem.direction != "weight_grad" and g.groups == g.c == g.k < lanes
     is_plain = problem.geometry.stride[-1] == g.stride[-1] == 1 and (g.pad_mode == "zeros" or g.pad[-1] == (0, 0))
-    if not is_narrow or not is_plain or max(g.pad[-1]) > reach or g.macs < WORTH_PARTS * (2 if g.c == 1 else 1):
+    if not is_narrow or not is_plain or g.macs < WORTH_PARTS * (2 if g.c == 1 else 1):
         return ()
     counts = (vectors * lanes // math.gcd(g.c, vectors * lanes) for vectors in (2, 1))
     columns = next((count for count in counts if count <= stop - first), 0)
