@@ -230,7 +230,7 @@ def _draw(rng, which):
 @pytest.mark.parametrize("which", PASSES)
 def test_a_convolution_takes_what_it_says(path, which, problems, monkeypatch):
     rng, measured = np.random.default_rng(PASSES.index(which)), 0
-    while measured < 25:
+    while measured < 15:
         drawn = draw(rng, which)
         monkeypatch.setattr(gpuconv.settings, "threads", drawn.threads)
         monkeypatch.setattr(gpuconv.settings, "batch_invariant", drawn.invariant)
@@ -318,7 +318,7 @@ def draw_windows(rng, largest):
 @pytest.mark.parametrize("function", ["im2col", "gather", "scatter", "pad"])
 def test_columns_and_padding_take_next_to_nothing(function):
     rng = np.random.default_rng(len(function))
-    for _ in range(25):
+    for _ in range(15):
         x, kernel, keywords = draw_windows(rng, {1: 5000, 2: 70, 3: 16})
         limit = columns.BUFFER
         if function == "im2col":
