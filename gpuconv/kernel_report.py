@@ -203,7 +203,8 @@ def compile_all(chosen: Sequence[tuple[Unit, str]], processes: int | None = None
     try:
         while waiting or workers:
             while waiting and len(workers) < count:
-                workers.append(_Worker())
+                with _interrupts_held_back():
+                    workers.append(_Worker())
                 workers[-1].give(*waiting.pop())
             for pipe in connection.wait([worker.pipe for worker in workers]):
                 worker = next(worker for worker in workers if worker.pipe is pipe)
@@ -226,8 +227,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs,), daemon=True)
-        with _interrupts_held_back():
-            self.process.start()
+        self.process.start()
         theirs.close()
 
     def give(self, unit: Unit, arch: str) -> None:
@@ -274,7 +274,7 @@ def _interrupts_held_back() -> Iterator[None]:
         signal.signal(signal.SIGINT, lambda *what: came.append(what))
     try:
         resource_tracker.ensure_running()  # which would let SIGINT through again when it starts
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGALRM})
         try:
             yield
         finally:

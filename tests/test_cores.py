@@ -19,6 +19,7 @@ needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason
 def _counted_anew(monkeypatch):
     """Nothing is known from an earlier test, and no count of cores holds for longer than a moment."""
     monkeypatch.setattr(cpu, "FRESH", 0.0)
+    monkeypatch.setattr(cpu, "_counted", (0.0, 1))
     kept = cpu._quota_files, cpu._meant_by_openmp, cpu._blas_counters
     for function in kept:
         function.cache_clear()

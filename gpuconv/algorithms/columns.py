@@ -119,7 +119,7 @@ def _scatter(xp: ModuleType, part: Array, g: ConvGeometry, strip: Strip, sums: A
         inside &= (at >= 0) & (at < size)
         index *= size
         index += at
-    rows = xp.flatnonzero(inside)
+    rows = xp.nonzero(inside.reshape(-1))[0]
     values = part.reshape(-1, g.c)[rows].astype(sums.dtype, copy=False)
     # CuPy adds no complex numbers this way; their parts lie side by side.
     real = sums.real.dtype
