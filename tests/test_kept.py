@@ -267,7 +267,7 @@ def test_a_storm_of_interrupts_while_loops_are_compiled(folder):
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder), "PYTHONPATH": str(FILES[0].parents[2])}
     for seed, hits in enumerate((0, 3)):
         done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", STORM, str(seed)],
+            [sys.executable, "-W", "error", "-W", "ignore::ResourceWarning", "-c", STORM, str(seed)],
             capture_output=True,
             text=True,
             check=False,
