@@ -200,12 +200,11 @@ def compile_all(chosen: Sequence[tuple[Unit, str]], processes: int | None = None
     """
     count = processes or cpu.cores()
     waiting, workers = list(reversed(chosen)), list[_Worker]()
-    name = f"kernels {id(workers)}"
     try:
         while waiting or workers:
             while waiting and len(workers) < count:
-                with _interrupts_held_back():
-                    workers.append(_Worker(name))
+                with _interrupts_held_back():  # or one might come between a process and its place in the list
+                    workers.append(_Worker())
                 workers[-1].give(*waiting.pop())
             for pipe in connection.wait([worker.pipe for worker in workers]):
                 worker = next(worker for worker in workers if worker.pipe is pipe)
@@ -219,19 +218,15 @@ def compile_all(chosen: Sequence[tuple[Unit, str]], processes: int | None = None
     finally:
         for worker in workers:
             worker.end()
-        for process in multiprocessing.active_children():
-            if process.name == name:  # an interrupt has come between its start and its place in the list
-                process.kill()
-                process.join()
 
 
 class _Worker:
     """A process that compiles one job after another. One that is forgotten ends after its job, when its pipe closes."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs,), name=name, daemon=True)
+        self.process = context.Process(target=_work, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -279,7 +274,7 @@ def _interrupts_held_back() -> Iterator[None]:
         signal.signal(signal.SIGINT, lambda *what: came.append(what))
     try:
         resource_tracker.ensure_running()  # which would let SIGINT through again when it starts
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGALRM})
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             yield
         finally:
