@@ -203,8 +203,7 @@ def compile_all(chosen: Sequence[tuple[Unit, str]], processes: int | None = None
     try:
         while waiting or workers:
             while waiting and len(workers) < count:
-                with _interrupts_held_back():  # or one might come between a process and its place in the list
-                    workers.append(_Worker())
+                _start_one(workers)
                 workers[-1].give(*waiting.pop())
             for pipe in connection.wait([worker.pipe for worker in workers]):
                 worker = next(worker for worker in workers if worker.pipe is pipe)
@@ -255,6 +254,11 @@ def _work(pipe: Connection) -> None:
     with suppress(EOFError, OSError):  # the parent is gone
         while True:
             pipe.send(_compile(*pipe.recv()))
+
+
+def _start_one(workers: list[_Worker]) -> None:
+    with _interrupts_held_back():  # or one might come between a process and its place in the list
+        workers.append(_Worker())
 
 
 @contextmanager

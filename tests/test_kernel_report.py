@@ -354,7 +354,9 @@ from gpuconv import kernel_report
 if __name__ == "__main__":
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     for _ in range(2):
-        worker = kernel_report._Worker()
+        workers = []
+        kernel_report._start_one(workers)
+        [worker] = workers
         status = Path(f"/proc/{worker.process.pid}/status").read_text()
         worker.end()
         blocked = next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:"))
