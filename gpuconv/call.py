@@ -202,7 +202,7 @@ class Call(NamedTuple):
                 fill(xp, target, bias, activation)
                 return self.deliver(result, out)
             if len(pairs) > 1 and problem.on_cpu:
-                whole = self.problem(direction, g, dtype, device, weights, read, target)
+                whole = self.problem(direction, g, dtype, device, weights, read, target, elsewhere=elsewhere)
                 if may_be_whole(algorithm, whole, problem):
                     problem, pairs = whole, [(read, target)]
             if not problem.on_cpu:

@@ -462,12 +462,9 @@ class ConvGeometry(HashedOnce):
         sizes = self.spatial if part is None else [along.stop - along.start for along in part]
         axes = zip(tap, begins, sizes, self.out, self.stride, self.dilation, self.pad, strict=True)
         for r, begin, size, out, s, d, (lo, _) in axes:
-            first = r * d - lo - begin  # the input position under output 0
-            p0 = max(0, -(first // s))
-            p1 = max(p0, min(out, (size - 1 - first) // s + 1))
-            start = first + p0 * s
-            ins.append(slice(start, start + (p1 - p0 - 1) * s + 1 if p1 > p0 else start, s))
-            outs.append(slice(p0, p1, 1))
+            along, over = meeting(r * d - lo - begin, s, size, 0, out)
+            ins.append(along)
+            outs.append(over)
         return tuple(ins), tuple(outs)
 
     # ---------------------------------------------------------------------------------------------- problem string
@@ -557,6 +554,20 @@ _PROBLEM = re.compile(
 
 
 # -------------------------------------------------------------------------------------------------- the formulas
+
+
+def meeting(first: int, stride: int, size: int, begin: int, end: int) -> tuple[slice, slice]:
+    """Where a tap meets an axis of `size` positions: the positions, and the outputs from `begin` to `end` over them.
+
+    Under output p lies position first + p * stride, which the axis may not have.
+
+    >>> meeting(-1, 2, 5, 0, 3)
+    (slice(1, 4, 2), slice(1, 3, 1))
+    """
+    p0 = max(begin, -(first // stride))
+    p1 = max(p0, min(end, (size - 1 - first) // stride + 1))
+    start = first + p0 * stride
+    return slice(start, start + (p1 - p0 - 1) * stride + 1 if p1 > p0 else start, stride), slice(p0, p1, 1)
 
 
 def kernel_span(kernel: int, dilation: int) -> int:

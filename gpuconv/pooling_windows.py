@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpuconv.errors import GeometryError
-from gpuconv.geometry import SPATIAL_LETTERS, ConvGeometry
+from gpuconv.geometry import SPATIAL_LETTERS, ConvGeometry, meeting
 from gpuconv.typing import Array
 
 Slices = tuple[slice, ...]
@@ -78,12 +78,8 @@ class Window(NamedTuple):
     def tap(self, number: int, outs: slice | None = None) -> tuple[slice, slice]:
         """Where one tap of some outputs meets the axis: positions, and outputs counted from the first of `outs`."""
         begin, end = (0, self.out) if outs is None else (outs.start, outs.stop)
-        first = number * self.dilation - self.pad  # the position under output 0
-        p0 = max(begin, -(first // self.stride))
-        p1 = max(p0, min(end, (self.size - 1 - first) // self.stride + 1))
-        start = first + p0 * self.stride
-        stop = start + (p1 - p0 - 1) * self.stride + 1 if p1 > p0 else start
-        return slice(start, stop, self.stride), slice(p0 - begin, p1 - begin, 1)
+        positions, over = meeting(number * self.dilation - self.pad, self.stride, self.size, begin, end)
+        return positions, slice(over.start - begin, over.stop - begin, 1)
 
     def every_tap(self) -> Sequence[tuple[slice, slice]]:
         """The same for each tap in turn."""

@@ -48,6 +48,8 @@ class Direct(PlainWeights):
             return 0
         together = min(AT_ONCE, sum(count for _, count in cuts)) * max(cut.shared_bytes for cut, _ in cuts)
         shared = copied_bytes(problem) + min(together, sum(cut.shared_bytes * count for cut, count in cuts))
+        if problem.direction == "weight_grad":
+            shared += max(part.gradients_size for part in parts_of(problem, problem.geometry)) * problem.dtype.itemsize
         return shared + max(cut.threads for cut, _ in cuts) * max(cut.worker_bytes for cut, _ in cuts)
 
     def work(self, problem: Problem) -> Work:
@@ -90,7 +92,16 @@ class Direct(PlainWeights):
         _deliver(target, out, activation)
 
     def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
-        _cut_of(problem, problem.geometry).weight_gradient(native(x), native(dy), out)
+        x, dy = native(x), native(dy)
+        parts = parts_of(problem, problem.geometry)
+        for number, part in enumerate(parts):
+            cut = _cut_of(problem, part.g)
+            if part.columns == 0:
+                cut.weight_gradient(x, dy, out)
+                continue
+            of_part = np.empty(part.g.w_shape, out.dtype)
+            cut.weight_gradient(*part.between(x, dy), of_part)
+            np.add(out if number else 0, part.added_up(of_part), out=out)
 
 
 def _correlate(
@@ -103,9 +114,6 @@ def _correlate(
         for part in parts_of(problem, g):
             cuts.append(_cut_of(problem, part.g))
             jobs.append(cuts[-1].job(*part.of(x, w, to, bias), relu=relu))
-        if not parts_of(problem, g):
-            cuts.append(_cut_of(problem, g))
-            jobs.append(cuts[-1].job(x, w, to, bias, relu=relu))
     run(max((cut.threads for cut in cuts), default=1), jobs, macs=problem.geometry.macs)
 
 
@@ -131,7 +139,7 @@ def _cuts(problem: Problem) -> list[tuple[DenseCut | DepthwiseCut | ScatterCut, 
     return [
         (_cut_of(problem, one), count)
         for g, count in _correlations(problem)
-        for one in ([part.g for part in parts_of(problem, g)] or [g])
+        for one in (part.g for part in parts_of(problem, g))
     ]
 
 

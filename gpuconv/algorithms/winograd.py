@@ -273,21 +273,16 @@ def _transforming_lock() -> FastRLock:
     A semaphore would be the plain word for it, but an interrupt inside Python's own, which are written in Python,
     leaves them taken for good.
     """
-    return _transforming_locks[next(_turns) % len(_transforming_locks)]
+    turn = next(_turns) % max(1, cpu.workers() // 2)
+    while len(_transforming_locks) <= turn:
+        _transforming_locks.append(FastRLock())
+    return _transforming_locks[turn]
 
 
 _transforming_locks: list[FastRLock] = []
 _turns = itertools.count()
-
-
-def _make_locks() -> None:
-    """In a forked child, the threads that held the locks of its parent do not exist."""
-    _transforming_locks[:] = [FastRLock() for _ in range(max(1, cpu.cores() // 2))]
-
-
-_make_locks()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_make_locks)
+if hasattr(os, "register_at_fork"):  # in a child, the threads that held the locks of its parent do not exist
+    os.register_at_fork(after_in_child=_transforming_locks.clear)
 
 
 def _product(xp: ModuleType, matrix: Array, values: Array) -> Array:
