@@ -1,12 +1,10 @@
 """What calls really take: of random problems, by every function and algorithm, no more than they say; nothing stays.
 
-NumPy tells tracemalloc of its arrays. Measured is the most that is held at any time during a call, beside arguments and
-result.
+Measured is the most that is held at any time during a call, beside arguments and result.
 """
 
 import gc
 import math
-import tracemalloc
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,6 +14,7 @@ from calls import ALGORITHM_NAMES, channels_first
 from campaigns.arrays import ORDERS
 from campaigns.configuration import chance, pick, sizes
 from cases import DTYPES
+from peaks import left_by, peak
 
 import gpuconv
 from gpuconv import call as call_module
@@ -65,19 +64,11 @@ def problems(monkeypatch):
     return seen
 
 
-def peak(function):
-    """What it returns, and the most bytes that were held at any time, the result among them; of a second call."""
+def peak_of_second(function):
+    """As `peak`, without what any first call loads, compiles, and leaves in the interpreter's lists of free objects."""
     gc.collect()
-    function()  # loads what any first call loads, compiles, and fills the interpreter's lists of free objects
-    tracemalloc.start()
-    try:
-        before, _ = tracemalloc.get_traced_memory()
-        tracemalloc.reset_peak()
-        result = function()
-        _, most = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    return result, most - before
+    function()
+    return peak(function)
 
 
 def buffers(dtype, threads=1):
@@ -237,7 +228,7 @@ def test_a_convolution_takes_what_it_says(path, which, problems, monkeypatch):
         problems.clear()
         try:
             call, own = drawn.call()
-            _, most = peak(call)
+            _, most = peak_of_second(call)
         except (gpuconv.AlgorithmError, gpuconv.WorkspaceError):
             continue
         limit = gpuconv.settings.max_workspace if drawn.cap is None else drawn.cap
@@ -265,7 +256,7 @@ def test_what_is_no_matrix_to_numpy_is_none_to_gemm(order, problems, monkeypatch
     """NumPy would multiply copies that nobody counts."""
     monkeypatch.setattr(gpuconv.settings, "threads", 1)
     x, w = ORDERS[order](np.ones((1, 200, 200, 32), np.complex128)), np.ones((1, 1, 32, 8), np.complex128)
-    result, most = peak(partial(gpuconv.conv2d, x, w, algorithm="gemm", max_workspace=8 * MIB))
+    result, most = peak_of_second(partial(gpuconv.conv2d, x, w, algorithm="gemm", max_workspace=8 * MIB))
     problem, algorithm = problems[-1]
     assert most - result.nbytes <= algorithm.workspace_bytes(problem) + OBJECTS + buffers("complex128")
 
@@ -287,7 +278,7 @@ def test_pads_and_holes_in_the_millions_take_no_memory(path, algorithm):
         lambda: gpuconv.col2im(np.ones((8, 6), np.float32), x.shape, 3, pad=FAR, dilation=FAR),
         lambda: gpuconv.col2im(np.ones((8, 6), np.float32), x.shape, 3, pad=FAR, dilation=FAR, method="scatter"),
     ):
-        result, most = peak(call)
+        result, most = peak_of_second(call)
         assert most - result.nbytes <= OBJECTS + buffers("float32")
 
 
@@ -322,15 +313,15 @@ def test_columns_and_padding_take_next_to_nothing(function):
         x, kernel, keywords = draw_windows(rng, {1: 5000, 2: 70, 3: 16})
         limit = columns.BUFFER
         if function == "im2col":
-            result, most = peak(partial(gpuconv.im2col, x, kernel, **keywords))
+            result, most = peak_of_second(partial(gpuconv.im2col, x, kernel, **keywords))
             limit = max(limit, result[0].nbytes)
         elif function == "pad":
             padding = tuple(int(side) for side in rng.integers(0, 200, 2 * len(kernel)) // len(kernel) ** 3)
             mode = pick(rng, ("zeros", "reflect", "replicate", "circular"))
-            (result, _), most = peak(partial(gpuconv.pad, x, padding, mode=mode))
+            (result, _), most = peak_of_second(partial(gpuconv.pad, x, padding, mode=mode))
         else:
             cols = ORDERS[pick(rng, ("C", "Fortran", "spread"))](gpuconv.im2col(x, kernel, **keywords))
-            result, most = peak(partial(gpuconv.col2im, cols, x.shape, kernel, method=function, **keywords))
+            result, most = peak_of_second(partial(gpuconv.col2im, cols, x.shape, kernel, method=function, **keywords))
             limit = max(limit, 4 * cols[0].nbytes)
             if function == "scatter" and x.dtype.itemsize == 2:
                 limit += 2 * result[0].nbytes  # the sums of a sample, in float32
@@ -369,7 +360,7 @@ def test_pooling_stays_under_the_setting(path, function, monkeypatch):
         monkeypatch.setattr(gpuconv.settings, "threads", threads)
         call, dtype = draw_pooling(rng, function)
         try:
-            result, most = peak(call)
+            result, most = peak_of_second(call)
         except gpuconv.WorkspaceError:
             continue
         assert most - result.nbytes <= MIB + OBJECTS + buffers(dtype, threads), call
@@ -444,14 +435,9 @@ def test_many_geometries_leave_little_behind(path, name):
         return  # that it is refused is tested elsewhere
     for i in range(3):
         function(200 + i)
-    gc.collect()
-    tracemalloc.start()
-    try:
-        before, _ = tracemalloc.get_traced_memory()
+
+    def many():
         for i in range(count):
             function(i)
-        gc.collect()
-        after, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert after - before <= count * of_each * KEPT + OBJECTS
+
+    assert left_by(many) <= count * of_each * KEPT + OBJECTS

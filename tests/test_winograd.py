@@ -10,8 +10,9 @@ import pytest
 from calls import Way, convolve, largest_sum, problem, same
 from cases import DIRECTIONS, integers, reals
 from guarded import Guarded
+from peaks import peak_beside
 from test_direct import PROCESSORS, STRIDED, as_if_on, case_of
-from test_workspace import KIB, MIB, SLACK, peak
+from test_workspace import KIB, MIB, SLACK
 
 import gpuconv
 from gpuconv.algorithms import crew, winograd_compiled, wrappers
@@ -139,7 +140,7 @@ def test_the_workspace_is_that_of_the_plan_and_changes_no_result(text, way, dire
     assert plan.workspace <= cap
     got = convolve(direction, case, *arrays, **keywords)
     assert_right(way, got, case.want(direction, *arrays), "float32", case, direction, arrays)
-    _, most = peak(lambda: convolve(direction, case, *arrays, **keywords))
+    _, most = peak_beside(lambda: convolve(direction, case, *arrays, **keywords))
     assert most <= plan.workspace + SLACK
 
 

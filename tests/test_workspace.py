@@ -1,12 +1,12 @@
 """max_workspace is a hard cap: the same result in less memory, as measured, or an error that says why not."""
 
 import re
-import tracemalloc
 
 import numpy as np
 import pytest
 from calls import WAYS, convolve, largest_sum, problem, same
 from cases import CASES, DIRECTIONS, PLAIN, Case, integers
+from peaks import peak_beside
 
 import gpuconv
 
@@ -28,29 +28,6 @@ LARGE = {
 CAPS = [512 * KIB, MIB, 3 * MIB]
 
 
-def peak(function):
-    """The result, and the most bytes that were held beside it at any time."""
-    tracemalloc.start()
-    try:
-        before, _ = tracemalloc.get_traced_memory()
-        tracemalloc.reset_peak()
-        result = function()
-        _, most = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    return result, most - before - result.nbytes
-
-
-def test_the_meter_sees_numpy():
-    """A measurement that reads 0 whatever happens would pass every test below."""
-
-    def use_16_mib():
-        return (np.ones(MIB) + np.ones(MIB))[:10].copy()
-
-    _, most = peak(use_16_mib)
-    assert 16 * MIB <= most <= 17 * MIB
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("cap", CAPS)
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -60,7 +37,7 @@ def test_the_peak_stays_under_the_cap(case, direction, cap, dtype):
     plan = gpuconv.plan(problem(case), dtype, direction=direction, max_workspace=cap)
     assert plan.workspace <= cap
     convolve(direction, case, x, w, dy, max_workspace=cap)  # once before, for what is loaded at the first call
-    _, most = peak(lambda: convolve(direction, case, x, w, dy, max_workspace=cap))
+    _, most = peak_beside(lambda: convolve(direction, case, x, w, dy, max_workspace=cap))
     assert most <= 1.1 * cap + SLACK
     assert most <= 1.1 * plan.workspace + SLACK
 
@@ -78,7 +55,7 @@ def test_a_small_cap_holds_for_the_bookkeeping_too(case, direction, cap):
     # Caps that no other test has, so that no plan is remembered. The least of three: now and then the interpreter
     # enlarges a table of its own, such as that of interned strings.
     most = min(
-        peak(lambda cap=cap: convolve(direction, case, x, w, dy, max_workspace=cap))[1]
+        peak_beside(lambda cap=cap: convolve(direction, case, x, w, dy, max_workspace=cap))[1]
         for cap in range(cap + 8, cap + 11)
     )
     assert most <= 1.1 * cap + 2 * SLACK
@@ -86,7 +63,7 @@ def test_a_small_cap_holds_for_the_bookkeeping_too(case, direction, cap):
 
 @pytest.mark.parametrize("problem", ["n16_h4096w4096_c64_k64_r3s3_p1", "n1_w4000000000_c3_k3_s9_dl3"])
 def test_a_plan_takes_next_to_nothing_however_large_the_problem(problem):
-    plan, most = peak(lambda: Sized(gpuconv.plan(problem, direction="weight_grad")))
+    plan, most = peak_beside(lambda: Sized(gpuconv.plan(problem, direction="weight_grad")))
     assert most <= 2 * SLACK
     assert plan.held.flops > 10**11
 
@@ -105,7 +82,7 @@ def test_the_peak_is_that_of_the_plan_where_auto_would_not_go(case, direction, c
     except gpuconv.WorkspaceError:
         return  # as it may
     convolve(direction, case, *arrays, **keywords)  # once before, for what is loaded at the first call
-    _, most = peak(lambda: convolve(direction, case, *arrays, **keywords))
+    _, most = peak_beside(lambda: convolve(direction, case, *arrays, **keywords))
     assert most <= 1.1 * plan.workspace + SLACK <= 1.1 * cap + SLACK
 
 
@@ -148,7 +125,7 @@ def test_no_cap_uses_the_setting(monkeypatch):
     assert gpuconv.plan(problem(case)).workspace <= MIB
     arrays = case.arrays()
     convolve("forward", case, *arrays)
-    _, most = peak(lambda: convolve("forward", case, *arrays))
+    _, most = peak_beside(lambda: convolve("forward", case, *arrays))
     assert most <= 1.1 * MIB + SLACK
     assert unbounded > 0
 

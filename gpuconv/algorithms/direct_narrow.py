@@ -6,8 +6,8 @@ w, and whose taps are still one column of x apart:
 
     y[q * columns + i, g]  =  x[q * columns + i + t, g]  w[t, g]      (i, g) is the channel, t the tap, q the output
 
-A gradient of w is that of all the copies, added up. All this holds for outputs whose windows lie inside x. Those at the
-ends of a row see padding, and are computed channel by channel: zeros that multiply an infinite weight would be no zeros.
+A gradient of w is that of all the copies, added up. All this holds for outputs whose windows lie inside x. Those at
+the ends of a row see padding, and are computed channel by channel: zeros times an infinite weight would be no zeros.
 """
 
 from __future__ import annotations
