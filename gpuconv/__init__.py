@@ -17,7 +17,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from gpuconv import autotune, settings
-from gpuconv.ahead import PreparedConv, prepare, warmup
 from gpuconv.backend import devices, to_device, to_numpy
 from gpuconv.errors import AlgorithmError, DeviceError, DTypeError, GeometryError, KernelError, WorkspaceError
 from gpuconv.functional import (
@@ -37,8 +36,9 @@ from gpuconv.functional import (
 )
 from gpuconv.geometry import ConvGeometry
 from gpuconv.patches import col2im, im2col, pad
-from gpuconv.plan import ConvPlan, plan
+from gpuconv.planning import ConvPlan, plan
 from gpuconv.pooling import avg_pool2d, avg_pool2d_grad, max_pool2d, max_pool2d_grad
+from gpuconv.prepared import PreparedConv, prepare, warmup
 from gpuconv.version import __version__ as __version__
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 import sys
 
-from gpuconv import streams
+from gpuconv.tools import streams
 
 EXTRA = {"typer", "rich", "matplotlib", "PIL", "mlxtend", "sklearn"}
 

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import backend, named
+from gpuconv import backend
 from gpuconv.algorithms import epilogue
 from gpuconv.errors import DTypeError
-from gpuconv.integers import flag
+from gpuconv.support import named
+from gpuconv.support.integers import flag
 from gpuconv.typing import Array
 
 

@@ -35,8 +35,8 @@ from fastrlock.rlock import FastRLock
 
 from gpuconv import backend, cpu, heuristics, settings
 from gpuconv.algorithms import ALGORITHMS, Algorithm, Problem
-from gpuconv.disk import Table
 from gpuconv.errors import KernelError
+from gpuconv.support.disk import Table
 from gpuconv.typing import Array
 from gpuconv.version import __version__
 

@@ -16,8 +16,7 @@ from gpuconv.algorithms import Algorithm, Problem
 from gpuconv.algorithms.epilogue import ACTIVATIONS, fill
 from gpuconv.errors import DTypeError, GeometryError, WorkspaceError
 from gpuconv.geometry import ConvGeometry, split_x_shape
-from gpuconv.integers import as_ints, is_one_of
-from gpuconv.plan import (
+from gpuconv.planning import (
     ConvPlan,
     check_direction,
     check_precision,
@@ -28,6 +27,7 @@ from gpuconv.plan import (
     plan_of,
     workspace_limit,
 )
+from gpuconv.support.integers import as_ints, is_one_of
 from gpuconv.typing import Array, Direction, Ints, IntsLike, Layout, PadLike, PadMode, Precision
 
 ALIGNMENT = 16

@@ -20,20 +20,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import gpuconv
-from gpuconv import autotune, backend, cpu, disk, settings
+from gpuconv import autotune, backend, cpu, settings
 from gpuconv.algorithms import ALGORITHMS
-from gpuconv.algorithms.compiled_loops import try_numba
 from gpuconv.errors import DeviceError
-from gpuconv.plan import DIRECTIONS, si
-from gpuconv.streams import INTERRUPTED
+from gpuconv.planning import DIRECTIONS, si
+from gpuconv.simd.host import try_numba
+from gpuconv.support import disk
+from gpuconv.tools.streams import INTERRUPTED
 from gpuconv.typing import Direction, Precision
 
 if TYPE_CHECKING:
     from gpuconv.bench.case import Case
     from gpuconv.bench.peers.base import Peer
     from gpuconv.bench.record import Record
-    from gpuconv.check import Outcome
     from gpuconv.demo.compare import Comparison
+    from gpuconv.tools.check import Outcome
 
 WIDTH_OF_A_FILE = 150
 ROOM_BELOW = 6
@@ -60,7 +61,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 @app.command()
 def info() -> None:
     """What is here: versions, devices, algorithms, settings, what was tuned."""
-    from gpuconv import machine
+    from gpuconv.tools import machine
 
     table = Table.grid(padding=(0, 3))
     versions = machine.versions()
@@ -85,7 +86,7 @@ def check(
     dtype: Annotated[list[str] | None, typer.Option(help="A dtype to check; repeatable. Default: all.")] = None,
 ) -> None:
     """Is this installation right? Every algorithm on every device, held to an independent reference at tolerance 0."""
-    from gpuconv import check as checks
+    from gpuconv.tools import check as checks
 
     devices, dtypes = device or backend.devices(), dtype or checks.available_dtypes()
     with _usage_errors("check"):
@@ -156,7 +157,7 @@ def kernels(
     json: Annotated[Path | None, typer.Option(help="Save every unit's numbers in this file.")] = None,
 ) -> None:
     """What every CUDA kernel takes: registers, spills, shared memory, by architecture. Needs NVRTC, and no GPU."""
-    from gpuconv import kernel_report, kernel_table
+    from gpuconv.tools import kernel_report, kernel_table
 
     with _usage_errors("kernels"):
         _check_folder_of(json)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import SupportsIndex
 
 from gpuconv.call import Call, spatial_ndim
-from gpuconv.plan import ConvPlan
+from gpuconv.planning import ConvPlan
 from gpuconv.typing import Array, Direction, IntsLike, Layout, PadLike, PadMode, Precision
 
 # -------------------------------------------------------------------------------------------------- convolution
@@ -224,7 +224,8 @@ def conv2d_input_grad(
 
         dx[n, i, j, c]  =  sum over k and the p, q, r, s that meet at i, j  of  dy[n, p, q, k]  conj(w[r, s, c, k])
 
-    It is computed as stride-1 convolutions of dy (`gpuconv.adjoint`), every element of dx once: deterministic.
+    It is computed as stride-1 convolutions of dy (`gpuconv.algorithms.adjoint`), every element of dx once, so it is
+    deterministic.
 
     Parameters
     ----------

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpuconv import backend, counter_rng, named
+from gpuconv import backend
 from gpuconv.errors import GeometryError
-from gpuconv.integers import as_int, as_ints
+from gpuconv.support import counter_rng, named
+from gpuconv.support.integers import as_int, as_ints
 from gpuconv.typing import Array, DTypeLike
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import backend, named
+from gpuconv import backend
 from gpuconv.errors import DTypeError, GeometryError
-from gpuconv.integers import as_int
+from gpuconv.support import named
+from gpuconv.support.integers import as_int
 from gpuconv.typing import Array, Ints
 
 

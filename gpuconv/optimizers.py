@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import backend, named, schedulers
+from gpuconv import backend, schedulers
 from gpuconv.errors import DTypeError, GeometryError
-from gpuconv.integers import flag
 from gpuconv.schedulers import Scheduler
+from gpuconv.support import named
+from gpuconv.support.integers import flag
 from gpuconv.typing import Array
 
 Cache = dict[str, Any]

@@ -9,12 +9,13 @@ from typing import Literal, SupportsIndex
 import numpy as np
 
 from gpuconv import backend
-from gpuconv.algorithms import columns, columns_cuda
+from gpuconv.algorithms import columns
+from gpuconv.algorithms.cuda import columns as columns_cuda
 from gpuconv.algorithms.strips import gather
 from gpuconv.call import spatial_ndim
 from gpuconv.errors import GeometryError
 from gpuconv.geometry import ConvGeometry
-from gpuconv.integers import as_ints
+from gpuconv.support.integers import as_ints
 from gpuconv.typing import Array, IntsLike, PadLike, PadMode, Pads
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from gpuconv import named
-from gpuconv.integers import flag
+from gpuconv.support import named
+from gpuconv.support.integers import flag
 
 
 class Scheduler(named.Named):

@@ -1,7 +1,7 @@
 // A convolution, or its input gradient, as a matrix product whose rows are pixels: which positions a row sees along each
 // axis. Shared by direct.cu and implicit_gemm.cu.
 //
-// The input gradient falls into parts of stride 1 (gpuconv/adjoint.py), one for each remainder of a position by the stride.
+// The input gradient falls into parts of stride 1 (gpuconv/algorithms/adjoint.py), one for each remainder of a position by the stride.
 #pragma once
 #include "jobs.cuh"
 

@@ -6,7 +6,7 @@
 //   T   what arrays hold       A   what sums are made in: float for the 16-bit floats, else T
 //   R   the real type of A     index_t   an offset into an array, counted in elements
 //
-// The host makes the structs with gpuconv/kernel_args.py, which lays out the same fields in the same order.
+// The host makes the structs with gpuconv/cuda/arguments.py, which lays out the same fields in the same order.
 #pragma once
 #include "ptx.cuh"
 

@@ -12,7 +12,7 @@
 //
 // Input gradient: an input pixel sees only the taps whose distance to it is a multiple of the stride. Pixels of the same
 // remainder see the same taps, so the image falls into parts (one for each remainder an axis) in each of which the
-// gradient is a convolution of stride 1 with some of the taps: see gpuconv/adjoint.py. All parts are in one launch, no
+// gradient is a convolution of stride 1 with some of the taps: see gpuconv/algorithms/adjoint.py. All parts are in one launch, no
 // product with a zero is made for the stride's sake, and every element is written once, by one thread.
 //
 // Layouts, channels last, C-contiguous: x (n, x[0], x[1], x[2], c), w (taps, c / groups, k), y (n, y[0], y[1], y[2], k),

@@ -17,7 +17,7 @@
 // bias (k), or (c) for the gradient, or null; partials (plan.splits, elements of the result) of float, or null for 1 split.
 //
 // Launch: block (THREADS), grid (jobs) with jobs = tiles_n * parts * tiles_m * groups * splits; dynamic shared memory
-// SHARED_BYTES of this file, which gpuconv/algorithms/implicit_gemm.py counts in the same way. More blocks than jobs do no
+// SHARED_BYTES of this file, which gpuconv/algorithms/cuda/implicit_gemm.py counts in the same way. More blocks than jobs do no
 // harm. A unit is one kernel: INPUT_GRAD=0 or 1. COPY=16 takes arrays aligned to 16 bytes whose channels of a group, in and
 // out, are multiples of 16 bytes; COPY=4 of 4 bytes; COPY=2 takes all. After more splits than 1, add_up.cu.
 //

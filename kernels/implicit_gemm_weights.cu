@@ -13,7 +13,7 @@
 // partials (plan.splits, elements of dw) of float, or null for 1 split.
 //
 // Launch: block (THREADS), grid (jobs) with jobs = tiles_n * tiles_m * groups * splits; dynamic shared memory SHARED_BYTES
-// of this file, which gpuconv/algorithms/implicit_gemm.py counts in the same way. More blocks than jobs do no harm. COPY=16
+// of this file, which gpuconv/algorithms/cuda/implicit_gemm.py counts in the same way. More blocks than jobs do no harm. COPY=16
 // takes arrays aligned to 16 bytes whose channels of a group, in and out, are multiples of 16 bytes; COPY=4 of 4 bytes;
 // COPY=2 takes all. Few weights and many pixels: the pixels are split until the device is full, and add_up.cu adds the
 // partial sums in order.

@@ -1,5 +1,5 @@
 // How a product by tiles is cut up into the jobs of a launch, one a block: what direct.cu, implicit_gemm.cu and their
-// weight gradients share. The host makes the plans in gpuconv/algorithms/pixel_products.py.
+// weight gradients share. The host makes the plans in gpuconv/algorithms/cuda/implicit_product.py.
 //
 //   job  =  (((split * groups + group) * tiles_m + tile_m) * parts + part) * tiles_n + tile_n
 //

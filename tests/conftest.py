@@ -17,12 +17,13 @@ from hypothesis import HealthCheck, settings
 from on_gpu import cupy_with_a_device
 
 import gpuconv
-from gpuconv import cuda, kernel_report
+from gpuconv.cuda import loader
+from gpuconv.tools import kernel_report
 
-KERNELS = {path.name for path in cuda.folder().glob("*.cu")}
+KERNELS = {path.name for path in loader.folder().glob("*.cu")}
 
 if "GPUCONV_TEST_KERNELS" in os.environ:  # a copy with a mistake in it, see mutants.py
-    cuda.folder = lambda: Path(os.environ["GPUCONV_TEST_KERNELS"])
+    loader.folder = lambda: Path(os.environ["GPUCONV_TEST_KERNELS"])
 
 # Numba keeps what it compiled until the file of the loop changes. What the loop calls may be in another.
 SIMD = [path.read_bytes() for path in sorted((Path(gpuconv.__file__).parent / "simd").glob("*.py"))]
@@ -44,7 +45,7 @@ def _must_be_listed(text, options):
     unit = file[1], frozenset(options)
     if unit not in _listed:  # or the test has changed what may be launched
         _listed.clear()
-        _listed.update((one.file, frozenset(cuda.options(one))) for one in kernel_report.units())
+        _listed.update((one.file, frozenset(loader.options(one))) for one in kernel_report.units())
     assert unit in _listed, f"launched, but in no UNITS: {file[1]} {' '.join(options)}"
 
 

@@ -6,7 +6,7 @@ import mmap
 
 import numpy as np
 
-from gpuconv.algorithms import compiled_loops
+from gpuconv.simd import host as compiled_loops
 
 
 class Guarded:

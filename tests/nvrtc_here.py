@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpuconv import nvrtc
+from gpuconv.cuda import nvrtc
 
 
 def why_not():

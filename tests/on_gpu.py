@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cases import DTYPES
 
-from gpuconv import cuda
+from gpuconv.cuda import loader
 
 ROUNDED = 512
 """CuPy's pool hands out multiples of this many bytes."""
@@ -115,7 +115,7 @@ def launch_in_the_emulator(monkeypatch, modules, **how):
     """Launches of these modules run in the emulator, on NumPy arrays, with these settings of its Module."""
 
     def launch(xp, unit, name, grid, block, args, shared_bytes=0):
-        module = emulator.Module(cuda.flatten(unit.file), options=cuda.options(unit), **how)
+        module = emulator.Module(loader.flatten(unit.file), options=loader.options(unit), **how)
         module.launch(name, grid, block, args, shared_bytes)
 
     for module in modules:

@@ -9,9 +9,9 @@ import cupy_double
 from cupy_double import streams
 
 from gpuconv.algorithms import ALGORITHMS
-from gpuconv.algorithms.implicit_gemm import _cut
+from gpuconv.algorithms.cuda.implicit_gemm import _cut
 from gpuconv.bench import suites
-from gpuconv.plan import problem_of
+from gpuconv.planning import problem_of
 
 H200 = {"name": b"NVIDIA H200", "major": 9, "minor": 0, "multiProcessorCount": 132}
 WAYS = {"bfloat16": ("bfloat16", "strict"), "TF32": ("float32", "fast"), "float32": ("float32", "strict")}

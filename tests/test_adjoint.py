@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 import gpuconv
-from gpuconv.adjoint import MOST_LINES, adjoint_classes, adjoint_parts
+from gpuconv.algorithms.adjoint import MOST_LINES, adjoint_classes, adjoint_parts
 
 
 def looks(g):

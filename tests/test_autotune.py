@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 import gpuconv
-from gpuconv import autotune, disk, heuristics, settings
+from gpuconv import autotune, heuristics, settings
 from gpuconv.algorithms import ALGORITHMS, Problem
-from gpuconv.plan import choose
+from gpuconv.planning import choose
+from gpuconv.support import disk
 
 SMALL = "n1_h8w8_c4_k4_r3s3_p1"
 LARGE = "n8_h56w56_c64_k64_r3s3_p1"

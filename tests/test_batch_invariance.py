@@ -10,8 +10,8 @@ from tolerances import to_numpy
 
 import gpuconv
 from gpuconv import autotune
-from gpuconv.algorithms.compiled_loops import numba_is_there
-from gpuconv.algorithms.direct_cuda import CudaDirect
+from gpuconv.algorithms.cuda.direct import CudaDirect
+from gpuconv.simd.host import numba_is_there
 
 BATCHES = (1, 2, 3, 5, 8, 17)
 MOST = max(BATCHES)

@@ -15,14 +15,15 @@ import pytest
 import rich.console
 
 import gpuconv
-from gpuconv import backend, cpu, disk
+from gpuconv import backend, cpu
 from gpuconv.bench import case, peers, plots, record, runner, suites, summary, tables, timer
 from gpuconv.bench.limits import Limits
 from gpuconv.bench.peers.base import Contestant
 from gpuconv.bench.training import Result
 from gpuconv.geometry import ConvGeometry
-from gpuconv.plan import DIRECTIONS
-from gpuconv.workload import Workload
+from gpuconv.planning import DIRECTIONS
+from gpuconv.support import disk
+from gpuconv.tools.workload import Workload
 
 SMALL = "n1_h8w8_c4_k4_r3s3_p1"
 

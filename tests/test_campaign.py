@@ -13,10 +13,11 @@ from campaigns import check, reduction, running
 from campaigns.configuration import Wrong
 
 import gpuconv
-from gpuconv import patches, pooling_winners
+from gpuconv import patches
+from gpuconv.algorithms.cpu.strip_algorithm import StripAlgorithm
 from gpuconv.algorithms.loops import Loops
-from gpuconv.algorithms.strip_algorithm import StripAlgorithm
 from gpuconv.models import files
+from gpuconv.pooling import maxima as pooling_winners
 
 SECONDS = 600
 """For a campaign to find what is planted, and to reduce it; a few are enough where nobody else uses the cores."""
@@ -132,7 +133,7 @@ def test_threads_that_are_left(campaign, monkeypatch, fault):
         max_pool(*args)
 
     monkeypatch.setattr(pooling_winners, "max_pool", leaking)
-    monkeypatch.setattr("gpuconv.pooling.pooling_loops.serves", lambda *_: False)
+    monkeypatch.setattr("gpuconv.pooling.compiled.serves", lambda *_: False)
     try:
         said, small = campaign("pools", faults=(fault,))
     finally:
@@ -156,7 +157,7 @@ def test_a_process_that_computes_at_rest(campaign, monkeypatch):
         max_pool(*args)
 
     monkeypatch.setattr(pooling_winners, "max_pool", busy)
-    monkeypatch.setattr("gpuconv.pooling.pooling_loops.serves", lambda *_: False)
+    monkeypatch.setattr("gpuconv.pooling.compiled.serves", lambda *_: False)
     try:
         said, small = campaign("pools", faults=("memory",))
     finally:

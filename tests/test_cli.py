@@ -22,12 +22,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import gpuconv
-from gpuconv import check
 from gpuconv.algorithms import ALGORITHMS
-from gpuconv.algorithms.gemm import Gemm
+from gpuconv.algorithms.cpu.gemm import Gemm
 from gpuconv.bench import limits, peers, runner
 from gpuconv.cli import app
 from gpuconv.demo import digits, lenet, pictures, sheet
+from gpuconv.tools import check
 
 NAMES = [algorithm.name for algorithm in ALGORITHMS]
 ROOT = pathlib.Path(gpuconv.__file__).parents[1]

@@ -13,9 +13,9 @@ from test_conv_transpose import ZEROS, remainder, transpose
 from tolerances import assert_close, assert_exact
 
 import gpuconv
-from gpuconv.algorithms import columns_grad, gemm
+from gpuconv.algorithms.cpu import gemm, gemm_input_grad
 from gpuconv.geometry import ConvGeometry
-from gpuconv.plan import problem_of
+from gpuconv.planning import problem_of
 
 KIB = 2**10
 
@@ -81,7 +81,7 @@ class TestRight:
         served, cap = [], 2**28
         while cap > 1000:
             posed = problem_of(problem(case), dtype, "cpu", "input_grad", "strict", cap, "test")
-            cut = columns_grad.cut_of(posed)
+            cut = gemm_input_grad.cut_of(posed)
             if cut.total_bytes > cap:
                 break
             served.append(len(cut.strips))
@@ -95,13 +95,13 @@ class TestRight:
     def test_wherever_strips_end(self, case, rows, columns, monkeypatch):
         if 0 in (case.n, case.c, case.k, *case.spatial):
             return
-        monkeypatch.setattr(columns_grad, "_rows", lambda *_: rows)
-        columns_grad._cut.cache_clear()
+        monkeypatch.setattr(gemm_input_grad, "_rows", lambda *_: rows)
+        gemm_input_grad._cut.cache_clear()
         try:
             x, w, dy = case.arrays()
             assert_exact(input_grad(case, dy, w), case.want("input_grad", x, w, dy), np.float32)
         finally:
-            columns_grad._cut.cache_clear()
+            gemm_input_grad._cut.cache_clear()
 
     @pytest.mark.parametrize("activation", [None, "relu"])
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -159,7 +159,7 @@ class TestPromises:
         for threads, cap in ((1, 2**28), (1, 2**20), (2, 2**28), (2, 2**20)):
             monkeypatch.setattr(gpuconv.settings, "threads", threads)
             posed = problem_of(problem(case), dtype, "cpu", "input_grad", "strict", cap, "test")
-            planned = columns_grad.cut_of(posed).total_bytes
+            planned = gemm_input_grad.cut_of(posed).total_bytes
             if planned > cap:
                 continue
             input_grad(case, dy, w, max_workspace=cap, out=out)
@@ -194,7 +194,7 @@ class TestPromises:
     )
     def test_work_is_shared_out(self, text):
         """Samples, rows, channels, or groups: there is something for four threads."""
-        cut = columns_grad.cut_of(problem_of(text, "float32", "cpu", "input_grad", "strict", 2**28, "test"))
+        cut = gemm_input_grad.cut_of(problem_of(text, "float32", "cpu", "input_grad", "strict", 2**28, "test"))
         assert len(cut.strips) * len(cut.blocks) >= 4
 
 

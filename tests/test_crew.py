@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import gpuconv
-from gpuconv import cpu, thread_pool
-from gpuconv.algorithms import crew
+from gpuconv import cpu
+from gpuconv.cpu import parallel_loops, thread_pool
 
 pytest.importorskip("numba")
 
@@ -41,7 +41,7 @@ def counting_job(taken, tasks=200, seconds=1e-4):
 @pytest.fixture(autouse=True, scope="module")
 def compiled():
     """Workers do not wait for a compiler."""
-    crew.run(1, [counting_job([], 1)])
+    parallel_loops.run(1, [counting_job([], 1)])
 
 
 @pytest.mark.parametrize("pause", [0, ASLEEP_BY_NOW], ids=["awake", "asleep"])
@@ -50,7 +50,7 @@ def test_every_task_is_done_once_and_by_all_threads(threads, pause):
     took_part = set()
     for _ in range(50):
         taken = []
-        crew.run(threads, [counting_job(taken)])
+        parallel_loops.run(threads, [counting_job(taken)])
         assert sorted(task for task, _ in taken) == list(range(200))
         took_part.add(len({thread for _, thread in taken}))
         if threads in took_part:  # on a busy machine a worker may come too late for a call
@@ -71,7 +71,7 @@ def test_a_worker_waits_for_a_caller_that_is_held_up():
                 time.sleep(0.002)
             job(turn)
 
-        crew.run(2, [late])
+        parallel_loops.run(2, [late])
         took_part.add(len({thread for _, thread in taken}))
     assert 2 in took_part
 
@@ -88,7 +88,7 @@ def test_a_call_that_fails_before_its_loop_does_not_wait_for_its_workers_patienc
     for _ in range(10):
         start = time.perf_counter()
         with pytest.raises(MemoryError, match="full"):
-            crew.run(2, [failing])
+            parallel_loops.run(2, [failing])
         times.append(time.perf_counter() - start)
         assert not taken
     assert min(times) < 5e-3
@@ -96,9 +96,9 @@ def test_a_call_that_fails_before_its_loop_does_not_wait_for_its_workers_patienc
 
 def test_jobs_one_after_another():
     taken = [[], [], []]
-    crew.run(2, [counting_job(some, 20) for some in taken])
+    parallel_loops.run(2, [counting_job(some, 20) for some in taken])
     assert all(sorted(task for task, _ in some) == list(range(20)) for some in taken)
-    crew.run(2, [])
+    parallel_loops.run(2, [])
 
 
 def test_a_long_job_is_cut_into_slices_with_nobody_inside_between_them():
@@ -107,10 +107,10 @@ def test_a_long_job_is_cut_into_slices_with_nobody_inside_between_them():
 
     def watched(turn):
         if turn.is_caller:
-            inside.append(int(turn.gate[crew._waiting().INSIDE]))
+            inside.append(int(turn.gate[parallel_loops._waiting().INSIDE]))
         job(turn)
 
-    crew.run(2, [watched], macs=crew.SLICED_MACS)
+    parallel_loops.run(2, [watched], macs=parallel_loops.SLICED_MACS)
     assert sorted(task for task, _ in taken) == list(range(300))
     assert len(inside) > 2
     assert not any(inside)
@@ -118,10 +118,10 @@ def test_a_long_job_is_cut_into_slices_with_nobody_inside_between_them():
 
 def test_no_more_threads_than_were_ever_asked_at_a_time():
     for _ in range(3):
-        crew.run(3, [counting_job([])])
+        parallel_loops.run(3, [counting_job([])])
     before = len(thread_pool._workers)
     for _ in range(200):
-        crew.run(3, [counting_job([], 3, 0)])
+        parallel_loops.run(3, [counting_job([], 3, 0)])
     assert len(thread_pool._workers) == before
 
 
@@ -133,7 +133,7 @@ def test_workers_let_go_of_what_a_call_held():
         held = Held()
         seen = weakref.ref(held)
         job = counting_job([], 8, 1e-5)
-        crew.run(2, [lambda turn, job=job, _=held: job(turn)])
+        parallel_loops.run(2, [lambda turn, job=job, _=held: job(turn)])
         del held
         assert seen() is None
 
@@ -149,9 +149,9 @@ def test_a_worker_that_fails_leaves_its_tasks_to_the_others():
 
     for _ in range(3):
         taken.clear()
-        crew.run(3, [failing])
+        parallel_loops.run(3, [failing])
         assert sorted(task for task, _ in taken) == list(range(200))
-    crew.run(3, [job])
+    parallel_loops.run(3, [job])
 
 
 def test_an_error_of_the_caller_is_raised_when_the_others_are_done():
@@ -160,7 +160,7 @@ def test_an_error_of_the_caller_is_raised_when_the_others_are_done():
 
     def failing(turn):
         if turn.is_caller:
-            waiting = crew._waiting()
+            waiting = parallel_loops._waiting()
             waiting.enter(turn)
             started = time.monotonic()
             while not taken and time.monotonic() < started + 60:  # on a busy machine a worker may come late
@@ -171,17 +171,17 @@ def test_an_error_of_the_caller_is_raised_when_the_others_are_done():
         job(turn)
 
     with pytest.raises(MemoryError, match="full"):
-        crew.run(2, [failing])
+        parallel_loops.run(2, [failing])
     done = len(taken)
     time.sleep(0.01)
     assert len(taken) == done > 0
-    crew.run(2, [job])
+    parallel_loops.run(2, [job])
 
 
 def test_who_belongs_to_another_call_finds_the_gate_closed():
     """Even if that call is at its loop, with the very gate of the one that ended."""
-    waiting = crew._waiting()
-    gate, _ = crew._gate()
+    waiting = parallel_loops._waiting()
+    gate, _ = parallel_loops._gate()
     now, late = waiting.Turn(gate, 8, True), waiting.Turn(gate, 7, False)
     assert waiting.enter(now)
     assert not waiting.enter(late)
@@ -194,8 +194,8 @@ def test_who_belongs_to_another_call_finds_the_gate_closed():
 
 
 def test_the_caller_leaves_last():
-    waiting = crew._waiting()
-    caller = waiting.Turn(crew._gate()[0], 9, True)
+    waiting = parallel_loops._waiting()
+    caller = waiting.Turn(parallel_loops._gate()[0], 9, True)
     worker = caller._replace(is_caller=False)
     waiting.enter(caller)
     assert waiting.enter(worker)
@@ -216,7 +216,7 @@ def test_without_any_more_threads_the_caller_does_it_all(monkeypatch):
     monkeypatch.setattr(thread_pool._thread, "start_new_thread", start)
     monkeypatch.setattr(gpuconv.settings, "threads", 3)
     taken = []
-    crew.run(3, [counting_job(taken)])
+    parallel_loops.run(3, [counting_job(taken)])
     assert sorted(task for task, _ in taken) == list(range(200))
     done = []
     cpu.spread(range(50), lambda: done.append, 3)

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from nvrtc_here import needs_nvrtc
 
-from gpuconv import cuda, nvrtc
 from gpuconv.backend import DTYPES
-from gpuconv.cuda import Unit, flatten, launch, options
+from gpuconv.cuda import Unit, flatten, launch, loader, nvrtc, options
+from gpuconv.cuda.signature import signatures
 from gpuconv.errors import DeviceError, DTypeError, KernelError
-from gpuconv.kernel_signature import signatures
 
 F32 = np.dtype(np.float32)
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -78,9 +77,9 @@ class Function:
 @pytest.fixture
 def kernels(tmp_path, monkeypatch):
     """A folder of kernels in place of the real one, and no kernel loaded."""
-    monkeypatch.setattr(cuda, "folder", lambda: tmp_path)
-    monkeypatch.setattr(cuda, "_ready", {})
-    monkeypatch.setattr(cuda, "_modules", {})
+    monkeypatch.setattr(loader, "folder", lambda: tmp_path)
+    monkeypatch.setattr(loader, "_ready", {})
+    monkeypatch.setattr(loader, "_modules", {})
     (tmp_path / "common.cuh").write_text(COMMON)
     (tmp_path / "scale.cu").write_text(SCALE)
     return tmp_path
@@ -178,7 +177,7 @@ def test_flatten_refuses_the_toolkits_headers(kernels, header):
 
 
 def test_the_folder_has_kernels():
-    assert (cuda.folder() / "conv.cuh").is_file()
+    assert (loader.folder() / "conv.cuh").is_file()
 
 
 def test_options():
@@ -202,7 +201,7 @@ def test_a_unit_prints_and_is_a_key():
 
 
 def test_the_parameters_of_a_kernel(kernels):
-    found = signatures(flatten("scale.cu"), cuda.types(Unit("scale.cu", BF16)))
+    found = signatures(flatten("scale.cu"), loader.types(Unit("scale.cu", BF16)))
     assert list(found) == ["scale", "nothing"]
     assert found["nothing"] == ()
     assert [(p.kind, p.dtype) for p in found["scale"]] == [
@@ -233,7 +232,7 @@ def test_the_parameters_of_a_kernel(kernels):
 )
 def test_types_of_parameters(declared, dtype):
     text = COMMON + f'using Alias = short;\nextern "C" __global__ void f({declared}) {{}}'
-    ((parameter,),) = signatures(text, cuda.types(Unit("a.cu", np.dtype(np.complex128)))).values()
+    ((parameter,),) = signatures(text, loader.types(Unit("a.cu", np.dtype(np.complex128)))).values()
     assert parameter.dtype == np.dtype(dtype)
 
 
@@ -256,7 +255,7 @@ def test_parameters_that_cannot_be_checked_are_refused(declared, words):
         f'extern "C" __global__ void f({declared}) {{}}'
     )
     with pytest.raises(KernelError, match=f"^f: .*{words}"):
-        signatures(text, cuda.types(Unit("a.cu", BF16)))
+        signatures(text, loader.types(Unit("a.cu", BF16)))
 
 
 def test_a_kernel_declared_twice_and_differently_is_refused():
@@ -321,7 +320,7 @@ def test_more_shared_memory_is_asked_for_and_never_taken_back(kernels, cupy):
 def test_threads_do_not_take_shared_memory_back_from_each_other(kernels, cupy):
     launch(cupy, UNIT, "nothing", (1,), (32,), ())
     late = threading.Thread(target=launch, args=(cupy, UNIT, "nothing", (1,), (32,), (), 60_000))
-    with cuda._lock:
+    with loader._lock:
         late.start()  # sees that 60,000 bytes are too many, and waits for the lock
         time.sleep(0.1)
         launch(cupy, UNIT, "nothing", (1,), (32,), (), 70_000)

@@ -10,9 +10,9 @@ from guarded import Guarded
 from tolerances import assert_exact
 
 import gpuconv
-from gpuconv.algorithms import direct_depthwise, direct_narrow
-from gpuconv.algorithms.compiled_loops import numba_is_there
-from gpuconv.plan import _choose, problem_of
+from gpuconv.algorithms.cpu import direct_depthwise, direct_narrow
+from gpuconv.planning import _choose, problem_of
+from gpuconv.simd.host import numba_is_there
 
 pytestmark = pytest.mark.skipif(not numba_is_there(), reason="needs Numba")
 

@@ -21,8 +21,9 @@ import pytest
 from training import images, network, same_training
 
 import gpuconv
-from gpuconv import autotune, disk, named, optimizers
-from gpuconv.disk import write_whole
+from gpuconv import autotune, optimizers
+from gpuconv.support import disk, named
+from gpuconv.support.disk import write_whole
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files, modes and signals")
 
@@ -156,7 +157,14 @@ def failing(monkeypatch, step, fail):
         monkeypatch.setattr(step, fail)
 
 
-STEPS = ["os.open", "os.fstat", "os.fsync", "pathlib.Path.replace", "gpuconv.disk._hold", "gpuconv.disk._give"]
+STEPS = [
+    "os.open",
+    "os.fstat",
+    "os.fsync",
+    "pathlib.Path.replace",
+    "gpuconv.support.disk._hold",
+    "gpuconv.support.disk._give",
+]
 
 
 class TestFailing:
@@ -224,7 +232,7 @@ class TestFailing:
         """As a full disk answers: some of the file is written, then no more."""
         code = """
             import resource, signal, sys
-            from gpuconv.disk import write_whole
+            from gpuconv.support.disk import write_whole
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             write_whole(sys.argv[1], b"old", "save")
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -336,7 +344,10 @@ class TestWhatIsLeftBehind:
             if stat.S_ISREG(os.fstat(handle).st_mode) and not inner:
                 inner.append(1)
                 write_whole(path.with_name("other"), b"other", "save", durable=False)
-                run("import sys; from gpuconv.disk import write_whole; write_whole(sys.argv[1], b'2', '')", f"{path}2")
+                run(
+                    "import sys; from gpuconv.support.disk import write_whole; write_whole(sys.argv[1], b'2', '')",
+                    f"{path}2",
+                )
             fsync(handle)
 
         inner = []
@@ -414,7 +425,7 @@ class TestWhatIsLeftBehind:
         """The file is whole after each, and what they leave is gone after the next save."""
         code = """
             import itertools, os, random, signal, sys, threading, time
-            from gpuconv.disk import write_whole
+            from gpuconv.support.disk import write_whole
             path = sys.argv[1]
             print("ready", flush=True)
             for life in map(float, sys.stdin):

@@ -11,10 +11,11 @@ from cupy_double import emulation, launches, products
 from tolerances import assert_close, assert_exact, to_numpy
 
 import gpuconv
-from gpuconv import kernel_args
-from gpuconv.algorithms import ALGORITHMS, gemm_cuda
+from gpuconv.algorithms import ALGORITHMS
 from gpuconv.algorithms.base import Problem
-from gpuconv.algorithms.gemm_cuda import CudaGemm
+from gpuconv.algorithms.cuda import gemm as gemm_cuda
+from gpuconv.algorithms.cuda.gemm import CudaGemm
+from gpuconv.cuda import arguments as kernel_args
 
 LARGER = {
     "1d": Case(2, (60,), 8, 16, (5,), (1,), (2,), ((4, 4),)),
@@ -144,7 +145,7 @@ def _sees(g, out, at):
 
 
 def test_a_product_is_cut_before_cublas_counts_too_far(gpu, monkeypatch):
-    monkeypatch.setattr("gpuconv.cublas.LIMIT", 300)
+    monkeypatch.setattr("gpuconv.cuda.cublas.LIMIT", 300)
     for name in ("2d", "2d-1x1", "2d-1x1-groups", "2d-groups"):
         case = LARGER[name]
         for direction in DIRECTIONS:

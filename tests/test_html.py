@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import gpuconv
-from gpuconv import html
 from gpuconv.algorithms import ALGORITHMS
 from gpuconv.layers import Conv2D, Dense, Flatten
 from gpuconv.models import Sequential
+from gpuconv.support import html
 
 
 class Reader(HTMLParser):

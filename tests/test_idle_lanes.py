@@ -17,7 +17,7 @@ from calls import convolve, willing
 from cases import DIRECTIONS, Case, integers
 
 import gpuconv
-from gpuconv.algorithms import direct_dense, direct_depthwise, direct_scatter, winograd_compiled
+from gpuconv.algorithms.cpu import direct_dense, direct_depthwise, direct_scatter, winograd_compiled
 
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64" or sys.platform != "linux", reason="the register of x86 as glibc shows it"

@@ -13,33 +13,19 @@ import gpuconv
 
 PACKAGE = pathlib.Path(gpuconv.__file__).parent
 
-# From the bottom up. A name ending in a dot is a folder. On one floor imports may go sideways, never in a circle.
+# From the bottom up. A name that ends in a dot is a folder. On one floor imports may go sideways, never in a circle.
 # The package itself stands under the programs, which use it as anyone else does.
 FLOORS = [
-    ["errors", "typing", "settings", "version", "html", "hashed", "integers", "shielded", "streams"],
-    ["geometry", "backend", "disk", "thread_pool"],
-    ["cuda", "kernel_args", "kernel_signature", "nvrtc", "cublas", "cpu", "adjoint", "simd."],
+    ["errors", "typing", "settings", "version", "support."],
+    ["geometry", "backend"],
+    ["cuda.", "simd."],
+    ["cpu."],
     ["algorithms."],
-    ["heuristics", "autotune", "plan"],
-    [
-        *("call", "functional", "ahead", "patches", "pooling", "pooling_averages", "pooling_blocks", "pooling_cuda"),
-        *("pooling_folds", "pooling_large", "pooling_loops", "pooling_windows", "pooling_winners"),
-    ],
-    ["named", "counter_rng", "activations", "initializers", "optimizers", "schedulers", "losses", "layers.", "models."],
+    ["heuristics", "autotune", "planning"],
+    ["call", "functional", "prepared", "patches", "pooling."],
+    ["activations", "initializers", "optimizers", "schedulers", "losses", "layers.", "models."],
     ["__init__"],
-    [
-        "integrations.",
-        "bench.",
-        "demo.",
-        "cli",
-        "check",
-        "demo",
-        "kernel_report",
-        "kernel_table",
-        "machine",
-        "workload",
-        "__main__",
-    ],
+    ["tools.", "bench.", "demo.", "cli", "__main__"],
 ]
 
 

@@ -21,7 +21,7 @@ from calls import same
 from threadpoolctl import threadpool_info
 
 import gpuconv
-from gpuconv import thread_pool
+from gpuconv.cpu import thread_pool
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timed signals")
 
@@ -226,7 +226,7 @@ def ending_within(seconds):
 
 def test_a_share_left_behind_is_not_taken_for_one_of_the_next_call():
     """The caller is gone between asking and the loop; its gate is another call's by then."""
-    crew = pytest.importorskip("gpuconv.algorithms.crew")
+    crew = pytest.importorskip("gpuconv.cpu.parallel_loops")
     pytest.importorskip("numba")
     call, other = CALLS["direct"], CALLS["direct, weight gradient"]
     want, want_other = call().copy(), other().copy()
@@ -275,10 +275,10 @@ def test_a_long_call_can_be_interrupted():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_child_forked_inside_gemm_has_all_threads_of_blas():
     statement = (
-        "import os, sys, warnings; import numpy as np, gpuconv; from gpuconv import cpu; "
+        "import os, sys, warnings; import numpy as np, gpuconv; from gpuconv.cpu import threads; "
         "from threadpoolctl import threadpool_info; warnings.simplefilter('ignore'); "
         "blas = lambda: [pool['num_threads'] for pool in threadpool_info()]; before = blas(); "
-        "held = cpu._serial_blas; held.__enter__(); pid = os.fork(); "
+        "held = threads._serial_blas; held.__enter__(); pid = os.fork(); "
         "pid or os._exit(blas() != before); held.__exit__(); sys.exit(os.waitpid(pid, 0)[1] or blas() != before)"
     )
     assert subprocess.run([sys.executable, "-c", statement], check=False).returncode == 0

@@ -135,7 +135,7 @@ def test_a_disk_that_takes_nothing_is_warned_of_once(folder, monkeypatch, number
 
 
 def test_a_full_disk_leaves_nothing_behind(folder, monkeypatch):
-    from gpuconv import disk
+    from gpuconv.support import disk
 
     class Full:
         def __init__(self, file):

@@ -15,10 +15,10 @@ import pytest
 from nvrtc_here import needs_nvrtc
 from typer.testing import CliRunner
 
-from gpuconv import cuda, kernel_report, nvrtc
 from gpuconv.cli import app
-from gpuconv.cuda import Unit
-from gpuconv.kernel_report import Usage, compile_all, usages
+from gpuconv.cuda import Unit, loader, nvrtc
+from gpuconv.tools import kernel_report
+from gpuconv.tools.kernel_report import Usage, compile_all, usages
 
 F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
 
@@ -67,7 +67,7 @@ UNITS = [Unit("good.cu", F32, (("INDEX64", 0),)), Unit("good.cu", F64)]
 @pytest.fixture
 def kernels(tmp_path, monkeypatch):
     """A folder with one good file in place of the real one, and its units."""
-    monkeypatch.setattr(cuda, "folder", lambda: tmp_path)
+    monkeypatch.setattr(loader, "folder", lambda: tmp_path)
     monkeypatch.setattr(kernel_report, "units", lambda: list(UNITS))
     (tmp_path / "good.cu").write_text(GOOD)
     return tmp_path
@@ -107,7 +107,7 @@ def test_a_file_that_needs_an_architecture_is_not_compiled_for_older_ones(kernel
 
 def test_units_are_collected_from_every_module_that_launches(monkeypatch):
     from gpuconv import pooling
-    from gpuconv.algorithms import gemm
+    from gpuconv.algorithms.cpu import gemm
 
     mine = [Unit("a.cu", F64), Unit("a.cu", F32), Unit("b.cu", F32)]
     before = kernel_report.units()
@@ -117,7 +117,7 @@ def test_units_are_collected_from_every_module_that_launches(monkeypatch):
     assert set(mine) <= set(found)
     assert len(set(found)) == len(found)
     assert [unit for unit in found if unit in mine] == [mine[1], mine[0], mine[2]]
-    assert before == sorted(before, key=lambda unit: (unit.file, cuda.options(unit)))
+    assert before == sorted(before, key=lambda unit: (unit.file, loader.options(unit)))
 
 
 @needs_nvrtc

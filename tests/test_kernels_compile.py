@@ -7,10 +7,11 @@ import pytest
 from nvrtc_here import needs_nvrtc
 
 import gpuconv
-from gpuconv import cuda, kernel_report
-from gpuconv.algorithms import columns_cuda
+from gpuconv.algorithms.cuda import columns as columns_cuda
+from gpuconv.cuda import loader
+from gpuconv.tools import kernel_report
 
-TEXTS = {path.name: path.read_text(encoding="utf-8") for path in sorted(cuda.folder().glob("*.cu*"))}
+TEXTS = {path.name: path.read_text(encoding="utf-8") for path in sorted(loader.folder().glob("*.cu*"))}
 
 
 @needs_nvrtc
@@ -41,10 +42,10 @@ def test_every_file_is_launched():
 @pytest.mark.emulated
 def test_a_unit_that_is_launched_and_not_listed_is_named(double, emulated, monkeypatch):
     x = double.ones((1, 5, 3), np.float32)
-    monkeypatch.setattr(cuda, "_modules", {})
-    monkeypatch.setattr(cuda, "_ready", {})
+    monkeypatch.setattr(loader, "_modules", {})
+    monkeypatch.setattr(loader, "_ready", {})
     gpuconv.im2col(x, 3)
-    cuda._modules.clear(), cuda._ready.clear()
+    loader._modules.clear(), loader._ready.clear()
     monkeypatch.setattr(columns_cuda, "UNITS", ())
     monkeypatch.setattr("conftest._listed", set())
     with pytest.raises(AssertionError, match=r"in no UNITS: im2col\.cu .*-DBYTES=4 -DINDEX64=0"):

@@ -11,10 +11,11 @@ from on_gpu import launch_in_the_emulator
 from tolerances import assert_close, assert_exact, to_numpy
 
 import gpuconv
-from gpuconv import cuda
-from gpuconv.algorithms import add_up_cuda, depthwise_cuda
 from gpuconv.algorithms.base import Problem
-from gpuconv.algorithms.depthwise_cuda import Variant
+from gpuconv.algorithms.cuda import depthwise as depthwise_cuda
+from gpuconv.algorithms.cuda import split_k
+from gpuconv.algorithms.cuda.depthwise import Variant
+from gpuconv.cuda import loader
 
 PLAIN = Case(2, (9, 7), 8, 8, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)), 8)
 FIVE, SEVEN = ((2, 2), (1, 2)), ((3, 3), (3, 3))
@@ -125,7 +126,7 @@ def test_splits_of_a_weight_gradient(gpu, dtype, monkeypatch):
 @every_direction
 def test_more_blocks_than_jobs_do_no_harm(gpu, direction, monkeypatch):
     def launch(xp, unit, name, grid, *more):
-        cuda.launch(xp, unit, name, (grid[0] + 7,), *more)
+        loader.launch(xp, unit, name, (grid[0] + 7,), *more)
 
     monkeypatch.setattr(depthwise_cuda, "launch", launch)
     for name in ("3x3 of stride 2", "3x3, a block of channels not full", "two outputs a channel"):
@@ -157,7 +158,7 @@ def test_arrays_that_start_anywhere(gpu, direction, shift):
 @every_direction
 def test_indices_of_64_bits(gpu, direction, monkeypatch):
     monkeypatch.setattr(depthwise_cuda, "index64", lambda *shapes: 1)
-    monkeypatch.setattr(add_up_cuda, "index64", lambda *shapes: 1)
+    monkeypatch.setattr(split_k, "index64", lambda *shapes: 1)
     for name in ("3x3 of stride 2", "3-D", "two outputs a channel"):
         check(gpu, ALL[name], direction)
 
@@ -224,7 +225,7 @@ def checked(monkeypatch):
         pytest.skip(why_not)
 
     def install(**how):
-        launch_in_the_emulator(monkeypatch, (depthwise_cuda, add_up_cuda), **how)
+        launch_in_the_emulator(monkeypatch, (depthwise_cuda, split_k), **how)
         monkeypatch.setattr(depthwise_cuda, "address", lambda array: 0)
         monkeypatch.setattr(depthwise_cuda, "processors", lambda device: 4)
 

@@ -11,15 +11,17 @@ from on_gpu import launch_in_the_emulator
 from tolerances import assert_close, assert_exact, to_numpy
 
 import gpuconv
-from gpuconv import cuda
-from gpuconv.algorithms import ALGORITHMS, add_up_cuda, direct_cuda, pixel_products, stem_cuda, tiles
+from gpuconv.algorithms import ALGORITHMS
 from gpuconv.algorithms.base import Problem
-from gpuconv.algorithms.tiles import Tile
+from gpuconv.algorithms.cuda import direct as direct_cuda
+from gpuconv.algorithms.cuda import direct_stem, direct_tiles, implicit_product, split_k
+from gpuconv.algorithms.cuda.direct_tiles import Tile
+from gpuconv.cuda import loader
 
 ONE, NONE = (1, 1), ((0, 0), (0, 0))
 SAME = ((1, 1), (1, 1))
 
-# What the shared cases are too small for: whole vectors of channels, several tiles, long sums.
+# What the shared cases are too small for: whole vectors of channels, several direct_tiles, long sums.
 LARGER = {
     "vectors": Case(2, (9, 7), 16, 32, (3, 3), ONE, ONE, SAME),
     "tails in m, n and k": Case(1, (11, 13), 24, 72, (3, 2), ONE, ONE, ((1, 1), (1, 0))),
@@ -46,7 +48,7 @@ def _fresh():
     """Cuts are remembered: tests that change the tiles must not see those of others."""
     yield
     direct_cuda._cut.cache_clear()
-    tiles.cut.cache_clear()
+    direct_tiles.cut.cache_clear()
 
 
 def check(gpu, case, direction, dtype="float32", **more):
@@ -76,7 +78,7 @@ def test_larger(gpu, case, direction, dtype):
 @every_direction
 @pytest.mark.parametrize("name", ["tails in m, n and k", "stride 2", "groups of vectors", "a stem"])
 def test_every_tile(gpu, name, direction, number, monkeypatch):
-    for kinds in (tiles.WIDE_TILES, tiles.NARROW_TILES):
+    for kinds in (direct_tiles.WIDE_TILES, direct_tiles.NARROW_TILES):
         monkeypatch.setitem(kinds, 4, kinds[4][number % len(kinds[4]) :][:1])
     check(gpu, LARGER[name], direction)
 
@@ -85,7 +87,7 @@ def test_every_tile(gpu, name, direction, number, monkeypatch):
 @every_direction
 def test_tiles_of_other_shapes(gpu, direction, tile, monkeypatch):
     """Blocks of 16, 64 and 32 threads: nothing hangs on the shapes in use."""
-    for kinds in (tiles.WIDE_TILES, tiles.NARROW_TILES):
+    for kinds in (direct_tiles.WIDE_TILES, direct_tiles.NARROW_TILES):
         monkeypatch.setitem(kinds, 4, (tile,))
     for name in ("tails in m, n and k", "stride 2", "a stem"):
         check(gpu, LARGER[name], direction)
@@ -96,11 +98,11 @@ def test_tiles_of_other_shapes(gpu, direction, tile, monkeypatch):
 def test_splits(gpu, direction, dtype, monkeypatch):
     """However many splits there are, also more than a part of an input gradient has steps."""
     case = Case(2, (11, 12), 8, 16, (3, 3), (2, 2), ONE, SAME)
-    monkeypatch.setattr(tiles, "LEAST_DEPTH", 1)
+    monkeypatch.setattr(direct_tiles, "LEAST_DEPTH", 1)
     for splits in (2, 3, 8):
-        monkeypatch.setattr(tiles, "_taken", lambda one, *_, wanted=splits: abs(one.splits - wanted))
+        monkeypatch.setattr(direct_tiles, "_taken", lambda one, *_, wanted=splits: abs(one.splits - wanted))
         direct_cuda._cut.cache_clear()
-        tiles.cut.cache_clear()
+        direct_tiles.cut.cache_clear()
         size = case.want(direction, *case.arrays()).size
         sums = {"float16": 4, "float32": 4, "complex128": 16}[dtype]
         p = Problem(problem(case), np.dtype(dtype), "cuda:0", direction, max_workspace=2**24)
@@ -123,10 +125,10 @@ def test_long_sums_in_one_split(gpu, direction, dtype):
 @every_direction
 def test_more_blocks_than_jobs_do_no_harm(gpu, direction, monkeypatch):
     def launch(xp, unit, name, grid, *more):
-        cuda.launch(xp, unit, name, (grid[0] + 7,), *more)
+        loader.launch(xp, unit, name, (grid[0] + 7,), *more)
 
-    monkeypatch.setattr(pixel_products, "launch", launch)
-    monkeypatch.setattr(stem_cuda, "launch", launch)
+    monkeypatch.setattr(implicit_product, "launch", launch)
+    monkeypatch.setattr(direct_stem, "launch", launch)
     for case in (LARGER["groups of vectors"], LARGER["one pixel, long sums"], STEMS["7x7 of stride 2"]):
         check(gpu, case, direction)
 
@@ -158,7 +160,7 @@ def test_arrays_that_start_anywhere(gpu, direction):
 @every_direction
 def test_indices_of_64_bits(gpu, direction, monkeypatch):
     monkeypatch.setattr(direct_cuda, "index64", lambda *shapes: 1)
-    monkeypatch.setattr(add_up_cuda, "index64", lambda *shapes: 1)
+    monkeypatch.setattr(split_k, "index64", lambda *shapes: 1)
     for name in ("stride 2", "a stem", "3-D", "reflected"):
         check(gpu, LARGER[name], direction)
 
@@ -182,7 +184,7 @@ STEMS = {
 @pytest.mark.parametrize("case", STEMS.values(), ids=STEMS)
 def test_stems(gpu, case, dtype):
     p = Problem(problem(case), np.dtype("float32"), "cuda:0")
-    assert stem_cuda.serves(p)
+    assert direct_stem.serves(p)
     assert direct_cuda.CudaDirect().workspace_bytes(p) == 0
     check(gpu, case, "forward", dtype, max_workspace=0)
 
@@ -202,7 +204,7 @@ def test_a_stem_whose_weights_start_anywhere(gpu):
     ids=str,
 )
 def test_what_is_no_stem(change):
-    assert not stem_cuda.serves(Problem(problem(replace(STEMS["7x7 of stride 2"], **change)), np.dtype("float32")))
+    assert not direct_stem.serves(Problem(problem(replace(STEMS["7x7 of stride 2"], **change)), np.dtype("float32")))
 
 
 # ---------------------------------------------------------------------------------------------- epilogue
@@ -278,10 +280,10 @@ def test_long_sums_are_made_of_short_ones_to_the_bit(gpu, direction, dtype, spli
     For 16-bit floats there is room for what is collected only if there are partial sums.
     """
     long, tile = 2 * DEPTH * splits + 200, Tile(32, 32, 16, 4, 4)
-    for kinds in (tiles.WIDE_TILES, tiles.NARROW_TILES):
+    for kinds in (direct_tiles.WIDE_TILES, direct_tiles.NARROW_TILES):
         for size in kinds:
             monkeypatch.setitem(kinds, size, (tile,))
-    monkeypatch.setattr(tiles, "_taken", lambda one, *_: abs(one.splits - splits))
+    monkeypatch.setattr(direct_tiles, "_taken", lambda one, *_: abs(one.splits - splits))
     sizes = {"forward": (long, 8, 1), "input_grad": (8, long, 1), "weight_grad": (8, 8, long)}
     c, k, pixels = sizes[direction]
     case = Case(1, (pixels,), c, k, (1,), (1,), (1,), ((0, 0),))
@@ -336,10 +338,10 @@ def checked(monkeypatch):
         pytest.skip(why_not)
 
     def install(**how):
-        launch_in_the_emulator(monkeypatch, (pixel_products, add_up_cuda, stem_cuda), **how)
-        for module in (direct_cuda, stem_cuda):
+        launch_in_the_emulator(monkeypatch, (implicit_product, split_k, direct_stem), **how)
+        for module in (direct_cuda, direct_stem):
             monkeypatch.setattr(module, "address", lambda array: 0)
-        monkeypatch.setattr(tiles, "processors", lambda device: 16)
+        monkeypatch.setattr(direct_tiles, "processors", lambda device: 16)
 
     return install
 

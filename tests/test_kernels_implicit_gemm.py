@@ -13,11 +13,12 @@ from ptx_calls import needs_ptx
 from tolerances import assert_close, assert_exact, to_numpy
 
 import gpuconv
-from gpuconv import cuda, kernel_report, nvrtc
-from gpuconv.algorithms import implicit_gemm, pixel_products, tensor_tiles
 from gpuconv.algorithms.base import Problem
-from gpuconv.algorithms.implicit_gemm import UNITS, ImplicitGemm
-from gpuconv.algorithms.tensor_tiles import LARGE, MEDIUM, SMALL
+from gpuconv.algorithms.cuda import implicit_gemm, implicit_gemm_tiles, implicit_product
+from gpuconv.algorithms.cuda.implicit_gemm import UNITS, ImplicitGemm
+from gpuconv.algorithms.cuda.implicit_gemm_tiles import LARGE, MEDIUM, SMALL
+from gpuconv.cuda import loader, nvrtc
+from gpuconv.tools import kernel_report
 
 ONE, NONE, SAME = (1, 1), ((0, 0), (0, 0)), ((1, 1), (1, 1))
 
@@ -73,20 +74,20 @@ def _cuts():
 
 
 def forget():
-    for remembered in (implicit_gemm._cut, tensor_tiles.fastest, tensor_tiles.device):
+    for remembered in (implicit_gemm._cut, implicit_gemm_tiles.fastest, implicit_gemm_tiles.device):
         remembered.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def launched(monkeypatch):
     """The units that were launched, in order; all of them are among those that are compiled for reports."""
-    units, every, launch = [], set(UNITS), pixel_products.launch
+    units, every, launch = [], set(UNITS), implicit_product.launch
 
     def watched(xp, unit, *args):
         units.append(unit)
         launch(xp, unit, *args)
 
-    monkeypatch.setattr(pixel_products, "launch", watched)
+    monkeypatch.setattr(implicit_product, "launch", watched)
     yield units
     assert set(units) <= every
 
@@ -98,7 +99,7 @@ def cut(monkeypatch):
     def install(tile=None, splits=1):
         def chosen(tiles, product, shared, budget, on):
             place = tiles.index(tile) if tile in tiles else -1
-            return tensor_tiles._cut(tiles[place], shared[place], splits, product, on)
+            return implicit_gemm_tiles._cut(tiles[place], shared[place], splits, product, on)
 
         monkeypatch.setattr(implicit_gemm, "fastest", chosen)
         forget()
@@ -342,9 +343,9 @@ def test_the_instructions_that_are_meant(dtype, direction):
     macros = {"TILE_M": 128, "TILE_N": 64, "COPY": 16, "PRODUCTS": 3 if dtype == "float32" else 1}
     if direction != "weight_grad":
         macros = {"INPUT_GRAD": int(direction == "input_grad"), **macros}
-    unit = cuda.Unit(file, DTYPES[dtype], tuple(macros.items()))
+    unit = loader.Unit(file, DTYPES[dtype], tuple(macros.items()))
     assert unit in set(UNITS)
-    text = nvrtc.compile_ptx(cuda.flatten(file), cuda.options(unit), "sm_80")[0].decode()
+    text = nvrtc.compile_ptx(loader.flatten(file), loader.options(unit), "sm_80")[0].decode()
     for instruction, where in INSTRUCTIONS.items():
         assert (f"{instruction} " in text or f"{instruction}." in text) == ((dtype, direction) in where), instruction
 

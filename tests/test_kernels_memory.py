@@ -12,11 +12,13 @@ from emulator import FAR_AWAY, KernelFault, Module
 from tolerances import assert_close, assert_exact, to_numpy
 
 import gpuconv
-from gpuconv import cuda, kernel_args, pooling_cuda
-from gpuconv.algorithms import columns_cuda, epilogue_cuda
-from gpuconv.cuda import Unit
+from gpuconv.algorithms.cuda import columns as columns_cuda
+from gpuconv.algorithms.cuda import epilogue as epilogue_cuda
+from gpuconv.cuda import Unit, loader
+from gpuconv.cuda import arguments as kernel_args
+from gpuconv.cuda.arguments import FAST_DIV, conv_struct, fast_div
 from gpuconv.geometry import ConvGeometry
-from gpuconv.kernel_args import FAST_DIV, conv_struct, fast_div
+from gpuconv.pooling import cuda as pooling_cuda
 
 INTEGERS = ["int8", "uint8", "int16", "int32", "uint32", "int64"]
 REAL_DTYPES = [name for name, dtype in DTYPES.items() if dtype.kind != "c"]
@@ -273,7 +275,7 @@ def test_an_offset_beyond_32_bits_is_reached_without_overflow(emulated, name):
     file = "pool.cu" if "pool" in name else f"{name[:6]}.cu"
     macros = {"im2col.cu": (("BYTES", 4),), "col2im.cu": (("WIDE", 0),), "pool.cu": (("WIDE", 0), ("WINNER_BYTES", 4))}
     unit = Unit(file, a.dtype, (*macros[file], ("INDEX64", 1)))
-    module = Module(cuda.flatten(file), cuda.options(unit), ubsan=True)
+    module = Module(loader.flatten(file), loader.options(unit), ubsan=True)
     with pytest.raises(KernelFault, match=FAR_AWAY):
         module.launch(name, 1, 1, args)
 

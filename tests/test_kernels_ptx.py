@@ -14,12 +14,13 @@ from ptx_calls import needs_ptx
 from tolerances import assert_exact
 
 import gpuconv
-from gpuconv import cuda, kernel_report
 from gpuconv.algorithms.base import Problem
-from gpuconv.algorithms.depthwise_cuda import CudaDepthwise
-from gpuconv.algorithms.direct_cuda import CudaDirect
-from gpuconv.algorithms.gemm_cuda import CudaGemm
-from gpuconv.algorithms.implicit_gemm import ImplicitGemm
+from gpuconv.algorithms.cuda.depthwise import CudaDepthwise
+from gpuconv.algorithms.cuda.direct import CudaDirect
+from gpuconv.algorithms.cuda.gemm import CudaGemm
+from gpuconv.algorithms.cuda.implicit_gemm import ImplicitGemm
+from gpuconv.cuda import loader
+from gpuconv.tools import kernel_report
 
 pytestmark = needs_ptx
 
@@ -63,7 +64,7 @@ def gpu(double):
 
 @pytest.mark.parametrize("unit", sampled(), ids=str)
 def test_every_kernel_is_made_of_known_instructions(unit):
-    assert translate(ptx.ptx_of(cuda.flatten(unit.file), cuda.options(unit), 80)).count("EMULATOR_KERNEL_RECORD")
+    assert translate(ptx.ptx_of(loader.flatten(unit.file), loader.options(unit), 80)).count("EMULATOR_KERNEL_RECORD")
 
 
 @pytest.mark.parametrize(("name", "dtype", "direction"), EVERY)

@@ -6,11 +6,11 @@ from cases import DTYPES
 from emulator import Module
 from ptx_calls import needs_ptx
 
-from gpuconv import cuda
+from gpuconv.cuda import loader
 
 TEXT = (
     '#line 1 "ptx.cuh"\n'
-    + (cuda.folder() / "ptx.cuh").read_text(encoding="utf-8").replace("#pragma once", "")
+    + (loader.folder() / "ptx.cuh").read_text(encoding="utf-8").replace("#pragma once", "")
     + """
 #line 1 "functions.cu"
 extern "C" __global__ void round_16(const float* x, u16* half, u16* brain, float* of_half, float* of_brain, int n) {

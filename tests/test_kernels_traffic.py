@@ -12,9 +12,9 @@ from ptx_calls import needs_ptx
 
 import gpuconv
 from gpuconv.algorithms.base import Problem
-from gpuconv.algorithms.depthwise_cuda import CudaDepthwise
-from gpuconv.algorithms.direct_cuda import CudaDirect
-from gpuconv.algorithms.implicit_gemm import ImplicitGemm
+from gpuconv.algorithms.cuda.depthwise import CudaDepthwise
+from gpuconv.algorithms.cuda.direct import CudaDirect
+from gpuconv.algorithms.cuda.implicit_gemm import ImplicitGemm
 
 pytestmark = needs_ptx
 

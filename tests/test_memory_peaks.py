@@ -18,8 +18,9 @@ from peaks import left_by, peak
 
 import gpuconv
 from gpuconv import call as call_module
-from gpuconv.algorithms import columns, compiled_loops
-from gpuconv.plan import as_computed  # the function plan hides the module
+from gpuconv.algorithms import columns
+from gpuconv.planning import as_computed  # the function plan hides the module
+from gpuconv.simd import host as compiled_loops
 
 KIB, MIB = 2**10, 2**20
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from nvrtc_here import needs_nvrtc, why_not
 
-from gpuconv import nvrtc
+from gpuconv.cuda import nvrtc
 from gpuconv.errors import KernelError
 
 SOURCE = """#line 7 "twice.cu"

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from training import all_contents, same_training
 
-from gpuconv import activations, initializers, layers, losses, named, optimizers, schedulers
+from gpuconv import activations, initializers, layers, losses, optimizers, schedulers
 from gpuconv.models import Sequential, files
+from gpuconv.support import named
 
 safetensors = pytest.importorskip("safetensors.numpy")
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tolerances import assert_close, assert_exact, to_numpy
 
 import gpuconv
-from gpuconv import pooling_blocks, pooling_loops
+from gpuconv.pooling import blocks as pooling_blocks
+from gpuconv.pooling import compiled as pooling_loops
 
 REAL_DTYPES = [name for name, dtype in DTYPES.items() if dtype.kind != "c"]
 POOLS = {

@@ -17,7 +17,12 @@ from test_workspace import KIB, MIB, SLACK
 from tolerances import FLOOR, assert_close, assert_exact, assert_near, assert_within, to_numpy, wide
 
 import gpuconv
-from gpuconv import pooling, pooling_blocks, pooling_cuda, pooling_large, pooling_loops, pooling_windows
+from gpuconv.pooling import blocks as pooling_blocks
+from gpuconv.pooling import compiled as pooling_loops
+from gpuconv.pooling import cuda as pooling_cuda
+from gpuconv.pooling import functions
+from gpuconv.pooling import large as pooling_large
+from gpuconv.pooling import windows as pooling_windows
 
 NO_PADS = ((0, 0), (0, 0))
 WINDOWS = {
@@ -48,7 +53,7 @@ def halves(monkeypatch):
     """Windows of any number of taps are taken for large. Returns the names of the functions that were called."""
     calls = []
     for name in ("MOST_TAPS", "MOST_TAPS_APART", "MOST_TAPS_ON_GPU"):
-        monkeypatch.setattr(pooling, name, 0)
+        monkeypatch.setattr(functions, name, 0)
     monkeypatch.setattr(pooling_loops, "numba_is_there", lambda: False)
     for name in ("avg_pool", "avg_pool_grad", "max_pool", "max_pool_grad"):
         function = getattr(pooling_large, name)
@@ -203,7 +208,7 @@ def test_the_work_grows_as_the_logarithm_of_the_window(function, stride, monkeyp
     made = []
     for name in ("add", "maximum"):
         monkeypatch.setattr(np, name, Counted(getattr(np, name), made))
-    for module in (pooling.pooling_winners, pooling.pooling_averages):
+    for module in (functions.maxima, functions.averages):
         monkeypatch.setattr(module, "taps_of", None)  # nobody goes tap by tap
     monkeypatch.setattr(pooling_loops, "numba_is_there", lambda: False)
     for taps in (41, 63, 64, 65, 127, 200):
@@ -271,7 +276,7 @@ def test_a_position_that_wins_160000_windows_loses_no_digits():
 def test_the_crossover(monkeypatch):
     """64 taps are taken one after another, or 256 where windows do not overlap, and more by halves."""
     taken = []
-    for module in (pooling.pooling_averages, pooling_large):
+    for module in (functions.averages, pooling_large):
         monkeypatch.setattr(module, "avg_pool", lambda *_, module=module: taken.append(module is pooling_large))
     x = np.ones((1, 40, 40, 1))
     for kernel, stride, large in [(8, 1, 0), ((5, 13), 1, 1), (16, 16, 0), (17, 17, 1), (16, 15, 1), ((1, 40), 1, 0)]:

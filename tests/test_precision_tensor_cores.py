@@ -12,9 +12,9 @@ from on_gpu import is_double, sent
 from tolerances import FLOOR, assert_close, assert_within
 
 import gpuconv
-from gpuconv import cuda
-from gpuconv.algorithms import implicit_gemm
-from gpuconv.algorithms.tensor_tiles import SMALL
+from gpuconv.algorithms.cuda import implicit_gemm
+from gpuconv.algorithms.cuda.implicit_gemm_tiles import SMALL
+from gpuconv.cuda import loader
 
 ONE, NONE = (1, 1), ((0, 0), (0, 0))
 
@@ -91,12 +91,12 @@ def test_what_that_takes(errs, gpu, monkeypatch, old, new, products, fill):
     """Without any of it the rule is broken."""
     if not is_double(gpu):
         pytest.skip("a device need not round like an A100")
-    flatten = cuda.flatten
+    flatten = loader.flatten
     assert flatten("implicit_gemm.cu").count(old) == 1
     with monkeypatch.context() as patch:
-        patch.setattr(cuda, "flatten", lambda file: flatten(file).replace(old, new))
-        patch.setattr(cuda, "_ready", {})
-        patch.setattr(cuda, "_modules", {})
+        patch.setattr(loader, "flatten", lambda file: flatten(file).replace(old, new))
+        patch.setattr(loader, "_ready", {})
+        patch.setattr(loader, "_modules", {})
         got, want, by_numpy = errs(*SUMS[products], fill)
     with pytest.raises(AssertionError, match="error"):
         assert_close(got, want, "float32", numpy_result=by_numpy)

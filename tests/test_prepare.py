@@ -8,8 +8,9 @@ from calls import same, willing
 from cases import CASES, DTYPES, Case, reals
 
 import gpuconv
-from gpuconv.algorithms import ALGORITHMS, winograd_compiled
-from gpuconv.algorithms.winograd import Winograd
+from gpuconv.algorithms import ALGORITHMS
+from gpuconv.algorithms.cpu import winograd_compiled
+from gpuconv.algorithms.cpu.winograd import Winograd
 
 SQUARE = Case(1, (20, 20), 32, 48, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 import gpuconv
-from gpuconv import shielded as module
-from gpuconv.shielded import shielded
+from gpuconv.support import shielded as module
+from gpuconv.support.shielded import shielded
 
 LONG = 60
 """Seconds after which a test that waits gives up."""
@@ -213,7 +213,7 @@ class TestForks:
     PROGRAM = """
         import os, threading, time
         from gpuconv import shielded as module
-        from gpuconv.shielded import shielded
+        from gpuconv.support.shielded import shielded
 
         ended = []
 
@@ -245,7 +245,7 @@ class TestForks:
         done = run_program(
             """
             import os
-            from gpuconv.shielded import shielded
+            from gpuconv.support.shielded import shielded
 
             def forks():
                 child = os.fork()
@@ -264,7 +264,7 @@ def test_the_process_ends_after_the_run():
     done = run_program(
         """
         import _thread, threading, time
-        from gpuconv.shielded import shielded
+        from gpuconv.support.shielded import shielded
 
         def slow():
             _thread.interrupt_main()
@@ -285,7 +285,7 @@ def test_it_works_while_the_process_ends():
     done = run_program(
         """
         import atexit
-        from gpuconv.shielded import shielded
+        from gpuconv.support.shielded import shielded
 
         class AtTheVeryEnd:
             def __del__(self):

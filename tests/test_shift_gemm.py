@@ -8,8 +8,8 @@ from peaks import peak_beside
 from tolerances import assert_close, assert_exact
 
 import gpuconv
-from gpuconv.algorithms import gemm, shift, strip_algorithm
 from gpuconv.algorithms.base import Problem
+from gpuconv.algorithms.cpu import gemm, gemm_shifted, strip_algorithm
 
 GEMM = gemm.Gemm()
 SLACK = 48 * 1024  # Python objects
@@ -44,12 +44,12 @@ def always(monkeypatch):
         job = strip_job(c, cut, *arrays)
         return lambda task: strips.append(task) or job(task)
 
-    strip_job = shift.strip_job
-    monkeypatch.setattr(shift, "strip_job", counted)
+    strip_job = gemm_shifted.strip_job
+    monkeypatch.setattr(gemm_shifted, "strip_job", counted)
     for least in ("LEAST_MACS", "LEAST_ROWS", "LEAST_CHANNELS"):
-        monkeypatch.setattr(shift, least, 0)
-    monkeypatch.setattr(shift, "SHARES", 1)
-    monkeypatch.setattr(shift, "LEAST_GAIN", -np.inf)
+        monkeypatch.setattr(gemm_shifted, least, 0)
+    monkeypatch.setattr(gemm_shifted, "SHARES", 1)
+    monkeypatch.setattr(gemm_shifted, "LEAST_GAIN", -np.inf)
     monkeypatch.setattr(gemm, "columns_take_less", lambda *_: False)
     forget()
     yield strips
@@ -166,7 +166,7 @@ def test_no_less_exact_than_columns(always, case, direction):
     got = run(direction, case, x, w, dy)
     made = len(always)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shift, "pays", lambda _: False)
+        patch.setattr(gemm_shifted, "pays", lambda _: False)
         forget()
         by_columns = run(direction, case, x, w, dy)
     assert made

@@ -17,7 +17,7 @@ from nvrtc_here import needs_nvrtc
 from PIL import Image
 
 import gpuconv
-from gpuconv import streams
+from gpuconv.tools import streams
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such devices and numbers")
 

@@ -7,7 +7,7 @@ from campaigns.arrays import ORDERS
 from peaks import peak_beside
 
 import gpuconv
-from gpuconv.algorithms import depthwise
+from gpuconv.algorithms.cpu import depthwise
 from gpuconv.algorithms.strips import LONG_RUN, copy_windows
 
 

@@ -15,7 +15,9 @@ from test_direct import PROCESSORS, STRIDED, as_if_on, case_of
 from test_workspace import KIB, MIB, SLACK
 
 import gpuconv
-from gpuconv.algorithms import crew, winograd_compiled, wrappers
+from gpuconv.algorithms import wrappers
+from gpuconv.algorithms.cpu import winograd_compiled
+from gpuconv.cpu import parallel_loops
 
 # What the code tells apart: vectors and cache lines of channels that are whole and that are not, sums in pieces, blocks
 # of tiles and panels of weights, rounds of a weight gradient, tiles that hang over the edges, and padding beyond them.
@@ -110,7 +112,7 @@ def test_nothing_beside_the_arrays_is_touched(monkeypatch, case, way, direction,
     guarded = Guarded(behind)
     arrays = case.arrays()
     want = case.want(direction, *arrays)
-    guarded.take_over(monkeypatch, crew, winograd_compiled)
+    guarded.take_over(monkeypatch, parallel_loops, winograd_compiled)
     out = guarded.empty(want.shape, np.float32)
     got = convolve(direction, case, *map(guarded, arrays), **way.keywords, out=out)
     assert got is out
@@ -201,9 +203,9 @@ def test_who_comes_second_waits(monkeypatch, direction, text, taken):
 
     def run(_, jobs, *, macs):
         (job,) = jobs
-        waiting = crew._waiting()
-        job(waiting.Turn(crew._gate()[0], 1, True))
-        gate = crew._gate()[0]
+        waiting = parallel_loops._waiting()
+        job(waiting.Turn(parallel_loops._gate()[0], 1, True))
+        gate = parallel_loops._gate()[0]
         gate[waiting.NEXT], gate[waiting.DONE] = taken, taken - 1
         second = threading.Thread(target=job, args=(waiting.Turn(gate, 1, True),), daemon=True)
         second.start()

@@ -5,17 +5,17 @@ algorithm in the tests, in `gpuconv check`, `gpuconv bench` and `explain`.
 """
 
 from gpuconv.algorithms.base import Algorithm, Problem, Work
-from gpuconv.algorithms.depthwise import Depthwise
-from gpuconv.algorithms.depthwise_cuda import CudaDepthwise
-from gpuconv.algorithms.direct import Direct
-from gpuconv.algorithms.direct_cuda import CudaDirect
+from gpuconv.algorithms.cpu.depthwise import Depthwise
+from gpuconv.algorithms.cpu.direct import Direct
+from gpuconv.algorithms.cpu.gemm import Gemm
+from gpuconv.algorithms.cpu.winograd import Winograd
+from gpuconv.algorithms.cpu.winograd_compiled import CompiledWinograd
+from gpuconv.algorithms.cuda.depthwise import CudaDepthwise
+from gpuconv.algorithms.cuda.direct import CudaDirect
+from gpuconv.algorithms.cuda.gemm import CudaGemm
+from gpuconv.algorithms.cuda.implicit_gemm import ImplicitGemm
 from gpuconv.algorithms.fft import Fft
-from gpuconv.algorithms.gemm import Gemm
-from gpuconv.algorithms.gemm_cuda import CudaGemm
-from gpuconv.algorithms.implicit_gemm import ImplicitGemm
 from gpuconv.algorithms.loops import Loops
-from gpuconv.algorithms.winograd import Winograd
-from gpuconv.algorithms.winograd_compiled import CompiledWinograd
 from gpuconv.algorithms.wrappers import ByDevice, ByDtype, Folding
 from gpuconv.simd.transforms import F2, F4
 

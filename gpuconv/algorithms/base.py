@@ -11,7 +11,7 @@ import numpy as np
 
 from gpuconv import backend
 from gpuconv.geometry import ConvGeometry
-from gpuconv.hashed import HashedOnce
+from gpuconv.support.hashing import HashedOnce
 from gpuconv.typing import Array, Direction, Precision
 
 

@@ -9,10 +9,10 @@ import math
 from dataclasses import replace
 
 from gpuconv.algorithms.base import Algorithm, Problem, Work
-from gpuconv.algorithms.compiled_loops import numba_is_there
 from gpuconv.algorithms.strips import fold
 from gpuconv.backend import accumulator
 from gpuconv.geometry import ConvGeometry
+from gpuconv.simd.host import numba_is_there
 from gpuconv.typing import Array
 
 

@@ -10,9 +10,9 @@ from gpuconv import plan
 from gpuconv.bench.suites import Layer
 from gpuconv.errors import AlgorithmError, WorkspaceError
 from gpuconv.geometry import ConvGeometry
-from gpuconv.plan import ConvPlan
+from gpuconv.planning import ConvPlan
+from gpuconv.tools.workload import Workload
 from gpuconv.typing import Array, Direction, Precision
-from gpuconv.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Case:
         return self.layer.geometry
 
     def plan(self) -> ConvPlan:
-        """What will run; raises as `gpuconv.plan` does if nothing can."""
+        """What will run; raises as `gpuconv.planning` does if nothing can."""
         return plan(
             self.geometry,
             self.dtype,
@@ -62,7 +62,7 @@ def cases(
     Raises
     ------
     DTypeError, DeviceError, ValueError
-        As `gpuconv.plan` does.
+        As `gpuconv.planning` does.
     AlgorithmError, WorkspaceError
         If no combination is served.
     """

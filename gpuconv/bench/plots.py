@@ -19,7 +19,7 @@ from gpuconv.bench.record import Record, Row
 from gpuconv.bench.summary import Mean
 from gpuconv.bench.tables import digits
 from gpuconv.demo.pictures import save_figure
-from gpuconv.plan import DIRECTIONS
+from gpuconv.planning import DIRECTIONS
 from gpuconv.typing import Direction
 
 INK, QUIET, FAINT, PAPER = "#1d2429", "#6b767d", "#dfe3e5", "#ffffff"

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import backend, cpu, machine
+from gpuconv import backend, cpu
 from gpuconv.bench.limits import Limits
-from gpuconv.disk import parse_json, printable, read_text, write_whole
 from gpuconv.geometry import ConvGeometry
-from gpuconv.plan import DIRECTIONS, PRECISIONS
+from gpuconv.planning import DIRECTIONS, PRECISIONS
+from gpuconv.support.disk import parse_json, printable, read_text, write_whole
+from gpuconv.tools import machine
 from gpuconv.typing import Direction, Precision
 
 ENVIRONMENT = (

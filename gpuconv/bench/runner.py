@@ -9,14 +9,15 @@ from dataclasses import replace
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from gpuconv import backend, check, cpu, settings
+from gpuconv import backend, cpu, settings
 from gpuconv.algorithms import ALGORITHMS
 from gpuconv.bench import timer
 from gpuconv.bench.case import Case
 from gpuconv.bench.peers.base import Contestant, Peer
 from gpuconv.bench.record import Row, Times
+from gpuconv.tools import check
+from gpuconv.tools.workload import Workload
 from gpuconv.typing import Array
-from gpuconv.workload import Workload
 
 WINDOWS = 32
 EXACT = {algorithm.name for algorithm in ALGORITHMS if algorithm.exact}

@@ -18,8 +18,8 @@ from gpuconv.bench.record import Provenance, Times
 from gpuconv.bench.runner import WrongResult
 from gpuconv.bench.tables import digits
 from gpuconv.demo.lenet import BATCH, lenet
-from gpuconv.disk import write_whole
 from gpuconv.models import Sequential
+from gpuconv.support.disk import write_whole
 from gpuconv.typing import Array
 
 TOLERANCE = 1e-4

@@ -14,7 +14,7 @@ from gpuconv.demo.digits import Digits, distorted
 from gpuconv.layers import Conv2D, Dense, Flatten, MaxPool2D
 from gpuconv.models import History, Sequential
 from gpuconv.optimizers import Adam, Optimizer
-from gpuconv.plan import DIRECTIONS
+from gpuconv.planning import DIRECTIONS
 from gpuconv.schedulers import CosineScheduler
 from gpuconv.typing import Array
 

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from gpuconv.disk import open_file, printable, write_whole
+from gpuconv.support.disk import open_file, printable, write_whole
 from gpuconv.typing import Array
 
 SAMPLES = ("china", "flower")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from gpuconv.demo.panels import Panel
 from gpuconv.demo.pictures import PictureError, save_figure
-from gpuconv.disk import check_writable
+from gpuconv.support.disk import check_writable
 from gpuconv.typing import Array
 
 INK, QUIET, PAPER = "#f2efe9", "#97a3ad", "#14171a"

@@ -13,13 +13,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from gpuconv import named
 from gpuconv.layers.base import Layer
 from gpuconv.layers.conv import Conv1D, Conv2D, Conv3D, ConvTranspose2D, DepthwiseConv2D
 from gpuconv.layers.linear import Dense, Flatten
 from gpuconv.layers.normalization import BatchNorm2D, Dropout
 from gpuconv.layers.pooling import AvgPool2D, MaxPool2D
 from gpuconv.layers.state import split_hyperparams
+from gpuconv.support import named
 
 LAYERS: dict[str, type[Layer]] = {
     kind.__name__: kind

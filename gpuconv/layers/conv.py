@@ -12,10 +12,10 @@ from gpuconv.call import Call
 from gpuconv.errors import GeometryError
 from gpuconv.geometry import ConvGeometry
 from gpuconv.initializers import Initializer
-from gpuconv.integers import as_int, as_ints
 from gpuconv.layers.filters import Filters
 from gpuconv.layers.state import plain
 from gpuconv.optimizers import Optimizer
+from gpuconv.support.integers import as_int, as_ints
 from gpuconv.typing import Array, DTypeLike, Ints, IntsLike, PadLike, Precision
 
 

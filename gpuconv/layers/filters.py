@@ -13,11 +13,11 @@ from gpuconv.call import Call
 from gpuconv.errors import GeometryError
 from gpuconv.geometry import ConvGeometry, split_x_shape
 from gpuconv.initializers import Initializer
-from gpuconv.integers import as_int, as_ints
 from gpuconv.layers.state import plain
 from gpuconv.layers.weighted import Weighted
 from gpuconv.optimizers import Optimizer
-from gpuconv.plan import check_algorithm
+from gpuconv.planning import check_algorithm
+from gpuconv.support.integers import as_int, as_ints
 from gpuconv.typing import Array, DTypeLike, Ints, IntsLike, PadLike, Precision
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import counter_rng, named
 from gpuconv.errors import GeometryError
 from gpuconv.geometry import split_x_shape
 from gpuconv.layers.base import Derived, Layer
 from gpuconv.layers.weighted import column_sums
 from gpuconv.optimizers import Optimizer
+from gpuconv.support import counter_rng, named
 from gpuconv.typing import Array, DTypeLike, Ints
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from gpuconv import backend, cpu
+from gpuconv.algorithms.cpu.strip_algorithm import SMALL_MACS
 from gpuconv.algorithms.epilogue import finish
-from gpuconv.algorithms.strip_algorithm import SMALL_MACS
 from gpuconv.algorithms.strips import split_axis
 from gpuconv.typing import Array
 

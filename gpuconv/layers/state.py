@@ -10,11 +10,12 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from gpuconv import backend, counter_rng, html, named, optimizers
+from gpuconv import backend, optimizers
+from gpuconv.cpu import allocator
 from gpuconv.errors import DTypeError, GeometryError
-from gpuconv.layers import memory
-from gpuconv.named import Named
 from gpuconv.optimizers import Cache, Optimizer
+from gpuconv.support import counter_rng, html, named
+from gpuconv.support.named import Named
 from gpuconv.typing import Array, DTypeLike, Ints
 
 DTYPES = ("float32", "float64")
@@ -122,7 +123,7 @@ class Stateful:
 
     def _initialise(self, x_shape: Ints, dtype: np.dtype[Any], device: str) -> None:
         if device == "cpu":
-            memory.keep_freed()
+            allocator.keep_freed()
         shapes = self._param_shapes(x_shape)
         if self.rng is None and shapes:
             self.rng = np.random.default_rng()

@@ -11,10 +11,10 @@ import numpy as np
 from gpuconv import activations, initializers
 from gpuconv.activations import Activation
 from gpuconv.initializers import Initializer
-from gpuconv.integers import as_int, flag
 from gpuconv.layers.base import Derived, Layer
 from gpuconv.optimizers import Optimizer
-from gpuconv.plan import check_precision
+from gpuconv.planning import check_precision
+from gpuconv.support.integers import as_int, flag
 from gpuconv.typing import Array, DTypeLike, Ints, Precision
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.disk import LARGEST_TEXT, open_file, parse_json, printable, write_whole
+from gpuconv.support.disk import LARGEST_TEXT, open_file, parse_json, printable, write_whole
 from gpuconv.typing import Array
 from gpuconv.version import __version__
 

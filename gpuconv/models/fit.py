@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuconv import backend, counter_rng, layers, losses, optimizers
+from gpuconv import backend, layers, losses, optimizers
 from gpuconv.models import files, fit_arguments, state
 from gpuconv.models.interrupts import CtrlC, until_done
 from gpuconv.models.progress import Progress
+from gpuconv.support import counter_rng
 from gpuconv.typing import Array
 
 if TYPE_CHECKING:

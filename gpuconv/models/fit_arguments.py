@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuconv.integers import as_int, flag
 from gpuconv.models import files
-from gpuconv.named import positive
+from gpuconv.support.integers import as_int, flag
+from gpuconv.support.named import positive
 
 if TYPE_CHECKING:
     from gpuconv.models.fit import Settings

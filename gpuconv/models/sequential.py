@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import backend, counter_rng, html, layers, losses, named, optimizers
+from gpuconv import backend, layers, losses, optimizers
 from gpuconv.errors import DTypeError, GeometryError
-from gpuconv.integers import as_int
 from gpuconv.layers import Layer
 from gpuconv.losses import Loss
 from gpuconv.models import files, state
 from gpuconv.models.fit import Fit, History, Settings
 from gpuconv.models.summary import ModelSummary
 from gpuconv.optimizers import Optimizer
+from gpuconv.support import counter_rng, html, named
+from gpuconv.support.integers import as_int
 from gpuconv.typing import Array, DTypeLike, Ints
 
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gpuconv import backend
-from gpuconv.disk import printable
 from gpuconv.errors import DeviceError, GeometryError
 from gpuconv.layers import Layer
 from gpuconv.optimizers import Cache
+from gpuconv.support.disk import printable
 from gpuconv.typing import Array
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpuconv import html
 from gpuconv.layers import Layer
-from gpuconv.plan import si
+from gpuconv.planning import si
+from gpuconv.support import html
 from gpuconv.typing import Ints
 
 HEAD = ("layer", "output", "parameters", "FLOP")

@@ -19,8 +19,8 @@ import numba
 from numba import njit
 from numba.core import serialize
 
-from gpuconv.disk import open_file, printable, write_whole
-from gpuconv.shielded import shielded
+from gpuconv.support.disk import open_file, printable, write_whole
+from gpuconv.support.shielded import shielded
 
 OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
 """How loops are compiled."""

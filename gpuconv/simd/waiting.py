@@ -1,6 +1,6 @@
 """What threads tell each other without Python's lock: that a loop has begun, that a task is done, that all have left.
 
-A gate is five integers, which the threads of one loop share (gpuconv/algorithms/crew.py says what it is for):
+A gate is five integers, which the threads of one loop share (gpuconv/cpu/parallel_loops.py says what it is for):
 
     NEXT      number of the next task
     DONE      tasks that are done, where others wait for them
@@ -194,7 +194,7 @@ def wait_for(turn: Any, count: int) -> None:
 def linger(mailbox: Any, seen: int) -> int:
     """Wait until a worker was asked more than `seen` times and its caller has begun; how often. -1 if it was not asked.
 
-    The mailbox is that of gpuconv/thread_pool.py. A caller that has begun has let go of Python's lock.
+    The mailbox is that of gpuconv/cpu/thread_pool.py. A caller that has begun has let go of Python's lock.
     """
     left = LINGER
     while value_at(address_of(mailbox)) == seen:

@@ -4,8 +4,8 @@
     weight_gradient    dw[c,k]  =  G^T [ sum over tiles of   V[xi,tile,c] D[xi,tile,k] ] G       D = A dy A^T
 
 where U = G w G^T, and xi counts the n * n elements of a transformed tile. Tiles are counted through rows and images. In
-registers a tile of numbers is a square of vectors, see squares.py, and `f` what it says there: code is made for each.
-Addresses and steps are in bytes.
+registers a tile of numbers is a square of vectors, see winograd_tiles.py, and `f` what it says there: code is made for
+each. Addresses and steps are in bytes.
 """
 
 from __future__ import annotations
@@ -15,20 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from gpuconv.simd.squares import (
-    back_to_products,
-    back_to_weights,
-    inputs_of,
-    outputs_of,
-    part_of_square,
-    prefetch,
-    prefetch_to_write,
-    put_part_of_square,
-    put_square,
-    square,
-    square_apart,
-    weights_of,
-)
 from gpuconv.simd.tile import (
     ROWS,
     VECTOR_BYTES,
@@ -46,6 +32,20 @@ from gpuconv.simd.tile import (
     variant,
 )
 from gpuconv.simd.waiting import enter, finish_task, leave, next_task, tasks_begun, wait_for
+from gpuconv.simd.winograd_tiles import (
+    back_to_products,
+    back_to_weights,
+    inputs_of,
+    outputs_of,
+    part_of_square,
+    prefetch,
+    prefetch_to_write,
+    put_part_of_square,
+    put_square,
+    square,
+    square_apart,
+    weights_of,
+)
 
 BLOCK_BYTES = 64
 """Channels of a transformed tile lie in blocks of so many bytes, however long vectors are."""

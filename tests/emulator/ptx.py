@@ -16,7 +16,7 @@ FLAGS = ("-O1", "-g0", "-ffp-contract=off")
 
 def unavailable() -> str | None:
     """Why this tier cannot run here, or None."""
-    from gpuconv import nvrtc
+    from gpuconv.cuda import nvrtc
 
     try:
         nvrtc.version()
@@ -28,14 +28,14 @@ def unavailable() -> str | None:
 @functools.cache
 def translator_key() -> str:
     """Changes with anything that decides what C++ a text becomes."""
-    from gpuconv import nvrtc
+    from gpuconv.cuda import nvrtc
 
     return build.digest(build.contents(HEADERS + TRANSLATOR), nvrtc.version())
 
 
 def ptx_of(text: str, options: tuple[str, ...], arch: int) -> str:
     """The PTX of a text, with the source lines; CuPy's options are added, as everywhere."""
-    from gpuconv import nvrtc
+    from gpuconv.cuda import nvrtc
 
     if not any(option.startswith(("-std", "--std")) for option in options):
         options = (*options, "-std=c++17")

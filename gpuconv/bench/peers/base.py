@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from gpuconv.bench.case import Case
+from gpuconv.tools.workload import Workload
 from gpuconv.typing import Array
-from gpuconv.workload import Workload
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import numpy as np
 from gpuconv import backend
 from gpuconv.bench.case import Case
 from gpuconv.bench.peers.base import Contestant
+from gpuconv.tools.workload import Workload
 from gpuconv.typing import Array
-from gpuconv.workload import Workload
 
 LARGEST_OPERAND = 256 * 2**20
 

@@ -9,8 +9,8 @@ import numpy as np
 from gpuconv import cpu
 from gpuconv.bench.case import Case
 from gpuconv.bench.peers.base import Contestant, channels_first, channels_last, weights_first
+from gpuconv.tools.workload import Workload
 from gpuconv.typing import Array
-from gpuconv.workload import Workload
 
 OPSET, IR_VERSION = 17, 8
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import check, cpu
+from gpuconv import cpu
 from gpuconv.bench.case import Case
 from gpuconv.bench.peers.base import Contestant
+from gpuconv.tools import check
+from gpuconv.tools.workload import Workload
 from gpuconv.typing import Array
-from gpuconv.workload import Workload
 
 
 def refusal(case: Case) -> str | None:

@@ -9,8 +9,8 @@ import numpy as np
 from gpuconv import backend, cpu
 from gpuconv.bench.case import Case
 from gpuconv.bench.peers.base import Contestant, channels_first, channels_last, weights_first, weights_last
+from gpuconv.tools.workload import Workload
 from gpuconv.typing import Array
-from gpuconv.workload import Workload
 
 
 def refusal(case: Case) -> str | None:

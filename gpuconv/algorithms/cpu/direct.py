@@ -1,0 +1,161 @@
+"""Direct convolution on the CPU: products in registers by loops that Numba compiles, all passes, nothing unfolded.
+
+    forward       y[m,k]    =  x[m at (t,c)]   w[(t,c),k]      m = (n, o, p, q)   outputs
+    input_grad   dx[m,c]    = dy[m at (t,k)]   w[(t,k),c]      m of one residue of the stride at a time, see adjoint.py
+    weight_grad  dw[(t,c),k] =  x[m at (t,c)]  dy[m,k]         summed over m, chunk by chunk
+
+direct_dense.py gives these to the loops of simd/dense.py; where every channel is a group of its own,
+direct_depthwise.py gives them to those of simd/depthwise.py; and an input gradient with few channels goes another way,
+by direct_scatter.py to simd/scatter.py. Every sum is made in an order that does not depend on the number of threads:
+neither do the bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from gpuconv.algorithms.adjoint import adjoint_classes, adjoint_parts
+from gpuconv.algorithms.base import PlainWeights, Problem, Work
+from gpuconv.algorithms.cpu.compiled import AT_ONCE, copied_bytes
+from gpuconv.algorithms.cpu.direct_dense import DenseCut
+from gpuconv.algorithms.cpu.direct_depthwise import DepthwiseCut
+from gpuconv.algorithms.cpu.direct_narrow import parts_of
+from gpuconv.algorithms.cpu.direct_scatter import ScatterCut
+from gpuconv.algorithms.cpu.strip_algorithm import split_groups
+from gpuconv.algorithms.epilogue import fill, finish
+from gpuconv.cpu.parallel_loops import run
+from gpuconv.geometry import ConvGeometry
+from gpuconv.simd.host import has_adjacent_channels, native, why_no_numba
+from gpuconv.typing import Array
+
+
+class Direct(PlainWeights):
+    name = "direct"
+    exact = True
+
+    def refusal(self, problem: Problem) -> str | None:
+        if problem.dtype.name not in ("float32", "float64"):
+            return f"takes float32 and float64 on the CPU, the arrays are {problem.dtype}"
+        return why_no_numba()
+
+    def reservation(self, problem: Problem) -> str | None:
+        return None
+
+    def workspace_bytes(self, problem: Problem) -> int:
+        cuts = _cuts(problem)
+        if not cuts:
+            return 0
+        together = min(AT_ONCE, sum(count for _, count in cuts)) * max(cut.shared_bytes for cut, _ in cuts)
+        shared = copied_bytes(problem) + min(together, sum(cut.shared_bytes * count for cut, count in cuts))
+        if problem.direction == "weight_grad":
+            shared += max(part.gradients_size for part in parts_of(problem, problem.geometry)) * problem.dtype.itemsize
+        return shared + max(cut.threads for cut, _ in cuts) * max(cut.worker_bytes for cut, _ in cuts)
+
+    def work(self, problem: Problem) -> Work:
+        return sum((cut.work * count for cut, count in _cuts(problem)), Work())
+
+    def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
+        """An output is summed by itself, in an order that the kernel decides, and whether taps of a row are merged."""
+        of_batch, alone = (
+            [isinstance(cut, DenseCut) and cut.merges for cut, _ in _cuts(posed)] for posed in (problem, sample)
+        )
+        return problem.direction != "weight_grad" and of_batch == alone
+
+    def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
+        g, target = problem.geometry, _target(problem, out)
+        _correlate(problem, [(g, native(x), _by_group(native(w), g), target)], bias, activation)
+        _deliver(target, out, activation)
+
+    def input_grad(
+        self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
+    ) -> None:
+        dy, w = native(dy), native(w)
+        if ScatterCut.serves(problem):
+            cut = ScatterCut.of(problem)
+            run(cut.threads, [cut.job(dy, w, out, bias, relu=activation == "relu")], macs=problem.geometry.macs)
+            _deliver(out, out, activation)
+            return
+        target = _target(problem, out)
+        correlations: list[tuple[ConvGeometry, Array, Array, Array]] = []
+        for part in adjoint_parts(problem.geometry):
+            place = target[(slice(None), *part.dx_slices)]
+            if part.geometry is None:
+                fill(np, place, bias, "relu" if activation == "relu" else "identity")
+                continue
+            if len(correlations) == AT_ONCE:
+                _correlate(problem, correlations, bias, activation)
+                correlations = []
+            turned = _by_group(w[part.w_slices], problem.geometry).swapaxes(-1, -2)
+            correlations.append((part.geometry, dy[(slice(None), *part.dy_slices)], turned, place))
+        _correlate(problem, correlations, bias, activation)
+        _deliver(target, out, activation)
+
+    def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
+        x, dy = native(x), native(dy)
+        parts = parts_of(problem, problem.geometry)
+        for number, part in enumerate(parts):
+            cut = _cut_of(problem, part.g)
+            if part.columns == 0:
+                cut.weight_gradient(x, dy, out)
+                continue
+            of_part = np.empty(part.g.w_shape, out.dtype)
+            cut.weight_gradient(*part.between(x, dy), of_part)
+            np.add(out if number else 0, part.added_up(of_part), out=out)
+
+
+def _correlate(
+    problem: Problem, correlations: list[tuple[ConvGeometry, Array, Array, Array]], bias: Array | None, activation: str
+) -> None:
+    """Compute all, (geometry, x, w, where to), side by side."""
+    relu = activation == "relu"
+    cuts, jobs = [], []
+    for g, x, w, to in correlations:
+        for part in parts_of(problem, g):
+            cuts.append(_cut_of(problem, part.g))
+            jobs.append(cuts[-1].job(*part.of(x, w, to, bias), relu=relu))
+    run(max((cut.threads for cut in cuts), default=1), jobs, macs=problem.geometry.macs)
+
+
+def _target(problem: Problem, out: Array) -> Array:
+    """Where the loops may write."""
+    if DepthwiseCut.serves(problem, problem.geometry) and not has_adjacent_channels(out):
+        return np.empty(out.shape, out.dtype)
+    return out
+
+
+def _deliver(target: Array, out: Array, activation: str) -> None:
+    """Do what the loops have left to be done."""
+    if activation not in ("identity", "relu"):
+        finish(np, target, None, activation)
+    if target is not out:
+        out[...] = target
+
+
+def _cuts(problem: Problem) -> list[tuple[DenseCut | DepthwiseCut | ScatterCut, int]]:
+    """All that a problem consists of, and how often it does of each."""
+    if ScatterCut.serves(problem):
+        return [(ScatterCut.of(problem), 1)]
+    return [
+        (_cut_of(problem, one), count)
+        for g, count in _correlations(problem)
+        for one in (part.g for part in parts_of(problem, g))
+    ]
+
+
+def _cut_of(problem: Problem, g: ConvGeometry) -> DenseCut | DepthwiseCut:
+    """How a problem, or one of the correlations that it consists of, is cut up."""
+    serving = DepthwiseCut if DepthwiseCut.serves(problem, g) else DenseCut
+    return serving.of(problem, g)
+
+
+def _correlations(problem: Problem) -> Iterable[tuple[ConvGeometry, int]]:
+    if problem.geometry.macs == 0:
+        return ()
+    return adjoint_classes(problem.geometry) if problem.direction == "input_grad" else [(problem.geometry, 1)]
+
+
+def _by_group(w: Array, g: ConvGeometry) -> Array:
+    """w (*taps, c // groups, k) as a view (*taps, groups, c // groups, k // groups)."""
+    return split_groups(w, g).swapaxes(-2, -3)

@@ -1,0 +1,283 @@
+"""Dense and grouped convolution for direct.py: problems as the addresses, tables and tasks of simd/dense.py."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+
+from gpuconv import cpu
+from gpuconv.algorithms.base import Problem, Work
+from gpuconv.algorithms.cpu.compiled import budget
+from gpuconv.algorithms.cpu.strip_algorithm import added_up, affordable_threads, split_groups
+from gpuconv.algorithms.strips import gather
+from gpuconv.cpu.parallel_loops import Job, run
+from gpuconv.geometry import ConvGeometry
+from gpuconv.simd.host import (
+    LONGEST_VECTOR,
+    Axes,
+    address,
+    axes_of,
+    axis_of,
+    is_mostly_pads,
+    tasks_for,
+    three_axes,
+    with_adjacent_channels,
+    zeros_at,
+)
+from gpuconv.typing import Array, Ints
+
+TASK_MACS = 2**21
+"""Multiply-adds of a task that is worth its while: some 20 us of one core."""
+
+MOST_OUTPUTS = 512
+"""Of a block: what they look at stays in the second-level cache while one panel of weights after another is applied."""
+
+MOST_PLACES = 2**15
+"""In the table of addresses of a task: 256 KiB."""
+
+MOST_PARTS = 2**20
+"""Bytes of weight gradients, one for each chunk of outputs, to be added up in the end."""
+
+DEPTH = 256
+"""Products that are summed in registers before they are added to memory. The weights, or the rows of dy, that they take
+stay in the first cache; and a long sum errs less in pieces."""
+
+LEAST_OUTPUTS = 256
+"""Of a block: fewer are not worth the packing of the weights."""
+
+ROWS = 24
+"""A multiple of the rows of every tile: a block takes room for a multiple of it."""
+
+ONE_VECTOR = 1.4
+"""How much longer a product takes for each vector of channels where there is only one: it reads as much of x for it."""
+
+LEAST_ROWS = 4
+"""Of a tile of a weight gradient: with fewer its products wait for each other."""
+
+FEW_CHANNELS = 16
+"""With fewer the taps of a row are walked as one run."""
+
+Buffers = tuple[Array, Array, Array]
+"""The table of addresses, a panel of weights or of dy, and sums."""
+
+
+@dataclass(frozen=True)
+class DenseCut:
+    """How a correlation, or a weight gradient, of geometry `g` is computed.
+
+    `merges` says that a run is a row of taps, not one tap. Tasks are blocks of outputs by pieces of the channels; of a
+    weight gradient, chunks of outputs, each block after block, by pieces of the channels. `table`, `panel` and `sums`
+    are the lengths of a thread's buffers.
+    """
+
+    g: ConvGeometry
+    dtype: np.dtype[Any]
+    is_w: bool
+    merges: bool
+    block: int
+    chunk: int
+    pieces: int
+    in_place: bool
+    depth: int
+    table: int
+    panel: int
+    sums: int
+    threads: int
+    shared_bytes: int
+
+    @classmethod
+    def of(cls, problem: Problem, g: ConvGeometry) -> DenseCut:
+        return _cut(problem, g, cpu.workers())
+
+    @property
+    def worker_bytes(self) -> int:
+        return 8 * self.table + (self.panel + self.sums) * self.dtype.itemsize
+
+    @property
+    def work(self) -> Work:
+        """Multiply-adds of whole vectors of channels; what it takes to begin a run, or the least rows of a tile."""
+        g, lanes = self.g, cpu.vector_bytes() // self.dtype.itemsize
+        run = g.c_group * (g.kernel[-1] if self.merges else 1)
+        fmas = g.macs * -(-g.k_group // lanes) * lanes / g.k_group
+        fmas *= max(run, LEAST_ROWS) / run if self.is_w else 1 + 2 / run
+        if g.k_group <= lanes:
+            fmas *= ONE_VECTOR
+        return Work(fmas=fmas, elements=(math.prod(g.x_shape) + math.prod(g.y_shape)) / 16, steps=8)
+
+    # ------------------------------------------------------------------------------------------ the passes
+
+    def job(self, x: Array, w: Array, out: Array, bias: Array | None, *, relu: bool) -> Job:
+        """out = correlation of x with w + bias, then relu of it; w is (*taps, groups, c // groups, k // groups)."""
+        from gpuconv.simd import dense
+
+        if self.merges:
+            w = np.ascontiguousarray(w)
+        read, (zeros, kept) = self._readable(x), self._zeros()
+        product = self._product(read, w.strides, address(w), out, zeros, relu=relu)
+        maps = _maps(self.g, self.merges)
+        added = np.zeros(_added(self.g, self.dtype), self.dtype)
+        if bias is not None:
+            added[: self.g.k] = bias
+        tasks = -(-_outputs(self.g) // self.block) * self.pieces
+        held = read, w, kept  # the loop knows their addresses only
+
+        def work(turn: Any, _: object = held) -> None:
+            dense.correlate(product, maps, added, tasks, turn, *self._buffers())
+
+        return work
+
+    def weight_gradient(self, x: Array, dy: Array, out: Array) -> None:
+        """out = the gradient of w, (*taps, c // groups, k)."""
+        from gpuconv.simd import dense
+
+        g, chunks = self.g, -(-_outputs(self.g) // self.chunk)
+        parts = out[None] if self.in_place else np.empty((chunks, *out.shape), out.dtype)
+        read, (zeros, kept) = self._readable(x), self._zeros()
+        by_group = split_groups(parts[0], g).swapaxes(-2, -3)
+        product = self._product(read, by_group.strides, address(parts), dy, zeros, relu=False)
+        maps = _maps(g, self.merges)
+        tasks = chunks * self.pieces
+
+        def work(turn: Any, _: object = kept) -> None:
+            dense.weight_gradient(product, maps, self.chunk, parts.strides[0], tasks, turn, *self._buffers())
+
+        run(self.threads, [work], macs=g.macs)
+        if not self.in_place:
+            out[...] = added_up(parts)
+
+    # ------------------------------------------------------------------------------------------ what is read
+
+    def _product(self, x: Array, w_steps: Ints, w_address: int, y: Array, zeros: int, *, relu: bool) -> Any:
+        from gpuconv.simd.dense import Product
+
+        *taps, step_g, step_c, step_k = w_steps
+        x_n, *x_steps, _ = x.strides
+        y_n, *y_steps, y_k = y.strides
+        return Product._make(
+            (
+                *(address(x), x_n, *three_axes(x_steps, 0)),
+                *(w_address, *three_axes(taps, 0), step_g, step_c, step_k),
+                *(address(y), y_n, *three_axes(y_steps, 0), y_k, zeros),
+                *(*self._sizes, int(relu), *self._blocks),
+            )
+        )
+
+    @cached_property
+    def _sizes(self) -> Ints:
+        g = self.g
+        kernel = (*g.kernel[:-1], 1) if self.merges else g.kernel
+        depth = g.c_group * (g.kernel[-1] if self.merges else 1)
+        return (g.n, *three_axes(g.out, 1), *three_axes(kernel, 1), depth, g.k_group, g.groups)
+
+    @cached_property
+    def _blocks(self) -> Ints:
+        return (self.block, -(-self.block // ROWS) * ROWS, self.pieces, self.depth)
+
+    def _readable(self, x: Array) -> Array:
+        """x, or a copy, such that a run lies side by side and is not cut off by padding."""
+        g = self.g
+        if self.merges and g.pad[-1] != (0, 0):
+            return _padded_along_rows(x, g)
+        if self.merges and g.spatial[-1] > 1 and x.strides[-2] != g.c * x.itemsize:
+            return np.ascontiguousarray(x)
+        return with_adjacent_channels(x)
+
+    def _zeros(self) -> tuple[int, Array]:
+        return zeros_at(_zeros(self.g, self.merges) * self.dtype.itemsize)
+
+    def _buffers(self) -> Buffers:
+        return np.empty(self.table, np.int64), np.empty(self.panel, self.dtype), np.empty(self.sums, self.dtype)
+
+
+# -------------------------------------------------------------------------------------------------- cutting
+
+
+@lru_cache(maxsize=1024)
+def _cut(problem: Problem, g: ConvGeometry, threads: int) -> DenseCut:
+    dtype, is_w, outputs = problem.dtype, problem.direction == "weight_grad", _outputs(g)
+    padded = math.prod((g.n, *g.spatial[:-1], g.padded[-1], g.c)) * dtype.itemsize if any(g.pad[-1]) else 0
+    merges = _may_merge(problem, g) and padded <= problem.max_workspace // 4
+    taps = math.prod(g.kernel[:-1]) * (1 if merges else g.kernel[-1])
+    widest = (1 if g.k_group * dtype.itemsize <= LONGEST_VECTOR else 2) * LONGEST_VECTOR // dtype.itemsize
+    panels = g.groups * -(-g.k_group // widest)
+    tasks = max(1, min(tasks_for(threads, sums=is_w), g.macs // TASK_MACS))
+
+    shared = _zeros(g, merges) * dtype.itemsize + merges * padded
+    in_place, chunk = False, outputs
+    most = max(ROWS, min(MOST_OUTPUTS, MOST_PLACES // taps))
+    if is_w:
+        dw_bytes = math.prod(g.w_shape) * dtype.itemsize
+        parts = min(MOST_PARTS, problem.max_workspace // 4) // dw_bytes
+        chunk = -(-outputs // max(1, min(tasks, -(-outputs // DEPTH), parts)))
+        chunks = -(-outputs // chunk)
+        pieces = min(panels, -(-tasks // chunks))
+        in_place = chunks == 1 and (problem.contiguous or not merges)
+        shared += 0 if in_place else chunks * dw_bytes
+        block, tasks = min(DEPTH, most, chunk), chunks * pieces
+    else:
+        shared += _added(g, dtype) * dtype.itemsize
+        # As few blocks as there may be: each packs all weights, or those of its piece, anew.
+        blocks = max(-(-outputs // most), min(tasks, outputs // LEAST_OUTPUTS))
+        block = -(-outputs // blocks)
+        pieces = min(panels, -(-tasks // blocks))
+        tasks = blocks * pieces
+
+    def made(block: int, threads: int) -> DenseCut:
+        depth = min(DEPTH, math.prod(g.kernel) * g.c_group)
+        rows = -(-block // ROWS) * ROWS
+        if is_w:
+            panel, sums = rows * widest, -(-panels // pieces) * math.prod(g.kernel) * g.c_group * widest
+        else:
+            panel, sums = depth * widest, rows * widest + g.k + widest
+        table = (taps + 2) * rows  # where an output lies, and whether it sees padding, are behind what it sees
+        return DenseCut(
+            g, dtype, is_w, merges, block, chunk, pieces, in_place, depth, table, panel, sums, threads, shared
+        )  # fmt: skip
+
+    room = budget(problem, shared)
+    while made(block, 1).worker_bytes > room and block > ROWS:
+        block = max(ROWS, block // 2)
+    return made(block, affordable_threads(tasks, room, made(block, 1).worker_bytes, threads))
+
+
+def _may_merge(problem: Problem, g: ConvGeometry) -> bool:
+    """Whether to walk the taps of a row as one run: not those of an input gradient, which are flipped."""
+    is_row = g.groups == 1 and g.kernel[-1] > 1 and g.dilation[-1] == 1 and not is_mostly_pads(g)
+    return is_row and g.c < FEW_CHANNELS and problem.direction != "input_grad"
+
+
+@lru_cache(maxsize=1024)
+def _maps(g: ConvGeometry, merges: bool) -> Axes:
+    """The axes; where the taps of a row are merged, the last is that of a copy that is padded along it."""
+    *others, last = (axis_of(g, axis) for axis in range(g.ndim))
+    if merges:
+        inside = (last.low, last.low + last.size) if g.pad_mode == "zeros" else (0, g.padded[-1])
+        last = last._replace(size=g.padded[-1], dilation=1, low=0, width=g.c, first=inside[0], stop=inside[1])
+    return axes_of([*others, last])
+
+
+def _outputs(g: ConvGeometry) -> int:
+    return g.n * math.prod(g.out)
+
+
+def _zeros(g: ConvGeometry, merges: bool) -> int:
+    """Elements of a run of zeros, for all groups."""
+    return g.c * (g.kernel[-1] if merges else 1)
+
+
+def _added(g: ConvGeometry, dtype: np.dtype[Any]) -> int:
+    """Elements of a bias: a panel may reach past the last channel."""
+    return g.k + 2 * LONGEST_VECTOR // dtype.itemsize
+
+
+def _padded_along_rows(x: Array, g: ConvGeometry) -> Array:
+    """A copy of x, padded along its last spatial axis alone."""
+    one, others = (1,) * g.ndim, ((0, 0),) * (g.ndim - 1)
+    rows = replace(g, kernel=one, stride=one, dilation=one, pad=(*others, g.pad[-1]))
+    padded: Array = np.empty((*x.shape[:-2], g.padded[-1], g.c), x.dtype)
+    gather(np, x, rows, tuple(slice(0, size) for size in padded.shape[:-1]), padded.reshape(-1))
+    return padded

@@ -1,0 +1,350 @@
+"""im2col + GEMM: each strip of the output is one matrix product, written once for NumPy (BLAS) and CuPy (cuBLAS).
+
+    forward       y[m,k]    =  cols[m,j]   w[j,k]             m = (n, p, q)   outputs
+    weight_grad   dw[j,k]   =  cols[m,j]^T dy[m,k]            j = (r, s, c)   what one output looks at
+    input_grad    dx[m',c]  =  cols'[m',j'] w'[j',c]          cols' of dy, w' flipped and transposed (adjoint.py)
+              or  dx        =  the sum of dcols[m,j]          dcols[m,j] = dy[m,k] w[j,k]^T (gemm_input_grad.py)
+
+Which of the two makes an input gradient is decided by counting what each would have to do.
+
+``cols`` is the matrix of im2col (Chellapilla, Puri & Simard, "High performance convolutional neural networks for
+document processing", 2006), one strip of it at a time. Where the windows of the input already are a matrix (1x1 kernels
+of stride 1, kernels as large as the input, patches along one axis) it is a view and nothing is copied. Large layers of
+stride 1 with few output channels do without columns (gemm_shifted.py). With groups each matrix gets an axis g of
+groups in front, and the products are batched.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+from functools import lru_cache
+from types import ModuleType
+
+from gpuconv import cpu
+from gpuconv.algorithms.base import Problem, Work
+from gpuconv.algorithms.cpu import gemm_input_grad, gemm_shifted
+from gpuconv.algorithms.cpu.strip_algorithm import SMALL_MACS, Correlation, Cut, StripAlgorithm, StripJob, WeightJob
+from gpuconv.algorithms.epilogue import finish
+from gpuconv.algorithms.strips import Strip, copy_windows, extents_of, gather, split_axis, tile_elements, windows
+from gpuconv.backend import is_complex
+from gpuconv.geometry import ConvGeometry
+from gpuconv.typing import Array, Ints
+
+LEAST_ROWS = 256
+"""Shorter products spend their time packing the weights."""
+
+BLAS_COLUMNS = 16
+"""BLAS works on tiles of so many columns or more: a narrower product takes as long as one of this width."""
+
+MARGIN = 1.1
+"""The least expected gain for which an input gradient is added up from columns: about what the estimates err."""
+
+GPU_STRIP_BYTES = 32 * 2**20
+"""Columns of this size stay in the L2 cache of a recent data-centre GPU between im2col and the product."""
+
+
+class Gemm(StripAlgorithm):
+    name = "gemm"
+    share_macs = 2**22
+
+    def refusal(self, problem: Problem) -> str | None:
+        return None
+
+    def rows(self, c: Correlation) -> int:
+        if c.shifted:
+            return gemm_shifted.rows(c)
+        row_bytes = c.tap_count * c.g.c * c.acc.itemsize
+        # Twice the cache: larger strips mean fewer of them, and fewer of the steps between products.
+        target = 2 * cpu.cache_bytes() if c.on_cpu else GPU_STRIP_BYTES
+        return max(LEAST_ROWS, target // row_bytes)
+
+    def blocks(self, c: Correlation, pieces: int, least: int) -> list[slice]:
+        if c.side_by_side > 1:
+            return [slice(0, c.g.k)]
+        if c.g.groups == 1:
+            return split_axis(c.g.k, pieces, least)
+        return split_axis(c.g.groups, pieces, 1)
+
+    def correlation_work(self, c: Correlation, strips: int) -> Work:
+        g = c.g
+        columns = 0.0 if windows_are_matrix(c) else g.n * math.prod(g.out) * c.tap_count * g.c
+        # Short runs of adjacent values cost as much to copy as longer ones.
+        columns *= 1 + 12 / (g.c_group if g.groups > 1 else g.c * g.kernel[-1])
+        return Work(g.macs * max(1.0, BLAS_COLUMNS / g.k_group), columns + math.prod(g.y_shape), 20 * strips)
+
+    def adapt(self, c: Correlation) -> Correlation:
+        """Leave the columns out where that is less work, and give a product that would be narrow more columns.
+
+        With k = 3 output channels a product keeps 3 of BLAS's 16 columns busy. Five neighbouring outputs look at a
+        kernel only 4 wider, so five shifted copies of w, each with zeros around it, make a product of 15 columns from a
+        fifth of the rows; the results lie as they should, channels of one output after those of the other.
+        """
+        g = c.g
+        if g.k > BLAS_COLUMNS // 2 and gemm_shifted.pays(c) and not windows_are_matrix(c):
+            return replace(c, shifted=True)
+        if not c.on_cpu or g.groups > 1 or g.stride[-1] > 1 or g.dilation[-1] > 1 or g.k > BLAS_COLUMNS // 2:
+            return c
+        if g.macs <= SMALL_MACS:
+            return c
+        q, s = g.out[-1], g.kernel[-1]
+
+        def cost(outputs: int) -> float:
+            rows = -(-q // outputs)
+            return rows * (s + outputs - 1) * max(BLAS_COLUMNS, outputs * g.k)
+
+        outputs = min(range(1, min(q, BLAS_COLUMNS // g.k) + 1), key=cost)
+        if outputs == 1:
+            return c
+        lo, hi = g.pad[-1]
+        wide = replace(
+            g,
+            kernel=(*g.kernel[:-1], s + outputs - 1),
+            stride=(*g.stride[:-1], outputs),
+            pad=(*g.pad[:-1], (lo, hi - q % -outputs)),
+            k=outputs * g.k,
+        )
+        return replace(c, g=wide, y_plain=False, w_plain=False, side_by_side=outputs)
+
+    # ------------------------------------------------------------------------------------------ input gradient
+
+    def workspace_bytes(self, problem: Problem) -> int:
+        if self._adds_columns(problem):
+            return gemm_input_grad.cut_of(problem).total_bytes
+        return super().workspace_bytes(problem)
+
+    def work(self, problem: Problem) -> Work:
+        work = super().work(problem)
+        if not self._adds_columns(problem):
+            return work
+        # The heuristics' rates are fitted to the counts of correlations: a gain stands relative to these.
+        share = gemm_input_grad.cost(problem) / self.correlations_cost(problem)
+        return replace(work, macs=work.macs * share, elements=work.elements * share, steps=work.steps * share)
+
+    def input_grad(
+        self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
+    ) -> None:
+        if self._adds_columns(problem):
+            gemm_input_grad.input_grad(problem, dy, w, out, bias, activation)
+        else:
+            super().input_grad(problem, dy, w, out, bias, activation)
+
+    def _adds_columns(self, problem: Problem) -> bool:
+        g = problem.geometry
+        return problem.direction == "input_grad" and 0 not in (g.macs, *g.spatial) and columns_take_less(self, problem)
+
+    def correlations_cost(self, problem: Problem) -> float:
+        """What an input gradient by correlations takes, in multiply-adds, see gemm_input_grad.py."""
+        return sum(count * self._correlation_cost(c, problem.max_workspace) for c, count in self._parts(problem))
+
+    def _correlation_cost(self, c: Correlation, budget: int) -> float:
+        g, cut = c.g, self._cut(c, budget)
+        run = g.c_group if g.groups > 1 else g.c * g.kernel[-1]
+        columns = 0 if windows_are_matrix(c) else g.n * math.prod(g.out) * c.tap_count * g.c
+        copied = math.prod(g.y_shape) + 2.5 * math.prod(g.w_shape)
+        calls = 30 + (len(cut.strips) * g.groups if g.groups > 1 else 0)
+        wakes = len(cut.strips) * len(cut.blocks) > 1 and self.shares(c) > 1
+        return (
+            g.macs * max(1.0, BLAS_COLUMNS / g.k_group)
+            + columns * (gemm_input_grad.MOVED + gemm_input_grad.RUN / run)
+            + gemm_input_grad.COPIED * copied
+            + gemm_input_grad.CALL * calls
+            + gemm_input_grad.WAKE * wakes
+        )
+
+    # ------------------------------------------------------------------------------------------ forward
+
+    def packed_bytes(self, c: Correlation) -> int:
+        copies = 0 if c.w_plain else 1 if c.side_by_side == 1 else 2
+        return copies * math.prod(c.g.w_shape) * c.acc.itemsize
+
+    def pack(self, xp: ModuleType, c: Correlation, w_tagb: Array) -> Array:
+        """w as (j, k), or (g, j, k // groups): a view if c.w_plain, else a copy, adjacent what is adjacent in w."""
+        if c.side_by_side > 1:
+            w_tagb = _repeat_shifted(xp, w_tagb, c.side_by_side)
+        *taps, a, groups, b = w_tagb.shape
+        if c.w_plain and groups == 1 and w_tagb.flags.c_contiguous:
+            return w_tagb.reshape(c.tap_count * a, b)
+        w_gtab: Array = xp.moveaxis(w_tagb, -2, 0)
+        if not c.w_plain:
+            if abs(w_gtab.strides[-2]) < abs(w_gtab.strides[-1]):
+                copy_gbta: Array = xp.empty((groups, b, *taps, a), c.acc)
+                xp.copyto(copy_gbta, xp.moveaxis(w_gtab, -1, 1), casting="unsafe")
+                w_gjb = copy_gbta.reshape(groups, b, -1).swapaxes(1, 2)
+                return w_gjb if groups > 1 else w_gjb[0]
+            copy_gtab = xp.empty(w_gtab.shape, c.acc)
+            xp.copyto(copy_gtab, w_gtab, casting="unsafe")
+            w_gtab = copy_gtab
+        w_gjb = w_gtab.reshape(groups, c.tap_count * a, b)
+        return w_gjb if groups > 1 else w_gjb[0]
+
+    def strip_bytes(self, c: Correlation, extents: Ints) -> int:
+        if c.shifted:
+            return gemm_shifted.strip_bytes(c, extents)
+        y_elements = 0 if c.y_plain else math.prod(extents) * c.g.k
+        return self._columns_bytes(c, extents) + y_elements * c.acc.itemsize
+
+    def strip_job(
+        self, xp: ModuleType, c: Correlation, cut: Cut, x: Array, packed: Array, y: Array, bias: Array | None, act: str
+    ) -> StripJob:
+        if c.shifted:
+            return gemm_shifted.strip_job(c, cut, x, packed, y, bias, act)
+        g = c.g
+        columns = _Columns(xp, c, cut.extents, x)
+        buffer = None if c.y_plain else xp.empty(math.prod(cut.extents) * g.k, c.acc)
+        if bias is not None:
+            bias = bias.reshape(g.groups, 1, g.k_group) if g.groups > 1 else xp.tile(bias, c.side_by_side)
+
+        def job(task: tuple[Strip, slice]) -> None:
+            strip, block = task
+            extents = extents_of(strip)
+            m = math.prod(extents)
+            *before, last = strip
+            target = y[(*before, slice(last.start * c.side_by_side, last.stop * c.side_by_side))]
+            y_mk = target.reshape(m, g.k) if buffer is None else buffer[: m * g.k].reshape(m, g.k)
+            y_block = _block(y_mk, g, block)
+            xp.matmul(columns(strip, block), packed[block] if g.groups > 1 else packed[:, block], out=y_block)
+            finish(xp, y_block, None if bias is None else bias[block], act)
+            if buffer is not None:
+                width = g.k_group if g.groups > 1 else 1
+                ks = slice(block.start * width, block.stop * width) if c.side_by_side == 1 else slice(None)
+                made = y_mk.reshape(*extents[:-1], extents[-1] * c.side_by_side, -1)[..., : target.shape[-2], ks]
+                xp.copyto(target[..., ks], made, casting="unsafe")
+
+        return job
+
+    # ------------------------------------------------------------------------------------------ weight gradient
+
+    def weight_bytes(self, c: Correlation, extents: Ints) -> int:
+        dy_elements = 0 if c.y_plain and not is_complex(c.acc) else math.prod(extents) * c.g.k
+        product = math.prod(c.g.w_shape)
+        return self._columns_bytes(c, extents) + (dy_elements + product) * c.acc.itemsize
+
+    def weight_job(self, xp: ModuleType, c: Correlation, cut: Cut, x: Array, dy: Array) -> WeightJob:
+        g = c.g
+        columns = _Columns(xp, c, cut.extents, x)
+        copies = not c.y_plain or is_complex(c.acc)
+        dy_buffer = xp.empty(math.prod(cut.extents) * g.k, c.acc) if copies else None
+        product_buffer = xp.empty(math.prod(g.w_shape), c.acc)
+
+        def add(strip: Strip, block: slice, total: Array, first: bool) -> None:
+            dy_strip = dy[strip]
+            if dy_buffer is not None:
+                copy = dy_buffer[: dy_strip.size].reshape(dy_strip.shape)
+                xp.copyto(copy, dy_strip, casting="unsafe")
+                dy_strip = xp.conjugate(copy, out=copy) if is_complex(c.acc) else copy
+            dy_mk = dy_strip.reshape(-1, g.k)
+            cols_jm = columns(strip, block).swapaxes(-1, -2)
+            dw_block = _block(total.reshape(-1, g.k), g, block)
+            if first:
+                xp.matmul(cols_jm, _block(dy_mk, g, block), out=dw_block)
+            else:
+                product = product_buffer[: dw_block.size].reshape(dw_block.shape)
+                dw_block += xp.matmul(cols_jm, _block(dy_mk, g, block), out=product)
+
+        return add
+
+    # ------------------------------------------------------------------------------------------ columns
+
+    def _columns_bytes(self, c: Correlation, extents: Ints) -> int:
+        if windows_are_matrix(c):
+            return 0
+        columns = math.prod(extents) * c.tap_count * c.g.c * c.acc.itemsize
+        return columns + c.tile_bytes(extents)
+
+
+@lru_cache(maxsize=4096)
+def columns_take_less(gemm: Gemm, problem: Problem) -> bool:
+    """Whether an input gradient is less work when it is added up from columns than by correlations of dy."""
+    if gemm_input_grad.cut_of(problem).total_bytes > problem.max_workspace:
+        return False
+    return MARGIN * gemm_input_grad.cost(problem) < gemm.correlations_cost(problem)
+
+
+class _Columns:
+    """The im2col matrix of one strip after another, (m, j) or (g, m, j); the last one made is kept."""
+
+    def __init__(self, xp: ModuleType, c: Correlation, extents: Ints, x: Array) -> None:
+        self._xp, self._c, self._x = xp, c, x
+        self._tile: Array | None = None
+        self._buffer: Array | None = None
+        if not windows_are_matrix(c):
+            self._buffer = xp.empty(math.prod(extents) * c.tap_count * c.g.c, c.acc)
+            if c.needs_tile:
+                self._tile = xp.empty(tile_elements(c.g, extents), c.acc)
+        self._strip: Strip | None = None
+        self._matrix: Array
+
+    def __call__(self, strip: Strip, block: slice) -> Array:
+        if strip != self._strip:
+            self._matrix, self._strip = self._make(strip), strip
+        return self._matrix[block] if self._c.g.groups > 1 else self._matrix
+
+    def _make(self, strip: Strip) -> Array:
+        xp, g = self._xp, self._c.g
+        extents = extents_of(strip)
+        m, j = math.prod(extents), self._c.tap_count * g.c_group
+        view = windows(xp, gather(xp, self._x, g, strip, self._tile), g, extents)
+        if g.groups == 1:
+            return self._copy(view).reshape(m, j)
+        if self._buffer is None:
+            return view.reshape(m, g.groups, j).swapaxes(0, 1)
+        by_group = xp.moveaxis(view.reshape(*view.shape[:-1], g.groups, g.c_group), -2, 0)
+        return self._copy(by_group).reshape(g.groups, m, j)
+
+    def _copy(self, view: Array) -> Array:
+        if self._buffer is None:
+            return view
+        copy: Array = self._buffer[: view.size].reshape(view.shape)
+        if self._c.on_cpu:
+            copy_windows(copy, view)
+        else:
+            self._xp.copyto(copy, view, casting="unsafe")
+        return copy
+
+
+def _repeat_shifted(xp: ModuleType, w_tagb: Array, outputs: int) -> Array:
+    """`outputs` copies of w, each one tap further along the last axis, side by side in its output channels."""
+    *taps, s, a, groups, b = w_tagb.shape
+    wide: Array = xp.zeros((*taps, s + outputs - 1, a, groups, outputs * b), w_tagb.dtype)
+    for i in range(outputs):
+        wide[..., i : i + s, :, :, i * b : (i + 1) * b] = w_tagb
+    return wide
+
+
+def _block(matrix_mk: Array, g: ConvGeometry, block: slice) -> Array:
+    """Some columns of (m, k); with groups, some groups of it as (g, m, k // groups)."""
+    if g.groups == 1:
+        return matrix_mk[:, block]
+    return matrix_mk.reshape(-1, g.groups, g.k_group).swapaxes(0, 1)[block]
+
+
+@lru_cache(maxsize=1024)
+def windows_are_matrix(c: Correlation) -> bool:
+    """Whether the windows of x, as they lie in memory, are a matrix that BLAS takes: one constant step from row to row.
+
+    Holds for 1x1 kernels of stride 1, kernels of the whole input, and patches (kernel == stride) along one axis.
+    """
+    g = c.g
+    if not c.x_plain or g.is_padded or (g.groups > 1 and c.tap_count > 1):
+        return False
+    apart = [math.prod((*g.spatial[axis + 1 :], g.c)) for axis in range(g.ndim)]  # elements between neighbours
+    row_steps = (math.prod((*g.spatial, g.c)), *(a * s for a, s in zip(apart, g.stride, strict=True)))
+    col_steps = (*(a * d for a, d in zip(apart, g.dilation, strict=True)), 1)
+    row_step = merged_step((g.n, *g.out), row_steps)
+    col_step = merged_step((*g.kernel, g.c), col_steps)
+    return col_step in (0, 1) and row_step is not None and (row_step == 0 or row_step >= c.tap_count * g.c)
+
+
+def merged_step(sizes: Ints, steps: Ints) -> int | None:
+    """The one step with which axes of these sizes and steps are walked in C order; None if there is no such step.
+
+    >>> merged_step((4, 5), (10, 2)), merged_step((4, 5), (16, 2)), merged_step((1, 1), (7, 3))
+    (2, None, 0)
+    """
+    walked = [(size, step) for size, step in zip(sizes, steps, strict=True) if size != 1]
+    for (_, outer), (size, step) in itertools.pairwise(walked):
+        if outer != size * step:
+            return None
+    return walked[-1][1] if walked else 0

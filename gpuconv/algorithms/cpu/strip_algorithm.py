@@ -1,0 +1,364 @@
+"""What algorithms that compute strip by strip have in common: cutting, threads, and all three passes.
+
+A subclass says how one strip is computed. The rest is here, once: how many outputs a strip may have under
+``max_workspace``, the input gradient (zero padding) as stride-1 correlations (see adjoint.py), and the weight gradient
+as a sum over strips.
+
+Where strips end depends on the problem and on ``max_workspace``, never on the number of threads, and every sum over
+strips is made in a fixed order: so the bits of a result do not depend on how many threads there are, or which is first.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gpuconv import cpu
+from gpuconv.algorithms.adjoint import adjoint_classes, adjoint_parts
+from gpuconv.algorithms.base import Problem, Work
+from gpuconv.algorithms.epilogue import fill
+from gpuconv.algorithms.strips import Strip, Strips, extents_of, tile_elements
+from gpuconv.backend import accumulator, is_complex
+from gpuconv.geometry import ConvGeometry
+from gpuconv.typing import Array, Ints
+
+SHARES = 8
+"""Work that is long enough is cut into at least so many tasks, so that threads have something to share out."""
+
+SMALL_MACS = 2**18
+"""Up to here BLAS keeps to one thread by itself and need not be held to it."""
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """y = correlate(x, w) without bias; or, for a weight gradient, what it takes to get w's gradient from x and y's.
+
+    `x_plain` and `y_plain` say that the array is C-contiguous and of dtype `acc`, so that strips of it are matrices;
+    `w_plain`, that w can be used, or its gradient written, where it lies.
+    """
+
+    g: ConvGeometry
+    acc: np.dtype[Any]
+    casts: bool
+    on_cpu: bool
+    x_plain: bool
+    y_plain: bool
+    w_plain: bool
+    side_by_side: int = 1  # outputs along the last axis that `g` takes for channels of one, see Gemm.adapt
+    shifted: bool = False  # whether gemm computes it without columns, see gemm_shifted.py
+
+    @classmethod
+    def of(cls, problem: Problem) -> Correlation:
+        acc = accumulator(problem.dtype)
+        plain = problem.contiguous and problem.dtype == acc
+        return cls(problem.geometry, acc, problem.dtype != acc, problem.on_cpu, plain, plain, plain)
+
+    @classmethod
+    def of_part(cls, problem: Problem, g: ConvGeometry) -> Correlation:
+        """The correlation of geometry `g` that gives one part of an input gradient: x is dy, y is dx."""
+        whole = cls.of(problem)
+        one_tap = math.prod(g.kernel) == 1
+        return replace(
+            whole,
+            g=g,
+            x_plain=whole.x_plain and g.spatial == problem.geometry.out,
+            y_plain=whole.y_plain and set(problem.geometry.stride) == {1},
+            w_plain=whole.w_plain and one_tap and not is_complex(problem.dtype),
+        )
+
+    @property
+    def needs_tile(self) -> bool:
+        """Whether some strip looks at padding, or at values of another dtype: a view of x will not do."""
+        return self.g.is_padded or self.casts
+
+    @property
+    def tap_count(self) -> int:
+        return math.prod(self.g.kernel)
+
+    def tile_bytes(self, extents: Ints) -> int:
+        return tile_elements(self.g, extents) * self.acc.itemsize if self.needs_tile else 0
+
+
+@dataclass(frozen=True)
+class Cut:
+    """`strips` x `blocks` (of output channels, or groups) are the tasks; of a weight gradient, `chunks` x `blocks`."""
+
+    strips: Strips
+    blocks: Sequence[slice]
+    chunks: int
+    in_place: bool
+    threads: int
+    shared_bytes: int
+    worker_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.shared_bytes + self.threads * self.worker_bytes
+
+    @property
+    def extents(self) -> Ints:
+        """Of the largest strip."""
+        return extents_of(self.strips[0])
+
+
+StripJob = Callable[[tuple[Strip, slice]], None]
+"""Computes one block of channels of one strip."""
+
+WeightJob = Callable[[Strip, slice, Array, bool], None]
+"""Adds what one strip contributes to one block of a weight gradient; the first of a sum is written instead."""
+
+
+class StripAlgorithm(ABC):
+    """Base of depthwise, winograd and gemm; see `Algorithm` for the methods that callers use."""
+
+    name: str
+    exact: bool = True
+    share_macs: int
+    """Multiply-adds that take one core some 100 us: less is not worth a task, nor waking a thread."""
+
+    def shares(self, c: Correlation) -> int:
+        """Into how many tasks to cut the work, at least where it can be."""
+        return max(1, min(SHARES, c.g.macs // self.share_macs))
+
+    # ------------------------------------------------------------------------------------------ for the subclass
+
+    @abstractmethod
+    def refusal(self, problem: Problem) -> str | None: ...
+
+    @abstractmethod
+    def rows(self, c: Correlation) -> int:
+        """How many outputs a strip best has."""
+
+    @abstractmethod
+    def blocks(self, c: Correlation, pieces: int, least: int) -> list[slice]:
+        """Up to `pieces` blocks of the channels (or groups), each of at least `least` output channels if it can be."""
+
+    @abstractmethod
+    def strip_bytes(self, c: Correlation, extents: Ints) -> int:
+        """Buffers of a `strip_job` for strips up to these extents."""
+
+    @abstractmethod
+    def weight_bytes(self, c: Correlation, extents: Ints) -> int:
+        """Buffers of a `weight_job` for strips up to these extents."""
+
+    @abstractmethod
+    def packed_bytes(self, c: Correlation) -> int:
+        """Memory that `pack` takes."""
+
+    @abstractmethod
+    def correlation_work(self, c: Correlation, strips: int) -> Work:
+        """What one correlation, or one weight gradient, takes in so many strips."""
+
+    @abstractmethod
+    def pack(self, xp: ModuleType, c: Correlation, w_tagb: Array) -> Array:
+        """The weights as `strip_job` wants them, from a view (*taps, inputs of a group, groups, outputs of a group)."""
+
+    @abstractmethod
+    def strip_job(
+        self, xp: ModuleType, c: Correlation, cut: Cut, x: Array, packed: Array, y: Array, bias: Array | None, act: str
+    ) -> StripJob: ...
+
+    @abstractmethod
+    def weight_job(self, xp: ModuleType, c: Correlation, cut: Cut, x: Array, dy: Array) -> WeightJob: ...
+
+    def adapt(self, c: Correlation) -> Correlation:
+        """The same correlation in the form that this algorithm computes; not asked for a weight gradient."""
+        return c
+
+    def sum_shape(self, c: Correlation) -> Ints:
+        """Shape of what the jobs of a weight gradient add to."""
+        return c.g.w_shape
+
+    def unpack(self, xp: ModuleType, c: Correlation, total: Array) -> Array:
+        """The weight gradient, channels last, from the sum over all strips."""
+        return total
+
+    # ------------------------------------------------------------------------------------------ the passes
+
+    def reservation(self, problem: Problem) -> str | None:
+        return None
+
+    def workspace_bytes(self, problem: Problem) -> int:
+        g, budget = problem.geometry, problem.max_workspace
+        if g.macs == 0:
+            return 0
+        if problem.direction == "forward":
+            return self._cut(self._whole(problem), budget).total_bytes
+        if problem.direction == "weight_grad":
+            return self._weight_cut(Correlation.of(problem), budget).total_bytes
+        return max((self._cut(c, budget).total_bytes for c, _ in self._parts(problem)), default=0)
+
+    def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
+        return False  # strips have other ends, and products of BLAS other shapes
+
+    def work(self, problem: Problem) -> Work:
+        if problem.geometry.macs == 0:
+            return Work()
+        if problem.direction == "weight_grad":
+            c = Correlation.of(problem)
+            return self.correlation_work(c, len(self._weight_cut(c, problem.max_workspace).strips))
+        parts = [(self._whole(problem), 1)] if problem.direction == "forward" else self._parts(problem)
+        works = (self.correlation_work(c, len(self._cut(c, problem.max_workspace).strips)) * of for c, of in parts)
+        return sum(works, Work())
+
+    def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
+        self.forward_packed(problem, x, self.pack_weights(problem, w), out, bias, activation)
+
+    def pack_weights(self, problem: Problem, w: Array) -> Array:
+        return self.pack(problem.xp, self._whole(problem), split_groups(w, problem.geometry))
+
+    def forward_packed(
+        self, problem: Problem, x: Array, packed: Array, out: Array, bias: Array | None, activation: str
+    ) -> None:
+        self._correlate(problem, self._whole(problem), x, packed, out, bias, activation)
+
+    def input_grad(
+        self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
+    ) -> None:
+        g, xp = problem.geometry, problem.xp
+        for part in adjoint_parts(g):
+            target = out[(slice(None), *part.dx_slices)]
+            if part.geometry is None:
+                fill(xp, target, bias, activation)
+                continue
+            w_tagb = split_groups(w[part.w_slices], g)
+            w_tbga = w_tagb.swapaxes(-3, -1)  # (*taps, outputs of a group, groups, inputs of a group)
+            c = self.adapt(Correlation.of_part(problem, part.geometry))
+            dy_part = dy[(slice(None), *part.dy_slices)]
+            packed = self.pack(xp, c, w_tbga)
+            if is_complex(problem.dtype):
+                packed = xp.conjugate(packed, out=packed)
+            self._correlate(problem, c, dy_part, packed, target, bias, activation)
+
+    def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
+        c, xp = Correlation.of(problem), problem.xp
+        cut = self._weight_cut(c, problem.max_workspace)
+        bounds = np.linspace(0, len(cut.strips), cut.chunks + 1).astype(int)
+        sums = out[None] if cut.in_place else xp.empty((cut.chunks, *self.sum_shape(c)), c.acc)
+
+        def make_job() -> Callable[[tuple[int, slice]], None]:
+            add = self.weight_job(xp, c, cut, x, dy)
+
+            def job(task: tuple[int, slice]) -> None:
+                chunk, block = task
+                for i in range(bounds[chunk], bounds[chunk + 1]):
+                    add(cut.strips[i], block, sums[chunk], i == bounds[chunk])
+
+            return job
+
+        tasks = itertools.product(range(cut.chunks), cut.blocks)
+        cpu.spread(tasks, make_job, cut.threads, holds_blas=_spreads(c))
+        total = added_up(sums)
+        if is_complex(problem.dtype):
+            # The jobs conjugate dy, which is smaller than the columns of x:  conj(x)^T dy == conj(x^T conj(dy)).
+            xp.conjugate(total, out=total)
+        if not cut.in_place:
+            xp.copyto(out, self.unpack(xp, c, total), casting="unsafe")
+
+    # ------------------------------------------------------------------------------------------ below the passes
+
+    def _correlate(
+        self,
+        problem: Problem,
+        c: Correlation,
+        x: Array,
+        packed: Array,
+        y: Array,
+        bias: Array | None,
+        activation: str,
+    ) -> None:
+        xp = problem.xp
+        cut = self._cut(c, problem.max_workspace)
+        bias = None if bias is None else bias.astype(c.acc, copy=False)
+        tasks = ((strip, block) for strip in cut.strips for block in cut.blocks)
+        make_job = partial(self.strip_job, xp, c, cut, x, packed, y, bias, activation)
+        cpu.spread(tasks, make_job, cut.threads, holds_blas=_spreads(c))
+
+    def _whole(self, problem: Problem) -> Correlation:
+        return _whole(self, problem)
+
+    def _parts(self, problem: Problem) -> list[tuple[Correlation, int]]:
+        """The correlations that an input gradient (of zero padding) consists of, and how often it does of each."""
+        classes = adjoint_classes(problem.geometry)
+        return [(self.adapt(Correlation.of_part(problem, g)), count) for g, count in classes]
+
+    def _cut(self, c: Correlation, budget: int) -> Cut:
+        return _cut(self, c, budget, cpu.workers())
+
+    def _weight_cut(self, c: Correlation, budget: int) -> Cut:
+        return _weight_cut(self, c, budget, cpu.workers())
+
+
+@lru_cache(maxsize=1024)
+def _whole(algorithm: StripAlgorithm, problem: Problem) -> Correlation:
+    return algorithm.adapt(Correlation.of(problem))
+
+
+@lru_cache(maxsize=1024)
+def _cut(algorithm: StripAlgorithm, c: Correlation, budget: int, threads: int) -> Cut:
+    shared = algorithm.packed_bytes(c)
+    strips, worker = fit((c.g.n, *c.g.out), algorithm.rows(c), budget - shared, partial(algorithm.strip_bytes, c))
+    shares = algorithm.shares(c)
+    blocks = algorithm.blocks(c, -(-shares // len(strips)), 64)
+    tasks = min(shares, len(strips) * len(blocks))
+    threads = affordable_threads(tasks, budget - shared, worker, threads) if c.on_cpu else 1
+    return Cut(strips, blocks, 1, False, threads, shared, worker)
+
+
+@lru_cache(maxsize=1024)
+def _weight_cut(algorithm: StripAlgorithm, c: Correlation, budget: int, threads: int) -> Cut:
+    one_sum = math.prod(algorithm.sum_shape(c)) * c.acc.itemsize
+    shares = algorithm.shares(c)
+    blocks = algorithm.blocks(c, shares, 128)
+    rows = algorithm.rows(c)
+    chunks = min(-(-shares // len(blocks)), -(-math.prod(c.g.y_shape[:-1]) // rows), budget // 2 // max(one_sum, 1))
+    chunks = max(1, chunks)
+    unpacked = 0 if algorithm.sum_shape(c) == c.g.w_shape else math.prod(c.g.w_shape) * c.acc.itemsize
+    in_place = chunks == 1 and c.w_plain and not unpacked
+    shared = 0 if in_place else chunks * one_sum + unpacked
+    strips, worker = fit((c.g.n, *c.g.out), rows, budget - shared, partial(algorithm.weight_bytes, c))
+    chunks = min(chunks, len(strips))
+    tasks = min(shares, chunks * len(blocks))
+    threads = affordable_threads(tasks, budget - shared, worker, threads) if c.on_cpu else 1
+    return Cut(strips, blocks, chunks, in_place, threads, shared, worker)
+
+
+def fit(extents: Ints, rows: int, budget: int, bytes_of: Callable[[Ints], int]) -> tuple[Strips, int]:
+    """Strips of about `rows` positions, or fewer until the buffers of one thread stay under `budget`."""
+    while True:
+        strips = Strips(extents, rows)
+        worker = bytes_of(extents_of(strips[0]))
+        if worker <= budget or rows == 1:
+            return strips, worker
+        rows = max(1, min(rows, math.prod(extents_of(strips[0]))) // 2)
+
+
+def affordable_threads(tasks: int, budget: int, worker: int, most: int) -> int:
+    """How many threads, of up to `most`, have something to do and room for their buffers."""
+    return max(1, min(most, tasks, most if worker == 0 else budget // worker))
+
+
+def _spreads(c: Correlation) -> bool:
+    """Whether BLAS would spread a product over threads of its own."""
+    return c.on_cpu and c.g.macs > SMALL_MACS
+
+
+def added_up(parts: Array) -> Array:
+    """The sum of parts[0], parts[1], ..., in this order, made in the first of them."""
+    total: Array = parts[0]
+    for part in parts[1:]:
+        total += part
+    return total
+
+
+def split_groups(w: Array, g: ConvGeometry) -> Array:
+    """w (*taps, c // groups, k) as a view (*taps, c // groups, groups, k // groups)."""
+    return w.reshape(*w.shape[:-1], g.groups, g.k_group)

@@ -1,0 +1,473 @@
+"""Winograd's filtering on the CPU by loops that Numba compiles: problems as what simd/winograd.py is given.
+
+    forward       weights are transformed by all threads; then each takes one block of tiles after another, transforms
+                  it into a buffer in its second-level cache, multiplies and transforms back. Where weights are many
+                  and tiles few it is the other way round: the buffer is for the weights of a panel of channels
+    input_grad    the same, of dy and the flipped and transposed weights, see adjoint.py
+    weight_grad   rounds of tiles: all threads transform those of a round, then each sums over them for some elements
+
+How a problem is cut does not depend on the number of threads where that could show in a sum: neither do the bits.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+
+from gpuconv import cpu
+from gpuconv.algorithms.adjoint import adjoint_classes, adjoint_parts
+from gpuconv.algorithms.base import Problem, Work
+from gpuconv.algorithms.cpu.compiled import budget, copied_bytes
+from gpuconv.algorithms.cpu.direct_dense import ONE_VECTOR
+from gpuconv.algorithms.cpu.strip_algorithm import affordable_threads, split_groups
+from gpuconv.algorithms.cpu.winograd import SUM_CHANNELS, Winograd
+from gpuconv.algorithms.epilogue import fill, finish
+from gpuconv.cpu.parallel_loops import Job, run
+from gpuconv.geometry import ConvGeometry
+from gpuconv.simd.host import (
+    LONGEST_VECTOR,
+    address,
+    has_adjacent_channels,
+    native,
+    tasks_for,
+    with_adjacent_channels,
+    zeros_at,
+)
+from gpuconv.simd.transforms import Transforms
+from gpuconv.typing import Array, Ints
+
+LINE = 64
+"""Bytes of a cache line."""
+
+PANEL = 2 * LONGEST_VECTOR
+"""Bytes of a row of a panel of output channels, or more."""
+
+ROWS = 8
+"""Of the largest tile of a product: buffers take room for the rows that it has beyond the last."""
+
+ROUND = 96
+"""Tiles over which a weight gradient sums at a time, where sums are few: what is transformed stays in a near cache."""
+
+LONG_ROUND = 256
+"""The same where sums are many, for each round reads and writes all of them; or where one such round is enough. It is
+the number of products that are summed in registers, too: longer sums err more."""
+
+MANY_SUMS = 2**23
+"""Bytes."""
+
+LEAST_TILES = 8
+"""Of a block, where memory is short."""
+
+MOST_TILES = 48
+"""Of a block that fits into the second-level cache: more make products no faster."""
+
+LEAST_IN_CACHE = 24
+"""Tiles of a block that fits: fewer wait for weights longer than that saves."""
+
+TILES_OUTSIDE = 96
+"""Of a block where so few would fit."""
+
+MOST_SHARED = 2**22
+"""Bytes of all transformed tiles, for panels to be made of them: each reads them all."""
+
+# What one takes of the rates of heuristics.py, by outputs along a side of a tile. Fitted on 2026-11-23 to 30 layers in
+# all three directions, on one core of an AMD EPYC (Zen 5).
+PRODUCTS = {2: 1.0, 4: 1.2}
+TRANSFORMS = {2: 0.22, 4: 0.34}
+WEIGHTS, WEIGHT_SUMS = 0.4, 0.9
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a correlation, or a weight gradient, of geometry `g` is computed.
+
+    Tasks are blocks of `block` tiles by `pieces` of the panels; of a weight gradient, within rounds of `block` tiles.
+    With `by_panel` they are panels of all tiles. `depth` is how many products are summed in registers. Buffers and
+    steps are in bytes.
+    """
+
+    g: ConvGeometry
+    f: Transforms
+    dtype: np.dtype[Any]
+    is_w: bool
+    by_panel: bool
+    block: int
+    pieces: int
+    depth: int
+    threads: int
+
+    @cached_property
+    def tiles(self) -> int:
+        return _tiles(self.g, self.f)
+
+    @cached_property
+    def u(self) -> int:
+        """Transformed weights, those of a part of a panel if `by_panel`, or the sums of their gradient."""
+        if self.by_panel or self.is_w:
+            return self.f.n**2 * self.u_plane
+        return self.g.groups * self.u_group
+
+    @cached_property
+    def u_group(self) -> int:
+        g, bytes_k = self.g, self.g.k_group * self.dtype.itemsize
+        if self.is_w:
+            return _rounded(bytes_k, PANEL) * _rounded(g.c_group, ROWS)
+        return _rounded(bytes_k, LONGEST_VECTOR) * g.c_group * self.f.n**2
+
+    @cached_property
+    def u_plane(self) -> int:
+        return self.u_group * self.g.groups if self.is_w else _plane(self.depth * PANEL)
+
+    @cached_property
+    def row(self) -> int:
+        """Bytes of the channels of a group of a transformed tile."""
+        return _rounded(self.g.c_group * self.dtype.itemsize, LINE)
+
+    @cached_property
+    def v_group(self) -> int:
+        return (self.block + (0 if self.is_w else ROWS - 1)) * self.row
+
+    @cached_property
+    def v_plane(self) -> int:
+        return _plane(self.g.groups * self.v_group)
+
+    @cached_property
+    def v(self) -> int:
+        """Transformed tiles."""
+        return self.f.n**2 * self.v_plane
+
+    @cached_property
+    def d_plane(self) -> int:
+        return _plane(self.block * _panels(self.g, self.dtype) * PANEL)
+
+    @cached_property
+    def sum_plane(self) -> int:
+        return _plane((self.block + ROWS - 1) * PANEL)
+
+    @cached_property
+    def sums(self) -> int:
+        return self.f.n**2 * self.sum_plane
+
+    @cached_property
+    def table(self) -> int:
+        """Elements of a table of addresses."""
+        return max(self.f.n**2 + (0 if self.is_w else self.block * self.f.m**2), 18)
+
+    @cached_property
+    def spare(self) -> int:
+        """A pixel of y, that nobody reads; and taps of some channels."""
+        return max(self.g.k * self.dtype.itemsize + PANEL, 9 * LONGEST_VECTOR**2 // self.dtype.itemsize)
+
+    @cached_property
+    def zeros(self) -> int:
+        """A pixel of x, or of dy."""
+        return max(self.g.c, self.g.k) * self.dtype.itemsize
+
+    @cached_property
+    def shared_bytes(self) -> int:
+        shared = self.zeros + _added(self.g, self.dtype) * self.dtype.itemsize
+        if self.is_w:
+            return shared + self.u + self.v + self.f.n**2 * self.d_plane + 3 * LINE
+        return shared + (self.v if self.by_panel else self.u) + LINE
+
+    @cached_property
+    def worker_bytes(self) -> int:
+        if self.is_w:
+            return 8 * self.table
+        return 8 * self.table + (self.u if self.by_panel else self.v) + self.sums + self.spare + 3 * LINE
+
+
+def _tiles(g: ConvGeometry, f: Transforms) -> int:
+    return g.n * math.prod(-(-p // f.m) for p in g.out)
+
+
+def _rounded(count: int, unit: int) -> int:
+    return -(-count // unit) * unit
+
+
+def _plane(size: int) -> int:
+    """At least so many bytes, an odd number of cache lines: planes so begin in different sets of a cache."""
+    return (-(-size // LINE) | 1) * LINE
+
+
+def _added(g: ConvGeometry, dtype: np.dtype[Any]) -> int:
+    """Elements of a bias: a panel may reach past the last channel."""
+    return g.k + PANEL // dtype.itemsize
+
+
+def _panels(g: ConvGeometry, dtype: np.dtype[Any]) -> int:
+    """Of all groups, of the longest vectors."""
+    return g.groups * -(-g.k_group * dtype.itemsize // PANEL)
+
+
+def _aligned(size: int, dtype: np.dtype[Any]) -> Array:
+    """An array of so many bytes that begins where a cache line does: no vector then lies in two of them."""
+    room = np.empty(size + LINE, np.uint8)
+    start = -address(room) % LINE
+    aligned: Array = room[start : start + size].view(dtype)
+    return aligned
+
+
+@lru_cache(maxsize=1024)
+def _cut(problem: Problem, g: ConvGeometry, f: Transforms, threads: int) -> Cut:
+    if problem.direction == "weight_grad":
+        return _cut_into_rounds(problem, g, f, threads)
+    if _tiles(g, f) < g.k_group:  # transformed tiles take less room than transformed weights
+        cut = _cut_by_panel(problem, g, f, threads)
+        if cut.v <= MOST_SHARED and cut.worker_bytes <= budget(problem, cut.shared_bytes):
+            return cut
+    return _cut_into_blocks(problem, g, f, threads)
+
+
+def _cut_by_panel(problem: Problem, g: ConvGeometry, f: Transforms, threads: int) -> Cut:
+    panels = _panels(g, problem.dtype)
+    cut = Cut(g, f, problem.dtype, False, True, _tiles(g, f), panels, _depth(g, problem.dtype), 1)
+    return _with_threads(cut, problem, panels, threads)
+
+
+@lru_cache(maxsize=1024)
+def _cut_into_blocks(problem: Problem, g: ConvGeometry, f: Transforms, threads: int) -> Cut:
+    dtype, tiles = problem.dtype, _tiles(g, f)
+    cut = Cut(g, f, dtype, False, False, 1, 1, _depth(g, dtype), 1)
+    most = cpu.cache_bytes() // 2 // (f.n**2 * g.groups * cut.row)
+    most = min(most, MOST_TILES) if most >= LEAST_IN_CACHE else TILES_OUTSIDE
+    cut = _shrunk(replace(cut, block=min(tiles, _rounded(_parts(tiles, most), ROWS))), problem)
+    blocks = -(-tiles // cut.block)
+    cut = replace(cut, pieces=min(_panels(g, dtype), -(-tasks_for(threads, sums=False) // blocks)))
+    return _with_threads(cut, problem, blocks * cut.pieces, threads)
+
+
+def _cut_into_rounds(problem: Problem, g: ConvGeometry, f: Transforms, threads: int) -> Cut:
+    dtype, tiles, xis = problem.dtype, _tiles(g, f), f.n**2
+    has_many = xis * g.c_group * g.k * dtype.itemsize > MANY_SUMS
+    most = LONG_ROUND if has_many or tiles <= LONG_ROUND else ROUND
+    cut = _shrunk(Cut(g, f, dtype, True, False, _parts(tiles, most), 1, 1, 1), problem)
+    cut = replace(cut, pieces=min(_panels(g, dtype), -(-tasks_for(threads, sums=False) // xis)))
+    return _with_threads(cut, problem, xis * cut.pieces, threads)
+
+
+def _shrunk(cut: Cut, problem: Problem) -> Cut:
+    """With smaller blocks, until a thread's buffers fit beside what is shared."""
+    while cut.block > LEAST_TILES and cut.worker_bytes > budget(problem, cut.shared_bytes):
+        cut = replace(cut, block=max(LEAST_TILES, cut.block // 2))
+    return cut
+
+
+def _with_threads(cut: Cut, problem: Problem, tasks: int, threads: int) -> Cut:
+    room = budget(problem, cut.shared_bytes)
+    return replace(cut, threads=affordable_threads(tasks, room, cut.worker_bytes, threads))
+
+
+def _depth(g: ConvGeometry, dtype: np.dtype[Any]) -> int:
+    """Input channels that are summed in registers: whole cache lines of them."""
+    return _rounded(_parts(g.c_group, SUM_CHANNELS), LINE // dtype.itemsize)
+
+
+def _parts(count: int, most: int) -> int:
+    """The size of the parts into which `count` is cut, each as large as the others and none larger than `most`."""
+    return -(-count // -(-count // most))
+
+
+class CompiledWinograd:
+    """F(m x m, 3 x 3) in float32 and float64; what it refuses is what the one on NumPy does."""
+
+    def __init__(self, plain: Winograd) -> None:
+        self.name, self.exact = plain.name, plain.exact
+        self._plain, self._f = plain, plain.transforms
+
+    def refusal(self, problem: Problem) -> str | None:
+        return self._plain.refusal(problem)
+
+    def reservation(self, problem: Problem) -> str | None:
+        return self._plain.reservation(problem)
+
+    def workspace_bytes(self, problem: Problem) -> int:
+        of_each = (cut.shared_bytes + cut.threads * cut.worker_bytes for cut in self._cuts(problem))
+        return max((copied_bytes(problem) + taken for taken in of_each), default=0)
+
+    def work(self, problem: Problem) -> Work:
+        return sum((_work(cut) for cut in self._cuts(problem)), Work())
+
+    def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
+        return problem.direction != "weight_grad"  # a tile is summed by itself, in an order that its channels decide
+
+    def _cuts(self, problem: Problem) -> list[Cut]:
+        if problem.geometry.macs == 0:
+            return []
+        if problem.direction != "input_grad":
+            return [self._cut(problem, problem.geometry)]
+        return [self._cut(problem, g) for g, _ in adjoint_classes(problem.geometry)]  # one, the stride being 1
+
+    def _cut(self, problem: Problem, g: ConvGeometry) -> Cut:
+        return _cut(problem, g, self._f, cpu.workers())
+
+    # ------------------------------------------------------------------------------------------ the passes
+
+    def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
+        g = problem.geometry
+        _correlate(self._cut(problem, g), x, _by_group(native(w), g), None, out, bias, activation)
+
+    def pack_weights(self, problem: Problem, w: Array) -> Array:
+        cut = _cut_into_blocks(problem, problem.geometry, self._f, cpu.workers())
+        packed = _aligned(cut.u, cut.dtype)
+        run(cut.threads, [_job(cut, None, _by_group(native(w), problem.geometry), packed, None, None, relu=False)])
+        return packed
+
+    def forward_packed(
+        self, problem: Problem, x: Array, packed: Array, out: Array, bias: Array | None, activation: str
+    ) -> None:
+        cut = _cut_into_blocks(problem, problem.geometry, self._f, cpu.workers())
+        _correlate(cut, x, None, packed, out, bias, activation)
+
+    def input_grad(
+        self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
+    ) -> None:
+        g, w = problem.geometry, native(w)
+        for part in adjoint_parts(g):  # one, the stride being 1
+            place = out[(slice(None), *part.dx_slices)]
+            if part.geometry is None:
+                fill(np, place, bias, activation)
+                continue
+            turned = _by_group(w[part.w_slices], g).swapaxes(-1, -2)
+            seen = dy[(slice(None), *part.dy_slices)]
+            _correlate(self._cut(problem, part.geometry), seen, turned, None, place, bias, activation)
+
+    def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
+        target = out if has_adjacent_channels(out) else np.empty(out.shape, out.dtype)
+        cut = self._cut(problem, problem.geometry)
+        _sum_up(cut, with_adjacent_channels(native(x)), with_adjacent_channels(native(dy)), target)
+        if target is not out:
+            out[...] = target
+
+
+def _correlate(
+    cut: Cut, x: Array, w: Array | None, packed: Array | None, out: Array, bias: Array | None, activation: str
+) -> None:
+    """out = activation(correlation of x + bias), by w (3, 3, groups, c // groups, k // groups) or by packed weights."""
+    target = out if has_adjacent_channels(out) else np.empty(out.shape, out.dtype)
+    if packed is None and not cut.by_panel:
+        packed = _aligned(cut.u, cut.dtype)
+    x = with_adjacent_channels(native(x))
+    run(cut.threads, [_job(cut, x, w, packed, target, bias, relu=activation == "relu")], macs=cut.g.macs)
+    if activation not in ("identity", "relu"):
+        finish(np, target, None, activation)
+    if target is not out:
+        out[...] = target
+
+
+def _job(
+    cut: Cut, x: Array | None, w: Array | None, packed: Array | None, y: Array | None, bias: Array | None, *, relu: bool
+) -> Job:
+    """Make y, of x and w, or of x and packed weights; or without x transform w into packed weights."""
+    from gpuconv.simd import winograd
+    from gpuconv.simd.tile import ROWS as TILE_ROWS
+    from gpuconv.simd.tile import VECTOR_BYTES
+
+    g, dtype, by_m, by_panel = cut.g, cut.dtype, _sides(cut.f), cut.by_panel
+    added = np.zeros(_added(g, dtype), dtype)
+    if bias is not None:
+        added[: g.k] = bias
+    zeros, kept = zeros_at(cut.zeros)
+    v = _aligned(cut.v, dtype) if by_panel else None
+    panels = g.groups * -(-g.k_group * dtype.itemsize // (2 * VECTOR_BYTES))
+    if by_panel:
+        firsts, others = -(-cut.tiles // winograd.TILES_AT_ONCE), panels
+    else:
+        firsts = 0 if w is None else panels * -(-g.c_group // winograd.PACKED_AT_ONCE)
+        others = 0 if x is None else -(-cut.tiles // cut.block) * cut.pieces
+    tasks = firsts + others
+    filtering = winograd.Filtering(
+        **_places(cut, x, w, y, zeros),
+        u=0 if packed is None else address(packed),
+        u_group=cut.u_group,
+        u_plane=cut.u_plane,
+        v=0 if v is None else address(v),
+        v_rows=TILE_ROWS,
+        v_some=TILE_ROWS * cut.row,
+        v_group=cut.v_group,
+        v_plane=cut.v_plane,
+        sum_plane=cut.sum_plane,
+        relu=int(relu),
+        by_panel=int(by_panel),
+        depth=cut.depth,
+    )
+    record = winograd.record(filtering)
+    held = x, w, packed, v, y, kept  # the loop knows their addresses only
+
+    def work(turn: Any, _: object = held) -> None:
+        buffers = (_aligned(size, dtype) for size in (cut.u if by_panel else cut.v, cut.sums, cut.spare))
+        winograd.correlate(record, by_m, added, firsts, tasks, turn, np.empty(cut.table, np.int64), *buffers)
+
+    return work
+
+
+def _sum_up(cut: Cut, x: Array, dy: Array, out: Array) -> None:
+    """out = the gradient of w, whose channels k are adjacent."""
+    from gpuconv.simd import winograd
+    from gpuconv.simd.tile import VECTOR_BYTES
+
+    g, dtype, by_m = cut.g, cut.dtype, _sides(cut.f)
+    zeros, kept = zeros_at(cut.zeros)
+    u, v, d = (_aligned(size, dtype) for size in (cut.u, cut.v, cut.f.n**2 * cut.d_plane))
+    filtering = winograd.Filtering(
+        **_places(cut, x, _by_group(out, g), dy, zeros),
+        u=address(u),
+        u_group=cut.u_group,
+        u_panel=_rounded(g.c_group, ROWS) * 2 * VECTOR_BYTES,
+        u_plane=cut.u_plane,
+        v=address(v),
+        v_rows=cut.block,
+        v_group=cut.v_group,
+        v_plane=cut.v_plane,
+        d=address(d),
+        d_panel=cut.block * 2 * VECTOR_BYTES,
+        d_group=cut.block * _panels(g, dtype) // g.groups * PANEL,
+        d_plane=cut.d_plane,
+    )
+    record = winograd.record(filtering)
+
+    def work(turn: Any, _: object = kept) -> None:
+        winograd.weight_gradient(record, by_m, turn, np.empty(cut.table, np.int64), u)
+
+    run(cut.threads, [work], macs=cut.g.macs)
+
+
+def _places(cut: Cut, x: Array | None, w: Array | None, y: Array | None, zeros: int) -> dict[str, int]:
+    """Where arrays lie, and sizes; w is (3, 3, groups, c // groups, k // groups)."""
+    g, m = cut.g, cut.f.m
+    tiles_h, tiles_w = (-(-size // m) for size in g.out)
+    places = {"zeros": zeros, "tiles_h": tiles_h, "tiles_w": tiles_w, "tiles": cut.tiles}
+    places.update(zip(("height", "width", "p", "q"), (*g.spatial, *g.out), strict=True))
+    places.update(pad_h=g.pad[0][0], pad_w=g.pad[1][0], pixel=g.c * cut.dtype.itemsize)
+    places.update(c=g.c_group, k=g.k_group, groups=g.groups, block=cut.block, pieces=cut.pieces)
+    for name, array, axes in (("x", x, "nhw"), ("w", w, "rsgck"), ("y", y, "npq")):
+        if array is not None:
+            places[name] = address(array)
+            places.update({f"{name}_{axis}": step for axis, step in zip(axes, array.strides, strict=False)})
+    return places
+
+
+def _sides(f: Transforms) -> tuple[Ints, Ints]:
+    """The transforms as simd/winograd.py is told of them."""
+    return (0,) * f.m, (0,) * f.n
+
+
+def _by_group(w: Array, g: ConvGeometry) -> Array:
+    """w (3, 3, c // groups, k) as a view (3, 3, groups, c // groups, k // groups)."""
+    return split_groups(w, g).swapaxes(-2, -3)
+
+
+def _work(cut: Cut) -> Work:
+    """Multiply-adds of whole vectors of channels, and elements of transformed tiles and weights."""
+    g, m, xis, lanes = cut.g, cut.f.m, cut.f.n**2, cpu.vector_bytes() // cut.dtype.itemsize
+    c, k = (g.groups * _rounded(channels, lanes) for channels in (g.c_group, g.k_group))
+    fmas = PRODUCTS[m] * cut.tiles * xis * (c if cut.is_w else g.c) * k / g.groups
+    if g.k_group <= lanes:
+        fmas *= ONE_VECTOR
+    tiles = TRANSFORMS[m] * cut.tiles * xis * (c + k)
+    weights = (WEIGHT_SUMS if cut.is_w else WEIGHTS) * math.prod(g.w_shape) * xis / 9
+    return Work(fmas=fmas, elements=tiles + weights, steps=12)

@@ -1,0 +1,154 @@
+"""Launches of kernels/im2col.cu and col2im.cu. Arrays are C-contiguous and lie on the current device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gpuconv.algorithms.cuda.epilogue import activation_code
+from gpuconv.cuda import Unit, launch
+from gpuconv.cuda.arguments import (
+    MOST_BLOCKS,
+    THREADS,
+    Units,
+    address,
+    blocks,
+    conv_struct,
+    fast_div,
+    index64,
+    is_wide,
+    too_long,
+)
+from gpuconv.geometry import ConvGeometry
+from gpuconv.typing import Array, Ints, Pair
+
+ROWS = 4  # of the matrix that a thread of im2col has under way; see the kernel
+
+MOST_ACROSS = 2**15  # blocks along a row of the matrix: a grid has 65535 at most there
+
+_WORDS = np.dtype(np.float32)  # im2col knows no dtype; a unit must have one
+
+BOX = np.dtype([("n0", "i4"), ("n", "i4"), ("low", "i4", (3,)), ("outputs", "i4", (3,))])
+"""``struct Box`` of col2im.cu."""
+
+UNITS = Units("im2col.cu", ["float32"], BYTES=(1, 2, 4, 8, 16), INDEX64=(0, 1))
+UNITS += Units("col2im.cu", WIDE=(0, 1), INDEX64=(0, 1))
+
+
+@dataclass(frozen=True)
+class Box:
+    """Outputs of a convolution: some samples, and a range of positions along each axis."""
+
+    samples: Pair
+    ranges: tuple[Pair, ...]
+
+    @property
+    def extents(self) -> Ints:
+        return tuple(stop - start for start, stop in (self.samples, *self.ranges))
+
+
+def whole_box(g: ConvGeometry) -> Box:
+    return Box((0, g.n), tuple((0, size) for size in g.out))
+
+
+def refusal(g: ConvGeometry, itemsize: int) -> str | None:
+    """Why the kernels cannot count in this geometry, in words; None if they can."""
+    row = math.prod(g.kernel) * g.c * itemsize  # in bytes, the shortest of words
+    if row >= 2**31:
+        return f"a row of the columns has {row} bytes, kernels count up to {2**31 - 1}"
+    return too_long(g)
+
+
+# -------------------------------------------------------------------------------------------------- im2col
+
+
+def im2col(xp: ModuleType, x: Array, g: ConvGeometry, cols_bytes: Array, first: int, rows: int) -> None:
+    """Rows `first` to `first + rows` of the columns, (m, r s c) or (g, m, r s c // groups), into a buffer of bytes."""
+    word = math.gcd(16, g.c_group * x.itemsize, address(x), address(cols_bytes))
+    in_words = _in_words(g, g.c * x.itemsize // word)
+    width = math.prod(g.kernel) * in_words.c
+    wide_index = index64(in_words.x_shape, (rows, width), in_words.y_shape)
+    unit = Unit("im2col.cu", _WORDS, (("BYTES", word), ("INDEX64", wide_index)))
+    index = np.int64 if wide_index else np.int32
+    block, grid = _shape(width, rows, ROWS)
+    args = (x.reshape(-1).view(np.uint8), cols_bytes, conv_struct(in_words), index(first), index(rows))
+    shared_bytes = 0
+    launch(xp, unit, "im2col", grid, block, args, shared_bytes)
+
+
+@lru_cache(maxsize=1024)
+def _in_words(g: ConvGeometry, words: int) -> ConvGeometry:
+    """The same geometry for the mover of words: c counts them, and k does not matter."""
+    return replace(g, c=words, k=g.groups)
+
+
+def _shape(width: int, rows: int, rows_a_thread: int) -> tuple[Ints, Ints]:
+    """Block and grid over a matrix: threads side by side along a row, as few of them idle as can be."""
+    pieces = -(-width // THREADS)
+    across = -(-width // pieces)
+    down = THREADS // across
+    return (across, down), (min(-(-rows // (down * rows_a_thread)), MOST_BLOCKS), min(pieces, MOST_ACROSS))
+
+
+# -------------------------------------------------------------------------------------------------- col2im
+
+
+def col2im_gather(
+    xp: ModuleType,
+    cols: Array,
+    g: ConvGeometry,
+    x: Array,
+    pixels: Pair | None = None,
+    box: Box | None = None,
+    bias: Array | None = None,
+    activation: str = "identity",
+) -> None:
+    """Pixels `start` to `stop` of x, each from the columns of all outputs that see it: activation(sum + bias).
+
+    `cols`, flat, is of the dtype of x or of its accumulator, and holds the outputs of `box`, which has all that reach
+    these pixels. By default all of both.
+    """
+    box = whole_box(g) if box is None else box
+    first, stop = (0, g.n * math.prod(g.spatial)) if pixels is None else pixels
+    rounded = cols.dtype == x.dtype
+    wide = is_wide(g.c_group, cols.itemsize, address(cols), address(x))
+    packs = g.c * cols.itemsize // 16 if wide else g.c
+    wide_index = index64(g.x_shape, (math.prod(box.extents), math.prod(g.kernel), g.c))
+    unit = Unit("col2im.cu", x.dtype, (("WIDE", wide), ("INDEX64", wide_index)))
+    index = np.int64 if wide_index else np.int32
+    name = "col2im_gather" if rounded else "col2im_gather_acc"
+    grid = (blocks((stop - first) * packs),)
+    block = (THREADS,)
+    args = (
+        cols, bias, x, conv_struct(g), _box_struct(box), fast_div(packs), index(first), index(stop - first),
+        activation_code(activation),
+    )  # fmt: skip
+    shared_bytes = 0
+    launch(xp, unit, name, grid, block, args, shared_bytes)
+
+
+def col2im_scatter(xp: ModuleType, cols: Array, g: ConvGeometry, sums: Array) -> None:
+    """Adds every element of cols to where it belongs in `sums`, of the accumulator's dtype, in whatever order."""
+    rows, width = cols.shape
+    wide_index = index64(cols.shape, g.x_shape)
+    unit = Unit("col2im.cu", cols.dtype, (("WIDE", 0), ("INDEX64", wide_index)))
+    index = np.int64 if wide_index else np.int32
+    block, grid = _shape(width, rows, 1)
+    args = (cols, sums, conv_struct(g), index(rows))
+    shared_bytes = 0
+    launch(xp, unit, "col2im_scatter", grid, block, args, shared_bytes)
+
+
+@lru_cache(maxsize=1024)
+def _box_struct(box: Box) -> np.ndarray[Any, Any]:
+    leading = 3 - len(box.ranges)
+    low = (0,) * leading + tuple(start for start, _ in box.ranges)
+    outputs = (1,) * leading + box.extents[1:]
+    struct = np.array((box.samples[0], box.extents[0], low, outputs), BOX)
+    struct.setflags(write=False)
+    return struct

@@ -1,0 +1,150 @@
+"""Direct convolution on a GPU: implicit matrix products by hand-written kernels, all passes, nothing unfolded.
+
+    forward       y[m,k]    =  x[m at (t,c)]   w[(t,c),k]      m = (n, o, p, q)   outputs    kernels/direct.cu
+    input_grad   dx[m,c]    = dy[m at (t,k)]   w[(t,k),c]*     m = (n, d, h, w)   inputs     kernels/direct.cu
+    weight_grad  dw[(t,c),k] =  x[m at (t,c)]* dy[m,k]         summed over m                 kernels/direct_weights.cu
+
+A forward pass over a few input channels has a kernel of its own, see direct_stem.py.
+
+One launch, or two where the products of a sum are split over several blocks, whose sums add_up.cu adds in order. Raw
+kernels alone, and workspace from CuPy's pool alone: all of it can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from gpuconv.algorithms.base import PlainWeights, Problem, Work
+from gpuconv.algorithms.cuda import direct_stem, direct_tiles
+from gpuconv.algorithms.cuda.direct_tiles import Cut
+from gpuconv.algorithms.cuda.implicit_product import (
+    MOST_JOBS,
+    jobs,
+    launch_product,
+    launch_weights,
+    partial_bytes,
+    product_of,
+    result_shape,
+)
+from gpuconv.backend import accumulator
+from gpuconv.cuda import Unit
+from gpuconv.cuda.arguments import Units, address, index64, too_long
+from gpuconv.typing import Array
+
+_NAMES = {2: ("float16", "bfloat16"), 4: ("float32",), 8: ("float64", "complex64"), 16: ("complex128",)}
+
+
+class _Units:
+    """Every unit that may be launched: with 64-bit indices only the first tile of each kind is."""
+
+    def __iter__(self) -> Iterator[Unit]:
+        for itemsize, names in _NAMES.items():
+            for aligned, kinds in ((1, direct_tiles.WIDE_TILES), (0, direct_tiles.NARROW_TILES)):
+                for number, tile in enumerate(kinds[itemsize]):
+                    macros = {name: [value] for name, value in tile.macros}
+                    wide_index = (0, 1) if number == 0 else (0,)
+                    common: dict[str, Any] = {"ALIGNED": [aligned], "INDEX64": wide_index, **macros}
+                    yield from Units("direct.cu", names, INPUT_GRAD=(0, 1), **common)
+                    yield from Units("direct_weights.cu", names, **common)
+
+
+UNITS = _Units()
+
+
+class CudaDirect(PlainWeights):
+    name = "direct"
+    exact = True
+
+    def refusal(self, problem: Problem) -> str | None:
+        g = problem.geometry
+        reason = too_long(g)
+        if reason is None and g.macs and jobs(problem, _cut(problem)[1]) > MOST_JOBS:
+            reason = f"{jobs(problem, _cut(problem)[1])} direct_tiles, a grid has at most {MOST_JOBS}"
+        return reason
+
+    def reservation(self, problem: Problem) -> str | None:
+        return None
+
+    def workspace_bytes(self, problem: Problem) -> int:
+        if problem.geometry.macs == 0 or direct_stem.serves(problem):
+            return 0
+        return partial_bytes(problem, _cut(problem)[1])
+
+    def work(self, problem: Problem) -> Work:
+        g = problem.geometry
+        if g.macs == 0:
+            return Work()
+        if direct_stem.serves(problem):
+            return Work(fmas=1.15 * direct_stem.computed(g), steps=1)
+        cut = _cut(problem)[1]
+        return Work(fmas=cut.fmas, steps=1 + (cut.splits > 1))
+
+    def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
+        if direct_stem.serves(problem) and direct_stem.is_aligned(problem, w, out):
+            direct_stem.forward(problem, x, w, out, bias, activation)
+        else:
+            _launch_product(problem, x, w, out, bias, activation)
+
+    def input_grad(
+        self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
+    ) -> None:
+        _launch_product(problem, dy, w, out, bias, activation)
+
+    def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
+        _launch_weights(problem, x, dy, out)
+
+
+# -------------------------------------------------------------------------------------------------- launches
+
+
+def _launch_product(problem: Problem, read: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
+    aligned, cut = _cut(problem, not any(address(a) % 16 for a in (read, w, out)))
+    back = int(problem.direction == "input_grad")
+    unit = Unit("direct.cu", problem.dtype, (("INPUT_GRAD", back), *_macros(problem, aligned, cut)))
+    name = "direct_input_grad" if back else "direct_forward"
+    launch_product(problem, cut, unit, name, cut.tile.threads, 0, read, w, out, bias, activation)
+
+
+def _launch_weights(problem: Problem, x: Array, dy: Array, out: Array) -> None:
+    aligned, cut = _cut(problem, not any(address(a) % 16 for a in (x, dy, out)))
+    unit = Unit("direct_weights.cu", problem.dtype, _macros(problem, aligned, cut))
+    launch_weights(problem, cut, unit, "direct_weight_grad", cut.tile.threads, 0, x, dy, out)
+
+
+def _macros(problem: Problem, aligned: int, cut: Cut) -> tuple[tuple[str, int], ...]:
+    return (("ALIGNED", aligned), ("INDEX64", _index64(problem, cut)), *cut.tile.macros)
+
+
+# -------------------------------------------------------------------------------------------------- how it is cut
+
+
+@lru_cache(maxsize=4096)
+def _cut(problem: Problem, addresses_aligned: bool = True) -> tuple[int, Cut]:
+    """ALIGNED, and the cut of a problem whose arrays start at multiples of 16 bytes, or do not."""
+    g, size = problem.geometry, problem.dtype.itemsize
+    vector = 16 // size
+    aligned = int(addresses_aligned and g.c_group % vector == 0 and g.k_group % vector == 0)
+    kinds = (direct_tiles.WIDE_TILES if aligned else direct_tiles.NARROW_TILES)[size]
+    budget = problem.max_workspace
+    if not addresses_aligned:  # where arrays start is not known when the workspace is asked for
+        budget = 0 if direct_stem.serves(problem) else partial_bytes(problem, _cut(problem)[1])
+    m, n, depth, products = product_of(problem)
+    split_bytes = math.prod(result_shape(problem)) * accumulator(problem.dtype).itemsize
+    if index64(g.x_shape, g.w_shape, g.y_shape):
+        kinds = kinds[:1]
+    choice = direct_tiles.cut(
+        kinds, m, n, depth, products, split_bytes, budget, direct_tiles.processors(problem.device)
+    )
+    if choice.tile != kinds[0] and _index64(problem, choice):  # the partial sums alone are that large
+        choice = direct_tiles.cut(
+            kinds[:1], m, n, depth, products, split_bytes, 0, direct_tiles.processors(problem.device)
+        )
+    return aligned, choice
+
+
+def _index64(problem: Problem, cut: Cut) -> int:
+    g = problem.geometry
+    return index64(g.x_shape, g.w_shape, g.y_shape, (cut.splits, *result_shape(problem)))

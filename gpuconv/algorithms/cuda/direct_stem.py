@@ -1,0 +1,115 @@
+"""The first layers of networks on a GPU: forward passes over a few input channels, by kernels/direct_stem.cu."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from gpuconv.algorithms.base import Problem
+from gpuconv.algorithms.cuda.epilogue import activation_code
+from gpuconv.cuda import Unit, launch
+from gpuconv.cuda.arguments import FAST_DIV, Units, address, conv_struct, fast_div, index64
+from gpuconv.geometry import ConvGeometry
+from gpuconv.typing import Array
+
+STEMS: tuple[tuple[int, int], ...] = ((3, 1), (3, 2), (4, 4), (5, 1), (7, 2), (11, 4))
+"""Taps and stride along the rows: each has code of its own."""
+
+MOST_CHANNELS = 4
+
+PIXELS_P, PIXELS_Q, CHANNELS, THREADS = 8, 16, 64, 128
+"""What a block makes, and its threads; as in the kernel."""
+
+_SHARED_BYTES = 48 * 1024  # of a block on every device
+
+PLAN = np.dtype(
+    [
+        *((name, "i4") for name in ("blocks_k", "blocks_q", "blocks_p", "length", "activation")),
+        ("by_length", FAST_DIV),
+        ("by_c", FAST_DIV),
+    ]
+)
+"""``struct StemPlan``."""
+
+_NAMES = ("float16", "bfloat16", "float32")
+
+
+class _Units:
+    def __iter__(self) -> Iterator[Unit]:
+        for taps, stride in STEMS:
+            yield from Units("direct_stem.cu", _NAMES, KERNEL_H=[taps], STRIDE_H=[stride], INDEX64=(0,))
+
+
+UNITS = _Units()
+
+
+def serves(problem: Problem) -> bool:
+    """Whether this kernel takes the problem: few channels in, taps that there is code for, no 64-bit indices."""
+    g = problem.geometry
+    conv = conv_struct(g)
+    plain = problem.direction == "forward" and g.groups == 1 and problem.dtype.name in _NAMES
+    dense = conv["kernel"][0] == 1 and all(d == 1 for d in conv["dilation"][1:])
+    return bool(
+        plain
+        and dense
+        and g.c <= MOST_CHANNELS
+        and g.k % 4 == 0
+        and (int(conv["kernel"][1]), int(conv["stride"][1])) in STEMS
+        and _shared_bytes(g) + _weight_bytes(g) <= _SHARED_BYTES
+        and not index64(g.x_shape, g.w_shape, g.y_shape)
+    )
+
+
+def computed(g: ConvGeometry) -> int:
+    """Multiply-adds of whole blocks, those past the ends of the result too."""
+    *_, p, q = (1, *g.out)
+    tiles = -(-p // PIXELS_P) * -(-q // PIXELS_Q) * -(-g.k // CHANNELS)
+    return g.n * math.prod(g.out[:-2]) * tiles * PIXELS_P * PIXELS_Q * CHANNELS * math.prod(g.kernel) * g.c
+
+
+def is_aligned(problem: Problem, *arrays: Array) -> bool:
+    return not any(address(a) % (4 * problem.dtype.itemsize) for a in arrays)
+
+
+def forward(problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
+    g, xp = problem.geometry, problem.xp
+    conv = conv_struct(g)
+    macros = (("KERNEL_H", int(conv["kernel"][1])), ("STRIDE_H", int(conv["stride"][1])), ("INDEX64", 0))
+    unit = Unit("direct_stem.cu", problem.dtype, macros)
+    plan = _plan(g, activation)
+    grid = (math.prod(int(plan[name]) for name in ("blocks_k", "blocks_q", "blocks_p")) * g.n * int(conv["y"][0]),)
+    block = (THREADS,)
+    args = (x, w, bias, out, conv, plan)
+    shared_bytes = _shared_bytes(g)
+    launch(xp, unit, "direct_stem", grid, block, args, shared_bytes)
+
+
+@lru_cache(maxsize=256)
+def _plan(g: ConvGeometry, activation: str) -> np.ndarray[Any, Any]:
+    _, p, q = (int(size) for size in conv_struct(g)["y"])
+    blocks = (-(-g.k // CHANNELS), -(-q // PIXELS_Q), -(-p // PIXELS_P))
+    divisors = (fast_div(_length(g)), fast_div(g.c))
+    plan = np.array((*blocks, _length(g), activation_code(activation), *divisors), PLAN)
+    plan.setflags(write=False)
+    return plan
+
+
+def _length(g: ConvGeometry) -> int:
+    """Numbers in a row of a block's strip of x."""
+    conv = conv_struct(g)
+    return ((PIXELS_Q - 1) * int(conv["stride"][2]) + int(conv["kernel"][2])) * g.c
+
+
+def _shared_bytes(g: ConvGeometry) -> int:
+    conv = conv_struct(g)
+    return ((PIXELS_P - 1) * int(conv["stride"][1]) + int(conv["kernel"][1])) * _length(g) * 4
+
+
+def _weight_bytes(g: ConvGeometry) -> int:
+    taps = int(conv_struct(g)["kernel"][1])
+    stage = 4 if taps > 7 else 8  # as in the kernel
+    return taps * stage * CHANNELS * 4

@@ -1,0 +1,116 @@
+"""How the kernels of direct.cu and direct_weights.cu cut a matrix product into tiles, and which cut is the fastest.
+
+A launch makes m x n sums of `depth` products each, for a number of independent products (groups, parts). A block makes
+one tile of sums; with `splits` > 1, of some of the products, and add_up.cu adds the partial sums. Small tiles and
+splits keep a device busy on a small problem, large tiles reuse what they load. The choice depends on the problem and
+the device alone, so that the same call gives the same bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+from gpuconv.algorithms.cuda import implicit_product
+from gpuconv.backend import module_for
+
+
+@dataclass(frozen=True)
+class Tile:
+    """m x n sums a block, thread_m x thread_n of them a thread, k products a step."""
+
+    m: int
+    n: int
+    k: int
+    thread_m: int
+    thread_n: int
+
+    @property
+    def threads(self) -> int:
+        return self.m // self.thread_m * (self.n // self.thread_n)
+
+    @property
+    def macros(self) -> tuple[tuple[str, int], ...]:
+        return (
+            ("TILE_M", self.m),
+            ("TILE_N", self.n),
+            ("TILE_K", self.k),
+            ("THREAD_M", self.thread_m),
+            ("THREAD_N", self.thread_n),
+        )
+
+
+WIDE_TILES: dict[int, tuple[Tile, ...]] = {
+    2: (Tile(128, 128, 16, 8, 8), Tile(128, 64, 16, 8, 4), Tile(64, 64, 16, 8, 4), Tile(128, 32, 16, 8, 4)),
+    4: (Tile(128, 128, 8, 8, 8), Tile(128, 64, 8, 8, 8), Tile(64, 64, 16, 8, 4), Tile(128, 32, 16, 8, 4)),
+    8: (Tile(64, 64, 8, 4, 4),),
+    16: (Tile(64, 32, 8, 4, 2),),
+}
+"""By the bytes of an element: for arrays whose channels can be loaded 16 bytes at a time."""
+
+NARROW_TILES: dict[int, tuple[Tile, ...]] = {
+    2: (Tile(128, 64, 16, 8, 4), Tile(64, 64, 16, 8, 4), Tile(128, 32, 16, 8, 4)),
+    4: (Tile(128, 64, 16, 8, 4), Tile(64, 64, 16, 8, 4), Tile(128, 32, 16, 8, 4)),
+    8: (Tile(64, 64, 8, 4, 4),),
+    16: (Tile(64, 32, 8, 4, 2),),
+}
+"""... and for all others, element by element, which takes more registers."""
+
+MOST_SPLITS = 256
+
+LEAST_DEPTH = 128
+"""Products of a split, at least: fewer are not worth a block's start and its partial sums."""
+
+# Estimates from data sheets (H200), not measured.
+_FMAS_A_BYTE = 128 / 2500  # of a multiprocessor, while the device moves a byte to or from memory
+_LAUNCH_FMAS = 128 * 5000  # of a multiprocessor, while a kernel is launched
+_START_DEPTH = 64  # a block's start and end take as long as so many products of each sum
+_WARPS_TO_BE_BUSY = 12
+
+
+@dataclass(frozen=True)
+class Cut(implicit_product.Cut):
+    """... and the tile, and the multiply-adds that the device, all of it busy, would make in the time that this takes.
+
+    So they count tiles that stick out, multiprocessors that wait, and partial sums.
+    """
+
+    tile: Tile
+    fmas: float
+
+
+@lru_cache(maxsize=4096)
+def cut(
+    tiles: tuple[Tile, ...], m: int, n: int, depth: int, products: int, split_bytes: int, budget: int, processors: int
+) -> Cut:
+    """The cut expected to be the fastest of `products` products of (m, depth) by (depth, n).
+
+    `split_bytes` is what the partial sums of one split take: all of them together stay within `budget`.
+    """
+    affordable = max(1, min(MOST_SPLITS, depth // LEAST_DEPTH, budget // max(1, split_bytes)))
+    splits = [s for s in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256) if s <= affordable]
+    cuts = [_cut(tile, s, m, n, depth, products, split_bytes, processors) for tile in tiles for s in splits]
+    return min(cuts, key=lambda one: _taken(one, processors))
+
+
+def _cut(tile: Tile, splits: int, m: int, n: int, depth: int, products: int, split_bytes: int, processors: int) -> Cut:
+    tiles_m, tiles_n = -(-m // tile.m), -(-n // tile.n)
+    at_once = 512 // tile.threads  # blocks that share a multiprocessor
+    turns = max(1, -(-tiles_m * tiles_n * products * splits // processors))
+    busy = min(1.0, min(turns, at_once) * tile.threads / 32 / _WARPS_TO_BE_BUSY)
+    reuse = {64: 1.0, 32: 0.85}.get(tile.thread_m * tile.thread_n, 0.7)
+    fmas = processors * turns * tile.m * tile.n * (depth / splits + _START_DEPTH) / (busy * reuse)
+    if splits > 1:
+        fmas += 2 * splits * split_bytes * processors * _FMAS_A_BYTE
+    return Cut(tiles_m, tiles_n, splits, tile, fmas)
+
+
+def _taken(one: Cut, processors: int) -> float:
+    return one.fmas + (_LAUNCH_FMAS * processors if one.splits > 1 else 0)
+
+
+@cache
+def processors(device: str) -> int:
+    """The multiprocessors of a CUDA device."""
+    number = int(device.removeprefix("cuda:"))
+    return int(module_for(device).cuda.runtime.getDeviceProperties(number)["multiProcessorCount"])

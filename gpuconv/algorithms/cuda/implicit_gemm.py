@@ -1,0 +1,166 @@
+"""Implicit matrix products on tensor cores, all passes: 16-bit floats, and float32 as one or three TF32 products.
+
+The products are those of implicit_product.py, made by kernels/implicit_gemm.cu and implicit_gemm_weights.cu.
+
+``precision="strict"`` makes three TF32 products for one of float32 (Ootomo & Yokota 2022), and adds what the tensor
+cores make of 16 products to sums in float32, by Kahan's method: the error is at most twice that of a plain product in
+float32. ``precision="fast"`` makes one. Under "strict" an infinity, in an array or as a sum, comes out as NaN where the
+definition may give an infinity; so does a number beyond 3.402e38, which TF32 rounds to one.
+
+One launch, or two where the products of a sum are split over several blocks, whose sums add_up.cu adds in order. Raw
+kernels alone, and workspace from CuPy's pool alone: all of it can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from gpuconv.algorithms.base import PlainWeights, Problem, Work
+from gpuconv.algorithms.cuda.implicit_gemm_tiles import LARGE, MEDIUM, SMALL, Cut, Product, Tile, device, fastest
+from gpuconv.algorithms.cuda.implicit_product import (
+    MOST_JOBS,
+    jobs,
+    launch_product,
+    launch_weights,
+    partial_bytes,
+    product_of,
+    result_shape,
+)
+from gpuconv.cuda import Unit
+from gpuconv.cuda.arguments import Units, address, too_long
+from gpuconv.typing import Array
+
+LEAST_ARCH = 80
+
+_MOST = MOST_JOBS - 1023
+"""What is counted in an int: by steps that end past it, by fewer than 1024."""
+
+_TILES = {2: (LARGE, MEDIUM, SMALL), 4: (MEDIUM, SMALL)}
+"""By the bytes of an element, for COPY=16; other copies are made by the smallest."""
+
+
+_REACH = {16: 1.0, 4: 0.5, 2: 0.25}
+"""By COPY: the part of the tensor cores' rate that loading so many bytes at a time allows; estimates, not measured."""
+
+
+class _Units:
+    """Every unit that may be launched."""
+
+    def __iter__(self) -> Iterator[Unit]:
+        for names, size, products in ((("float16", "bfloat16"), 2, (1,)), (("float32",), 4, (1, 3))):
+            for tile in _TILES[size]:
+                for copy in (16, 4, 2) if tile == SMALL else (16,):
+                    if copy < size:
+                        continue
+                    macros: dict[str, Any] = {"TILE_M": [tile.m], "TILE_N": [tile.n], "COPY": [copy]}
+                    macros["PRODUCTS"] = products
+                    yield from Units("implicit_gemm.cu", names, INPUT_GRAD=(0, 1), **macros)
+                    yield from Units("implicit_gemm_weights.cu", names, **macros)
+
+
+UNITS = _Units()
+
+
+class ImplicitGemm(PlainWeights):
+    name = "implicit_gemm"
+    exact = True
+
+    def refusal(self, problem: Problem) -> str | None:
+        if problem.on_cpu:
+            return "runs on CUDA devices only"
+        g = problem.geometry
+        if problem.dtype.name not in ("float16", "bfloat16", "float32"):
+            return f"dtype {problem.dtype}, tensor cores take float16, bfloat16 and float32"
+        arch = device(problem.device).arch
+        if arch < LEAST_ARCH:
+            return f"compute capability {arch / 10:.1f}, needs {LEAST_ARCH / 10:.1f}"
+        if g.is_padded and g.pad_mode != "zeros":
+            return f"pad_mode={g.pad_mode!r}, needs 'zeros'"
+        reason = too_long(g)
+        if reason is None and g.macs:
+            counts = (
+                math.prod(g.kernel) * max(g.c_group, g.k_group),
+                g.n * math.prod(g.out),
+                jobs(problem, _cut(problem)[1]),
+            )
+            if max(counts) > _MOST:
+                reason = f"{max(counts)} products of a sum, pixels or tiles, counts up to {_MOST}"
+        return reason
+
+    def reservation(self, problem: Problem) -> str | None:
+        return None
+
+    def workspace_bytes(self, problem: Problem) -> int:
+        return partial_bytes(problem, _cut(problem)[1]) if problem.geometry.macs else 0
+
+    def work(self, problem: Problem) -> Work:
+        if problem.geometry.macs == 0:
+            return Work()
+        cut = _cut(problem)[1]
+        return Work(steps=1 + (cut.splits > 1), seconds=cut.seconds, model=str(cut))
+
+    def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
+        _launch_product(problem, x, w, out, bias, activation)
+
+    def input_grad(
+        self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
+    ) -> None:
+        _launch_product(problem, dy, w, out, bias, activation)
+
+    def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
+        copy, cut = _cut(problem, _alignment(x, dy, out))
+        unit = Unit("implicit_gemm_weights.cu", problem.dtype, _macros(problem, cut.tile, copy))
+        shared_bytes = _shared_bytes(problem, cut.tile)
+        launch_weights(problem, cut, unit, "implicit_gemm_weight_grad", cut.tile.threads, shared_bytes, x, dy, out)
+
+
+def _launch_product(problem: Problem, read: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
+    copy, cut = _cut(problem, _alignment(read, w, out))
+    back = problem.direction == "input_grad"
+    unit = Unit("implicit_gemm.cu", problem.dtype, (("INPUT_GRAD", int(back)), *_macros(problem, cut.tile, copy)))
+    name = "implicit_gemm_input_grad" if back else "implicit_gemm_forward"
+    shared_bytes = _shared_bytes(problem, cut.tile)
+    launch_product(problem, cut, unit, name, cut.tile.threads, shared_bytes, read, w, out, bias, activation)
+
+
+# -------------------------------------------------------------------------------------------------- how it is cut
+
+
+@lru_cache(maxsize=4096)
+def _cut(problem: Problem, alignment: int = 16) -> tuple[int, Cut]:
+    """COPY, and the cut of a problem whose arrays start at multiples of so many bytes (16, 4 or 2)."""
+    g, size = problem.geometry, problem.dtype.itemsize
+    copy = min(alignment, math.gcd(16, size * g.c_group), math.gcd(16, size * g.k_group))
+    copy = 16 if copy == 16 else 4 if copy >= 4 else 2
+    tiles = _TILES[size] if copy == 16 else (SMALL,)
+    budget = problem.max_workspace
+    if alignment < 16:  # where arrays start is not known when the workspace is asked for
+        budget = partial_bytes(problem, _cut(problem)[1])
+    m, n, depth, times = product_of(problem)
+    factor = 1 if size == 2 else 2 * _products(problem)
+    count = math.prod(result_shape(problem))
+    product = Product(m, n, depth, times, g.macs, factor, g.bytes(size), 4 * count, _REACH[copy])
+    shared = tuple(_shared_bytes(problem, tile) for tile in tiles)
+    return copy, fastest(tiles, product, shared, budget, device(problem.device))
+
+
+def _products(problem: Problem) -> int:
+    """TF32 products made for one product."""
+    return 3 if problem.dtype.itemsize == 4 and problem.precision == "strict" else 1
+
+
+def _macros(problem: Problem, tile: Tile, copy: int) -> tuple[tuple[str, int], ...]:
+    return (("TILE_M", tile.m), ("TILE_N", tile.n), ("COPY", copy), ("PRODUCTS", _products(problem)))
+
+
+def _shared_bytes(problem: Problem, tile: Tile) -> int:
+    size, direction = problem.dtype.itemsize, problem.direction
+    return tile.shared_bytes(size, direction == "weight_grad", direction != "input_grad")
+
+
+def _alignment(*arrays: Array) -> int:
+    """Bytes that all arrays start at a multiple of, up to 16."""
+    return min(math.gcd(16, address(a)) if address(a) else 16 for a in arrays)

@@ -1,0 +1,158 @@
+"""How the tensor-core kernels cut a matrix product into tiles, and what a cut is expected to cost.
+
+A launch makes m x n sums of `depth` products each, for a number of independent products (groups, parts). A block makes
+one tile of sums; with `splits` > 1, of some of the products, and add_up.cu adds the partial sums. The model counts
+
+    turns     blocks that a multiprocessor takes one after the other:  ceil(blocks / multiprocessors)
+    compute   turns * (products of a tile) / (rate of the tensor cores * what the tile's shape lets them reach)
+    memory    bytes of arrays and partial sums / bandwidth
+    seconds   the larger of the two
+
+and takes the cut with the fewest seconds: by the problem and the device alone, so that a call gives the same bits
+again. Until a device has measured, all its numbers are published or estimated ones, and say so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+from gpuconv.algorithms.cuda import implicit_product
+from gpuconv.backend import module_for
+
+
+@dataclass(frozen=True)
+class Tile:
+    """m x n sums a block. `reach` is the part of the tensor cores' rate that its ratio of products to loads allows."""
+
+    m: int
+    n: int
+    reach: float
+
+    @property
+    def warps(self) -> int:
+        return 8 if self.m * self.n > 64 * 64 else 4
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.warps
+
+    def shared_bytes(self, itemsize: int, a_across: bool, b_across: bool) -> int:
+        """SHARED_BYTES of the kernels: four stages of both factors, or the results. `across`: with k outermost."""
+        stage = sum(_factor_bytes(size, itemsize, across) for size, across in ((self.m, a_across), (self.n, b_across)))
+        return max(4 * stage, self.m * (self.n + 8) * itemsize)
+
+
+def _factor_bytes(size: int, itemsize: int, across: bool) -> int:
+    if not across:
+        return size * 64
+    return 64 // itemsize * (size * itemsize + (32 if itemsize == 4 else 0))
+
+
+LARGE, MEDIUM, SMALL = Tile(128, 128, 0.9), Tile(128, 64, 0.8), Tile(64, 64, 0.65)
+"""`reach`: estimates by what shared memory delivers for a product, not measured."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the model knows of a device."""
+
+    processors: int
+    arch: int  # 90 for sm_90
+    macs: float  # 16-bit multiply-adds a second that mma.sync reaches; TF32 half of it
+    bandwidth: float  # bytes a second
+    shared_bytes: int  # of a multiprocessor
+
+
+# Of one multiprocessor: 16-bit multiply-adds a clock by mma.sync, and KiB of shared memory; bytes a second and clocks
+# of the device. From data sheets (A100, RTX 3090, RTX 4090, H200, B200, RTX 5090); on sm_90 and sm_100 mma.sync is
+# taken to reach 64% of the tensor cores, which take wgmma and tcgen05 to be used in full. Nothing was measured here.
+_KNOWN = {
+    80: (1024, 164, 1.5e12, 1.41e9),
+    86: (256, 100, 0.94e12, 1.7e9),
+    89: (512, 100, 1.0e12, 2.5e9),
+    90: (1310, 228, 4.3e12, 1.755e9),
+    100: (1310, 228, 7e12, 1.85e9),
+    120: (512, 100, 1.8e12, 2.4e9),
+}
+
+_START_DEPTH = 64  # a block's start and end take as long as so many products of each sum
+_WARPS_TO_BE_BUSY = 8
+_ADD_UP = 3e-6  # seconds that adding partial sums takes at least: a launch
+_LEAST_DEPTH = 256
+"""Products of a split, at least: fewer are not worth a block's start and its partial sums."""
+
+
+@cache
+def device(name: str) -> Device:
+    """A CUDA device as the model sees it; one that is not known like the next older."""
+    properties = module_for(name).cuda.runtime.getDeviceProperties(int(name.removeprefix("cuda:")))
+    arch = 10 * int(properties["major"]) + int(properties["minor"])
+    macs, shared, bandwidth, clock = _KNOWN[max((known for known in _KNOWN if known <= arch), default=80)]
+    processors = int(properties["multiProcessorCount"])
+    return Device(processors, arch, processors * macs * clock, bandwidth, shared * 1024)
+
+
+@dataclass(frozen=True)
+class Product:
+    """m x n sums of `depth` products, `times` over; `macs` of the products are asked for, the others fill up tiles.
+
+    `factor`: the 16-bit multiply-adds that take as long as each of them: 1 in 16 bits, 2 as TF32, 6 as three TF32.
+    `bytes` is what all arrays take, `sum_bytes` a float32 of each sum. `reach`: the part of the rate that loads allow.
+    """
+
+    m: int
+    n: int
+    depth: int
+    times: int
+    macs: int
+    factor: int
+    bytes: int
+    sum_bytes: int
+    reach: float
+
+
+@dataclass(frozen=True)
+class Cut(implicit_product.Cut):
+    """... and the tile, and what is expected of them.
+
+    `waves`: how often the blocks fill the device. `fill`: the part of the products that was asked for; the others fill
+    up tiles. `seconds` is what the model expects, `floor` what no cut can beat.
+    """
+
+    tile: Tile
+    waves: float
+    fill: float
+    seconds: float
+    floor: float
+
+    def __str__(self) -> str:
+        splits = f" x {self.splits} splits" if self.splits > 1 else ""
+        times = f"expected {1e6 * self.seconds:.3g} us, floor {1e6 * self.floor:.3g} us"
+        return f"{self.tile.m}x{self.tile.n} tiles{splits}, {self.waves:.2g} waves, {self.fill:.0%} filled, {times}"
+
+
+@lru_cache(maxsize=4096)
+def fastest(tiles: tuple[Tile, ...], product: Product, shared: tuple[int, ...], budget: int, on: Device) -> Cut:
+    """The cut expected to be the fastest. `shared` bytes a block by tile; partial sums stay within `budget` bytes."""
+    affordable = max(1, min(64, product.depth // _LEAST_DEPTH, budget // max(1, product.sum_bytes)))
+    splits = [s for s in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if s <= affordable]
+    cuts = [_cut(tile, count, s, product, on) for tile, count in zip(tiles, shared, strict=True) for s in splits]
+    return min(cuts, key=lambda one: one.seconds + (_ADD_UP if one.splits > 1 else 0))
+
+
+def _cut(tile: Tile, shared: int, splits: int, product: Product, on: Device) -> Cut:
+    tiles_m, tiles_n = -(-product.m // tile.m), -(-product.n // tile.n)
+    blocks = tiles_m * tiles_n * product.times * splits
+    at_once = max(1, min(512 // tile.threads, on.shared_bytes // (shared + 5 * 1024)))
+    turns = max(1, -(-blocks // on.processors))
+    busy = min(1.0, min(turns, at_once) * tile.warps / _WARPS_TO_BE_BUSY)
+    tile_macs = tile.m * tile.n * (product.depth / splits + _START_DEPTH) * product.factor
+    compute = turns * tile_macs / (on.macs / on.processors * tile.reach * product.reach * busy)
+    partial_bytes = 2 * splits * product.sum_bytes if splits > 1 else 0
+    memory = (product.bytes + partial_bytes) / on.bandwidth
+    seconds = max(compute, memory)
+    floor = max(product.macs * product.factor / on.macs, product.bytes / on.bandwidth)
+    computed = tiles_m * tile.m * tiles_n * tile.n * product.depth * product.times
+    fill = product.macs / max(1, computed)
+    return Cut(tiles_m, tiles_n, splits, tile, blocks / (on.processors * at_once), fill, seconds, floor)

@@ -1,0 +1,146 @@
+"""A pass of a convolution as matrix products whose rows are pixels: sizes, plans, partial sums and launches of kernels.
+
+    forward       y[m,k]     =  x[m at (t,c)]   w[(t,c),k]     m = (n, o, p, q)   outputs
+    input_grad   dx[m,c]     = dy[m at (t,k)]   w[(t,k),c]     m = (n, d, h, w)   inputs, in parts of stride 1: axes.cuh
+    weight_grad  dw[(t,c),k] =  x[m at (t,c)]  dy[m,k]         summed over m
+
+direct.py and implicit_gemm.py cut these products into tiles, and name the kernels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from gpuconv.algorithms.base import Problem
+from gpuconv.algorithms.cuda.epilogue import activation_code
+from gpuconv.algorithms.cuda.split_k import add_up
+from gpuconv.backend import accumulator
+from gpuconv.cuda import Unit, launch
+from gpuconv.cuda.arguments import FAST_DIV, conv_struct, fast_div
+from gpuconv.geometry import ConvGeometry
+from gpuconv.typing import Array, Ints
+
+PLAN = np.dtype(
+    [
+        *((name, "i4", (3,)) for name in ("outs", "parts", "apart")),
+        *((name, "i4") for name in ("tiles_m", "tiles_n", "splits", "activation")),
+        ("by_outs", FAST_DIV, (3,)),
+        ("by_depth", FAST_DIV),
+    ]
+)
+"""``struct ProductPlan`` of jobs.cuh."""
+
+WEIGHT_PLAN = np.dtype([*((name, "i4") for name in ("tiles_m", "tiles_n", "splits")), ("by_depth", FAST_DIV)])
+"""``struct WeightPlan`` of jobs.cuh."""
+
+MOST_JOBS = 2**31 - 1  # blocks of a grid
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How many tiles lie along m and n, and into how many splits the products of a sum are cut."""
+
+    tiles_m: int
+    tiles_n: int
+    splits: int
+
+
+def product_of(problem: Problem) -> tuple[int, int, int, int]:
+    """m x n sums of `depth` products, and how many times these: in every group, and part of an input gradient."""
+    g = problem.geometry
+    taps, pixels = math.prod(g.kernel), g.n * math.prod(g.out)
+    if problem.direction == "weight_grad":
+        return taps * g.c_group, g.k_group, pixels, g.groups
+    if problem.direction == "forward":
+        return pixels, g.k_group, taps * g.c_group, g.groups
+    outs, parts, _ = parts_of(g)
+    each = max(1, taps // math.prod(parts))  # taps of a part, about
+    return g.n * math.prod(outs), g.c_group, each * g.k_group, g.groups * math.prod(parts)
+
+
+def parts_of(g: ConvGeometry) -> tuple[Ints, Ints, Ints]:
+    """Three numbers an axis of ``struct Conv``: inputs in the largest part of the input gradient, parts, taps apart."""
+    conv = conv_struct(g)
+    strides = [max(1, min(int(s), int(x))) for s, x in zip(conv["stride"], conv["x"], strict=True)]
+    outs = tuple(-(-int(x) // int(s)) for x, s in zip(conv["x"], conv["stride"], strict=True))
+    apart = tuple(int(s) // math.gcd(int(s), int(d)) for s, d in zip(conv["stride"], conv["dilation"], strict=True))
+    return outs, tuple(strides), apart
+
+
+@lru_cache(maxsize=1024)
+def product_plan(g: ConvGeometry, direction: str, cut: Cut, activation: str) -> np.ndarray[Any, Any]:
+    back = direction == "input_grad"
+    outs, parts, apart = parts_of(g) if back else (tuple(map(int, conv_struct(g)["y"])), (1,) * 3, (1,) * 3)
+    plan = np.zeros((), PLAN)
+    plan["outs"], plan["parts"], plan["apart"] = outs, parts, apart
+    plan["tiles_m"], plan["tiles_n"], plan["splits"] = cut.tiles_m, cut.tiles_n, cut.splits
+    plan["activation"] = activation_code(activation)
+    plan["by_outs"] = [fast_div(size) for size in outs]
+    plan["by_depth"] = fast_div(g.k_group if back else g.c_group)
+    plan.setflags(write=False)
+    return plan
+
+
+def launch_product(
+    problem: Problem,
+    cut: Cut,
+    unit: Unit,
+    name: str,
+    threads: int,
+    shared_bytes: int,
+    read: Array,
+    w: Array,
+    out: Array,
+    bias: Array | None,
+    activation: str,
+) -> None:
+    """Launch a kernel that makes a forward pass or an input gradient, and add up what its splits made."""
+    partials = partials_of(problem, cut)
+    plan = product_plan(problem.geometry, problem.direction, cut, activation)
+    grid = (jobs(problem, cut),)
+    block = (threads,)
+    args = (read, w, bias, out, partials, conv_struct(problem.geometry), plan)
+    launch(problem.xp, unit, name, grid, block, args, shared_bytes)
+    if partials is not None:
+        add_up(problem.xp, partials, out, bias, activation)
+
+
+def launch_weights(
+    problem: Problem, cut: Cut, unit: Unit, name: str, threads: int, shared_bytes: int, x: Array, dy: Array, out: Array
+) -> None:
+    """Launch a kernel that makes a weight gradient, and add up what its splits made."""
+    g, partials = problem.geometry, partials_of(problem, cut)
+    plan = np.array((cut.tiles_m, cut.tiles_n, cut.splits, fast_div(g.c_group)), WEIGHT_PLAN)
+    grid = (jobs(problem, cut),)
+    block = (threads,)
+    args = (x, dy, out, partials, conv_struct(g), plan)
+    launch(problem.xp, unit, name, grid, block, args, shared_bytes)
+    if partials is not None:
+        add_up(problem.xp, partials, out)
+
+
+def jobs(problem: Problem, cut: Cut) -> int:
+    parts = parts_of(problem.geometry)[1] if problem.direction == "input_grad" else (1,)
+    return cut.tiles_n * math.prod(parts) * cut.tiles_m * problem.geometry.groups * cut.splits
+
+
+def result_shape(problem: Problem) -> Ints:
+    g = problem.geometry
+    return {"forward": g.y_shape, "input_grad": g.x_shape, "weight_grad": g.w_shape}[problem.direction]
+
+
+def partials_of(problem: Problem, cut: Cut) -> Array | None:
+    if cut.splits == 1:
+        return None
+    sums: Array = problem.xp.empty((cut.splits, math.prod(result_shape(problem))), accumulator(problem.dtype))
+    return sums
+
+
+def partial_bytes(problem: Problem, cut: Cut) -> int:
+    count = cut.splits * math.prod(result_shape(problem)) if cut.splits > 1 else 0
+    return count * accumulator(problem.dtype).itemsize

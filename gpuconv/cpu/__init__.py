@@ -1,0 +1,9 @@
+"""The CPU as a device, and threads on it.
+
+`device` has the facts, `threads` runs jobs side by side, `parallel_loops` compiled loops; `thread_pool` is under both.
+"""
+
+from gpuconv.cpu.device import cache_bytes, cores, product_name, vector_bytes
+from gpuconv.cpu.threads import blas_name, spread, workers
+
+__all__ = ["blas_name", "cache_bytes", "cores", "product_name", "spread", "vector_bytes", "workers"]

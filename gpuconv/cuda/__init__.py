@@ -1,0 +1,5 @@
+"""The host's side of the CUDA kernels: how they are found, compiled, handed their arguments and launched."""
+
+from gpuconv.cuda.loader import Unit, flatten, folder, launch, options, types
+
+__all__ = ["Unit", "flatten", "folder", "launch", "options", "types"]

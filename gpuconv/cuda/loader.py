@@ -1,0 +1,317 @@
+"""The loader of the CUDA kernels, and the one way to launch them.
+
+A `Unit` is a file of kernels/ specialised for a dtype. CuPy compiles its flattened text when one of its kernels is
+first launched on a device, and keeps the binary on disk; this file keeps the loaded kernel. Every launch is checked
+against the kernel's C signature, because CuPy takes any arguments and a GPU reads them as the kernel declares them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from fastrlock.rlock import FastRLock
+
+from gpuconv.backend import DTYPES, accumulator
+from gpuconv.cuda.signature import Parameter, signatures
+from gpuconv.errors import DeviceError, DTypeError, KernelError
+
+SHARED_BYTES = 48 * 1024  # what any kernel may use; more must be asked for, launch by launch
+
+_INCLUDE = re.compile(r'\s*#\s*include\s*(?:"(?P<ours>[^"]+)"|(?P<other>\S.*))')
+_ONCE = re.compile(r"\s*#\s*pragma\s+once\b")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is compiled as one module.
+
+    Attributes
+    ----------
+    file : str
+        In kernels/, such as "im2col.cu".
+    dtype : np.dtype
+        Of the arrays: ``T`` in the kernels.
+    macros : tuple of (str, int)
+        What else specialises it. ``("INDEX64", 1)``: offsets into arrays need 64 bits.
+    """
+
+    file: str
+    dtype: np.dtype[Any]
+    macros: tuple[tuple[str, int], ...] = ()
+
+    def __str__(self) -> str:
+        return " ".join([self.file, self.dtype.name, *(f"{name}={value}" for name, value in self.macros)])
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.file, self.dtype, self.macros))
+
+
+def launch(
+    xp: ModuleType,
+    unit: Unit,
+    name: str,
+    grid: tuple[int, ...],
+    block: tuple[int, ...],
+    args: Sequence[Any],
+    shared_bytes: int = 0,
+) -> None:
+    """Launch a kernel on the current device and stream. Nothing is waited for; an empty grid launches nothing.
+
+    Parameters
+    ----------
+    xp : module
+        CuPy.
+    unit, name
+        The kernel.
+    grid, block : tuple of int
+        Blocks, and threads in each.
+    args : sequence
+        For a pointer a C-contiguous array on the current device, or None for a null pointer; for a number a NumPy
+        scalar of exactly its C type; for a struct a 0-d structured array laid out as the struct is.
+    shared_bytes : int
+        Dynamic shared memory of each block.
+
+    Raises
+    ------
+    KernelError
+        If there is no such kernel, it cannot be compiled, or the device refuses the launch; if an array has strides.
+    TypeError, DTypeError, DeviceError
+        If the arguments do not fit the kernel's signature.
+    """
+    device: int = xp.cuda.runtime.getDevice()
+    kernel = _ready.get((xp, device, unit, name))
+    if kernel is None:
+        kernel = _load(xp, device, unit, name)
+    kernel.check(args)
+    if 0 in grid:
+        return
+    try:
+        if shared_bytes > kernel.shared_bytes:
+            kernel.raise_shared_bytes(shared_bytes)
+        kernel.run(grid, block, tuple(args), shared_mem=shared_bytes)
+    except Exception as error:
+        if type(error).__name__ not in ("CUDADriverError", "CUDARuntimeError"):
+            raise
+        what = f"grid {grid}, block {block}, {shared_bytes} bytes of shared memory"
+        raise KernelError(
+            f"{name} ({unit}) could not be launched with {what}: {error}", kernel=name, file=unit.file
+        ) from error
+
+
+def options(unit: Unit) -> tuple[str, ...]:
+    """What the compiler is told of a unit. CuPy adds the device's architecture, and ``-ftz=true``.
+
+    >>> options(Unit("im2col.cu", np.dtype("float32"), (("INDEX64", 0),)))
+    ('-std=c++17', '-DDTYPE=2', '-DINDEX64=0')
+    """
+    if unit.dtype.name not in DTYPES:
+        raise DTypeError(f"{unit.file}: there are no kernels for {unit.dtype}, only for {', '.join(DTYPES)}.")
+    macros = (("DTYPE", DTYPES.index(unit.dtype.name)), *unit.macros)
+    return ("-std=c++17", *(f"-D{name}={value}" for name, value in macros))
+
+
+# ------------------------------------------------------------------------------------------------ the text
+
+
+def folder() -> Path:
+    """Where the kernels are: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    shipped = package / "kernels"
+    return shipped if shipped.is_dir() else package.parent / "kernels"
+
+
+def flatten(file: str) -> str:
+    """The text of a file with each of its includes pasted in once, and ``#line`` directives that tell what came whence.
+
+    CuPy's disk cache does not look into included files: after an edit of one it would run a stale binary.
+
+    Raises
+    ------
+    KernelError
+        If a file is missing, or includes what is not in the folder.
+    """
+    return "\n".join(_pasted(file, set())) + "\n"
+
+
+def _pasted(file: str, done: set[str]) -> Iterator[str]:
+    done.add(file)
+    try:
+        text = (folder() / file).read_text(encoding="utf-8")
+    except OSError as error:
+        raise KernelError(
+            f"{file} cannot be read among the kernels in {folder()}: {error}. Reinstall gpuconv.", file=file
+        ) from error
+    yield f'#line 1 "{file}"'
+    for number, line in enumerate(text.splitlines(), 1):
+        include = _INCLUDE.match(line)
+        if include is None:
+            yield "" if _ONCE.match(line) else line
+        elif include["ours"] is None:
+            raise KernelError(
+                f"{file}, line {number}: {line.strip()}: which of the toolkit's headers NVRTC finds differs from one "
+                f'installation to the next; include files of the folder only, as in #include "conv.cuh".',
+                file=file,
+            )
+        elif include["ours"] in done:
+            yield ""
+        else:
+            yield from _pasted(include["ours"], done)
+            yield f'#line {number + 1} "{file}"'
+
+
+def types(unit: Unit) -> dict[str, np.dtype[Any]]:
+    """What the kernels' own names of number types, see conv.cuh, mean in a unit."""
+    sums = accumulator(unit.dtype)
+    return {
+        "T": unit.dtype,
+        "A": sums,
+        "R": np.dtype(sums.char.lower()) if sums.kind == "c" else sums,
+        "index_t": np.dtype(np.int64 if dict(unit.macros).get("INDEX64") else np.int32),
+        "c64": np.dtype(np.complex64),
+        "c128": np.dtype(np.complex128),
+    }
+
+
+# ------------------------------------------------------------------------------------------------ the loaded kernels
+
+
+class _Kernel:
+    """A kernel loaded on one device, and the check of its arguments."""
+
+    def __init__(
+        self, xp: ModuleType, device: int, unit: Unit, name: str, parameters: tuple[Parameter, ...], run: Any
+    ) -> None:
+        self.run = run
+        self.shared_bytes = SHARED_BYTES
+        self._array, self._device = xp.ndarray, device
+        self._unit, self._name = unit, name
+        self._parameters = parameters
+        self._expected = [(one.kind == "array", one.dtype, _scalars(one)) for one in parameters]
+
+    def check(self, args: Sequence[Any]) -> None:
+        """Every launch comes through here: what is right is let pass quickly, the rest gets a second look."""
+        if len(args) != len(self._expected):
+            self._refuse_count(len(args))
+        array, device = self._array, self._device
+        for place, (is_array, dtype, scalars) in enumerate(self._expected):
+            x = args[place]
+            kind = type(x)
+            if is_array:
+                if x is not None and (
+                    kind is not array or x.dtype != dtype or not x.flags.c_contiguous or x.device.id != device
+                ):
+                    self._look_again(place, x)
+            elif kind not in scalars or (kind is np.ndarray and x.dtype is not dtype):
+                self._look_again(place, x)
+
+    def raise_shared_bytes(self, count: int) -> None:
+        with _lock:
+            if count > self.shared_bytes:
+                self.run.max_dynamic_shared_size_bytes = count
+                self.shared_bytes = count
+
+    def _refuse_count(self, count: int) -> None:
+        wanted = ", ".join(one.text for one in self._parameters)
+        raise TypeError(
+            f"{self._name} ({self._unit}) takes {len(self._parameters)} arguments ({wanted}), {count} were given."
+        )
+
+    def _look_again(self, place: int, x: Any) -> None:
+        parameter = self._parameters[place]
+        where = f"{self._name} ({self._unit}): argument {place + 1}, `{parameter.text}`,"
+        if parameter.kind == "array":
+            self._check_array(x, parameter, where)
+        elif parameter.kind == "number":
+            name = parameter.dtype.type.__name__
+            raise TypeError(f"{where} takes a NumPy {name}; this is {_described(x)}. Write np.{name}(...).")
+        else:
+            if not isinstance(x, np.ndarray) or x.ndim or x.dtype.names is None:
+                raise TypeError(f"{where} takes a 0-d structured array of {parameter.dtype}; this is {_described(x)}.")
+            if x.dtype != parameter.dtype:
+                raise TypeError(
+                    f"{where} has {parameter.dtype.itemsize} bytes as {parameter.dtype}, "
+                    f"the array given has {x.dtype.itemsize} as {x.dtype}."
+                )
+            # Telling two layouts equal takes microseconds: know this very dtype the next time.
+            self._expected[place] = (False, x.dtype, _scalars(parameter))
+
+    def _check_array(self, x: Any, parameter: Parameter, where: str) -> None:
+        if not isinstance(x, self._array):
+            raise TypeError(f"{where} takes a device array or None; this is {_described(x)}.")
+        if x.dtype != parameter.dtype:
+            raise DTypeError(f"{where} takes an array of {parameter.dtype}, not of {x.dtype}.")
+        if x.device.id != self._device:
+            raise DeviceError(
+                f"{where} takes an array on the current device, cuda:{self._device}, not on cuda:{x.device.id}."
+            )
+        if not x.flags.c_contiguous:
+            raise KernelError(
+                f"{where} takes a C-contiguous array, not one of shape {x.shape} with strides {x.strides}.",
+                kernel=self._name,
+                file=self._unit.file,
+            )
+
+
+_ready: dict[tuple[ModuleType, int, Unit, str], _Kernel] = {}
+_modules: dict[tuple[ModuleType, int, Unit], tuple[Any, dict[str, tuple[Parameter, ...]]]] = {}
+_lock = FastRLock()
+
+
+def _load(xp: ModuleType, device: int, unit: Unit, name: str) -> _Kernel:
+    with _lock:
+        key = (xp, device, unit, name)
+        if key not in _ready:
+            module, declared = _module(xp, device, unit)
+            if name not in declared:
+                raise KernelError(
+                    f"{unit.file} declares no kernel {name!r}; it has {', '.join(declared)}.",
+                    kernel=name,
+                    file=unit.file,
+                )
+            try:
+                run = module.get_function(name)  # compiles, the first time
+            except MemoryError:
+                raise
+            except Exception as error:
+                told = options(unit)
+                raise KernelError(
+                    f"{name} ({unit}) could not be compiled with {' '.join(told)}:\n{error}",
+                    kernel=name,
+                    file=unit.file,
+                    options=told,
+                    log=str(error),
+                ) from error
+            _ready[key] = _Kernel(xp, device, unit, name, declared[name], run)
+        return _ready[key]
+
+
+def _module(xp: ModuleType, device: int, unit: Unit) -> tuple[Any, dict[str, tuple[Parameter, ...]]]:
+    key = (xp, device, unit)
+    if key not in _modules:
+        text = flatten(unit.file)
+        _modules[key] = xp.RawModule(code=text, options=options(unit)), signatures(text, types(unit))
+    return _modules[key]
+
+
+def _scalars(parameter: Parameter) -> frozenset[type]:
+    """The NumPy types that stand for a number: several where a platform has two of one size."""
+    if parameter.kind == "struct":
+        return frozenset({np.ndarray})
+    return frozenset(t for t in np.sctypeDict.values() if np.dtype(t) == parameter.dtype)
+
+
+def _described(x: Any) -> str:
+    kind = type(x)
+    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return f"{x!r} ({name})" if isinstance(x, (int, float, np.generic)) else name

@@ -1,0 +1,396 @@
+"""The choice of an algorithm, as data: what will run, what else could, what refuses and why, at what cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal, get_args
+
+from gpuconv import autotune, backend, cpu, heuristics, settings
+from gpuconv.algorithms import ALGORITHMS, Algorithm, Problem
+from gpuconv.errors import AlgorithmError, WorkspaceError
+from gpuconv.geometry import ConvGeometry
+from gpuconv.simd.host import COMPILED, numba_is_there, try_numba
+from gpuconv.support import html
+from gpuconv.support.integers import as_int, is_one_of
+from gpuconv.typing import Direction, DTypeLike, Precision
+
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+Status = Literal["chosen", "possible", "refused"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One algorithm of the list, judged for one problem.
+
+    `workspace` (bytes) is None where it is refused, `seconds` where it was not timed, see `autotune`.
+    """
+
+    name: str
+    status: Status
+    note: str
+    workspace: int | None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class ConvPlan:
+    """What a call will do. Numbers are attributes; ``str`` is the table, ``repr`` one line.
+
+    Attributes
+    ----------
+    geometry : ConvGeometry
+    dtype, precision, device, direction : str
+    candidates : tuple of Candidate
+        Every algorithm there is: the chosen one, then the possible, then the refused.
+    chosen : str
+        Name of the algorithm that runs.
+    workspace : int
+        Bytes that it takes beside arguments and result.
+    copied : int
+        Bytes of copies made first, of arrays on a GPU that are not C-contiguous and channels last. `max_workspace`
+        covers both.
+    seconds : float or None
+        What it took when the problem was tuned, see `autotune`.
+    by_sample : bool
+        Whether samples are computed one after another, see `settings.batch_invariant`. `workspace` and `copied` are
+        those of one sample then.
+    flops : int
+
+    Examples
+    --------
+    >>> print(plan("n1_h8w8_c4_k4_r1s1", "complex64"))
+    n1_h8w8_c4_k4_r1s1  complex64 strict  cpu  forward  2.05 kFLOP
+      gemm           chosen    no workspace
+      fft            possible  77.8 kB workspace; auto takes it under precision='fast' only
+      loops          possible  no workspace
+      depthwise      refused   groups=1, needs groups == in_channels (4)
+      winograd       refused   kernel (1, 1), stride (1, 1), dilation (1, 1); needs (3, 3), (1, 1), (1, 1)
+      winograd_4x4   refused   less precise than float32, needs precision='fast'
+      implicit_gemm  refused   runs on CUDA devices only
+      direct         refused   takes float32 and float64 on the CPU, the arrays are complex64
+    """
+
+    geometry: ConvGeometry
+    dtype: str
+    precision: str
+    device: str
+    direction: str
+    candidates: tuple[Candidate, ...]
+    copied: int = 0
+    by_sample: bool = False
+
+    @property
+    def chosen(self) -> str:
+        return self.candidates[0].name
+
+    @property
+    def workspace(self) -> int:
+        return self.candidates[0].workspace or 0
+
+    @property
+    def seconds(self) -> float | None:
+        return self.candidates[0].seconds
+
+    @property
+    def flops(self) -> int:
+        return self.geometry.flops
+
+    def __str__(self) -> str:
+        width = max(len(c.name) for c in self.candidates)
+        return "\n".join([self._head(), *(f"  {c.name:<{width}}  {c.status:<8}  {c.note}" for c in self.candidates)])
+
+    def _head(self) -> str:
+        head = (
+            f"{self.geometry}  {self.dtype} {self.precision}  {backend.device_name(self.device)}  "
+            f"{self.direction}  {si(self.flops)}FLOP"
+        )
+        if self.by_sample:
+            head += "  sample by sample"
+        return head + f"  {si(self.copied)}B copied to channels last" if self.copied else head
+
+    def _repr_html_(self) -> str:
+        rows = [(c.name, c.status, c.note) for c in self.candidates]
+        return html.table(self._head(), ("algorithm", "", ""), rows)
+
+    def __repr__(self) -> str:
+        return (
+            f"<ConvPlan {self.geometry} {self.dtype} {self.direction} on {self.device}: "
+            f"{self.chosen}, {_workspace_text(self.workspace)}>"
+        )
+
+
+def plan(
+    geometry: ConvGeometry | str,
+    dtype: DTypeLike = "float32",
+    device: str = "cpu",
+    *,
+    direction: Direction = "forward",
+    precision: Precision = "strict",
+    algorithm: str = "auto",
+    max_workspace: int | None = None,
+) -> ConvPlan:
+    """What a convolution of C-contiguous, channels-last arrays would do; nothing is computed or allocated.
+
+    Nor is Numba imported: until the first call does that, a Numba that is installed is taken for one that works.
+    `explain` imports it.
+
+    Parameters
+    ----------
+    geometry : ConvGeometry or str
+        The convolution x -> y, also when `direction` names one of its gradients; a problem string is parsed.
+    dtype : dtype or str
+    device : str
+        "cpu", "cuda" or "cuda:<number>".
+    direction : {"forward", "input_grad", "weight_grad"}
+    precision, algorithm, max_workspace
+        As for `conv2d`.
+
+    Raises
+    ------
+    GeometryError, DTypeError, DeviceError, AlgorithmError, WorkspaceError, ValueError
+        As the call itself would.
+
+    Examples
+    --------
+    >>> p = plan("n8_h56w56_c64_k64_r3s3_p1", direction="weight_grad")
+    >>> p.direction, p.flops
+    ('weight_grad', 1849688064)
+    """
+    problem = problem_of(geometry, dtype, device, direction, precision, max_workspace, "plan")
+    return _plan_of(problem, check_algorithm(algorithm, "plan"), "plan")
+
+
+def problem_of(
+    geometry: ConvGeometry | str,
+    dtype: DTypeLike,
+    device: str,
+    direction: Direction,
+    precision: Precision,
+    max_workspace: int | None,
+    caller: str,
+) -> Problem:
+    """The problem that C-contiguous, channels-last arrays pose, from unchecked arguments."""
+    return Problem(
+        geometry if isinstance(geometry, ConvGeometry) else ConvGeometry.parse(geometry),
+        backend.as_dtype(dtype, caller),
+        backend.check_device(device, caller),
+        check_direction(direction, caller),
+        check_precision(precision, caller),
+        workspace_limit(max_workspace, caller),
+    )
+
+
+def goes_by_sample(direction: Direction) -> bool:
+    """Whether a call computes one sample after another, see `settings.batch_invariant`."""
+    return settings.batch_invariant and direction != "weight_grad"
+
+
+def of_a_sample(g: ConvGeometry) -> ConvGeometry:
+    """The same convolution of one sample; of none, if there is none."""
+    return g if g.n <= 1 else replace(g, n=1)
+
+
+def as_computed(problem: Problem) -> Problem:
+    """The problem that an algorithm is chosen for, and given: the whole, or that of one sample.
+
+    What one sample takes says the same of every batch: not the sum of an algorithm, nor the shape of a product of BLAS,
+    nor the workspace, which decides where sums are cut, then depends on how many there are.
+    """
+    if not goes_by_sample(problem.direction):
+        return problem
+    return replace(problem, geometry=of_a_sample(problem.geometry))
+
+
+def may_be_whole(algorithm: Algorithm, problem: Problem, sample: Problem) -> bool:
+    """Whether an algorithm that was chosen for one sample may compute the batch at once, for it comes to the same."""
+    if not problem.on_cpu:
+        return False
+    return algorithm.is_the_same_for(problem, sample) and algorithm.workspace_bytes(problem) <= problem.max_workspace
+
+
+def plan_of(problem: Problem, algorithm: str, caller: str) -> ConvPlan:
+    """The plan of a checked problem, for arrays that there are."""
+    check_algorithm(algorithm, caller)
+    _try_numba_for(problem, algorithm)
+    return _plan_of(problem, algorithm, caller)
+
+
+def _plan_of(problem: Problem, algorithm: str, caller: str) -> ConvPlan:
+    whole, problem = problem, as_computed(problem)
+    choice = _choose(problem, algorithm, caller, False, *_circumstances())
+    by_sample = goes_by_sample(problem.direction) and not may_be_whole(choice.algorithm, whole, problem)
+    candidates = [
+        _judge(candidate, whole if candidate is choice.algorithm and not by_sample else problem, choice)
+        for candidate in ALGORITHMS
+    ]
+    order: list[Status] = ["chosen", "possible", "refused"]
+    candidates.sort(key=lambda c: order.index(c.status))
+    return ConvPlan(
+        whole.geometry,
+        problem.dtype.name,
+        problem.precision,
+        problem.device,
+        problem.direction,
+        tuple(candidates),
+        problem.copied,
+        by_sample,
+    )
+
+
+def choose(problem: Problem, algorithm: str, caller: str) -> Algorithm:
+    """The algorithm named, or with "auto" the one expected to be the fastest of those that can serve the problem.
+
+    "Auto" goes by the heuristics, or by timing where that was asked for (`autotune`).
+
+    Raises
+    ------
+    AlgorithmError
+        If there is no algorithm of that name, or it refuses.
+    WorkspaceError
+        If it cannot stay under ``problem.max_workspace``.
+    """
+    check_algorithm(algorithm, caller)
+    _try_numba_for(problem, algorithm)
+    return _choose(as_computed(problem), algorithm, caller, True, *_circumstances()).algorithm
+
+
+def _try_numba_for(problem: Problem, algorithm: str) -> None:
+    """Find out whether Numba works, if this problem may be served by compiled loops."""
+    # 16-bit floats are widened, and then served, only for gradients of padding that repeats.
+    if algorithm in COMPILED and problem.on_cpu:
+        is_served = problem.dtype.char in "fd" or problem.geometry.pad_mode != "zeros"  # .name takes 3 us
+        if is_served:
+            try_numba()
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """An algorithm, and what timing it was chosen by, if any."""
+
+    algorithm: Algorithm
+    tuned: autotune.Tuned | None = None
+
+
+def check_algorithm(algorithm: str, caller: str) -> str:
+    """`algorithm`, if it is a name at all; `choose` knows which there are."""
+    if not isinstance(algorithm, str):
+        raise _no_such(algorithm, caller)
+    return algorithm
+
+
+def _no_such(algorithm: object, caller: str) -> AlgorithmError:
+    names = ", ".join(repr(a.name) for a in ALGORITHMS)
+    return AlgorithmError(f"{caller}: algorithm={algorithm!r} does not exist. Choose 'auto' or one of {names}.")
+
+
+def _circumstances() -> tuple[int, bool, int, bool]:
+    """What a choice depends on beside its problem."""
+    return cpu.workers(), settings.autotune, autotune.generation(), numba_is_there()
+
+
+@lru_cache(maxsize=4096)
+def _choose(problem: Problem, algorithm: str, caller: str, may_time: bool, *_: object) -> _Choice:
+    if algorithm == "auto":
+        # The last, the reference, accepts everything on the CPU; gemm does on a GPU, up to axes of 2**31 - 1.
+        willing = [a for a in ALGORITHMS if a.refusal(problem) is None and a.reservation(problem) is None]
+        fitting = [a for a in willing if a.workspace_bytes(problem) <= problem.max_workspace]
+        if fitting:
+            ranked = heuristics.rank(problem, fitting)
+            tuned = autotune.consult(problem, ranked, may_time)
+            return _Choice(next(a for a in ranked if tuned is None or a.name == tuned.fastest), tuned)
+        if not willing:
+            raise AlgorithmError(_none_serves(caller, problem))
+        least = min(willing, key=lambda a: a.workspace_bytes(problem))
+        raise WorkspaceError(_too_large(caller, least, problem))
+    for candidate in ALGORITHMS:
+        if candidate.name == algorithm:
+            break
+    else:
+        raise _no_such(algorithm, caller)
+    reason = candidate.refusal(problem)
+    if reason is not None:
+        raise AlgorithmError(
+            f"{caller}: algorithm={algorithm!r} cannot serve {problem.geometry}: {reason}. Choose another, or 'auto'."
+        )
+    if candidate.workspace_bytes(problem) > problem.max_workspace:
+        raise WorkspaceError(_too_large(caller, candidate, problem))
+    return _Choice(candidate)
+
+
+def _judge(candidate: Algorithm, problem: Problem, choice: _Choice) -> Candidate:
+    reason = candidate.refusal(problem)
+    if reason is not None:
+        return Candidate(candidate.name, "refused", reason, None)
+    needed = candidate.workspace_bytes(problem)
+    if needed > problem.max_workspace:
+        note = f"needs {si(needed)}B workspace, max_workspace allows {si(problem.max_workspace)}B"
+        return Candidate(candidate.name, "refused", note, None)
+    seconds = choice.tuned.seconds.get(candidate.name) if choice.tuned else None
+    model = candidate.work(problem).model
+    expected = f"; {model}" if model else ""
+    if candidate is choice.algorithm:
+        note = _workspace_text(needed) + expected
+        if choice.tuned and seconds:
+            rate = problem.geometry.flops / seconds
+            note = f"tuned {choice.tuned.date}: {si(seconds)}s, {si(rate)}FLOP/s"
+        return Candidate(candidate.name, "chosen", note, needed, seconds)
+    reserved = candidate.reservation(problem)
+    note = _workspace_text(needed) + expected + (f"; {reserved}" if reserved else "")
+    return Candidate(candidate.name, "possible", note, needed, seconds)
+
+
+def _none_serves(caller: str, problem: Problem) -> str:
+    reasons = [f"{a.name}: {a.refusal(problem) or a.reservation(problem)}" for a in ALGORITHMS]
+    return (
+        f"{caller}: no algorithm of 'auto' serves the {problem.direction} of {problem.geometry} in {problem.dtype} "
+        f"{problem.precision} on {problem.device}: {'; '.join(reasons)}."
+    )
+
+
+def _too_large(caller: str, candidate: Algorithm, problem: Problem) -> str:
+    copies = f" beside {problem.copied} of copies" if problem.copied else ""
+    return (
+        f"{caller}: algorithm={candidate.name!r} needs {candidate.workspace_bytes(problem)} bytes of workspace for "
+        f"{problem.geometry}, max_workspace allows {problem.max_workspace}{copies}. Raise it, or choose another "
+        "algorithm."
+    )
+
+
+def _workspace_text(count: int) -> str:
+    return f"{si(count)}B workspace" if count else "no workspace"
+
+
+def si(count: float) -> str:
+    """Three digits and a decimal prefix, ready for its unit: ``57.8 M``.
+
+    >>> si(57802752) + "B", si(999999) + "B", si(12) + "FLOP", si(2.1e-5) + "s"
+    ('57.8 MB', '1 MB', '12 FLOP', '21 us')
+    """
+    power = 0
+    while power < 5 and float(f"{count:.3g}") >= 1000:
+        count, power = count / 1000, power + 1
+    while power > -3 and 0 < float(f"{count:.3g}") < 1:
+        count, power = count * 1000, power - 1
+    return f"{count:.3g} {('', 'k', 'M', 'G', 'T', 'P', 'n', 'u', 'm')[power]}"
+
+
+def check_direction(direction: Direction, caller: str) -> Direction:
+    if not is_one_of(direction, DIRECTIONS):
+        raise ValueError(f"{caller}: direction={direction!r} is none of {', '.join(map(repr, DIRECTIONS))}.")
+    return direction
+
+
+def check_precision(precision: Precision, caller: str) -> Precision:
+    if not is_one_of(precision, PRECISIONS):
+        raise ValueError(f"{caller}: precision={precision!r} is none of {', '.join(map(repr, PRECISIONS))}.")
+    return precision
+
+
+def workspace_limit(max_workspace: int | None, caller: str) -> int:
+    """The limit in bytes that holds for a call: its own, or the setting of the process."""
+    if max_workspace is not None:
+        return as_int(max_workspace, "max_workspace", caller, least=0)
+    return as_int(settings.max_workspace, "settings.max_workspace", caller, least=0)

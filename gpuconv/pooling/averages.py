@@ -1,0 +1,111 @@
+"""Average pooling by whole arrays, tap by tap, and its gradient."""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpuconv import backend
+from gpuconv.geometry import ConvGeometry
+from gpuconv.pooling.blocks import Block, Task
+from gpuconv.pooling.windows import taps_of, windows_of
+from gpuconv.typing import Array
+
+
+class Divisor(NamedTuple):
+    """What the sums of windows are divided by: their taps, or those that meet the input."""
+
+    xp: ModuleType
+    g: ConvGeometry
+    counts_pads: bool
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def of(cls, xp: ModuleType, g: ConvGeometry, counts_pads: bool, sums: np.dtype[Any]) -> Divisor:
+        return cls(xp, g, counts_pads or not g.is_padded, sums if sums.kind != "c" else np.empty(0, sums).real.dtype)
+
+    def bytes(self, rows: int) -> int:
+        """What `at` takes for so many rows of outputs."""
+        if self.counts_pads:
+            return 0
+        return 48 * (rows + self.g.out[1]) + 2 * rows * self.g.out[1] * self.dtype.itemsize
+
+    def at(self, rows: slice) -> Array:
+        """For some rows of outputs, of a shape that broadcasts over (n, p, q, c)."""
+        divisor: Array
+        if self.counts_pads:
+            divisor = self.xp.full((1, 1, 1), float(math.prod(self.g.kernel)), self.dtype)
+        else:
+            down, across = windows_of(self.g)
+            counts: list[Array] = [down.counts(rows), across.counts(slice(0, across.out))]
+            divisor = self.xp.asarray(np.outer(*(some.astype(self.dtype) for some in counts))[..., None])
+        return divisor
+
+
+def avg_pool(caller: str, xp: ModuleType, x: Array, g: ConvGeometry, y: Array, divisor: Divisor, limit: int) -> None:
+    """Fill y with the mean of each window, whose taps are added up in row order."""
+    sums = backend.accumulator(y.dtype)
+    down, across = windows_of(g)
+
+    direct = sums == y.dtype and _have_one_order(x, y)
+
+    def need(images: int, rows: int, channels: int) -> int:
+        held = 0 if direct else images * rows * g.out[1] * channels * sums.itemsize
+        return held + divisor.bytes(rows)
+
+    def job(block: Block) -> None:
+        window, seen = down.part(block.rows)
+        x_nhwc, y_npqc = block.of(x, seen), block.of(y, block.rows)
+        total = y_npqc if direct else xp.empty(y_npqc.shape, sums)
+        total[...] = 0
+        for ins, outs in taps_of(window, across):
+            total[outs] += x_nhwc[ins]
+        xp.divide(total, divisor.at(block.rows), out=total)
+        if total is not y_npqc:
+            y_npqc[...] = total
+
+    Task(caller, xp, g, g.out[0], need, limit, None).run(lambda _: job)
+
+
+def avg_pool_grad(
+    caller: str, xp: ModuleType, dy: Array, g: ConvGeometry, dx: Array, divisor: Divisor, limit: int
+) -> None:
+    """Fill dx: each dy is shared out over its window, tap by tap in row order."""
+    sums = backend.accumulator(dx.dtype)
+    down, across = windows_of(g)
+
+    direct = sums == dx.dtype and _have_one_order(dy, dx)
+
+    def need(images: int, rows: int, channels: int) -> int:
+        outs = down.most_over(rows)
+        held = 0 if direct else images * rows * g.spatial[1] * channels * sums.itemsize
+        return held + images * outs * g.out[1] * channels * sums.itemsize + divisor.bytes(outs)
+
+    def job(block: Block) -> None:
+        seeing = down.over(block.rows)
+        dx_nhwc = block.of(dx, block.rows)
+        share = xp.divide(block.of(dy, seeing), divisor.at(seeing))
+        total = dx_nhwc if direct else xp.empty(dx_nhwc.shape, sums)
+        total[...] = 0
+        for ins, outs in taps_of(down.onto(block.rows, seeing), across):
+            total[ins] += share[outs]
+        if total is not dx_nhwc:
+            dx_nhwc[...] = total
+
+    Task(caller, xp, g, g.spatial[0], need, limit, None).run(lambda _: job)
+
+
+def _have_one_order(source: Array, target: Array) -> bool:
+    """Whether neighbours of one array are neighbours of the other: if not, every tap would be slow to add to it."""
+    if source.flags.c_contiguous and target.flags.c_contiguous:
+        return True
+    return _order(source) == _order(target)
+
+
+def _order(array: Array) -> list[int]:
+    return sorted(
+        (axis for axis in range(array.ndim) if array.shape[axis] > 1), key=lambda axis: -abs(array.strides[axis])
+    )

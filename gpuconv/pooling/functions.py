@@ -1,0 +1,363 @@
+"""Max and average pooling of images, and their gradients.
+
+On the CPU small windows take one pass over the array for each tap, and large ones are made from windows of half their
+length (large.py); compiled loops make maxima where Numba is installed. On a GPU one kernel does all of it,
+except for averages and maxima over very large windows.
+
+What a call takes beside its arguments and its result stays under `settings.max_workspace`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from gpuconv import backend
+from gpuconv.call import Call
+from gpuconv.cuda.arguments import too_long
+from gpuconv.errors import DTypeError, WorkspaceError
+from gpuconv.geometry import ConvGeometry, split_x_shape
+from gpuconv.planning import workspace_limit
+from gpuconv.pooling import averages, compiled, cuda, large, maxima
+from gpuconv.pooling.averages import Divisor
+from gpuconv.pooling.windows import are_apart, check_windows, windows_of
+from gpuconv.support.integers import as_ints, flag
+from gpuconv.typing import Array, Ints, IntsLike, Layout, PadLike
+
+MOST_TAPS = 64
+"""The most taps of a window that is read tap by tap. On an Intel Xeon with AVX-512 (one core, 2026-11-30) windows of
+9 x 9 by halves took 0.15 to 0.26 of the time for averages and gradients, and 0.7 to 1.1 for maxima."""
+
+MOST_TAPS_APART = 256
+"""The same for windows that do not overlap: each position is read once in either way."""
+
+MOST_TAPS_ON_GPU = 1024
+"""The same for a kernel, which reads its window from the cache; by halves, some 40 arrays go through memory. This is an
+estimate, and no GPU has confirmed it."""
+
+
+def max_pool2d(
+    x: Array,
+    kernel_shape: IntsLike,
+    *,
+    stride: IntsLike | None = None,
+    pad: PadLike = 0,
+    dilation: IntsLike = 1,
+    layout: Layout = "channels_last",
+    out: Array | None = None,
+) -> Array:
+    """The largest value of each window, channel by channel.
+
+    Parameters
+    ----------
+    x : array (N, H, W, C)
+        Of a real dtype; (N, C, H, W) with layout="channels_first".
+    kernel_shape : int or (KH, KW)
+    stride : int or one int an axis, optional
+        Default: `kernel_shape`, windows side by side.
+    pad, dilation, layout, out
+        As in `conv2d`. Padding is never the largest; every window must hold at least one position of x.
+
+    Returns
+    -------
+    array (N, OH, OW, C)
+        Sizes as in `conv2d`. NaN where the window holds a NaN.
+
+    Raises
+    ------
+    GeometryError, TypeError, DTypeError, DeviceError
+    WorkspaceError
+        If not even a row of the result can be made within `settings.max_workspace`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import max_pool2d
+    >>> max_pool2d(np.arange(16.0).reshape(1, 4, 4, 1), 2)[0, :, :, 0]
+    array([[ 5.,  7.],
+           [13., 15.]])
+    """
+    pool = _Pool("max_pool2d", {"x": x}, None, kernel_shape, stride, pad, dilation, layout, out)
+    pool.refuse_complex()
+    xp, x_nhwc = pool.xp, pool.views["x"]
+
+    def write(y_nhwc: Array) -> None:
+        if xp is np and compiled.serves(pool.g, x_nhwc, y_nhwc):
+            compiled.max_pool(x_nhwc, pool.g, y_nhwc)
+        else:
+            way = large if pool.is_large and not pool.is_apart else maxima
+            way.max_pool(pool.caller, xp, x_nhwc, pool.g, y_nhwc, pool.limit)
+
+    return pool.run(pool.g.y_shape, write, None if pool.is_large else cuda.max_pool)
+
+
+def max_pool2d_grad(
+    dy: Array,
+    x: Array,
+    kernel_shape: IntsLike,
+    *,
+    stride: IntsLike | None = None,
+    pad: PadLike = 0,
+    dilation: IntsLike = 1,
+    layout: Layout = "channels_last",
+    out: Array | None = None,
+) -> Array:
+    """Gradient of `max_pool2d` with respect to x: each dy goes to the position its window took its value from.
+
+    Of several equal values that is the first in row order, of several NaNs too. With windows of more than 64 taps (256
+    where they do not overlap) the CPU adds up in float64 what a position gets.
+
+    Parameters
+    ----------
+    dy : array (N, OH, OW, C)
+        Gradient of a scalar with respect to the result of `max_pool2d`.
+    x : array (N, H, W, C)
+    kernel_shape, stride, pad, dilation, layout, out
+        As given to `max_pool2d`.
+
+    Returns
+    -------
+    array (N, H, W, C)
+        16-bit floats are summed in float32.
+
+    Raises
+    ------
+    GeometryError, TypeError, DTypeError, DeviceError
+    WorkspaceError
+        If not even a row of the result can be made within `settings.max_workspace`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import max_pool2d_grad
+    >>> x = np.array([[1.0, 3.0], [3.0, 2.0]]).reshape(1, 2, 2, 1)
+    >>> max_pool2d_grad(np.ones((1, 1, 1, 1)), x, 2)[0, :, :, 0]
+    array([[0., 1.],
+           [0., 0.]])
+    """
+    return max_pool2d_grad_by(dy, x, None, kernel_shape, stride, pad, dilation, layout, out)
+
+
+def max_pool2d_grad_by(
+    dy: Array,
+    x: Array,
+    y: Array | None,
+    kernel_shape: IntsLike,
+    stride: IntsLike | None,
+    pad: PadLike,
+    dilation: IntsLike,
+    layout: Layout,
+    out: Array | None,
+) -> Array:
+    """`max_pool2d_grad`, given what `max_pool2d` returned, where it was kept."""
+    pool = _Pool("max_pool2d_grad", {"dy": dy, "x": x}, None, kernel_shape, stride, pad, dilation, layout, out)
+    pool.refuse_complex()
+    xp, x_nhwc, dy_nhwc = pool.xp, pool.views["x"], pool.views["dy"]
+    y_nhwc = None if y is None else pool.call.channels_last(y)
+
+    def write(dx_nhwc: Array) -> None:
+        if xp is np and compiled.serves_grad(pool.g, dy_nhwc, x_nhwc, dx_nhwc):
+            compiled.max_pool_grad(dy_nhwc, x_nhwc, pool.g, dx_nhwc)
+        elif xp is np and pool.is_large:
+            large.max_pool_grad(pool.caller, dy_nhwc, x_nhwc, pool.g, dx_nhwc, pool.limit)
+        else:
+            maxima.max_pool_grad(pool.caller, xp, dy_nhwc, x_nhwc, y_nhwc, pool.g, dx_nhwc, pool.limit)
+
+    return pool.run(pool.g.x_shape, write, cuda.max_pool_grad, cuda.winners_bytes(pool.g))
+
+
+def avg_pool2d(
+    x: Array,
+    kernel_shape: IntsLike,
+    *,
+    stride: IntsLike | None = None,
+    pad: PadLike = 0,
+    count_include_pad: bool = True,
+    layout: Layout = "channels_last",
+    out: Array | None = None,
+) -> Array:
+    """The mean of each window, channel by channel.
+
+    Parameters
+    ----------
+    x : array (N, H, W, C)
+        Of any dtype that `conv2d` takes; (N, C, H, W) with layout="channels_first".
+    kernel_shape : int or (KH, KW)
+    stride : int or one int an axis, optional
+        Default: `kernel_shape`, windows side by side.
+    pad, layout, out
+        As in `conv2d`; every window must hold at least one position of x.
+    count_include_pad : bool
+        Divide by KH * KW (as PyTorch does by default), or by the positions of x in the window (TensorFlow, ONNX).
+
+    Returns
+    -------
+    array (N, OH, OW, C)
+        Sizes as in `conv2d`. 16-bit floats are summed in float32. Windows of more than 64 taps (256 where they do not
+        overlap, and 1024 on a GPU) are summed as accurately as by pairwise summation.
+
+    Raises
+    ------
+    GeometryError, TypeError, DTypeError, DeviceError
+    WorkspaceError
+        If not even a row of the result can be made within `settings.max_workspace`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import avg_pool2d
+    >>> avg_pool2d(np.arange(16.0).reshape(1, 4, 4, 1), 2)[0, :, :, 0]
+    array([[ 2.5,  4.5],
+           [10.5, 12.5]])
+    """
+    include_pad = flag(count_include_pad, "count_include_pad", "avg_pool2d")
+    pool = _Pool("avg_pool2d", {"x": x}, None, kernel_shape, stride, pad, 1, layout, out)
+
+    def write(y_nhwc: Array) -> None:
+        way = large if pool.is_large else averages
+        way.avg_pool(pool.caller, pool.xp, pool.views["x"], pool.g, y_nhwc, pool.divisor(include_pad), pool.limit)
+
+    kernel = None if pool.is_large else partial(cuda.avg_pool, count_pads=include_pad)
+    return pool.run(pool.g.y_shape, write, kernel)
+
+
+def avg_pool2d_grad(
+    dy: Array,
+    input_shape: IntsLike,
+    kernel_shape: IntsLike,
+    *,
+    stride: IntsLike | None = None,
+    pad: PadLike = 0,
+    count_include_pad: bool = True,
+    layout: Layout = "channels_last",
+    out: Array | None = None,
+) -> Array:
+    """Gradient of `avg_pool2d` with respect to x: each dy is shared out equally over its window.
+
+    Parameters
+    ----------
+    dy : array (N, OH, OW, C)
+        Gradient of a scalar with respect to the result of `avg_pool2d`.
+    input_shape : sequence of int
+        The shape of x in `layout`: (N, H, W, C), or (N, C, H, W).
+    kernel_shape, stride, pad, count_include_pad, layout, out
+        As given to `avg_pool2d`.
+
+    Returns
+    -------
+    array (N, H, W, C)
+        16-bit floats are summed in float32.
+
+    Raises
+    ------
+    GeometryError, TypeError, DTypeError, DeviceError
+    WorkspaceError
+        If not even a row of the result can be made within `settings.max_workspace`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import avg_pool2d_grad
+    >>> avg_pool2d_grad(np.ones((1, 1, 1, 1)), (1, 2, 2, 1), 2)[0, :, :, 0]
+    array([[0.25, 0.25],
+           [0.25, 0.25]])
+    """
+    include_pad = flag(count_include_pad, "count_include_pad", "avg_pool2d_grad")
+    shape = as_ints(input_shape, 4, "input_shape", "avg_pool2d_grad", least=0)
+    pool = _Pool("avg_pool2d_grad", {"dy": dy}, shape, kernel_shape, stride, pad, 1, layout, out)
+
+    def write(dx_nhwc: Array) -> None:
+        way = large if pool.is_large else averages
+        divisor = pool.divisor(include_pad)
+        way.avg_pool_grad(pool.caller, pool.xp, pool.views["dy"], pool.g, dx_nhwc, divisor, pool.limit)
+
+    kernel = None if pool.is_large else partial(cuda.avg_pool_grad, count_pads=include_pad)
+    return pool.run(pool.g.x_shape, write, kernel)
+
+
+class _Pool:
+    """The arrays and the geometry of one call, checked; `input_shape` is x's own where None."""
+
+    def __init__(
+        self,
+        caller: str,
+        inputs: dict[str, Array],
+        input_shape: Ints | None,
+        kernel_shape: IntsLike,
+        stride: IntsLike | None,
+        pad: PadLike,
+        dilation: IntsLike,
+        layout: Layout,
+        out: Array | None,
+    ) -> None:
+        self.caller, self.inputs, self.out = caller, inputs, out
+        self.xp = backend.common_module(caller, **inputs, out=out)
+        self.dtype = backend.common_dtype(caller, **inputs)
+        self.call = Call(
+            caller, 2, kernel_shape if stride is None else stride, pad, dilation, 1, layout, "auto", "strict", None
+        )
+        shape, name = (inputs["x"].shape, "x.shape") if input_shape is None else (input_shape, "input_shape")
+        n, spatial, c = split_x_shape(shape, 2, layout, caller, name)
+        kernel = as_ints(kernel_shape, 2, "kernel_shape", caller)
+        self.g = ConvGeometry.create(n, spatial, c, c, kernel, self.call.stride, pad, dilation, caller=caller)
+        if "dy" in inputs:
+            self.call.check_shape("dy", inputs["dy"], self.g.y_shape, "pooling", self.g)
+        check_windows(self.g, caller)
+        self.views = {name: self.call.channels_last(array) for name, array in inputs.items()}
+        self.limit = workspace_limit(None, caller)
+        down, across = windows_of(self.g)
+        # of taps over padding there may be any number
+        self.is_apart = are_apart(self.g) and down.taps <= down.size and across.taps <= across.size
+        most = MOST_TAPS_APART if self.is_apart else MOST_TAPS
+        self.is_large = down.taps * across.taps > (most if self.xp is np else MOST_TAPS_ON_GPU)
+
+    def refuse_complex(self) -> None:
+        if backend.is_complex(self.dtype):
+            raise DTypeError(
+                f"{self.caller}: x.dtype is {self.dtype}, which has no order and no maximum. Pool its real part or abs."
+            )
+
+    def run(
+        self, shape: Ints, write: Callable[[Array], None], kernel: Callable[..., None] | None, kernel_bytes: int = 0
+    ) -> Array:
+        """Have `write` fill a channels-last view of `out`, or of a new array of (channels-last) `shape`.
+
+        On a GPU `kernel` does, if there is one, which is given the inputs, the geometry and what it is to fill, all
+        C-contiguous, and takes `kernel_bytes` for each image.
+        """
+        self.call.check_out(self.out, self.g, shape, self.dtype)
+        first = next(iter(self.inputs.values()))
+        with backend.on_device_of(first):
+            result = self.call.result(self.xp, self.out, self.inputs.values(), shape, self.dtype)
+            if result.size:
+                target = self.call.channels_last(result)
+                if self.xp is np or kernel is None or too_long(self.g) is not None:
+                    write(target)
+                else:
+                    self._launch(target, kernel, kernel_bytes)
+            return self.call.deliver(result, self.out)
+
+    def _launch(self, target: Array, kernel: Callable[..., None], image_bytes: int) -> None:
+        """Have `kernel` fill `target`, as many images at a time as copies may be made of under max_workspace."""
+        n = self.g.n
+        for array in (*self.views.values(), target):
+            image_bytes += 0 if array.flags.c_contiguous else array.nbytes // n
+        if image_bytes > self.limit:
+            raise WorkspaceError(
+                f"{self.caller}: an image of {self.g} needs {image_bytes} bytes of workspace, settings.max_workspace "
+                f"allows {self.limit}. Raise it, or pass arrays that are C-contiguous, channels last."
+            )
+        step = min(n, self.limit // image_bytes) if image_bytes else n
+        for i in range(0, n, step):
+            inputs = [self.xp.ascontiguousarray(view[i : i + step]) for view in self.views.values()]
+            part = target[i : i + step]
+            made = part if part.flags.c_contiguous else self.xp.empty(part.shape, self.dtype)
+            kernel(self.xp, *inputs, replace(self.g, n=len(part)), made)
+            if made is not part:
+                part[...] = made
+
+    def divisor(self, count_include_pad: bool) -> Divisor:
+        return Divisor.of(self.xp, self.g, count_include_pad, backend.accumulator(self.dtype))

@@ -1,0 +1,319 @@
+"""Pooling with windows of many taps: first along columns and then along rows, each as folds.py does it.
+
+The first step makes an array (n, p, w, c), `middle`, a strip of columns at a time, and the second step reads it a strip
+of rows at a time, so that what is in hand stays in the cache. The gradient of an average takes them in the other order.
+
+The gradient of a maximum needs the position of the maximum. Value and position are packed into one number, which is
+larger for a larger value and, among equal values, for an earlier position: the maximum of these numbers is the first of
+the largest values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gpuconv import backend, cpu
+from gpuconv.geometry import ConvGeometry
+from gpuconv.pooling.averages import Divisor
+from gpuconv.pooling.blocks import QUIET, Block, Task
+from gpuconv.pooling.folds import ALIGNMENT, Fold, Workspace, buffers, spread_buffers
+from gpuconv.pooling.maxima import put
+from gpuconv.pooling.windows import windows_of
+from gpuconv.typing import Array
+
+SLACK = 64 * ALIGNMENT
+"""Bytes between the arrays of a workspace, which begin at multiples."""
+
+NUMPY_BUFFER = 512
+"""Elements: NumPy copies rows of some 300 elements, as strips have, into larger buffers first, which took 2.5 times as
+long (NumPy 2.4, Intel Xeon, 2026-11-30)."""
+
+GPU_STRIP = 2**26
+"""Bytes in hand at a time on a GPU, enough to keep all of it busy."""
+
+
+def avg_pool(caller: str, xp: ModuleType, x: Array, g: ConvGeometry, y: Array, divisor: Divisor, limit: int) -> None:
+    """Fill y with the mean of each window."""
+    _pool(caller, xp, x, g, y, xp.add, 0, divisor, limit)
+
+
+def max_pool(caller: str, xp: ModuleType, x: Array, g: ConvGeometry, y: Array, limit: int) -> None:
+    """Fill y with the largest value of each window."""
+    _pool(caller, xp, x, g, y, xp.maximum, -math.inf, None, limit)
+
+
+def _pool(
+    caller: str, xp: ModuleType, x: Array, g: ConvGeometry, y: Array, operation: Any, nothing: Any,
+    divisor: Divisor | None, limit: int,
+) -> None:  # fmt: skip
+    dtype = backend.accumulator(y.dtype)
+    down, across = windows_of(g)
+    strip = _strip_bytes(xp)
+
+    def costs(images: int, rows: int, channels: int) -> tuple[int, int]:
+        """Bytes of a column and of a row in hand."""
+        element = images * channels * dtype.itemsize
+        row = element * (buffers(across) + (0 if dtype == y.dtype else g.out[1]))
+        return element * buffers(down._replace(out=rows)), row
+
+    def need(images: int, rows: int, channels: int) -> int:
+        middle = images * rows * g.spatial[1] * channels * dtype.itemsize
+        column, row = costs(images, rows, channels)
+        in_hand = max(_held(column, g.spatial[1], strip), _held(row, rows, strip))
+        return middle + in_hand + SLACK + (divisor.bytes(rows) if divisor else 0)
+
+    def make_job(size: int) -> Callable[[Block], None]:
+        workspace = Workspace(xp, size)
+        fold = Fold(xp, operation, nothing, workspace)
+
+        def job(block: Block) -> None:
+            workspace.used = 0
+            window, seen = down.part(block.rows)
+            x_nhwc, y_npqc = block.of(x, seen), block.of(y, block.rows)
+            n, p, _, c = y_npqc.shape
+            column, row = costs(n, p, c)
+            middle = workspace.take((n, p, g.spatial[1], c), dtype)
+            for w in _strips(g.spatial[1], column, strip):
+                fold.run(x_nhwc[:, :, w], 1, window, middle[:, :, w])
+            by = None if divisor is None else divisor.at(block.rows)
+            for some in _strips(p, row, strip):
+                used, target = workspace.used, y_npqc[:, some]
+                made = target if dtype == y.dtype else workspace.take(target.shape, dtype)
+                fold.run(middle[:, some], 2, across, made)
+                if by is not None:
+                    xp.divide(made, by if len(by) == 1 else by[some], out=made)
+                if made is not target:
+                    target[...] = made
+                workspace.used = used
+
+        return job
+
+    image_bytes = g.spatial[1] * costs(1, g.out[0], g.c)[0]
+    errstate = {} if divisor else QUIET
+    task = Task(caller, xp, g, g.out[0], need, limit, image_bytes, True, errstate, NUMPY_BUFFER)
+    task.run(make_job)
+
+
+def avg_pool_grad(
+    caller: str, xp: ModuleType, dy: Array, g: ConvGeometry, dx: Array, divisor: Divisor, limit: int
+) -> None:
+    """Fill dx: each dy is shared out over its window. The adjoint of `avg_pool`, along rows first."""
+    dtype = backend.accumulator(dx.dtype)
+    down, across = windows_of(g)
+    strip = _strip_bytes(xp)
+
+    def costs(images: int, rows: int, channels: int) -> tuple[int, int]:
+        """Bytes of a column and of a row in hand."""
+        element = images * channels * dtype.itemsize
+        column = spread_buffers(down._replace(size=rows, out=down.most_over(rows)))
+        column += 0 if dtype == dx.dtype else rows
+        return element * column, element * (spread_buffers(across) + across.out)
+
+    def need(images: int, rows: int, channels: int) -> int:
+        outs = down.most_over(rows)
+        middle = images * outs * g.spatial[1] * channels * dtype.itemsize
+        column, row = costs(images, rows, channels)
+        in_hand = max(_held(column, g.spatial[1], strip), _held(row, outs, strip))
+        return middle + in_hand + SLACK + divisor.bytes(outs)
+
+    def make_job(size: int) -> Callable[[Block], None]:
+        workspace = Workspace(xp, size)
+        fold = Fold(xp, xp.add, 0, workspace)
+
+        def job(block: Block) -> None:
+            workspace.used = 0
+            seeing = down.over(block.rows)
+            window = down.onto(block.rows, seeing)
+            dy_npqc, dx_nhwc = block.of(dy, seeing), block.of(dx, block.rows)
+            n, h, _, c = dx_nhwc.shape
+            column, row = costs(n, h, c)
+            middle = workspace.take((n, window.out, g.spatial[1], c), dtype)
+            by = divisor.at(seeing)
+            for some in _strips(window.out, row, strip):
+                used, part = workspace.used, dy_npqc[:, some]
+                share = workspace.take(part.shape, dtype)
+                share[...] = part
+                xp.divide(share, by if len(by) == 1 else by[some], out=share)
+                fold.spread(share, 2, across, middle[:, some])
+                workspace.used = used
+            for w in _strips(g.spatial[1], column, strip):
+                used, target = workspace.used, dx_nhwc[:, :, w]
+                made = target if dtype == dx.dtype else workspace.take(target.shape, dtype)
+                fold.spread(middle[:, :, w], 1, window, made)
+                if made is not target:
+                    target[...] = made
+                workspace.used = used
+
+        return job
+
+    image_bytes = g.spatial[1] * costs(1, g.spatial[0], g.c)[0]
+    task = Task(caller, xp, g, g.spatial[0], need, limit, image_bytes, True, {}, NUMPY_BUFFER)
+    task.run(make_job)
+
+
+# -------------------------------------------------------------------------------------------------- winners
+
+
+def max_pool_grad(caller: str, dy: Array, x: Array, g: ConvGeometry, dx: Array, limit: int) -> None:
+    """Fill dx (of NumPy's): each dy goes to the first, in row order, of the largest values of its window.
+
+    What one position gets is added up in float64.
+    """
+    is_short = backend.accumulator(dx.dtype).itemsize == 4 and math.prod(g.spatial) <= _Keys32.LAST
+    keys = _Keys32 if is_short else _Keys64
+    down, across = windows_of(g)
+    strip = _strip_bytes(np)
+    width = g.spatial[1]
+
+    def costs(images: int, rows: int, channels: int) -> tuple[int, int]:
+        """Bytes of a column and of a row in hand."""
+        element, outs = images * channels, down.most_over(rows)
+        column = buffers(down._replace(out=outs)) * keys.dtype.itemsize
+        column += down.most_seen(outs) * (keys.dtype.itemsize + keys.EXTRA) + 2 * 8  # and an index of each column
+        row = buffers(across) * keys.dtype.itemsize + across.out * (keys.dtype.itemsize + 8 + 8)
+        return element * column, element * row
+
+    def need(images: int, rows: int, channels: int) -> int:
+        outs = down.most_over(rows)
+        middle = images * outs * width * channels * keys.dtype.itemsize
+        total = (images * down.most_seen(outs) * width + 2 * across.out) * channels * 8  # and an index of each channel
+        column, row = costs(images, rows, channels)
+        return middle + total + max(_held(column, width, strip), _held(row, outs, strip)) + SLACK
+
+    def make_job(size: int) -> Callable[[Block], None]:
+        workspace = Workspace(np, size)
+        fold = Fold(np, np.maximum, keys.NOTHING, workspace)
+
+        def job(block: Block) -> None:
+            workspace.used = 0
+            seeing = down.over(block.rows)
+            window, seen = down.part(seeing)
+            x_nhwc, dy_npqc, dx_nhwc = block.of(x, seen), block.of(dy, seeing), block.of(dx, block.rows)
+            n, h, _, c = x_nhwc.shape
+            column, row = costs(n, dx_nhwc.shape[1], c)
+            middle = workspace.take((n, window.out, width, c), keys.dtype)
+            total = workspace.take((n, h, width, c), np.dtype(np.float64))
+            for w in _strips(width, column, strip):
+                used = workspace.used
+                made = keys.of(x_nhwc[:, :, w], w.start, width, workspace)
+                fold.run(made, 1, window, middle[:, :, w])
+                workspace.used = used
+            total[...] = 0
+            for some in _strips(window.out, row, strip):
+                used, part = workspace.used, dy_npqc[:, some]
+                made = workspace.take(part.shape, keys.dtype)
+                fold.run(middle[:, some], 2, across, made)
+                _add_up(total, part, keys.places(made, workspace), workspace)
+                workspace.used = used
+            put(total, seen, block.rows, dx_nhwc)
+
+        return job
+
+    image_bytes = width * costs(1, g.spatial[0], g.c)[0]
+    task = Task(caller, np, g, g.spatial[0], need, limit, image_bytes, True, QUIET, NUMPY_BUFFER)
+    task.run(make_job)
+
+
+def _add_up(total: Array, dy: Array, places: Array, workspace: Workspace) -> None:
+    """Add each dy to `total` at its place among the pixels of its image, in order. `places` are overwritten."""
+    n, h, w, c = total.shape
+    places *= c
+    places += h * w * c * np.arange(n)[:, None, None, None]
+    by_rows = places.reshape(n, -1, places.shape[2] * c)
+    by_rows += np.tile(np.arange(c), places.shape[2])
+    share = workspace.take(dy.shape, total.dtype)
+    share[...] = dy
+    np.add.at(total.reshape(-1), places.reshape(-1), share.reshape(-1))
+
+
+class _Keys32:
+    """int64: above, the bits of a float of up to 32 as an integer of its rank; below, 2**32 - 1 - position."""
+
+    dtype = np.dtype(np.int64)
+    NOTHING = np.iinfo(np.int64).min
+    EXTRA = 4 + 4 + 1
+    LAST = 2**32 - 1
+
+    @classmethod
+    def of(cls, x: Array, first: int, width: int, workspace: Workspace) -> Array:
+        """Of columns of x, from `first` on, of `width` in all."""
+        keys, values = workspace.take(x.shape, cls.dtype), workspace.take(x.shape, np.dtype(np.float32))
+        signs, mask = workspace.take(x.shape, np.dtype(np.int32)), workspace.take(x.shape, np.dtype(bool))
+        values[...] = x
+        ranks = values.view(np.int32)
+        has_nan = np.isnan(values, out=mask).any()
+        np.right_shift(ranks, 31, out=signs)
+        ranks &= 2**31 - 1
+        ranks ^= signs
+        ranks -= signs  # minus the magnitude where there was a sign: zeros are equal
+        if has_nan:
+            np.copyto(ranks, 2**31 - 1, where=mask)
+        keys[...] = ranks
+        keys <<= 32
+        n, h, w, c = x.shape
+        keys += cls.LAST - width * np.arange(h)[:, None, None]
+        by_rows = keys.reshape(n, h, w * c)
+        by_rows -= np.repeat(np.arange(first, first + w), c)
+        return keys
+
+    @classmethod
+    def places(cls, keys: Array, _: Workspace) -> Array:
+        """The positions in `keys`, in their place."""
+        keys &= cls.LAST
+        return np.subtract(cls.LAST, keys, out=keys)
+
+
+class _Keys64:
+    """complex128, which NumPy orders by the real part first: the value, and minus its position.
+
+    A NaN would be the largest whatever its position: it becomes an infinity, and its imaginary part larger by NAN.
+    """
+
+    dtype = np.dtype(np.complex128)
+    NOTHING = complex(-math.inf, -math.inf)
+    EXTRA = 1
+    NAN = 2**52
+
+    @classmethod
+    def of(cls, x: Array, first: int, width: int, workspace: Workspace) -> Array:
+        keys, mask = workspace.take(x.shape, cls.dtype), workspace.take(x.shape, np.dtype(bool))
+        values, places = keys.real, keys.imag
+        values[...] = x
+        n, h, w, c = x.shape
+        places[...] = -width * np.arange(h)[:, None, None]
+        by_rows = places.reshape(n, h, w * c)
+        by_rows -= np.repeat(np.arange(first, first + w), c)
+        np.isnan(values, out=mask)
+        np.copyto(values, math.inf, where=mask)
+        np.add(places, cls.NAN, out=places, where=mask)
+        return keys
+
+    @classmethod
+    def places(cls, keys: Array, workspace: Workspace) -> Array:
+        places = workspace.take(keys.shape, np.dtype(np.int64))
+        np.subtract(0, keys.imag, out=places, casting="unsafe")
+        places &= cls.NAN - 1
+        return places
+
+
+# -------------------------------------------------------------------------------------------------- strips
+
+
+def _strip_bytes(xp: ModuleType) -> int:
+    return cpu.cache_bytes() if xp is np else GPU_STRIP
+
+
+def _held(each: int, count: int, strip: int) -> int:
+    """Bytes in hand at a time, of `count` columns or rows of so many each."""
+    return min(count * each, max(each, strip))
+
+
+def _strips(count: int, each: int, strip: int) -> Iterator[slice]:
+    step = max(1, strip // max(1, each))
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))

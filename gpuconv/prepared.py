@@ -1,0 +1,227 @@
+"""Work done ahead of the calls: plans made, kernels compiled, problems tuned, weights packed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+from gpuconv import autotune, backend
+from gpuconv.call import Call, Packed, spatial_ndim
+from gpuconv.errors import WorkspaceError
+from gpuconv.geometry import ConvGeometry
+from gpuconv.planning import (
+    DIRECTIONS,
+    ConvPlan,
+    as_computed,
+    choose,
+    goes_by_sample,
+    of_a_sample,
+    plan_of,
+    problem_of,
+    si,
+    workspace_limit,
+)
+from gpuconv.typing import Array, Direction, DTypeLike, Ints, IntsLike, Layout, PadLike, PadMode, Precision
+
+
+def warmup(
+    problems: ConvGeometry | str | Iterable[ConvGeometry | str],
+    dtype: DTypeLike = "float32",
+    device: str = "cpu",
+    *,
+    directions: Direction | Iterable[Direction] = DIRECTIONS,
+    precision: Precision = "strict",
+    max_workspace: int | None = None,
+    tune: bool = False,
+) -> list[ConvPlan]:
+    """Make the first calls of some problems as quick as the later ones.
+
+    Each problem is run once in each direction, on arrays made for it: that makes the plan, loads BLAS and its threads,
+    or on a GPU compiles the kernels and fills the memory pool.
+
+    Parameters
+    ----------
+    problems : str, ConvGeometry, or several
+        Of C-contiguous, channels-last arrays; a problem string is parsed.
+    dtype : dtype or str
+    device : str
+        "cpu", "cuda" or "cuda:<number>".
+    directions : {"forward", "input_grad", "weight_grad"}, or several
+    precision, max_workspace
+        As in the calls that will follow.
+    tune : bool
+        Time the algorithms that can serve each problem, unless that was done before on this machine, and use the
+        fastest from now on; up to `settings.autotune_budget` seconds a plan, see `gpuconv.autotune`.
+
+    Returns
+    -------
+    list of ConvPlan
+        What calls with ``algorithm="auto"`` will do: for each problem, each direction.
+
+    Raises
+    ------
+    GeometryError, DTypeError, DeviceError, WorkspaceError, ValueError
+        As the calls themselves would.
+
+    Examples
+    --------
+    >>> import gpuconv
+    >>> gpuconv.warmup("n1_h8w8_c4_k4_r1s1", "complex64", directions="forward")
+    [<ConvPlan n1_h8w8_c4_k4_r1s1 complex64 forward on cpu: gemm, no workspace>]
+    """
+    several = [problems] if isinstance(problems, (str, ConvGeometry)) else list(problems)
+    ways = [directions] if isinstance(directions, str) else list(directions)
+    posed = [
+        problem_of(geometry, dtype, device, direction, precision, max_workspace, "warmup")
+        for geometry in several
+        for direction in ways
+    ]
+    plans = []
+    for problem in posed:
+        computed = as_computed(problem)
+        if tune:
+            autotune.apply_to(computed)
+        algorithm = choose(problem, "auto", "warmup")
+        if problem.geometry.macs:
+            try:
+                autotune.run(algorithm, computed, autotune.operands(computed))
+            except MemoryError as error:
+                needed = problem.geometry.bytes(problem.dtype.itemsize)
+                raise WorkspaceError(
+                    f"warmup: out of memory on {problem.device}: {error}. The arrays of {problem.geometry} take "
+                    f"{needed} bytes, workspace up to {problem.max_workspace} more. Warm up with fewer samples."
+                ) from error
+        plans.append(plan_of(problem, "auto", "warmup"))
+    return plans
+
+
+def prepare(
+    w: Array,
+    x_shape: Sequence[SupportsIndex],
+    bias: Array | None = None,
+    *,
+    stride: IntsLike = 1,
+    pad: PadLike = 0,
+    dilation: IntsLike = 1,
+    groups: int = 1,
+    pad_mode: PadMode = "zeros",
+    activation: str | None = None,
+    layout: Layout = "channels_last",
+    algorithm: str = "auto",
+    precision: Precision = "strict",
+    max_workspace: int | None = None,
+) -> PreparedConv:
+    """A convolution whose weights stay the same: the plan is made and the weights are packed once, for many inputs.
+
+    Winograd transforms its weights, 16-bit floats are widened, depthwise reorders: with this, not at each call.
+
+    Parameters
+    ----------
+    w, bias : array
+        As for `conv1d`, `conv2d` or `conv3d`: the number of axes tells which. They are copied; what is written to them
+        later has no effect.
+    x_shape : sequence of int
+        The shape of x in `layout`.
+    stride, pad, dilation, groups, pad_mode, activation, layout, algorithm, precision, max_workspace
+        As in `conv2d`.
+
+    Returns
+    -------
+    PreparedConv
+        Call it with x.
+
+    Raises
+    ------
+    GeometryError, TypeError, DTypeError, DeviceError, AlgorithmError, WorkspaceError
+        As the convolution itself would.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import conv2d, prepare
+    >>> rng = np.random.default_rng(0)
+    >>> w = rng.standard_normal((3, 3, 64, 64), np.float32)
+    >>> blur = prepare(w, (1, 56, 56, 64), pad="same", algorithm="winograd")
+    >>> blur
+    <PreparedConv n1_h56w56_c64_k64_r3s3_p1 float32 on cpu: winograd, 410 kB kept>
+    >>> x = rng.standard_normal((1, 56, 56, 64), np.float32)
+    >>> np.array_equal(blur(x), conv2d(x, w, pad="same", algorithm="winograd"))
+    True
+    """
+    ndim = spatial_ndim(w, "w", "prepare", "(*kernel, C // groups, F)")
+    limit = workspace_limit(max_workspace, "prepare")
+    call = Call("prepare", ndim, stride, pad, dilation, groups, layout, algorithm, precision, limit, pad_mode)
+    return PreparedConv(call, w, x_shape, bias, activation)
+
+
+class PreparedConv:
+    """What `prepare` returns: ``prepared(x, out=None)`` is ``conv(x, w, bias, ...)``, bit for bit.
+
+    The bits are those of `conv2d` with a C-contiguous w, by the algorithm that the plan names. An x (or out) that is
+    not C-contiguous, and an out that overlaps x, are served as well, without what was packed.
+
+    Attributes
+    ----------
+    plan : ConvPlan
+        Made once: tuning the problem later does not change it.
+    nbytes : int
+        Bytes kept: copies of w and bias, and the packed weights.
+    """
+
+    def __init__(
+        self, call: Call, w: Array, x_shape: Sequence[SupportsIndex], bias: Array | None, activation: str | None
+    ) -> None:
+        xp = backend.common_module(call.caller, w=w, bias=bias)
+        dtype = backend.common_dtype(call.caller, w=w, bias=bias)
+        g = call.geometry(x_shape, w.shape, "x_shape")
+        posed = of_a_sample(g) if goes_by_sample("forward") else g
+        self._activation = call.check_activation(activation, dtype)
+        call.check_bias(bias, g.k)
+        device = backend.device_of(w)
+        stand_ins = [
+            call.channels_last(_stand_in(call.in_layout(shape), dtype)) for shape in (posed.x_shape, posed.y_shape)
+        ]
+        with backend.on_device_of(w), call.out_of_memory(device, w.shape, dtype):
+            self._w = w.astype(dtype, order="C")
+            self._bias = None if bias is None else bias.astype(dtype)
+            w_last = call.channels_last(self._w, is_w=True)
+            problem = call.problem("forward", posed, dtype, device, [w_last], *stand_ins)
+            chosen = choose(problem, call.algorithm, call.caller)
+            if problem.copied:
+                w_last = xp.ascontiguousarray(w_last)
+            self._packed = Packed(problem, chosen, chosen.pack_weights(problem, w_last)) if g.macs else None
+        whole = replace(problem, geometry=g)
+        self.plan = plan_of(whole, call.algorithm, call.caller)
+        self.nbytes = self._w.nbytes + (0 if self._bias is None else self._bias.nbytes)
+        if self._packed is not None and not xp.may_share_memory(self._packed.weights, self._w):
+            self.nbytes += self._packed.weights.nbytes
+        self._call = call._replace(caller="prepared")
+
+    def __call__(self, x: Array, out: Array | None = None) -> Array:
+        """The convolution of x, of the shape, dtype and device that were prepared for.
+
+        Raises
+        ------
+        GeometryError, TypeError, DTypeError, DeviceError
+            If x or out is of another shape, library, dtype or device.
+        """
+        call, g = self._call, self.plan.geometry
+        backend.common_module(call.caller, x=x, w=self._w, out=out)
+        dtype = backend.common_dtype(call.caller, x=x, w=self._w)
+        call.check_shape("x", x, g.x_shape, "the convolution", g)
+        arrays = {"x": x, "w": self._w}
+        return call.run("forward", g, dtype, arrays, out, g.y_shape, self._bias, self._activation, self._packed)
+
+    def __repr__(self) -> str:
+        plan = self.plan
+        return f"<PreparedConv {plan.geometry} {plan.dtype} on {plan.device}: {plan.chosen}, {si(self.nbytes)}B kept>"
+
+
+def _stand_in(shape: Ints, dtype: np.dtype[Any]) -> Array:
+    """An array with the shape and strides of a C-contiguous one, and no memory: never to be read."""
+    strides = tuple(dtype.itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    return np.lib.stride_tricks.as_strided(np.empty(1, dtype), shape, strides, writeable=False)

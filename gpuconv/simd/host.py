@@ -1,0 +1,181 @@
+"""What the compiled loops of gpuconv/simd are given: addresses, where taps look, arrays they can read."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpuconv.geometry import ConvGeometry
+from gpuconv.support.shielded import shielded
+from gpuconv.typing import Array, Ints, Pair
+
+if TYPE_CHECKING:  # Numba is imported where it computes
+    from gpuconv.simd.axes import Axis
+
+TASKS = 16
+"""Into which a sum is cut, for threads to share out."""
+
+TASKS_OF_A_THREAD = 4
+"""At least so many where it is of no consequence, for threads to end at about the same time."""
+
+LONGEST_VECTOR = 64
+"""Bytes of the longest there are. Buffers are made for these: how long vectors are here only simd/tile.py knows."""
+
+
+COMPILED = frozenset(("auto", "direct", "winograd", "winograd_4x4"))
+"""The names of algorithms under which compiled loops may run."""
+
+
+def why_no_numba() -> str | None:
+    """Why no loop can be compiled, in words.
+
+    None if one can, and as long as nobody has tried: planning does not wait for Numba, see `try_numba`.
+    """
+    if not _numba_is_installed():
+        return "needs Numba on the CPU: pip install 'gpuconv[cpu]'"
+    return _trial[0] if _trial else None
+
+
+def numba_is_there() -> bool:
+    return why_no_numba() is None
+
+
+def try_numba() -> None:
+    """Import Numba and the loops, the first time, to know whether it can be used. If not, a warning says why, once.
+
+    Without an import nobody knows: each Numba refuses releases of NumPy newer than itself, for instance.
+    """
+    if not _trial and _numba_is_installed():
+        reason = shielded(_import_loops)
+        if _trial:  # another thread was faster
+            return
+        _trial.append(reason)
+        if reason is not None:
+            warnings.warn(
+                f"gpuconv: {reason}. Convolutions and pooling run on NumPy instead.", RuntimeWarning, stacklevel=2
+            )
+
+
+_trial: list[str | None] = []
+"""Empty until Numba was tried; then why it cannot be used, or None."""
+
+
+@cache
+def _numba_is_installed() -> bool:
+    try:
+        return find_spec("numba") is not None
+    except ValueError:  # something in sys.modules without a spec; None keeps Numba from being imported
+        return sys.modules["numba"] is not None
+
+
+def _import_loops() -> str | None:
+    """Import whatever compiled loops may need later, where no interrupt can leave half of it."""
+    from gpuconv import simd
+
+    try:
+        if import_module("numba").config.DISABLE_JIT:
+            return "Numba's compiler is switched off by NUMBA_DISABLE_JIT"
+        for module in iter_modules(simd.__path__):
+            import_module(f"{simd.__name__}.{module.name}")
+    except Exception as error:
+        return f"Numba cannot be imported: {type(error).__name__}: {error}"
+    return None
+
+
+def three_axes(sizes: Sequence[int], filler: int) -> Ints:
+    """Sizes, or steps, of up to three axes as those of three."""
+    return (*(filler,) * (3 - len(sizes)), *sizes)
+
+
+def tasks_for(threads: int, *, sums: bool) -> int:
+    """Into how many tasks to cut what is long enough.
+
+    Where tasks make parts of one sum their number decides how it is rounded, and may not depend on the threads.
+    """
+    if sums:
+        return TASKS
+    return 1 if threads == 1 else TASKS_OF_A_THREAD * threads
+
+
+Axes = tuple[Array, Array, Array]
+"""The three axes of a convolution as the loops take them, see simd/axes.py."""
+
+
+def axes_of(axes: Sequence[Axis]) -> Axes:
+    """Up to three axes, behind as many that have one position as are missing."""
+    filler = (1, 1, 1, 0, 0, 0, 1, 0, 0, 1)
+    d, h, w = (np.array(axis, np.int64) for axis in (*(filler,) * (3 - len(axes)), *axes))
+    return d, h, w
+
+
+def axis_of(g: ConvGeometry, axis: int) -> Axis:
+    """Where the outputs of a convolution look along an axis."""
+    from gpuconv.simd import axes
+
+    start, stop = clear_along(g, axis)
+    return axes.Axis(
+        size=g.spatial[axis],
+        stride=g.stride[axis] if g.out[axis] > 1 else 1,  # a single output may have any, beyond 64 bits too
+        dilation=g.dilation[axis] if g.kernel[axis] > 1 else 1,
+        low=g.pad[axis][0],
+        mode=axes.MODES.index(g.pad_mode),
+        clear=start,
+        clear_stop=stop,
+        width=0,
+        first=0,
+        stop=g.spatial[axis],
+    )
+
+
+def clear_along(g: ConvGeometry, axis: int) -> Pair:
+    """The outputs that see the input alone along an axis, from the first to the end."""
+    size, stride, (lo, _) = g.spatial[axis], g.stride[axis], g.pad[axis]
+    start = -(-lo // stride)
+    stop = min(g.out[axis], (size + lo - g.span[axis]) // stride + 1)
+    start = min(start, g.out[axis])
+    return start, max(start, stop)
+
+
+def is_mostly_pads(g: ConvGeometry) -> bool:
+    """Whether most of a padded row is padding, beyond what overlaps a kernel: its length is that of the pads."""
+    return sum(g.pad[-1]) > g.spatial[-1] + 2 * g.span[-1]
+
+
+def native(array: Array) -> Array:
+    """An array in the byte order of this machine."""
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def has_adjacent_channels(array: Array) -> bool:
+    return array.shape[-1] == 1 or array.strides[-1] == array.itemsize
+
+
+def with_adjacent_channels(array: Array) -> Array:
+    return array if has_adjacent_channels(array) else np.ascontiguousarray(array)
+
+
+def zeros_at(size: int) -> tuple[int, Array]:
+    """The address of `size` bytes of zeros that are only read, and what holds them: `_ZEROS`, if they fit in."""
+    if size <= _ZEROS.nbytes:
+        return _ZEROS_ADDRESS, _ZEROS
+    zeros = np.zeros(size, np.uint8)
+    return address(zeros), zeros
+
+
+_ZEROS = np.zeros(2**15, np.uint8)
+_ZEROS.flags.writeable = False
+_ZEROS_ADDRESS = _ZEROS.ctypes.data
+
+
+def address(array: Array) -> int:
+    """Where its first element lies."""
+    place: int = array.ctypes.data
+    return place

@@ -1,0 +1,1 @@
+"""What has nothing to do with convolution: checks of arguments, files, pages of HTML, random numbers."""

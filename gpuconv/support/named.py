@@ -1,0 +1,305 @@
+"""Things with a name and parameters that print as ``name(key=value)`` and read back: activations, optimizers."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from gpuconv.support.integers import as_int, shown
+
+Thing = TypeVar("Thing", bound="Named")
+
+LONGEST = 10_000
+"""Characters of the longest string that is read: files hold such strings, and reading one takes a stack."""
+
+
+class Named:
+    """The base of all that a string can name. The parameters of ``__init__`` are attributes of the same names.
+
+    Its ``str`` can be given wherever the thing itself can, and means the same.
+    """
+
+    name: str
+    """What it is called in strings; upper and lower case, blanks, hyphens and underscores make no difference there."""
+
+    @property
+    def hyperparams(self) -> dict[str, Any]:
+        """Its parameters: numbers, strings, None."""
+        return {key: _plain(getattr(self, key)) for key in _parameters(type(self))}
+
+    def __str__(self) -> str:
+        return self._spelled(self.hyperparams)
+
+    def __repr__(self) -> str:
+        """Shorter: without what is at its default. It means the same."""
+        defaults = _parameters(type(self))
+        return self._spelled({key: value for key, value in self.hyperparams.items() if value != defaults[key]})
+
+    def _spelled(self, hyperparams: Mapping[str, Any]) -> str:
+        arguments = ", ".join(f"{key}={value!r}" for key, value in hyperparams.items())
+        return f"{self.name}({arguments})" if arguments else self.name
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+
+def parse(base: type[Thing], kinds: Mapping[str, type[Thing]], given: object, caller: str, argument: str) -> Thing:
+    """What `given` names: an instance of `base`, or a string such as ``"leaky_relu(alpha=0.1)"`` for one of `kinds`.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name, or it takes no such parameters.
+    TypeError
+        If `given` is neither.
+    """
+    if isinstance(given, base):
+        return given
+    if not isinstance(given, str):
+        raise TypeError(f"{caller}: {argument}={given!r} is neither a name nor {_article(base.__name__)}.")
+    if len(given) > LONGEST:
+        raise ValueError(f"{caller}: {argument} has {len(given)} characters, at most {LONGEST} are read.")
+    kinds = {**kinds, **known_kinds(base)}
+    name, arguments = _split(given)
+    kind = {_folded(known): kind for known, kind in kinds.items()}.get(_folded(name))
+    if kind is None:
+        raise ValueError(f"{caller}: {argument}={given!r} is none of {', '.join(kinds)}.{remedy()}")
+    positional, named = _arguments(arguments, f"{caller}: {argument}={given!r}")
+    try:
+        inspect.signature(kind).bind(*positional, **named)
+    except TypeError as error:
+        signature = ", ".join(_parameters(kind)) or "nothing"
+        raise ValueError(f"{caller}: {argument}={given!r}: {error}. {name} takes {signature}.") from None
+    made = kind(*positional, **named)
+    if not isinstance(made, base):
+        raise TypeError(f"{caller}: {argument}={given!r}: custom made {made!r} of it, not {_article(base.__name__)}.")
+    return made
+
+
+# ------------------------------------------------------------------------------------------ of one's own, in files
+
+
+Custom = Mapping[str, Callable[..., Any]] | Iterable[type]
+"""Classes by the names that files have for them, or the classes alone, whose names are known."""
+
+_KNOWN: ContextVar[Mapping[str, Sequence[Callable[..., Any]]] | None] = ContextVar("_KNOWN", default=None)
+
+
+@contextmanager
+def known(custom: Custom, caller: str) -> Iterator[None]:
+    """Where `parse` knows these, too, in this thread; they come before gpuconv's own.
+
+    Raises
+    ------
+    TypeError
+        If one is no class or function, or has no name.
+    """
+    if isinstance(custom, (str, type)) or not isinstance(custom, Iterable):
+        raise TypeError(f"{caller}: custom={custom!r} must be a list of classes, or a dictionary of them by name.")
+    pairs = custom.items() if isinstance(custom, Mapping) else [(name_of(kind), kind) for kind in custom]
+    found: dict[str, list[Callable[..., Any]]] = {}
+    for name, kind in pairs:
+        if not callable(kind) or not isinstance(name, str):
+            raise TypeError(
+                f"{caller}: custom: {name!r}: {kind!r} must be a class that has a name. In a dictionary it may "
+                "also be a function that makes an object."
+            )
+        found.setdefault(name, []).append(kind)
+    token = _KNOWN.set({**(_KNOWN.get() or {}), **found})
+    try:
+        yield
+    finally:
+        _KNOWN.reset(token)
+
+
+def known_kinds(base: type) -> dict[str, Any]:
+    """Those that `known` was given and that may make a `base`: all but classes of something else."""
+    return {
+        name: kind
+        for name, kinds in (_KNOWN.get() or {}).items()
+        for kind in kinds
+        if not isinstance(kind, type) or issubclass(kind, base)
+    }
+
+
+def remedy() -> str:
+    """Where something is loaded, what to do about an unknown name."""
+    return "" if _KNOWN.get() is None else " If it is a class of your own, pass it to load: custom=[the class]."
+
+
+def name_of(kind: object) -> str | None:
+    """What files call a class: a layer by the class's name, anything else by its attribute `name`."""
+    name = getattr(kind, "kind", None) or getattr(kind, "name", None)
+    return name if isinstance(kind, type) and isinstance(name, str) else None
+
+
+def parts_of(thing: object) -> list[Named]:
+    """All that has a name among the attributes of an object, and theirs."""
+    parts = [value for value in vars(thing).values() if isinstance(value, Named)]
+    return [*parts, *(inner for part in parts for inner in parts_of(part))]
+
+
+def check_savable(thing: Named) -> None:
+    """Whether the text of `thing` in a file could be read again, with `known` or without.
+
+    Raises
+    ------
+    ValueError
+        If not; the message says why.
+    """
+    kind = type(thing)
+    name = name_of(kind)
+    own = f"{kind.__module__}.{kind.__qualname__}"
+    if name is None or _split(name) != (name, ""):
+        raise ValueError(f"{own} has name={name!r}, which no file can use. Give the class a name such as 'mine'.")
+    taken = next((other for other in _gpuconvs_own(kind) if _folded(other.name) == _folded(name)), kind)
+    if taken is not kind:
+        raise ValueError(
+            f"{own} has name={name!r} as gpuconv's {taken.__name__} has, which would be loaded in its place. Give the "
+            "class a name of its own."
+        )
+    try:
+        text = str(thing)
+        spelled, arguments = _split(text)
+        positional, named = _arguments(arguments, repr(text))
+        inspect.signature(kind).bind(*positional, **named)
+        same = spelled == name and not positional and named == thing.hyperparams
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{own} cannot be read back from its text: {error}") from None
+    if not same:
+        raise ValueError(
+            f"{own} cannot be read back from its text {text!r}: its hyperparams must be numbers, strings, tuples or "
+            "None, and arguments of its constructor."
+        )
+
+
+def check_distinct(kinds: Iterable[type]) -> None:
+    """Whether no two classes of one sort have the same name, which no file could tell apart."""
+    found: dict[tuple[type, str], type] = {}
+    for kind in kinds:
+        name = name_of(kind) or ""
+        key = (_sort_of(kind), _folded(name)) if issubclass(kind, Named) else (object, name)
+        other = found.setdefault(key, kind)
+        if other is not kind:
+            raise ValueError(
+                f"{other.__qualname__} and {kind.__qualname__} are both called {name!r}: a file cannot tell them "
+                "apart. Give one of them another name."
+            )
+
+
+def _sort_of(kind: type) -> type:
+    """What a class is the class of: Activation, Optimizer."""
+    return next(k for k in reversed(kind.__mro__) if issubclass(k, Named) and k is not Named)
+
+
+def _gpuconvs_own(kind: type) -> Iterator[Any]:
+    """The classes that gpuconv has of this sort."""
+    base = _sort_of(kind)
+    waiting = [base]
+    while waiting:
+        one = waiting.pop()
+        waiting += one.__subclasses__()
+        if one.__module__ == base.__module__ and name_of(one) is not None:
+            yield one
+
+
+def number(value: float, name: str, caller: str) -> float:
+    """`value` as a finite float, from any number that is one: a NumPy scalar or a 0-d array as well.
+
+    Raises
+    ------
+    ValueError
+        If it is a bool, a string, complex, or of several elements, NaN or infinite.
+    """
+    given: Any = value
+    kind = getattr(getattr(given, "dtype", None), "kind", "f")
+    if isinstance(given, (bool, str, bytes)) or kind not in "fiuV" or getattr(given, "ndim", 0) > 0:
+        raise ValueError(f"{caller}: {name}={shown(value)} is not a number. Pass a float.")
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{caller}: {name}={value!r} is not a number. Pass a float.") from None
+    except OverflowError:
+        result = math.inf
+    if not math.isfinite(result):
+        raise ValueError(f"{caller}: {name}={shown(value)} is not finite.")
+    return result
+
+
+def positive(value: float, name: str, caller: str, least: float = 0.0, below: float = float("inf")) -> float:
+    """`value` as a float, least <= value < below.
+
+    Raises
+    ------
+    ValueError
+        If it lies outside, or is no `number`.
+    """
+    result = number(value, name, caller)
+    if not least <= result < below:
+        limit = f"from {least:g} to below {below:g}" if below < math.inf else f"finite and at least {least:g}"
+        raise ValueError(f"{caller}: {name}={value!r}, it must be {limit}.")
+    return result
+
+
+def whole(value: int, name: str, caller: str, least: int = 1) -> int:
+    """`value` as an int of at least `least`.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    return as_int(value, name, caller, least)
+
+
+def _parameters(kind: Any) -> dict[str, Any]:
+    """The parameters of a class and their defaults."""
+    if kind.__init__ is object.__init__:
+        return {}
+    return {name: parameter.default for name, parameter in inspect.signature(kind).parameters.items()}
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Named) else value
+
+
+def _split(spelling: str) -> tuple[str, str]:
+    """The name in ``name(arguments)`` and what is between the parentheses, in one pass; no name if it has no such form.
+
+    >>> _split(" Leaky ReLU (alpha=0.1) "), _split("tanh"), _split("tanh(")
+    (('Leaky ReLU', 'alpha=0.1'), ('tanh', ''), ('', ''))
+    """
+    name, opened, rest = spelling.strip().partition("(")
+    name = name.strip()
+    if not re.fullmatch(r"[A-Za-z_][\w\s-]*", name) or (opened and not rest.endswith(")")):
+        return "", ""
+    return name, rest[:-1]
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name).lower()
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'AEIO' else 'a'} {noun}"
+
+
+def _arguments(text: str, where: str) -> tuple[list[Any], dict[str, Any]]:
+    """The literals in ``1, alpha=0.1``; nothing is evaluated."""
+    try:
+        call = ast.parse(f"f({text})", mode="eval").body
+        assert isinstance(call, ast.Call)
+        positional = [ast.literal_eval(value) for value in call.args]
+        named = {keyword.arg or "**": ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (AssertionError, MemoryError, RecursionError, SyntaxError, ValueError):
+        raise ValueError(f"{where}: its arguments are no list of literals, such as (alpha=0.1).") from None
+    return positional, named

@@ -1,0 +1,387 @@
+"""What every kernel takes of a GPU, asked of the compiler: registers, spills, stack, shared memory. Needs no GPU.
+
+A module that launches kernels lists what it ever launches as ``UNITS``; the head of a file in kernels/ holds budgets,
+and the oldest architecture that it is for, if there is one:
+
+    // budget: im2col 32 registers
+    // needs: sm_80
+
+A kernel passes if it compiles, spills nothing, and stays in its budget in every unit on every architecture it is for.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import pkgutil
+import re
+import signal
+import threading
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from multiprocessing import connection, resource_tracker
+from multiprocessing.connection import Connection
+from types import FrameType
+from typing import Any
+
+import gpuconv
+from gpuconv import cpu, cuda
+from gpuconv.cuda import Unit, loader, nvrtc
+from gpuconv.cuda.signature import signatures
+from gpuconv.errors import KernelError
+
+ARCHITECTURES = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+REFERENCE = "sm_90"
+PROGRAMS = {"__main__", "bench", "check", "cli", "demo", "integrations", "kernel_report", "kernel_table", "machine"}
+
+_BUDGET = re.compile(r"^//\s*budget:\s*(\w+)\s+(\d+)\s+registers\b", re.MULTILINE)
+_NEEDS = re.compile(r"^//\s*needs:\s*sm_(\d+)\b", re.MULTILINE)
+_COMPILING = re.compile(r"Compiling entry function '(\w+)'")
+_STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_USED = re.compile(r"Used (\d+) registers")
+_SHARED = re.compile(r"(\d+) bytes smem")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one kernel of a unit takes on one architecture: registers a thread; bytes a thread, but `shared` a block.
+
+    Dynamic shared memory is asked for by the launch, and not in `shared`.
+    """
+
+    kernel: str
+    registers: int
+    shared: int
+    stack: int
+    spill_stores: int
+    spill_loads: int
+
+    @property
+    def spills(self) -> int:
+        return self.spill_stores + self.spill_loads
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A unit compiled for an architecture: its kernels, or the compiler's words if it fails."""
+
+    unit: Unit
+    arch: str
+    usages: tuple[Usage, ...]
+    error: str = ""
+
+    def excesses(self, budgets: Mapping[str, int]) -> Iterator[str]:
+        """What its kernels take too much of, in words."""
+        for usage in self.usages:
+            where = f"{usage.kernel} ({self.unit} for {self.arch})"
+            if usage.spills:
+                yield f"{where} spills {usage.spills} bytes of registers to memory"
+            budget = budgets.get(usage.kernel, usage.registers)
+            if usage.registers > budget:
+                yield f"{where} takes {usage.registers} registers, its budget is {budget}"
+
+
+def units() -> list[Unit]:
+    """Every unit that the library can launch, in the order of the files."""
+    found: dict[Unit, None] = {}
+    for module in _modules(gpuconv):
+        found |= dict.fromkeys(getattr(module, "UNITS", ()))
+    return sorted(found, key=lambda unit: (unit.file, cuda.options(unit)))
+
+
+def _modules(package: Any) -> Iterator[Any]:
+    for info in pkgutil.iter_modules(package.__path__):
+        if info.name not in PROGRAMS:
+            module = import_module(f"{package.__name__}.{info.name}")
+            yield module
+            if info.ispkg:
+                yield from _modules(module)
+
+
+def files() -> list[str]:
+    """The files of kernels/ that hold kernels."""
+    return sorted(path.name for path in loader.folder().glob("*.cu"))
+
+
+def budgets(file: str) -> dict[str, int]:
+    """The most registers that each kernel of a file allows itself, as far as it says so."""
+    text = (loader.folder() / file).read_text(encoding="utf-8")
+    return {name: int(count) for name, count in _BUDGET.findall(text)}
+
+
+def oldest(file: str) -> int:
+    """The oldest architecture that a file is for: 80 for sm_80, 0 for any."""
+    needs = _NEEDS.search((loader.folder() / file).read_text(encoding="utf-8"))
+    return int(needs[1]) if needs else 0
+
+
+def kernels(unit: Unit) -> tuple[str, ...]:
+    """The kernels of a unit, read from its text."""
+    return tuple(signatures(loader.flatten(unit.file), cuda.types(unit)))
+
+
+def architectures(named: Collection[str] = ()) -> tuple[str, ...]:
+    """Those of `ARCHITECTURES` that the NVRTC at hand compiles for, or those named.
+
+    Raises
+    ------
+    ValueError
+        If one is named for which it does not.
+    """
+    known = nvrtc.architectures()
+    for arch in named:
+        if re.fullmatch(r"(sm_\d+)[af]?", arch) is None or arch.rstrip("af") not in known:
+            found = ".".join(map(str, nvrtc.version()))
+            raise ValueError(f"arch={arch!r} is not known to NVRTC {found}. It compiles for {', '.join(known)}.")
+    return tuple(dict.fromkeys(named)) or tuple(arch for arch in ARCHITECTURES if arch in known)
+
+
+def in_order(archs: Iterable[str]) -> list[str]:
+    """From the oldest, each once."""
+    return sorted(set(archs), key=lambda arch: (_number(arch), arch))
+
+
+def _number(arch: str) -> int:
+    return int(arch.strip("smaf_"))
+
+
+def jobs(archs: Collection[str], named: Collection[str] = ()) -> list[tuple[Unit, str]]:
+    """Every unit, or those that hold one of the named kernels, for each of these architectures that they are for.
+
+    Raises
+    ------
+    ValueError
+        If a kernel is named that no unit has, or for newer architectures only.
+    """
+    chosen = units()
+    if named:
+        holds = {unit: kernels(unit) for unit in chosen}
+        missing = set(named) - {name for names in holds.values() for name in names}
+        if missing:
+            there = ", ".join(dict.fromkeys(name for names in holds.values() for name in names)) or "none"
+            raise ValueError(f"there is no kernel {', '.join(sorted(missing))}. There is: {there}.")
+        chosen = [unit for unit in chosen if set(named) & set(holds[unit])]
+    least = {unit.file: oldest(unit.file) for unit in chosen}
+    found = [(unit, arch) for arch in archs for unit in chosen if least[unit.file] <= _number(arch)]
+    if named and not found:
+        raise ValueError(f"{', '.join(named)} needs sm_{min(least.values())} or newer.")
+    return found
+
+
+def sample() -> list[tuple[Unit, str]]:
+    """A unit of each file and dtype for the oldest, `REFERENCE` and the newest architecture, of each file for others.
+
+    All for all takes half an hour. This meets in a minute what can differ: the code that a file has for an architecture
+    or a dtype, and how many registers the assembler of an architecture needs. Which unit it is goes in turn.
+    """
+    archs = architectures()
+    by_file: dict[str, dict[str, list[Unit]]] = {}
+    for unit in units():
+        by_file.setdefault(unit.file, {}).setdefault(unit.dtype.name, []).append(unit)
+    archs_of = {file: [arch for arch in archs if oldest(file) <= _number(arch)] for file in by_file}
+    chosen = []
+    for turn, arch in enumerate(archs):
+        for place, (file, by_dtype) in enumerate(by_file.items()):
+            if arch not in archs_of[file]:
+                continue
+            groups = list(by_dtype.values())
+            if arch not in (archs_of[file][0], REFERENCE, archs[-1]):
+                groups = [groups[(turn + place) % len(groups)]]
+            chosen += [(group[(turn + place + row) % len(group)], arch) for row, group in enumerate(groups)]
+    return chosen
+
+
+def compile_all(chosen: Sequence[tuple[Unit, str]], processes: int | None = None) -> Generator[Outcome, None, None]:
+    """Compile all of these side by side, each handed out when it is done.
+
+    The work is done in processes, because NVRTC lets only one thread of a process compile at a time, and because
+    nothing interrupts it for seconds. An interrupt, or closing the iterator, kills them; they write no files.
+    """
+    count = processes or cpu.cores()
+    waiting, workers = list(reversed(chosen)), list[_Worker]()
+    try:
+        while waiting or workers:
+            while waiting and len(workers) < count:
+                _start_one(workers)
+                workers[-1].give(*waiting.pop())
+            for pipe in connection.wait([worker.pipe for worker in workers]):
+                worker = next(worker for worker in workers if worker.pipe is pipe)
+                outcome = worker.take()
+                if waiting and worker.process.is_alive():
+                    worker.give(*waiting.pop())
+                else:
+                    worker.end()
+                    workers.remove(worker)
+                yield outcome
+    finally:
+        for worker in workers:
+            worker.end()
+
+
+class _Worker:
+    """A process that compiles one job after another. One that is forgotten ends after its job, when its pipe closes."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs,), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def give(self, unit: Unit, arch: str) -> None:
+        self._job = unit, arch
+        with suppress(BrokenPipeError):  # `take` will tell
+            self.pipe.send(_task(unit, arch))
+
+    def take(self) -> Outcome:
+        """What became of its job."""
+        try:
+            compiled = self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            compiled = False, f"the process that compiled it has ended with status {self.process.exitcode}"
+        return _outcome(*self._job, compiled)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def _work(pipe: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group; the parent will tell
+    with suppress(EOFError, OSError):  # the parent is gone
+        while True:
+            pipe.send(_compile(*pipe.recv()))
+
+
+def _start_one(workers: list[_Worker]) -> None:
+    with _interrupts_held_back():  # or one might come between a process and its place in the list
+        workers.append(_Worker())
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """A process started here has SIGINT blocked from its first instruction, also while it imports.
+
+    An interrupt of this process is raised when the other has all that it reads. To block it here is not enough for
+    that: another thread, of BLAS for instance, may take the signal, and Python raises it in the main thread.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    before = signal.getsignal(signal.SIGINT)
+    held = callable(before) and threading.current_thread() is threading.main_thread()
+    if held:
+        signal.signal(signal.SIGINT, lambda *what: came.append(what))
+    try:
+        resource_tracker.ensure_running()  # which would let SIGINT through again when it starts
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    finally:
+        if held:
+            signal.signal(signal.SIGINT, before)
+    if came and callable(before):
+        before(*came[0])
+
+
+def usages(log: str) -> Iterator[Usage]:
+    """The kernels that the assembler tells of: for each a line with its name, one with its stack, one with the rest."""
+    kernel, stack = "", (0, 0, 0)
+    for line in log.splitlines():
+        if match := _COMPILING.search(line):
+            kernel, stack = match[1], (0, 0, 0)
+        elif match := _STACK.search(line):
+            stack = (int(match[1]), int(match[2]), int(match[3]))
+        elif kernel and (match := _USED.search(line)):
+            shared = _SHARED.search(line)
+            yield Usage(kernel, int(match[1]), int(shared[1]) if shared else 0, *stack)
+            kernel = ""
+
+
+def _task(unit: Unit, arch: str) -> tuple[str, tuple[str, ...], str]:
+    return loader.flatten(unit.file), (*cuda.options(unit), "--ptxas-options=-v"), arch
+
+
+def _compile(text: str, options: tuple[str, ...], arch: str) -> tuple[bool, str]:
+    """Whether it compiles, and the log: all that another process needs to be told, and tells."""
+    try:
+        return True, nvrtc.compile_cubin(text, options, arch)[1]
+    except KernelError as error:
+        return False, error.log or str(error)
+
+
+def _outcome(unit: Unit, arch: str, compiled: tuple[bool, str]) -> Outcome:
+    right, log = compiled
+    return Outcome(unit, arch, tuple(usages(log)) if right else (), "" if right else log)
+
+
+# ------------------------------------------------------------------------------------------------ a record
+
+
+def summary(done: Sequence[Outcome], planned: Sequence[tuple[Unit, str]], sampled: bool = False) -> str:
+    """What was compiled, and what was not."""
+    archs = in_order(outcome.arch for outcome in done)
+    names = {(outcome.unit.file, usage.kernel) for outcome in done for usage in outcome.usages}
+    compiled = {outcome.unit for outcome in done}
+    every = len(jobs(archs))
+    by = ".".join(map(str, nvrtc.version()))
+    lines = [f"{len(names)} kernels in {len(compiled)} units for {', '.join(archs) or 'nothing'}, by NVRTC {by}"]
+    if len(done) < len(planned):
+        lines.append(f"interrupted: {len(planned) - len(done)} of {len(planned)} compilations not done")
+    elif sampled:
+        lines.append(
+            f"a sample, {len(done)} of {every} compilations: a unit of each file and dtype for {archs[0]}, {REFERENCE} "
+            f"and {archs[-1]}, a unit of each file for the others; every unit with --arch, --kernel or --all"
+        )
+    without = [arch for arch in ARCHITECTURES if arch not in nvrtc.architectures()]
+    if without:
+        lines.append(f"this NVRTC does not compile for {', '.join(without)}")
+    unused = set(files()) - {unit.file for unit in units()}
+    if unused:
+        lines.append(f"nothing launches {', '.join(sorted(unused))}")
+    return "\n".join(lines)
+
+
+def faults(done: Sequence[Outcome]) -> list[str]:
+    """Whatever does not pass, in words. What the compiler says of several units alike is told once."""
+    errors: dict[str, list[str]] = {}
+    for outcome in done:
+        if outcome.error:
+            errors.setdefault(outcome.error, []).append(f"{outcome.unit} for {outcome.arch}")
+    told = [
+        f"{first}{f' (and {len(more)} alike)' if more else ''} does not compile: {error}"
+        for error, (first, *more) in errors.items()
+    ]
+    limits = {file: budgets(file) for file in {outcome.unit.file for outcome in done}}
+    return told + [excess for outcome in done for excess in outcome.excesses(limits[outcome.unit.file])]
+
+
+def record(done: Sequence[Outcome], planned: Sequence[tuple[Unit, str]]) -> dict[str, Any]:
+    """All of it, for a JSON file."""
+    limits = {file: budgets(file) for file in {outcome.unit.file for outcome in done}}
+    rows = [
+        {
+            "file": outcome.unit.file,
+            "dtype": outcome.unit.dtype.name,
+            "macros": dict(outcome.unit.macros),
+            "arch": outcome.arch,
+            **asdict(usage),
+            "budget": limits[outcome.unit.file].get(usage.kernel),
+        }
+        for outcome in done
+        for usage in outcome.usages
+    ]
+    compiled = {(outcome.unit, outcome.arch) for outcome in done}
+    return {
+        "gpuconv": gpuconv.__version__,
+        "nvrtc": ".".join(map(str, nvrtc.version())),
+        "results": rows,
+        "not_done": [f"{unit} for {arch}" for unit, arch in planned if (unit, arch) not in compiled],
+        "faults": faults(done),
+    }

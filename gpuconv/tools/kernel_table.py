@@ -1,0 +1,55 @@
+"""The report on the kernels as a table."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+
+from gpuconv.cuda import Unit
+from gpuconv.tools.kernel_report import Outcome, Usage, budgets, in_order
+
+
+def table(done: Sequence[Outcome], named: Sequence[str] = ()) -> Table:
+    """A row for each kernel, with the most that any unit takes; where kernels are named, a row for each unit."""
+    archs = in_order(outcome.arch for outcome in done)
+    rows: dict[tuple[str, str, str], dict[str, list[Usage]]] = defaultdict(lambda: defaultdict(list))
+    for outcome in done:
+        for usage in outcome.usages:
+            if not named or usage.kernel in named:
+                unit = _specialised(outcome.unit) if named else ""
+                rows[outcome.unit.file, usage.kernel, unit][outcome.arch].append(usage)
+    made = Table("file", "kernel", box=box.SIMPLE_HEAD)
+    if named:
+        made.add_column("unit")
+    for header in ("shared", "stack", "spills", "budget", *archs):
+        made.add_column(header, justify="right")
+    for (file, kernel, unit), by_arch in sorted(rows.items()):
+        every = [usage for found in by_arch.values() for usage in found]
+        spills = max(usage.spills for usage in every)
+        budget = budgets(file).get(kernel)
+        made.add_row(
+            file,
+            kernel,
+            *([unit] if named else []),
+            str(max(usage.shared for usage in every)),
+            str(max(usage.stack for usage in every)),
+            f"[red]{spills}[/]" if spills else "0",
+            "-" if budget is None else str(budget),
+            *(_registers(by_arch[arch], budget) for arch in archs),
+        )
+    return made
+
+
+def _specialised(unit: Unit) -> str:
+    return str(unit).partition(" ")[2]
+
+
+def _registers(found: Sequence[Usage], budget: int | None) -> str:
+    if not found:
+        return "-"
+    most = max(usage.registers for usage in found)
+    over = budget is not None and most > budget
+    return f"[red]{most}[/]" if over or any(usage.spills for usage in found) else str(most)
