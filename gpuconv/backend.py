@@ -240,7 +240,7 @@ def product_name(device: str) -> str:
     """The product name of a CUDA device: "NVIDIA H200"."""
     import cupy
 
-    name: bytes = cupy.cuda.runtime.getDeviceProperties(_ordinal(device))["name"]
+    name: bytes = cupy.cuda.runtime.getDeviceProperties(ordinal(device))["name"]
     return name.decode()
 
 
@@ -248,7 +248,7 @@ def synchronize(device: str) -> None:
     """Wait until everything that was asked of the current stream of `device` is done."""
     if device != "cpu":
         cupy = module_for(device)
-        with cupy.cuda.Device(_ordinal(device)):
+        with cupy.cuda.Device(ordinal(device)):
             cupy.cuda.get_current_stream().synchronize()
 
 
@@ -271,7 +271,7 @@ def to_device(x: Array, device: str) -> Array:
     cupy = module_for(device)
     if home is cupy and device_of(x) == device:
         return x
-    with cupy.cuda.Device(_ordinal(device)):
+    with cupy.cuda.Device(ordinal(device)):
         moved: Array = cupy.array(x)
     return moved
 
@@ -286,8 +286,21 @@ def to_numpy(x: Array) -> Array:
     return x if home is np else home.asnumpy(x)
 
 
-def _ordinal(device: str) -> int:
+def ordinal(device: str) -> int:
+    """The number of a CUDA device, ``cuda:1`` for instance."""
     return int(device.removeprefix("cuda:"))
+
+
+@cache
+def multiprocessors(device: str) -> int:
+    """How many multiprocessors a CUDA device has."""
+    return int(module_for(device).cuda.runtime.getDeviceProperties(ordinal(device))["multiProcessorCount"])
+
+
+@cache
+def compute_capability(device: str) -> int:
+    """90 for a device of compute capability 9.0."""
+    return int(module_for(device).cuda.Device(ordinal(device)).compute_capability)
 
 
 def _kind(x: object) -> str:

@@ -9,7 +9,7 @@ from cases import DIRECTIONS, DTYPES, Case, integers
 from tolerances import assert_exact
 
 import gpuconv
-from gpuconv.algorithms.cpu.strip_algorithm import SMALL_MACS
+from gpuconv.cpu.threads import SMALL_MACS
 
 CASES = {
     "narrow": Case(2, (40, 37), 16, 3, (5, 5), (1, 1), (1, 1), ((2, 2), (1, 3))),

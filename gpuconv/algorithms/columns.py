@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.algorithms.cpu.strip_algorithm import fit
 from gpuconv.algorithms.cuda import columns as columns_cuda
-from gpuconv.algorithms.strips import Strip, Strips, extents_of, gather, tile_elements, windows
+from gpuconv.algorithms.strips import Strip, Strips, extents_of, fit, gather, tile_elements, windows
 from gpuconv.backend import DTYPES, accumulator, native
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints

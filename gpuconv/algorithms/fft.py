@@ -33,6 +33,7 @@ from gpuconv import cpu
 from gpuconv.algorithms.base import PlainWeights, Problem, Work
 from gpuconv.algorithms.epilogue import finish
 from gpuconv.algorithms.fft_tiling import Block, Pass, Tiling, tiling_of
+from gpuconv.algorithms.groups import weights_by_group
 from gpuconv.algorithms.strips import Strip, gather, tile_elements
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints
@@ -84,7 +85,7 @@ def _correlate(
     run = partial(cpu.spread, threads=tiling.threads, holds_blas=p.on_cpu)
     for block in tiling.blocks:
         spectra = xp.empty(_spectra_shape(tiling, block), p.spectral)
-        w_block = _by_group(w, p.g)[(..., *block)]
+        w_block = weights_by_group(w, p.g)[(..., *block)]
         run(block.pieces(), partial(_weight_job, xp, tiling, w_block, spectra))
         run(tiling, partial(_tile_job, xp, tiling, block, source, spectra, out, bias, activation))
 
@@ -98,7 +99,7 @@ def _correlate_weights(xp: ModuleType, tiling: Tiling, x: Array, dy: Array, out:
         run(range(tiling.chunks), partial(_sum_job, xp, tiling, block, x, dy, sums))
         for chunk in range(1, tiling.chunks):
             sums[0] += sums[chunk]
-        out_block = _by_group(out, p.g)[(..., *block)]
+        out_block = weights_by_group(out, p.g)[(..., *block)]
         run(block.pieces(), partial(_weight_inverse_job, xp, tiling, sums[0], out_block))
 
 
@@ -270,11 +271,6 @@ def _matrices(spectra: Array, p: Pass) -> Array:
     """Spectra of weights as (*frequencies, groups, inputs, outputs) of the pass; phases count as channels."""
     *shape, a, b, c = spectra.shape
     return spectra.reshape(*shape, a, b * c) if p.is_backward else spectra.reshape(*shape, a * b, c)
-
-
-def _by_group(w: Array, g: ConvGeometry) -> Array:
-    """w as a view (*taps, groups, c // groups, k // groups)."""
-    return _split_last(w, g.groups).swapaxes(-3, -2)
 
 
 def _split_last(a: Array, parts: int) -> Array:

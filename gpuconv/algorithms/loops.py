@@ -14,6 +14,7 @@ import numpy as np
 
 from gpuconv.algorithms.base import PlainWeights, Problem, Work
 from gpuconv.algorithms.epilogue import finish
+from gpuconv.algorithms.groups import channels_by_group
 from gpuconv.backend import accumulator, native
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints
@@ -58,7 +59,7 @@ class Loops(PlainWeights):
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
         g, y = problem.geometry, _sums(problem, out)
-        x_gc, w_cgk, y_gk = _by_group(x, g), _by_group(w, g), _by_group(y, g)
+        x_gc, w_cgk, y_gk = channels_by_group(x, g), channels_by_group(w, g), channels_by_group(y, g)
         for n in range(g.n):
             for p, tap, h in meetings(g):
                 y_gk[(n, *p)] += np.einsum("gc,cgk->gk", _wide(x_gc[(n, *h)]), _wide(w_cgk[tap]))
@@ -69,7 +70,7 @@ class Loops(PlainWeights):
         self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
     ) -> None:
         g, dx = problem.geometry, _sums(problem, out)
-        dy_gk, w_cgk, dx_gc = _by_group(dy, g), _by_group(w, g), _by_group(dx, g)
+        dy_gk, w_cgk, dx_gc = channels_by_group(dy, g), channels_by_group(w, g), channels_by_group(dx, g)
         for n in range(g.n):
             for p, tap, h in meetings(g):
                 dx_gc[(n, *h)] += np.einsum("gk,cgk->gc", _wide(dy_gk[(n, *p)]), _wide(w_cgk[tap]).conj())
@@ -78,16 +79,11 @@ class Loops(PlainWeights):
 
     def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
         g, dw = problem.geometry, _sums(problem, out)
-        x_gc, dy_gk, dw_cgk = _by_group(x, g), _by_group(dy, g), _by_group(dw, g)
+        x_gc, dy_gk, dw_cgk = channels_by_group(x, g), channels_by_group(dy, g), channels_by_group(dw, g)
         for n in range(g.n):
             for p, tap, h in meetings(g):
                 dw_cgk[tap] += np.einsum("gc,gk->cgk", _wide(x_gc[(n, *h)]).conj(), _wide(dy_gk[(n, *p)]))
         _store(dw, out)
-
-
-def _by_group(array: Array, g: ConvGeometry) -> Array:
-    """A view whose last axis, channels, is split into (groups, channels of a group)."""
-    return array.reshape(*array.shape[:-1], g.groups, array.shape[-1] // g.groups)
 
 
 def _wide(values: Array) -> Array:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import overload
 
@@ -225,3 +225,34 @@ def fold(xp: ModuleType, padded: Array, g: ConvGeometry) -> Array:
             at = size
         padded = padded[(slice(None),) * (axis + 1) + (slice(lo, lo + size),)]
     return padded
+
+
+def fit(extents: Ints, rows: int, budget: int, bytes_of: Callable[[Ints], int]) -> tuple[Strips, int]:
+    """Strips of about `rows` positions, or fewer until the buffers of one thread stay under `budget`."""
+    while True:
+        strips = Strips(extents, rows)
+        worker = bytes_of(extents_of(strips[0]))
+        if worker <= budget or rows == 1:
+            return strips, worker
+        rows = max(1, min(rows, math.prod(extents_of(strips[0]))) // 2)
+
+
+def merged_step(sizes: Ints, steps: Ints) -> int | None:
+    """The one step with which axes of these sizes and steps are walked in C order; None if there is no such step.
+
+    >>> merged_step((4, 5), (10, 2)), merged_step((4, 5), (16, 2)), merged_step((1, 1), (7, 3))
+    (2, None, 0)
+    """
+    walked = [(size, step) for size, step in zip(sizes, steps, strict=True) if size != 1]
+    for (_, outer), (size, step) in itertools.pairwise(walked):
+        if outer != size * step:
+            return None
+    return walked[-1][1] if walked else 0
+
+
+def added_up(parts: Array) -> Array:
+    """The sum of parts[0], parts[1], ..., in this order, made in the first of them."""
+    total: Array = parts[0]
+    for part in parts[1:]:
+        total += part
+    return total

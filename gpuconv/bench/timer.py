@@ -37,7 +37,7 @@ def seconds_on_cpu(call: Call) -> float:
 def _cuda_stopwatch(device: str) -> Stopwatch:
     """By events on the device, with nothing of the arrays left in its second-level cache."""
     cuda = backend.module_for(device).cuda
-    ordinal = int(device.removeprefix("cuda:"))
+    ordinal = backend.ordinal(device)
     with cuda.Device(ordinal):
         cache = cuda.runtime.getDeviceProperties(ordinal)["l2CacheSize"]
         flush = backend.module_for(device).empty(4 * cache, "uint8")

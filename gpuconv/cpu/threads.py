@@ -87,6 +87,15 @@ def blas_name() -> str:
     return " ".join(str(found[0][key]) for key in ("internal_api", "version", "architecture") if found[0].get(key))
 
 
+SMALL_MACS = 2**18
+"""Up to here BLAS keeps to one thread by itself and need not be held to it."""
+
+
+def affordable_threads(tasks: int, budget: int, worker: int, most: int) -> int:
+    """How many threads, of up to `most`, have something to do and room for their buffers."""
+    return max(1, min(most, tasks, most if worker == 0 else budget // worker))
+
+
 def spread(
     tasks: Iterable[Task], make_job: Callable[[], Callable[[Task], None]], threads: int, *, holds_blas: bool = True
 ) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 
 from gpuconv import backend, cpu
-from gpuconv.algorithms.cpu.strip_algorithm import SMALL_MACS
 from gpuconv.algorithms.epilogue import finish
 from gpuconv.algorithms.strips import split_axis
+from gpuconv.cpu.threads import SMALL_MACS
 from gpuconv.typing import Array
 
 BLOCK = 2**24

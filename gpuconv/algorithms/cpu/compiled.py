@@ -7,6 +7,9 @@ from gpuconv.algorithms.base import Problem
 AT_ONCE = 64
 """Correlations of an input gradient that threads go through without waiting for each other."""
 
+ONE_VECTOR = 1.4
+"""How much longer a product takes for each vector of channels where there is only one: it reads as much of x for it."""
+
 
 def copied_bytes(problem: Problem) -> int:
     """Of the copies that may be needed: nothing but the problem tells whether arrays are contiguous and native."""

@@ -23,8 +23,8 @@ from gpuconv.algorithms.cpu.direct_dense import DenseCut
 from gpuconv.algorithms.cpu.direct_depthwise import DepthwiseCut
 from gpuconv.algorithms.cpu.direct_narrow import parts_of
 from gpuconv.algorithms.cpu.direct_scatter import ScatterCut
-from gpuconv.algorithms.cpu.strip_algorithm import split_groups
 from gpuconv.algorithms.epilogue import fill, finish
+from gpuconv.algorithms.groups import weights_by_group
 from gpuconv.cpu.parallel_loops import run
 from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import has_adjacent_channels, native, why_no_numba
@@ -65,7 +65,7 @@ class Direct(PlainWeights):
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
         g, target = problem.geometry, _target(problem, out)
-        _correlate(problem, [(g, native(x), _by_group(native(w), g), target)], bias, activation)
+        _correlate(problem, [(g, native(x), weights_by_group(native(w), g), target)], bias, activation)
         _deliver(target, out, activation)
 
     def input_grad(
@@ -87,7 +87,7 @@ class Direct(PlainWeights):
             if len(correlations) == AT_ONCE:
                 _correlate(problem, correlations, bias, activation)
                 correlations = []
-            turned = _by_group(w[part.w_slices], problem.geometry).swapaxes(-1, -2)
+            turned = weights_by_group(w[part.w_slices], problem.geometry).swapaxes(-1, -2)
             correlations.append((part.geometry, dy[(slice(None), *part.dy_slices)], turned, place))
         _correlate(problem, correlations, bias, activation)
         _deliver(target, out, activation)
@@ -154,8 +154,3 @@ def _correlations(problem: Problem) -> Iterable[tuple[ConvGeometry, int]]:
     if problem.geometry.macs == 0:
         return ()
     return adjoint_classes(problem.geometry) if problem.direction == "input_grad" else [(problem.geometry, 1)]
-
-
-def _by_group(w: Array, g: ConvGeometry) -> Array:
-    """w (*taps, c // groups, k) as a view (*taps, groups, c // groups, k // groups)."""
-    return split_groups(w, g).swapaxes(-2, -3)

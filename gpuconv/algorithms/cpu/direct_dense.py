@@ -11,10 +11,11 @@ import numpy as np
 
 from gpuconv import cpu
 from gpuconv.algorithms.base import Problem, Work
-from gpuconv.algorithms.cpu.compiled import budget
-from gpuconv.algorithms.cpu.strip_algorithm import added_up, affordable_threads, split_groups
-from gpuconv.algorithms.strips import gather
+from gpuconv.algorithms.cpu.compiled import ONE_VECTOR, budget
+from gpuconv.algorithms.groups import weights_by_group
+from gpuconv.algorithms.strips import added_up, gather
 from gpuconv.cpu.parallel_loops import Job, run
+from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import (
     LONGEST_VECTOR,
@@ -51,9 +52,6 @@ LEAST_OUTPUTS = 256
 
 ROWS = 24
 """A multiple of the rows of every tile: a block takes room for a multiple of it."""
-
-ONE_VECTOR = 1.4
-"""How much longer a product takes for each vector of channels where there is only one: it reads as much of x for it."""
 
 LEAST_ROWS = 4
 """Of a tile of a weight gradient: with fewer its products wait for each other."""
@@ -137,7 +135,7 @@ class DenseCut:
         g, chunks = self.g, -(-_outputs(self.g) // self.chunk)
         parts = out[None] if self.in_place else np.empty((chunks, *out.shape), out.dtype)
         read, (zeros, kept) = self._readable(x), self._zeros()
-        by_group = split_groups(parts[0], g).swapaxes(-2, -3)
+        by_group = weights_by_group(parts[0], g)
         product = self._product(read, by_group.strides, address(parts), dy, zeros, relu=False)
         maps = _maps(g, self.merges)
         tasks = chunks * self.pieces

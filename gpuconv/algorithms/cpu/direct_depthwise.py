@@ -16,8 +16,9 @@ import numpy as np
 from gpuconv import cpu
 from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.cpu.compiled import budget
-from gpuconv.algorithms.cpu.strip_algorithm import added_up, affordable_threads
+from gpuconv.algorithms.strips import added_up
 from gpuconv.cpu.parallel_loops import Job, run
+from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import (
     LONGEST_VECTOR,

@@ -16,8 +16,8 @@ import numpy as np
 from gpuconv import cpu
 from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.cpu.compiled import copied_bytes
-from gpuconv.algorithms.cpu.strip_algorithm import affordable_threads
 from gpuconv.cpu.parallel_loops import Job
+from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import LONGEST_VECTOR, address, is_mostly_pads, three_axes, with_adjacent_channels
 from gpuconv.typing import Array, Ints

@@ -16,7 +16,6 @@ groups in front, and the products are batched.
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import replace
 from functools import lru_cache
@@ -25,10 +24,20 @@ from types import ModuleType
 from gpuconv import cpu
 from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.cpu import gemm_input_grad, gemm_shifted
-from gpuconv.algorithms.cpu.strip_algorithm import SMALL_MACS, Correlation, Cut, StripAlgorithm, StripJob, WeightJob
+from gpuconv.algorithms.cpu.strip_algorithm import Correlation, Cut, StripAlgorithm, StripJob, WeightJob
 from gpuconv.algorithms.epilogue import finish
-from gpuconv.algorithms.strips import Strip, copy_windows, extents_of, gather, split_axis, tile_elements, windows
+from gpuconv.algorithms.strips import (
+    Strip,
+    copy_windows,
+    extents_of,
+    gather,
+    merged_step,
+    split_axis,
+    tile_elements,
+    windows,
+)
 from gpuconv.backend import is_complex
+from gpuconv.cpu.threads import SMALL_MACS
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints
 
@@ -335,16 +344,3 @@ def windows_are_matrix(c: Correlation) -> bool:
     row_step = merged_step((g.n, *g.out), row_steps)
     col_step = merged_step((*g.kernel, g.c), col_steps)
     return col_step in (0, 1) and row_step is not None and (row_step == 0 or row_step >= c.tap_count * g.c)
-
-
-def merged_step(sizes: Ints, steps: Ints) -> int | None:
-    """The one step with which axes of these sizes and steps are walked in C order; None if there is no such step.
-
-    >>> merged_step((4, 5), (10, 2)), merged_step((4, 5), (16, 2)), merged_step((1, 1), (7, 3))
-    (2, None, 0)
-    """
-    walked = [(size, step) for size, step in zip(sizes, steps, strict=True) if size != 1]
-    for (_, outer), (size, step) in itertools.pairwise(walked):
-        if outer != size * step:
-            return None
-    return walked[-1][1] if walked else 0

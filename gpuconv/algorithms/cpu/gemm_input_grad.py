@@ -30,10 +30,11 @@ import numpy as np
 
 from gpuconv import cpu
 from gpuconv.algorithms.base import Problem
-from gpuconv.algorithms.cpu.strip_algorithm import SMALL_MACS, Cut, affordable_threads, fit
+from gpuconv.algorithms.cpu.strip_algorithm import Cut
 from gpuconv.algorithms.epilogue import finish
-from gpuconv.algorithms.strips import UFUNC_BUFFERS, Strip, extents_of, split_axis
+from gpuconv.algorithms.strips import UFUNC_BUFFERS, Strip, extents_of, fit, split_axis
 from gpuconv.backend import accumulator, is_complex
+from gpuconv.cpu.threads import SMALL_MACS, affordable_threads
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints
 

@@ -25,16 +25,15 @@ from gpuconv import cpu
 from gpuconv.algorithms.adjoint import adjoint_classes, adjoint_parts
 from gpuconv.algorithms.base import Problem, Work
 from gpuconv.algorithms.epilogue import fill
-from gpuconv.algorithms.strips import Strip, Strips, extents_of, tile_elements
+from gpuconv.algorithms.groups import channels_by_group
+from gpuconv.algorithms.strips import Strip, Strips, added_up, extents_of, fit, tile_elements
 from gpuconv.backend import accumulator, is_complex
+from gpuconv.cpu.threads import SMALL_MACS, affordable_threads
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints
 
 SHARES = 8
 """Work that is long enough is cut into at least so many tasks, so that threads have something to share out."""
-
-SMALL_MACS = 2**18
-"""Up to here BLAS keeps to one thread by itself and need not be held to it."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +212,7 @@ class StripAlgorithm(ABC):
         self.forward_packed(problem, x, self.pack_weights(problem, w), out, bias, activation)
 
     def pack_weights(self, problem: Problem, w: Array) -> Array:
-        return self.pack(problem.xp, self._whole(problem), split_groups(w, problem.geometry))
+        return self.pack(problem.xp, self._whole(problem), channels_by_group(w, problem.geometry))
 
     def forward_packed(
         self, problem: Problem, x: Array, packed: Array, out: Array, bias: Array | None, activation: str
@@ -229,7 +228,7 @@ class StripAlgorithm(ABC):
             if part.geometry is None:
                 fill(xp, target, bias, activation)
                 continue
-            w_tagb = split_groups(w[part.w_slices], g)
+            w_tagb = channels_by_group(w[part.w_slices], g)
             w_tbga = w_tagb.swapaxes(-3, -1)  # (*taps, outputs of a group, groups, inputs of a group)
             c = self.adapt(Correlation.of_part(problem, part.geometry))
             dy_part = dy[(slice(None), *part.dy_slices)]
@@ -331,34 +330,6 @@ def _weight_cut(algorithm: StripAlgorithm, c: Correlation, budget: int, threads:
     return Cut(strips, blocks, chunks, in_place, threads, shared, worker)
 
 
-def fit(extents: Ints, rows: int, budget: int, bytes_of: Callable[[Ints], int]) -> tuple[Strips, int]:
-    """Strips of about `rows` positions, or fewer until the buffers of one thread stay under `budget`."""
-    while True:
-        strips = Strips(extents, rows)
-        worker = bytes_of(extents_of(strips[0]))
-        if worker <= budget or rows == 1:
-            return strips, worker
-        rows = max(1, min(rows, math.prod(extents_of(strips[0]))) // 2)
-
-
-def affordable_threads(tasks: int, budget: int, worker: int, most: int) -> int:
-    """How many threads, of up to `most`, have something to do and room for their buffers."""
-    return max(1, min(most, tasks, most if worker == 0 else budget // worker))
-
-
 def _spreads(c: Correlation) -> bool:
     """Whether BLAS would spread a product over threads of its own."""
     return c.on_cpu and c.g.macs > SMALL_MACS
-
-
-def added_up(parts: Array) -> Array:
-    """The sum of parts[0], parts[1], ..., in this order, made in the first of them."""
-    total: Array = parts[0]
-    for part in parts[1:]:
-        total += part
-    return total
-
-
-def split_groups(w: Array, g: ConvGeometry) -> Array:
-    """w (*taps, c // groups, k) as a view (*taps, c // groups, groups, k // groups)."""
-    return w.reshape(*w.shape[:-1], g.groups, g.k_group)

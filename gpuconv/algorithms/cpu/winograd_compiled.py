@@ -21,12 +21,12 @@ import numpy as np
 from gpuconv import cpu
 from gpuconv.algorithms.adjoint import adjoint_classes, adjoint_parts
 from gpuconv.algorithms.base import Problem, Work
-from gpuconv.algorithms.cpu.compiled import budget, copied_bytes
-from gpuconv.algorithms.cpu.direct_dense import ONE_VECTOR
-from gpuconv.algorithms.cpu.strip_algorithm import affordable_threads, split_groups
+from gpuconv.algorithms.cpu.compiled import ONE_VECTOR, budget, copied_bytes
 from gpuconv.algorithms.cpu.winograd import SUM_CHANNELS, Winograd
 from gpuconv.algorithms.epilogue import fill, finish
+from gpuconv.algorithms.groups import weights_by_group
 from gpuconv.cpu.parallel_loops import Job, run
+from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import (
     LONGEST_VECTOR,
@@ -309,12 +309,15 @@ class CompiledWinograd:
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
         g = problem.geometry
-        _correlate(self._cut(problem, g), x, _by_group(native(w), g), None, out, bias, activation)
+        _correlate(self._cut(problem, g), x, weights_by_group(native(w), g), None, out, bias, activation)
 
     def pack_weights(self, problem: Problem, w: Array) -> Array:
         cut = _cut_into_blocks(problem, problem.geometry, self._f, cpu.workers())
         packed = _aligned(cut.u, cut.dtype)
-        run(cut.threads, [_job(cut, None, _by_group(native(w), problem.geometry), packed, None, None, relu=False)])
+        run(
+            cut.threads,
+            [_job(cut, None, weights_by_group(native(w), problem.geometry), packed, None, None, relu=False)],
+        )
         return packed
 
     def forward_packed(
@@ -332,7 +335,7 @@ class CompiledWinograd:
             if part.geometry is None:
                 fill(np, place, bias, activation)
                 continue
-            turned = _by_group(w[part.w_slices], g).swapaxes(-1, -2)
+            turned = weights_by_group(w[part.w_slices], g).swapaxes(-1, -2)
             seen = dy[(slice(None), *part.dy_slices)]
             _correlate(self._cut(problem, part.geometry), seen, turned, None, place, bias, activation)
 
@@ -414,7 +417,7 @@ def _sum_up(cut: Cut, x: Array, dy: Array, out: Array) -> None:
     zeros, kept = zeros_at(cut.zeros)
     u, v, d = (_aligned(size, dtype) for size in (cut.u, cut.v, cut.f.n**2 * cut.d_plane))
     filtering = winograd.Filtering(
-        **_places(cut, x, _by_group(out, g), dy, zeros),
+        **_places(cut, x, weights_by_group(out, g), dy, zeros),
         u=address(u),
         u_group=cut.u_group,
         u_panel=_rounded(g.c_group, ROWS) * 2 * VECTOR_BYTES,
@@ -454,11 +457,6 @@ def _places(cut: Cut, x: Array | None, w: Array | None, y: Array | None, zeros: 
 def _sides(f: Transforms) -> tuple[Ints, Ints]:
     """The transforms as simd/winograd.py is told of them."""
     return (0,) * f.m, (0,) * f.n
-
-
-def _by_group(w: Array, g: ConvGeometry) -> Array:
-    """w (3, 3, c // groups, k) as a view (3, 3, groups, c // groups, k // groups)."""
-    return split_groups(w, g).swapaxes(-2, -3)
 
 
 def _work(cut: Cut) -> Work:

@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 
 from gpuconv.algorithms.base import PlainWeights, Problem, Work
-from gpuconv.algorithms.cuda.direct_tiles import processors
 from gpuconv.algorithms.cuda.epilogue import activation_code
 from gpuconv.algorithms.cuda.split_k import add_up
-from gpuconv.backend import accumulator
+from gpuconv.backend import accumulator, multiprocessors
 from gpuconv.cuda import Unit, launch
 from gpuconv.cuda.arguments import FAST_DIV, Units, address, conv_struct, fast_div, index64, too_long
 from gpuconv.geometry import ConvGeometry
@@ -259,7 +258,7 @@ def _sums(problem: Problem, alignment: int = 16) -> Sums:
     lanes, blocks_c = _lanes(g.k // variant.channels)
     along = max(1, min(THREADS // lanes, count))
     taps = 1 if variant.kernel else math.prod(g.kernel)
-    busy = -(-BLOCKS_A_PROCESSOR * processors(problem.device) // (blocks_c * taps))
+    busy = -(-BLOCKS_A_PROCESSOR * multiprocessors(problem.device) // (blocks_c * taps))
     short = -(-count // (along * max(1, LONGEST_SUM // variant.tile_q)))
     splits = max(1, min(max(busy, short), -(-count // along), problem.max_workspace // _split_bytes(problem)))
     if alignment < 16:  # where arrays start is not known when the workspace is asked for

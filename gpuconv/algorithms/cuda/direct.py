@@ -29,7 +29,7 @@ from gpuconv.algorithms.cuda.implicit_product import (
     product_of,
     result_shape,
 )
-from gpuconv.backend import accumulator
+from gpuconv.backend import accumulator, multiprocessors
 from gpuconv.cuda import Unit
 from gpuconv.cuda.arguments import Units, address, index64, too_long
 from gpuconv.typing import Array
@@ -135,13 +135,9 @@ def _cut(problem: Problem, addresses_aligned: bool = True) -> tuple[int, Cut]:
     split_bytes = math.prod(result_shape(problem)) * accumulator(problem.dtype).itemsize
     if index64(g.x_shape, g.w_shape, g.y_shape):
         kinds = kinds[:1]
-    choice = direct_tiles.cut(
-        kinds, m, n, depth, products, split_bytes, budget, direct_tiles.processors(problem.device)
-    )
+    choice = direct_tiles.cut(kinds, m, n, depth, products, split_bytes, budget, multiprocessors(problem.device))
     if choice.tile != kinds[0] and _index64(problem, choice):  # the partial sums alone are that large
-        choice = direct_tiles.cut(
-            kinds[:1], m, n, depth, products, split_bytes, 0, direct_tiles.processors(problem.device)
-        )
+        choice = direct_tiles.cut(kinds[:1], m, n, depth, products, split_bytes, 0, multiprocessors(problem.device))
     return aligned, choice
 
 

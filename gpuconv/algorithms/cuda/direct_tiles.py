@@ -9,10 +9,9 @@ the device alone, so that the same call gives the same bits.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 
 from gpuconv.algorithms.cuda import implicit_product
-from gpuconv.backend import module_for
 
 
 @dataclass(frozen=True)
@@ -107,10 +106,3 @@ def _cut(tile: Tile, splits: int, m: int, n: int, depth: int, products: int, spl
 
 def _taken(one: Cut, processors: int) -> float:
     return one.fmas + (_LAUNCH_FMAS * processors if one.splits > 1 else 0)
-
-
-@cache
-def processors(device: str) -> int:
-    """The multiprocessors of a CUDA device."""
-    number = int(device.removeprefix("cuda:"))
-    return int(module_for(device).cuda.runtime.getDeviceProperties(number)["multiProcessorCount"])

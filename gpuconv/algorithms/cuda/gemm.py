@@ -19,17 +19,16 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import numpy as np
 
 from gpuconv.algorithms.base import PlainWeights, Problem, Work
-from gpuconv.algorithms.cpu.gemm import merged_step
 from gpuconv.algorithms.cuda import columns as columns_cuda
 from gpuconv.algorithms.cuda import epilogue as epilogue_cuda
 from gpuconv.algorithms.cuda.columns import Box
-from gpuconv.algorithms.strips import Strips
-from gpuconv.backend import accumulator, module_for
+from gpuconv.algorithms.strips import Strips, merged_step
+from gpuconv.backend import accumulator, compute_capability
 from gpuconv.cuda.arguments import address
 from gpuconv.cuda.cublas import Matrix, product, rows_at_once
 from gpuconv.geometry import ConvGeometry
@@ -50,7 +49,7 @@ class CudaGemm(PlainWeights):
     exact = True
 
     def refusal(self, problem: Problem) -> str | None:
-        if problem.dtype.name == "bfloat16" and _compute_capability(problem.device) < 80:
+        if problem.dtype.name == "bfloat16" and compute_capability(problem.device) < 80:
             return "cuBLAS multiplies bfloat16 on devices of compute capability 8.0 and newer only"
         return columns_cuda.refusal(problem.geometry, problem.dtype.itemsize)
 
@@ -397,9 +396,3 @@ def _runs(g: ConvGeometry, box: Box) -> Iterator[tuple[int, int, int]]:
         for index, size in zip((*position, ranges[cut][0]), sizes[: cut + 1], strict=True):
             row = row * size + index
         yield row * inner, number * each, each
-
-
-@cache
-def _compute_capability(device: str) -> int:
-    number = int(device.removeprefix("cuda:"))
-    return int(module_for(device).cuda.Device(number).compute_capability)

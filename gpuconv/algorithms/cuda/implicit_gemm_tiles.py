@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 
 from gpuconv.algorithms.cuda import implicit_product
-from gpuconv.backend import module_for
+from gpuconv.backend import module_for, ordinal
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ _LEAST_DEPTH = 256
 @cache
 def device(name: str) -> Device:
     """A CUDA device as the model sees it; one that is not known like the next older."""
-    properties = module_for(name).cuda.runtime.getDeviceProperties(int(name.removeprefix("cuda:")))
+    properties = module_for(name).cuda.runtime.getDeviceProperties(ordinal(name))
     arch = 10 * int(properties["major"]) + int(properties["minor"])
     macs, shared, bandwidth, clock = _KNOWN[max((known for known in _KNOWN if known <= arch), default=80)]
     processors = int(properties["multiProcessorCount"])
