@@ -23,9 +23,10 @@ import gpuconv
 from gpuconv import autotune, backend, cpu, settings
 from gpuconv.algorithms import ALGORITHMS
 from gpuconv.errors import DeviceError
-from gpuconv.planning import DIRECTIONS, si
+from gpuconv.planning import DIRECTIONS
 from gpuconv.simd.host import try_numba
 from gpuconv.support import disk
+from gpuconv.support.numbers import si
 from gpuconv.tools.streams import INTERRUPTED
 from gpuconv.typing import Direction, Precision
 

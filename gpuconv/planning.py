@@ -13,6 +13,7 @@ from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import COMPILED, numba_is_there, try_numba
 from gpuconv.support import html
 from gpuconv.support.integers import as_int, is_one_of
+from gpuconv.support.numbers import si
 from gpuconv.typing import Direction, DTypeLike, Precision
 
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
@@ -361,20 +362,6 @@ def _too_large(caller: str, candidate: Algorithm, problem: Problem) -> str:
 
 def _workspace_text(count: int) -> str:
     return f"{si(count)}B workspace" if count else "no workspace"
-
-
-def si(count: float) -> str:
-    """Three digits and a decimal prefix, ready for its unit: ``57.8 M``.
-
-    >>> si(57802752) + "B", si(999999) + "B", si(12) + "FLOP", si(2.1e-5) + "s"
-    ('57.8 MB', '1 MB', '12 FLOP', '21 us')
-    """
-    power = 0
-    while power < 5 and float(f"{count:.3g}") >= 1000:
-        count, power = count / 1000, power + 1
-    while power > -3 and 0 < float(f"{count:.3g}") < 1:
-        count, power = count * 1000, power - 1
-    return f"{count:.3g} {('', 'k', 'M', 'G', 'T', 'P', 'n', 'u', 'm')[power]}"
 
 
 def check_direction(direction: Direction, caller: str) -> Direction:

@@ -22,9 +22,9 @@ from gpuconv.planning import (
     of_a_sample,
     plan_of,
     problem_of,
-    si,
     workspace_limit,
 )
+from gpuconv.support.numbers import si
 from gpuconv.typing import Array, Direction, DTypeLike, Ints, IntsLike, Layout, PadLike, PadMode, Precision
 
 

@@ -9,7 +9,7 @@
 //                +---+---+---+---+       +-------+     16 bytes of channels go straight into its buffers
 //
 // There are few weights and many pixels: the pixels are cut into `splits`, each of which makes a whole dw of its own in
-// `partials`, and direct_add_up (add_up.cu) sums these in order. So the result does not depend on which block is first.
+// `partials`, and add_up (add_up.cu) sums these in order. So the result does not depend on which block is first.
 //
 // Layouts, channels last, C-contiguous: x (n, x[0], x[1], x[2], c), dy (n, y[0], y[1], y[2], k), dw (taps, c / groups, k),
 // partials (splits, elements of dw) of A, or null for 1 split.

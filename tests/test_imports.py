@@ -98,6 +98,13 @@ def test_the_base_of_the_algorithms_is_below_its_siblings_and_the_list_above():
     assert not {name for name in siblings if "algorithms.__init__" in inside(name)}
 
 
+def test_what_runs_on_one_device_imports_nothing_of_the_other():
+    for here, there in (("cpu", "cuda"), ("cuda", "cpu")):
+        names = [name for name in SOURCES if name.startswith(f"algorithms.{here}.")]
+        assert len(names) > 5
+        assert not {other for name in names for other in inside(name) if other.startswith(f"algorithms.{there}.")}
+
+
 def test_only_backend_imports_cupy():
     assert [name for name in SOURCES if any(m.split(".")[0] == "cupy" for m in imports(name))] == ["backend"]
 
@@ -113,7 +120,7 @@ def loaded_by(statement):
 def test_importing_gpuconv_brings_nothing_heavy():
     new = loaded_by("import gpuconv") - loaded_by("import numpy")
     heavy = {"cupy", "numba", "llvmlite", "typer", "rich", "click", "matplotlib", "PIL", "sklearn", "scipy", "torch"}
-    heavy |= {"dask", "ml_dtypes"}
+    heavy |= {"ml_dtypes"}
     assert not {module for module in new if module.split(".")[0] in heavy}
     assert "gpuconv.functional" in new
     assert not {module for module in new if module.startswith(("gpuconv.layers", "gpuconv.models"))}

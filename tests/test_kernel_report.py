@@ -106,13 +106,13 @@ def test_a_file_that_needs_an_architecture_is_not_compiled_for_older_ones(kernel
 
 
 def test_units_are_collected_from_every_module_that_launches(monkeypatch):
-    from gpuconv import pooling
-    from gpuconv.algorithms.cpu import gemm
+    from gpuconv.algorithms.cuda import gemm
+    from gpuconv.pooling import functions
 
     mine = [Unit("a.cu", F64), Unit("a.cu", F32), Unit("b.cu", F32)]
     before = kernel_report.units()
     monkeypatch.setattr(gemm, "UNITS", mine[:2], raising=False)
-    monkeypatch.setattr(pooling, "UNITS", mine[1:], raising=False)
+    monkeypatch.setattr(functions, "UNITS", mine[1:], raising=False)
     found = kernel_report.units()
     assert set(mine) <= set(found)
     assert len(set(found)) == len(found)

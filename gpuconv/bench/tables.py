@@ -12,7 +12,8 @@ from rich.table import Table
 from gpuconv.bench.limits import Limits
 from gpuconv.bench.record import Provenance, Record, Row
 from gpuconv.bench.summary import Mean, groups
-from gpuconv.planning import DIRECTIONS, si
+from gpuconv.planning import DIRECTIONS
+from gpuconv.support.numbers import si
 
 WIDE = 130
 """Characters: a narrower table leaves out the columns that are not asked for first."""

@@ -13,7 +13,7 @@
 1.0
 """
 
-from gpuconv.models.fit import History
+from gpuconv.models.history import History
 from gpuconv.models.sequential import Sequential
 from gpuconv.models.summary import ModelSummary
 

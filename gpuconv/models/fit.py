@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ import numpy as np
 
 from gpuconv import backend, layers, losses, optimizers
 from gpuconv.models import files, fit_arguments, state
+from gpuconv.models.history import History
 from gpuconv.models.interrupts import CtrlC, until_done
 from gpuconv.models.progress import Progress
 from gpuconv.support import counter_rng
@@ -29,24 +30,6 @@ if TYPE_CHECKING:
     from gpuconv.models.sequential import Sequential
 
 SPLIT_STREAM, FIRST_EPOCH_STREAM = 0, 1
-
-
-@dataclass
-class History:
-    """What `fit` found, one number an epoch. Lists stay empty where there is nothing to tell."""
-
-    loss: list[float] = field(default_factory=list)
-    accuracy: list[float] = field(default_factory=list)
-    val_loss: list[float] = field(default_factory=list)
-    val_accuracy: list[float] = field(default_factory=list)
-    best_epoch: int | None = None
-    """Counted from 1; with `patience` only."""
-    stopped_early: bool = False
-    interrupted: bool = False
-
-    @property
-    def epochs(self) -> int:
-        return len(self.loss)
 
 
 @dataclass

@@ -7,12 +7,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from gpuconv.models.history import History
 from gpuconv.models.interrupts import until_done
-
-if TYPE_CHECKING:
-    from gpuconv.models.fit import History
 
 INTERVAL = 0.25
 """Seconds between two looks: each waits for the device."""

@@ -14,7 +14,8 @@ from gpuconv.errors import DTypeError, GeometryError
 from gpuconv.layers import Layer
 from gpuconv.losses import Loss
 from gpuconv.models import files, state
-from gpuconv.models.fit import Fit, History, Settings
+from gpuconv.models.fit import Fit, Settings
+from gpuconv.models.history import History
 from gpuconv.models.summary import ModelSummary
 from gpuconv.optimizers import Optimizer
 from gpuconv.support import counter_rng, html, named

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpuconv.layers import Layer
-from gpuconv.planning import si
 from gpuconv.support import html
+from gpuconv.support.numbers import si
 from gpuconv.typing import Ints
 
 HEAD = ("layer", "output", "parameters", "FLOP")

@@ -33,7 +33,8 @@ from gpuconv.errors import KernelError
 
 ARCHITECTURES = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 REFERENCE = "sm_90"
-PROGRAMS = {"__main__", "bench", "check", "cli", "demo", "integrations", "kernel_report", "kernel_table", "machine"}
+LAUNCHING = "gpuconv.algorithms.cuda", "gpuconv.pooling"
+"""The packages whose modules launch kernels."""
 
 _BUDGET = re.compile(r"^//\s*budget:\s*(\w+)\s+(\d+)\s+registers\b", re.MULTILINE)
 _NEEDS = re.compile(r"^//\s*needs:\s*sm_(\d+)\b", re.MULTILINE)
@@ -85,18 +86,10 @@ class Outcome:
 def units() -> list[Unit]:
     """Every unit that the library can launch, in the order of the files."""
     found: dict[Unit, None] = {}
-    for module in _modules(gpuconv):
-        found |= dict.fromkeys(getattr(module, "UNITS", ()))
+    for package in map(import_module, LAUNCHING):
+        for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            found |= dict.fromkeys(getattr(import_module(info.name), "UNITS", ()))
     return sorted(found, key=lambda unit: (unit.file, cuda.options(unit)))
-
-
-def _modules(package: Any) -> Iterator[Any]:
-    for info in pkgutil.iter_modules(package.__path__):
-        if info.name not in PROGRAMS:
-            module = import_module(f"{package.__name__}.{info.name}")
-            yield module
-            if info.ispkg:
-                yield from _modules(module)
 
 
 def files() -> list[str]:
