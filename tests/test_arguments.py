@@ -315,7 +315,7 @@ class TestLargeNumbers:
         for text in ("n{}_h5w5_c3_k4_r1s1", "n1_h{}w5_c3_k4_r3s3", "n1_h5w5_c{}_k4_r1s1", "n1_h5w5_c3_k4_r1s{}",
                      "n1_h5w5_c3_k4_r1s1_p{}", "n1_h5w5_c3_k4_r1s1_st{}", "n1_h5w5_c3_k4_r1s1_dl{}"):  # fmt: skip
             for direction in ("forward", "input_grad", "weight_grad"):
-                answers_or_refuses(gpuconv.planning, text.format(n), direction=direction)
+                answers_or_refuses(gpuconv.plan, text.format(n), direction=direction)
 
     def test_settings(self, n, monkeypatch):
         monkeypatch.setattr(gpuconv.settings, "max_workspace", n)

@@ -34,7 +34,7 @@ class Case:
         return self.layer.geometry
 
     def plan(self) -> ConvPlan:
-        """What will run; raises as `gpuconv.planning` does if nothing can."""
+        """What will run; raises as `gpuconv.plan` does if nothing can."""
         return plan(
             self.geometry,
             self.dtype,
@@ -62,7 +62,7 @@ def cases(
     Raises
     ------
     DTypeError, DeviceError, ValueError
-        As `gpuconv.planning` does.
+        As `gpuconv.plan` does.
     AlgorithmError, WorkspaceError
         If no combination is served.
     """
