@@ -35,7 +35,7 @@ ALIGNMENT = 16
 
 
 @dataclass(frozen=True, eq=False)
-class Packed:
+class PrepackedWeights:
     """Weights as an algorithm wants them, and the problem that they were packed for."""
 
     problem: Problem
@@ -172,7 +172,7 @@ class Call(NamedTuple):
         shape: Ints,
         bias: Array | None = None,
         activation: str | None = None,
-        packed: Packed | None = None,
+        packed: PrepackedWeights | None = None,
     ) -> Array:
         """Check the rest, choose an algorithm, let it write into `out` or a new array of (channels-last) `shape`.
 
@@ -221,7 +221,7 @@ class Call(NamedTuple):
         target: Array,
         bias: Array | None,
         activation: str,
-        packed: Packed | None,
+        packed: PrepackedWeights | None,
     ) -> None:
         """Let an algorithm write into `target`, of copies where its kernels cannot take the arrays as they are."""
         xp, written = problem.xp, target
@@ -232,7 +232,7 @@ class Call(NamedTuple):
             if not _is_served(target, anywhere):
                 written = xp.empty(target.shape, problem.dtype)
         if packed:
-            algorithm.forward_packed(problem, read, packed.weights, written, bias, activation)
+            algorithm.forward_prepacked(problem, read, packed.weights, written, bias, activation)
         else:
             epilogue = () if problem.direction == "weight_grad" else (bias, activation)
             getattr(algorithm, problem.direction)(problem, read, other, written, *epilogue)

@@ -36,7 +36,7 @@ from typing import Any, NamedTuple, SupportsIndex, TypeVar, get_args
 import numpy as np
 
 from gpuconv.errors import GeometryError
-from gpuconv.support.hashing import HashedOnce
+from gpuconv.support.hashing import CachedHash
 from gpuconv.support.integers import LARGEST, as_int, as_ints, is_int, is_one_of, is_scalar, shown
 from gpuconv.typing import Array, Ints, IntsLike, Layout, PadLike, PadMode, Pads, Pair
 
@@ -105,7 +105,7 @@ class SourceRun(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ConvGeometry(HashedOnce):
+class ConvGeometry(CachedHash):
     """One convolution, in numbers: an immutable, hashable description that every algorithm works from.
 
     Make one with `create` (numbers), `from_shapes` (array shapes), `transposed` or `parse` (a problem string): they
@@ -146,7 +146,7 @@ class ConvGeometry(HashedOnce):
     groups: int = 1
     pad_mode: str = "zeros"
 
-    __hash__ = HashedOnce.__hash__
+    __hash__ = CachedHash.__hash__
 
     # ---------------------------------------------------------------------------------------------- making one
 

@@ -19,20 +19,24 @@ from gpuconv.algorithms import Algorithm, Problem
 class Rates:
     """What one device does in a second, all of it at work, in one dtype; and the seconds of one call from Python."""
 
-    macs: float
-    fmas: float
+    blas_macs: float
+    kernel_macs: float
     elements: float
     step: float
 
 
-CPU = Rates(macs=109e9, fmas=215e9, elements=5.1e9, step=4.5e-6)
-"""In float32, `fmas` with vectors of 64 bytes. Fitted on 2026-11-23 to timings of direct, gemm, depthwise, winograd and
-winograd_4x4 in all three directions of 32 problems (dense, grouped and depthwise, 1 to 2048 channels, 7x7 to 512x512,
-1-D and 3-D), on 2 cores of an AMD EPYC (Zen 5) with NumPy 2.4, OpenBLAS 0.3.31's Haswell kernels and Numba 0.68. What
-it chooses took 1.01 times as long as the fastest in the geometric mean, 1.55 times at worst (a 9x9 kernel on one
-channel); without Numba 1.02 and 1.28 times. `fmas` is what direct reached on 3x3 layers of 256 channels and more.
-Winograd was on NumPy then. Compiled, its work is counted such that these rates serve: over 30 layers in all directions
-what was chosen took 1.005 times as long as the faster of it and direct, 1.29 times at worst, on one core."""
+CPU = Rates(blas_macs=109e9, kernel_macs=215e9, elements=5.1e9, step=4.5e-6)
+"""Rates in float32, `kernel_macs` with vectors of 64 bytes.
+
+They were fitted on 2026-11-23 to timings of direct, gemm, depthwise, winograd and winograd_4x4 in all three directions
+of 32 problems (dense, grouped and depthwise, 1 to 2048 channels, 7x7 to 512x512, 1-D and 3-D), on 2 cores of an AMD
+EPYC (Zen 5) with NumPy 2.4, OpenBLAS 0.3.31's Haswell kernels and Numba 0.68. The chosen algorithm took 1.01 times as
+long as the fastest in the geometric mean, and 1.55 times at worst (a 9x9 kernel on one channel); without Numba 1.02 and
+1.28 times. `kernel_macs` is the rate that direct reached on 3x3 layers of 256 channels and more. Winograd ran on NumPy
+then. The operations of the compiled one are counted such that the same rates apply: over 30 layers in all directions
+the chosen algorithm took 1.005 times as long as the faster of winograd and direct, and 1.29 times at worst, on one
+core.
+"""
 
 GPU = {
     "float16": (300e12, 20e12),
@@ -43,7 +47,8 @@ GPU = {
     "complex64": (6e12, 5e12),
     "complex128": (6e12, 2.5e12),
 }
-"""(macs, fmas) by dtype, float32 under precision="fast" as "tf32". Estimated from data sheets (H200), not measured."""
+"""(blas_macs, kernel_macs) by dtype; "tf32" is float32 under precision="fast". Estimated from data sheets (H200), not
+measured."""
 
 GPU_BYTES = 4e12
 """Read or written in a second; estimated alike."""
@@ -59,16 +64,16 @@ def rank(problem: Problem, candidates: Iterable[Algorithm]) -> list[Algorithm]:
 
 def seconds(problem: Problem, algorithm: Algorithm) -> float:
     """How long the algorithm is expected to take."""
-    rates, work = _rates(problem), algorithm.work(problem)
-    products = work.macs / rates.macs + (work.fmas / rates.fmas if work.fmas else 0)
-    return products + work.elements / rates.elements + work.steps * rates.step + work.seconds
+    rates, cost = _rates(problem), algorithm.cost(problem)
+    products = cost.blas_macs / rates.blas_macs + (cost.kernel_macs / rates.kernel_macs if cost.kernel_macs else 0)
+    return products + cost.elements / rates.elements + cost.steps * rates.step + cost.seconds
 
 
 def _rates(problem: Problem) -> Rates:
     size = problem.dtype.itemsize
     if problem.on_cpu:
-        fmas = CPU.fmas * cpu.vector_bytes() / 64
-        return Rates(CPU.macs * 4 / size, fmas * 4 / size, CPU.elements * 4 / size, CPU.step)
+        kernel_macs = CPU.kernel_macs * cpu.vector_bytes() / 64
+        return Rates(CPU.blas_macs * 4 / size, kernel_macs * 4 / size, CPU.elements * 4 / size, CPU.step)
     name = problem.dtype.name
-    macs, fmas = GPU["tf32" if name == "float32" and problem.precision == "fast" else name]
-    return Rates(macs, fmas, GPU_BYTES / size, GPU_STEP)
+    macs, kernel_macs = GPU["tf32" if name == "float32" and problem.precision == "fast" else name]
+    return Rates(macs, kernel_macs, GPU_BYTES / size, GPU_STEP)

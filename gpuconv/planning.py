@@ -296,7 +296,7 @@ def _circumstances() -> tuple[int, bool, int, bool]:
 def _choose(problem: Problem, algorithm: str, caller: str, may_time: bool, *_: object) -> _Choice:
     if algorithm == "auto":
         # The last, the reference, accepts everything on the CPU; gemm does on a GPU, up to axes of 2**31 - 1.
-        willing = [a for a in ALGORITHMS if a.refusal(problem) is None and a.reservation(problem) is None]
+        willing = [a for a in ALGORITHMS if a.refusal(problem) is None and a.why_not_auto(problem) is None]
         fitting = [a for a in willing if a.workspace_bytes(problem) <= problem.max_workspace]
         if fitting:
             ranked = heuristics.rank(problem, fitting)
@@ -330,7 +330,7 @@ def _judge(candidate: Algorithm, problem: Problem, choice: _Choice) -> Candidate
         note = f"needs {si(needed)}B workspace, max_workspace allows {si(problem.max_workspace)}B"
         return Candidate(candidate.name, "refused", note, None)
     seconds = choice.tuned.seconds.get(candidate.name) if choice.tuned else None
-    model = candidate.work(problem).model
+    model = candidate.cost(problem).model
     expected = f"; {model}" if model else ""
     if candidate is choice.algorithm:
         note = _workspace_text(needed) + expected
@@ -338,13 +338,13 @@ def _judge(candidate: Algorithm, problem: Problem, choice: _Choice) -> Candidate
             rate = problem.geometry.flops / seconds
             note = f"tuned {choice.tuned.date}: {si(seconds)}s, {si(rate)}FLOP/s"
         return Candidate(candidate.name, "chosen", note, needed, seconds)
-    reserved = candidate.reservation(problem)
+    reserved = candidate.why_not_auto(problem)
     note = _workspace_text(needed) + expected + (f"; {reserved}" if reserved else "")
     return Candidate(candidate.name, "possible", note, needed, seconds)
 
 
 def _none_serves(caller: str, problem: Problem) -> str:
-    reasons = [f"{a.name}: {a.refusal(problem) or a.reservation(problem)}" for a in ALGORITHMS]
+    reasons = [f"{a.name}: {a.refusal(problem) or a.why_not_auto(problem)}" for a in ALGORITHMS]
     return (
         f"{caller}: no algorithm of 'auto' serves the {problem.direction} of {problem.geometry} in {problem.dtype} "
         f"{problem.precision} on {problem.device}: {'; '.join(reasons)}."

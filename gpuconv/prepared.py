@@ -10,7 +10,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from gpuconv import autotune, backend
-from gpuconv.call import Call, Packed, spatial_ndim
+from gpuconv.call import Call, PrepackedWeights, spatial_ndim
 from gpuconv.errors import WorkspaceError
 from gpuconv.geometry import ConvGeometry
 from gpuconv.planning import (
@@ -193,7 +193,7 @@ class PreparedConv:
             chosen = choose(problem, call.algorithm, call.caller)
             if problem.copied:
                 w_last = xp.ascontiguousarray(w_last)
-            self._packed = Packed(problem, chosen, chosen.pack_weights(problem, w_last)) if g.macs else None
+            self._packed = PrepackedWeights(problem, chosen, chosen.prepack(problem, w_last)) if g.macs else None
         whole = replace(problem, geometry=g)
         self.plan = plan_of(whole, call.algorithm, call.caller)
         self.nbytes = self._w.nbytes + (0 if self._bias is None else self._bias.nbytes)

@@ -37,7 +37,7 @@ class Way:
     def keywords(self):
         return {"algorithm": self.algorithm, "precision": self.precision}
 
-    def serves(self, case, direction="forward", dtype="float32", device="cpu"):
+    def supports(self, case, direction="forward", dtype="float32", device="cpu"):
         return self.algorithm in willing(case, direction, dtype, device, precision=self.precision)
 
     def assert_right(self, got, want, dtype, largest):

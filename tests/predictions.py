@@ -9,7 +9,7 @@ import cupy_double
 from cupy_double import streams
 
 from gpuconv.algorithms import ALGORITHMS
-from gpuconv.algorithms.cuda.implicit_gemm import _cut
+from gpuconv.algorithms.cuda.implicit_gemm import _tiling
 from gpuconv.bench import suites
 from gpuconv.planning import problem_of
 
@@ -25,7 +25,7 @@ def expected(layer, way, direction):
     problem = problem_of(layer, dtype, "cuda:0", direction, precision, None, "predictions")
     (algorithm,) = (a for a in ALGORITHMS if a.name == NAME)
     assert algorithm.refusal(problem) is None
-    return _cut(problem)[1]
+    return _tiling(problem)[1]
 
 
 def table(suite, batch):

@@ -133,7 +133,7 @@ def test_threads_that_are_left(campaign, monkeypatch, fault):
         max_pool(*args)
 
     monkeypatch.setattr(pooling_winners, "max_pool", leaking)
-    monkeypatch.setattr("gpuconv.pooling.compiled.serves", lambda *_: False)
+    monkeypatch.setattr("gpuconv.pooling.compiled.supports", lambda *_: False)
     try:
         said, small = campaign("pools", faults=(fault,))
     finally:
@@ -157,7 +157,7 @@ def test_a_process_that_computes_at_rest(campaign, monkeypatch):
         max_pool(*args)
 
     monkeypatch.setattr(pooling_winners, "max_pool", busy)
-    monkeypatch.setattr("gpuconv.pooling.compiled.serves", lambda *_: False)
+    monkeypatch.setattr("gpuconv.pooling.compiled.supports", lambda *_: False)
     try:
         said, small = campaign("pools", faults=("memory",))
     finally:

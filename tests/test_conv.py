@@ -46,7 +46,7 @@ class TestEveryAlgorithm:
         """Or it says beforehand that it will not serve, and then does not."""
         arrays = case.arrays(integers, dtype)
         x, w, dy = held(xp, *arrays)
-        if way.serves(case, direction, dtype, device):
+        if way.supports(case, direction, dtype, device):
             got = convolve(direction, case, x, w, dy, **way.keywords)
             want = case.want(direction, *arrays)
             way.assert_right(got, want, DTYPES[dtype], lambda: largest_sum(case, direction, *arrays))
@@ -72,7 +72,7 @@ class TestEveryAlgorithm:
     @pytest.mark.parametrize("case", REAL_CASES.values(), ids=REAL_CASES)
     def test_is_right_on_integers_that_only_64_bits_hold(self, xp, device, case, dtype, direction, way):
         """The oracle has 64 bits too, so there is nothing to round against: what one step in less would lose, shows."""
-        if not way.serves(case, direction, dtype, device):
+        if not way.supports(case, direction, dtype, device):
             return  # that it then raises is tested above
         arrays = tuple((2**19 + 1) * a for a in case.arrays(integers, dtype))
         got = convolve(direction, case, *map(xp.asarray, arrays), **way.keywords)
@@ -91,7 +91,7 @@ def test_any_geometry(xp, device, ndim, direction):
         arrays = case.arrays(integers, "float32", seed)
         x, w, dy = map(xp.asarray, arrays)
         want = case.want(direction, *arrays)
-        for way in [Way("auto"), *(way for way in WAYS if way.serves(case, direction, "float32", device))]:
+        for way in [Way("auto"), *(way for way in WAYS if way.supports(case, direction, "float32", device))]:
             got = convolve(direction, case, x, w, dy, **way.keywords)
             way.assert_right(got, want, "float32", lambda: largest_sum(case, direction, *arrays))
 
@@ -179,7 +179,7 @@ class TestBias:
     )
     def test_is_added_to_every_pixel(self, xp, rng, device, case, dtype, way):
         case = CASES[case]
-        if not way.serves(case, "forward", dtype, device):
+        if not way.supports(case, "forward", dtype, device):
             return  # that it then raises is tested above
         x, w, _ = case.arrays(integers, dtype)
         bias = integers(rng, (case.k,), dtype)

@@ -37,7 +37,7 @@ def remainder(case):
 def test_is_right_on_integers(rng, case, dtype, way):
     _, w, x = case.arrays(integers, dtype)
     bias = integers(rng, (case.c,), dtype)
-    if not way.serves(case, "input_grad", dtype):
+    if not way.supports(case, "input_grad", dtype):
         with pytest.raises(gpuconv.AlgorithmError, match=way.algorithm):
             transpose(case, x, w, bias, output_pad=remainder(case), **way.keywords)
         return

@@ -219,7 +219,7 @@ def test_without_any_more_threads_the_caller_does_it_all(monkeypatch):
     parallel_loops.run(3, [counting_job(taken)])
     assert sorted(task for task, _ in taken) == list(range(200))
     done = []
-    cpu.spread(range(50), lambda: done.append, 3)
+    cpu.parallel_for(range(50), lambda: done.append, 3)
     assert sorted(done) == list(range(50))
 
 

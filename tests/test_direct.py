@@ -187,7 +187,12 @@ def test_axes_are_remembered_in_a_few_numbers(direction):
     g = gpuconv.ConvGeometry.create(1, (30_000, 400, 50), 32, 32, (63, 9, 9), pad="same")
     for maps in (direct_dense._maps(g, False), direct_dense._maps(g, True), direct_depthwise._maps(g)):
         assert sum(axis.nbytes for axis in maps) <= 240
-    for remembered in (direct_dense._maps, direct_depthwise._maps, direct_dense._cut, direct_depthwise._cut):
+    for remembered in (
+        direct_dense._maps,
+        direct_depthwise._maps,
+        direct_dense._choose_tiling,
+        direct_depthwise._choose_tiling,
+    ):
         assert remembered.cache_info().maxsize == 1024
 
 

@@ -106,7 +106,7 @@ def test_no_more_is_allocated_than_was_said(gpu, case, direction, cap, dtype):
 
 def test_strips_are_even_and_whole_tiles():
     g = problem(Case(8, (56, 56), 64, 64, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1))))
-    cut = gemm_cuda._row_cut(Problem(g, np.dtype(np.float32), "cuda:0", max_workspace=2**28), False)
+    cut = gemm_cuda._row_blocks(Problem(g, np.dtype(np.float32), "cuda:0", max_workspace=2**28), False)
     assert cut.total == 8 * 56 * 56
     assert cut.rows % gemm_cuda.TILE_ROWS == 0
     assert cut.total_bytes <= gemm_cuda.STRIP_BYTES
@@ -121,7 +121,7 @@ def test_a_box_has_every_output_that_sees_its_pixels(case, cap):
     g = problem(case)
     posed = Problem(g, np.dtype(np.float32), "cuda:0", "input_grad", "strict", cap)
     seen = 0
-    for (first, stop), box in gemm_cuda._box_cut(posed):
+    for (first, stop), box in gemm_cuda._box_blocks(posed):
         assert first == seen
         seen = stop
         inside = {(n, *at) for n in range(*box.samples) for at in np.ndindex(*g.out) if _within(at, box.ranges)}
@@ -149,13 +149,13 @@ def test_a_product_is_cut_before_cublas_counts_too_far(gpu, monkeypatch):
     for name in ("2d", "2d-1x1", "2d-1x1-groups", "2d-groups"):
         case = LARGER[name]
         for direction in DIRECTIONS:
-            gemm_cuda._row_cut.cache_clear()
-            gemm_cuda._weight_cut.cache_clear()
+            gemm_cuda._row_blocks.cache_clear()
+            gemm_cuda._weight_blocks.cache_clear()
             arrays, on_gpu = on(gpu, case)
             posed = {"algorithm": "gemm", "max_workspace": 10**6 + len(name)}
             assert_exact(convolve(direction, case, *on_gpu, **posed), case.want(direction, *arrays), "float32")
-    gemm_cuda._row_cut.cache_clear()
-    gemm_cuda._weight_cut.cache_clear()
+    gemm_cuda._row_blocks.cache_clear()
+    gemm_cuda._weight_blocks.cache_clear()
 
 
 # -------------------------------------------------------------------------------------------------- precision

@@ -47,8 +47,8 @@ every_direction = pytest.mark.parametrize("direction", DIRECTIONS)
 def _fresh():
     """Cuts are remembered: tests that change the tiles must not see those of others."""
     yield
-    direct_cuda._cut.cache_clear()
-    direct_tiles.cut.cache_clear()
+    direct_cuda._tiling.cache_clear()
+    direct_tiles.choose_tiling.cache_clear()
 
 
 def check(gpu, case, direction, dtype="float32", **more):
@@ -101,8 +101,8 @@ def test_splits(gpu, direction, dtype, monkeypatch):
     monkeypatch.setattr(direct_tiles, "LEAST_DEPTH", 1)
     for splits in (2, 3, 8):
         monkeypatch.setattr(direct_tiles, "_taken", lambda one, *_, wanted=splits: abs(one.splits - wanted))
-        direct_cuda._cut.cache_clear()
-        direct_tiles.cut.cache_clear()
+        direct_cuda._tiling.cache_clear()
+        direct_tiles.choose_tiling.cache_clear()
         size = case.want(direction, *case.arrays()).size
         sums = {"float16": 4, "float32": 4, "complex128": 16}[dtype]
         p = Problem(problem(case), np.dtype(dtype), "cuda:0", direction, max_workspace=2**24)
@@ -184,7 +184,7 @@ STEMS = {
 @pytest.mark.parametrize("case", STEMS.values(), ids=STEMS)
 def test_stems(gpu, case, dtype):
     p = Problem(problem(case), np.dtype("float32"), "cuda:0")
-    assert direct_stem.serves(p)
+    assert direct_stem.supports(p)
     assert direct_cuda.CudaDirect().workspace_bytes(p) == 0
     check(gpu, case, "forward", dtype, max_workspace=0)
 
@@ -204,7 +204,7 @@ def test_a_stem_whose_weights_start_anywhere(gpu):
     ids=str,
 )
 def test_what_is_no_stem(change):
-    assert not direct_stem.serves(Problem(problem(replace(STEMS["7x7 of stride 2"], **change)), np.dtype("float32")))
+    assert not direct_stem.supports(Problem(problem(replace(STEMS["7x7 of stride 2"], **change)), np.dtype("float32")))
 
 
 # ---------------------------------------------------------------------------------------------- epilogue
@@ -320,7 +320,7 @@ def test_the_same_bits_again(gpu, direction):
 def test_small_problems_are_split_and_large_ones_are_not(gpu):
     def cut(text, direction="forward"):
         p = Problem(gpuconv.ConvGeometry.parse(text), np.dtype("float32"), "cuda:0", direction, max_workspace=2**28)
-        return direct_cuda._cut(p)[1]
+        return direct_cuda._tiling(p)[1]
 
     assert cut("n128_h56w56_c64_k64_r3s3_p1").splits == 1
     assert cut("n128_h28w28_c128_k128_r3s3_p1").tile.m == 128

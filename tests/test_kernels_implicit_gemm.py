@@ -74,7 +74,7 @@ def _cuts():
 
 
 def forget():
-    for remembered in (implicit_gemm._cut, implicit_gemm_tiles.fastest, implicit_gemm_tiles.device):
+    for remembered in (implicit_gemm._tiling, implicit_gemm_tiles.fastest, implicit_gemm_tiles.device):
         remembered.cache_clear()
 
 
@@ -99,7 +99,7 @@ def cut(monkeypatch):
     def install(tile=None, splits=1):
         def chosen(tiles, product, shared, budget, on):
             place = tiles.index(tile) if tile in tiles else -1
-            return implicit_gemm_tiles._cut(tiles[place], shared[place], splits, product, on)
+            return implicit_gemm_tiles._tile(tiles[place], shared[place], splits, product, on)
 
         monkeypatch.setattr(implicit_gemm, "fastest", chosen)
         forget()
@@ -286,7 +286,7 @@ def test_the_kernels_need_what_the_refusal_says():
 def test_large_problems_take_large_tiles_and_small_ones_are_split(gpu):
     def chosen(text, direction="forward", dtype="float16"):
         p = Problem(gpuconv.ConvGeometry.parse(text), DTYPES[dtype], "cuda:0", direction, "strict", 2**28)
-        return implicit_gemm._cut(p)[1]
+        return implicit_gemm._tiling(p)[1]
 
     for dtype, largest in (("float16", LARGE), ("float32", MEDIUM)):
         whole = chosen("n128_h28w28_c128_k128_r3s3_p1", dtype=dtype)

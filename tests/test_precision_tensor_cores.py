@@ -49,14 +49,14 @@ SUMS = {
 @pytest.fixture(autouse=True)
 def _fresh():
     yield
-    implicit_gemm._cut.cache_clear()
+    implicit_gemm._tiling.cache_clear()
 
 
 @pytest.fixture
 def errs(gpu, monkeypatch):
     """Runs a pass with the fewest blocks, in one split, on tensor cores that cut off."""
     monkeypatch.setattr(implicit_gemm, "_TILES", {2: (SMALL,), 4: (SMALL,)})
-    implicit_gemm._cut.cache_clear()
+    implicit_gemm._tiling.cache_clear()
 
     def run(direction, case, fill, dtype="float32", **more):
         arrays = case.arrays(fill, dtype)

@@ -107,11 +107,11 @@ class TestKeeps:
 
     def test_packs_once_where_it_is_compiled(self, monkeypatch):
         packed = []
-        make_job = winograd_compiled._job
+        make_worker = winograd_compiled._job
 
         def job(cut, x, w, *rest, **keywords):
             packed.append(w is not None)
-            return make_job(cut, x, w, *rest, **keywords)
+            return make_worker(cut, x, w, *rest, **keywords)
 
         monkeypatch.setattr(winograd_compiled, "_job", job)
         x, w, _ = SQUARE.arrays(reals)

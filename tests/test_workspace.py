@@ -74,7 +74,7 @@ def test_a_plan_takes_next_to_nothing_however_large_the_problem(problem):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("case", LARGE.values(), ids=LARGE)
 def test_the_peak_is_that_of_the_plan_where_auto_would_not_go(case, direction, cap, dtype, way):
-    if not way.serves(case, direction, dtype):
+    if not way.supports(case, direction, dtype):
         return  # that it then raises is tested with the convolutions
     arrays, keywords = case.arrays(integers, dtype), {**way.keywords, "max_workspace": cap}
     try:
@@ -99,7 +99,7 @@ class Sized:
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("case", LARGE.values(), ids=LARGE)
 def test_the_cap_does_not_change_the_result(case, direction, way):
-    if not way.serves(case, direction):
+    if not way.supports(case, direction):
         return  # that it then raises is tested with the convolutions
     arrays = case.arrays()
     free = convolve(direction, case, *arrays, **way.keywords, max_workspace=2**31)

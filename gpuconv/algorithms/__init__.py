@@ -4,7 +4,7 @@
 algorithm in the tests, in `gpuconv check`, `gpuconv bench` and `explain`.
 """
 
-from gpuconv.algorithms.base import Algorithm, Problem, Work
+from gpuconv.algorithms.base import Algorithm, Cost, Problem
 from gpuconv.algorithms.cpu.depthwise import Depthwise
 from gpuconv.algorithms.cpu.direct import Direct
 from gpuconv.algorithms.cpu.gemm import Gemm
@@ -31,4 +31,4 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     Loops(),
 )
 
-__all__ = ["ALGORITHMS", "Algorithm", "Problem", "Work"]
+__all__ = ["ALGORITHMS", "Algorithm", "Cost", "Problem"]

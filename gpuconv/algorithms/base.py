@@ -11,12 +11,12 @@ import numpy as np
 
 from gpuconv import backend
 from gpuconv.geometry import ConvGeometry
-from gpuconv.support.hashing import HashedOnce
+from gpuconv.support.hashing import CachedHash
 from gpuconv.typing import Array, Direction, Precision
 
 
 @dataclass(frozen=True)
-class Problem(HashedOnce):
+class Problem(CachedHash):
     """All that the choice of an algorithm may depend on, arrays apart.
 
     `geometry` describes the convolution x -> y in all three directions. `dtype` is native. `contiguous` says that the
@@ -35,7 +35,7 @@ class Problem(HashedOnce):
     contiguous: bool = True
     copied: int = 0
 
-    __hash__ = HashedOnce.__hash__
+    __hash__ = CachedHash.__hash__
 
     @cached_property
     def xp(self) -> ModuleType:
@@ -48,37 +48,38 @@ class Problem(HashedOnce):
 
 
 @dataclass(frozen=True)
-class Work:
-    """What an algorithm has to do, counted: the heuristics turn it into seconds.
+class Cost:
+    """The operations that an algorithm has to do, which the heuristics turn into seconds.
 
-    `macs`: multiply-adds inside matrix products of BLAS. `fmas`: multiply-adds that a kernel of ours makes. `elements`:
-    elements read or written outside of these, copies and additions. `steps`: operations called one by one from Python.
-    `seconds`: what an algorithm's own model of the device makes of it all, and `model` how, in words for `explain`.
+    `blas_macs` are multiply-adds inside matrix products of BLAS, `kernel_macs` those that a kernel of ours makes.
+    `elements` are read or written outside of these, by copies and additions. `steps` are operations called one by one
+    from Python. `seconds` is the estimate of an algorithm's own model of the device, and `model` that model in words,
+    for `explain`.
     """
 
-    macs: float = 0
+    blas_macs: float = 0
     elements: float = 0
     steps: float = 0
-    fmas: float = 0
+    kernel_macs: float = 0
     seconds: float = 0
     model: str = ""
 
-    def __add__(self, other: Work) -> Work:
-        return Work(
-            self.macs + other.macs,
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.blas_macs + other.blas_macs,
             self.elements + other.elements,
             self.steps + other.steps,
-            self.fmas + other.fmas,
+            self.kernel_macs + other.kernel_macs,
             self.seconds + other.seconds,
             self.model or other.model,
         )
 
-    def __mul__(self, count: int) -> Work:
+    def __mul__(self, count: int) -> Cost:
         """The same work, done this many times."""
-        macs, elements, steps, fmas, seconds = (
-            count * number for number in (self.macs, self.elements, self.steps, self.fmas, self.seconds)
+        macs, elements, steps, kernel_macs, seconds = (
+            count * number for number in (self.blas_macs, self.elements, self.steps, self.kernel_macs, self.seconds)
         )
-        return Work(macs, elements, steps, fmas, seconds, self.model)
+        return Cost(macs, elements, steps, kernel_macs, seconds, self.model)
 
 
 class Algorithm(Protocol):
@@ -95,13 +96,13 @@ class Algorithm(Protocol):
     def refusal(self, problem: Problem) -> str | None:
         """Why this problem cannot be served, in words; None if it can. Allocates nothing."""
 
-    def reservation(self, problem: Problem) -> str | None:
+    def why_not_auto(self, problem: Problem) -> str | None:
         """Why "auto" passes over this algorithm, which may be named, in words; None if it does not."""
 
     def workspace_bytes(self, problem: Problem) -> int:
         """Bytes taken beside arguments and result: at most ``problem.max_workspace``, or else the least possible."""
 
-    def work(self, problem: Problem) -> Work:
+    def cost(self, problem: Problem) -> Cost:
         """What the problem takes, counted; of one that is not refused."""
 
     def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
@@ -118,13 +119,13 @@ class Algorithm(Protocol):
     def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
         """out = adjoint of w -> conv(x, w), applied to dy"""
 
-    def pack_weights(self, problem: Problem, w: Array) -> Array:
-        """w as `forward_packed` takes it, made once for many calls; w itself where nothing is to be gained."""
+    def prepack(self, problem: Problem, w: Array) -> Array:
+        """w as `forward_prepacked` takes it, made once for many calls; w itself where nothing is to be gained."""
 
-    def forward_packed(
+    def forward_prepacked(
         self, problem: Problem, x: Array, packed: Array, out: Array, bias: Array | None, activation: str
     ) -> None:
-        """As `forward`, and with the same bits, from what `pack_weights` returned."""
+        """As `forward`, and with the same bits, from what `prepack` returned."""
 
 
 class PlainWeights:
@@ -133,10 +134,10 @@ class PlainWeights:
     def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
         return False
 
-    def pack_weights(self, problem: Problem, w: Array) -> Array:
+    def prepack(self, problem: Problem, w: Array) -> Array:
         return w
 
-    def forward_packed(
+    def forward_prepacked(
         self: Algorithm, problem: Problem, x: Array, packed: Array, out: Array, bias: Array | None, activation: str
     ) -> None:
         self.forward(problem, x, packed, out, bias, activation)

@@ -30,7 +30,7 @@ from functools import partial
 from types import ModuleType
 
 from gpuconv import cpu
-from gpuconv.algorithms.base import PlainWeights, Problem, Work
+from gpuconv.algorithms.base import Cost, PlainWeights, Problem
 from gpuconv.algorithms.epilogue import finish
 from gpuconv.algorithms.fft_tiling import Block, Pass, Tiling, tiling_of
 from gpuconv.algorithms.groups import weights_by_group
@@ -48,7 +48,7 @@ class Fft(PlainWeights):
     def refusal(self, problem: Problem) -> str | None:
         return None
 
-    def reservation(self, problem: Problem) -> str | None:
+    def why_not_auto(self, problem: Problem) -> str | None:
         return None if problem.precision == "fast" else "auto takes it under precision='fast' only"
 
     def workspace_bytes(self, problem: Problem) -> int:
@@ -56,10 +56,10 @@ class Fft(PlainWeights):
             return 0
         return tiling_of(problem).total_bytes
 
-    def work(self, problem: Problem) -> Work:
+    def cost(self, problem: Problem) -> Cost:
         if problem.geometry.macs == 0:
-            return Work()
-        return tiling_of(problem).work
+            return Cost()
+        return tiling_of(problem).cost
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
         _correlate(problem.xp, tiling_of(problem), x, w, out, bias, activation)
@@ -82,7 +82,7 @@ def _correlate(
     """Forward and input gradient: a block of weights is transformed, then every tile meets it."""
     p = tiling.p
     bias = None if bias is None else bias.astype(p.dtype, copy=False)
-    run = partial(cpu.spread, threads=tiling.threads, holds_blas=p.on_cpu)
+    run = partial(cpu.parallel_for, threads=tiling.threads, single_thread_blas=p.on_cpu)
     for block in tiling.blocks:
         spectra = xp.empty(_spectra_shape(tiling, block), p.spectral)
         w_block = weights_by_group(w, p.g)[(..., *block)]
@@ -93,7 +93,7 @@ def _correlate(
 def _correlate_weights(xp: ModuleType, tiling: Tiling, x: Array, dy: Array, out: Array) -> None:
     """Weight gradient: spectra are summed over tiles, then transformed back."""
     p = tiling.p
-    run = partial(cpu.spread, threads=tiling.threads, holds_blas=p.on_cpu)
+    run = partial(cpu.parallel_for, threads=tiling.threads, single_thread_blas=p.on_cpu)
     for block in tiling.blocks:
         sums = xp.empty((tiling.chunks, *_spectra_shape(tiling, block)), p.spectral)
         run(range(tiling.chunks), partial(_sum_job, xp, tiling, block, x, dy, sums))

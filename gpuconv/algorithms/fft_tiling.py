@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 
 from gpuconv import cpu
-from gpuconv.algorithms.base import Problem, Work
+from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.strips import UFUNC_BUFFERS, Strip, extents_of, split_axis, tile_elements
 from gpuconv.backend import accumulator, is_complex
 from gpuconv.geometry import ConvGeometry
@@ -268,7 +268,7 @@ class Tiling:
         return math.prod(self.p.frequencies(self.lengths)) * channels * self.p.spectral.itemsize
 
     @cached_property
-    def work(self) -> Work:
+    def cost(self) -> Cost:
         p, g = self.p, self.p.g
         points, frequencies = math.prod(self.lengths), math.prod(p.frequencies(self.lengths))
         transform = points * max(1.0, math.log2(points)) * (1 if p.is_real else 2)
@@ -281,12 +281,12 @@ class Tiling:
         macs = 4 * tiles * frequencies * a * g.k
         steps = 20 * (len(self) + 2 * SHARES) * len(self.blocks)
         # Small complex products are half as fast as large real ones.
-        return Work(2 * macs, POINT * (images * transform + weights), steps)
+        return Cost(2 * macs, POINT * (images * transform + weights), steps)
 
-    def cost(self, budget: int) -> float:
+    def passes(self, budget: int) -> float:
         """What tilings are compared by, in passes over an element, with as many threads as `budget` lets work."""
-        work = self.work
-        busy, waiting = work.elements + work.macs * MAC, work.steps * STEP[self.p.on_cpu]
+        cost = self.cost
+        busy, waiting = cost.elements + cost.blas_macs * MAC, cost.steps * STEP[self.p.on_cpu]
         if not self.p.on_cpu:
             return busy + waiting
         tasks = self.chunks if self.p.direction == "weight_grad" else max(1, len(self))
@@ -318,7 +318,7 @@ def _tiling(p: Pass, budget: int, workers: int) -> Tiling:
         rating, here = halved[pieces]
         if rating < best_rating:
             best_rating, best = rating, here
-    if not p.on_cpu or best.work.elements + MAC * best.work.macs <= SMALL:
+    if not p.on_cpu or best.cost.elements + MAC * best.cost.blas_macs <= SMALL:
         return best
     tasks = max(best.chunks if p.direction == "weight_grad" else len(best), len(best.blocks[0].pieces()))
     affordable = (budget - best.shared_bytes) // best.worker_bytes
@@ -344,7 +344,7 @@ def _candidate(p: Pass, pieces: Ints, budget: int) -> tuple[tuple[int, float], T
                 tiling = replace(tiling, chunks=max(1, min(SHARES, len(tiling), budget // 2 // spectra)))
             over = max(0, tiling.total_bytes - budget)
             if not over:
-                return (0, tiling.cost(budget)), tiling
+                return (0, tiling.passes(budget)), tiling
     return (over, 0.0), tiling
 
 

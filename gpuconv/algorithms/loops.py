@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gpuconv.algorithms.base import PlainWeights, Problem, Work
+from gpuconv.algorithms.base import Cost, PlainWeights, Problem
 from gpuconv.algorithms.epilogue import finish
 from gpuconv.algorithms.groups import channels_by_group
 from gpuconv.backend import accumulator, native
@@ -41,7 +41,7 @@ class Loops(PlainWeights):
     def refusal(self, problem: Problem) -> str | None:
         return None if problem.on_cpu else "runs on the CPU only"
 
-    def reservation(self, problem: Problem) -> str | None:
+    def why_not_auto(self, problem: Problem) -> str | None:
         return None
 
     def workspace_bytes(self, problem: Problem) -> int:
@@ -53,9 +53,9 @@ class Loops(PlainWeights):
         shape = {"forward": g.y_shape, "input_grad": g.x_shape, "weight_grad": g.w_shape}[problem.direction]
         return math.prod(shape) * acc.itemsize
 
-    def work(self, problem: Problem) -> Work:
+    def cost(self, problem: Problem) -> Cost:
         g = problem.geometry
-        return Work(steps=4 * math.prod((g.n, *g.out, *g.kernel)))
+        return Cost(steps=4 * math.prod((g.n, *g.out, *g.kernel)))
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
         g, y = problem.geometry, _sums(problem, out)

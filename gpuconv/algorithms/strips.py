@@ -250,7 +250,7 @@ def merged_step(sizes: Ints, steps: Ints) -> int | None:
     return walked[-1][1] if walked else 0
 
 
-def added_up(parts: Array) -> Array:
+def sum_in_order(parts: Array) -> Array:
     """The sum of parts[0], parts[1], ..., in this order, made in the first of them."""
     total: Array = parts[0]
     for part in parts[1:]:

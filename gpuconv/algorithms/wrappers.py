@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from gpuconv.algorithms.base import Algorithm, Problem, Work
+from gpuconv.algorithms.base import Algorithm, Cost, Problem
 from gpuconv.algorithms.strips import fold
 from gpuconv.backend import accumulator
 from gpuconv.geometry import ConvGeometry
@@ -28,14 +28,14 @@ class _Wrapper:
     def refusal(self, problem: Problem) -> str | None:
         return self._serving(problem).refusal(problem)
 
-    def reservation(self, problem: Problem) -> str | None:
-        return self._serving(problem).reservation(problem)
+    def why_not_auto(self, problem: Problem) -> str | None:
+        return self._serving(problem).why_not_auto(problem)
 
     def workspace_bytes(self, problem: Problem) -> int:
         return self._serving(problem).workspace_bytes(problem)
 
-    def work(self, problem: Problem) -> Work:
-        return self._serving(problem).work(problem)
+    def cost(self, problem: Problem) -> Cost:
+        return self._serving(problem).cost(problem)
 
     def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
         return self._serving(problem).is_the_same_for(problem, sample)
@@ -51,13 +51,13 @@ class _Wrapper:
     def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
         self._serving(problem).weight_grad(problem, x, dy, out)
 
-    def pack_weights(self, problem: Problem, w: Array) -> Array:
-        return self._serving(problem).pack_weights(problem, w)
+    def prepack(self, problem: Problem, w: Array) -> Array:
+        return self._serving(problem).prepack(problem, w)
 
-    def forward_packed(
+    def forward_prepacked(
         self, problem: Problem, x: Array, packed: Array, out: Array, bias: Array | None, activation: str
     ) -> None:
-        self._serving(problem).forward_packed(problem, x, packed, out, bias, activation)
+        self._serving(problem).forward_prepacked(problem, x, packed, out, bias, activation)
 
 
 class ByDevice(_Wrapper):
@@ -106,8 +106,8 @@ class Folding(_Wrapper):
         plan = _Fold(problem)
         return plan.bytes + self._algorithm.workspace_bytes(plan.inner)
 
-    def work(self, problem: Problem) -> Work:
-        return self._algorithm.work(
+    def cost(self, problem: Problem) -> Cost:
+        return self._algorithm.cost(
             replace(problem, geometry=unfolded(problem.geometry)) if _folds(problem) else problem
         )
 

@@ -57,4 +57,4 @@ def _copy(target: Array, source: Array) -> None:
     def job(start: int) -> None:
         target[start : start + CHUNK] = source[start : start + CHUNK]
 
-    cpu.spread(range(0, source.size, CHUNK), lambda: job, cpu.workers())
+    cpu.parallel_for(range(0, source.size, CHUNK), lambda: job, cpu.workers())

@@ -4,6 +4,6 @@
 """
 
 from gpuconv.cpu.device import cache_bytes, cores, product_name, vector_bytes
-from gpuconv.cpu.threads import blas_name, spread, workers
+from gpuconv.cpu.threads import blas_name, parallel_for, workers
 
-__all__ = ["blas_name", "cache_bytes", "cores", "product_name", "spread", "vector_bytes", "workers"]
+__all__ = ["blas_name", "cache_bytes", "cores", "parallel_for", "product_name", "vector_bytes", "workers"]

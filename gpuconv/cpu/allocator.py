@@ -11,7 +11,7 @@ LARGEST = 2**25 - 2**13
 
 
 @cache
-def keep_freed() -> None:
+def raise_mmap_threshold() -> None:
     """Have glibc, where it is the C library, keep up to 64 MiB of freed memory instead of giving them back at once.
 
     It gives back large blocks, and asks for them anew, until one of that size was freed once; then it takes blocks of

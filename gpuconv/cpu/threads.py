@@ -96,21 +96,25 @@ def affordable_threads(tasks: int, budget: int, worker: int, most: int) -> int:
     return max(1, min(most, tasks, most if worker == 0 else budget // worker))
 
 
-def spread(
-    tasks: Iterable[Task], make_job: Callable[[], Callable[[Task], None]], threads: int, *, holds_blas: bool = True
+def parallel_for(
+    tasks: Iterable[Task],
+    make_worker: Callable[[], Callable[[Task], None]],
+    threads: int,
+    *,
+    single_thread_blas: bool = True,
 ) -> None:
     """Run every task once, on up to `threads` threads, the caller's among them.
 
-    Each thread calls `make_job` once, which is where it gets buffers of its own, and applies what it returns to one
+    Each thread calls `make_worker` once, which is where it gets buffers of its own, and applies what it returns to one
     task after another until none is left. Which thread takes which task is left to chance, so a job must write only
     what its task owns; then the result is the same for any number of threads. BLAS runs on one thread meanwhile, unless
-    `holds_blas` is False: for one thread with products so small that BLAS keeps to one by itself, or on a GPU.
+    `single_thread_blas` is False: for one thread with products so small that BLAS keeps to one by itself, or on a GPU.
 
     The first exception of a job is raised here, after the other threads have stopped at their next task.
     """
-    with _serial_blas if holds_blas else nullcontext():
+    with _serial_blas if single_thread_blas else nullcontext():
         if threads == 1:
-            job = make_job()
+            job = make_worker()
             for task in tasks:
                 job(task)
             return
@@ -119,7 +123,7 @@ def spread(
 
         def work() -> None:
             try:
-                job = make_job()
+                job = make_worker()
                 while not stopped:
                     with lock:
                         try:

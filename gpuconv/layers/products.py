@@ -49,8 +49,8 @@ def product(
         y_mk = np.matmul(a[rows], b[:, columns], out=y[block])
         finish(np, y_mk, None if bias is None else bias[columns], activation or "identity")
 
-    def make_job() -> Callable[[tuple[slice, slice]], None]:
+    def make_worker() -> Callable[[tuple[slice, slice]], None]:
         return job
 
-    cpu.spread(blocks, make_job, min(len(blocks), cpu.workers()), holds_blas=macs > SMALL_MACS)
+    cpu.parallel_for(blocks, make_worker, min(len(blocks), cpu.workers()), single_thread_blas=macs > SMALL_MACS)
     return y

@@ -123,7 +123,7 @@ class Stateful:
 
     def _initialise(self, x_shape: Ints, dtype: np.dtype[Any], device: str) -> None:
         if device == "cpu":
-            allocator.keep_freed()
+            allocator.raise_mmap_threshold()
         shapes = self._param_shapes(x_shape)
         if self.rng is None and shapes:
             self.rng = np.random.default_rng()

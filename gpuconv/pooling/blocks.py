@@ -72,8 +72,8 @@ class Task(NamedTuple):
     errstate: Mapping[str, Any] = MappingProxyType({})
     numpy_buffer: int = NUMPY_BUFFER
 
-    def run(self, make_job: Callable[[int], Callable[[Block], None]]) -> None:
-        """Have every block done by a job that `make_job` returns, given the bytes it may take: one for each thread.
+    def run(self, make_worker: Callable[[int], Callable[[Block], None]]) -> None:
+        """Have every block done by a job that `make_worker` returns, given the bytes it may take: one for each thread.
 
         Raises
         ------
@@ -86,13 +86,13 @@ class Task(NamedTuple):
         if threads == 1 and self._images(1) == n and (need := self.need(n, self.rows, c)) <= self.limit:
             with np.errstate(**self.errstate):
                 np.setbufsize(self.numpy_buffer)
-                make_job(need)(Block(slice(0, n), slice(0, self.rows), slice(0, c)))
+                make_worker(need)(Block(slice(0, n), slice(0, self.rows), slice(0, c)))
             return
         plan = self._plan(threads)
         errstate = {**np.geterr(), **self.errstate}  # the caller's holds for its thread alone
 
-        def make_job_in_its_state() -> Callable[[Block], None]:
-            job = make_job(plan.workspace)
+        def make_worker_in_its_state() -> Callable[[Block], None]:
+            job = make_worker(plan.workspace)
 
             def in_its_state(block: Block) -> None:
                 with np.errstate(**errstate):
@@ -101,7 +101,7 @@ class Task(NamedTuple):
 
             return in_its_state
 
-        cpu.spread(plan.blocks, make_job_in_its_state, plan.threads, holds_blas=False)
+        cpu.parallel_for(plan.blocks, make_worker_in_its_state, plan.threads, single_thread_blas=False)
 
     def _plan(self, threads: int) -> Plan:
         n, c, share = self.g.n, self.g.c, self.limit // threads

@@ -35,7 +35,7 @@ MOST_COUNTED = 2**24
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-def serves(g: ConvGeometry, *arrays: Array) -> bool:
+def supports(g: ConvGeometry, *arrays: Array) -> bool:
     """Whether the loops take these arrays, all of one dtype, and are worth it."""
     if not (
         math.prod(g.x_shape) >= LEAST_ELEMENTS
@@ -48,8 +48,8 @@ def serves(g: ConvGeometry, *arrays: Array) -> bool:
     return numba_is_there()
 
 
-def serves_grad(g: ConvGeometry, *arrays: Array) -> bool:
-    return are_apart(g) and serves(g, *arrays)
+def supports_grad(g: ConvGeometry, *arrays: Array) -> bool:
+    return are_apart(g) and supports(g, *arrays)
 
 
 def max_pool(x: Array, g: ConvGeometry, y: Array) -> None:

@@ -85,7 +85,7 @@ def max_pool2d(
     xp, x_nhwc = pool.xp, pool.views["x"]
 
     def write(y_nhwc: Array) -> None:
-        if xp is np and compiled.serves(pool.g, x_nhwc, y_nhwc):
+        if xp is np and compiled.supports(pool.g, x_nhwc, y_nhwc):
             compiled.max_pool(x_nhwc, pool.g, y_nhwc)
         else:
             way = large if pool.is_large and not pool.is_apart else maxima
@@ -159,7 +159,7 @@ def max_pool2d_grad_by(
     y_nhwc = None if y is None else pool.call.channels_last(y)
 
     def write(dx_nhwc: Array) -> None:
-        if xp is np and compiled.serves_grad(pool.g, dy_nhwc, x_nhwc, dx_nhwc):
+        if xp is np and compiled.supports_grad(pool.g, dy_nhwc, x_nhwc, dx_nhwc):
             compiled.max_pool_grad(dy_nhwc, x_nhwc, pool.g, dx_nhwc)
         elif xp is np and pool.is_large:
             large.max_pool_grad(pool.caller, dy_nhwc, x_nhwc, pool.g, dx_nhwc, pool.limit)

@@ -67,7 +67,7 @@ def _pool(
         in_hand = max(_held(column, g.spatial[1], strip), _held(row, rows, strip))
         return middle + in_hand + SLACK + (divisor.bytes(rows) if divisor else 0)
 
-    def make_job(size: int) -> Callable[[Block], None]:
+    def make_worker(size: int) -> Callable[[Block], None]:
         workspace = Workspace(xp, size)
         fold = Fold(xp, operation, nothing, workspace)
 
@@ -96,7 +96,7 @@ def _pool(
     image_bytes = g.spatial[1] * costs(1, g.out[0], g.c)[0]
     errstate = {} if divisor else QUIET
     task = Task(caller, xp, g, g.out[0], need, limit, image_bytes, True, errstate, NUMPY_BUFFER)
-    task.run(make_job)
+    task.run(make_worker)
 
 
 def avg_pool_grad(
@@ -121,7 +121,7 @@ def avg_pool_grad(
         in_hand = max(_held(column, g.spatial[1], strip), _held(row, outs, strip))
         return middle + in_hand + SLACK + divisor.bytes(outs)
 
-    def make_job(size: int) -> Callable[[Block], None]:
+    def make_worker(size: int) -> Callable[[Block], None]:
         workspace = Workspace(xp, size)
         fold = Fold(xp, xp.add, 0, workspace)
 
@@ -139,12 +139,12 @@ def avg_pool_grad(
                 share = workspace.take(part.shape, dtype)
                 share[...] = part
                 xp.divide(share, by if len(by) == 1 else by[some], out=share)
-                fold.spread(share, 2, across, middle[:, some])
+                fold.parallel_for(share, 2, across, middle[:, some])
                 workspace.used = used
             for w in _strips(g.spatial[1], column, strip):
                 used, target = workspace.used, dx_nhwc[:, :, w]
                 made = target if dtype == dx.dtype else workspace.take(target.shape, dtype)
-                fold.spread(middle[:, :, w], 1, window, made)
+                fold.parallel_for(middle[:, :, w], 1, window, made)
                 if made is not target:
                     target[...] = made
                 workspace.used = used
@@ -153,7 +153,7 @@ def avg_pool_grad(
 
     image_bytes = g.spatial[1] * costs(1, g.spatial[0], g.c)[0]
     task = Task(caller, xp, g, g.spatial[0], need, limit, image_bytes, True, {}, NUMPY_BUFFER)
-    task.run(make_job)
+    task.run(make_worker)
 
 
 # -------------------------------------------------------------------------------------------------- winners
@@ -185,7 +185,7 @@ def max_pool_grad(caller: str, dy: Array, x: Array, g: ConvGeometry, dx: Array, 
         column, row = costs(images, rows, channels)
         return middle + total + max(_held(column, width, strip), _held(row, outs, strip)) + SLACK
 
-    def make_job(size: int) -> Callable[[Block], None]:
+    def make_worker(size: int) -> Callable[[Block], None]:
         workspace = Workspace(np, size)
         fold = Fold(np, np.maximum, keys.NOTHING, workspace)
 
@@ -216,7 +216,7 @@ def max_pool_grad(caller: str, dy: Array, x: Array, g: ConvGeometry, dx: Array, 
 
     image_bytes = width * costs(1, g.spatial[0], g.c)[0]
     task = Task(caller, np, g, g.spatial[0], need, limit, image_bytes, True, QUIET, NUMPY_BUFFER)
-    task.run(make_job)
+    task.run(make_worker)
 
 
 def _add_up(total: Array, dy: Array, places: Array, workspace: Workspace) -> None:

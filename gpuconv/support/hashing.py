@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 
-class HashedOnce:
+class CachedHash:
     """A base for frozen dataclasses, which take over ``__hash__`` by name: else they get one of their own."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]

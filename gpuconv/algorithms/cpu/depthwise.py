@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from gpuconv import cpu
-from gpuconv.algorithms.base import Problem, Work
+from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.cpu.strip_algorithm import Correlation, Cut, StripAlgorithm, StripJob, WeightJob
 from gpuconv.algorithms.epilogue import finish
 from gpuconv.algorithms.strips import Strip, extents_of, gather, tile_elements, windows
@@ -53,13 +53,13 @@ class Depthwise(StripAlgorithm):
     def blocks(self, c: Correlation, pieces: int, least: int) -> list[slice]:
         return [slice(0, c.g.groups)]
 
-    def correlation_work(self, c: Correlation, strips: int) -> Work:
+    def correlation_cost(self, c: Correlation, strips: int) -> Cost:
         long_runs = 1.0 if _has_long_runs(c) else 1 + 100 / c.g.groups
-        return Work(elements=c.g.macs * long_runs, steps=(10 + 3 * c.g.c_group * c.g.k_group) * strips)
+        return Cost(elements=c.g.macs * long_runs, steps=(10 + 3 * c.g.c_group * c.g.k_group) * strips)
 
     # ------------------------------------------------------------------------------------------ forward
 
-    def packed_bytes(self, c: Correlation) -> int:
+    def prepacked_bytes(self, c: Correlation) -> int:
         return math.prod(c.g.w_shape) * c.acc.itemsize
 
     def pack(self, xp: ModuleType, c: Correlation, w_tagb: Array) -> Array:

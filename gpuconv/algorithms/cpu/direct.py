@@ -17,12 +17,12 @@ from collections.abc import Iterable
 import numpy as np
 
 from gpuconv.algorithms.adjoint import adjoint_classes, adjoint_parts
-from gpuconv.algorithms.base import PlainWeights, Problem, Work
+from gpuconv.algorithms.base import Cost, PlainWeights, Problem
 from gpuconv.algorithms.cpu.compiled import AT_ONCE, copied_bytes
-from gpuconv.algorithms.cpu.direct_dense import DenseCut
-from gpuconv.algorithms.cpu.direct_depthwise import DepthwiseCut
+from gpuconv.algorithms.cpu.direct_dense import DenseTiling
+from gpuconv.algorithms.cpu.direct_depthwise import DepthwiseTiling
 from gpuconv.algorithms.cpu.direct_narrow import parts_of
-from gpuconv.algorithms.cpu.direct_scatter import ScatterCut
+from gpuconv.algorithms.cpu.direct_scatter import ScatterTiling
 from gpuconv.algorithms.epilogue import fill, finish
 from gpuconv.algorithms.groups import weights_by_group
 from gpuconv.cpu.parallel_loops import run
@@ -40,26 +40,27 @@ class Direct(PlainWeights):
             return f"takes float32 and float64 on the CPU, the arrays are {problem.dtype}"
         return why_no_numba()
 
-    def reservation(self, problem: Problem) -> str | None:
+    def why_not_auto(self, problem: Problem) -> str | None:
         return None
 
     def workspace_bytes(self, problem: Problem) -> int:
-        cuts = _cuts(problem)
-        if not cuts:
+        tilings = _tilings(problem)
+        if not tilings:
             return 0
-        together = min(AT_ONCE, sum(count for _, count in cuts)) * max(cut.shared_bytes for cut, _ in cuts)
-        shared = copied_bytes(problem) + min(together, sum(cut.shared_bytes * count for cut, count in cuts))
+        together = min(AT_ONCE, sum(count for _, count in tilings)) * max(tiling.shared_bytes for tiling, _ in tilings)
+        shared = copied_bytes(problem) + min(together, sum(tiling.shared_bytes * count for tiling, count in tilings))
         if problem.direction == "weight_grad":
             shared += max(part.gradients_size for part in parts_of(problem, problem.geometry)) * problem.dtype.itemsize
-        return shared + max(cut.threads for cut, _ in cuts) * max(cut.worker_bytes for cut, _ in cuts)
+        return shared + max(tiling.threads for tiling, _ in tilings) * max(tiling.worker_bytes for tiling, _ in tilings)
 
-    def work(self, problem: Problem) -> Work:
-        return sum((cut.work * count for cut, count in _cuts(problem)), Work())
+    def cost(self, problem: Problem) -> Cost:
+        return sum((tiling.cost * count for tiling, count in _tilings(problem)), Cost())
 
     def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
         """An output is summed by itself, in an order that the kernel decides, and whether taps of a row are merged."""
         of_batch, alone = (
-            [isinstance(cut, DenseCut) and cut.merges for cut, _ in _cuts(posed)] for posed in (problem, sample)
+            [isinstance(tiling, DenseTiling) and tiling.merges for tiling, _ in _tilings(posed)]
+            for posed in (problem, sample)
         )
         return problem.direction != "weight_grad" and of_batch == alone
 
@@ -72,9 +73,9 @@ class Direct(PlainWeights):
         self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
     ) -> None:
         dy, w = native(dy), native(w)
-        if ScatterCut.serves(problem):
-            cut = ScatterCut.of(problem)
-            run(cut.threads, [cut.job(dy, w, out, bias, relu=activation == "relu")], macs=problem.geometry.macs)
+        if ScatterTiling.supports(problem):
+            tiling = ScatterTiling.of(problem)
+            run(tiling.threads, [tiling.job(dy, w, out, bias, relu=activation == "relu")], macs=problem.geometry.macs)
             _deliver(out, out, activation)
             return
         target = _target(problem, out)
@@ -96,12 +97,12 @@ class Direct(PlainWeights):
         x, dy = native(x), native(dy)
         parts = parts_of(problem, problem.geometry)
         for number, part in enumerate(parts):
-            cut = _cut_of(problem, part.g)
+            tiling = _tiling_of(problem, part.g)
             if part.columns == 0:
-                cut.weight_gradient(x, dy, out)
+                tiling.weight_gradient(x, dy, out)
                 continue
             of_part = np.empty(part.g.w_shape, out.dtype)
-            cut.weight_gradient(*part.between(x, dy), of_part)
+            tiling.weight_gradient(*part.between(x, dy), of_part)
             np.add(out if number else 0, part.added_up(of_part), out=out)
 
 
@@ -110,17 +111,17 @@ def _correlate(
 ) -> None:
     """Compute all, (geometry, x, w, where to), side by side."""
     relu = activation == "relu"
-    cuts, jobs = [], []
+    tilings, jobs = [], []
     for g, x, w, to in correlations:
         for part in parts_of(problem, g):
-            cuts.append(_cut_of(problem, part.g))
-            jobs.append(cuts[-1].job(*part.of(x, w, to, bias), relu=relu))
-    run(max((cut.threads for cut in cuts), default=1), jobs, macs=problem.geometry.macs)
+            tilings.append(_tiling_of(problem, part.g))
+            jobs.append(tilings[-1].job(*part.of(x, w, to, bias), relu=relu))
+    run(max((tiling.threads for tiling in tilings), default=1), jobs, macs=problem.geometry.macs)
 
 
 def _target(problem: Problem, out: Array) -> Array:
     """Where the loops may write."""
-    if DepthwiseCut.serves(problem, problem.geometry) and not has_adjacent_channels(out):
+    if DepthwiseTiling.supports(problem, problem.geometry) and not has_adjacent_channels(out):
         return np.empty(out.shape, out.dtype)
     return out
 
@@ -133,20 +134,20 @@ def _deliver(target: Array, out: Array, activation: str) -> None:
         out[...] = target
 
 
-def _cuts(problem: Problem) -> list[tuple[DenseCut | DepthwiseCut | ScatterCut, int]]:
+def _tilings(problem: Problem) -> list[tuple[DenseTiling | DepthwiseTiling | ScatterTiling, int]]:
     """All that a problem consists of, and how often it does of each."""
-    if ScatterCut.serves(problem):
-        return [(ScatterCut.of(problem), 1)]
+    if ScatterTiling.supports(problem):
+        return [(ScatterTiling.of(problem), 1)]
     return [
-        (_cut_of(problem, one), count)
+        (_tiling_of(problem, one), count)
         for g, count in _correlations(problem)
         for one in (part.g for part in parts_of(problem, g))
     ]
 
 
-def _cut_of(problem: Problem, g: ConvGeometry) -> DenseCut | DepthwiseCut:
+def _tiling_of(problem: Problem, g: ConvGeometry) -> DenseTiling | DepthwiseTiling:
     """How a problem, or one of the correlations that it consists of, is cut up."""
-    serving = DepthwiseCut if DepthwiseCut.serves(problem, g) else DenseCut
+    serving = DepthwiseTiling if DepthwiseTiling.supports(problem, g) else DenseTiling
     return serving.of(problem, g)
 
 

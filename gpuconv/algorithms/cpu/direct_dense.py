@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from gpuconv import cpu
-from gpuconv.algorithms.base import Problem, Work
+from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.cpu.compiled import ONE_VECTOR, budget
 from gpuconv.algorithms.groups import weights_by_group
-from gpuconv.algorithms.strips import added_up, gather
+from gpuconv.algorithms.strips import gather, sum_in_order
 from gpuconv.cpu.parallel_loops import Job, run
 from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
@@ -64,7 +64,7 @@ Buffers = tuple[Array, Array, Array]
 
 
 @dataclass(frozen=True)
-class DenseCut:
+class DenseTiling:
     """How a correlation, or a weight gradient, of geometry `g` is computed.
 
     `merges` says that a run is a row of taps, not one tap. Tasks are blocks of outputs by pieces of the channels; of a
@@ -88,23 +88,23 @@ class DenseCut:
     shared_bytes: int
 
     @classmethod
-    def of(cls, problem: Problem, g: ConvGeometry) -> DenseCut:
-        return _cut(problem, g, cpu.workers())
+    def of(cls, problem: Problem, g: ConvGeometry) -> DenseTiling:
+        return _choose_tiling(problem, g, cpu.workers())
 
     @property
     def worker_bytes(self) -> int:
         return 8 * self.table + (self.panel + self.sums) * self.dtype.itemsize
 
     @property
-    def work(self) -> Work:
+    def cost(self) -> Cost:
         """Multiply-adds of whole vectors of channels; what it takes to begin a run, or the least rows of a tile."""
         g, lanes = self.g, cpu.vector_bytes() // self.dtype.itemsize
         run = g.c_group * (g.kernel[-1] if self.merges else 1)
-        fmas = g.macs * -(-g.k_group // lanes) * lanes / g.k_group
-        fmas *= max(run, LEAST_ROWS) / run if self.is_w else 1 + 2 / run
+        kernel_macs = g.macs * -(-g.k_group // lanes) * lanes / g.k_group
+        kernel_macs *= max(run, LEAST_ROWS) / run if self.is_w else 1 + 2 / run
         if g.k_group <= lanes:
-            fmas *= ONE_VECTOR
-        return Work(fmas=fmas, elements=(math.prod(g.x_shape) + math.prod(g.y_shape)) / 16, steps=8)
+            kernel_macs *= ONE_VECTOR
+        return Cost(kernel_macs=kernel_macs, elements=(math.prod(g.x_shape) + math.prod(g.y_shape)) / 16, steps=8)
 
     # ------------------------------------------------------------------------------------------ the passes
 
@@ -145,7 +145,7 @@ class DenseCut:
 
         run(self.threads, [work], macs=g.macs)
         if not self.in_place:
-            out[...] = added_up(parts)
+            out[...] = sum_in_order(parts)
 
     # ------------------------------------------------------------------------------------------ what is read
 
@@ -195,7 +195,7 @@ class DenseCut:
 
 
 @lru_cache(maxsize=1024)
-def _cut(problem: Problem, g: ConvGeometry, threads: int) -> DenseCut:
+def _choose_tiling(problem: Problem, g: ConvGeometry, threads: int) -> DenseTiling:
     dtype, is_w, outputs = problem.dtype, problem.direction == "weight_grad", _outputs(g)
     padded = math.prod((g.n, *g.spatial[:-1], g.padded[-1], g.c)) * dtype.itemsize if any(g.pad[-1]) else 0
     merges = _may_merge(problem, g) and padded <= problem.max_workspace // 4
@@ -224,7 +224,7 @@ def _cut(problem: Problem, g: ConvGeometry, threads: int) -> DenseCut:
         pieces = min(panels, -(-tasks // blocks))
         tasks = blocks * pieces
 
-    def made(block: int, threads: int) -> DenseCut:
+    def made(block: int, threads: int) -> DenseTiling:
         depth = min(DEPTH, math.prod(g.kernel) * g.c_group)
         rows = -(-block // ROWS) * ROWS
         if is_w:
@@ -232,7 +232,7 @@ def _cut(problem: Problem, g: ConvGeometry, threads: int) -> DenseCut:
         else:
             panel, sums = depth * widest, rows * widest + g.k + widest
         table = (taps + 2) * rows  # where an output lies, and whether it sees padding, are behind what it sees
-        return DenseCut(
+        return DenseTiling(
             g, dtype, is_w, merges, block, chunk, pieces, in_place, depth, table, panel, sums, threads, shared
         )  # fmt: skip
 

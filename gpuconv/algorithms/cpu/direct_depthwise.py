@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from gpuconv import cpu
-from gpuconv.algorithms.base import Problem, Work
+from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.cpu.compiled import budget
-from gpuconv.algorithms.strips import added_up
+from gpuconv.algorithms.strips import sum_in_order
 from gpuconv.cpu.parallel_loops import Job, run
 from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
@@ -56,7 +56,7 @@ DEPTH = 256
 
 
 @dataclass(frozen=True)
-class DepthwiseCut:
+class DepthwiseTiling:
     """How a depthwise correlation, or its weight gradient, of geometry `g` is computed, `block` rows a task.
 
     `at_once` outputs are computed together, which see `seen` addresses through `taps` of the taps of a row.
@@ -73,23 +73,23 @@ class DepthwiseCut:
     shared_bytes: int
 
     @staticmethod
-    def serves(problem: Problem, g: ConvGeometry) -> bool:
+    def supports(problem: Problem, g: ConvGeometry) -> bool:
         """Whether every channel of a correlation is a group of its own, and they fill a vector."""
         return g.groups == g.c == g.k and g.c * problem.dtype.itemsize >= LONGEST_VECTOR
 
     @classmethod
-    def of(cls, problem: Problem, g: ConvGeometry) -> DepthwiseCut:
-        return _cut(problem, g, cpu.workers())
+    def of(cls, problem: Problem, g: ConvGeometry) -> DepthwiseTiling:
+        return _choose_tiling(problem, g, cpu.workers())
 
     @property
     def worker_bytes(self) -> int:
         return 8 * (math.prod(self.g.kernel[:-1]) + self.seen) + self.sums * self.dtype.itemsize
 
     @property
-    def work(self) -> Work:
+    def cost(self) -> Cost:
         # Every product reads an element of x and one of w: loads, not products, are what takes the time.
         elements = math.prod(self.g.x_shape) + math.prod(self.g.y_shape)
-        return Work(fmas=4 * self.g.macs, elements=elements / 16, steps=8)
+        return Cost(kernel_macs=4 * self.g.macs, elements=elements / 16, steps=8)
 
     # ------------------------------------------------------------------------------------------ the passes
 
@@ -121,7 +121,7 @@ class DepthwiseCut:
             _loops().depthwise_gradient(problem, maps, self._shape, tasks, turn, parts, *self._room(), sums)
 
         run(self.threads, [work], macs=self.g.macs)
-        out[...] = added_up(parts).reshape(out.shape)
+        out[...] = sum_in_order(parts).reshape(out.shape)
 
     @cached_property
     def _shape(self) -> tuple[tuple[int, ...], ...]:
@@ -167,7 +167,7 @@ def _loops() -> ModuleType:
 
 
 @lru_cache(maxsize=1024)
-def _cut(problem: Problem, g: ConvGeometry, threads: int) -> DepthwiseCut:
+def _choose_tiling(problem: Problem, g: ConvGeometry, threads: int) -> DepthwiseTiling:
     dtype, taps = problem.dtype, math.prod(g.kernel)
     is_w = problem.direction == "weight_grad"
     tasks = max(1, min(tasks_for(threads, sums=is_w), g.macs // TASK_MACS))
@@ -184,7 +184,7 @@ def _cut(problem: Problem, g: ConvGeometry, threads: int) -> DepthwiseCut:
         block = -(-_rows(g) // tasks)
         sums, shared = 0, (taps + 2) * g.k * dtype.itemsize
     at_once, together, seen = _sliding(g, is_w=is_w)
-    one = DepthwiseCut(g, dtype, block, at_once, together, seen, sums, 1, shared)
+    one = DepthwiseTiling(g, dtype, block, at_once, together, seen, sums, 1, shared)
     return replace(one, threads=affordable_threads(tasks, budget(problem, shared), one.worker_bytes, threads))
 
 

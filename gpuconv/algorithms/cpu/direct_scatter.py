@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv import cpu
-from gpuconv.algorithms.base import Problem, Work
+from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.cpu.compiled import copied_bytes
 from gpuconv.cpu.parallel_loops import Job
 from gpuconv.cpu.threads import affordable_threads
@@ -40,7 +40,7 @@ SCATTERED = 16
 
 
 @dataclass(frozen=True)
-class ScatterCut:
+class ScatterTiling:
     """How the input gradient of geometry `g` is computed: `blocks` tasks for each of its planes."""
 
     g: ConvGeometry
@@ -53,7 +53,7 @@ class ScatterCut:
     shared_bytes: int
 
     @staticmethod
-    def serves(problem: Problem) -> bool:
+    def supports(problem: Problem) -> bool:
         """Whether this is an input gradient that takes fewer vectors so."""
         g = problem.geometry
         if problem.direction != "input_grad" or g.groups > 1 or g.dilation[-1] > 1 or g.macs == 0:
@@ -65,19 +65,19 @@ class ScatterCut:
         return _vectors(g, lanes) * (g.k + SCATTERED) < taps * -(-g.c // lanes) * g.k
 
     @classmethod
-    def of(cls, problem: Problem) -> ScatterCut:
-        return _cut(problem, cpu.workers())
+    def of(cls, problem: Problem) -> ScatterTiling:
+        return _choose_tiling(problem, cpu.workers())
 
     @property
     def worker_bytes(self) -> int:
         return 8 * CHUNK + (self.sums + self.buffer) * self.dtype.itemsize
 
     @property
-    def work(self) -> Work:
+    def cost(self) -> Cost:
         g, lanes = self.g, cpu.vector_bytes() // self.dtype.itemsize
         outputs = g.n * math.prod(g.out)
-        fmas = outputs * _vectors(g, lanes) * lanes * (g.k + SCATTERED)
-        return Work(fmas=fmas, elements=(math.prod(g.x_shape) + math.prod(g.y_shape)) / 16, steps=10)
+        kernel_macs = outputs * _vectors(g, lanes) * lanes * (g.k + SCATTERED)
+        return Cost(kernel_macs=kernel_macs, elements=(math.prod(g.x_shape) + math.prod(g.y_shape)) / 16, steps=10)
 
     def job(self, dy: Array, w: Array, out: Array, bias: Array | None, *, relu: bool) -> Job:
         """out = the input gradient, from w (*taps, c, k), + bias, then relu of it."""
@@ -134,7 +134,7 @@ class ScatterCut:
 
 
 @lru_cache(maxsize=1024)
-def _cut(problem: Problem, threads: int) -> ScatterCut:
+def _choose_tiling(problem: Problem, threads: int) -> ScatterTiling:
     g, dtype = problem.geometry, problem.dtype
     size = dtype.itemsize
     lanes = LONGEST_VECTOR // size
@@ -147,10 +147,10 @@ def _cut(problem: Problem, threads: int) -> ScatterCut:
     blocks = min(-(-tasks // _planes(g)), max(1, height // (2 * max(g.span[:-1][-1:], default=1))))
     blocks = max(blocks, min(height, height * row * size // BUFFER))
 
-    def made(blocks: int, threads: int) -> ScatterCut:
+    def made(blocks: int, threads: int) -> ScatterTiling:
         sums = CHUNK * (_vectors(g, lanes) + 1) * lanes
         buffer = -(-height // blocks) * row + lanes
-        return ScatterCut(g, dtype, blocks, sums, row, buffer, threads, shared)
+        return ScatterTiling(g, dtype, blocks, sums, row, buffer, threads, shared)
 
     room = problem.max_workspace - copied_bytes(problem) - shared
     while made(blocks, 1).worker_bytes > room and blocks < height:

@@ -22,7 +22,7 @@ from functools import lru_cache
 from types import ModuleType
 
 from gpuconv import cpu
-from gpuconv.algorithms.base import Problem, Work
+from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.cpu import gemm_input_grad, gemm_shifted
 from gpuconv.algorithms.cpu.strip_algorithm import Correlation, Cut, StripAlgorithm, StripJob, WeightJob
 from gpuconv.algorithms.epilogue import finish
@@ -76,12 +76,12 @@ class Gemm(StripAlgorithm):
             return split_axis(c.g.k, pieces, least)
         return split_axis(c.g.groups, pieces, 1)
 
-    def correlation_work(self, c: Correlation, strips: int) -> Work:
+    def correlation_cost(self, c: Correlation, strips: int) -> Cost:
         g = c.g
         columns = 0.0 if windows_are_matrix(c) else g.n * math.prod(g.out) * c.tap_count * g.c
         # Short runs of adjacent values cost as much to copy as longer ones.
         columns *= 1 + 12 / (g.c_group if g.groups > 1 else g.c * g.kernel[-1])
-        return Work(g.macs * max(1.0, BLAS_COLUMNS / g.k_group), columns + math.prod(g.y_shape), 20 * strips)
+        return Cost(g.macs * max(1.0, BLAS_COLUMNS / g.k_group), columns + math.prod(g.y_shape), 20 * strips)
 
     def adapt(self, c: Correlation) -> Correlation:
         """Leave the columns out where that is less work, and give a product that would be narrow more columns.
@@ -123,13 +123,13 @@ class Gemm(StripAlgorithm):
             return gemm_input_grad.cut_of(problem).total_bytes
         return super().workspace_bytes(problem)
 
-    def work(self, problem: Problem) -> Work:
-        work = super().work(problem)
+    def cost(self, problem: Problem) -> Cost:
+        cost = super().cost(problem)
         if not self._adds_columns(problem):
-            return work
+            return cost
         # The heuristics' rates are fitted to the counts of correlations: a gain stands relative to these.
         share = gemm_input_grad.cost(problem) / self.correlations_cost(problem)
-        return replace(work, macs=work.macs * share, elements=work.elements * share, steps=work.steps * share)
+        return replace(cost, blas_macs=cost.blas_macs * share, elements=cost.elements * share, steps=cost.steps * share)
 
     def input_grad(
         self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
@@ -164,7 +164,7 @@ class Gemm(StripAlgorithm):
 
     # ------------------------------------------------------------------------------------------ forward
 
-    def packed_bytes(self, c: Correlation) -> int:
+    def prepacked_bytes(self, c: Correlation) -> int:
         copies = 0 if c.w_plain else 1 if c.side_by_side == 1 else 2
         return copies * math.prod(c.g.w_shape) * c.acc.itemsize
 

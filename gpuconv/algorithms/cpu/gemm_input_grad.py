@@ -98,9 +98,9 @@ def input_grad(problem: Problem, dy: Array, w: Array, out: Array, bias: Array | 
     bias = None if bias is None else bias.astype(acc, copy=False)
     packed = _pack(problem, w)
     tasks = ((strip, block) for strip in cut.strips for block in cut.blocks)
-    make_job = partial(_Job, problem, cut, dy, packed, out, bias, activation)
+    make_worker = partial(_Job, problem, cut, dy, packed, out, bias, activation)
     macs = _outputs(g, cut.extents) * math.prod(g.kernel) * g.c * g.k_group  # of the largest strip
-    cpu.spread(tasks, make_job, cut.threads, holds_blas=cut.threads > 1 or macs > SMALL_MACS)
+    cpu.parallel_for(tasks, make_worker, cut.threads, single_thread_blas=cut.threads > 1 or macs > SMALL_MACS)
 
 
 # -------------------------------------------------------------------------------------------------- cutting

@@ -23,10 +23,10 @@ import numpy as np
 
 from gpuconv import cpu
 from gpuconv.algorithms.adjoint import adjoint_classes, adjoint_parts
-from gpuconv.algorithms.base import Problem, Work
+from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.epilogue import fill
 from gpuconv.algorithms.groups import channels_by_group
-from gpuconv.algorithms.strips import Strip, Strips, added_up, extents_of, fit, tile_elements
+from gpuconv.algorithms.strips import Strip, Strips, extents_of, fit, sum_in_order, tile_elements
 from gpuconv.backend import accumulator, is_complex
 from gpuconv.cpu.threads import SMALL_MACS, affordable_threads
 from gpuconv.geometry import ConvGeometry
@@ -149,11 +149,11 @@ class StripAlgorithm(ABC):
         """Buffers of a `weight_job` for strips up to these extents."""
 
     @abstractmethod
-    def packed_bytes(self, c: Correlation) -> int:
+    def prepacked_bytes(self, c: Correlation) -> int:
         """Memory that `pack` takes."""
 
     @abstractmethod
-    def correlation_work(self, c: Correlation, strips: int) -> Work:
+    def correlation_cost(self, c: Correlation, strips: int) -> Cost:
         """What one correlation, or one weight gradient, takes in so many strips."""
 
     @abstractmethod
@@ -182,7 +182,7 @@ class StripAlgorithm(ABC):
 
     # ------------------------------------------------------------------------------------------ the passes
 
-    def reservation(self, problem: Problem) -> str | None:
+    def why_not_auto(self, problem: Problem) -> str | None:
         return None
 
     def workspace_bytes(self, problem: Problem) -> int:
@@ -198,23 +198,23 @@ class StripAlgorithm(ABC):
     def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
         return False  # strips have other ends, and products of BLAS other shapes
 
-    def work(self, problem: Problem) -> Work:
+    def cost(self, problem: Problem) -> Cost:
         if problem.geometry.macs == 0:
-            return Work()
+            return Cost()
         if problem.direction == "weight_grad":
             c = Correlation.of(problem)
-            return self.correlation_work(c, len(self._weight_cut(c, problem.max_workspace).strips))
+            return self.correlation_cost(c, len(self._weight_cut(c, problem.max_workspace).strips))
         parts = [(self._whole(problem), 1)] if problem.direction == "forward" else self._parts(problem)
-        works = (self.correlation_work(c, len(self._cut(c, problem.max_workspace).strips)) * of for c, of in parts)
-        return sum(works, Work())
+        works = (self.correlation_cost(c, len(self._cut(c, problem.max_workspace).strips)) * of for c, of in parts)
+        return sum(works, Cost())
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
-        self.forward_packed(problem, x, self.pack_weights(problem, w), out, bias, activation)
+        self.forward_prepacked(problem, x, self.prepack(problem, w), out, bias, activation)
 
-    def pack_weights(self, problem: Problem, w: Array) -> Array:
+    def prepack(self, problem: Problem, w: Array) -> Array:
         return self.pack(problem.xp, self._whole(problem), channels_by_group(w, problem.geometry))
 
-    def forward_packed(
+    def forward_prepacked(
         self, problem: Problem, x: Array, packed: Array, out: Array, bias: Array | None, activation: str
     ) -> None:
         self._correlate(problem, self._whole(problem), x, packed, out, bias, activation)
@@ -243,7 +243,7 @@ class StripAlgorithm(ABC):
         bounds = np.linspace(0, len(cut.strips), cut.chunks + 1).astype(int)
         sums = out[None] if cut.in_place else xp.empty((cut.chunks, *self.sum_shape(c)), c.acc)
 
-        def make_job() -> Callable[[tuple[int, slice]], None]:
+        def make_worker() -> Callable[[tuple[int, slice]], None]:
             add = self.weight_job(xp, c, cut, x, dy)
 
             def job(task: tuple[int, slice]) -> None:
@@ -254,8 +254,8 @@ class StripAlgorithm(ABC):
             return job
 
         tasks = itertools.product(range(cut.chunks), cut.blocks)
-        cpu.spread(tasks, make_job, cut.threads, holds_blas=_spreads(c))
-        total = added_up(sums)
+        cpu.parallel_for(tasks, make_worker, cut.threads, single_thread_blas=_spreads(c))
+        total = sum_in_order(sums)
         if is_complex(problem.dtype):
             # The jobs conjugate dy, which is smaller than the columns of x:  conj(x)^T dy == conj(x^T conj(dy)).
             xp.conjugate(total, out=total)
@@ -278,8 +278,8 @@ class StripAlgorithm(ABC):
         cut = self._cut(c, problem.max_workspace)
         bias = None if bias is None else bias.astype(c.acc, copy=False)
         tasks = ((strip, block) for strip in cut.strips for block in cut.blocks)
-        make_job = partial(self.strip_job, xp, c, cut, x, packed, y, bias, activation)
-        cpu.spread(tasks, make_job, cut.threads, holds_blas=_spreads(c))
+        make_worker = partial(self.strip_job, xp, c, cut, x, packed, y, bias, activation)
+        cpu.parallel_for(tasks, make_worker, cut.threads, single_thread_blas=_spreads(c))
 
     def _whole(self, problem: Problem) -> Correlation:
         return _whole(self, problem)
@@ -303,7 +303,7 @@ def _whole(algorithm: StripAlgorithm, problem: Problem) -> Correlation:
 
 @lru_cache(maxsize=1024)
 def _cut(algorithm: StripAlgorithm, c: Correlation, budget: int, threads: int) -> Cut:
-    shared = algorithm.packed_bytes(c)
+    shared = algorithm.prepacked_bytes(c)
     strips, worker = fit((c.g.n, *c.g.out), algorithm.rows(c), budget - shared, partial(algorithm.strip_bytes, c))
     shares = algorithm.shares(c)
     blocks = algorithm.blocks(c, -(-shares // len(strips)), 64)

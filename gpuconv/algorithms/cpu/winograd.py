@@ -29,7 +29,7 @@ import numpy as np
 from fastrlock.rlock import FastRLock
 
 from gpuconv import cpu
-from gpuconv.algorithms.base import Problem, Work
+from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.cpu.strip_algorithm import SHARES, Correlation, Cut, StripAlgorithm, StripJob, WeightJob
 from gpuconv.algorithms.epilogue import finish
 from gpuconv.algorithms.strips import UFUNC_BUFFERS, Strip, extents_of, split_axis
@@ -90,17 +90,17 @@ class Winograd(StripAlgorithm):
     def blocks(self, c: Correlation, pieces: int, least: int) -> list[slice]:
         return [slice(0, c.g.groups)]
 
-    def correlation_work(self, c: Correlation, strips: int) -> Work:
+    def correlation_cost(self, c: Correlation, strips: int) -> Cost:
         g, m, n = c.g, self._f.m, self._f.n
         tiles = g.n * math.prod(-(-p // m) for p in g.out)
         transforms = tiles * (m + n) * (g.c * _passes(self._f.b_t) + g.k * _passes(self._f.a_t)) * LONG_RUN
         weights = math.prod(g.w_shape) / 9 * (9 + n * n)
         macs = tiles * n * n * g.c_group * g.k + weights * 9
-        return Work(macs * max(1.0, 16 / g.k_group), transforms + weights + 2 * math.prod(g.y_shape), 60 * strips + 40)
+        return Cost(macs * max(1.0, 16 / g.k_group), transforms + weights + 2 * math.prod(g.y_shape), 60 * strips + 40)
 
     # ------------------------------------------------------------------------------------------ forward
 
-    def packed_bytes(self, c: Correlation) -> int:
+    def prepacked_bytes(self, c: Correlation) -> int:
         elements = math.prod(c.g.w_shape)
         return (elements * self._f.n**2 // 9 + (0 if c.w_plain else elements)) * c.acc.itemsize
 
@@ -291,7 +291,7 @@ def _product(xp: ModuleType, matrix: Array, values: Array) -> Array:
     matrix = matrix.astype(values.dtype)
     blocks = split_axis(values.shape[1], SHARES, 2**13)
     threads = min(len(blocks), cpu.workers())
-    cpu.spread(blocks, lambda: lambda block: xp.matmul(matrix, values[:, block], out=product[:, block]), threads)
+    cpu.parallel_for(blocks, lambda: lambda block: xp.matmul(matrix, values[:, block], out=product[:, block]), threads)
     return product
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from gpuconv import cpu
 from gpuconv.algorithms.adjoint import adjoint_classes, adjoint_parts
-from gpuconv.algorithms.base import Problem, Work
+from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.cpu.compiled import ONE_VECTOR, budget, copied_bytes
 from gpuconv.algorithms.cpu.winograd import SUM_CHANNELS, Winograd
 from gpuconv.algorithms.epilogue import fill, finish
@@ -82,7 +82,7 @@ WEIGHTS, WEIGHT_SUMS = 0.4, 0.9
 
 
 @dataclass(frozen=True)
-class Cut:
+class WinogradBlocking:
     """How a correlation, or a weight gradient, of geometry `g` is computed.
 
     Tasks are blocks of `block` tiles by `pieces` of the panels; of a weight gradient, within rounds of `block` tiles.
@@ -213,53 +213,53 @@ def _aligned(size: int, dtype: np.dtype[Any]) -> Array:
 
 
 @lru_cache(maxsize=1024)
-def _cut(problem: Problem, g: ConvGeometry, f: Transforms, threads: int) -> Cut:
+def _choose_blocking(problem: Problem, g: ConvGeometry, f: Transforms, threads: int) -> WinogradBlocking:
     if problem.direction == "weight_grad":
-        return _cut_into_rounds(problem, g, f, threads)
+        return _block_by_rounds(problem, g, f, threads)
     if _tiles(g, f) < g.k_group:  # transformed tiles take less room than transformed weights
-        cut = _cut_by_panel(problem, g, f, threads)
-        if cut.v <= MOST_SHARED and cut.worker_bytes <= budget(problem, cut.shared_bytes):
-            return cut
-    return _cut_into_blocks(problem, g, f, threads)
+        blocking = _block_by_panel(problem, g, f, threads)
+        if blocking.v <= MOST_SHARED and blocking.worker_bytes <= budget(problem, blocking.shared_bytes):
+            return blocking
+    return _block_by_tiles(problem, g, f, threads)
 
 
-def _cut_by_panel(problem: Problem, g: ConvGeometry, f: Transforms, threads: int) -> Cut:
+def _block_by_panel(problem: Problem, g: ConvGeometry, f: Transforms, threads: int) -> WinogradBlocking:
     panels = _panels(g, problem.dtype)
-    cut = Cut(g, f, problem.dtype, False, True, _tiles(g, f), panels, _depth(g, problem.dtype), 1)
-    return _with_threads(cut, problem, panels, threads)
+    blocking = WinogradBlocking(g, f, problem.dtype, False, True, _tiles(g, f), panels, _depth(g, problem.dtype), 1)
+    return _with_threads(blocking, problem, panels, threads)
 
 
 @lru_cache(maxsize=1024)
-def _cut_into_blocks(problem: Problem, g: ConvGeometry, f: Transforms, threads: int) -> Cut:
+def _block_by_tiles(problem: Problem, g: ConvGeometry, f: Transforms, threads: int) -> WinogradBlocking:
     dtype, tiles = problem.dtype, _tiles(g, f)
-    cut = Cut(g, f, dtype, False, False, 1, 1, _depth(g, dtype), 1)
-    most = cpu.cache_bytes() // 2 // (f.n**2 * g.groups * cut.row)
+    blocking = WinogradBlocking(g, f, dtype, False, False, 1, 1, _depth(g, dtype), 1)
+    most = cpu.cache_bytes() // 2 // (f.n**2 * g.groups * blocking.row)
     most = min(most, MOST_TILES) if most >= LEAST_IN_CACHE else TILES_OUTSIDE
-    cut = _shrunk(replace(cut, block=min(tiles, _rounded(_parts(tiles, most), ROWS))), problem)
-    blocks = -(-tiles // cut.block)
-    cut = replace(cut, pieces=min(_panels(g, dtype), -(-tasks_for(threads, sums=False) // blocks)))
-    return _with_threads(cut, problem, blocks * cut.pieces, threads)
+    blocking = _shrunk(replace(blocking, block=min(tiles, _rounded(_parts(tiles, most), ROWS))), problem)
+    blocks = -(-tiles // blocking.block)
+    blocking = replace(blocking, pieces=min(_panels(g, dtype), -(-tasks_for(threads, sums=False) // blocks)))
+    return _with_threads(blocking, problem, blocks * blocking.pieces, threads)
 
 
-def _cut_into_rounds(problem: Problem, g: ConvGeometry, f: Transforms, threads: int) -> Cut:
+def _block_by_rounds(problem: Problem, g: ConvGeometry, f: Transforms, threads: int) -> WinogradBlocking:
     dtype, tiles, xis = problem.dtype, _tiles(g, f), f.n**2
     has_many = xis * g.c_group * g.k * dtype.itemsize > MANY_SUMS
     most = LONG_ROUND if has_many or tiles <= LONG_ROUND else ROUND
-    cut = _shrunk(Cut(g, f, dtype, True, False, _parts(tiles, most), 1, 1, 1), problem)
-    cut = replace(cut, pieces=min(_panels(g, dtype), -(-tasks_for(threads, sums=False) // xis)))
-    return _with_threads(cut, problem, xis * cut.pieces, threads)
+    blocking = _shrunk(WinogradBlocking(g, f, dtype, True, False, _parts(tiles, most), 1, 1, 1), problem)
+    blocking = replace(blocking, pieces=min(_panels(g, dtype), -(-tasks_for(threads, sums=False) // xis)))
+    return _with_threads(blocking, problem, xis * blocking.pieces, threads)
 
 
-def _shrunk(cut: Cut, problem: Problem) -> Cut:
+def _shrunk(blocking: WinogradBlocking, problem: Problem) -> WinogradBlocking:
     """With smaller blocks, until a thread's buffers fit beside what is shared."""
-    while cut.block > LEAST_TILES and cut.worker_bytes > budget(problem, cut.shared_bytes):
-        cut = replace(cut, block=max(LEAST_TILES, cut.block // 2))
-    return cut
+    while blocking.block > LEAST_TILES and blocking.worker_bytes > budget(problem, blocking.shared_bytes):
+        blocking = replace(blocking, block=max(LEAST_TILES, blocking.block // 2))
+    return blocking
 
 
-def _with_threads(cut: Cut, problem: Problem, tasks: int, threads: int) -> Cut:
-    room = budget(problem, cut.shared_bytes)
-    return replace(cut, threads=affordable_threads(tasks, room, cut.worker_bytes, threads))
+def _with_threads(blocking: WinogradBlocking, problem: Problem, tasks: int, threads: int) -> WinogradBlocking:
+    room = budget(problem, blocking.shared_bytes)
+    return replace(blocking, threads=affordable_threads(tasks, room, blocking.worker_bytes, threads))
 
 
 def _depth(g: ConvGeometry, dtype: np.dtype[Any]) -> int:
@@ -282,49 +282,53 @@ class CompiledWinograd:
     def refusal(self, problem: Problem) -> str | None:
         return self._plain.refusal(problem)
 
-    def reservation(self, problem: Problem) -> str | None:
-        return self._plain.reservation(problem)
+    def why_not_auto(self, problem: Problem) -> str | None:
+        return self._plain.why_not_auto(problem)
 
     def workspace_bytes(self, problem: Problem) -> int:
-        of_each = (cut.shared_bytes + cut.threads * cut.worker_bytes for cut in self._cuts(problem))
+        of_each = (
+            blocking.shared_bytes + blocking.threads * blocking.worker_bytes for blocking in self._blockings(problem)
+        )
         return max((copied_bytes(problem) + taken for taken in of_each), default=0)
 
-    def work(self, problem: Problem) -> Work:
-        return sum((_work(cut) for cut in self._cuts(problem)), Work())
+    def cost(self, problem: Problem) -> Cost:
+        return sum((_cost(blocking) for blocking in self._blockings(problem)), Cost())
 
     def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
         return problem.direction != "weight_grad"  # a tile is summed by itself, in an order that its channels decide
 
-    def _cuts(self, problem: Problem) -> list[Cut]:
+    def _blockings(self, problem: Problem) -> list[WinogradBlocking]:
         if problem.geometry.macs == 0:
             return []
         if problem.direction != "input_grad":
-            return [self._cut(problem, problem.geometry)]
-        return [self._cut(problem, g) for g, _ in adjoint_classes(problem.geometry)]  # one, the stride being 1
+            return [self._choose_blocking(problem, problem.geometry)]
+        return [
+            self._choose_blocking(problem, g) for g, _ in adjoint_classes(problem.geometry)
+        ]  # one, the stride being 1
 
-    def _cut(self, problem: Problem, g: ConvGeometry) -> Cut:
-        return _cut(problem, g, self._f, cpu.workers())
+    def _choose_blocking(self, problem: Problem, g: ConvGeometry) -> WinogradBlocking:
+        return _choose_blocking(problem, g, self._f, cpu.workers())
 
     # ------------------------------------------------------------------------------------------ the passes
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
         g = problem.geometry
-        _correlate(self._cut(problem, g), x, weights_by_group(native(w), g), None, out, bias, activation)
+        _correlate(self._choose_blocking(problem, g), x, weights_by_group(native(w), g), None, out, bias, activation)
 
-    def pack_weights(self, problem: Problem, w: Array) -> Array:
-        cut = _cut_into_blocks(problem, problem.geometry, self._f, cpu.workers())
-        packed = _aligned(cut.u, cut.dtype)
+    def prepack(self, problem: Problem, w: Array) -> Array:
+        blocking = _block_by_tiles(problem, problem.geometry, self._f, cpu.workers())
+        packed = _aligned(blocking.u, blocking.dtype)
         run(
-            cut.threads,
-            [_job(cut, None, weights_by_group(native(w), problem.geometry), packed, None, None, relu=False)],
+            blocking.threads,
+            [_job(blocking, None, weights_by_group(native(w), problem.geometry), packed, None, None, relu=False)],
         )
         return packed
 
-    def forward_packed(
+    def forward_prepacked(
         self, problem: Problem, x: Array, packed: Array, out: Array, bias: Array | None, activation: str
     ) -> None:
-        cut = _cut_into_blocks(problem, problem.geometry, self._f, cpu.workers())
-        _correlate(cut, x, None, packed, out, bias, activation)
+        blocking = _block_by_tiles(problem, problem.geometry, self._f, cpu.workers())
+        _correlate(blocking, x, None, packed, out, bias, activation)
 
     def input_grad(
         self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
@@ -337,25 +341,31 @@ class CompiledWinograd:
                 continue
             turned = weights_by_group(w[part.w_slices], g).swapaxes(-1, -2)
             seen = dy[(slice(None), *part.dy_slices)]
-            _correlate(self._cut(problem, part.geometry), seen, turned, None, place, bias, activation)
+            _correlate(self._choose_blocking(problem, part.geometry), seen, turned, None, place, bias, activation)
 
     def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
         target = out if has_adjacent_channels(out) else np.empty(out.shape, out.dtype)
-        cut = self._cut(problem, problem.geometry)
-        _sum_up(cut, with_adjacent_channels(native(x)), with_adjacent_channels(native(dy)), target)
+        blocking = self._choose_blocking(problem, problem.geometry)
+        _sum_up(blocking, with_adjacent_channels(native(x)), with_adjacent_channels(native(dy)), target)
         if target is not out:
             out[...] = target
 
 
 def _correlate(
-    cut: Cut, x: Array, w: Array | None, packed: Array | None, out: Array, bias: Array | None, activation: str
+    blocking: WinogradBlocking,
+    x: Array,
+    w: Array | None,
+    packed: Array | None,
+    out: Array,
+    bias: Array | None,
+    activation: str,
 ) -> None:
     """out = activation(correlation of x + bias), by w (3, 3, groups, c // groups, k // groups) or by packed weights."""
     target = out if has_adjacent_channels(out) else np.empty(out.shape, out.dtype)
-    if packed is None and not cut.by_panel:
-        packed = _aligned(cut.u, cut.dtype)
+    if packed is None and not blocking.by_panel:
+        packed = _aligned(blocking.u, blocking.dtype)
     x = with_adjacent_channels(native(x))
-    run(cut.threads, [_job(cut, x, w, packed, target, bias, relu=activation == "relu")], macs=cut.g.macs)
+    run(blocking.threads, [_job(blocking, x, w, packed, target, bias, relu=activation == "relu")], macs=blocking.g.macs)
     if activation not in ("identity", "relu"):
         finish(np, target, None, activation)
     if target is not out:
@@ -363,90 +373,101 @@ def _correlate(
 
 
 def _job(
-    cut: Cut, x: Array | None, w: Array | None, packed: Array | None, y: Array | None, bias: Array | None, *, relu: bool
+    blocking: WinogradBlocking,
+    x: Array | None,
+    w: Array | None,
+    packed: Array | None,
+    y: Array | None,
+    bias: Array | None,
+    *,
+    relu: bool,
 ) -> Job:
     """Make y, of x and w, or of x and packed weights; or without x transform w into packed weights."""
     from gpuconv.simd import winograd
     from gpuconv.simd.tile import ROWS as TILE_ROWS
     from gpuconv.simd.tile import VECTOR_BYTES
 
-    g, dtype, by_m, by_panel = cut.g, cut.dtype, _sides(cut.f), cut.by_panel
+    g, dtype, by_m, by_panel = blocking.g, blocking.dtype, _sides(blocking.f), blocking.by_panel
     added = np.zeros(_added(g, dtype), dtype)
     if bias is not None:
         added[: g.k] = bias
-    zeros, kept = zeros_at(cut.zeros)
-    v = _aligned(cut.v, dtype) if by_panel else None
+    zeros, kept = zeros_at(blocking.zeros)
+    v = _aligned(blocking.v, dtype) if by_panel else None
     panels = g.groups * -(-g.k_group * dtype.itemsize // (2 * VECTOR_BYTES))
     if by_panel:
-        firsts, others = -(-cut.tiles // winograd.TILES_AT_ONCE), panels
+        firsts, others = -(-blocking.tiles // winograd.TILES_AT_ONCE), panels
     else:
         firsts = 0 if w is None else panels * -(-g.c_group // winograd.PACKED_AT_ONCE)
-        others = 0 if x is None else -(-cut.tiles // cut.block) * cut.pieces
+        others = 0 if x is None else -(-blocking.tiles // blocking.block) * blocking.pieces
     tasks = firsts + others
     filtering = winograd.Filtering(
-        **_places(cut, x, w, y, zeros),
+        **_places(blocking, x, w, y, zeros),
         u=0 if packed is None else address(packed),
-        u_group=cut.u_group,
-        u_plane=cut.u_plane,
+        u_group=blocking.u_group,
+        u_plane=blocking.u_plane,
         v=0 if v is None else address(v),
         v_rows=TILE_ROWS,
-        v_some=TILE_ROWS * cut.row,
-        v_group=cut.v_group,
-        v_plane=cut.v_plane,
-        sum_plane=cut.sum_plane,
+        v_some=TILE_ROWS * blocking.row,
+        v_group=blocking.v_group,
+        v_plane=blocking.v_plane,
+        sum_plane=blocking.sum_plane,
         relu=int(relu),
         by_panel=int(by_panel),
-        depth=cut.depth,
+        depth=blocking.depth,
     )
     record = winograd.record(filtering)
     held = x, w, packed, v, y, kept  # the loop knows their addresses only
 
     def work(turn: Any, _: object = held) -> None:
-        buffers = (_aligned(size, dtype) for size in (cut.u if by_panel else cut.v, cut.sums, cut.spare))
-        winograd.correlate(record, by_m, added, firsts, tasks, turn, np.empty(cut.table, np.int64), *buffers)
+        buffers = (
+            _aligned(size, dtype) for size in (blocking.u if by_panel else blocking.v, blocking.sums, blocking.spare)
+        )
+        winograd.correlate(record, by_m, added, firsts, tasks, turn, np.empty(blocking.table, np.int64), *buffers)
 
     return work
 
 
-def _sum_up(cut: Cut, x: Array, dy: Array, out: Array) -> None:
+def _sum_up(blocking: WinogradBlocking, x: Array, dy: Array, out: Array) -> None:
     """out = the gradient of w, whose channels k are adjacent."""
     from gpuconv.simd import winograd
     from gpuconv.simd.tile import VECTOR_BYTES
 
-    g, dtype, by_m = cut.g, cut.dtype, _sides(cut.f)
-    zeros, kept = zeros_at(cut.zeros)
-    u, v, d = (_aligned(size, dtype) for size in (cut.u, cut.v, cut.f.n**2 * cut.d_plane))
+    g, dtype, by_m = blocking.g, blocking.dtype, _sides(blocking.f)
+    zeros, kept = zeros_at(blocking.zeros)
+    u, v, d = (_aligned(size, dtype) for size in (blocking.u, blocking.v, blocking.f.n**2 * blocking.d_plane))
     filtering = winograd.Filtering(
-        **_places(cut, x, weights_by_group(out, g), dy, zeros),
+        **_places(blocking, x, weights_by_group(out, g), dy, zeros),
         u=address(u),
-        u_group=cut.u_group,
+        u_group=blocking.u_group,
         u_panel=_rounded(g.c_group, ROWS) * 2 * VECTOR_BYTES,
-        u_plane=cut.u_plane,
+        u_plane=blocking.u_plane,
         v=address(v),
-        v_rows=cut.block,
-        v_group=cut.v_group,
-        v_plane=cut.v_plane,
+        v_rows=blocking.block,
+        v_group=blocking.v_group,
+        v_plane=blocking.v_plane,
         d=address(d),
-        d_panel=cut.block * 2 * VECTOR_BYTES,
-        d_group=cut.block * _panels(g, dtype) // g.groups * PANEL,
-        d_plane=cut.d_plane,
+        d_panel=blocking.block * 2 * VECTOR_BYTES,
+        d_group=blocking.block * _panels(g, dtype) // g.groups * PANEL,
+        d_plane=blocking.d_plane,
     )
     record = winograd.record(filtering)
 
     def work(turn: Any, _: object = kept) -> None:
-        winograd.weight_gradient(record, by_m, turn, np.empty(cut.table, np.int64), u)
+        winograd.weight_gradient(record, by_m, turn, np.empty(blocking.table, np.int64), u)
 
-    run(cut.threads, [work], macs=cut.g.macs)
+    run(blocking.threads, [work], macs=blocking.g.macs)
 
 
-def _places(cut: Cut, x: Array | None, w: Array | None, y: Array | None, zeros: int) -> dict[str, int]:
+def _places(
+    blocking: WinogradBlocking, x: Array | None, w: Array | None, y: Array | None, zeros: int
+) -> dict[str, int]:
     """Where arrays lie, and sizes; w is (3, 3, groups, c // groups, k // groups)."""
-    g, m = cut.g, cut.f.m
+    g, m = blocking.g, blocking.f.m
     tiles_h, tiles_w = (-(-size // m) for size in g.out)
-    places = {"zeros": zeros, "tiles_h": tiles_h, "tiles_w": tiles_w, "tiles": cut.tiles}
+    places = {"zeros": zeros, "tiles_h": tiles_h, "tiles_w": tiles_w, "tiles": blocking.tiles}
     places.update(zip(("height", "width", "p", "q"), (*g.spatial, *g.out), strict=True))
-    places.update(pad_h=g.pad[0][0], pad_w=g.pad[1][0], pixel=g.c * cut.dtype.itemsize)
-    places.update(c=g.c_group, k=g.k_group, groups=g.groups, block=cut.block, pieces=cut.pieces)
+    places.update(pad_h=g.pad[0][0], pad_w=g.pad[1][0], pixel=g.c * blocking.dtype.itemsize)
+    places.update(c=g.c_group, k=g.k_group, groups=g.groups, block=blocking.block, pieces=blocking.pieces)
     for name, array, axes in (("x", x, "nhw"), ("w", w, "rsgck"), ("y", y, "npq")):
         if array is not None:
             places[name] = address(array)
@@ -459,13 +480,13 @@ def _sides(f: Transforms) -> tuple[Ints, Ints]:
     return (0,) * f.m, (0,) * f.n
 
 
-def _work(cut: Cut) -> Work:
+def _cost(blocking: WinogradBlocking) -> Cost:
     """Multiply-adds of whole vectors of channels, and elements of transformed tiles and weights."""
-    g, m, xis, lanes = cut.g, cut.f.m, cut.f.n**2, cpu.vector_bytes() // cut.dtype.itemsize
+    g, m, xis, lanes = blocking.g, blocking.f.m, blocking.f.n**2, cpu.vector_bytes() // blocking.dtype.itemsize
     c, k = (g.groups * _rounded(channels, lanes) for channels in (g.c_group, g.k_group))
-    fmas = PRODUCTS[m] * cut.tiles * xis * (c if cut.is_w else g.c) * k / g.groups
+    kernel_macs = PRODUCTS[m] * blocking.tiles * xis * (c if blocking.is_w else g.c) * k / g.groups
     if g.k_group <= lanes:
-        fmas *= ONE_VECTOR
-    tiles = TRANSFORMS[m] * cut.tiles * xis * (c + k)
-    weights = (WEIGHT_SUMS if cut.is_w else WEIGHTS) * math.prod(g.w_shape) * xis / 9
-    return Work(fmas=fmas, elements=tiles + weights, steps=12)
+        kernel_macs *= ONE_VECTOR
+    tiles = TRANSFORMS[m] * blocking.tiles * xis * (c + k)
+    weights = (WEIGHT_SUMS if blocking.is_w else WEIGHTS) * math.prod(g.w_shape) * xis / 9
+    return Cost(kernel_macs=kernel_macs, elements=tiles + weights, steps=12)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.algorithms.base import PlainWeights, Problem, Work
+from gpuconv.algorithms.base import Cost, PlainWeights, Problem
 from gpuconv.algorithms.cuda.epilogue import activation_code
 from gpuconv.algorithms.cuda.split_k import add_up
 from gpuconv.backend import accumulator, multiprocessors
@@ -119,7 +119,7 @@ class CudaDepthwise(PlainWeights):
             reason = f"{_jobs(problem)} blocks, a grid has at most {MOST_JOBS}"
         return reason
 
-    def reservation(self, problem: Problem) -> str | None:
+    def why_not_auto(self, problem: Problem) -> str | None:
         return None
 
     def workspace_bytes(self, problem: Problem) -> int:
@@ -128,12 +128,12 @@ class CudaDepthwise(PlainWeights):
         splits = _sums(problem).splits
         return splits * _split_bytes(problem) if splits > 1 else 0
 
-    def work(self, problem: Problem) -> Work:
+    def cost(self, problem: Problem) -> Cost:
         g = problem.geometry
         moved = math.prod(g.x_shape) + math.prod(g.y_shape)
         # What the general kernels load for each product comes from cache, several times as fast as memory.
         general = 0.2 * g.macs if _variant(problem).kernel == 0 else 0.02 * g.macs
-        return Work(elements=moved + general, steps=1 + (problem.direction == "weight_grad")) if g.macs else Work()
+        return Cost(elements=moved + general, steps=1 + (problem.direction == "weight_grad")) if g.macs else Cost()
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
         _launch(problem, "depthwise_forward", x, w, out, bias, activation)

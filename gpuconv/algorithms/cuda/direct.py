@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from gpuconv.algorithms.base import PlainWeights, Problem, Work
+from gpuconv.algorithms.base import Cost, PlainWeights, Problem
 from gpuconv.algorithms.cuda import direct_stem, direct_tiles
-from gpuconv.algorithms.cuda.direct_tiles import Cut
+from gpuconv.algorithms.cuda.direct_tiles import DirectTiling
 from gpuconv.algorithms.cuda.implicit_product import (
     MOST_JOBS,
     jobs,
@@ -61,29 +61,29 @@ class CudaDirect(PlainWeights):
     def refusal(self, problem: Problem) -> str | None:
         g = problem.geometry
         reason = too_long(g)
-        if reason is None and g.macs and jobs(problem, _cut(problem)[1]) > MOST_JOBS:
-            reason = f"{jobs(problem, _cut(problem)[1])} direct_tiles, a grid has at most {MOST_JOBS}"
+        if reason is None and g.macs and jobs(problem, _tiling(problem)[1]) > MOST_JOBS:
+            reason = f"{jobs(problem, _tiling(problem)[1])} tiles, a grid has at most {MOST_JOBS}"
         return reason
 
-    def reservation(self, problem: Problem) -> str | None:
+    def why_not_auto(self, problem: Problem) -> str | None:
         return None
 
     def workspace_bytes(self, problem: Problem) -> int:
-        if problem.geometry.macs == 0 or direct_stem.serves(problem):
+        if problem.geometry.macs == 0 or direct_stem.supports(problem):
             return 0
-        return partial_bytes(problem, _cut(problem)[1])
+        return partial_bytes(problem, _tiling(problem)[1])
 
-    def work(self, problem: Problem) -> Work:
+    def cost(self, problem: Problem) -> Cost:
         g = problem.geometry
         if g.macs == 0:
-            return Work()
-        if direct_stem.serves(problem):
-            return Work(fmas=1.15 * direct_stem.computed(g), steps=1)
-        cut = _cut(problem)[1]
-        return Work(fmas=cut.fmas, steps=1 + (cut.splits > 1))
+            return Cost()
+        if direct_stem.supports(problem):
+            return Cost(kernel_macs=1.15 * direct_stem.computed(g), steps=1)
+        tiling = _tiling(problem)[1]
+        return Cost(kernel_macs=tiling.kernel_macs, steps=1 + (tiling.splits > 1))
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
-        if direct_stem.serves(problem) and direct_stem.is_aligned(problem, w, out):
+        if direct_stem.supports(problem) and direct_stem.is_aligned(problem, w, out):
             direct_stem.forward(problem, x, w, out, bias, activation)
         else:
             _launch_product(problem, x, w, out, bias, activation)
@@ -101,28 +101,28 @@ class CudaDirect(PlainWeights):
 
 
 def _launch_product(problem: Problem, read: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
-    aligned, cut = _cut(problem, not any(address(a) % 16 for a in (read, w, out)))
+    aligned, tiling = _tiling(problem, not any(address(a) % 16 for a in (read, w, out)))
     back = int(problem.direction == "input_grad")
-    unit = Unit("direct.cu", problem.dtype, (("INPUT_GRAD", back), *_macros(problem, aligned, cut)))
+    unit = Unit("direct.cu", problem.dtype, (("INPUT_GRAD", back), *_macros(problem, aligned, tiling)))
     name = "direct_input_grad" if back else "direct_forward"
-    launch_product(problem, cut, unit, name, cut.tile.threads, 0, read, w, out, bias, activation)
+    launch_product(problem, tiling, unit, name, tiling.tile.threads, 0, read, w, out, bias, activation)
 
 
 def _launch_weights(problem: Problem, x: Array, dy: Array, out: Array) -> None:
-    aligned, cut = _cut(problem, not any(address(a) % 16 for a in (x, dy, out)))
-    unit = Unit("direct_weights.cu", problem.dtype, _macros(problem, aligned, cut))
-    launch_weights(problem, cut, unit, "direct_weight_grad", cut.tile.threads, 0, x, dy, out)
+    aligned, tiling = _tiling(problem, not any(address(a) % 16 for a in (x, dy, out)))
+    unit = Unit("direct_weights.cu", problem.dtype, _macros(problem, aligned, tiling))
+    launch_weights(problem, tiling, unit, "direct_weight_grad", tiling.tile.threads, 0, x, dy, out)
 
 
-def _macros(problem: Problem, aligned: int, cut: Cut) -> tuple[tuple[str, int], ...]:
-    return (("ALIGNED", aligned), ("INDEX64", _index64(problem, cut)), *cut.tile.macros)
+def _macros(problem: Problem, aligned: int, tiling: DirectTiling) -> tuple[tuple[str, int], ...]:
+    return (("ALIGNED", aligned), ("INDEX64", _index64(problem, tiling)), *tiling.tile.macros)
 
 
 # -------------------------------------------------------------------------------------------------- how it is cut
 
 
 @lru_cache(maxsize=4096)
-def _cut(problem: Problem, addresses_aligned: bool = True) -> tuple[int, Cut]:
+def _tiling(problem: Problem, addresses_aligned: bool = True) -> tuple[int, DirectTiling]:
     """ALIGNED, and the cut of a problem whose arrays start at multiples of 16 bytes, or do not."""
     g, size = problem.geometry, problem.dtype.itemsize
     vector = 16 // size
@@ -130,17 +130,21 @@ def _cut(problem: Problem, addresses_aligned: bool = True) -> tuple[int, Cut]:
     kinds = (direct_tiles.WIDE_TILES if aligned else direct_tiles.NARROW_TILES)[size]
     budget = problem.max_workspace
     if not addresses_aligned:  # where arrays start is not known when the workspace is asked for
-        budget = 0 if direct_stem.serves(problem) else partial_bytes(problem, _cut(problem)[1])
+        budget = 0 if direct_stem.supports(problem) else partial_bytes(problem, _tiling(problem)[1])
     m, n, depth, products = product_of(problem)
     split_bytes = math.prod(result_shape(problem)) * accumulator(problem.dtype).itemsize
     if index64(g.x_shape, g.w_shape, g.y_shape):
         kinds = kinds[:1]
-    choice = direct_tiles.cut(kinds, m, n, depth, products, split_bytes, budget, multiprocessors(problem.device))
+    choice = direct_tiles.choose_tiling(
+        kinds, m, n, depth, products, split_bytes, budget, multiprocessors(problem.device)
+    )
     if choice.tile != kinds[0] and _index64(problem, choice):  # the partial sums alone are that large
-        choice = direct_tiles.cut(kinds[:1], m, n, depth, products, split_bytes, 0, multiprocessors(problem.device))
+        choice = direct_tiles.choose_tiling(
+            kinds[:1], m, n, depth, products, split_bytes, 0, multiprocessors(problem.device)
+        )
     return aligned, choice
 
 
-def _index64(problem: Problem, cut: Cut) -> int:
+def _index64(problem: Problem, tiling: DirectTiling) -> int:
     g = problem.geometry
-    return index64(g.x_shape, g.w_shape, g.y_shape, (cut.splits, *result_shape(problem)))
+    return index64(g.x_shape, g.w_shape, g.y_shape, (tiling.splits, *result_shape(problem)))

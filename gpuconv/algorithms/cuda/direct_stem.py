@@ -47,7 +47,7 @@ class _Units:
 UNITS = _Units()
 
 
-def serves(problem: Problem) -> bool:
+def supports(problem: Problem) -> bool:
     """Whether this kernel takes the problem: few channels in, taps that there is code for, no 64-bit indices."""
     g = problem.geometry
     conv = conv_struct(g)

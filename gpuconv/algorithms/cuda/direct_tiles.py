@@ -68,41 +68,43 @@ _WARPS_TO_BE_BUSY = 12
 
 
 @dataclass(frozen=True)
-class Cut(implicit_product.Cut):
+class DirectTiling(implicit_product.TileGrid):
     """... and the tile, and the multiply-adds that the device, all of it busy, would make in the time that this takes.
 
     So they count tiles that stick out, multiprocessors that wait, and partial sums.
     """
 
     tile: Tile
-    fmas: float
+    kernel_macs: float
 
 
 @lru_cache(maxsize=4096)
-def cut(
+def choose_tiling(
     tiles: tuple[Tile, ...], m: int, n: int, depth: int, products: int, split_bytes: int, budget: int, processors: int
-) -> Cut:
+) -> DirectTiling:
     """The cut expected to be the fastest of `products` products of (m, depth) by (depth, n).
 
     `split_bytes` is what the partial sums of one split take: all of them together stay within `budget`.
     """
     affordable = max(1, min(MOST_SPLITS, depth // LEAST_DEPTH, budget // max(1, split_bytes)))
     splits = [s for s in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256) if s <= affordable]
-    cuts = [_cut(tile, s, m, n, depth, products, split_bytes, processors) for tile in tiles for s in splits]
+    cuts = [_tile(tile, s, m, n, depth, products, split_bytes, processors) for tile in tiles for s in splits]
     return min(cuts, key=lambda one: _taken(one, processors))
 
 
-def _cut(tile: Tile, splits: int, m: int, n: int, depth: int, products: int, split_bytes: int, processors: int) -> Cut:
+def _tile(
+    tile: Tile, splits: int, m: int, n: int, depth: int, products: int, split_bytes: int, processors: int
+) -> DirectTiling:
     tiles_m, tiles_n = -(-m // tile.m), -(-n // tile.n)
     at_once = 512 // tile.threads  # blocks that share a multiprocessor
     turns = max(1, -(-tiles_m * tiles_n * products * splits // processors))
     busy = min(1.0, min(turns, at_once) * tile.threads / 32 / _WARPS_TO_BE_BUSY)
     reuse = {64: 1.0, 32: 0.85}.get(tile.thread_m * tile.thread_n, 0.7)
-    fmas = processors * turns * tile.m * tile.n * (depth / splits + _START_DEPTH) / (busy * reuse)
+    kernel_macs = processors * turns * tile.m * tile.n * (depth / splits + _START_DEPTH) / (busy * reuse)
     if splits > 1:
-        fmas += 2 * splits * split_bytes * processors * _FMAS_A_BYTE
-    return Cut(tiles_m, tiles_n, splits, tile, fmas)
+        kernel_macs += 2 * splits * split_bytes * processors * _FMAS_A_BYTE
+    return DirectTiling(tiles_m, tiles_n, splits, tile, kernel_macs)
 
 
-def _taken(one: Cut, processors: int) -> float:
-    return one.fmas + (_LAUNCH_FMAS * processors if one.splits > 1 else 0)
+def _taken(one: DirectTiling, processors: int) -> float:
+    return one.kernel_macs + (_LAUNCH_FMAS * processors if one.splits > 1 else 0)

@@ -23,7 +23,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from gpuconv.algorithms.base import PlainWeights, Problem, Work
+from gpuconv.algorithms.base import Cost, PlainWeights, Problem
 from gpuconv.algorithms.cuda import columns as columns_cuda
 from gpuconv.algorithms.cuda import epilogue as epilogue_cuda
 from gpuconv.algorithms.cuda.columns import Box
@@ -53,40 +53,40 @@ class CudaGemm(PlainWeights):
             return "cuBLAS multiplies bfloat16 on devices of compute capability 8.0 and newer only"
         return columns_cuda.refusal(problem.geometry, problem.dtype.itemsize)
 
-    def reservation(self, problem: Problem) -> str | None:
+    def why_not_auto(self, problem: Problem) -> str | None:
         return None
 
     def workspace_bytes(self, problem: Problem) -> int:
         if problem.geometry.macs == 0 or _writes_nothing(problem):
             return 0
         if problem.direction == "forward":
-            return max(_row_cut(problem, finishes).total_bytes for finishes in (False, True))
+            return max(_row_blocks(problem, finishes).total_bytes for finishes in (False, True))
         if problem.direction == "weight_grad":
-            return _weight_cut(problem).total_bytes
+            return _weight_blocks(problem).total_bytes
         if _covers(problem.geometry):
-            return max(_row_cut(problem, finishes).total_bytes for finishes in (False, True))
-        return _box_cut(problem).total_bytes
+            return max(_row_blocks(problem, finishes).total_bytes for finishes in (False, True))
+        return _box_blocks(problem).total_bytes
 
-    def work(self, problem: Problem) -> Work:
+    def cost(self, problem: Problem) -> Cost:
         g = problem.geometry
         if g.macs == 0 or _writes_nothing(problem):
-            return Work()
+            return Cost()
         rows, width = g.n * math.prod(g.out), math.prod(g.kernel) * g.c
         narrowest = min(g.k_group, width // g.groups)
         macs = g.macs * max(1.0, LEAST_TILE / narrowest)
         arrays = math.prod(g.x_shape) + math.prod(g.w_shape) + math.prod(g.y_shape)
         if problem.direction == "input_grad" and not _covers(g):
-            strips = len(_box_cut(problem).strips)
-            return Work(macs, 2 * rows * width + arrays, 2 * strips)
-        cut = _weight_cut(problem) if problem.direction == "weight_grad" else _row_cut(problem, False)
+            strips = len(_box_blocks(problem).strips)
+            return Cost(macs, 2 * rows * width + arrays, 2 * strips)
+        cut = _weight_blocks(problem) if problem.direction == "weight_grad" else _row_blocks(problem, False)
         copied = 0 if _matrix_step(g) else 2 * rows * width
-        return Work(macs, copied + arrays, (2 if copied else 1) * cut.count)
+        return Cost(macs, copied + arrays, (2 if copied else 1) * cut.count)
 
     # ---------------------------------------------------------------------------------------------- forward
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
         g, xp = problem.geometry, problem.xp
-        cut = _row_cut(problem, _finishes(problem, bias, activation))
+        cut = _row_blocks(problem, _finishes(problem, bias, activation))
         columns = _Columns(problem, x, cut.rows)
         w_jk, y_mk = _weights(problem.geometry, w), _by_group(out, g.k, g.k_group)
         sums = _Sums(problem, out, y_mk, cut.rows, bias, activation)
@@ -101,7 +101,7 @@ class CudaGemm(PlainWeights):
 
     def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
         g, xp = problem.geometry, problem.xp
-        cut = _weight_cut(problem)
+        cut = _weight_blocks(problem)
         columns = _Columns(problem, x, cut.rows)
         dy_mk = _by_group(dy, g.k, g.k_group)
         sums = xp.empty(out.shape, accumulator(problem.dtype)) if cut.sums_bytes else out
@@ -131,7 +131,7 @@ class CudaGemm(PlainWeights):
         """Where the columns are x, as it lies."""
         g, xp = problem.geometry, problem.xp
         width = math.prod(g.kernel) * g.c
-        cut = _row_cut(problem, _finishes(problem, bias, activation))
+        cut = _row_blocks(problem, _finishes(problem, bias, activation))
         dy_mk, w_jk = _by_group(dy, g.k, g.k_group), _weights(problem.geometry, w)
         dx_mj = _by_group(out, width, width // g.groups)
         sums = _Sums(problem, out, dx_mj, cut.rows, bias, activation)
@@ -146,7 +146,7 @@ class CudaGemm(PlainWeights):
         self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
     ) -> None:
         g, xp = problem.geometry, problem.xp
-        cut = _box_cut(problem)
+        cut = _box_blocks(problem)
         acc = accumulator(problem.dtype)
         width = math.prod(g.kernel) * g.c_group
         dy_mk, w_jk = _by_group(dy, g.k, g.k_group), _weights(problem.geometry, w)
@@ -267,7 +267,7 @@ def _pieces(total: int, most: int) -> Iterator[tuple[int, int]]:
 
 
 @dataclass(frozen=True)
-class _RowCut:
+class _RowBlocks:
     """Rows of a matrix, `rows` at a time; each time `row_bytes` a row of buffers, and `sums_bytes` throughout."""
 
     total: int
@@ -287,17 +287,17 @@ class _RowCut:
         return _pieces(self.total, self.rows)
 
 
-def _cut_rows(total: int, row_bytes: int, budget: int, limit: int, sums_bytes: int = 0) -> _RowCut:
+def _choose_row_blocks(total: int, row_bytes: int, budget: int, limit: int, sums_bytes: int = 0) -> _RowBlocks:
     """Strips of nearly equal size, in which the buffers of all rows stay in the cache and under `budget`."""
     most = min(total, limit)
     if row_bytes:
         most = max(1, min(most, min(STRIP_BYTES, budget) // row_bytes))
     even = -(-total // -(-total // most))
-    return _RowCut(total, min(even + -even % TILE_ROWS, most), row_bytes, sums_bytes)
+    return _RowBlocks(total, min(even + -even % TILE_ROWS, most), row_bytes, sums_bytes)
 
 
 @lru_cache(maxsize=1024)
-def _row_cut(problem: Problem, keeps_sums: bool) -> _RowCut:
+def _row_blocks(problem: Problem, keeps_sums: bool) -> _RowBlocks:
     """Of a product with as many rows as there are outputs: forward, or the input gradient where `_covers`."""
     g = problem.geometry
     width = math.prod(g.kernel) * g.c
@@ -307,26 +307,26 @@ def _row_cut(problem: Problem, keeps_sums: bool) -> _RowCut:
     sums = (g.k if forward else width) * accumulator(problem.dtype).itemsize
     row_bytes = columns + (sums if keeps_sums and accumulator(problem.dtype) != problem.dtype else 0)
     limit = rows_at_once(step or width // g.groups, g.k, width)
-    return _cut_rows(g.n * math.prod(g.out), row_bytes, problem.max_workspace, limit)
+    return _choose_row_blocks(g.n * math.prod(g.out), row_bytes, problem.max_workspace, limit)
 
 
 @lru_cache(maxsize=1024)
-def _weight_cut(problem: Problem) -> _RowCut:
+def _weight_blocks(problem: Problem) -> _RowBlocks:
     g, acc = problem.geometry, accumulator(problem.dtype)
     total = g.n * math.prod(g.out)
     width = math.prod(g.kernel) * g.c
     step = _matrix_step(g)
     columns = 0 if step else width * problem.dtype.itemsize
     limit = rows_at_once(step or width // g.groups, g.k)
-    cut = _cut_rows(total, columns, problem.max_workspace, limit)
+    cut = _choose_row_blocks(total, columns, problem.max_workspace, limit)
     if cut.count == 1 or acc == problem.dtype:
         return cut
     sums = math.prod(g.w_shape) * acc.itemsize
-    return _cut_rows(total, columns, problem.max_workspace - sums, limit, sums)
+    return _choose_row_blocks(total, columns, problem.max_workspace - sums, limit, sums)
 
 
 @dataclass(frozen=True)
-class _BoxCut:
+class _BoxBlocks:
     """The input in `strips` of pixels, each with the box of all outputs that see it."""
 
     g: ConvGeometry
@@ -343,7 +343,7 @@ class _BoxCut:
 
 
 @lru_cache(maxsize=1024)
-def _box_cut(problem: Problem) -> _BoxCut:
+def _box_blocks(problem: Problem) -> _BoxBlocks:
     g = problem.geometry
     row_bytes = math.prod(g.kernel) * g.c * accumulator(problem.dtype).itemsize
     target = min(STRIP_BYTES, problem.max_workspace)
@@ -361,7 +361,7 @@ def _box_cut(problem: Problem) -> _BoxCut:
         else:
             most = middle - 1
     strips, size = strips_of(fewest)
-    return _BoxCut(g, strips, size)
+    return _BoxBlocks(g, strips, size)
 
 
 def _outputs_at_most(g: ConvGeometry, extents: Ints) -> Ints:

@@ -18,8 +18,17 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from gpuconv.algorithms.base import PlainWeights, Problem, Work
-from gpuconv.algorithms.cuda.implicit_gemm_tiles import LARGE, MEDIUM, SMALL, Cut, Product, Tile, device, fastest
+from gpuconv.algorithms.base import Cost, PlainWeights, Problem
+from gpuconv.algorithms.cuda.implicit_gemm_tiles import (
+    LARGE,
+    MEDIUM,
+    SMALL,
+    ImplicitGemmTiling,
+    Product,
+    Tile,
+    device,
+    fastest,
+)
 from gpuconv.algorithms.cuda.implicit_product import (
     MOST_JOBS,
     jobs,
@@ -84,23 +93,23 @@ class ImplicitGemm(PlainWeights):
             counts = (
                 math.prod(g.kernel) * max(g.c_group, g.k_group),
                 g.n * math.prod(g.out),
-                jobs(problem, _cut(problem)[1]),
+                jobs(problem, _tiling(problem)[1]),
             )
             if max(counts) > _MOST:
                 reason = f"{max(counts)} products of a sum, pixels or tiles, counts up to {_MOST}"
         return reason
 
-    def reservation(self, problem: Problem) -> str | None:
+    def why_not_auto(self, problem: Problem) -> str | None:
         return None
 
     def workspace_bytes(self, problem: Problem) -> int:
-        return partial_bytes(problem, _cut(problem)[1]) if problem.geometry.macs else 0
+        return partial_bytes(problem, _tiling(problem)[1]) if problem.geometry.macs else 0
 
-    def work(self, problem: Problem) -> Work:
+    def cost(self, problem: Problem) -> Cost:
         if problem.geometry.macs == 0:
-            return Work()
-        cut = _cut(problem)[1]
-        return Work(steps=1 + (cut.splits > 1), seconds=cut.seconds, model=str(cut))
+            return Cost()
+        tiling = _tiling(problem)[1]
+        return Cost(steps=1 + (tiling.splits > 1), seconds=tiling.seconds, model=str(tiling))
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
         _launch_product(problem, x, w, out, bias, activation)
@@ -111,26 +120,28 @@ class ImplicitGemm(PlainWeights):
         _launch_product(problem, dy, w, out, bias, activation)
 
     def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
-        copy, cut = _cut(problem, _alignment(x, dy, out))
-        unit = Unit("implicit_gemm_weights.cu", problem.dtype, _macros(problem, cut.tile, copy))
-        shared_bytes = _shared_bytes(problem, cut.tile)
-        launch_weights(problem, cut, unit, "implicit_gemm_weight_grad", cut.tile.threads, shared_bytes, x, dy, out)
+        copy, tiling = _tiling(problem, _alignment(x, dy, out))
+        unit = Unit("implicit_gemm_weights.cu", problem.dtype, _macros(problem, tiling.tile, copy))
+        shared_bytes = _shared_bytes(problem, tiling.tile)
+        launch_weights(
+            problem, tiling, unit, "implicit_gemm_weight_grad", tiling.tile.threads, shared_bytes, x, dy, out
+        )
 
 
 def _launch_product(problem: Problem, read: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
-    copy, cut = _cut(problem, _alignment(read, w, out))
+    copy, tiling = _tiling(problem, _alignment(read, w, out))
     back = problem.direction == "input_grad"
-    unit = Unit("implicit_gemm.cu", problem.dtype, (("INPUT_GRAD", int(back)), *_macros(problem, cut.tile, copy)))
+    unit = Unit("implicit_gemm.cu", problem.dtype, (("INPUT_GRAD", int(back)), *_macros(problem, tiling.tile, copy)))
     name = "implicit_gemm_input_grad" if back else "implicit_gemm_forward"
-    shared_bytes = _shared_bytes(problem, cut.tile)
-    launch_product(problem, cut, unit, name, cut.tile.threads, shared_bytes, read, w, out, bias, activation)
+    shared_bytes = _shared_bytes(problem, tiling.tile)
+    launch_product(problem, tiling, unit, name, tiling.tile.threads, shared_bytes, read, w, out, bias, activation)
 
 
 # -------------------------------------------------------------------------------------------------- how it is cut
 
 
 @lru_cache(maxsize=4096)
-def _cut(problem: Problem, alignment: int = 16) -> tuple[int, Cut]:
+def _tiling(problem: Problem, alignment: int = 16) -> tuple[int, ImplicitGemmTiling]:
     """COPY, and the cut of a problem whose arrays start at multiples of so many bytes (16, 4 or 2)."""
     g, size = problem.geometry, problem.dtype.itemsize
     copy = min(alignment, math.gcd(16, size * g.c_group), math.gcd(16, size * g.k_group))
@@ -138,7 +149,7 @@ def _cut(problem: Problem, alignment: int = 16) -> tuple[int, Cut]:
     tiles = _TILES[size] if copy == 16 else (SMALL,)
     budget = problem.max_workspace
     if alignment < 16:  # where arrays start is not known when the workspace is asked for
-        budget = partial_bytes(problem, _cut(problem)[1])
+        budget = partial_bytes(problem, _tiling(problem)[1])
     m, n, depth, times = product_of(problem)
     factor = 1 if size == 2 else 2 * _products(problem)
     count = math.prod(result_shape(problem))

@@ -113,7 +113,7 @@ class Product:
 
 
 @dataclass(frozen=True)
-class Cut(implicit_product.Cut):
+class ImplicitGemmTiling(implicit_product.TileGrid):
     """... and the tile, and what is expected of them.
 
     `waves`: how often the blocks fill the device. `fill`: the part of the products that was asked for; the others fill
@@ -133,15 +133,17 @@ class Cut(implicit_product.Cut):
 
 
 @lru_cache(maxsize=4096)
-def fastest(tiles: tuple[Tile, ...], product: Product, shared: tuple[int, ...], budget: int, on: Device) -> Cut:
+def fastest(
+    tiles: tuple[Tile, ...], product: Product, shared: tuple[int, ...], budget: int, on: Device
+) -> ImplicitGemmTiling:
     """The cut expected to be the fastest. `shared` bytes a block by tile; partial sums stay within `budget` bytes."""
     affordable = max(1, min(64, product.depth // _LEAST_DEPTH, budget // max(1, product.sum_bytes)))
     splits = [s for s in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if s <= affordable]
-    cuts = [_cut(tile, count, s, product, on) for tile, count in zip(tiles, shared, strict=True) for s in splits]
+    cuts = [_tile(tile, count, s, product, on) for tile, count in zip(tiles, shared, strict=True) for s in splits]
     return min(cuts, key=lambda one: one.seconds + (_ADD_UP if one.splits > 1 else 0))
 
 
-def _cut(tile: Tile, shared: int, splits: int, product: Product, on: Device) -> Cut:
+def _tile(tile: Tile, shared: int, splits: int, product: Product, on: Device) -> ImplicitGemmTiling:
     tiles_m, tiles_n = -(-product.m // tile.m), -(-product.n // tile.n)
     blocks = tiles_m * tiles_n * product.times * splits
     at_once = max(1, min(512 // tile.threads, on.shared_bytes // (shared + 5 * 1024)))
@@ -155,4 +157,4 @@ def _cut(tile: Tile, shared: int, splits: int, product: Product, on: Device) -> 
     floor = max(product.macs * product.factor / on.macs, product.bytes / on.bandwidth)
     computed = tiles_m * tile.m * tiles_n * tile.n * product.depth * product.times
     fill = product.macs / max(1, computed)
-    return Cut(tiles_m, tiles_n, splits, tile, blocks / (on.processors * at_once), fill, seconds, floor)
+    return ImplicitGemmTiling(tiles_m, tiles_n, splits, tile, blocks / (on.processors * at_once), fill, seconds, floor)

@@ -42,7 +42,7 @@ MOST_JOBS = 2**31 - 1  # blocks of a grid
 
 
 @dataclass(frozen=True)
-class Cut:
+class TileGrid:
     """How many tiles lie along m and n, and into how many splits the products of a sum are cut."""
 
     tiles_m: int
@@ -73,12 +73,12 @@ def parts_of(g: ConvGeometry) -> tuple[Ints, Ints, Ints]:
 
 
 @lru_cache(maxsize=1024)
-def product_plan(g: ConvGeometry, direction: str, cut: Cut, activation: str) -> np.ndarray[Any, Any]:
+def product_plan(g: ConvGeometry, direction: str, tiles: TileGrid, activation: str) -> np.ndarray[Any, Any]:
     back = direction == "input_grad"
     outs, parts, apart = parts_of(g) if back else (tuple(map(int, conv_struct(g)["y"])), (1,) * 3, (1,) * 3)
     plan = np.zeros((), PLAN)
     plan["outs"], plan["parts"], plan["apart"] = outs, parts, apart
-    plan["tiles_m"], plan["tiles_n"], plan["splits"] = cut.tiles_m, cut.tiles_n, cut.splits
+    plan["tiles_m"], plan["tiles_n"], plan["splits"] = tiles.tiles_m, tiles.tiles_n, tiles.splits
     plan["activation"] = activation_code(activation)
     plan["by_outs"] = [fast_div(size) for size in outs]
     plan["by_depth"] = fast_div(g.k_group if back else g.c_group)
@@ -88,7 +88,7 @@ def product_plan(g: ConvGeometry, direction: str, cut: Cut, activation: str) -> 
 
 def launch_product(
     problem: Problem,
-    cut: Cut,
+    tiles: TileGrid,
     unit: Unit,
     name: str,
     threads: int,
@@ -100,9 +100,9 @@ def launch_product(
     activation: str,
 ) -> None:
     """Launch a kernel that makes a forward pass or an input gradient, and add up what its splits made."""
-    partials = partials_of(problem, cut)
-    plan = product_plan(problem.geometry, problem.direction, cut, activation)
-    grid = (jobs(problem, cut),)
+    partials = partials_of(problem, tiles)
+    plan = product_plan(problem.geometry, problem.direction, tiles, activation)
+    grid = (jobs(problem, tiles),)
     block = (threads,)
     args = (read, w, bias, out, partials, conv_struct(problem.geometry), plan)
     launch(problem.xp, unit, name, grid, block, args, shared_bytes)
@@ -111,12 +111,20 @@ def launch_product(
 
 
 def launch_weights(
-    problem: Problem, cut: Cut, unit: Unit, name: str, threads: int, shared_bytes: int, x: Array, dy: Array, out: Array
+    problem: Problem,
+    tiles: TileGrid,
+    unit: Unit,
+    name: str,
+    threads: int,
+    shared_bytes: int,
+    x: Array,
+    dy: Array,
+    out: Array,
 ) -> None:
     """Launch a kernel that makes a weight gradient, and add up what its splits made."""
-    g, partials = problem.geometry, partials_of(problem, cut)
-    plan = np.array((cut.tiles_m, cut.tiles_n, cut.splits, fast_div(g.c_group)), WEIGHT_PLAN)
-    grid = (jobs(problem, cut),)
+    g, partials = problem.geometry, partials_of(problem, tiles)
+    plan = np.array((tiles.tiles_m, tiles.tiles_n, tiles.splits, fast_div(g.c_group)), WEIGHT_PLAN)
+    grid = (jobs(problem, tiles),)
     block = (threads,)
     args = (x, dy, out, partials, conv_struct(g), plan)
     launch(problem.xp, unit, name, grid, block, args, shared_bytes)
@@ -124,9 +132,9 @@ def launch_weights(
         add_up(problem.xp, partials, out)
 
 
-def jobs(problem: Problem, cut: Cut) -> int:
+def jobs(problem: Problem, tiles: TileGrid) -> int:
     parts = parts_of(problem.geometry)[1] if problem.direction == "input_grad" else (1,)
-    return cut.tiles_n * math.prod(parts) * cut.tiles_m * problem.geometry.groups * cut.splits
+    return tiles.tiles_n * math.prod(parts) * tiles.tiles_m * problem.geometry.groups * tiles.splits
 
 
 def result_shape(problem: Problem) -> Ints:
@@ -134,13 +142,13 @@ def result_shape(problem: Problem) -> Ints:
     return {"forward": g.y_shape, "input_grad": g.x_shape, "weight_grad": g.w_shape}[problem.direction]
 
 
-def partials_of(problem: Problem, cut: Cut) -> Array | None:
-    if cut.splits == 1:
+def partials_of(problem: Problem, tiles: TileGrid) -> Array | None:
+    if tiles.splits == 1:
         return None
-    sums: Array = problem.xp.empty((cut.splits, math.prod(result_shape(problem))), accumulator(problem.dtype))
+    sums: Array = problem.xp.empty((tiles.splits, math.prod(result_shape(problem))), accumulator(problem.dtype))
     return sums
 
 
-def partial_bytes(problem: Problem, cut: Cut) -> int:
-    count = cut.splits * math.prod(result_shape(problem)) if cut.splits > 1 else 0
+def partial_bytes(problem: Problem, tiles: TileGrid) -> int:
+    count = tiles.splits * math.prod(result_shape(problem)) if tiles.splits > 1 else 0
     return count * accumulator(problem.dtype).itemsize
