@@ -295,7 +295,7 @@ def test_indices_of_64_bits(gpu, monkeypatch):
 
 
 def test_bfloat16_before_sm_80_is_refused(double, monkeypatch):
-    monkeypatch.setattr(gemm_cuda, "_compute_capability", lambda device: 75)
+    monkeypatch.setattr(gemm_cuda, "compute_capability", lambda device: 75)
     g = problem(PLAIN[2])
     posed = Problem(g, DTYPES["bfloat16"], "cuda:0", max_workspace=2**20)
     assert "8.0" in CudaGemm().refusal(posed)

@@ -227,7 +227,7 @@ def checked(monkeypatch):
     def install(**how):
         launch_in_the_emulator(monkeypatch, (depthwise_cuda, split_k), **how)
         monkeypatch.setattr(depthwise_cuda, "address", lambda array: 0)
-        monkeypatch.setattr(depthwise_cuda, "processors", lambda device: 4)
+        monkeypatch.setattr(depthwise_cuda, "multiprocessors", lambda device: 4)
 
     return install
 

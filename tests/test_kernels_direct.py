@@ -341,7 +341,7 @@ def checked(monkeypatch):
         launch_in_the_emulator(monkeypatch, (implicit_product, split_k, direct_stem), **how)
         for module in (direct_cuda, direct_stem):
             monkeypatch.setattr(module, "address", lambda array: 0)
-        monkeypatch.setattr(direct_tiles, "processors", lambda device: 16)
+        monkeypatch.setattr(direct_cuda, "multiprocessors", lambda device: 16)
 
     return install
 
