@@ -185,7 +185,10 @@ def device_of(x: Any) -> str:
 
 def on_device_of(x: Any) -> AbstractContextManager[object]:
     """Makes the device of `x` the current one, so that what is allocated inside lands beside it."""
-    return nullcontext() if isinstance(x, np.ndarray) else x.device
+    return _HERE if isinstance(x, np.ndarray) else x.device
+
+
+_HERE = nullcontext()
 
 
 def devices() -> list[str]:

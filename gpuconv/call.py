@@ -48,31 +48,31 @@ class Call(NamedTuple):
 
     caller: str
     ndim: int
-    stride: IntsLike
-    pad: PadLike
-    dilation: IntsLike
-    groups: int
-    layout: Layout
-    algorithm: str
-    precision: Precision
-    max_workspace: int | None
+    stride: IntsLike = 1
+    pad: PadLike = 0
+    dilation: IntsLike = 1
+    groups: int = 1
+    layout: Layout = "channels_last"
+    algorithm: str = "auto"
+    precision: Precision = "strict"
+    max_workspace: int | None = None
     pad_mode: PadMode = "zeros"
 
     def forward(self, x: Array, w: Array, bias: Array | None, activation: str | None, out: Array | None) -> Array:
-        backend.common_module(self.caller, x=x, w=w, bias=bias, out=out)
+        xp = backend.common_module(self.caller, x=x, w=w, bias=bias, out=out)
         dtype = backend.common_dtype(self.caller, x=x, w=w, bias=bias)
         g = self.geometry(x.shape, w.shape)
-        return self.run("forward", g, dtype, {"x": x, "w": w}, out, g.y_shape, bias, activation)
+        return self.run(xp, "forward", g, dtype, {"x": x, "w": w}, out, g.y_shape, bias, activation)
 
     def input_grad(self, dy: Array, w: Array, input_shape: Sequence[SupportsIndex], out: Array | None) -> Array:
-        backend.common_module(self.caller, dy=dy, w=w, out=out)
+        xp = backend.common_module(self.caller, dy=dy, w=w, out=out)
         dtype = backend.common_dtype(self.caller, dy=dy, w=w)
         g = self.geometry(input_shape, w.shape, "input_shape")
         self.check_shape("dy", dy, g.y_shape, "the convolution", g)
-        return self.run("input_grad", g, dtype, {"dy": dy, "w": w}, out, g.x_shape)
+        return self.run(xp, "input_grad", g, dtype, {"dy": dy, "w": w}, out, g.x_shape)
 
     def weight_grad(self, x: Array, dy: Array, kernel_shape: IntsLike, out: Array | None) -> Array:
-        backend.common_module(self.caller, x=x, dy=dy, out=out)
+        xp = backend.common_module(self.caller, x=x, dy=dy, out=out)
         dtype = backend.common_dtype(self.caller, x=x, dy=dy)
         kernel = as_ints(kernel_shape, self.ndim, "kernel_shape", self.caller)
         n, spatial, c = split_x_shape(x.shape, self.ndim, self.layout, self.caller)
@@ -82,7 +82,7 @@ class Call(NamedTuple):
             caller=self.caller,
         )  # fmt: skip
         self.check_shape("dy", dy, g.y_shape, "the convolution", g)
-        return self.run("weight_grad", g, dtype, {"x": x, "dy": dy}, out, g.w_shape)
+        return self.run(xp, "weight_grad", g, dtype, {"x": x, "dy": dy}, out, g.w_shape)
 
     def transpose(
         self,
@@ -94,13 +94,13 @@ class Call(NamedTuple):
         activation: str | None,
         out: Array | None,
     ) -> Array:
-        backend.common_module(self.caller, x=x, w=w, bias=bias, out=out)
+        xp = backend.common_module(self.caller, x=x, w=w, bias=bias, out=out)
         dtype = backend.common_dtype(self.caller, x=x, w=w, bias=bias)
         g = ConvGeometry.transposed(
             x.shape, w.shape, self.stride, self.pad, self.dilation, self.groups, output_pad, output_shape,
             layout=self.layout, ndim=self.ndim, caller=self.caller,
         )  # fmt: skip
-        return self.run("input_grad", g, dtype, {"x": x, "w": w}, out, g.x_shape, bias, activation)
+        return self.run(xp, "input_grad", g, dtype, {"x": x, "w": w}, out, g.x_shape, bias, activation)
 
     def explain(self, x: Array, w: Array, direction: Direction) -> ConvPlan:
         backend.common_module(self.caller, x=x, w=w)
@@ -164,6 +164,7 @@ class Call(NamedTuple):
 
     def run(
         self,
+        xp: ModuleType,
         direction: Direction,
         g: ConvGeometry,
         dtype: np.dtype[Any],
@@ -179,7 +180,7 @@ class Call(NamedTuple):
         What was packed takes the place of w where the arrays pose the problem that it was packed for.
         """
         first = next(iter(inputs.values()))
-        xp, device = backend.array_module(first), backend.device_of(first)
+        device = "cpu" if xp is np else backend.device_of(first)
         is_w = direction == "weight_grad"
         activation = self.check_activation(activation, dtype)
         self.check_bias(bias, shape[-1])
@@ -357,9 +358,9 @@ def _problem(*fields: Any) -> Problem:
     return Problem(*fields)
 
 
-def spatial_ndim(x: Array, name: str, caller: str, axes: str = "(N, *spatial, C)") -> int:
-    """The number of spatial axes of an array of these `axes`."""
-    backend.common_module(caller, **{name: x})
+def checked_array(x: Array, name: str, caller: str, axes: str = "(N, *spatial, C)") -> tuple[ModuleType, int]:
+    """The module of an array of these `axes`, and the number of its spatial axes."""
+    xp = backend.common_module(caller, **{name: x})
     if not 3 <= x.ndim <= 5:
         raise GeometryError(f"{caller}: {name}.shape={x.shape} has {x.ndim} axes, {axes} has 3 to 5.")
-    return x.ndim - 2
+    return xp, x.ndim - 2

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import SupportsIndex
 
-from gpuconv.call import Call, spatial_ndim
+from gpuconv.call import Call, checked_array
 from gpuconv.planning import ConvPlan
 from gpuconv.typing import Array, Direction, IntsLike, Layout, PadLike, PadMode, Precision
 
@@ -44,7 +44,10 @@ def conv1d(
     >>> conv1d(x, np.ones((2, 1, 1)), pad="causal").ravel()
     array([0., 1., 3., 5., 7.])
     """
-    call = Call("conv1d", 1, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode)
+    call = Call(
+        "conv1d", 1, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout, algorithm=algorithm,
+        precision=precision, max_workspace=max_workspace, pad_mode=pad_mode,
+    )  # fmt: skip
     return call.forward(x, w, bias, activation, out)
 
 
@@ -132,7 +135,10 @@ def conv2d(
            [18., 27., 27., 18.],
            [12., 18., 18., 12.]], dtype=float32)
     """
-    call = Call("conv2d", 2, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode)
+    call = Call(
+        "conv2d", 2, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout, algorithm=algorithm,
+        precision=precision, max_workspace=max_workspace, pad_mode=pad_mode,
+    )  # fmt: skip
     return call.forward(x, w, bias, activation, out)
 
 
@@ -164,7 +170,10 @@ def conv3d(
     >>> conv3d(np.ones((1, 4, 4, 4, 2)), np.ones((2, 2, 2, 2, 8)), stride=2).shape
     (1, 2, 2, 2, 8)
     """
-    call = Call("conv3d", 3, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode)
+    call = Call(
+        "conv3d", 3, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout, algorithm=algorithm,
+        precision=precision, max_workspace=max_workspace, pad_mode=pad_mode,
+    )  # fmt: skip
     return call.forward(x, w, bias, activation, out)
 
 
@@ -199,8 +208,9 @@ def conv1d_input_grad(
     array([1., 1., 1., 1.])
     """
     call = Call(
-        "conv1d_input_grad", 1, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode
-    )
+        "conv1d_input_grad", 1, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout,
+        algorithm=algorithm, precision=precision, max_workspace=max_workspace, pad_mode=pad_mode,
+    )  # fmt: skip
     return call.input_grad(dy, w, input_shape, out)
 
 
@@ -258,8 +268,9 @@ def conv2d_input_grad(
            [1., 2., 2., 1.]])
     """
     call = Call(
-        "conv2d_input_grad", 2, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode
-    )
+        "conv2d_input_grad", 2, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout,
+        algorithm=algorithm, precision=precision, max_workspace=max_workspace, pad_mode=pad_mode,
+    )  # fmt: skip
     return call.input_grad(dy, w, input_shape, out)
 
 
@@ -291,8 +302,9 @@ def conv3d_input_grad(
     (1, 4, 4, 4, 2)
     """
     call = Call(
-        "conv3d_input_grad", 3, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode
-    )
+        "conv3d_input_grad", 3, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout,
+        algorithm=algorithm, precision=precision, max_workspace=max_workspace, pad_mode=pad_mode,
+    )  # fmt: skip
     return call.input_grad(dy, w, input_shape, out)
 
 
@@ -324,8 +336,9 @@ def conv1d_weight_grad(
     array([3., 6.])
     """
     call = Call(
-        "conv1d_weight_grad", 1, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode
-    )
+        "conv1d_weight_grad", 1, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout,
+        algorithm=algorithm, precision=precision, max_workspace=max_workspace, pad_mode=pad_mode,
+    )  # fmt: skip
     return call.weight_grad(x, dy, kernel_shape, out)
 
 
@@ -380,8 +393,9 @@ def conv2d_weight_grad(
            [ 9., 12.,  9.]])
     """
     call = Call(
-        "conv2d_weight_grad", 2, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode
-    )
+        "conv2d_weight_grad", 2, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout,
+        algorithm=algorithm, precision=precision, max_workspace=max_workspace, pad_mode=pad_mode,
+    )  # fmt: skip
     return call.weight_grad(x, dy, kernel_shape, out)
 
 
@@ -413,8 +427,9 @@ def conv3d_weight_grad(
     (2, 2, 2, 2, 8)
     """
     call = Call(
-        "conv3d_weight_grad", 3, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode
-    )
+        "conv3d_weight_grad", 3, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout,
+        algorithm=algorithm, precision=precision, max_workspace=max_workspace, pad_mode=pad_mode,
+    )  # fmt: skip
     return call.weight_grad(x, dy, kernel_shape, out)
 
 
@@ -452,7 +467,10 @@ def conv_transpose1d(
     >>> conv_transpose1d(np.ones((1, 3, 4)), np.ones((2, 8, 4)), stride=2).shape
     (1, 6, 8)
     """
-    call = Call("conv_transpose1d", 1, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace)
+    call = Call(
+        "conv_transpose1d", 1, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout,
+        algorithm=algorithm, precision=precision, max_workspace=max_workspace,
+    )  # fmt: skip
     return call.transpose(x, w, bias, output_pad, output_shape, activation, out)
 
 
@@ -516,7 +534,10 @@ def conv_transpose2d(
            [3., 3., 4., 4.],
            [3., 3., 4., 4.]])
     """
-    call = Call("conv_transpose2d", 2, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace)
+    call = Call(
+        "conv_transpose2d", 2, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout,
+        algorithm=algorithm, precision=precision, max_workspace=max_workspace,
+    )  # fmt: skip
     return call.transpose(x, w, bias, output_pad, output_shape, activation, out)
 
 
@@ -551,7 +572,10 @@ def conv_transpose3d(
     >>> conv_transpose3d(np.ones((1, 2, 2, 2, 4)), np.ones((3, 3, 3, 8, 4)), stride=2, pad="same").shape
     (1, 4, 4, 4, 8)
     """
-    call = Call("conv_transpose3d", 3, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace)
+    call = Call(
+        "conv_transpose3d", 3, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout,
+        algorithm=algorithm, precision=precision, max_workspace=max_workspace,
+    )  # fmt: skip
     return call.transpose(x, w, bias, output_pad, output_shape, activation, out)
 
 
@@ -602,6 +626,9 @@ def explain(
     >>> explain(x, w, algorithm="gemm")
     <ConvPlan n1_h8w8_c4_k4_r1s1 float32 forward on cpu: gemm, no workspace>
     """
-    ndim = spatial_ndim(x, "x", "explain")
-    call = Call("explain", ndim, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode)
+    _, ndim = checked_array(x, "x", "explain")
+    call = Call(
+        "explain", ndim, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout,
+        algorithm=algorithm, precision=precision, max_workspace=max_workspace, pad_mode=pad_mode,
+    )  # fmt: skip
     return call.explain(x, w, direction)

@@ -12,7 +12,7 @@ from gpuconv import backend
 from gpuconv.algorithms import columns
 from gpuconv.algorithms.cuda import columns as columns_cuda
 from gpuconv.algorithms.strips import gather
-from gpuconv.call import spatial_ndim
+from gpuconv.call import checked_array
 from gpuconv.errors import GeometryError
 from gpuconv.geometry import ConvGeometry
 from gpuconv.support.integers import as_ints
@@ -53,13 +53,13 @@ def im2col(
            [1, 2],
            [2, 3]])
     """
-    ndim = spatial_ndim(x, "x", "im2col")
+    xp, ndim = checked_array(x, "x", "im2col")
     kernel = as_ints(kernel_shape, ndim, "kernel_shape", "im2col")
     backend.check_number(x, "im2col", "x")
     n, *spatial, c = x.shape
     g = ConvGeometry.create(n, spatial, c, 1, kernel, stride, pad, dilation, caller="im2col")
     with backend.on_device_of(x):
-        return columns.im2col(backend.array_module(x), x, g)
+        return columns.im2col(xp, x, g)
 
 
 def col2im(
@@ -161,7 +161,7 @@ def pad(
     >>> padded.ravel(), pads
     (array([0., 1., 2., 2.]), ((0, 1),))
     """
-    ndim = spatial_ndim(x, "x", "pad")
+    xp, ndim = checked_array(x, "x", "pad")
     if kernel_shape is None and isinstance(pad, str) and pad in ("same", "full", "causal"):
         raise GeometryError(f"pad: pad={pad!r} depends on the kernel. Pass kernel_shape, or pad with numbers.")
     kernel = as_ints(1 if kernel_shape is None else kernel_shape, ndim, "kernel_shape", "pad")
@@ -169,7 +169,6 @@ def pad(
     n, *spatial, c = x.shape
     pads = ConvGeometry.create(n, spatial, c, 1, kernel, stride, pad, dilation, pad_mode=mode, caller="pad").pad
     g = ConvGeometry.create(n, spatial, c, 1, (1,) * ndim, pad=pads, pad_mode=mode, caller="pad")
-    xp = backend.array_module(x)
     with backend.on_device_of(x):
         padded: Array = xp.empty((n, *g.padded, c), backend.native(x.dtype))
         if padded.size and columns.by_kernel(xp, x, g):

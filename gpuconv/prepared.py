@@ -10,7 +10,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from gpuconv import autotune, backend
-from gpuconv.call import Call, PrepackedWeights, spatial_ndim
+from gpuconv.call import Call, PrepackedWeights, checked_array
 from gpuconv.errors import WorkspaceError
 from gpuconv.geometry import ConvGeometry
 from gpuconv.planning import (
@@ -152,9 +152,12 @@ def prepare(
     >>> np.array_equal(blur(x), conv2d(x, w, pad="same", algorithm="winograd"))
     True
     """
-    ndim = spatial_ndim(w, "w", "prepare", "(*kernel, C // groups, F)")
+    _, ndim = checked_array(w, "w", "prepare", "(*kernel, C // groups, F)")
     limit = workspace_limit(max_workspace, "prepare")
-    call = Call("prepare", ndim, stride, pad, dilation, groups, layout, algorithm, precision, limit, pad_mode)
+    call = Call(
+        "prepare", ndim, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout, algorithm=algorithm,
+        precision=precision, max_workspace=limit, pad_mode=pad_mode,
+    )  # fmt: skip
     return PreparedConv(call, w, x_shape, bias, activation)
 
 
@@ -210,11 +213,11 @@ class PreparedConv:
             If x or out is of another shape, library, dtype or device.
         """
         call, g = self._call, self.plan.geometry
-        backend.common_module(call.caller, x=x, w=self._w, out=out)
+        xp = backend.common_module(call.caller, x=x, w=self._w, out=out)
         dtype = backend.common_dtype(call.caller, x=x, w=self._w)
         call.check_shape("x", x, g.x_shape, "the convolution", g)
         arrays = {"x": x, "w": self._w}
-        return call.run("forward", g, dtype, arrays, out, g.y_shape, self._bias, self._activation, self._packed)
+        return call.run(xp, "forward", g, dtype, arrays, out, g.y_shape, self._bias, self._activation, self._packed)
 
     def __repr__(self) -> str:
         plan = self.plan

@@ -483,7 +483,7 @@ def test_rates_of_a_row():
     assert row.gflops == 2 * 64 * 36 * 4 / 2e-3 / 1e9
     assert row.bytes == 4 * (2 * 64 * 4 + 9 * 16)
     assert row.gbs == row.bytes / 2e-3 / 1e9
-    assert row.times.parallel_for == pytest.approx(0.075)
+    assert row.times.spread == pytest.approx(0.075)
 
 
 DENSE, STRIDED, DEPTHWISE = SMALL, "n1_h8w8_c4_k4_r3s3_p1_st2", "n1_h8w8_c4_k4_r3s3_p1_g4"

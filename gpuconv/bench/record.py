@@ -63,7 +63,7 @@ class Times:
         return cls(median, low, high, len(seconds))
 
     @property
-    def parallel_for(self) -> float:
+    def spread(self) -> float:
         """Half the distance of the quartiles, as a part of the median."""
         return (self.high - self.low) / 2 / self.median
 

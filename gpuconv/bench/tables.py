@@ -30,7 +30,7 @@ def rows(some: Sequence[Row], limits: Limits, peers: Sequence[str], width: int) 
     """One line a row, a rule between suites."""
     columns = [
         Column("ms", lambda row: digits(row.times.median)),
-        Column("spread", lambda row: f"±{row.times.parallel_for:.0%}", wide_only=True),
+        Column("spread", lambda row: f"±{row.times.spread:.0%}", wide_only=True),
         Column("GFLOP/s", lambda row: digits(row.gflops)),
         Column("of peak", lambda row: f"{row.gflops / limits.gflops:.0%}"),
         Column("GB/s", lambda row: digits(row.gbs), wide_only=True),

@@ -54,7 +54,7 @@ class Result:
         for name, times in {"gpuconv": self.times, **{f"torch, {way}": t for way, t in self.peers.items()}}.items():
             ratio = "" if name == "gpuconv" else f"{times.median / ours:.2f}×"
             rate = f"{1e3 * self.batch / times.median:,.0f}"
-            table.add_row(name, digits(times.median), f"±{times.parallel_for:.0%}", rate, ratio)
+            table.add_row(name, digits(times.median), f"±{times.spread:.0%}", rate, ratio)
         return table
 
     def write(self, path: Path, provenance: Provenance) -> None:

@@ -142,7 +142,7 @@ class Fold(NamedTuple):
             self.operation(left, right, out=sums)
             step *= 2
 
-    def parallel_for(self, source: Array, axis: int, window: Window, target: Array) -> None:
+    def spread(self, source: Array, axis: int, window: Window, target: Array) -> None:
         """The adjoint of a sum: `target` holds at each position the sum of `source` over the windows that hold it."""
         size, out, taps, stride, _, pad = window
         if stride == 1:
@@ -175,7 +175,7 @@ def buffers(window: Window) -> int:
 
 
 def spread_buffers(window: Window) -> int:
-    """Elements that `Fold.parallel_for` takes at most, for each element across the axis."""
+    """Elements that `Fold.spread` takes at most, for each element across the axis."""
     size, out, taps, stride, *_ = window
     if stride == 1:
         return buffers(Window(out, size, taps))

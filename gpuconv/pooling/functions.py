@@ -297,7 +297,7 @@ class _Pool:
         self.xp = backend.common_module(caller, **inputs, out=out)
         self.dtype = backend.common_dtype(caller, **inputs)
         self.call = Call(
-            caller, 2, kernel_shape if stride is None else stride, pad, dilation, 1, layout, "auto", "strict", None
+            caller, 2, stride=kernel_shape if stride is None else stride, pad=pad, dilation=dilation, layout=layout
         )
         shape, name = (inputs["x"].shape, "x.shape") if input_shape is None else (input_shape, "input_shape")
         n, spatial, c = split_x_shape(shape, 2, layout, caller, name)

@@ -139,12 +139,12 @@ def avg_pool_grad(
                 share = workspace.take(part.shape, dtype)
                 share[...] = part
                 xp.divide(share, by if len(by) == 1 else by[some], out=share)
-                fold.parallel_for(share, 2, across, middle[:, some])
+                fold.spread(share, 2, across, middle[:, some])
                 workspace.used = used
             for w in _strips(g.spatial[1], column, strip):
                 used, target = workspace.used, dx_nhwc[:, :, w]
                 made = target if dtype == dx.dtype else workspace.take(target.shape, dtype)
-                fold.parallel_for(middle[:, :, w], 1, window, made)
+                fold.spread(middle[:, :, w], 1, window, made)
                 if made is not target:
                     target[...] = made
                 workspace.used = used
