@@ -56,7 +56,7 @@ MAX_ELEMENTS = (LARGEST + 1) // 16
 Make = TypeVar("Make", bound=Callable[..., Any])
 
 
-def _remembered(make: Make) -> Make:
+def remembered(make: Make) -> Make:
     """Remembers what a function of ints and strings, and tuples of them, returned: a loop asks the same each time.
 
     What equals an int but is none (True, 2.0) goes past the memory, and so does what cannot be hashed (lists).
@@ -81,6 +81,7 @@ def _are_exact(values: Iterable[object]) -> bool:
 
 
 _EXACT = {int, str, type, type(None)}
+_EXACT_INTS = {int}
 
 
 class SourceRun(NamedTuple):
@@ -151,7 +152,7 @@ class ConvGeometry(CachedHash):
     # ---------------------------------------------------------------------------------------------- making one
 
     @classmethod
-    @_remembered
+    @remembered
     def create(
         cls,
         n: int,
@@ -199,7 +200,7 @@ class ConvGeometry(CachedHash):
         )
 
     @classmethod
-    @_remembered
+    @remembered
     def from_shapes(
         cls,
         x_shape: Sequence[SupportsIndex],
@@ -233,7 +234,7 @@ class ConvGeometry(CachedHash):
         return cls.create(n, spatial, c, k, kernel, stride, pad, dilation, groups, pad_mode, caller=caller)
 
     @classmethod
-    @_remembered
+    @remembered
     def transposed(
         cls,
         x_shape: Sequence[SupportsIndex],
@@ -672,9 +673,15 @@ def _within_reach(g: ConvGeometry) -> ConvGeometry:
             if steps[axis] > size and steps[axis] * row > MAX_ELEMENTS:
                 steps[axis] = size
         row *= max(size, g.out[axis])
-    if (*strides, *dilations) == (*g.stride, *g.dilation):
-        return g
-    return replace(g, stride=tuple(strides), dilation=tuple(dilations))
+    if (*strides, *dilations) != (*g.stride, *g.dilation):
+        g = replace(g, stride=tuple(strides), dilation=tuple(dilations))
+    return _the_one(g)
+
+
+@lru_cache(maxsize=4096)
+def _the_one(g: ConvGeometry) -> ConvGeometry:
+    """The same object for equal geometries of all functions, which caches find without comparing its fields."""
+    return g
 
 
 # -------------------------------------------------------------------------------------------------- shapes and layouts
@@ -707,6 +714,8 @@ def _of_length(
     shape: Sequence[SupportsIndex], ndim: int, caller: str, name: str, last: str, first: str, layout: str
 ) -> Ints:
     check_layout(layout, caller)
+    if type(shape) is tuple and len(shape) == ndim + 2 and _EXACT_INTS.issuperset(map(type, shape)):
+        return shape  # that of an array
     try:
         sizes = tuple(operator.index(size) for size in shape)
     except TypeError:

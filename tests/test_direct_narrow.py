@@ -10,7 +10,7 @@ from guarded import Guarded
 from tolerances import assert_exact
 
 import gpuconv
-from gpuconv.algorithms.cpu import direct_depthwise, direct_narrow
+from gpuconv.algorithms.cpu import direct, direct_depthwise, direct_narrow
 from gpuconv.planning import _choose, problem_of
 from gpuconv.simd.host import numba_is_there
 
@@ -30,6 +30,7 @@ def _parts(monkeypatch):
 
 def forget():
     direct_narrow.parts_of.cache_clear()
+    direct._pieces.cache_clear()
     _choose.cache_clear()
 
 
@@ -96,7 +97,7 @@ def test_nothing_else_is_touched(monkeypatch, c, behind):
     guarded = Guarded(behind)
     x, w, b = arrays(c, (3, 3), (5, 71))
     want = oracle.conv(x, w, b, stride=(1, 1), pads=((1, 1), (1, 1)), dilation=(1, 1), groups=c)
-    guarded.take_over(monkeypatch, direct_depthwise, direct_narrow)
+    guarded.take_over(monkeypatch, direct, direct_depthwise, direct_narrow)
     out = guarded.empty(want.shape, np.float32)
     gpuconv.conv2d(*map(guarded, (x, w, b)), pad=1, groups=c, algorithm="direct", out=out)
     assert_exact(np.array(out), want, "float32")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -37,12 +38,23 @@ class Divisor(NamedTuple):
         """For some rows of outputs, of a shape that broadcasts over (n, p, q, c)."""
         divisor: Array
         if self.counts_pads:
-            divisor = self.xp.full((1, 1, 1), float(math.prod(self.g.kernel)), self.dtype)
+            divisor = _full(self.xp, math.prod(self.g.kernel), self.dtype)
         else:
             down, across = windows_of(self.g)
             counts: list[Array] = [down.counts(rows), across.counts(slice(0, across.out))]
             divisor = self.xp.asarray(np.outer(*(some.astype(self.dtype) for some in counts))[..., None])
         return divisor
+
+
+def _full(xp: ModuleType, taps: int, dtype: np.dtype[Any]) -> Array:
+    return _remembered_full(taps, dtype) if xp is np else xp.full((1, 1, 1), float(taps), dtype)
+
+
+@lru_cache(maxsize=64)
+def _remembered_full(taps: int, dtype: np.dtype[Any]) -> Array:
+    full = np.full((1, 1, 1), float(taps), dtype)
+    full.flags.writeable = False
+    return full
 
 
 def avg_pool(caller: str, xp: ModuleType, x: Array, g: ConvGeometry, y: Array, divisor: Divisor, limit: int) -> None:

@@ -28,6 +28,9 @@ NUMPY_BUFFER = 2048
 """Elements that NumPy buffers of each operand, where strides or dtypes make it do so. With its default of 8192 three
 operands took 200 KB, and no less time (NumPy 2.4, Intel Xeon, 2026-11-30)."""
 
+NUMPY_BUFFERS = 3 * 8192 * 16
+"""The bytes of its buffers where its default stands: of three operands, of complex128 at most."""
+
 QUIET = MappingProxyType({"invalid": "ignore"})
 """NaN may be compared; ml_dtypes warns where a bfloat16 is."""
 
@@ -84,9 +87,13 @@ class Task(NamedTuple):
         if self.xp is np and self.image_bytes is not None and math.prod(self.g.x_shape) > WORTH_A_THREAD:
             threads = cpu.workers()
         if threads == 1 and self._images(1) == n and (need := self.need(n, self.rows, c)) <= self.limit:
+            whole = Block(slice(0, n), slice(0, self.rows), slice(0, c))
+            if not self.errstate and need + NUMPY_BUFFERS <= self.limit:
+                make_worker(need)(whole)
+                return
             with np.errstate(**self.errstate):
                 np.setbufsize(self.numpy_buffer)
-                make_worker(need)(Block(slice(0, n), slice(0, self.rows), slice(0, c)))
+                make_worker(need)(whole)
             return
         plan = self._plan(threads)
         errstate = {**np.geterr(), **self.errstate}  # the caller's holds for its thread alone

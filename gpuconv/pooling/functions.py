@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from gpuconv import backend
 from gpuconv.call import Call
 from gpuconv.cuda.arguments import too_long
 from gpuconv.errors import DTypeError, WorkspaceError
-from gpuconv.geometry import ConvGeometry, split_x_shape
+from gpuconv.geometry import ConvGeometry, remembered, split_x_shape
 from gpuconv.planning import workspace_limit
 from gpuconv.pooling import averages, compiled, cuda, large, maxima
 from gpuconv.pooling.averages import Divisor
@@ -278,6 +279,35 @@ def avg_pool2d_grad(
     return pool.run(pool.g.x_shape, write, kernel)
 
 
+class _Posed(NamedTuple):
+    """The geometry of a pooling, whether its windows are apart, and how many taps they have inside the input."""
+
+    g: ConvGeometry
+    is_apart: bool
+    taps: int
+
+
+@remembered
+def _posed(
+    caller: str,
+    name: str,
+    shape: Ints,
+    kernel_shape: IntsLike,
+    stride: IntsLike,
+    pad: PadLike,
+    dilation: IntsLike,
+    layout: Layout,
+) -> _Posed:
+    n, spatial, c = split_x_shape(shape, 2, layout, caller, name)
+    kernel = as_ints(kernel_shape, 2, "kernel_shape", caller)
+    g = ConvGeometry.create(n, spatial, c, c, kernel, stride, pad, dilation, caller=caller)
+    check_windows(g, caller)
+    down, across = windows_of(g)
+    # of taps over padding there may be any number
+    is_apart = are_apart(g) and down.taps <= down.size and across.taps <= across.size
+    return _Posed(g, is_apart, down.taps * across.taps)
+
+
 class _Pool:
     """The arrays and the geometry of one call, checked; `input_shape` is x's own where None."""
 
@@ -300,19 +330,14 @@ class _Pool:
             caller, 2, stride=kernel_shape if stride is None else stride, pad=pad, dilation=dilation, layout=layout
         )
         shape, name = (inputs["x"].shape, "x.shape") if input_shape is None else (input_shape, "input_shape")
-        n, spatial, c = split_x_shape(shape, 2, layout, caller, name)
-        kernel = as_ints(kernel_shape, 2, "kernel_shape", caller)
-        self.g = ConvGeometry.create(n, spatial, c, c, kernel, self.call.stride, pad, dilation, caller=caller)
+        posed = _posed(caller, name, shape, kernel_shape, self.call.stride, pad, dilation, layout)
+        self.g, self.is_apart, taps = posed
         if "dy" in inputs:
             self.call.check_shape("dy", inputs["dy"], self.g.y_shape, "pooling", self.g)
-        check_windows(self.g, caller)
         self.views = {name: self.call.channels_last(array) for name, array in inputs.items()}
         self.limit = workspace_limit(None, caller)
-        down, across = windows_of(self.g)
-        # of taps over padding there may be any number
-        self.is_apart = are_apart(self.g) and down.taps <= down.size and across.taps <= across.size
         most = MOST_TAPS_APART if self.is_apart else MOST_TAPS
-        self.is_large = down.taps * across.taps > (most if self.xp is np else MOST_TAPS_ON_GPU)
+        self.is_large = taps > (most if self.xp is np else MOST_TAPS_ON_GPU)
 
     def refuse_complex(self) -> None:
         if backend.is_complex(self.dtype):

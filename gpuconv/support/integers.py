@@ -32,7 +32,7 @@ def is_one_of(value: object, words: Container[str]) -> bool:
 
 def is_scalar(value: object) -> bool:
     """One value for all axes, right or wrong: an integer, or what has no entries to look at."""
-    return is_int(value) or not hasattr(value, "__len__") or getattr(value, "ndim", 1) == 0
+    return type(value) is int or is_int(value) or not hasattr(value, "__len__") or getattr(value, "ndim", 1) == 0
 
 
 def as_int(value: object, name: str, caller: str, least: int = 1) -> int:

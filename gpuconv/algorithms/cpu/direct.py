@@ -13,15 +13,17 @@ neither do the bits.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 
+from gpuconv import cpu
 from gpuconv.algorithms.adjoint import adjoint_classes, adjoint_parts
 from gpuconv.algorithms.base import Cost, PlainWeights, Problem
 from gpuconv.algorithms.cpu.compiled import AT_ONCE, copied_bytes
 from gpuconv.algorithms.cpu.direct_dense import DenseTiling
 from gpuconv.algorithms.cpu.direct_depthwise import DepthwiseTiling
-from gpuconv.algorithms.cpu.direct_narrow import parts_of
+from gpuconv.algorithms.cpu.direct_narrow import Part, parts_of
 from gpuconv.algorithms.cpu.direct_scatter import ScatterTiling
 from gpuconv.algorithms.epilogue import fill, finish
 from gpuconv.algorithms.groups import weights_by_group
@@ -95,9 +97,7 @@ class Direct(PlainWeights):
 
     def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
         x, dy = native(x), native(dy)
-        parts = parts_of(problem, problem.geometry)
-        for number, part in enumerate(parts):
-            tiling = _tiling_of(problem, part.g)
+        for number, (part, tiling) in enumerate(_pieces(problem, problem.geometry, cpu.workers())):
             if part.columns == 0:
                 tiling.weight_gradient(x, dy, out)
                 continue
@@ -111,12 +111,12 @@ def _correlate(
 ) -> None:
     """Compute all, (geometry, x, w, where to), side by side."""
     relu = activation == "relu"
-    tilings, jobs = [], []
+    threads, jobs = 1, []
     for g, x, w, to in correlations:
-        for part in parts_of(problem, g):
-            tilings.append(_tiling_of(problem, part.g))
-            jobs.append(tilings[-1].job(*part.of(x, w, to, bias), relu=relu))
-    run(max((tiling.threads for tiling in tilings), default=1), jobs, macs=problem.geometry.macs)
+        for part, tiling in _pieces(problem, g, cpu.workers()):
+            threads = max(threads, tiling.threads)
+            jobs.append(tiling.job(*part.of(x, w, to, bias), relu=relu))
+    run(threads, jobs, macs=problem.geometry.macs)
 
 
 def _target(problem: Problem, out: Array) -> Array:
@@ -138,11 +138,13 @@ def _tilings(problem: Problem) -> list[tuple[DenseTiling | DepthwiseTiling | Sca
     """All that a problem consists of, and how often it does of each."""
     if ScatterTiling.supports(problem):
         return [(ScatterTiling.of(problem), 1)]
-    return [
-        (_tiling_of(problem, one), count)
-        for g, count in _correlations(problem)
-        for one in (part.g for part in parts_of(problem, g))
-    ]
+    return [(tiling, count) for g, count in _correlations(problem) for _, tiling in _pieces(problem, g, cpu.workers())]
+
+
+@lru_cache(maxsize=1024)
+def _pieces(problem: Problem, g: ConvGeometry, _: int) -> tuple[tuple[Part, DenseTiling | DepthwiseTiling], ...]:
+    """The parts of a correlation, each with its tiling, which depends on the number of threads as well."""
+    return tuple((part, _tiling_of(problem, part.g)) for part in parts_of(problem, g))
 
 
 def _tiling_of(problem: Problem, g: ConvGeometry) -> DenseTiling | DepthwiseTiling:

@@ -42,6 +42,8 @@ class Part(NamedTuple):
 
     def of(self, x: Array, w: Array, y: Array, bias: Array | None) -> tuple[Array, Array, Array, Array | None]:
         """The part in x, w (*taps, channels, 1, 1), y and the bias, as `g` describes them."""
+        if self.columns == 0:
+            return x, w, y, bias
         if self.columns > 1:
             w = np.tile(w.reshape(*self.g.kernel, -1), self.columns)[..., None, None]
             bias = None if bias is None else np.tile(bias, self.columns)
