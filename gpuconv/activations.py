@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from gpuconv.algorithms import epilogue
 from gpuconv.errors import DTypeError
 from gpuconv.support import named
 from gpuconv.support.integers import flag
-from gpuconv.typing import Array
+from gpuconv.typing import Array, LayerActivationName
 
 
 class Activation(named.Named):
@@ -274,8 +274,11 @@ _CLASSES: tuple[type[Activation], ...] = (
 
 ACTIVATIONS: dict[str, type[Activation]] = {kind.name: kind for kind in _CLASSES}
 
+ActivationLike: TypeAlias = Activation | LayerActivationName | str
+"""An activation, its name, or its name with parameters, as `parse` reads it."""
 
-def parse(given: str | Activation | None, caller: str = "activations.parse", argument: str = "acti_fn") -> Activation:
+
+def parse(given: ActivationLike | None, caller: str = "activations.parse", argument: str = "acti_fn") -> Activation:
     """An activation from its name, with parameters or without: ``"relu"``, ``"elu(alpha=0.5)"``. None is identity.
 
     >>> parse("ELU(0.5)")

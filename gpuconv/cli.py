@@ -28,7 +28,7 @@ from gpuconv.simd.host import try_numba
 from gpuconv.support import disk
 from gpuconv.support.numbers import si
 from gpuconv.tools.streams import INTERRUPTED
-from gpuconv.typing import Direction, Precision
+from gpuconv.typing import AlgorithmName, Direction, Precision
 
 if TYPE_CHECKING:
     from gpuconv.bench.case import Case
@@ -207,9 +207,10 @@ def demo(
     """A photograph under a bank of filters, every algorithm held to the for-loops, a network that learns to read."""
     from gpuconv.demo import compare, digits, lenet, lesson, panels, pictures, sheet
 
+    named = cast("AlgorithmName", algorithm)
     with _usage_errors("demo"):
         device = backend.check_device(device, "device")
-        lenet.check_algorithm(algorithm, device)
+        lenet.check_algorithm(named, device)
         photo = pictures.load(image)
         name = Path(image).stem
         path = sheet.target(out, name)
@@ -224,7 +225,7 @@ def demo(
         rows = progress.track(compare.comparisons(photo, device), total=compare.count(), description="comparing")
         table = _comparison_table(rows)
     console.print(table)
-    trained = lenet.train(digits.load(), epochs, algorithm=algorithm, device=device)
+    trained = lenet.train(digits.load(), epochs, algorithm=named, device=device)
     learnt = path.with_name(f"{path.stem}-lenet{path.suffix}")
     with _usage_errors("demo"):
         lesson.save(trained, learnt, f"{trained.words}, on {where}")

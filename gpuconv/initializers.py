@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from gpuconv import backend
 from gpuconv.errors import GeometryError
 from gpuconv.support import counter_rng, named
 from gpuconv.support.integers import as_int, as_ints
-from gpuconv.typing import Array, DTypeLike
+from gpuconv.typing import Array, DTypeLike, InitializerName
 
 
 class Initializer(named.Named):
@@ -159,8 +160,11 @@ _CLASSES: tuple[type[Initializer], ...] = (
 
 INITIALIZERS: dict[str, type[Initializer]] = {kind.name: kind for kind in _CLASSES}
 
+InitializerLike: TypeAlias = Initializer | InitializerName | str
+"""An initializer, its name, or its name with parameters, as `parse` reads it."""
 
-def parse(given: str | Initializer, caller: str = "initializers.parse", argument: str = "init_w") -> Initializer:
+
+def parse(given: InitializerLike, caller: str = "initializers.parse", argument: str = "init_w") -> Initializer:
     """An initializer from its name, with parameters or without.
 
     >>> parse("he_normal")

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from gpuconv import backend
 from gpuconv.errors import DTypeError, GeometryError
 from gpuconv.support import named
 from gpuconv.support.integers import as_int
-from gpuconv.typing import Array, Ints
+from gpuconv.typing import Array, Ints, LossName
 
 
 class Loss(named.Named):
@@ -187,8 +187,11 @@ _CLASSES: tuple[type[Loss], ...] = (SoftmaxCrossEntropy, SquaredError)
 
 LOSSES: dict[str, type[Loss]] = {kind.name: kind for kind in _CLASSES}
 
+LossLike: TypeAlias = Loss | LossName | str
+"""A loss, its name, or its name with parameters, as `parse` reads it."""
 
-def parse(given: str | Loss, caller: str = "losses.parse", argument: str = "loss") -> Loss:
+
+def parse(given: LossLike, caller: str = "losses.parse", argument: str = "loss") -> Loss:
     """A loss from its name.
 
     >>> parse("squared_error")

@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from gpuconv import backend, schedulers
 from gpuconv.errors import DTypeError, GeometryError
-from gpuconv.schedulers import Scheduler
+from gpuconv.schedulers import Scheduler, SchedulerLike
 from gpuconv.support import named
 from gpuconv.support.integers import flag
-from gpuconv.typing import Array
+from gpuconv.typing import Array, OptimizerName
 
 Cache = dict[str, Any]
 """What an optimizer remembers of one layer: ``{"step": int, parameter: {name: array}}``."""
@@ -50,7 +50,7 @@ class Optimizer(named.Named):
     clip_norm: float | None
     scheduler: Scheduler | None
 
-    def _set_common(self, lr: float, clip_norm: float | None, scheduler: str | Scheduler | None) -> None:
+    def _set_common(self, lr: float, clip_norm: float | None, scheduler: SchedulerLike | None) -> None:
         self.lr = named.positive(lr, "lr", self.name)
         self.clip_norm = None if clip_norm is None else named.positive(clip_norm, "clip_norm", self.name)
         self.scheduler = None if scheduler is None else schedulers.parse(scheduler, self.name)
@@ -136,7 +136,7 @@ class SGD(Optimizer):
         momentum: float = 0.0,
         nesterov: bool = False,
         clip_norm: float | None = None,
-        scheduler: str | Scheduler | None = None,
+        scheduler: SchedulerLike | None = None,
     ) -> None:
         self._set_common(lr, clip_norm, scheduler)
         self.momentum = named.positive(momentum, "momentum", self.name, below=1)
@@ -171,7 +171,7 @@ class AdaGrad(Optimizer):
         lr: float = 0.01,
         eps: float = 1e-7,
         clip_norm: float | None = None,
-        scheduler: str | Scheduler | None = None,
+        scheduler: SchedulerLike | None = None,
     ) -> None:
         self._set_common(lr, clip_norm, scheduler)
         self.eps = named.positive(eps, "eps", self.name)
@@ -197,7 +197,7 @@ class RMSProp(Optimizer):
         decay: float = 0.9,
         eps: float = 1e-7,
         clip_norm: float | None = None,
-        scheduler: str | Scheduler | None = None,
+        scheduler: SchedulerLike | None = None,
     ) -> None:
         self._set_common(lr, clip_norm, scheduler)
         self.decay = named.positive(decay, "decay", self.name, below=1)
@@ -228,7 +228,7 @@ class Adam(Optimizer):
         decay2: float = 0.999,
         eps: float = 1e-8,
         clip_norm: float | None = None,
-        scheduler: str | Scheduler | None = None,
+        scheduler: SchedulerLike | None = None,
     ) -> None:
         self._set_common(lr, clip_norm, scheduler)
         self.decay1 = named.positive(decay1, "decay1", self.name, below=1)
@@ -262,7 +262,7 @@ class AdamW(Adam):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
         clip_norm: float | None = None,
-        scheduler: str | Scheduler | None = None,
+        scheduler: SchedulerLike | None = None,
     ) -> None:
         super().__init__(lr, decay1, decay2, eps, clip_norm, scheduler)
         self.weight_decay = named.positive(weight_decay, "weight_decay", self.name)
@@ -276,8 +276,11 @@ _CLASSES: tuple[type[Optimizer], ...] = (SGD, AdaGrad, RMSProp, Adam, AdamW)
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {kind.name: kind for kind in _CLASSES}
 
+OptimizerLike: TypeAlias = Optimizer | OptimizerName | str
+"""An optimizer, its name, or its name with parameters, as `parse` reads it."""
 
-def parse(given: str | Optimizer | None, caller: str = "optimizers.parse", argument: str = "optimizer") -> Optimizer:
+
+def parse(given: OptimizerLike | None, caller: str = "optimizers.parse", argument: str = "optimizer") -> Optimizer:
     """An optimizer from its name, with parameters or without. None is plain SGD.
 
     >>> parse("sgd(lr=0.1, momentum=0.9)")

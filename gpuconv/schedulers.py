@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 from gpuconv.support import named
 from gpuconv.support.integers import flag
+from gpuconv.typing import SchedulerName
 
 
 class Scheduler(named.Named):
@@ -95,8 +97,11 @@ _CLASSES: tuple[type[Scheduler], ...] = (ConstantScheduler, ExponentialScheduler
 
 SCHEDULERS: dict[str, type[Scheduler]] = {kind.name: kind for kind in _CLASSES}
 
+SchedulerLike: TypeAlias = Scheduler | SchedulerName | str
+"""A scheduler, its name, or its name with parameters, as `parse` reads it."""
 
-def parse(given: str | Scheduler, caller: str = "schedulers.parse", argument: str = "scheduler") -> Scheduler:
+
+def parse(given: SchedulerLike, caller: str = "schedulers.parse", argument: str = "scheduler") -> Scheduler:
     """A scheduler from its name, with parameters or without.
 
     >>> parse("cosine(initial_lr=0.1, steps=100)")(100)

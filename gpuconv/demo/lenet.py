@@ -13,10 +13,10 @@ from gpuconv.backend import to_device, to_numpy
 from gpuconv.demo.digits import Digits, distorted
 from gpuconv.layers import Conv2D, Dense, Flatten, MaxPool2D
 from gpuconv.models import History, Sequential
-from gpuconv.optimizers import Adam, Optimizer
+from gpuconv.optimizers import Adam, OptimizerLike
 from gpuconv.planning import DIRECTIONS
 from gpuconv.schedulers import CosineScheduler
-from gpuconv.typing import Array
+from gpuconv.typing import AlgorithmName, Array
 
 BATCH = 64
 RATE = 0.002
@@ -59,7 +59,7 @@ class Trained:
         return counts
 
 
-def lenet(*, algorithm: str = "auto", optimizer: str | Optimizer = "adam", rng: int = 0) -> Sequential:
+def lenet(*, algorithm: AlgorithmName = "auto", optimizer: OptimizerLike = "adam", rng: int = 0) -> Sequential:
     """Two convolutions, each with a pooling, and three dense layers: (n, 28, 28, 1) to 10 logits.
 
     >>> lenet().output_shape((64, 28, 28, 1))
@@ -78,7 +78,7 @@ def lenet(*, algorithm: str = "auto", optimizer: str | Optimizer = "adam", rng: 
     return Sequential(layers, optimizer=optimizer, rng=rng)
 
 
-def check_algorithm(algorithm: str, device: str) -> None:
+def check_algorithm(algorithm: AlgorithmName, device: str) -> None:
     """Raise AlgorithmError, in the library's words, if it cannot serve one of the network's convolutions."""
     for problem in CONVOLUTIONS:
         for direction in DIRECTIONS:
@@ -89,7 +89,7 @@ def train(
     digits: Digits,
     epochs: int,
     *,
-    algorithm: str = "auto",
+    algorithm: AlgorithmName = "auto",
     device: str = "cpu",
     seed: int = 0,
     progress: bool | None = None,

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 
 import numpy as np
 
-from gpuconv import settings
-from gpuconv.activations import Activation
+from gpuconv import backend, cpu, settings
+from gpuconv.activations import ActivationLike
+from gpuconv.algorithms.epilogue import finish
+from gpuconv.algorithms.strips import split_axis
 from gpuconv.call import Call
+from gpuconv.cpu.threads import SMALL_MACS
 from gpuconv.errors import GeometryError
-from gpuconv.initializers import Initializer
+from gpuconv.initializers import InitializerLike
 from gpuconv.layers.base import Derived, Layer
-from gpuconv.layers.products import product
-from gpuconv.layers.weighted import Weighted
-from gpuconv.optimizers import Optimizer
+from gpuconv.layers.weighted import WeightedLayer
+from gpuconv.optimizers import OptimizerLike
 from gpuconv.typing import Array, DTypeLike, Ints, Precision
+
+BLOCK = 2**24
+"""Multiply-adds that are worth waking a thread for."""
+
+BLOCKS, LEAST = 32, 64
+"""How many blocks at most, and rows or columns of one at least: each packs the other matrix for itself."""
 
 
 class Flatten(Layer):
@@ -47,7 +55,7 @@ class Flatten(Layer):
         return dLda.reshape(X.shape), {}
 
 
-class Dense(Weighted):
+class Dense(WeightedLayer):
     """A matrix product: X (N, in_ch) -> (N, out_ch).
 
         Y = X W + b         output = acti_fn(Y)
@@ -74,9 +82,9 @@ class Dense(Weighted):
     def __init__(
         self,
         out_ch: int,
-        acti_fn: str | Activation | None = None,
-        optimizer: str | Optimizer | None = None,
-        init_w: str | Initializer = "glorot_uniform",
+        acti_fn: ActivationLike | None = None,
+        optimizer: OptimizerLike | None = None,
+        init_w: InitializerLike = "glorot_uniform",
         *,
         use_bias: bool = True,
         precision: Precision = "strict",
@@ -146,3 +154,40 @@ class Dense(Weighted):
             return self._call.input_grad(dY[:, None], W[None], (len(X), 1, X.shape[1]), None).reshape(X.shape)
         dX: Array = self._call.input_grad(dY[None], W[None], (1, *X.shape), None)[0]
         return dX
+
+
+def product(
+    a: Array, b: Array, bias: Array | None = None, activation: str | None = None, *, by_row: bool = False
+) -> Array:
+    """activation(a b + bias) of matrices (m, j) and (j, k).
+
+    The blocks follow from the shapes alone, and BLAS runs on one thread: the bits do not depend on the threads. With
+    `by_row` no row of the result depends on how many there are: BLAS has other kernels for other numbers of them.
+
+    >>> product(np.ones((2, 3)), np.ones((3, 1)), np.ones(1))
+    array([[4.],
+           [4.]])
+    """
+    (m, j), k = a.shape, b.shape[1]
+    y: Array = np.empty((m, k), backend.native(a.dtype))
+    macs = m * j * k
+    pieces = min(BLOCKS, max(1, macs // BLOCK))
+    whole = slice(None)
+    if by_row:
+        columns = split_axis(k, min(BLOCKS, max(1, j * k // BLOCK)), LEAST)
+        blocks = [(slice(row, row + 1), block) for row in range(m) for block in columns]
+    elif m >= k:
+        blocks = [(rows, whole) for rows in split_axis(m, pieces, LEAST)]
+    else:
+        blocks = [(whole, columns) for columns in split_axis(k, pieces, LEAST)]
+
+    def job(block: tuple[slice, slice]) -> None:
+        rows, columns = block
+        y_mk = np.matmul(a[rows], b[:, columns], out=y[block])
+        finish(np, y_mk, None if bias is None else bias[columns], activation or "identity")
+
+    def make_worker() -> Callable[[tuple[slice, slice]], None]:
+        return job
+
+    cpu.parallel_for(blocks, make_worker, min(len(blocks), cpu.workers()), single_thread_blas=macs > SMALL_MACS)
+    return y

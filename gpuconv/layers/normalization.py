@@ -13,7 +13,7 @@ from gpuconv.errors import GeometryError
 from gpuconv.geometry import split_x_shape
 from gpuconv.layers.base import Derived, Layer
 from gpuconv.layers.weighted import column_sums
-from gpuconv.optimizers import Optimizer
+from gpuconv.optimizers import OptimizerLike
 from gpuconv.support import counter_rng, named
 from gpuconv.typing import Array, DTypeLike, Ints
 
@@ -55,7 +55,7 @@ class BatchNorm2D(Layer):
         self,
         momentum: float = 0.9,
         epsilon: float = 1e-5,
-        optimizer: str | Optimizer | None = None,
+        optimizer: OptimizerLike | None = None,
         *,
         dtype: DTypeLike | None = None,
         device: str | None = None,

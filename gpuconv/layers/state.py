@@ -13,7 +13,7 @@ import numpy as np
 from gpuconv import backend, optimizers
 from gpuconv.cpu import allocator
 from gpuconv.errors import DTypeError, GeometryError
-from gpuconv.optimizers import Cache, Optimizer
+from gpuconv.optimizers import Cache, Optimizer, OptimizerLike
 from gpuconv.support import counter_rng, html, named
 from gpuconv.support.named import Named
 from gpuconv.typing import Array, DTypeLike, Ints
@@ -31,7 +31,7 @@ class Stateful:
 
     def __init__(
         self,
-        optimizer: str | Optimizer | None = None,
+        optimizer: OptimizerLike | None = None,
         dtype: DTypeLike | None = None,
         device: str | None = None,
         rng: int | np.random.Generator | None = None,
@@ -52,6 +52,7 @@ class Stateful:
 
     def __init_subclass__(cls) -> None:
         cls.kind = cls.__name__
+        named.name_init_after(cls)
 
     # ---------------------------------------------------------------------------------------- what a kind defines
 

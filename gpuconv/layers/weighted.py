@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 
 from gpuconv import activations, initializers
-from gpuconv.activations import Activation
-from gpuconv.initializers import Initializer
+from gpuconv.activations import ActivationLike
+from gpuconv.initializers import InitializerLike
 from gpuconv.layers.base import Derived, Layer
-from gpuconv.optimizers import Optimizer
+from gpuconv.optimizers import OptimizerLike
 from gpuconv.planning import check_precision
 from gpuconv.support.integers import as_int, flag
 from gpuconv.typing import Array, DTypeLike, Ints, Precision
 
 
-class Weighted(Layer):
+class WeightedLayer(Layer):
     """Y = product of X and W + b, output = acti_fn(Y); a subclass says what the product is, and its gradients."""
 
     fresh = True
@@ -26,9 +26,9 @@ class Weighted(Layer):
     def __init__(
         self,
         out_ch: int,
-        acti_fn: str | Activation | None,
-        optimizer: str | Optimizer | None,
-        init_w: str | Initializer,
+        acti_fn: ActivationLike | None,
+        optimizer: OptimizerLike | None,
+        init_w: InitializerLike,
         use_bias: bool,
         precision: Precision,
         dtype: DTypeLike | None,

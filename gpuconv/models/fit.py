@@ -9,62 +9,26 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gpuconv import backend, layers, losses, optimizers
-from gpuconv.models import files, fit_arguments, state
+from gpuconv.models import files, state
+from gpuconv.models.fit_arguments import Settings
 from gpuconv.models.history import History
 from gpuconv.models.interrupts import CtrlC, until_done
 from gpuconv.models.progress import Progress
+from gpuconv.models.trainable import Trainable
 from gpuconv.support import counter_rng
 from gpuconv.typing import Array
 
-if TYPE_CHECKING:
-    from gpuconv.models.sequential import Sequential
-
 SPLIT_STREAM, FIRST_EPOCH_STREAM = 0, 1
-
-
-@dataclass
-class Settings:
-    """The arguments of `Sequential.fit`."""
-
-    epochs: int
-    batch_size: int
-    shuffle: bool
-    validation: float | tuple[Array, Array] | None
-    micro_batch: int | None
-    clip_norm: float | None
-    patience: int | None
-    min_delta: float
-    checkpoint: str | os.PathLike[str] | None
-    resume: bool
-    progress: bool | None
-    on_epoch: Callable[[History], object] | None
-
-    def __post_init__(self) -> None:
-        fit_arguments.check(self)
-
-    @property
-    def bits(self) -> dict[str, Any]:
-        """What a checkpoint must have in common with the run that goes on from it."""
-        fraction = self.validation if isinstance(self.validation, float) else self.validation is not None
-        return {
-            "batch_size": self.batch_size,
-            "shuffle": self.shuffle,
-            "validation": fraction,
-            "micro_batch": self.micro_batch,
-            "clip_norm": self.clip_norm,
-            "patience": self.patience,
-            "min_delta": self.min_delta,
-        }
 
 
 @dataclass(frozen=True)
@@ -106,7 +70,7 @@ class Fit:
     much as an update.
     """
 
-    def __init__(self, model: Sequential, X: Array, y: Array, settings: Settings) -> None:
+    def __init__(self, model: Trainable, X: Array, y: Array, settings: Settings) -> None:
         self.model, self.X, self.y, self.settings = model, X, y, settings
         self.xp: ModuleType = backend.common_module("fit", X=X, y=y)
         self.on_cpu = backend.device_of(X) == "cpu"

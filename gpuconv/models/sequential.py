@@ -12,12 +12,13 @@ import numpy as np
 from gpuconv import backend, layers, losses, optimizers
 from gpuconv.errors import DTypeError, GeometryError
 from gpuconv.layers import Layer
-from gpuconv.losses import Loss
+from gpuconv.losses import LossLike
 from gpuconv.models import files, state
-from gpuconv.models.fit import Fit, Settings
+from gpuconv.models.fit import Fit
+from gpuconv.models.fit_arguments import Settings
 from gpuconv.models.history import History
 from gpuconv.models.summary import ModelSummary
-from gpuconv.optimizers import Optimizer
+from gpuconv.optimizers import OptimizerLike
 from gpuconv.support import counter_rng, html, named
 from gpuconv.support.integers import as_int
 from gpuconv.typing import Array, DTypeLike, Ints
@@ -49,8 +50,8 @@ class Sequential:
         self,
         layers: Iterable[Layer],
         *,
-        loss: str | Loss = "softmax_cross_entropy",
-        optimizer: str | Optimizer | None = None,
+        loss: LossLike = "softmax_cross_entropy",
+        optimizer: OptimizerLike | None = None,
         rng: int | np.random.Generator | None = None,
     ) -> None:
         self.layers = list(layers)

@@ -6,17 +6,15 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpuconv import backend
 from gpuconv.errors import DeviceError, GeometryError
 from gpuconv.layers import Layer
+from gpuconv.models.trainable import Trainable
 from gpuconv.optimizers import Cache
 from gpuconv.support.disk import printable
 from gpuconv.typing import Array
-
-if TYPE_CHECKING:
-    from gpuconv.models.sequential import Sequential
 
 
 def arrays_of(layers: Sequence[Layer]) -> dict[str, Array]:
@@ -116,7 +114,7 @@ def _cache(number: int, layer: Layer, slots: Mapping[tuple[str, str], Array], nu
     return cache
 
 
-def way_back(model: Sequential) -> Callable[[], None]:
+def way_back(model: Trainable) -> Callable[[], None]:
     """What undoes all that happens to a model, its random numbers included, as long as no array is written to."""
     names = ("seed", "epochs_done", "input_shape")
     found = {name: getattr(model, name) for name in names}

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import FunctionType
 from typing import Any, TypeVar
 
 from gpuconv.support.integers import as_int, shown
@@ -19,6 +20,24 @@ LONGEST = 10_000
 """Characters of the longest string that is read: files hold such strings, and reading one takes a stack."""
 
 
+def name_init_after(cls: type) -> None:
+    """Give a class of gpuconv that inherits its `__init__` a copy of its own, so that Python's errors name that class.
+
+    Without one, a missing or unknown argument of ``Conv2D(...)`` is an error of the base class in which `__init__` is
+    written. Signatures, documentation and type checkers show the same parameters as before. Classes of users are left
+    alone: in a diamond of theirs, a copy would hide the `__init__` of the other branch.
+    """
+    inherited: Any = cls.__init__  # type: ignore[misc]
+    ours = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+    if not ours or "__init__" in vars(cls) or not isinstance(inherited, FunctionType):
+        return
+    own = FunctionType(inherited.__code__, inherited.__globals__, closure=inherited.__closure__)
+    own.__defaults__, own.__kwdefaults__ = inherited.__defaults__, inherited.__kwdefaults__
+    own.__annotations__, own.__doc__, own.__module__ = inherited.__annotations__, inherited.__doc__, cls.__module__
+    own.__qualname__ = f"{cls.__qualname__}.__init__"
+    cls.__init__ = own  # type: ignore[misc]
+
+
 class Named:
     """The base of all that a string can name. The parameters of ``__init__`` are attributes of the same names.
 
@@ -27,6 +46,9 @@ class Named:
 
     name: str
     """What it is called in strings; upper and lower case, blanks, hyphens and underscores make no difference there."""
+
+    def __init_subclass__(cls) -> None:
+        name_init_after(cls)
 
     @property
     def hyperparams(self) -> dict[str, Any]:
