@@ -21,11 +21,11 @@ from gpuconv.layers.weighted import WeightedLayer
 from gpuconv.optimizers import OptimizerLike
 from gpuconv.typing import Array, DTypeLike, Ints, Precision
 
-BLOCK = 2**24
-"""Multiply-adds that are worth waking a thread for."""
+BLOCK_MACS = 2**24
+"""Multiply-adds of a block of `matrix_product`: fewer are not worth waking a thread for."""
 
-BLOCKS, LEAST = 32, 64
-"""How many blocks at most, and rows or columns of one at least: each packs the other matrix for itself."""
+MOST_BLOCKS, LEAST_ROWS = 32, 64
+"""The most blocks, and the fewest rows or columns of one: each block packs the other matrix for itself."""
 
 
 class Flatten(Layer):
@@ -124,8 +124,8 @@ class Dense(WeightedLayer):
             raise GeometryError(f"{self.kind}: W.shape={shape}, the layer needs (in_ch, {self.out_ch}).")
         return (0, shape[0])
 
-    # On a GPU as a convolution of N positions with a kernel of one tap, whose products have the precision asked for. On
-    # the CPU what a convolution asks of its arguments would take longer than a small product.
+    # On a GPU the product is a convolution of N positions with a kernel of one tap, which has the precision asked for.
+    # On the CPU, checking the arguments of a convolution would take longer than a small product.
 
     @property
     def _call(self) -> Call:
@@ -134,7 +134,7 @@ class Dense(WeightedLayer):
     def _product(self, X: Array, activation: str | None) -> Array:
         W, b = self.params["W"], self.params.get("b")
         if self.device == "cpu":
-            return product(X, W, b, activation, by_row=settings.batch_invariant)
+            return matrix_product(X, W, b, activation, by_row=settings.batch_invariant)
         if settings.batch_invariant:
             return self._call.forward(X[:, None], W[None], b, activation, None).reshape(len(X), -1)
         Y: Array = self._call.forward(X[None], W[None], b, activation, None)[0]
@@ -142,44 +142,44 @@ class Dense(WeightedLayer):
 
     def _weight_grad(self, X: Array, dY: Array) -> Array:
         if self.device == "cpu":
-            return product(X.T, dY)
+            return matrix_product(X.T, dY)
         dW: Array = self._call.weight_grad(X[None], dY[None], 1, None)[0]
         return dW
 
     def _input_grad(self, X: Array, dY: Array) -> Array:
         W = self.params["W"]
         if self.device == "cpu":
-            return product(dY, W.T, by_row=settings.batch_invariant)
+            return matrix_product(dY, W.T, by_row=settings.batch_invariant)
         if settings.batch_invariant:
             return self._call.input_grad(dY[:, None], W[None], (len(X), 1, X.shape[1]), None).reshape(X.shape)
         dX: Array = self._call.input_grad(dY[None], W[None], (1, *X.shape), None)[0]
         return dX
 
 
-def product(
+def matrix_product(
     a: Array, b: Array, bias: Array | None = None, activation: str | None = None, *, by_row: bool = False
 ) -> Array:
-    """activation(a b + bias) of matrices (m, j) and (j, k).
+    """Return activation(a b + bias) of matrices (m, j) and (j, k), on the CPU, cut into blocks that threads share.
 
-    The blocks follow from the shapes alone, and BLAS runs on one thread: the bits do not depend on the threads. With
-    `by_row` no row of the result depends on how many there are: BLAS has other kernels for other numbers of them.
+    The blocks follow from the shapes alone, and BLAS runs on one thread, so the bits do not depend on the threads. With
+    `by_row`, no row of the result depends on how many rows there are: BLAS has other kernels for other numbers of rows.
 
-    >>> product(np.ones((2, 3)), np.ones((3, 1)), np.ones(1))
+    >>> matrix_product(np.ones((2, 3)), np.ones((3, 1)), np.ones(1))
     array([[4.],
            [4.]])
     """
     (m, j), k = a.shape, b.shape[1]
     y: Array = np.empty((m, k), backend.native(a.dtype))
     macs = m * j * k
-    pieces = min(BLOCKS, max(1, macs // BLOCK))
+    pieces = min(MOST_BLOCKS, max(1, macs // BLOCK_MACS))
     whole = slice(None)
     if by_row:
-        columns = split_axis(k, min(BLOCKS, max(1, j * k // BLOCK)), LEAST)
+        columns = split_axis(k, min(MOST_BLOCKS, max(1, j * k // BLOCK_MACS)), LEAST_ROWS)
         blocks = [(slice(row, row + 1), block) for row in range(m) for block in columns]
     elif m >= k:
-        blocks = [(rows, whole) for rows in split_axis(m, pieces, LEAST)]
+        blocks = [(rows, whole) for rows in split_axis(m, pieces, LEAST_ROWS)]
     else:
-        blocks = [(whole, columns) for columns in split_axis(k, pieces, LEAST)]
+        blocks = [(whole, columns) for columns in split_axis(k, pieces, LEAST_ROWS)]
 
     def job(block: tuple[slice, slice]) -> None:
         rows, columns = block
