@@ -14,13 +14,14 @@ from types import ModuleType
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpuconv import backend
 from gpuconv.algorithms import epilogue
 from gpuconv.errors import DTypeError
 from gpuconv.support import named
 from gpuconv.support.integers import flag
-from gpuconv.typing import Array, LayerActivationName
+from gpuconv.typing import Array, Element, LayerActivationName
 
 
 class Activation(named.Named):
@@ -32,13 +33,13 @@ class Activation(named.Named):
 
     from_value = False
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: NDArray[Element]) -> NDArray[Element]:
         """The value at each element: a new array of x's dtype and device."""
         xp = _module(x, self.name)
         with backend.on_device_of(x):
             return self.fn(xp, x)
 
-    def grad(self, x: Array) -> Array:
+    def grad(self, x: NDArray[Element]) -> NDArray[Element]:
         """The derivative at each element."""
         xp = _module(x, self.name)
         with backend.on_device_of(x):

@@ -13,12 +13,13 @@ from types import ModuleType
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpuconv import backend
 from gpuconv.errors import DTypeError, GeometryError
 from gpuconv.support import named
 from gpuconv.support.integers import as_int
-from gpuconv.typing import Array, Ints, LossName
+from gpuconv.typing import Array, Element, Ints, LossName
 
 
 class Loss(named.Named):
@@ -27,15 +28,17 @@ class Loss(named.Named):
     counts_right = False
     """Whether it tells right from wrong answers: whether there is an accuracy."""
 
-    def __call__(self, prediction: Array, target: Array) -> Array:
+    def __call__(self, prediction: NDArray[Element], target: Array) -> NDArray[Element]:
         """The loss, a scalar array on the device of `prediction`."""
         return self.value_and_grad(prediction, target)[0]
 
-    def grad(self, prediction: Array, target: Array) -> Array:
+    def grad(self, prediction: NDArray[Element], target: Array) -> NDArray[Element]:
         """Its gradient with respect to `prediction`."""
         return self.value_and_grad(prediction, target)[1]
 
-    def value_and_grad(self, prediction: Array, target: Array, count: int | None = None) -> tuple[Array, Array]:
+    def value_and_grad(
+        self, prediction: NDArray[Element], target: Array, count: int | None = None
+    ) -> tuple[NDArray[Element], NDArray[Element]]:
         """Both at once.
 
         Parameters

@@ -1,12 +1,16 @@
 """Types that the signatures of gpuconv share."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, SupportsIndex, TypeAlias
+from typing import Any, Literal, SupportsIndex, TypeAlias, TypeVar
 
+import numpy as np
 import numpy.typing as npt
 
 Array: TypeAlias = npt.NDArray[Any]
 """A NumPy array or a CuPy array. CuPy ships no type hints, so a checker sees the part both have in common."""
+
+Element = TypeVar("Element", bound=np.generic)
+"""The type of an array's elements, where a result has that of an argument: ``NDArray[Element]``."""
 
 DTypeLike: TypeAlias = npt.DTypeLike
 

@@ -27,14 +27,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpuconv import backend
 from gpuconv.errors import DeviceError, DTypeError, GeometryError
 from gpuconv.layers.state import Stateful, checked_dtype
-from gpuconv.typing import Array
+from gpuconv.typing import Array, Element
 
 Derived = dict[str, Any]
 """What one forward keeps beside X, by name."""
@@ -81,7 +82,7 @@ class Layer(Stateful):
 
     # ---------------------------------------------------------------------------------------------- the circle
 
-    def forward(self, X: Array, retain_derived: bool = True) -> Array:
+    def forward(self, X: NDArray[Element], retain_derived: bool = True) -> NDArray[Element]:
         """The output for a batch.
 
         Parameters
@@ -104,7 +105,7 @@ class Layer(Stateful):
             y = self.run(X.copy(order="K") if self.works_from_x else X, True)
             return y.copy() if any(xp.may_share_memory(y, kept) for kept in self.kept()) else y
 
-    def run(self, X: Array, retain_derived: bool = True) -> Array:
+    def run(self, X: NDArray[Element], retain_derived: bool = True) -> NDArray[Element]:
         """`forward` for those who leave X and the output as they are until `backward` is called: nothing is copied."""
         xp = self.check_input(X)
         if retain_derived:
@@ -129,6 +130,12 @@ class Layer(Stateful):
         """The arrays that the last forward kept and that `backward` works from."""
         values = [values[-1] for values in self.derived_variables.values() if values]
         return [*self.X[-1:][: self.works_from_x], *(value for value in values if hasattr(value, "dtype"))]
+
+    @overload
+    def backward(self, dLda: NDArray[Element], retain_grads: bool = True) -> NDArray[Element]: ...
+
+    @overload
+    def backward(self, dLda: Sequence[NDArray[Element]], retain_grads: bool = True) -> list[NDArray[Element]]: ...
 
     def backward(self, dLda: Array | Sequence[Array], retain_grads: bool = True) -> Any:
         """Gradients with respect to the inputs of all kept forwards; those of the parameters are added to `gradients`.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpuconv import backend, layers, losses, optimizers
 from gpuconv.errors import DTypeError, GeometryError
@@ -21,7 +22,7 @@ from gpuconv.models.summary import ModelSummary
 from gpuconv.optimizers import OptimizerLike
 from gpuconv.support import counter_rng, html, named
 from gpuconv.support.integers import as_int
-from gpuconv.typing import Array, DTypeLike, Ints
+from gpuconv.typing import Array, DTypeLike, Element, Ints
 
 
 class Sequential:
@@ -79,7 +80,7 @@ class Sequential:
             self.pending()
             self.pending = None
 
-    def forward(self, X: Array, retain_derived: bool = True) -> Array:
+    def forward(self, X: NDArray[Element], retain_derived: bool = True) -> NDArray[Element]:
         """The output for a batch; see `Layer.forward`. An error leaves every layer as it was.
 
         X and the output are the caller's, who may change them before `backward`: with `retain_derived` the layers keep
@@ -103,7 +104,7 @@ class Sequential:
         self.pending = None
         return y
 
-    def run(self, X: Array, retain_derived: bool) -> Array:
+    def run(self, X: NDArray[Element], retain_derived: bool) -> NDArray[Element]:
         """`forward` for callers who leave X and the output as they are, and call `settle` or `flush_gradients` after an
         error: nothing is copied.
         """
@@ -113,6 +114,12 @@ class Sequential:
             y = (layer.forward if one_of_its_own else layer.run)(y, retain_derived)
         self.input_shape = X.shape[1:]
         return y
+
+    @overload
+    def backward(self, dLda: NDArray[Element], retain_grads: bool = True) -> NDArray[Element]: ...
+
+    @overload
+    def backward(self, dLda: Sequence[NDArray[Element]], retain_grads: bool = True) -> list[NDArray[Element]]: ...
 
     def backward(self, dLda: Array | Sequence[Array], retain_grads: bool = True) -> Any:
         """Gradients with respect to the inputs, adding to those of the parameters; see `Layer.backward`."""
@@ -233,7 +240,7 @@ class Sequential:
         )  # fmt: skip
         return Fit(self, X, y, settings).run()
 
-    def predict(self, X: Array, batch_size: int = 256) -> Array:
+    def predict(self, X: NDArray[Element], batch_size: int = 256) -> NDArray[Element]:
         """The output for all samples, some at a time; nothing is kept for a backward.
 
         >>> model = Sequential([layers.Flatten(), layers.Dense(3)], rng=0)
@@ -247,7 +254,7 @@ class Sequential:
             first = self.forward(X[:size], retain_derived=False)
             if len(X) <= size:
                 return first.copy() if xp.may_share_memory(first, X) else first
-            result: Array = xp.empty(shape, first.dtype)
+            result: NDArray[Element] = xp.empty(shape, first.dtype)
             result[:size] = first
             for start in range(size, len(X), size):
                 result[start : start + size] = self.forward(X[start : start + size], retain_derived=False)
