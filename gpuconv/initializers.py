@@ -16,12 +16,12 @@ import numpy as np
 
 from gpuconv import backend
 from gpuconv.errors import GeometryError
-from gpuconv.support import counter_rng, named
-from gpuconv.support.integers import as_int, as_ints
+from gpuconv.support import counter_rng, from_string
+from gpuconv.support.argument_checks import as_float, as_int, as_ints, non_negative
 from gpuconv.typing import Array, DTypeLike, InitializerName
 
 
-class Initializer(named.Named):
+class Initializer(from_string.FromString):
     """Makes arrays of a given shape."""
 
     def __call__(
@@ -54,7 +54,7 @@ class _Scaled(Initializer):
     """Weights of variance gain**2 / fan, drawn from a uniform or a normal distribution."""
 
     def __init__(self, gain: float = 1.0) -> None:
-        self.gain = named.positive(gain, "gain", self.name)
+        self.gain = non_negative(gain, "gain", self.name)
 
     def variance(self, fan_in: int, fan_out: int) -> float:
         raise NotImplementedError
@@ -135,8 +135,8 @@ class TruncNormal(Initializer):
     name = "trunc_normal"
 
     def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
-        self.mean = named.number(mean, "mean", self.name)
-        self.std = named.positive(std, "std", self.name)
+        self.mean = as_float(mean, "mean", self.name)
+        self.std = non_negative(std, "std", self.name)
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...], fan_in: int, fan_out: int) -> Array:
         values = rng.standard_normal(shape)
@@ -172,7 +172,7 @@ def parse(given: InitializerLike, caller: str = "initializers.parse", argument: 
     >>> parse("glorot_uniform")((3, 3, 1, 2), rng=0).shape
     (3, 3, 1, 2)
     """
-    return named.parse(Initializer, INITIALIZERS, given, caller, argument)
+    return from_string.parse(Initializer, INITIALIZERS, given, caller, argument)
 
 
 def fans_of(shape: Sequence[int], groups: int = 1, transposed: bool = False) -> tuple[int, int]:

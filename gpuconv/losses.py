@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 
 from gpuconv import backend
 from gpuconv.errors import DTypeError, GeometryError
-from gpuconv.support import named
-from gpuconv.support.integers import as_int
+from gpuconv.support import from_string
+from gpuconv.support.argument_checks import as_int
 from gpuconv.typing import Array, Element, Ints, LossName
 
 
-class Loss(named.Named):
+class Loss(from_string.FromString):
     """The mean over samples of what each one costs."""
 
-    counts_right = False
+    has_accuracy = False
     """Whether it tells right from wrong answers: whether there is an accuracy."""
 
     def __call__(self, prediction: NDArray[Element], target: Array) -> NDArray[Element]:
@@ -78,7 +78,7 @@ class Loss(named.Named):
     def check_values(self, shape: Ints, target: Array) -> None:
         """Whether the values of `target` make sense; on a GPU this waits for the device."""
 
-    def right(self, prediction: Array, target: Array) -> Array:
+    def n_correct(self, prediction: Array, target: Array) -> Array:
         """How many answers are right, a scalar array."""
         raise NotImplementedError
 
@@ -95,7 +95,7 @@ class SoftmaxCrossEntropy(Loss):
     """
 
     name = "softmax_cross_entropy"
-    counts_right = True
+    has_accuracy = True
 
     def both(self, xp: ModuleType, prediction: Array, target: Array, count: int | None) -> tuple[Array, Array]:
         k = prediction.shape[-1]
@@ -153,13 +153,13 @@ class SoftmaxCrossEntropy(Loss):
                     f"{self.name}: labels go from {low} to {high}, {shape[-1]} logits allow 0 to {shape[-1] - 1}."
                 )
 
-    def right(self, prediction: Array, target: Array) -> Array:
+    def n_correct(self, prediction: Array, target: Array) -> Array:
         backend.common_module(self.name, prediction=prediction, target=target)
         if target.shape == prediction.shape:
             target = target.argmax(axis=-1)
         hits = prediction.argmax(axis=-1) == target
-        right: Array = hits.mean(dtype=np.float64) * len(hits) if hits.ndim > 1 else hits.sum()
-        return right
+        count: Array = hits.mean(dtype=np.float64) * len(hits) if hits.ndim > 1 else hits.sum()
+        return count
 
 
 class SquaredError(Loss):
@@ -200,4 +200,4 @@ def parse(given: LossLike, caller: str = "losses.parse", argument: str = "loss")
     >>> parse("squared_error")
     squared_error
     """
-    return named.parse(Loss, LOSSES, given, caller, argument)
+    return from_string.parse(Loss, LOSSES, given, caller, argument)

@@ -342,7 +342,7 @@ class TestChangedInPlace:
             def _forward(self, xp, X, training):
                 return X, {}
 
-            def _backward(self, xp, dLda, X, derived, params, dX, own):
+            def _backward(self, xp, dLda, X, derived, need_param_grads, need_input_grad, may_overwrite):
                 return dLda, {}
 
         model = Sequential([layers.Dense(3, "relu"), Through()], rng=0)

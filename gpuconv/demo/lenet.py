@@ -42,20 +42,20 @@ class Trained:
         return f"LeNet with {count:,} parameters, {done} epochs of {images:,} digits in {self.seconds:.0f} s{stopped}"
 
     @property
-    def said(self) -> Array:
+    def predicted(self) -> Array:
         """The digit that it takes each test image for."""
         return np.asarray(self.logits.argmax(axis=1))
 
     @property
     def accuracy(self) -> float:
         """The part of the test images that it reads right."""
-        return float((self.said == self.digits.test_y).mean())
+        return float((self.predicted == self.digits.test_y).mean())
 
     @property
     def confusion(self) -> Array:
         """Counts (10, 10): rows are the digits there are, columns what they are taken for."""
         counts = np.zeros((10, 10), np.int64)
-        np.add.at(counts, (self.digits.test_y, self.said), 1)
+        np.add.at(counts, (self.digits.test_y, self.predicted), 1)
         return counts
 
 

@@ -72,7 +72,14 @@ class Layer(Stateful):
         raise NotImplementedError
 
     def _backward(
-        self, xp: ModuleType, dLda: Array, X: Array, derived: Derived, params: bool, dX: bool, own: bool
+        self,
+        xp: ModuleType,
+        dLda: Array,
+        X: Array,
+        derived: Derived,
+        need_param_grads: bool,
+        need_input_grad: bool,
+        may_overwrite: bool,
     ) -> tuple[Array | None, dict[str, Array]]:
         """dX (None if not wanted) and the gradients of the parameters (empty if not wanted).
 
@@ -110,14 +117,14 @@ class Layer(Stateful):
         xp = self.check_input(X)
         if retain_derived:
             self.check_training(X.shape)
-        before = None if self.is_initialised else self.mark()
+        before = None if self.is_initialised else self.snapshot()
         with backend.on_device_of(X):
             try:
                 self.build(X.shape, backend.native(X.dtype), backend.device_of(X))
                 y, derived = self._forward(xp, X, retain_derived)
             except BaseException:
                 if before is not None:
-                    self.reset(before)
+                    self.restore(before)
                 raise
         if retain_derived:
             if self._used:
@@ -169,7 +176,7 @@ class Layer(Stateful):
         return dX[0] if single else dX
 
     def pull_back(
-        self, dLda: list[Array], retain_grads: bool = True, dX: bool = True, own: bool = False
+        self, dLda: list[Array], retain_grads: bool = True, need_input_grad: bool = True, may_overwrite: bool = False
     ) -> list[Array | None]:
         """`backward` of a list, for models. Without `dX` the gradients of the inputs are not made; with `own` the
         arrays of dLda may be overwritten.
@@ -180,7 +187,7 @@ class Layer(Stateful):
         with backend.on_device_of(dLda[0]):
             for i, d in enumerate(dLda):
                 derived = {name: values[i] for name, values in self.derived_variables.items()}
-                result, gradients = self._backward(xp, d, self.X[i], derived, wanted, dX, own)
+                result, gradients = self._backward(xp, d, self.X[i], derived, wanted, need_input_grad, may_overwrite)
                 results.append(result)
                 for name, gradient in gradients.items():
                     if name in total:

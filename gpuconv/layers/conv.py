@@ -17,7 +17,7 @@ from gpuconv.layers.state import plain
 from gpuconv.layers.weighted import WeightedLayer
 from gpuconv.optimizers import OptimizerLike
 from gpuconv.planning import check_algorithm
-from gpuconv.support.integers import as_int, as_ints
+from gpuconv.support.argument_checks import as_int, as_ints
 from gpuconv.typing import AlgorithmName, Array, DTypeLike, Ints, IntsLike, PadLike, Precision
 
 

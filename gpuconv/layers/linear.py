@@ -50,7 +50,14 @@ class Flatten(Layer):
         return X.reshape(self.output_shape(X.shape)), {}
 
     def _backward(
-        self, xp: ModuleType, dLda: Array, X: Array, derived: Derived, params: bool, dX: bool, own: bool
+        self,
+        xp: ModuleType,
+        dLda: Array,
+        X: Array,
+        derived: Derived,
+        need_param_grads: bool,
+        need_input_grad: bool,
+        may_overwrite: bool,
     ) -> tuple[Array | None, dict[str, Array]]:
         return dLda.reshape(X.shape), {}
 

@@ -13,8 +13,7 @@ import numpy as np
 
 from gpuconv.models import files
 from gpuconv.models.history import History
-from gpuconv.support.integers import as_int, flag
-from gpuconv.support.named import positive
+from gpuconv.support.argument_checks import as_int, flag, non_negative
 from gpuconv.typing import Array
 
 
@@ -41,8 +40,8 @@ class Settings:
         self.batch_size = as_int(self.batch_size, "batch_size", "fit")
         self.micro_batch = None if self.micro_batch is None else as_int(self.micro_batch, "micro_batch", "fit")
         self.patience = None if self.patience is None else as_int(self.patience, "patience", "fit")
-        self.clip_norm = None if self.clip_norm is None else positive(self.clip_norm, "clip_norm", "fit")
-        self.min_delta = positive(self.min_delta, "min_delta", "fit")
+        self.clip_norm = None if self.clip_norm is None else non_negative(self.clip_norm, "clip_norm", "fit")
+        self.min_delta = non_negative(self.min_delta, "min_delta", "fit")
         self.shuffle, self.resume = flag(self.shuffle, "shuffle", "fit"), flag(self.resume, "resume", "fit")
         self.progress = None if self.progress is None else flag(self.progress, "progress", "fit")
         self.validation = _validation(self.validation)
@@ -79,7 +78,7 @@ def _validation(given: Any) -> Any:
         return tuple(given)
     if isinstance(given, np.ndarray) and given.ndim:
         raise TypeError("fit: validation is an array. Pass samples and targets (X, y), or a fraction.")
-    return positive(given, "validation", "fit", below=1)
+    return non_negative(given, "validation", "fit", below=1)
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,9 +11,7 @@ from contextvars import ContextVar
 from types import FunctionType
 from typing import Any, TypeVar
 
-from gpuconv.support.integers import as_int, shown
-
-Thing = TypeVar("Thing", bound="Named")
+Thing = TypeVar("Thing", bound="FromString")
 
 LONGEST = 10_000
 """Characters of the longest string that is read: files hold such strings, and reading one takes a stack."""
@@ -38,7 +35,7 @@ def name_init_after(cls: type) -> None:
     cls.__init__ = own  # type: ignore[misc]
 
 
-class Named:
+class FromString:
     """The base of all that a string can name. The parameters of ``__init__`` are attributes of the same names.
 
     Its ``str`` can be given wherever the thing itself can, and means the same.
@@ -164,13 +161,13 @@ def name_of(kind: object) -> str | None:
     return name if isinstance(kind, type) and isinstance(name, str) else None
 
 
-def parts_of(thing: object) -> list[Named]:
+def parts_of(thing: object) -> list[FromString]:
     """All that has a name among the attributes of an object, and theirs."""
-    parts = [value for value in vars(thing).values() if isinstance(value, Named)]
+    parts = [value for value in vars(thing).values() if isinstance(value, FromString)]
     return [*parts, *(inner for part in parts for inner in parts_of(part))]
 
 
-def check_savable(thing: Named) -> None:
+def check_savable(thing: FromString) -> None:
     """Whether the text of `thing` in a file could be read again, with `known` or without.
 
     Raises
@@ -209,7 +206,7 @@ def check_distinct(kinds: Iterable[type]) -> None:
     found: dict[tuple[type, str], type] = {}
     for kind in kinds:
         name = name_of(kind) or ""
-        key = (_sort_of(kind), _folded(name)) if issubclass(kind, Named) else (object, name)
+        key = (_sort_of(kind), _folded(name)) if issubclass(kind, FromString) else (object, name)
         other = found.setdefault(key, kind)
         if other is not kind:
             raise ValueError(
@@ -220,7 +217,7 @@ def check_distinct(kinds: Iterable[type]) -> None:
 
 def _sort_of(kind: type) -> type:
     """What a class is the class of: Activation, Optimizer."""
-    return next(k for k in reversed(kind.__mro__) if issubclass(k, Named) and k is not Named)
+    return next(k for k in reversed(kind.__mro__) if issubclass(k, FromString) and k is not FromString)
 
 
 def _gpuconvs_own(kind: type) -> Iterator[Any]:
@@ -234,55 +231,6 @@ def _gpuconvs_own(kind: type) -> Iterator[Any]:
             yield one
 
 
-def number(value: float, name: str, caller: str) -> float:
-    """`value` as a finite float, from any number that is one: a NumPy scalar or a 0-d array as well.
-
-    Raises
-    ------
-    ValueError
-        If it is a bool, a string, complex, or of several elements, NaN or infinite.
-    """
-    given: Any = value
-    kind = getattr(getattr(given, "dtype", None), "kind", "f")
-    if isinstance(given, (bool, str, bytes)) or kind not in "fiuV" or getattr(given, "ndim", 0) > 0:
-        raise ValueError(f"{caller}: {name}={shown(value)} is not a number. Pass a float.")
-    try:
-        result = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{caller}: {name}={value!r} is not a number. Pass a float.") from None
-    except OverflowError:
-        result = math.inf
-    if not math.isfinite(result):
-        raise ValueError(f"{caller}: {name}={shown(value)} is not finite.")
-    return result
-
-
-def positive(value: float, name: str, caller: str, least: float = 0.0, below: float = float("inf")) -> float:
-    """`value` as a float, least <= value < below.
-
-    Raises
-    ------
-    ValueError
-        If it lies outside, or is no `number`.
-    """
-    result = number(value, name, caller)
-    if not least <= result < below:
-        limit = f"from {least:g} to below {below:g}" if below < math.inf else f"finite and at least {least:g}"
-        raise ValueError(f"{caller}: {name}={value!r}, it must be {limit}.")
-    return result
-
-
-def whole(value: int, name: str, caller: str, least: int = 1) -> int:
-    """`value` as an int of at least `least`.
-
-    Raises
-    ------
-    ValueError
-        If it is none.
-    """
-    return as_int(value, name, caller, least)
-
-
 def _parameters(kind: Any) -> dict[str, Any]:
     """The parameters of a class and their defaults."""
     if kind.__init__ is object.__init__:
@@ -291,7 +239,7 @@ def _parameters(kind: Any) -> dict[str, Any]:
 
 
 def _plain(value: object) -> object:
-    return str(value) if isinstance(value, Named) else value
+    return str(value) if isinstance(value, FromString) else value
 
 
 def _split(spelling: str) -> tuple[str, str]:
