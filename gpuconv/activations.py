@@ -11,19 +11,20 @@ from __future__ import annotations
 import math
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpuconv import backend
 from gpuconv.algorithms import epilogue
 from gpuconv.errors import DTypeError
-from gpuconv.support import named
-from gpuconv.support.integers import flag
-from gpuconv.typing import Array
+from gpuconv.support import from_string
+from gpuconv.support.argument_checks import as_float, flag
+from gpuconv.typing import Array, Element, LayerActivationName
 
 
-class Activation(named.Named):
+class Activation(from_string.FromString):
     """A function of one number, applied to each element of a real array.
 
     Derive from it with `fn` and `slope` to make one of your own. Where the derivative follows from the value, an
@@ -32,13 +33,13 @@ class Activation(named.Named):
 
     from_value = False
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: NDArray[Element]) -> NDArray[Element]:
         """The value at each element: a new array of x's dtype and device."""
         xp = _module(x, self.name)
         with backend.on_device_of(x):
             return self.fn(xp, x)
 
-    def grad(self, x: Array) -> Array:
+    def grad(self, x: NDArray[Element]) -> NDArray[Element]:
         """The derivative at each element."""
         xp = _module(x, self.name)
         with backend.on_device_of(x):
@@ -132,7 +133,7 @@ class LeakyReLU(Activation):
     name = "leaky_relu"
 
     def __init__(self, alpha: float = 0.01) -> None:
-        self.alpha = named.number(alpha, "alpha", self.name)
+        self.alpha = as_float(alpha, "alpha", self.name)
 
     def fn(self, xp: ModuleType, x: Array) -> Array:
         return xp.where(x > 0, x, self.alpha * x)  # type: ignore[no-any-return]
@@ -149,7 +150,7 @@ class ELU(Activation):
     name = "elu"
 
     def __init__(self, alpha: float = 1.0) -> None:
-        self.alpha = named.number(alpha, "alpha", self.name)
+        self.alpha = as_float(alpha, "alpha", self.name)
 
     def fn(self, xp: ModuleType, x: Array) -> Array:
         return xp.where(x > 0, x, self.alpha * xp.expm1(xp.minimum(x, 0)))  # type: ignore[no-any-return]
@@ -254,8 +255,8 @@ class Affine(Activation):
     name = "affine"
 
     def __init__(self, slope: float = 1.0, intercept: float = 0.0) -> None:
-        self.gain = named.number(slope, "slope", self.name)
-        self.intercept = named.number(intercept, "intercept", self.name)
+        self.gain = as_float(slope, "slope", self.name)
+        self.intercept = as_float(intercept, "intercept", self.name)
 
     @property
     def hyperparams(self) -> dict[str, Any]:
@@ -274,14 +275,17 @@ _CLASSES: tuple[type[Activation], ...] = (
 
 ACTIVATIONS: dict[str, type[Activation]] = {kind.name: kind for kind in _CLASSES}
 
+ActivationLike: TypeAlias = Activation | LayerActivationName | str
+"""An activation, its name, or its name with parameters, as `parse` reads it."""
 
-def parse(given: str | Activation | None, caller: str = "activations.parse", argument: str = "acti_fn") -> Activation:
+
+def parse(given: ActivationLike | None, caller: str = "activations.parse", argument: str = "acti_fn") -> Activation:
     """An activation from its name, with parameters or without: ``"relu"``, ``"elu(alpha=0.5)"``. None is identity.
 
     >>> parse("ELU(0.5)")
     elu(alpha=0.5)
     """
-    return named.parse(Activation, ACTIVATIONS, "identity" if given is None else given, caller, argument)
+    return from_string.parse(Activation, ACTIVATIONS, "identity" if given is None else given, caller, argument)
 
 
 def normal_cdf(xp: ModuleType, x: Array) -> Array:

@@ -36,7 +36,7 @@ from fastrlock.rlock import FastRLock
 from gpuconv import backend, cpu, heuristics, settings
 from gpuconv.algorithms import ALGORITHMS, Algorithm, Problem
 from gpuconv.errors import KernelError
-from gpuconv.support.disk import Table
+from gpuconv.support.disk import JsonCache
 from gpuconv.typing import Array
 from gpuconv.version import __version__
 
@@ -170,7 +170,7 @@ def _encode(tuned: Tuned) -> object:
     return {"date": tuned.date, "seconds": dict(tuned.seconds)}
 
 
-_TABLE = Table("tuned.json", 1, _decode, _encode)
+_TABLE = JsonCache("tuned.json", 1, _decode, _encode)
 
 
 # -------------------------------------------------------------------------------------------------- timing

@@ -27,7 +27,7 @@ from gpuconv.planning import (
     plan_of,
     workspace_limit,
 )
-from gpuconv.support.integers import as_ints, is_one_of
+from gpuconv.support.argument_checks import as_ints, is_one_of
 from gpuconv.typing import Array, Direction, Ints, IntsLike, Layout, PadLike, PadMode, Precision
 
 ALIGNMENT = 16

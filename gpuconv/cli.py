@@ -28,7 +28,7 @@ from gpuconv.simd.host import try_numba
 from gpuconv.support import disk
 from gpuconv.support.numbers import si
 from gpuconv.tools.streams import INTERRUPTED
-from gpuconv.typing import Direction, Precision
+from gpuconv.typing import AlgorithmName, Direction, Precision
 
 if TYPE_CHECKING:
     from gpuconv.bench.case import Case
@@ -205,32 +205,35 @@ def demo(
     algorithm: Annotated[str, typer.Option(help="What the network's convolutions run by.")] = "auto",
 ) -> None:
     """A photograph under a bank of filters, every algorithm held to the for-loops, a network that learns to read."""
-    from gpuconv.demo import compare, digits, lenet, lesson, panels, pictures, sheet
+    from gpuconv.demo import compare, contact_sheet, digits, filter_panels, lenet, pictures, training_figure
 
+    named = cast("AlgorithmName", algorithm)
     with _usage_errors("demo"):
         device = backend.check_device(device, "device")
-        lenet.check_algorithm(algorithm, device)
+        lenet.check_algorithm(named, device)
         photo = pictures.load(image)
         name = Path(image).stem
-        path = sheet.target(out, name)
+        path = contact_sheet.target(out, name)
     console, where = _console(), backend.device_name(device)
     with _progress() as progress:
-        made = list(progress.track(panels.panels(photo, device), total=panels.PANELS, description="filtering"))
+        made = list(
+            progress.track(filter_panels.panels(photo, device), total=filter_panels.PANELS, description="filtering")
+        )
         progress.add_task("drawing", total=None)
         with _usage_errors("demo"):
-            sheet.save(made, path, f"{name}, filtered on {where}")
+            contact_sheet.save(made, path, f"{name}, filtered on {where}")
     console.print(f"{len(made)} pictures on one sheet: [bold]{escape(str(path))}[/]\n", soft_wrap=True)
     with _progress() as progress:
         rows = progress.track(compare.comparisons(photo, device), total=compare.count(), description="comparing")
         table = _comparison_table(rows)
     console.print(table)
-    trained = lenet.train(digits.load(), epochs, algorithm=algorithm, device=device)
+    trained = lenet.train(digits.load(), epochs, algorithm=named, device=device)
     learnt = path.with_name(f"{path.stem}-lenet{path.suffix}")
     with _usage_errors("demo"):
-        lesson.save(trained, learnt, f"{trained.words}, on {where}")
+        training_figure.save(trained, learnt, f"{trained.words}, on {where}")
     console.print(f"{trained.words}.")
     console.print(
-        f"It reads [bold]{trained.accuracy:.1%}[/] of {len(trained.said):,} digits that it never saw: "
+        f"It reads [bold]{trained.accuracy:.1%}[/] of {len(trained.predicted):,} digits that it never saw: "
         f"[bold]{escape(str(learnt))}[/]",
         soft_wrap=True,
     )

@@ -36,8 +36,8 @@ from typing import Any, NamedTuple, SupportsIndex, TypeVar, get_args
 import numpy as np
 
 from gpuconv.errors import GeometryError
+from gpuconv.support.argument_checks import LARGEST, as_int, as_ints, is_int, is_one_of, is_scalar, shown
 from gpuconv.support.hashing import CachedHash
-from gpuconv.support.integers import LARGEST, as_int, as_ints, is_int, is_one_of, is_scalar, shown
 from gpuconv.typing import Array, Ints, IntsLike, Layout, PadLike, PadMode, Pads, Pair
 
 PAD_MODES: tuple[str, ...] = get_args(PadMode)

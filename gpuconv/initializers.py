@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 
 from gpuconv import backend
 from gpuconv.errors import GeometryError
-from gpuconv.support import counter_rng, named
-from gpuconv.support.integers import as_int, as_ints
-from gpuconv.typing import Array, DTypeLike
+from gpuconv.support import counter_rng, from_string
+from gpuconv.support.argument_checks import as_float, as_int, as_ints, non_negative
+from gpuconv.typing import Array, DTypeLike, InitializerName
 
 
-class Initializer(named.Named):
+class Initializer(from_string.FromString):
     """Makes arrays of a given shape."""
 
     def __call__(
@@ -53,7 +54,7 @@ class _Scaled(Initializer):
     """Weights of variance gain**2 / fan, drawn from a uniform or a normal distribution."""
 
     def __init__(self, gain: float = 1.0) -> None:
-        self.gain = named.positive(gain, "gain", self.name)
+        self.gain = non_negative(gain, "gain", self.name)
 
     def variance(self, fan_in: int, fan_out: int) -> float:
         raise NotImplementedError
@@ -134,8 +135,8 @@ class TruncNormal(Initializer):
     name = "trunc_normal"
 
     def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
-        self.mean = named.number(mean, "mean", self.name)
-        self.std = named.positive(std, "std", self.name)
+        self.mean = as_float(mean, "mean", self.name)
+        self.std = non_negative(std, "std", self.name)
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...], fan_in: int, fan_out: int) -> Array:
         values = rng.standard_normal(shape)
@@ -159,8 +160,11 @@ _CLASSES: tuple[type[Initializer], ...] = (
 
 INITIALIZERS: dict[str, type[Initializer]] = {kind.name: kind for kind in _CLASSES}
 
+InitializerLike: TypeAlias = Initializer | InitializerName | str
+"""An initializer, its name, or its name with parameters, as `parse` reads it."""
 
-def parse(given: str | Initializer, caller: str = "initializers.parse", argument: str = "init_w") -> Initializer:
+
+def parse(given: InitializerLike, caller: str = "initializers.parse", argument: str = "init_w") -> Initializer:
     """An initializer from its name, with parameters or without.
 
     >>> parse("he_normal")
@@ -168,7 +172,7 @@ def parse(given: str | Initializer, caller: str = "initializers.parse", argument
     >>> parse("glorot_uniform")((3, 3, 1, 2), rng=0).shape
     (3, 3, 1, 2)
     """
-    return named.parse(Initializer, INITIALIZERS, given, caller, argument)
+    return from_string.parse(Initializer, INITIALIZERS, given, caller, argument)
 
 
 def fans_of(shape: Sequence[int], groups: int = 1, transposed: bool = False) -> tuple[int, int]:

@@ -10,32 +10,35 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpuconv import backend
 from gpuconv.errors import DTypeError, GeometryError
-from gpuconv.support import named
-from gpuconv.support.integers import as_int
-from gpuconv.typing import Array, Ints
+from gpuconv.support import from_string
+from gpuconv.support.argument_checks import as_int
+from gpuconv.typing import Array, Element, Ints, LossName
 
 
-class Loss(named.Named):
+class Loss(from_string.FromString):
     """The mean over samples of what each one costs."""
 
-    counts_right = False
+    has_accuracy = False
     """Whether it tells right from wrong answers: whether there is an accuracy."""
 
-    def __call__(self, prediction: Array, target: Array) -> Array:
+    def __call__(self, prediction: NDArray[Element], target: Array) -> NDArray[Element]:
         """The loss, a scalar array on the device of `prediction`."""
         return self.value_and_grad(prediction, target)[0]
 
-    def grad(self, prediction: Array, target: Array) -> Array:
+    def grad(self, prediction: NDArray[Element], target: Array) -> NDArray[Element]:
         """Its gradient with respect to `prediction`."""
         return self.value_and_grad(prediction, target)[1]
 
-    def value_and_grad(self, prediction: Array, target: Array, count: int | None = None) -> tuple[Array, Array]:
+    def value_and_grad(
+        self, prediction: NDArray[Element], target: Array, count: int | None = None
+    ) -> tuple[NDArray[Element], NDArray[Element]]:
         """Both at once.
 
         Parameters
@@ -75,7 +78,7 @@ class Loss(named.Named):
     def check_values(self, shape: Ints, target: Array) -> None:
         """Whether the values of `target` make sense; on a GPU this waits for the device."""
 
-    def right(self, prediction: Array, target: Array) -> Array:
+    def n_correct(self, prediction: Array, target: Array) -> Array:
         """How many answers are right, a scalar array."""
         raise NotImplementedError
 
@@ -92,7 +95,7 @@ class SoftmaxCrossEntropy(Loss):
     """
 
     name = "softmax_cross_entropy"
-    counts_right = True
+    has_accuracy = True
 
     def both(self, xp: ModuleType, prediction: Array, target: Array, count: int | None) -> tuple[Array, Array]:
         k = prediction.shape[-1]
@@ -150,13 +153,13 @@ class SoftmaxCrossEntropy(Loss):
                     f"{self.name}: labels go from {low} to {high}, {shape[-1]} logits allow 0 to {shape[-1] - 1}."
                 )
 
-    def right(self, prediction: Array, target: Array) -> Array:
+    def n_correct(self, prediction: Array, target: Array) -> Array:
         backend.common_module(self.name, prediction=prediction, target=target)
         if target.shape == prediction.shape:
             target = target.argmax(axis=-1)
         hits = prediction.argmax(axis=-1) == target
-        right: Array = hits.mean(dtype=np.float64) * len(hits) if hits.ndim > 1 else hits.sum()
-        return right
+        count: Array = hits.mean(dtype=np.float64) * len(hits) if hits.ndim > 1 else hits.sum()
+        return count
 
 
 class SquaredError(Loss):
@@ -187,11 +190,14 @@ _CLASSES: tuple[type[Loss], ...] = (SoftmaxCrossEntropy, SquaredError)
 
 LOSSES: dict[str, type[Loss]] = {kind.name: kind for kind in _CLASSES}
 
+LossLike: TypeAlias = Loss | LossName | str
+"""A loss, its name, or its name with parameters, as `parse` reads it."""
 
-def parse(given: str | Loss, caller: str = "losses.parse", argument: str = "loss") -> Loss:
+
+def parse(given: LossLike, caller: str = "losses.parse", argument: str = "loss") -> Loss:
     """A loss from its name.
 
     >>> parse("squared_error")
     squared_error
     """
-    return named.parse(Loss, LOSSES, given, caller, argument)
+    return from_string.parse(Loss, LOSSES, given, caller, argument)

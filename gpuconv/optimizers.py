@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from gpuconv import backend, schedulers
 from gpuconv.errors import DTypeError, GeometryError
-from gpuconv.schedulers import Scheduler
-from gpuconv.support import named
-from gpuconv.support.integers import flag
-from gpuconv.typing import Array
+from gpuconv.schedulers import Scheduler, SchedulerLike
+from gpuconv.support import from_string
+from gpuconv.support.argument_checks import flag, non_negative
+from gpuconv.typing import Array, OptimizerName
 
 Cache = dict[str, Any]
 """What an optimizer remembers of one layer: ``{"step": int, parameter: {name: array}}``."""
@@ -27,7 +27,7 @@ CHUNK = 2**15
 """Elements updated at a time on the CPU: so many of the arrays of a step stay in the second-level cache."""
 
 
-class Optimizer(named.Named):
+class Optimizer(from_string.FromString):
     """The base of all optimizers.
 
     Parameters
@@ -50,9 +50,9 @@ class Optimizer(named.Named):
     clip_norm: float | None
     scheduler: Scheduler | None
 
-    def _set_common(self, lr: float, clip_norm: float | None, scheduler: str | Scheduler | None) -> None:
-        self.lr = named.positive(lr, "lr", self.name)
-        self.clip_norm = None if clip_norm is None else named.positive(clip_norm, "clip_norm", self.name)
+    def _set_common(self, lr: float, clip_norm: float | None, scheduler: SchedulerLike | None) -> None:
+        self.lr = non_negative(lr, "lr", self.name)
+        self.clip_norm = None if clip_norm is None else non_negative(clip_norm, "clip_norm", self.name)
         self.scheduler = None if scheduler is None else schedulers.parse(scheduler, self.name)
 
     def update(
@@ -72,7 +72,7 @@ class Optimizer(named.Named):
         with backend.on_device_of(next(iter(gradients.values()))):
             step = cache.get("step", 0) + 1
             rate = self.lr if self.scheduler is None else self.scheduler(step, cur_loss)
-            rate = named.positive(rate, f"the learning rate of step {step}", self.name)
+            rate = non_negative(rate, f"the learning rate of step {step}", self.name)
             slots = {name: self._slots(xp, cache, name, params[name]) for name in gradients}
             if self.clip_norm is not None:
                 clip(gradients.values(), self.clip_norm)
@@ -136,10 +136,10 @@ class SGD(Optimizer):
         momentum: float = 0.0,
         nesterov: bool = False,
         clip_norm: float | None = None,
-        scheduler: str | Scheduler | None = None,
+        scheduler: SchedulerLike | None = None,
     ) -> None:
         self._set_common(lr, clip_norm, scheduler)
-        self.momentum = named.positive(momentum, "momentum", self.name, below=1)
+        self.momentum = non_negative(momentum, "momentum", self.name, below=1)
         self.nesterov = flag(nesterov, "nesterov", self.name)
         if self.nesterov and not self.momentum:
             raise ValueError(f"{self.name}: nesterov=True needs momentum > 0, momentum={momentum!r}.")
@@ -171,10 +171,10 @@ class AdaGrad(Optimizer):
         lr: float = 0.01,
         eps: float = 1e-7,
         clip_norm: float | None = None,
-        scheduler: str | Scheduler | None = None,
+        scheduler: SchedulerLike | None = None,
     ) -> None:
         self._set_common(lr, clip_norm, scheduler)
-        self.eps = named.positive(eps, "eps", self.name)
+        self.eps = non_negative(eps, "eps", self.name)
 
     def step(self, xp: ModuleType, t: int, lr: float, p: Array, g: Array, *slots: Array) -> None:
         (squares,) = slots
@@ -197,11 +197,11 @@ class RMSProp(Optimizer):
         decay: float = 0.9,
         eps: float = 1e-7,
         clip_norm: float | None = None,
-        scheduler: str | Scheduler | None = None,
+        scheduler: SchedulerLike | None = None,
     ) -> None:
         self._set_common(lr, clip_norm, scheduler)
-        self.decay = named.positive(decay, "decay", self.name, below=1)
-        self.eps = named.positive(eps, "eps", self.name)
+        self.decay = non_negative(decay, "decay", self.name, below=1)
+        self.eps = non_negative(eps, "eps", self.name)
 
     def step(self, xp: ModuleType, t: int, lr: float, p: Array, g: Array, *slots: Array) -> None:
         (squares,) = slots
@@ -228,12 +228,12 @@ class Adam(Optimizer):
         decay2: float = 0.999,
         eps: float = 1e-8,
         clip_norm: float | None = None,
-        scheduler: str | Scheduler | None = None,
+        scheduler: SchedulerLike | None = None,
     ) -> None:
         self._set_common(lr, clip_norm, scheduler)
-        self.decay1 = named.positive(decay1, "decay1", self.name, below=1)
-        self.decay2 = named.positive(decay2, "decay2", self.name, below=1)
-        self.eps = named.positive(eps, "eps", self.name)
+        self.decay1 = non_negative(decay1, "decay1", self.name, below=1)
+        self.decay2 = non_negative(decay2, "decay2", self.name, below=1)
+        self.eps = non_negative(eps, "eps", self.name)
 
     def step(self, xp: ModuleType, t: int, lr: float, p: Array, g: Array, *slots: Array) -> None:
         mean, squares = slots
@@ -262,10 +262,10 @@ class AdamW(Adam):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
         clip_norm: float | None = None,
-        scheduler: str | Scheduler | None = None,
+        scheduler: SchedulerLike | None = None,
     ) -> None:
         super().__init__(lr, decay1, decay2, eps, clip_norm, scheduler)
-        self.weight_decay = named.positive(weight_decay, "weight_decay", self.name)
+        self.weight_decay = non_negative(weight_decay, "weight_decay", self.name)
 
     def step(self, xp: ModuleType, t: int, lr: float, p: Array, g: Array, *slots: Array) -> None:
         p *= 1 - lr * self.weight_decay
@@ -276,8 +276,11 @@ _CLASSES: tuple[type[Optimizer], ...] = (SGD, AdaGrad, RMSProp, Adam, AdamW)
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {kind.name: kind for kind in _CLASSES}
 
+OptimizerLike: TypeAlias = Optimizer | OptimizerName | str
+"""An optimizer, its name, or its name with parameters, as `parse` reads it."""
 
-def parse(given: str | Optimizer | None, caller: str = "optimizers.parse", argument: str = "optimizer") -> Optimizer:
+
+def parse(given: OptimizerLike | None, caller: str = "optimizers.parse", argument: str = "optimizer") -> Optimizer:
     """An optimizer from its name, with parameters or without. None is plain SGD.
 
     >>> parse("sgd(lr=0.1, momentum=0.9)")
@@ -285,7 +288,7 @@ def parse(given: str | Optimizer | None, caller: str = "optimizers.parse", argum
     >>> str(parse("sgd(lr=0.1, momentum=0.9)"))
     'SGD(lr=0.1, momentum=0.9, nesterov=False, clip_norm=None, scheduler=None)'
     """
-    return named.parse(Optimizer, OPTIMIZERS, "SGD" if given is None else given, caller, argument)
+    return from_string.parse(Optimizer, OPTIMIZERS, "SGD" if given is None else given, caller, argument)
 
 
 def from_hyperparams(d: Mapping[str, Any]) -> Optimizer:
@@ -307,7 +310,7 @@ def clip(gradients: Any, most: float) -> None:
 
     The norm stays on the device: nothing waits for it.
     """
-    most = named.positive(most, "most", "clip")
+    most = non_negative(most, "most", "clip")
     arrays = list(gradients)
     if not arrays:
         return

@@ -15,7 +15,7 @@ from gpuconv.algorithms.strips import gather
 from gpuconv.call import checked_array
 from gpuconv.errors import GeometryError
 from gpuconv.geometry import ConvGeometry
-from gpuconv.support.integers import as_ints
+from gpuconv.support.argument_checks import as_ints
 from gpuconv.typing import Array, IntsLike, PadLike, PadMode, Pads
 
 

@@ -12,7 +12,7 @@ from gpuconv.errors import AlgorithmError, WorkspaceError
 from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import COMPILED, numba_is_there, try_numba
 from gpuconv.support import html
-from gpuconv.support.integers import as_int, is_one_of
+from gpuconv.support.argument_checks import as_int, is_one_of
 from gpuconv.support.numbers import si
 from gpuconv.typing import Direction, DTypeLike, Precision
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
-from gpuconv.support import named
-from gpuconv.support.integers import flag
+from gpuconv.support import from_string
+from gpuconv.support.argument_checks import as_int, flag, non_negative
+from gpuconv.typing import SchedulerName
 
 
-class Scheduler(named.Named):
+class Scheduler(from_string.FromString):
     """``scheduler(step)`` is the learning rate of step 1, 2, 3 and so on."""
 
     def __call__(self, step: int, cur_loss: float | None = None) -> float:
@@ -22,7 +24,7 @@ class ConstantScheduler(Scheduler):
     name = "constant"
 
     def __init__(self, lr: float = 0.01) -> None:
-        self.lr = named.positive(lr, "lr", self.name)
+        self.lr = non_negative(lr, "lr", self.name)
 
     def __call__(self, step: int, cur_loss: float | None = None) -> float:
         return self.lr
@@ -39,10 +41,10 @@ class ExponentialScheduler(Scheduler):
     def __init__(
         self, initial_lr: float = 0.01, stage_length: int = 500, staircase: bool = False, decay: float = 0.1
     ) -> None:
-        self.initial_lr = named.positive(initial_lr, "initial_lr", self.name)
-        self.stage_length = named.whole(stage_length, "stage_length", self.name)
+        self.initial_lr = non_negative(initial_lr, "initial_lr", self.name)
+        self.stage_length = as_int(stage_length, "stage_length", self.name)
         self.staircase = flag(staircase, "staircase", self.name)
-        self.decay = named.positive(decay, "decay", self.name)
+        self.decay = non_negative(decay, "decay", self.name)
 
     def __call__(self, step: int, cur_loss: float | None = None) -> float:
         stages: float = (step - 1) // self.stage_length if self.staircase else (step - 1) / self.stage_length
@@ -62,10 +64,10 @@ class CosineScheduler(Scheduler):
     name = "cosine"
 
     def __init__(self, initial_lr: float = 0.01, steps: int = 1000, final_lr: float = 0.0, warmup: int = 0) -> None:
-        self.initial_lr = named.positive(initial_lr, "initial_lr", self.name)
-        self.steps = named.whole(steps, "steps", self.name)
-        self.final_lr = named.positive(final_lr, "final_lr", self.name)
-        self.warmup = named.whole(warmup, "warmup", self.name, least=0)
+        self.initial_lr = non_negative(initial_lr, "initial_lr", self.name)
+        self.steps = as_int(steps, "steps", self.name)
+        self.final_lr = non_negative(final_lr, "final_lr", self.name)
+        self.warmup = as_int(warmup, "warmup", self.name, least=0)
 
     def __call__(self, step: int, cur_loss: float | None = None) -> float:
         if step <= self.warmup:
@@ -82,9 +84,9 @@ class NoamScheduler(Scheduler):
     name = "noam"
 
     def __init__(self, model_dim: int = 512, scale_factor: float = 1.0, warmup_steps: int = 4000) -> None:
-        self.model_dim = named.whole(model_dim, "model_dim", self.name)
-        self.scale_factor = named.positive(scale_factor, "scale_factor", self.name)
-        self.warmup_steps = named.whole(warmup_steps, "warmup_steps", self.name)
+        self.model_dim = as_int(model_dim, "model_dim", self.name)
+        self.scale_factor = non_negative(scale_factor, "scale_factor", self.name)
+        self.warmup_steps = as_int(warmup_steps, "warmup_steps", self.name)
 
     def __call__(self, step: int, cur_loss: float | None = None) -> float:
         shape = min(1 / math.sqrt(step), step / self.warmup_steps**1.5)
@@ -95,11 +97,14 @@ _CLASSES: tuple[type[Scheduler], ...] = (ConstantScheduler, ExponentialScheduler
 
 SCHEDULERS: dict[str, type[Scheduler]] = {kind.name: kind for kind in _CLASSES}
 
+SchedulerLike: TypeAlias = Scheduler | SchedulerName | str
+"""A scheduler, its name, or its name with parameters, as `parse` reads it."""
 
-def parse(given: str | Scheduler, caller: str = "schedulers.parse", argument: str = "scheduler") -> Scheduler:
+
+def parse(given: SchedulerLike, caller: str = "schedulers.parse", argument: str = "scheduler") -> Scheduler:
     """A scheduler from its name, with parameters or without.
 
     >>> parse("cosine(initial_lr=0.1, steps=100)")(100)
     0.0
     """
-    return named.parse(Scheduler, SCHEDULERS, given, caller, argument)
+    return from_string.parse(Scheduler, SCHEDULERS, given, caller, argument)

@@ -81,8 +81,8 @@ def methods():
         yield f"{kind.__name__}.backward", layer.backward, {"dLda": y}
     for kind in losses.LOSSES.values():
         loss, one = kind(), {"prediction": ones(2, 3), "target": ones(2, 3)}
-        for name in ("__call__", "grad", "value_and_grad", "right"):
-            if name != "right" or loss.counts_right:
+        for name in ("__call__", "grad", "value_and_grad", "n_correct"):
+            if name != "n_correct" or loss.has_accuracy:
                 yield f"{kind.__name__}.{name}", getattr(loss, name), one
     for kind in activations.ACTIVATIONS.values():
         for name in ("__call__", "grad"):
@@ -207,7 +207,7 @@ def test_a_method_refuses_what_is_no_array(call, arguments, name, kind):
 @pytest.mark.parametrize(("call", "arguments", "name"), METHODS)
 def test_a_method_refuses_a_dtype_that_is_no_number(call, arguments, name, kind):
     owner = call.__self__
-    if isinstance(owner, losses.Loss) and call.__name__ == "right":
+    if isinstance(owner, losses.Loss) and call.__name__ == "n_correct":
         return  # of predictions that value_and_grad has taken
     refused(call, arguments, name, NO_NUMBERS[kind], {DTypeError})
 

@@ -36,7 +36,7 @@ def cache(tmp_path, monkeypatch):
 def fresh_table():
     """As a new process has it: with no warning given yet."""
     table = autotune._TABLE
-    return disk.Table(table._name, table._version, table._decode, table._encode)
+    return disk.JsonCache(table._name, table._version, table._decode, table._encode)
 
 
 @pytest.fixture

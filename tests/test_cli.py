@@ -26,7 +26,7 @@ from gpuconv.algorithms import ALGORITHMS
 from gpuconv.algorithms.cpu.gemm import Gemm
 from gpuconv.bench import limits, peers, runner
 from gpuconv.cli import app
-from gpuconv.demo import digits, lenet, pictures, sheet
+from gpuconv.demo import contact_sheet, digits, lenet, pictures
 from gpuconv.tools import check
 
 NAMES = [algorithm.name for algorithm in ALGORITHMS]
@@ -398,7 +398,7 @@ def test_demo_refuses_where_it_cannot_save(tmp_path, small_picture):
     assert "cannot be made" in is_refused("demo", "--image", small_picture, "--out", small_picture / "folder")
     folder = tmp_path / "folder.png"
     folder.mkdir()
-    assert sheet.target(folder, "name") == folder / "gpuconv-demo-name.png"
+    assert contact_sheet.target(folder, "name") == folder / "gpuconv-demo-name.png"
 
 
 # ------------------------------------------------------------------------------------------------ bench

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import gpuconv
-from gpuconv.demo import digits, lenet, lesson
+from gpuconv.demo import digits, lenet, training_figure
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_its_problems_are_the_convolutions_of_the_network():
 def test_feature_maps_are_those_of_the_layers(few):
     trained = lenet.train(few, 1, progress=False)
     image = few.test_x[:1]
-    one, pooled, two = lesson.feature_maps(trained, image)
+    one, pooled, two = training_figure.feature_maps(trained, image)
     params = trained.model.layers[0].params
     y = gpuconv.conv2d(image, params["W"], params["b"], pad="same", activation="relu")
     np.testing.assert_allclose(one, np.moveaxis(y[0], -1, 0), rtol=1e-5, atol=1e-6)
@@ -135,5 +135,5 @@ def test_any_outcome_can_be_drawn(few, tmp_path, change):
     else:
         said = few.test_y if change == "right" else (few.test_y + 1) % 10
         trained = dataclasses.replace(trained, logits=np.eye(10)[said])
-    lesson.save(trained, tmp_path / "lesson.png", "a test")
+    training_figure.save(trained, tmp_path / "lesson.png", "a test")
     assert (tmp_path / "lesson.png").stat().st_size > 50_000

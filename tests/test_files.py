@@ -22,7 +22,7 @@ from training import images, network, same_training
 
 import gpuconv
 from gpuconv import autotune, optimizers
-from gpuconv.support import disk, named
+from gpuconv.support import disk, from_string
 from gpuconv.support.disk import write_whole
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files, modes and signals")
@@ -673,7 +673,7 @@ def test_a_name_is_read_in_one_pass(text, blanks):
 
 
 def test_a_name_of_any_length_is_refused_in_few_words():
-    with pytest.raises(ValueError, match=f"has 1000000 characters, at most {named.LONGEST} are read") as caught:
+    with pytest.raises(ValueError, match=f"has 1000000 characters, at most {from_string.LONGEST} are read") as caught:
         optimizers.parse("x" * 10**6, "test")
     assert len(str(caught.value)) < 200
 
@@ -685,7 +685,7 @@ def test_a_name_of_any_length_is_refused_in_few_words():
 def table(tmp_path, monkeypatch):
     monkeypatch.setenv("GPUCONV_CACHE_DIR", str(tmp_path))
     table = autotune._TABLE
-    return disk.Table(table._name, table._version, table._decode, table._encode)
+    return disk.JsonCache(table._name, table._version, table._decode, table._encode)
 
 
 TUNED = autotune.Tuned("2026-11-22", {"gemm": 1e-3})

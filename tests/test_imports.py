@@ -52,13 +52,8 @@ def local(module):
 
 
 def imports(name):
-    """Every module that a file imports by its full name, at its top or inside a function, type checkers' ones apart."""
-    tree = ast.parse(SOURCES[name].read_text(encoding="utf-8"))
-    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
-    for_checkers = {id(node) for block in blocks for node in ast.walk(block)}
-    for node in ast.walk(tree):
-        if id(node) in for_checkers:
-            continue
+    """Every module that a file imports by its full name, at its top, inside a function or for type checkers only."""
+    for node in ast.walk(ast.parse(SOURCES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

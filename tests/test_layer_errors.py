@@ -1,11 +1,14 @@
 """Bad input: errors that say what is wrong and leave the layer as it was."""
 
+import inspect
+import pydoc
+
 import numpy as np
 import pytest
 from layer_cases import IMAGE, LAYERS, TRAINED, every_layer, make
 from training import contents
 
-from gpuconv import layers
+from gpuconv import activations, initializers, layers, losses, optimizers, schedulers
 from gpuconv.errors import DTypeError, GeometryError
 
 
@@ -153,3 +156,68 @@ def test_groups_that_do_not_divide_the_input():
 def test_dense_takes_rows():
     with pytest.raises(GeometryError, match=r"has 4 axes, it takes 2: \(N, in_ch\). Put a Flatten layer before it"):
         layers.Dense(3).forward(np.ones(IMAGE))
+
+
+PUBLIC = {
+    f"{kind.__module__.split('.')[1]}-{kind.__name__}": kind
+    for registry in (
+        layers.LAYERS,
+        activations.ACTIVATIONS,
+        initializers.INITIALIZERS,
+        losses.LOSSES,
+        optimizers.OPTIMIZERS,
+        schedulers.SCHEDULERS,
+    )
+    for kind in registry.values()
+}
+
+
+@pytest.mark.parametrize("kind", PUBLIC.values(), ids=PUBLIC)
+class TestArgumentsOfTheConstructor:
+    """Python's own errors name the class that was called, wherever its constructor is written."""
+
+    def test_an_unknown_one(self, kind):
+        with pytest.raises(TypeError, match=rf"^{kind.__name__}(\.__init__)?\(\) (got an un|takes no )"):
+            kind(no_such_argument=1)
+
+    def test_one_too_many(self, kind):
+        with pytest.raises(TypeError, match=rf"^{kind.__name__}(\.__init__)?\(\) takes "):
+            kind(*range(50))
+
+    def test_a_missing_one(self, kind):
+        needed = [p.name for p in inspect.signature(kind).parameters.values() if p.default is p.empty]
+        if not needed:
+            kind()
+            return
+        with pytest.raises(TypeError, match=rf"^{kind.__name__}\.__init__\(\) missing .*{needed[-1]}"):
+            kind()
+
+    def test_help_shows_the_real_parameters(self, kind):
+        parameters = inspect.signature(kind).parameters
+        assert not [p for p in parameters.values() if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        text = pydoc.render_doc(kind)
+        assert all(f"{name}: " in text for name in parameters)
+
+
+def test_a_class_of_ones_own_is_left_alone():
+    """In a diamond, each constructor still runs: a copy of the base's in one branch would hide the other's."""
+    made = []
+
+    class Plain(layers.Layer):
+        pass
+
+    class Counting(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            made.append(self)
+
+    class Both(Plain, Counting):
+        pass
+
+    class Deeper(Plain, Counting):
+        def __init__(self):
+            super().__init__()
+
+    assert made == [Both(), Deeper()]
+    with pytest.raises(TypeError, match=r"^Conv2D\.__init__\(\) missing 2 required"):
+        type("Mine", (layers.Conv2D,), {})()

@@ -140,7 +140,7 @@ def test_without_ownership_no_gradient_is_overwritten(acti_fn, rng):
         kept = dy.copy()
         dx = layer.backward(dy)
         assert (dy == kept).all()
-        owned = layer.pull_back([dy], own=True)
+        owned = layer.pull_back([dy], may_overwrite=True)
         assert (owned[0] == dx).all()
 
 

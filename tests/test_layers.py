@@ -10,7 +10,7 @@ from training import all_contents, contents
 import gpuconv
 from gpuconv import layers
 from gpuconv.errors import GeometryError
-from gpuconv.layers import products
+from gpuconv.layers import linear
 from gpuconv.models import Sequential
 
 
@@ -342,7 +342,7 @@ class TestChangedInPlace:
             def _forward(self, xp, X, training):
                 return X, {}
 
-            def _backward(self, xp, dLda, X, derived, params, dX, own):
+            def _backward(self, xp, dLda, X, derived, need_param_grads, need_input_grad, may_overwrite):
                 return dLda, {}
 
         model = Sequential([layers.Dense(3, "relu"), Through()], rng=0)
@@ -401,11 +401,11 @@ def test_a_product_in_blocks(monkeypatch, n, j, k):
     rng = np.random.default_rng(0)
     a, b = (rng.integers(-4, 5, shape).astype(np.float32) for shape in ((j, n), (j, k)))
     bias = np.arange(k, dtype=np.float32)
-    monkeypatch.setattr(products, "BLOCK", 2**20)
-    assert_exact(products.product(a.T, b, bias, "relu"), np.maximum(a.T @ b + bias, 0), "float32")
+    monkeypatch.setattr(linear, "BLOCK_MACS", 2**20)
+    assert_exact(linear.matrix_product(a.T, b, bias, "relu"), np.maximum(a.T @ b + bias, 0), "float32")
     a, b = (rng.standard_normal(x.shape, np.float32) for x in (a, b))
     bits = set()
     for threads in (1, 2, 4):
         monkeypatch.setattr(gpuconv.settings, "threads", threads)
-        bits.add(products.product(a.T, b).tobytes())
+        bits.add(linear.matrix_product(a.T, b).tobytes())
     assert len(bits) == 1

@@ -123,8 +123,8 @@ def test_the_arguments_are_left_alone(xp, cross, logits, labels):
 
 def test_how_many_are_right(xp, cross, logits, labels):
     want = sum(int(row.argmax() == label) for row, label in zip(logits, labels, strict=True))
-    assert float(cross.right(xp.asarray(logits), xp.asarray(labels))) == want
-    assert float(cross.right(xp.asarray(logits), xp.asarray(one_hot(labels)))) == want
+    assert float(cross.n_correct(xp.asarray(logits), xp.asarray(labels))) == want
+    assert float(cross.n_correct(xp.asarray(logits), xp.asarray(one_hot(labels)))) == want
 
 
 @pytest.mark.parametrize(

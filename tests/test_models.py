@@ -88,17 +88,17 @@ def test_only_the_gradients_that_are_needed_are_made(monkeypatch):
     for number, layer in enumerate(model.layers):
         original = layer._backward
 
-        def spy(xp, d, x, derived, params, dX, own, number=number, original=original):
-            made.append((number, params, dX))
-            return original(xp, d, x, derived, params, dX, own)
+        def spy(xp, d, x, derived, params, inputs, overwrite, number=number, original=original):
+            made.append((number, params, inputs))
+            return original(xp, d, x, derived, params, inputs, overwrite)
 
         monkeypatch.setattr(layer, "_backward", spy)
-    model.pull_back([model.loss.grad(model.forward(X), y)], dX=False)
+    model.pull_back([model.loss.grad(model.forward(X), y)], need_input_grad=False)
     assert made == [(4, True, True), (3, False, True), (2, True, True), (1, False, True), (0, True, False)]
     made.clear()
     model.flush_gradients()
     model.layers[0].freeze()
-    model.pull_back([model.loss.grad(model.forward(X), y)], dX=False)
+    model.pull_back([model.loss.grad(model.forward(X), y)], need_input_grad=False)
     assert made == [(4, True, True), (3, False, True), (2, True, False)]
 
 

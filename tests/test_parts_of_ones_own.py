@@ -8,7 +8,7 @@ from training import all_contents, same_training
 
 from gpuconv import activations, initializers, layers, losses, optimizers, schedulers
 from gpuconv.models import Sequential, files
-from gpuconv.support import named
+from gpuconv.support import from_string
 
 safetensors = pytest.importorskip("safetensors.numpy")
 
@@ -78,7 +78,7 @@ class Scale(layers.Layer):
     def _forward(self, xp, X, training):
         return X * self.by, {}
 
-    def _backward(self, xp, dLda, X, derived, params, dX, own):
+    def _backward(self, xp, dLda, X, derived, need_param_grads, need_input_grad, may_overwrite):
         return dLda * self.by, {}
 
 
@@ -96,7 +96,7 @@ def path(tmp_path):
     return tmp_path / "net.safetensors"
 
 
-@pytest.mark.parametrize("custom", [ALL, {named.name_of(kind): kind for kind in ALL}, iter(ALL)], ids=type)
+@pytest.mark.parametrize("custom", [ALL, {from_string.name_of(kind): kind for kind in ALL}, iter(ALL)], ids=type)
 def test_what_is_passed_is_loaded_and_trains_on(path, custom):
     model = network()
     model.fit(X, Y, epochs=2)
@@ -113,7 +113,9 @@ def test_what_is_passed_is_loaded_and_trains_on(path, custom):
 def test_a_function_may_make_it(path):
     network().save(path)
     made = []
-    custom = {named.name_of(kind): kind for kind in ALL} | {"swish": lambda beta: made.append(beta) or Swish(beta)}
+    custom = {from_string.name_of(kind): kind for kind in ALL} | {
+        "swish": lambda beta: made.append(beta) or Swish(beta)
+    }
     assert Sequential.load(path, custom=custom).layers[1].acti_fn == Swish(0.5)
     assert made == [0.5]
 
@@ -121,7 +123,9 @@ def test_a_function_may_make_it(path):
 @pytest.mark.parametrize("missing", ALL)
 def test_what_is_not_passed_is_named(path, missing):
     network().save(path)
-    with pytest.raises(ValueError, match=rf"load: .*{named.name_of(missing)}.* is none of .*custom=\[the class\]"):
+    with pytest.raises(
+        ValueError, match=rf"load: .*{from_string.name_of(missing)}.* is none of .*custom=\[the class\]"
+    ):
         Sequential.load(path, custom=[kind for kind in ALL if kind is not missing])
 
 
@@ -146,7 +150,7 @@ def test_what_cannot_be_passed(path, custom, message):
 def test_a_function_that_makes_something_else(path):
     network().save(path)
     for name in ("swish", "Scale"):
-        custom = {named.name_of(kind): kind for kind in ALL} | {name: lambda **_: 5}
+        custom = {from_string.name_of(kind): kind for kind in ALL} | {name: lambda **_: 5}
         with pytest.raises(ValueError, match=r"load: .*custom made 5 of it"):
             Sequential.load(path, custom=custom)
 

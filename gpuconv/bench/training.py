@@ -114,7 +114,7 @@ class Step:
 
     def _backward(self) -> Array:
         value, gradient = self.model.loss.value_and_grad(self.model.forward(self.x), self.y)
-        self.model.pull_back([gradient], dX=False, own=True)
+        self.model.pull_back([gradient], need_input_grad=False, may_overwrite=True)
         return value
 
 

@@ -17,7 +17,7 @@ from threadpoolctl import LibController, OpenBLASController, ThreadpoolControlle
 from gpuconv import settings
 from gpuconv.cpu import device
 from gpuconv.cpu.thread_pool import Share, offer, settle
-from gpuconv.support.integers import as_int
+from gpuconv.support.argument_checks import as_int
 
 Task = TypeVar("Task")
 

@@ -13,10 +13,10 @@ from gpuconv.backend import to_device, to_numpy
 from gpuconv.demo.digits import Digits, distorted
 from gpuconv.layers import Conv2D, Dense, Flatten, MaxPool2D
 from gpuconv.models import History, Sequential
-from gpuconv.optimizers import Adam, Optimizer
+from gpuconv.optimizers import Adam, OptimizerLike
 from gpuconv.planning import DIRECTIONS
 from gpuconv.schedulers import CosineScheduler
-from gpuconv.typing import Array
+from gpuconv.typing import AlgorithmName, Array
 
 BATCH = 64
 RATE = 0.002
@@ -42,24 +42,24 @@ class Trained:
         return f"LeNet with {count:,} parameters, {done} epochs of {images:,} digits in {self.seconds:.0f} s{stopped}"
 
     @property
-    def said(self) -> Array:
+    def predicted(self) -> Array:
         """The digit that it takes each test image for."""
         return np.asarray(self.logits.argmax(axis=1))
 
     @property
     def accuracy(self) -> float:
         """The part of the test images that it reads right."""
-        return float((self.said == self.digits.test_y).mean())
+        return float((self.predicted == self.digits.test_y).mean())
 
     @property
     def confusion(self) -> Array:
         """Counts (10, 10): rows are the digits there are, columns what they are taken for."""
         counts = np.zeros((10, 10), np.int64)
-        np.add.at(counts, (self.digits.test_y, self.said), 1)
+        np.add.at(counts, (self.digits.test_y, self.predicted), 1)
         return counts
 
 
-def lenet(*, algorithm: str = "auto", optimizer: str | Optimizer = "adam", rng: int = 0) -> Sequential:
+def lenet(*, algorithm: AlgorithmName = "auto", optimizer: OptimizerLike = "adam", rng: int = 0) -> Sequential:
     """Two convolutions, each with a pooling, and three dense layers: (n, 28, 28, 1) to 10 logits.
 
     >>> lenet().output_shape((64, 28, 28, 1))
@@ -78,7 +78,7 @@ def lenet(*, algorithm: str = "auto", optimizer: str | Optimizer = "adam", rng: 
     return Sequential(layers, optimizer=optimizer, rng=rng)
 
 
-def check_algorithm(algorithm: str, device: str) -> None:
+def check_algorithm(algorithm: AlgorithmName, device: str) -> None:
     """Raise AlgorithmError, in the library's words, if it cannot serve one of the network's convolutions."""
     for problem in CONVOLUTIONS:
         for direction in DIRECTIONS:
@@ -89,7 +89,7 @@ def train(
     digits: Digits,
     epochs: int,
     *,
-    algorithm: str = "auto",
+    algorithm: AlgorithmName = "auto",
     device: str = "cpu",
     seed: int = 0,
     progress: bool | None = None,

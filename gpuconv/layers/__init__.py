@@ -19,7 +19,7 @@ from gpuconv.layers.linear import Dense, Flatten
 from gpuconv.layers.normalization import BatchNorm2D, Dropout
 from gpuconv.layers.pooling import AvgPool2D, MaxPool2D
 from gpuconv.layers.state import split_hyperparams
-from gpuconv.support import named
+from gpuconv.support import from_string
 
 LAYERS: dict[str, type[Layer]] = {
     kind.__name__: kind
@@ -30,7 +30,7 @@ LAYERS: dict[str, type[Layer]] = {
 }  # fmt: skip
 
 
-def from_hyperparams(hyperparams: Mapping[str, Any], custom: named.Custom = ()) -> Layer:
+def from_hyperparams(hyperparams: Mapping[str, Any], custom: from_string.Custom = ()) -> Layer:
     """A new layer from what `Layer.hyperparams` holds, without parameters, and an optimizer's memory of them, as yet.
 
     Parameters
@@ -48,10 +48,10 @@ def from_hyperparams(hyperparams: Mapping[str, Any], custom: named.Custom = ()) 
     """
     given = dict(hyperparams)
     name = given.pop("layer", None)
-    with named.known(custom, "from_hyperparams"):
-        kinds: dict[Any, Any] = {**LAYERS, **named.known_kinds(Layer)}
+    with from_string.known(custom, "from_hyperparams"):
+        kinds: dict[Any, Any] = {**LAYERS, **from_string.known_kinds(Layer)}
         if not isinstance(name, str) or name not in kinds:
-            raise ValueError(f"from_hyperparams: layer={name!r} is none of {', '.join(kinds)}.{named.remedy()}")
+            raise ValueError(f"from_hyperparams: layer={name!r} is none of {', '.join(kinds)}.{from_string.remedy()}")
         arguments, _, trainable = split_hyperparams(kinds[name], given)
         layer = kinds[name](**arguments)
     if not isinstance(layer, Layer):
@@ -74,9 +74,9 @@ def check_savable(layer: Layer, where: str) -> None:
         raise ValueError(
             f"{own} is called {layer.kind!r} in files, as gpuconv's layer is. Give the class another name."
         )
-    for part in named.parts_of(layer):
+    for part in from_string.parts_of(layer):
         try:
-            named.check_savable(part)
+            from_string.check_savable(part)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
     try:

@@ -27,14 +27,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpuconv import backend
 from gpuconv.errors import DeviceError, DTypeError, GeometryError
 from gpuconv.layers.state import Stateful, checked_dtype
-from gpuconv.typing import Array
+from gpuconv.typing import Array, Element
 
 Derived = dict[str, Any]
 """What one forward keeps beside X, by name."""
@@ -71,7 +72,14 @@ class Layer(Stateful):
         raise NotImplementedError
 
     def _backward(
-        self, xp: ModuleType, dLda: Array, X: Array, derived: Derived, params: bool, dX: bool, own: bool
+        self,
+        xp: ModuleType,
+        dLda: Array,
+        X: Array,
+        derived: Derived,
+        need_param_grads: bool,
+        need_input_grad: bool,
+        may_overwrite: bool,
     ) -> tuple[Array | None, dict[str, Array]]:
         """dX (None if not wanted) and the gradients of the parameters (empty if not wanted).
 
@@ -81,7 +89,7 @@ class Layer(Stateful):
 
     # ---------------------------------------------------------------------------------------------- the circle
 
-    def forward(self, X: Array, retain_derived: bool = True) -> Array:
+    def forward(self, X: NDArray[Element], retain_derived: bool = True) -> NDArray[Element]:
         """The output for a batch.
 
         Parameters
@@ -104,19 +112,19 @@ class Layer(Stateful):
             y = self.run(X.copy(order="K") if self.works_from_x else X, True)
             return y.copy() if any(xp.may_share_memory(y, kept) for kept in self.kept()) else y
 
-    def run(self, X: Array, retain_derived: bool = True) -> Array:
+    def run(self, X: NDArray[Element], retain_derived: bool = True) -> NDArray[Element]:
         """`forward` for those who leave X and the output as they are until `backward` is called: nothing is copied."""
         xp = self.check_input(X)
         if retain_derived:
             self.check_training(X.shape)
-        before = None if self.is_initialised else self.mark()
+        before = None if self.is_initialised else self.snapshot()
         with backend.on_device_of(X):
             try:
                 self.build(X.shape, backend.native(X.dtype), backend.device_of(X))
                 y, derived = self._forward(xp, X, retain_derived)
             except BaseException:
                 if before is not None:
-                    self.reset(before)
+                    self.restore(before)
                 raise
         if retain_derived:
             if self._used:
@@ -129,6 +137,12 @@ class Layer(Stateful):
         """The arrays that the last forward kept and that `backward` works from."""
         values = [values[-1] for values in self.derived_variables.values() if values]
         return [*self.X[-1:][: self.works_from_x], *(value for value in values if hasattr(value, "dtype"))]
+
+    @overload
+    def backward(self, dLda: NDArray[Element], retain_grads: bool = True) -> NDArray[Element]: ...
+
+    @overload
+    def backward(self, dLda: Sequence[NDArray[Element]], retain_grads: bool = True) -> list[NDArray[Element]]: ...
 
     def backward(self, dLda: Array | Sequence[Array], retain_grads: bool = True) -> Any:
         """Gradients with respect to the inputs of all kept forwards; those of the parameters are added to `gradients`.
@@ -162,7 +176,7 @@ class Layer(Stateful):
         return dX[0] if single else dX
 
     def pull_back(
-        self, dLda: list[Array], retain_grads: bool = True, dX: bool = True, own: bool = False
+        self, dLda: list[Array], retain_grads: bool = True, need_input_grad: bool = True, may_overwrite: bool = False
     ) -> list[Array | None]:
         """`backward` of a list, for models. Without `dX` the gradients of the inputs are not made; with `own` the
         arrays of dLda may be overwritten.
@@ -173,7 +187,7 @@ class Layer(Stateful):
         with backend.on_device_of(dLda[0]):
             for i, d in enumerate(dLda):
                 derived = {name: values[i] for name, values in self.derived_variables.items()}
-                result, gradients = self._backward(xp, d, self.X[i], derived, wanted, dX, own)
+                result, gradients = self._backward(xp, d, self.X[i], derived, wanted, need_input_grad, may_overwrite)
                 results.append(result)
                 for name, gradient in gradients.items():
                     if name in total:

@@ -13,8 +13,9 @@ from gpuconv.errors import GeometryError
 from gpuconv.geometry import split_x_shape
 from gpuconv.layers.base import Derived, Layer
 from gpuconv.layers.weighted import column_sums
-from gpuconv.optimizers import Optimizer
-from gpuconv.support import counter_rng, named
+from gpuconv.optimizers import OptimizerLike
+from gpuconv.support import counter_rng
+from gpuconv.support.argument_checks import non_negative
 from gpuconv.typing import Array, DTypeLike, Ints
 
 
@@ -55,14 +56,14 @@ class BatchNorm2D(Layer):
         self,
         momentum: float = 0.9,
         epsilon: float = 1e-5,
-        optimizer: str | Optimizer | None = None,
+        optimizer: OptimizerLike | None = None,
         *,
         dtype: DTypeLike | None = None,
         device: str | None = None,
     ) -> None:
         super().__init__(optimizer, dtype, device)
-        self.momentum = named.positive(momentum, "momentum", self.kind, below=1)
-        self.epsilon = named.positive(epsilon, "epsilon", self.kind)
+        self.momentum = non_negative(momentum, "momentum", self.kind, below=1)
+        self.epsilon = non_negative(epsilon, "epsilon", self.kind)
         self.in_ch: int | None = None
 
     def output_shape(self, x_shape: Sequence[int]) -> Ints:
@@ -119,12 +120,19 @@ class BatchNorm2D(Layer):
         return normal * scale + shift, {"normal": normal, "inverse": inverse, "by_batch": by_batch}
 
     def _backward(
-        self, xp: ModuleType, dLda: Array, X: Array, derived: Derived, params: bool, dX: bool, own: bool
+        self,
+        xp: ModuleType,
+        dLda: Array,
+        X: Array,
+        derived: Derived,
+        need_param_grads: bool,
+        need_input_grad: bool,
+        may_overwrite: bool,
     ) -> tuple[Array | None, dict[str, Array]]:
         normal, inverse = derived["normal"], derived["inverse"]
         dscale, dshift = column_sums(dLda * normal), column_sums(dLda)
-        gradients = {"scale": dscale, "shift": dshift} if params else {}
-        if not dX:
+        gradients = {"scale": dscale, "shift": dshift} if need_param_grads else {}
+        if not need_input_grad:
             return None, gradients
         factor = self.params["scale"] * inverse
         if not derived["by_batch"]:  # mean and variance did not depend on X
@@ -173,7 +181,7 @@ class Dropout(Layer):
 
     def __init__(self, p: float = 0.5, *, rng: int | np.random.Generator | None = None) -> None:
         super().__init__(rng=rng)
-        self.p = named.positive(p, "p", self.kind, below=1)
+        self.p = non_negative(p, "p", self.kind, below=1)
         self.seed: int | None = None
         self.step = 0
 
@@ -198,7 +206,14 @@ class Dropout(Layer):
         return self._masked(xp, X, kept), {"kept": kept}
 
     def _backward(
-        self, xp: ModuleType, dLda: Array, X: Array, derived: Derived, params: bool, dX: bool, own: bool
+        self,
+        xp: ModuleType,
+        dLda: Array,
+        X: Array,
+        derived: Derived,
+        need_param_grads: bool,
+        need_input_grad: bool,
+        may_overwrite: bool,
     ) -> tuple[Array | None, dict[str, Array]]:
         kept = derived["kept"]
         return (dLda if kept is None else self._masked(xp, dLda, kept)), {}

@@ -9,7 +9,7 @@ from gpuconv.geometry import ConvGeometry, split_x_shape
 from gpuconv.layers.base import Derived, Layer
 from gpuconv.layers.state import plain
 from gpuconv.pooling import functions as pooling
-from gpuconv.support.integers import as_ints, flag
+from gpuconv.support.argument_checks import as_ints, flag
 from gpuconv.typing import Array, Ints, IntsLike, PadLike
 
 
@@ -61,9 +61,16 @@ class MaxPool2D(_Pool2D):
         return Y, {"Y": Y}
 
     def _backward(
-        self, xp: ModuleType, dLda: Array, X: Array, derived: Derived, params: bool, dX: bool, own: bool
+        self,
+        xp: ModuleType,
+        dLda: Array,
+        X: Array,
+        derived: Derived,
+        need_param_grads: bool,
+        need_input_grad: bool,
+        may_overwrite: bool,
     ) -> tuple[Array | None, dict[str, Array]]:
-        if not dX:
+        if not need_input_grad:
             return None, {}
         return pooling.max_pool2d_grad_by(
             dLda, X, derived["Y"], self.kernel_shape, self.stride, self.pad, self.dilation, "channels_last", None
@@ -105,9 +112,16 @@ class AvgPool2D(_Pool2D):
         return pooling.avg_pool2d(X, self.kernel_shape, **steps), {}
 
     def _backward(
-        self, xp: ModuleType, dLda: Array, X: Array, derived: Derived, params: bool, dX: bool, own: bool
+        self,
+        xp: ModuleType,
+        dLda: Array,
+        X: Array,
+        derived: Derived,
+        need_param_grads: bool,
+        need_input_grad: bool,
+        may_overwrite: bool,
     ) -> tuple[Array | None, dict[str, Array]]:
-        if not dX:
+        if not need_input_grad:
             return None, {}
         steps = {"stride": self.stride, "pad": self.pad, "count_include_pad": self.count_include_pad}
         return pooling.avg_pool2d_grad(dLda, X.shape, self.kernel_shape, **steps), {}

@@ -13,9 +13,9 @@ import numpy as np
 from gpuconv import backend, optimizers
 from gpuconv.cpu import allocator
 from gpuconv.errors import DTypeError, GeometryError
-from gpuconv.optimizers import Cache, Optimizer
-from gpuconv.support import counter_rng, html, named
-from gpuconv.support.named import Named
+from gpuconv.optimizers import Cache, Optimizer, OptimizerLike
+from gpuconv.support import counter_rng, from_string, html
+from gpuconv.support.from_string import FromString
 from gpuconv.typing import Array, DTypeLike, Ints
 
 DTYPES = ("float32", "float64")
@@ -31,7 +31,7 @@ class Stateful:
 
     def __init__(
         self,
-        optimizer: str | Optimizer | None = None,
+        optimizer: OptimizerLike | None = None,
         dtype: DTypeLike | None = None,
         device: str | None = None,
         rng: int | np.random.Generator | None = None,
@@ -52,6 +52,7 @@ class Stateful:
 
     def __init_subclass__(cls) -> None:
         cls.kind = cls.__name__
+        from_string.name_init_after(cls)
 
     # ---------------------------------------------------------------------------------------- what a kind defines
 
@@ -109,7 +110,7 @@ class Stateful:
         """
         after = self.output_shape(x_shape)
         if not self.is_initialised:
-            before = self.mark()
+            before = self.snapshot()
             try:
                 self._initialise(
                     tuple(x_shape),
@@ -117,7 +118,7 @@ class Stateful:
                     self.device or backend.check_device(device, self.kind),
                 )
             except BaseException:
-                self.reset(before)
+                self.restore(before)
                 raise
         return after
 
@@ -188,7 +189,7 @@ class Stateful:
         """
         if not isinstance(d, Mapping):
             raise TypeError(f"{self.kind}: set_params takes a dictionary, not {type(d).__name__}.")
-        before = self.mark()
+        before = self.snapshot()
         try:
             if "params" in d or "hyperparams" in d:
                 self._adopt(d.get("hyperparams", {}))
@@ -197,7 +198,7 @@ class Stateful:
             else:
                 self._set(d)
         except BaseException:
-            self.reset(before)
+            self.restore(before)
             raise
 
     def state_dict(self) -> dict[str, Array]:
@@ -272,15 +273,15 @@ class Stateful:
 
     # ---------------------------------------------------------------------------------------------- going back
 
-    def mark(self) -> dict[str, Any]:
-        """What `reset` puts back after an error. Dictionaries and lists are copied, the arrays in them are not."""
+    def snapshot(self) -> dict[str, Any]:
+        """What `restore` puts back after an error. Dictionaries and lists are copied, the arrays in them are not."""
         return {
             name: value.copy() if isinstance(value, (dict, list)) else value for name, value in self.__dict__.items()
         } | {"derived_variables": {name: list(values) for name, values in self.derived_variables.items()}}
 
-    def reset(self, mark: dict[str, Any]) -> None:
-        """Go back to where `mark` was called; arrays that were written to since are not undone."""
-        self.__dict__ = dict(mark)  # in one step, which no interrupt can halve
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Go back to where `snapshot` was called; arrays that were written to since are not undone."""
+        self.__dict__ = dict(snapshot)  # in one step, which no interrupt can halve
 
     # ---------------------------------------------------------------------------------------------- shown
 
@@ -290,7 +291,7 @@ class Stateful:
         for name, value in self.config.items():
             default = defaults[name].default
             thing = getattr(self, name, None)
-            brief = repr(thing) if isinstance(thing, Named) else value
+            brief = repr(thing) if isinstance(thing, FromString) else value
             if default is inspect.Parameter.empty:
                 shown.append(repr(brief))
             elif name not in {"dtype", "device"} and brief not in (plain(default), "identity"):
@@ -348,7 +349,7 @@ class Stateful:
         kind = given.pop("layer", self.kind)
         if kind != self.kind:
             raise ValueError(f"{self.kind}: set_params was given the hyperparams of a {kind}.")
-        with named.known(map(type, named.parts_of(self)), "set_params"):  # parts of one's own it may keep
+        with from_string.known(map(type, from_string.parts_of(self)), "set_params"):  # parts of one's own it may keep
             arguments, cache, trainable = split_hyperparams(type(self), given)
             other = type(self)(**{**self.config, **arguments})
         keep = ("params", "gradients", "buffers", "cache", "X", "derived_variables", "rng", "trainable")
@@ -379,7 +380,7 @@ def _arguments(kind: Any) -> tuple[str, ...]:
 
 def plain(value: object) -> Any:
     """`value` in numbers, strings, tuples and None."""
-    if isinstance(value, Named):
+    if isinstance(value, FromString):
         return str(value)
     if isinstance(value, np.dtype):
         return value.name

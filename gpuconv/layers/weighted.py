@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 
 from gpuconv import activations, initializers
-from gpuconv.activations import Activation
-from gpuconv.initializers import Initializer
+from gpuconv.activations import ActivationLike
+from gpuconv.initializers import InitializerLike
 from gpuconv.layers.base import Derived, Layer
-from gpuconv.optimizers import Optimizer
+from gpuconv.optimizers import OptimizerLike
 from gpuconv.planning import check_precision
-from gpuconv.support.integers import as_int, flag
+from gpuconv.support.argument_checks import as_int, flag
 from gpuconv.typing import Array, DTypeLike, Ints, Precision
 
 
-class Weighted(Layer):
+class WeightedLayer(Layer):
     """Y = product of X and W + b, output = acti_fn(Y); a subclass says what the product is, and its gradients."""
 
     fresh = True
@@ -26,9 +26,9 @@ class Weighted(Layer):
     def __init__(
         self,
         out_ch: int,
-        acti_fn: str | Activation | None,
-        optimizer: str | Optimizer | None,
-        init_w: str | Initializer,
+        acti_fn: ActivationLike | None,
+        optimizer: OptimizerLike | None,
+        init_w: InitializerLike,
         use_bias: bool,
         precision: Precision,
         dtype: DTypeLike | None,
@@ -79,17 +79,24 @@ class Weighted(Layer):
         return (Y if fused else self.acti_fn.fn(xp, Y)), {"Y": Y}
 
     def _backward(
-        self, xp: ModuleType, dLda: Array, X: Array, derived: Derived, params: bool, dX: bool, own: bool
+        self,
+        xp: ModuleType,
+        dLda: Array,
+        X: Array,
+        derived: Derived,
+        need_param_grads: bool,
+        need_input_grad: bool,
+        may_overwrite: bool,
     ) -> tuple[Array | None, dict[str, Array]]:
         act, Y = self.acti_fn, derived["Y"]
         kept = Y if act.fused or not act.from_value else act.fn(xp, Y)
-        dY = act.pull_back(xp, dLda, kept, dLda if own else None)
+        dY = act.pull_back(xp, dLda, kept, dLda if may_overwrite else None)
         gradients = {}
-        if params:
+        if need_param_grads:
             gradients["W"] = self._weight_grad(X, dY)
             if self.use_bias:
                 gradients["b"] = column_sums(dY)
-        return (self._input_grad(X, dY) if dX else None), gradients
+        return (self._input_grad(X, dY) if need_input_grad else None), gradients
 
 
 def column_sums(a: Array) -> Array:

@@ -9,62 +9,26 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gpuconv import backend, layers, losses, optimizers
-from gpuconv.models import files, fit_arguments, state
+from gpuconv.models import files, state
+from gpuconv.models.fit_arguments import Settings
 from gpuconv.models.history import History
 from gpuconv.models.interrupts import CtrlC, until_done
 from gpuconv.models.progress import Progress
+from gpuconv.models.trainable import Trainable
 from gpuconv.support import counter_rng
 from gpuconv.typing import Array
 
-if TYPE_CHECKING:
-    from gpuconv.models.sequential import Sequential
-
 SPLIT_STREAM, FIRST_EPOCH_STREAM = 0, 1
-
-
-@dataclass
-class Settings:
-    """The arguments of `Sequential.fit`."""
-
-    epochs: int
-    batch_size: int
-    shuffle: bool
-    validation: float | tuple[Array, Array] | None
-    micro_batch: int | None
-    clip_norm: float | None
-    patience: int | None
-    min_delta: float
-    checkpoint: str | os.PathLike[str] | None
-    resume: bool
-    progress: bool | None
-    on_epoch: Callable[[History], object] | None
-
-    def __post_init__(self) -> None:
-        fit_arguments.check(self)
-
-    @property
-    def bits(self) -> dict[str, Any]:
-        """What a checkpoint must have in common with the run that goes on from it."""
-        fraction = self.validation if isinstance(self.validation, float) else self.validation is not None
-        return {
-            "batch_size": self.batch_size,
-            "shuffle": self.shuffle,
-            "validation": fraction,
-            "micro_batch": self.micro_batch,
-            "clip_norm": self.clip_norm,
-            "patience": self.patience,
-            "min_delta": self.min_delta,
-        }
 
 
 @dataclass(frozen=True)
@@ -72,13 +36,18 @@ class Position:
     """Where training stands within an epoch."""
 
     batch: int = 0
-    """Batches of the current epoch that are done."""
+    """The number of batches of the current epoch that are done."""
     seen: int = 0
+    """The number of samples in those batches."""
     loss_sum: Any = 0.0
-    """Of the samples seen in this epoch; on a GPU an array on the device. `right` alike."""
-    right: Any = 0.0
+    """The sum of their losses; on a GPU an array on the device, as `n_correct` is."""
+    n_correct: Any = 0.0
     best_loss: float = math.inf
-    waited: int = 0
+    epochs_without_improvement: int = 0
+
+
+IN_FILES = {"n_correct": "right", "epochs_without_improvement": "waited"}
+"""The names that checkpoints have for fields of `Position`, where they differ."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +75,7 @@ class Fit:
     much as an update.
     """
 
-    def __init__(self, model: Sequential, X: Array, y: Array, settings: Settings) -> None:
+    def __init__(self, model: Trainable, X: Array, y: Array, settings: Settings) -> None:
         self.model, self.X, self.y, self.settings = model, X, y, settings
         self.xp: ModuleType = backend.common_module("fit", X=X, y=y)
         self.on_cpu = backend.device_of(X) == "cpu"
@@ -114,7 +83,8 @@ class Fit:
         self.history = History()
         self.rows, self.validation = self._split()
         self.count = len(X) if self.rows is None else len(self.rows)
-        self.own_gradient = type(model.loss) in losses.LOSSES.values()  # others may return an array that they keep
+        # A loss of the user's own may return an array that it keeps.
+        self.may_overwrite_grad = type(model.loss) in losses.LOSSES.values()
         self.torn = False
         self.ending = False
         self.saved: Standing | None = None
@@ -227,7 +197,7 @@ class Fit:
         model, loss, at = self.model, self.model.loss, self.standing.at
         size = self.settings.micro_batch or stop - start
         total: Any = 0.0
-        right = at.right
+        n_correct = at.n_correct
         model.pending = self.put_right
         for a in range(start, stop, size):
             b = min(a + size, stop)
@@ -238,9 +208,9 @@ class Fit:
             prediction = model.run(X, retain_derived=True)
             value, gradient = loss.value_and_grad(prediction, y, count=stop - start)
             total = total + value
-            if loss.counts_right:
-                right = right + self._number(loss.right(prediction, y))
-            model.pull_back([gradient], dX=False, own=self.own_gradient)
+            if loss.has_accuracy:
+                n_correct = n_correct + self._number(loss.n_correct(prediction, y))
+            model.pull_back([gradient], need_input_grad=False, may_overwrite=self.may_overwrite_grad)
         total = self._number(total)
         if self.on_cpu:
             self._refuse_nan(total)
@@ -252,7 +222,7 @@ class Fit:
             batch=at.batch + 1,
             seen=at.seen + stop - start,
             loss_sum=at.loss_sum + total * (stop - start),
-            right=right,
+            n_correct=n_correct,
         )
         self.torn = True
         model.update()
@@ -270,7 +240,7 @@ class Fit:
         seen = max(1, at.seen)
         loss = float(at.loss_sum) / seen
         self._refuse_nan(loss)
-        return loss, float(at.right) / seen if self.model.loss.counts_right else None
+        return loss, float(at.n_correct) / seen if self.model.loss.has_accuracy else None
 
     def _refuse_nan(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -294,18 +264,17 @@ class Fit:
             h.val_loss.append(watched)
             if "accuracy" in found:
                 h.val_accuracy.append(found["accuracy"])
-        best_loss, waited = at.best_loss, at.waited
+        best_loss, waiting = at.best_loss, at.epochs_without_improvement
         if s.patience is not None:
             if watched < best_loss - s.min_delta:
-                best_loss, waited, h.best_epoch = watched, 0, h.epochs
+                best_loss, waiting, h.best_epoch = watched, 0, h.epochs
                 best = self.model.state_dict()
             else:
-                waited += 1
-                h.stopped_early = waited >= s.patience
+                waiting += 1
+                h.stopped_early = waiting >= s.patience
         self.model.pending = self.put_right
-        self.standing = Standing(
-            Position(best_loss=best_loss, waited=waited), h, best, self.standing.epochs_done + 1, self.standing.passing
-        )
+        next_epoch = Position(best_loss=best_loss, epochs_without_improvement=waiting)
+        self.standing = Standing(next_epoch, h, best, self.standing.epochs_done + 1, self.standing.passing)
         self._publish()
         self.model.pending = None
         self._checkpoint()
@@ -355,7 +324,8 @@ class Fit:
             return
         arrays, description = self.model.content()
         best = {f"best.{name}": value for name, value in state.to_numpy(standing.best).items()}
-        at = standing.at.__dict__ | {"loss_sum": float(standing.at.loss_sum), "right": float(standing.at.right)}
+        sums = {"loss_sum": float(standing.at.loss_sum), "n_correct": float(standing.at.n_correct)}
+        at = {IN_FILES.get(name, name): value for name, value in {**standing.at.__dict__, **sums}.items()}
         history = asdict(standing.history)
         training = {"settings": self.settings.bits, "samples": len(self.X), "at": at, "history": history}
         files.write(self.settings.checkpoint, {**arrays, **best}, {**description, "training": training})
@@ -424,9 +394,10 @@ def _history_of(found: Mapping[str, Any]) -> History:
 
 def _position_of(found: Mapping[str, Any]) -> Position:
     """A position from a file."""
-    at = Position(**found)
-    counts: list[Any] = [at.batch, at.seen, at.waited]
-    sums: list[Any] = [at.loss_sum, at.right, at.best_loss]
+    known = {IN_FILES.get(field.name, field.name): field.name for field in fields(Position)}
+    at = Position(**{known[name]: value for name, value in found.items()})
+    counts: list[Any] = [at.batch, at.seen, at.epochs_without_improvement]
+    sums: list[Any] = [at.loss_sum, at.n_correct, at.best_loss]
     if not all(type(v) is int and v >= 0 for v in counts) or not all(type(v) is float for v in sums):
         raise ValueError("the position in the epoch is no position.")
     return at

@@ -4,36 +4,67 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gpuconv.models import files
-from gpuconv.support.integers import as_int, flag
-from gpuconv.support.named import positive
-
-if TYPE_CHECKING:
-    from gpuconv.models.fit import Settings
+from gpuconv.models.history import History
+from gpuconv.support.argument_checks import as_int, flag, non_negative
+from gpuconv.typing import Array
 
 
-def check(s: Settings) -> None:
-    """Make Python's own numbers and flags of NumPy's, which a checkpoint could not hold, and look at all the rest."""
-    s.epochs = as_int(s.epochs, "epochs", "fit", least=0)
-    s.batch_size = as_int(s.batch_size, "batch_size", "fit")
-    s.micro_batch = None if s.micro_batch is None else as_int(s.micro_batch, "micro_batch", "fit")
-    s.patience = None if s.patience is None else as_int(s.patience, "patience", "fit")
-    s.clip_norm = None if s.clip_norm is None else positive(s.clip_norm, "clip_norm", "fit")
-    s.min_delta = positive(s.min_delta, "min_delta", "fit")
-    s.shuffle, s.resume = flag(s.shuffle, "shuffle", "fit"), flag(s.resume, "resume", "fit")
-    s.progress = None if s.progress is None else flag(s.progress, "progress", "fit")
-    s.validation = _validation(s.validation)
-    if s.on_epoch is not None and not callable(s.on_epoch):
-        raise TypeError(f"fit: on_epoch={s.on_epoch!r} cannot be called. Pass a function of the history.")
-    if s.checkpoint is not None:
-        check_writable(s.checkpoint)
-    elif s.resume:
-        raise ValueError("fit: resume=True needs the checkpoint to go on from. Pass checkpoint=path.")
+@dataclass
+class Settings:
+    """The arguments of `Sequential.fit`."""
+
+    epochs: int
+    batch_size: int
+    shuffle: bool
+    validation: float | tuple[Array, Array] | None
+    micro_batch: int | None
+    clip_norm: float | None
+    patience: int | None
+    min_delta: float
+    checkpoint: str | os.PathLike[str] | None
+    resume: bool
+    progress: bool | None
+    on_epoch: Callable[[History], object] | None
+
+    def __post_init__(self) -> None:
+        """Check every argument, and turn NumPy's numbers and flags into Python's, which a checkpoint can hold."""
+        self.epochs = as_int(self.epochs, "epochs", "fit", least=0)
+        self.batch_size = as_int(self.batch_size, "batch_size", "fit")
+        self.micro_batch = None if self.micro_batch is None else as_int(self.micro_batch, "micro_batch", "fit")
+        self.patience = None if self.patience is None else as_int(self.patience, "patience", "fit")
+        self.clip_norm = None if self.clip_norm is None else non_negative(self.clip_norm, "clip_norm", "fit")
+        self.min_delta = non_negative(self.min_delta, "min_delta", "fit")
+        self.shuffle, self.resume = flag(self.shuffle, "shuffle", "fit"), flag(self.resume, "resume", "fit")
+        self.progress = None if self.progress is None else flag(self.progress, "progress", "fit")
+        self.validation = _validation(self.validation)
+        if self.on_epoch is not None and not callable(self.on_epoch):
+            raise TypeError(f"fit: on_epoch={self.on_epoch!r} cannot be called. Pass a function of the history.")
+        if self.checkpoint is not None:
+            check_writable(self.checkpoint)
+        elif self.resume:
+            raise ValueError("fit: resume=True needs the checkpoint to go on from. Pass checkpoint=path.")
+
+    @property
+    def bits(self) -> dict[str, Any]:
+        """What a checkpoint must have in common with the run that goes on from it."""
+        fraction = self.validation if isinstance(self.validation, float) else self.validation is not None
+        return {
+            "batch_size": self.batch_size,
+            "shuffle": self.shuffle,
+            "validation": fraction,
+            "micro_batch": self.micro_batch,
+            "clip_norm": self.clip_norm,
+            "patience": self.patience,
+            "min_delta": self.min_delta,
+        }
 
 
 def _validation(given: Any) -> Any:
@@ -47,7 +78,7 @@ def _validation(given: Any) -> Any:
         return tuple(given)
     if isinstance(given, np.ndarray) and given.ndim:
         raise TypeError("fit: validation is an array. Pass samples and targets (X, y), or a fraction.")
-    return positive(given, "validation", "fit", below=1)
+    return non_negative(given, "validation", "fit", below=1)
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

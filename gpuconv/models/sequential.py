@@ -5,22 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpuconv import backend, layers, losses, optimizers
 from gpuconv.errors import DTypeError, GeometryError
 from gpuconv.layers import Layer
-from gpuconv.losses import Loss
+from gpuconv.losses import LossLike
 from gpuconv.models import files, state
-from gpuconv.models.fit import Fit, Settings
+from gpuconv.models.fit import Fit
+from gpuconv.models.fit_arguments import Settings
 from gpuconv.models.history import History
 from gpuconv.models.summary import ModelSummary
-from gpuconv.optimizers import Optimizer
-from gpuconv.support import counter_rng, html, named
-from gpuconv.support.integers import as_int
-from gpuconv.typing import Array, DTypeLike, Ints
+from gpuconv.optimizers import OptimizerLike
+from gpuconv.support import counter_rng, from_string, html
+from gpuconv.support.argument_checks import as_int
+from gpuconv.typing import Array, DTypeLike, Element, Ints
 
 
 class Sequential:
@@ -49,8 +51,8 @@ class Sequential:
         self,
         layers: Iterable[Layer],
         *,
-        loss: str | Loss = "softmax_cross_entropy",
-        optimizer: str | Optimizer | None = None,
+        loss: LossLike = "softmax_cross_entropy",
+        optimizer: OptimizerLike | None = None,
         rng: int | np.random.Generator | None = None,
     ) -> None:
         self.layers = list(layers)
@@ -78,7 +80,7 @@ class Sequential:
             self.pending()
             self.pending = None
 
-    def forward(self, X: Array, retain_derived: bool = True) -> Array:
+    def forward(self, X: NDArray[Element], retain_derived: bool = True) -> NDArray[Element]:
         """The output for a batch; see `Layer.forward`. An error leaves every layer as it was.
 
         X and the output are the caller's, who may change them before `backward`: with `retain_derived` the layers keep
@@ -88,8 +90,8 @@ class Sequential:
         backend.common_module("Sequential", X=X)
         self.output_shape(X.shape)
         xp = self.layers[0].check_input(X)
-        marks = [layer.mark() for layer in self.layers]
-        self.pending = partial(state.reset, self.layers, marks)
+        snapshots = [layer.snapshot() for layer in self.layers]
+        self.pending = partial(state.restore, self.layers, snapshots)
         try:
             with backend.on_device_of(X):
                 y = self.run(X.copy(order="K") if retain_derived else X, retain_derived)
@@ -102,7 +104,7 @@ class Sequential:
         self.pending = None
         return y
 
-    def run(self, X: Array, retain_derived: bool) -> Array:
+    def run(self, X: NDArray[Element], retain_derived: bool) -> NDArray[Element]:
         """`forward` for callers who leave X and the output as they are, and call `settle` or `flush_gradients` after an
         error: nothing is copied.
         """
@@ -113,6 +115,12 @@ class Sequential:
         self.input_shape = X.shape[1:]
         return y
 
+    @overload
+    def backward(self, dLda: NDArray[Element], retain_grads: bool = True) -> NDArray[Element]: ...
+
+    @overload
+    def backward(self, dLda: Sequence[NDArray[Element]], retain_grads: bool = True) -> list[NDArray[Element]]: ...
+
     def backward(self, dLda: Array | Sequence[Array], retain_grads: bool = True) -> Any:
         """Gradients with respect to the inputs, adding to those of the parameters; see `Layer.backward`."""
         single = not isinstance(dLda, (list, tuple))
@@ -120,16 +128,21 @@ class Sequential:
         results = self.pull_back(several, retain_grads)
         return results[0] if single else results
 
-    def pull_back(self, dLda: list[Array], retain_grads: bool = True, dX: bool = True, own: bool = False) -> Any:
-        """Down to the first layer, or without `dX` to the last that needs it; with `own`, dLda may be overwritten."""
-        needed = [dX] * len(self.layers)  # whether the gradient of a layer's input is
+    def pull_back(
+        self, dLda: list[Array], retain_grads: bool = True, need_input_grad: bool = True, may_overwrite: bool = False
+    ) -> Any:
+        """`backward` for a list of gradients; see `Layer.pull_back`.
+
+        Without `need_input_grad` it goes down to the last layer whose gradient any parameter below needs.
+        """
+        needed = [need_input_grad] * len(self.layers)  # whether the gradient of a layer's input is
         for number in range(1, len(self.layers)):
             below = self.layers[number - 1]
             needed[number] = needed[number - 1] or (below.trainable and bool(below.params))
         d: Any = dLda
         for layer, wanted in zip(reversed(self.layers), reversed(needed), strict=True):
-            d = layer.pull_back(d, retain_grads, wanted, own)
-            own = own or layer.fresh
+            d = layer.pull_back(d, retain_grads, wanted, may_overwrite)
+            may_overwrite = may_overwrite or layer.fresh
             if not wanted:
                 break
         return d
@@ -232,7 +245,7 @@ class Sequential:
         )  # fmt: skip
         return Fit(self, X, y, settings).run()
 
-    def predict(self, X: Array, batch_size: int = 256) -> Array:
+    def predict(self, X: NDArray[Element], batch_size: int = 256) -> NDArray[Element]:
         """The output for all samples, some at a time; nothing is kept for a backward.
 
         >>> model = Sequential([layers.Flatten(), layers.Dense(3)], rng=0)
@@ -246,7 +259,7 @@ class Sequential:
             first = self.forward(X[:size], retain_derived=False)
             if len(X) <= size:
                 return first.copy() if xp.may_share_memory(first, X) else first
-            result: Array = xp.empty(shape, first.dtype)
+            result: NDArray[Element] = xp.empty(shape, first.dtype)
             result[:size] = first
             for start in range(size, len(X), size):
                 result[start : start + size] = self.forward(X[start : start + size], retain_derived=False)
@@ -263,10 +276,10 @@ class Sequential:
                 target = y[start : start + size]
                 prediction = self.forward(X[start : start + size], retain_derived=False)
                 totals[0] = totals[0] + self.loss(prediction, target).astype(np.float64) * len(target)
-                if self.loss.counts_right:
-                    totals[1] = totals[1] + self.loss.right(prediction, target)
+                if self.loss.has_accuracy:
+                    totals[1] = totals[1] + self.loss.n_correct(prediction, target)
         found = {"loss": float(totals[0]) / len(X)}
-        if self.loss.counts_right:
+        if self.loss.has_accuracy:
             found["accuracy"] = float(totals[1]) / len(X)
         return found
 
@@ -404,7 +417,7 @@ class Sequential:
         return state.to_numpy(arrays), {"model": self.config, "numbers": state.numbers_of(self.layers)}
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], device: str = "cpu", custom: named.Custom = ()) -> Sequential:
+    def load(cls, path: str | os.PathLike[str], device: str = "cpu", custom: from_string.Custom = ()) -> Sequential:
         """The model that `save` wrote, or that a checkpoint of `fit` holds, on `device`.
 
         Parameters
@@ -426,7 +439,7 @@ class Sequential:
         """
         backend.check_device(device, "load")
         arrays, description = files.read(path)
-        with named.known(custom, "load"), state.hostile(path):
+        with from_string.known(custom, "load"), state.hostile(path):
             model = cls(map(_layer_of, description["model"]["layers"]), loss=description["model"]["loss"])
             model.take(arrays, description)
         return model.to(device)
@@ -447,8 +460,8 @@ class Sequential:
         if any(type(size) is not int or size < 0 for size in input_shape or ()):
             raise ValueError(f"load: input_shape={input_shape!r} is no shape.")
         own = {name: value for name, value in arrays.items() if name.partition(".")[0].isdecimal()}
-        marks = [layer.mark() for layer in self.layers]
-        self.pending = partial(state.reset, self.layers, marks)
+        snapshots = [layer.snapshot() for layer in self.layers]
+        self.pending = partial(state.restore, self.layers, snapshots)
         try:
             state.put_arrays(self.layers, own)
             state.put_cache(self.layers, arrays, description["numbers"])
@@ -470,9 +483,9 @@ class Sequential:
         try:
             for number, layer in enumerate(self.layers):
                 layers.check_savable(layer, f"layer {number}")
-            named.check_savable(self.loss)
-            things = [part for owner in (*self.layers, self.loss) for part in (owner, *named.parts_of(owner))]
-            named.check_distinct(map(type, things))
+            from_string.check_savable(self.loss)
+            things = [part for owner in (*self.layers, self.loss) for part in (owner, *from_string.parts_of(owner))]
+            from_string.check_distinct(map(type, things))
         except ValueError as error:
             raise ValueError(f"{caller}: {error}") from None
 

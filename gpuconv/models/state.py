@@ -6,17 +6,15 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpuconv import backend
 from gpuconv.errors import DeviceError, GeometryError
 from gpuconv.layers import Layer
+from gpuconv.models.trainable import Trainable
 from gpuconv.optimizers import Cache
 from gpuconv.support.disk import printable
 from gpuconv.typing import Array
-
-if TYPE_CHECKING:
-    from gpuconv.models.sequential import Sequential
 
 
 def arrays_of(layers: Sequence[Layer]) -> dict[str, Array]:
@@ -52,7 +50,7 @@ def put_arrays(layers: Sequence[Layer], arrays: Mapping[str, Array]) -> None:
         if not at.isdecimal() or int(at) >= len(layers):
             raise ValueError(f"load_state_dict: {key!r} names no layer; there are {len(layers)}, from 0.")
         by_layer[int(at)][name] = value
-    before = [layer.mark() for layer in layers]
+    before = [layer.snapshot() for layer in layers]
     try:
         for number, (layer, found) in enumerate(zip(layers, by_layer, strict=True)):
             try:
@@ -61,14 +59,14 @@ def put_arrays(layers: Sequence[Layer], arrays: Mapping[str, Array]) -> None:
             except (ValueError, GeometryError) as error:
                 raise type(error)(f"layer {number}: {error}") from None
     except BaseException:
-        reset(layers, before)
+        restore(layers, before)
         raise
 
 
-def reset(layers: Sequence[Layer], marks: Sequence[dict[str, Any]]) -> None:
-    """Put back what `Layer.mark` found."""
-    for layer, mark in zip(layers, marks, strict=True):
-        layer.reset(mark)
+def restore(layers: Sequence[Layer], snapshots: Sequence[dict[str, Any]]) -> None:
+    """Put back what `Layer.snapshot` found."""
+    for layer, snapshot in zip(layers, snapshots, strict=True):
+        layer.restore(snapshot)
 
 
 def put_cache(layers: Sequence[Layer], arrays: Mapping[str, Array], numbers: object) -> None:
@@ -116,16 +114,16 @@ def _cache(number: int, layer: Layer, slots: Mapping[tuple[str, str], Array], nu
     return cache
 
 
-def way_back(model: Sequential) -> Callable[[], None]:
+def way_back(model: Trainable) -> Callable[[], None]:
     """What undoes all that happens to a model, its random numbers included, as long as no array is written to."""
     names = ("seed", "epochs_done", "input_shape")
     found = {name: getattr(model, name) for name in names}
-    marks = [layer.mark() for layer in model.layers]
+    snapshots = [layer.snapshot() for layer in model.layers]
     generators = [layer.rng.bit_generator for layer in model.layers if layer.rng is not None]
     draws = [generator.state for generator in generators]
 
     def go_back() -> None:
-        reset(model.layers, marks)
+        restore(model.layers, snapshots)
         for generator, drawn in zip(generators, draws, strict=True):
             generator.state = drawn
         model.__dict__.update(found)

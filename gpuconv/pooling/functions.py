@@ -25,7 +25,7 @@ from gpuconv.planning import workspace_limit
 from gpuconv.pooling import averages, compiled, cuda, large, maxima
 from gpuconv.pooling.averages import Divisor
 from gpuconv.pooling.windows import are_apart, check_windows, windows_of
-from gpuconv.support.integers import as_ints, flag
+from gpuconv.support.argument_checks import as_ints, flag
 from gpuconv.typing import Array, Ints, IntsLike, Layout, PadLike
 
 MOST_TAPS = 64

@@ -351,7 +351,7 @@ def _sync_folder(folder: Path) -> None:
 # -------------------------------------------------------------------------------------------------- tables
 
 
-class Table(Generic[Entry]):
+class JsonCache(Generic[Entry]):
     """A dictionary in a JSON file of the cache directory, made when the first entry is stored.
 
         {"version": 1, "entries": {key: entry, ...}}

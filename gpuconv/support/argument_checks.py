@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Container
+from typing import Any
 
 import numpy as np
 
@@ -57,6 +59,44 @@ def as_ints(value: IntsLike, ndim: int, name: str, caller: str, least: int = 1) 
     if len(entries) != ndim:
         raise GeometryError(f"{caller}: {name}={shown(value)} has {len(entries)} entries for {ndim} axes.")
     return tuple(as_int(entry, name, caller, least) for entry in entries)
+
+
+def as_float(value: float, name: str, caller: str) -> float:
+    """`value` as a finite float, from any number that is one: a NumPy scalar or a 0-d array as well.
+
+    Raises
+    ------
+    ValueError
+        If it is a bool, a string, complex, or of several elements, NaN or infinite.
+    """
+    given: Any = value
+    kind = getattr(getattr(given, "dtype", None), "kind", "f")
+    if isinstance(given, (bool, str, bytes)) or kind not in "fiuV" or getattr(given, "ndim", 0) > 0:
+        raise ValueError(f"{caller}: {name}={shown(value)} is not a number. Pass a float.")
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{caller}: {name}={value!r} is not a number. Pass a float.") from None
+    except OverflowError:
+        result = math.inf
+    if not math.isfinite(result):
+        raise ValueError(f"{caller}: {name}={shown(value)} is not finite.")
+    return result
+
+
+def non_negative(value: float, name: str, caller: str, least: float = 0.0, below: float = float("inf")) -> float:
+    """`value` as a float, least <= value < below.
+
+    Raises
+    ------
+    ValueError
+        If it lies outside, or is not a number.
+    """
+    result = as_float(value, name, caller)
+    if not least <= result < below:
+        limit = f"from {least:g} to below {below:g}" if below < math.inf else f"finite and at least {least:g}"
+        raise ValueError(f"{caller}: {name}={value!r}, it must be {limit}.")
+    return result
 
 
 def flag(value: object, name: str, caller: str) -> bool:

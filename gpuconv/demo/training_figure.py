@@ -11,9 +11,9 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from gpuconv.backend import to_device, to_numpy
+from gpuconv.demo.contact_sheet import INK, PAPER, QUIET
 from gpuconv.demo.lenet import Trained
 from gpuconv.demo.pictures import save_figure
-from gpuconv.demo.sheet import INK, PAPER, QUIET
 from gpuconv.typing import Array
 
 TRAIN, TEST = "#6baed6", "#fd8d3c"
@@ -35,8 +35,8 @@ def save(trained: Trained, path: Path, subtitle: str) -> None:
     _curve(_panel(figure, page[1, 1], "Loss"), trained.history.loss, trained.history.val_loss)
     _accuracy(_panel(figure, page[1, 2], "Accuracy"), trained)
     _confusion(_panel(figure, page[1, 3], "Taken for (across), being (down)"), trained.confusion)
-    wrong = np.flatnonzero(trained.said != trained.digits.test_y)
-    title = f"{len(wrong)} of {len(trained.said):,} wrong: is → taken for"
+    wrong = np.flatnonzero(trained.predicted != trained.digits.test_y)
+    title = f"{len(wrong)} of {len(trained.predicted):,} wrong: is → taken for"
     _mistakes(_panel(figure, page[1, 4], title), trained, wrong)
     filters = to_numpy(trained.model.layers[0].params["W"])[:, :, 0]  # (r, s, k)
     _grid(_panel(figure, page[2, 1], "Learned filters, 5 × 5"), np.moveaxis(filters, -1, 0), "RdBu_r", symmetric=True)
@@ -131,5 +131,5 @@ def _mistakes(panel: SubFigure, trained: Trained, wrong: Array) -> None:
     for place, row in enumerate(wrong[order][:16]):
         axes = panel.add_subplot(grid[place])
         axes.imshow(trained.digits.test_x[row, :, :, 0], cmap="gray", vmin=0, vmax=1)
-        axes.set_title(f"{trained.digits.test_y[row]} → {trained.said[row]}", fontsize=9, color=QUIET, pad=2)
+        axes.set_title(f"{trained.digits.test_y[row]} → {trained.predicted[row]}", fontsize=9, color=QUIET, pad=2)
         axes.set_axis_off()

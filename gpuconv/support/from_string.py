@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import ast
 import inspect
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import FunctionType
 from typing import Any, TypeVar
 
-from gpuconv.support.integers import as_int, shown
-
-Thing = TypeVar("Thing", bound="Named")
+Thing = TypeVar("Thing", bound="FromString")
 
 LONGEST = 10_000
 """Characters of the longest string that is read: files hold such strings, and reading one takes a stack."""
 
 
-class Named:
+def name_init_after(cls: type) -> None:
+    """Give a class of gpuconv that inherits its `__init__` a copy of its own, so that Python's errors name that class.
+
+    Without one, a missing or unknown argument of ``Conv2D(...)`` is an error of the base class in which `__init__` is
+    written. Signatures, documentation and type checkers show the same parameters as before. Classes of users are left
+    alone: in a diamond of theirs, a copy would hide the `__init__` of the other branch.
+    """
+    inherited: Any = cls.__init__  # type: ignore[misc]
+    ours = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+    if not ours or "__init__" in vars(cls) or not isinstance(inherited, FunctionType):
+        return
+    own = FunctionType(inherited.__code__, inherited.__globals__, closure=inherited.__closure__)
+    own.__defaults__, own.__kwdefaults__ = inherited.__defaults__, inherited.__kwdefaults__
+    own.__annotations__, own.__doc__, own.__module__ = inherited.__annotations__, inherited.__doc__, cls.__module__
+    own.__qualname__ = f"{cls.__qualname__}.__init__"
+    cls.__init__ = own  # type: ignore[misc]
+
+
+class FromString:
     """The base of all that a string can name. The parameters of ``__init__`` are attributes of the same names.
 
     Its ``str`` can be given wherever the thing itself can, and means the same.
@@ -27,6 +43,9 @@ class Named:
 
     name: str
     """What it is called in strings; upper and lower case, blanks, hyphens and underscores make no difference there."""
+
+    def __init_subclass__(cls) -> None:
+        name_init_after(cls)
 
     @property
     def hyperparams(self) -> dict[str, Any]:
@@ -142,13 +161,13 @@ def name_of(kind: object) -> str | None:
     return name if isinstance(kind, type) and isinstance(name, str) else None
 
 
-def parts_of(thing: object) -> list[Named]:
+def parts_of(thing: object) -> list[FromString]:
     """All that has a name among the attributes of an object, and theirs."""
-    parts = [value for value in vars(thing).values() if isinstance(value, Named)]
+    parts = [value for value in vars(thing).values() if isinstance(value, FromString)]
     return [*parts, *(inner for part in parts for inner in parts_of(part))]
 
 
-def check_savable(thing: Named) -> None:
+def check_savable(thing: FromString) -> None:
     """Whether the text of `thing` in a file could be read again, with `known` or without.
 
     Raises
@@ -187,7 +206,7 @@ def check_distinct(kinds: Iterable[type]) -> None:
     found: dict[tuple[type, str], type] = {}
     for kind in kinds:
         name = name_of(kind) or ""
-        key = (_sort_of(kind), _folded(name)) if issubclass(kind, Named) else (object, name)
+        key = (_sort_of(kind), _folded(name)) if issubclass(kind, FromString) else (object, name)
         other = found.setdefault(key, kind)
         if other is not kind:
             raise ValueError(
@@ -198,7 +217,7 @@ def check_distinct(kinds: Iterable[type]) -> None:
 
 def _sort_of(kind: type) -> type:
     """What a class is the class of: Activation, Optimizer."""
-    return next(k for k in reversed(kind.__mro__) if issubclass(k, Named) and k is not Named)
+    return next(k for k in reversed(kind.__mro__) if issubclass(k, FromString) and k is not FromString)
 
 
 def _gpuconvs_own(kind: type) -> Iterator[Any]:
@@ -212,55 +231,6 @@ def _gpuconvs_own(kind: type) -> Iterator[Any]:
             yield one
 
 
-def number(value: float, name: str, caller: str) -> float:
-    """`value` as a finite float, from any number that is one: a NumPy scalar or a 0-d array as well.
-
-    Raises
-    ------
-    ValueError
-        If it is a bool, a string, complex, or of several elements, NaN or infinite.
-    """
-    given: Any = value
-    kind = getattr(getattr(given, "dtype", None), "kind", "f")
-    if isinstance(given, (bool, str, bytes)) or kind not in "fiuV" or getattr(given, "ndim", 0) > 0:
-        raise ValueError(f"{caller}: {name}={shown(value)} is not a number. Pass a float.")
-    try:
-        result = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{caller}: {name}={value!r} is not a number. Pass a float.") from None
-    except OverflowError:
-        result = math.inf
-    if not math.isfinite(result):
-        raise ValueError(f"{caller}: {name}={shown(value)} is not finite.")
-    return result
-
-
-def positive(value: float, name: str, caller: str, least: float = 0.0, below: float = float("inf")) -> float:
-    """`value` as a float, least <= value < below.
-
-    Raises
-    ------
-    ValueError
-        If it lies outside, or is no `number`.
-    """
-    result = number(value, name, caller)
-    if not least <= result < below:
-        limit = f"from {least:g} to below {below:g}" if below < math.inf else f"finite and at least {least:g}"
-        raise ValueError(f"{caller}: {name}={value!r}, it must be {limit}.")
-    return result
-
-
-def whole(value: int, name: str, caller: str, least: int = 1) -> int:
-    """`value` as an int of at least `least`.
-
-    Raises
-    ------
-    ValueError
-        If it is none.
-    """
-    return as_int(value, name, caller, least)
-
-
 def _parameters(kind: Any) -> dict[str, Any]:
     """The parameters of a class and their defaults."""
     if kind.__init__ is object.__init__:
@@ -269,7 +239,7 @@ def _parameters(kind: Any) -> dict[str, Any]:
 
 
 def _plain(value: object) -> object:
-    return str(value) if isinstance(value, Named) else value
+    return str(value) if isinstance(value, FromString) else value
 
 
 def _split(spelling: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from gpuconv.demo.panels import Panel
+from gpuconv.demo.filter_panels import Panel
 from gpuconv.demo.pictures import PictureError, save_figure
 from gpuconv.support.disk import check_writable
 from gpuconv.typing import Array
