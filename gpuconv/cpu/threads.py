@@ -98,7 +98,7 @@ def affordable_threads(tasks: int, budget: int, worker: int, most: int) -> int:
 
 def parallel_for(
     tasks: Iterable[Task],
-    make_worker: Callable[[], Callable[[Task], None]],
+    make_worker: Callable[[], Callable[[Task], object]],
     threads: int,
     *,
     single_thread_blas: bool = True,

@@ -19,8 +19,8 @@ which on this code's first machine ran at 8.4e9 multiply-adds a second and core 
 from __future__ import annotations
 
 import math
-from types import ModuleType
-from typing import Any
+
+import numpy as np
 
 from gpuconv import cpu
 from gpuconv.algorithms.base import Cost, Problem
@@ -29,9 +29,6 @@ from gpuconv.algorithms.epilogue import finish
 from gpuconv.algorithms.strips import Strip, extents_of, gather, tile_elements, windows
 from gpuconv.backend import is_complex
 from gpuconv.typing import Array, Ints
-
-GPU_STRIP_BYTES = 32 * 2**20
-"""Strips of this size stay in the L2 cache of a recent data-centre GPU from one operation to the next."""
 
 
 class Depthwise(StripAlgorithm):
@@ -46,8 +43,7 @@ class Depthwise(StripAlgorithm):
 
     def rows(self, c: Correlation) -> int:
         # Input and output of a strip share the cache.
-        target = cpu.cache_bytes() // 2 if c.on_cpu else GPU_STRIP_BYTES
-        fitting = target // ((c.g.c + c.g.k) * c.acc.itemsize)
+        fitting = cpu.cache_bytes() // 2 // ((c.g.c + c.g.k) * c.acc.itemsize)
         return max(1, min(fitting, -(-c.g.n * math.prod(c.g.out) // self.shares(c))))
 
     def blocks(self, c: Correlation, pieces: int, least: int) -> list[slice]:
@@ -62,10 +58,10 @@ class Depthwise(StripAlgorithm):
     def prepacked_bytes(self, c: Correlation) -> int:
         return math.prod(c.g.w_shape) * c.acc.itemsize
 
-    def pack(self, xp: ModuleType, c: Correlation, w_tagb: Array) -> Array:
+    def pack(self, c: Correlation, w_tagb: Array) -> Array:
         """w as (outputs of a group, *taps, inputs of a group, groups): the groups, adjacent in x and y, are last."""
-        copy: Array = xp.empty((w_tagb.shape[-1], *w_tagb.shape[:-1]), c.acc)
-        xp.copyto(copy, xp.moveaxis(w_tagb, -1, 0), casting="unsafe")
+        copy: Array = np.empty((w_tagb.shape[-1], *w_tagb.shape[:-1]), c.acc)
+        np.copyto(copy, np.moveaxis(w_tagb, -1, 0), casting="unsafe")
         return copy
 
     def strip_bytes(self, c: Correlation, extents: Ints) -> int:
@@ -74,11 +70,11 @@ class Depthwise(StripAlgorithm):
         return (sums + rows) * c.acc.itemsize + _tile_bytes(c, extents)
 
     def strip_job(
-        self, xp: ModuleType, c: Correlation, cut: Cut, x: Array, packed: Array, y: Array, bias: Array | None, act: str
+        self, c: Correlation, cut: Cut, x: Array, packed: Array, y: Array, bias: Array | None, act: str
     ) -> StripJob:
         g = c.g
-        seen = _Seen(xp, c, cut.extents, x)
-        sums = xp.empty(math.prod(cut.extents) * g.groups, c.acc)
+        seen = _Seen(c, cut.extents, x)
+        sums = np.empty(math.prod(cut.extents) * g.groups, c.acc)
         weights = seen.along_rows(packed)
         bias_bg = None if bias is None else bias.reshape(g.groups, g.k_group).T
         y_gb = y.reshape(*y.shape[:-1], g.groups, g.k_group)
@@ -94,10 +90,10 @@ class Depthwise(StripAlgorithm):
             total = sums[: math.prod(extents) * g.groups].reshape(view.shape[: len(m)] + view.shape[-1:])
             for b in range(g.k_group):
                 w_b = weights[b][..., : view.shape[-1]]
-                _einsum(xp, c, view, [*m, *taps, channels], w_b, [*taps, channels], total, [*m, channels])
+                np.einsum(view, [*m, *taps, channels], w_b, [*taps, channels], [*m, channels], out=total)
                 y_b = total.reshape(*extents, g.groups)
-                finish(xp, y_b, None if bias_bg is None else bias_bg[b], act)
-                xp.copyto(y_gb[strip][..., b], y_b, casting="unsafe")
+                finish(np, y_b, None if bias_bg is None else bias_bg[b], act)
+                np.copyto(y_gb[strip][..., b], y_b, casting="unsafe")
 
         return job
 
@@ -108,12 +104,12 @@ class Depthwise(StripAlgorithm):
         rows = math.prod(c.g.kernel) * c.g.groups * (extents[-1] if _has_long_runs(c) else 1)
         return (dy + 2 * rows) * c.acc.itemsize + _tile_bytes(c, extents)
 
-    def weight_job(self, xp: ModuleType, c: Correlation, cut: Cut, x: Array, dy: Array) -> WeightJob:
+    def weight_job(self, c: Correlation, cut: Cut, x: Array, dy: Array) -> WeightJob:
         g = c.g
-        seen = _Seen(xp, c, cut.extents, x)
-        copies = xp.empty(math.prod(cut.extents) * g.groups, c.acc)
+        seen = _Seen(c, cut.extents, x)
+        copies = np.empty(math.prod(cut.extents) * g.groups, c.acc)
         last = cut.extents[-1] if seen.merges else 1
-        sums = xp.empty(math.prod(g.kernel) * last * g.groups, c.acc)
+        sums = np.empty(math.prod(g.kernel) * last * g.groups, c.acc)
         dy_gb = dy.reshape(*dy.shape[:-1], g.groups, g.k_group)
         m = range(len(cut.extents) - seen.merges)
         taps = range(10, 10 + g.ndim)
@@ -126,10 +122,10 @@ class Depthwise(StripAlgorithm):
             share = sums[: math.prod(g.kernel) * view.shape[-1]].reshape(*g.kernel, view.shape[-1])
             total_gb = total.reshape(*g.kernel, g.groups, g.k_group)
             for b in range(g.k_group):
-                xp.copyto(dy_strip, dy_gb[strip][..., b], casting="unsafe")
+                np.copyto(dy_strip, dy_gb[strip][..., b], casting="unsafe")
                 if is_complex(c.acc):
-                    xp.conjugate(dy_strip, out=dy_strip)
-                _einsum(xp, c, view, [*m, *taps, channels], dy_m, [*m, channels], share, [*taps, channels])
+                    np.conjugate(dy_strip, out=dy_strip)
+                np.einsum(view, [*m, *taps, channels], dy_m, [*m, channels], [*taps, channels], out=share)
                 dw_tg = share.reshape(*g.kernel, -1, g.groups).sum(axis=-2)
                 if first:
                     total_gb[..., b] = dw_tg
@@ -145,27 +141,27 @@ class _Seen:
     With long runs the last output axis is part of the last: (n, *out[:-1], *taps, 1, q * groups); `merges` is 1 then.
     """
 
-    def __init__(self, xp: ModuleType, c: Correlation, extents: Ints, x: Array) -> None:
-        self._xp, self._c, self._x = xp, c, x
+    def __init__(self, c: Correlation, extents: Ints, x: Array) -> None:
+        self._c, self._x = c, x
         self.merges = int(_has_long_runs(c))
         self._columns = extents[-1]
-        self._buffer = xp.empty(_tile_bytes(c, extents) // c.acc.itemsize, c.acc) if _needs_tile(c) else None
+        self._buffer = np.empty(_tile_bytes(c, extents) // c.acc.itemsize, c.acc) if _needs_tile(c) else None
 
     def along_rows(self, packed: Array) -> Array:
         """Packed weights as the view asks for them: with long runs, repeated for each output of a row."""
         if not self.merges:
             return packed
         shape = (*packed.shape[:-1], self._columns, packed.shape[-1])
-        repeated: Array = self._xp.empty(shape, packed.dtype)
+        repeated: Array = np.empty(shape, packed.dtype)
         repeated[...] = packed[..., None, :]
         return repeated.reshape(*packed.shape[:-1], -1)
 
     def __call__(self, strip: Strip) -> Array:
-        xp, g = self._xp, self._c.g
+        g = self._c.g
         extents = extents_of(strip)
-        tile = gather(xp, self._x, g, strip, self._buffer, copies=not self._c.x_plain)
+        tile = gather(np, self._x, g, strip, self._buffer, copies=not self._c.x_plain)
         if not self.merges:
-            view = windows(xp, tile, g, extents)
+            view = windows(np, tile, g, extents)
             return view.reshape(*view.shape[:-1], g.groups, g.c_group).swapaxes(-1, -2)
         *strides, column, channel = tile.strides
         out, taps = extents[:-1], g.kernel
@@ -173,7 +169,7 @@ class _Seen:
         by_tap = (stride * d for stride, d in zip((*strides[1:], column), g.dilation, strict=True))
         shape = (*out, *taps, 1, extents[-1] * g.c)
         steps = (*by_out, *by_tap, channel, channel)
-        return xp.lib.stride_tricks.as_strided(tile, shape, steps)  # type: ignore[no-any-return]
+        return np.lib.stride_tricks.as_strided(tile, shape, steps)
 
 
 def _has_long_runs(c: Correlation) -> bool:
@@ -191,12 +187,3 @@ def _needs_tile(c: Correlation) -> bool:
 
 def _tile_bytes(c: Correlation, extents: Ints) -> int:
     return tile_elements(c.g, extents) * c.acc.itemsize if _needs_tile(c) else 0
-
-
-def _einsum(
-    xp: ModuleType, c: Correlation, a: Array, a_axes: Any, b: Array, b_axes: Any, out: Array, axes: Any
-) -> None:
-    if c.on_cpu:
-        xp.einsum(a, a_axes, b, b_axes, axes, out=out)
-    else:  # CuPy's takes no out
-        xp.copyto(out, xp.einsum(a, a_axes, b, b_axes, axes))

@@ -1,4 +1,4 @@
-"""im2col + GEMM: each strip of the output is one matrix product, written once for NumPy (BLAS) and CuPy (cuBLAS).
+"""im2col + GEMM on the CPU: each strip of the output is one matrix product by NumPy's BLAS.
 
     forward       y[m,k]    =  cols[m,j]   w[j,k]             m = (n, p, q)   outputs
     weight_grad   dw[j,k]   =  cols[m,j]^T dy[m,k]            j = (r, s, c)   what one output looks at
@@ -19,7 +19,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import lru_cache
-from types import ModuleType
+
+import numpy as np
 
 from gpuconv import cpu
 from gpuconv.algorithms.base import Cost, Problem
@@ -50,9 +51,6 @@ BLAS_COLUMNS = 16
 MARGIN = 1.1
 """The least expected gain for which an input gradient is added up from columns: about what the estimates err."""
 
-GPU_STRIP_BYTES = 32 * 2**20
-"""Columns of this size stay in the L2 cache of a recent data-centre GPU between im2col and the product."""
-
 
 class Gemm(StripAlgorithm):
     name = "gemm"
@@ -66,8 +64,7 @@ class Gemm(StripAlgorithm):
             return gemm_shifted.rows(c)
         row_bytes = c.tap_count * c.g.c * c.acc.itemsize
         # Twice the cache: larger strips mean fewer of them, and fewer of the steps between products.
-        target = 2 * cpu.cache_bytes() if c.on_cpu else GPU_STRIP_BYTES
-        return max(LEAST_ROWS, target // row_bytes)
+        return max(LEAST_ROWS, 2 * cpu.cache_bytes() // row_bytes)
 
     def blocks(self, c: Correlation, pieces: int, least: int) -> list[slice]:
         if c.side_by_side > 1:
@@ -93,7 +90,7 @@ class Gemm(StripAlgorithm):
         g = c.g
         if g.k > BLAS_COLUMNS // 2 and gemm_shifted.pays(c) and not windows_are_matrix(c):
             return replace(c, shifted=True)
-        if not c.on_cpu or g.groups > 1 or g.stride[-1] > 1 or g.dilation[-1] > 1 or g.k > BLAS_COLUMNS // 2:
+        if g.groups > 1 or g.stride[-1] > 1 or g.dilation[-1] > 1 or g.k > BLAS_COLUMNS // 2:
             return c
         if g.macs <= SMALL_MACS:
             return c
@@ -168,22 +165,22 @@ class Gemm(StripAlgorithm):
         copies = 0 if c.w_plain else 1 if c.side_by_side == 1 else 2
         return copies * math.prod(c.g.w_shape) * c.acc.itemsize
 
-    def pack(self, xp: ModuleType, c: Correlation, w_tagb: Array) -> Array:
+    def pack(self, c: Correlation, w_tagb: Array) -> Array:
         """w as (j, k), or (g, j, k // groups): a view if c.w_plain, else a copy, adjacent what is adjacent in w."""
         if c.side_by_side > 1:
-            w_tagb = _repeat_shifted(xp, w_tagb, c.side_by_side)
+            w_tagb = _repeat_shifted(w_tagb, c.side_by_side)
         *taps, a, groups, b = w_tagb.shape
         if c.w_plain and groups == 1 and w_tagb.flags.c_contiguous:
             return w_tagb.reshape(c.tap_count * a, b)
-        w_gtab: Array = xp.moveaxis(w_tagb, -2, 0)
+        w_gtab: Array = np.moveaxis(w_tagb, -2, 0)
         if not c.w_plain:
             if abs(w_gtab.strides[-2]) < abs(w_gtab.strides[-1]):
-                copy_gbta: Array = xp.empty((groups, b, *taps, a), c.acc)
-                xp.copyto(copy_gbta, xp.moveaxis(w_gtab, -1, 1), casting="unsafe")
+                copy_gbta: Array = np.empty((groups, b, *taps, a), c.acc)
+                np.copyto(copy_gbta, np.moveaxis(w_gtab, -1, 1), casting="unsafe")
                 w_gjb = copy_gbta.reshape(groups, b, -1).swapaxes(1, 2)
                 return w_gjb if groups > 1 else w_gjb[0]
-            copy_gtab = xp.empty(w_gtab.shape, c.acc)
-            xp.copyto(copy_gtab, w_gtab, casting="unsafe")
+            copy_gtab = np.empty(w_gtab.shape, c.acc)
+            np.copyto(copy_gtab, w_gtab, casting="unsafe")
             w_gtab = copy_gtab
         w_gjb = w_gtab.reshape(groups, c.tap_count * a, b)
         return w_gjb if groups > 1 else w_gjb[0]
@@ -195,15 +192,15 @@ class Gemm(StripAlgorithm):
         return self._columns_bytes(c, extents) + y_elements * c.acc.itemsize
 
     def strip_job(
-        self, xp: ModuleType, c: Correlation, cut: Cut, x: Array, packed: Array, y: Array, bias: Array | None, act: str
+        self, c: Correlation, cut: Cut, x: Array, packed: Array, y: Array, bias: Array | None, act: str
     ) -> StripJob:
         if c.shifted:
             return gemm_shifted.strip_job(c, cut, x, packed, y, bias, act)
         g = c.g
-        columns = _Columns(xp, c, cut.extents, x)
-        buffer = None if c.y_plain else xp.empty(math.prod(cut.extents) * g.k, c.acc)
+        columns = _Columns(c, cut.extents, x)
+        buffer = None if c.y_plain else np.empty(math.prod(cut.extents) * g.k, c.acc)
         if bias is not None:
-            bias = bias.reshape(g.groups, 1, g.k_group) if g.groups > 1 else xp.tile(bias, c.side_by_side)
+            bias = bias.reshape(g.groups, 1, g.k_group) if g.groups > 1 else np.tile(bias, c.side_by_side)
 
         def job(task: tuple[Strip, slice]) -> None:
             strip, block = task
@@ -213,13 +210,13 @@ class Gemm(StripAlgorithm):
             target = y[(*before, slice(last.start * c.side_by_side, last.stop * c.side_by_side))]
             y_mk = target.reshape(m, g.k) if buffer is None else buffer[: m * g.k].reshape(m, g.k)
             y_block = _block(y_mk, g, block)
-            xp.matmul(columns(strip, block), packed[block] if g.groups > 1 else packed[:, block], out=y_block)
-            finish(xp, y_block, None if bias is None else bias[block], act)
+            np.matmul(columns(strip, block), packed[block] if g.groups > 1 else packed[:, block], out=y_block)
+            finish(np, y_block, None if bias is None else bias[block], act)
             if buffer is not None:
                 width = g.k_group if g.groups > 1 else 1
                 ks = slice(block.start * width, block.stop * width) if c.side_by_side == 1 else slice(None)
                 made = y_mk.reshape(*extents[:-1], extents[-1] * c.side_by_side, -1)[..., : target.shape[-2], ks]
-                xp.copyto(target[..., ks], made, casting="unsafe")
+                np.copyto(target[..., ks], made, casting="unsafe")
 
         return job
 
@@ -230,27 +227,27 @@ class Gemm(StripAlgorithm):
         product = math.prod(c.g.w_shape)
         return self._columns_bytes(c, extents) + (dy_elements + product) * c.acc.itemsize
 
-    def weight_job(self, xp: ModuleType, c: Correlation, cut: Cut, x: Array, dy: Array) -> WeightJob:
+    def weight_job(self, c: Correlation, cut: Cut, x: Array, dy: Array) -> WeightJob:
         g = c.g
-        columns = _Columns(xp, c, cut.extents, x)
+        columns = _Columns(c, cut.extents, x)
         copies = not c.y_plain or is_complex(c.acc)
-        dy_buffer = xp.empty(math.prod(cut.extents) * g.k, c.acc) if copies else None
-        product_buffer = xp.empty(math.prod(g.w_shape), c.acc)
+        dy_buffer = np.empty(math.prod(cut.extents) * g.k, c.acc) if copies else None
+        product_buffer = np.empty(math.prod(g.w_shape), c.acc)
 
         def add(strip: Strip, block: slice, total: Array, first: bool) -> None:
             dy_strip = dy[strip]
             if dy_buffer is not None:
                 copy = dy_buffer[: dy_strip.size].reshape(dy_strip.shape)
-                xp.copyto(copy, dy_strip, casting="unsafe")
-                dy_strip = xp.conjugate(copy, out=copy) if is_complex(c.acc) else copy
+                np.copyto(copy, dy_strip, casting="unsafe")
+                dy_strip = np.conjugate(copy, out=copy) if is_complex(c.acc) else copy
             dy_mk = dy_strip.reshape(-1, g.k)
             cols_jm = columns(strip, block).swapaxes(-1, -2)
             dw_block = _block(total.reshape(-1, g.k), g, block)
             if first:
-                xp.matmul(cols_jm, _block(dy_mk, g, block), out=dw_block)
+                np.matmul(cols_jm, _block(dy_mk, g, block), out=dw_block)
             else:
                 product = product_buffer[: dw_block.size].reshape(dw_block.shape)
-                dw_block += xp.matmul(cols_jm, _block(dy_mk, g, block), out=product)
+                dw_block += np.matmul(cols_jm, _block(dy_mk, g, block), out=product)
 
         return add
 
@@ -274,14 +271,14 @@ def columns_take_less(gemm: Gemm, problem: Problem) -> bool:
 class _Columns:
     """The im2col matrix of one strip after another, (m, j) or (g, m, j); the last one made is kept."""
 
-    def __init__(self, xp: ModuleType, c: Correlation, extents: Ints, x: Array) -> None:
-        self._xp, self._c, self._x = xp, c, x
+    def __init__(self, c: Correlation, extents: Ints, x: Array) -> None:
+        self._c, self._x = c, x
         self._tile: Array | None = None
         self._buffer: Array | None = None
         if not windows_are_matrix(c):
-            self._buffer = xp.empty(math.prod(extents) * c.tap_count * c.g.c, c.acc)
+            self._buffer = np.empty(math.prod(extents) * c.tap_count * c.g.c, c.acc)
             if c.needs_tile:
-                self._tile = xp.empty(tile_elements(c.g, extents), c.acc)
+                self._tile = np.empty(tile_elements(c.g, extents), c.acc)
         self._strip: Strip | None = None
         self._matrix: Array
 
@@ -291,32 +288,29 @@ class _Columns:
         return self._matrix[block] if self._c.g.groups > 1 else self._matrix
 
     def _make(self, strip: Strip) -> Array:
-        xp, g = self._xp, self._c.g
+        g = self._c.g
         extents = extents_of(strip)
         m, j = math.prod(extents), self._c.tap_count * g.c_group
-        view = windows(xp, gather(xp, self._x, g, strip, self._tile), g, extents)
+        view = windows(np, gather(np, self._x, g, strip, self._tile), g, extents)
         if g.groups == 1:
             return self._copy(view).reshape(m, j)
         if self._buffer is None:
             return view.reshape(m, g.groups, j).swapaxes(0, 1)
-        by_group = xp.moveaxis(view.reshape(*view.shape[:-1], g.groups, g.c_group), -2, 0)
+        by_group = np.moveaxis(view.reshape(*view.shape[:-1], g.groups, g.c_group), -2, 0)
         return self._copy(by_group).reshape(g.groups, m, j)
 
     def _copy(self, view: Array) -> Array:
         if self._buffer is None:
             return view
         copy: Array = self._buffer[: view.size].reshape(view.shape)
-        if self._c.on_cpu:
-            copy_windows(copy, view)
-        else:
-            self._xp.copyto(copy, view, casting="unsafe")
+        copy_windows(copy, view)
         return copy
 
 
-def _repeat_shifted(xp: ModuleType, w_tagb: Array, outputs: int) -> Array:
+def _repeat_shifted(w_tagb: Array, outputs: int) -> Array:
     """`outputs` copies of w, each one tap further along the last axis, side by side in its output channels."""
     *taps, s, a, groups, b = w_tagb.shape
-    wide: Array = xp.zeros((*taps, s + outputs - 1, a, groups, outputs * b), w_tagb.dtype)
+    wide: Array = np.zeros((*taps, s + outputs - 1, a, groups, outputs * b), w_tagb.dtype)
     for i in range(outputs):
         wide[..., i : i + s, :, :, i * b : (i + 1) * b] = w_tagb
     return wide

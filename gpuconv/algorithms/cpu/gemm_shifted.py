@@ -204,7 +204,7 @@ def _serves(c: Correlation) -> bool:
     """Whether a window looks at adjacent values in each row, and the next at those one position on, row after row."""
     g = c.g
     is_shift = g.dilation[-1] == 1 < g.kernel[-1] and all(stride == 1 for stride in g.stride[-2:])
-    return c.on_cpu and is_shift and g.groups == 1 and (c.x_plain or c.casts) and not is_complex(c.acc)
+    return is_shift and g.groups == 1 and (c.x_plain or c.casts) and not is_complex(c.acc)
 
 
 def _adds(c: Correlation) -> bool:

@@ -16,7 +16,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -47,7 +46,6 @@ class Correlation:
     g: ConvGeometry
     acc: np.dtype[Any]
     casts: bool
-    on_cpu: bool
     x_plain: bool
     y_plain: bool
     w_plain: bool
@@ -58,7 +56,7 @@ class Correlation:
     def of(cls, problem: Problem) -> Correlation:
         acc = accumulator(problem.dtype)
         plain = problem.contiguous and problem.dtype == acc
-        return cls(problem.geometry, acc, problem.dtype != acc, problem.on_cpu, plain, plain, plain)
+        return cls(problem.geometry, acc, problem.dtype != acc, plain, plain, plain)
 
     @classmethod
     def of_part(cls, problem: Problem, g: ConvGeometry) -> Correlation:
@@ -157,16 +155,16 @@ class StripAlgorithm(ABC):
         """What one correlation, or one weight gradient, takes in so many strips."""
 
     @abstractmethod
-    def pack(self, xp: ModuleType, c: Correlation, w_tagb: Array) -> Array:
+    def pack(self, c: Correlation, w_tagb: Array) -> Array:
         """The weights as `strip_job` wants them, from a view (*taps, inputs of a group, groups, outputs of a group)."""
 
     @abstractmethod
     def strip_job(
-        self, xp: ModuleType, c: Correlation, cut: Cut, x: Array, packed: Array, y: Array, bias: Array | None, act: str
+        self, c: Correlation, cut: Cut, x: Array, packed: Array, y: Array, bias: Array | None, act: str
     ) -> StripJob: ...
 
     @abstractmethod
-    def weight_job(self, xp: ModuleType, c: Correlation, cut: Cut, x: Array, dy: Array) -> WeightJob: ...
+    def weight_job(self, c: Correlation, cut: Cut, x: Array, dy: Array) -> WeightJob: ...
 
     def adapt(self, c: Correlation) -> Correlation:
         """The same correlation in the form that this algorithm computes; not asked for a weight gradient."""
@@ -176,7 +174,7 @@ class StripAlgorithm(ABC):
         """Shape of what the jobs of a weight gradient add to."""
         return c.g.w_shape
 
-    def unpack(self, xp: ModuleType, c: Correlation, total: Array) -> Array:
+    def unpack(self, c: Correlation, total: Array) -> Array:
         """The weight gradient, channels last, from the sum over all strips."""
         return total
 
@@ -212,7 +210,7 @@ class StripAlgorithm(ABC):
         self.forward_prepacked(problem, x, self.prepack(problem, w), out, bias, activation)
 
     def prepack(self, problem: Problem, w: Array) -> Array:
-        return self.pack(problem.xp, self._whole(problem), channels_by_group(w, problem.geometry))
+        return self.pack(self._whole(problem), channels_by_group(w, problem.geometry))
 
     def forward_prepacked(
         self, problem: Problem, x: Array, packed: Array, out: Array, bias: Array | None, activation: str
@@ -222,29 +220,29 @@ class StripAlgorithm(ABC):
     def input_grad(
         self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
     ) -> None:
-        g, xp = problem.geometry, problem.xp
+        g = problem.geometry
         for part in adjoint_parts(g):
             target = out[(slice(None), *part.dx_slices)]
             if part.geometry is None:
-                fill(xp, target, bias, activation)
+                fill(np, target, bias, activation)
                 continue
             w_tagb = channels_by_group(w[part.w_slices], g)
             w_tbga = w_tagb.swapaxes(-3, -1)  # (*taps, outputs of a group, groups, inputs of a group)
             c = self.adapt(Correlation.of_part(problem, part.geometry))
             dy_part = dy[(slice(None), *part.dy_slices)]
-            packed = self.pack(xp, c, w_tbga)
+            packed = self.pack(c, w_tbga)
             if is_complex(problem.dtype):
-                packed = xp.conjugate(packed, out=packed)
+                packed = np.conjugate(packed, out=packed)
             self._correlate(problem, c, dy_part, packed, target, bias, activation)
 
     def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
-        c, xp = Correlation.of(problem), problem.xp
+        c = Correlation.of(problem)
         cut = self._weight_cut(c, problem.max_workspace)
         bounds = np.linspace(0, len(cut.strips), cut.chunks + 1).astype(int)
-        sums = out[None] if cut.in_place else xp.empty((cut.chunks, *self.sum_shape(c)), c.acc)
+        sums = out[None] if cut.in_place else np.empty((cut.chunks, *self.sum_shape(c)), c.acc)
 
         def make_worker() -> Callable[[tuple[int, slice]], None]:
-            add = self.weight_job(xp, c, cut, x, dy)
+            add = self.weight_job(c, cut, x, dy)
 
             def job(task: tuple[int, slice]) -> None:
                 chunk, block = task
@@ -258,9 +256,9 @@ class StripAlgorithm(ABC):
         total = sum_in_order(sums)
         if is_complex(problem.dtype):
             # The jobs conjugate dy, which is smaller than the columns of x:  conj(x)^T dy == conj(x^T conj(dy)).
-            xp.conjugate(total, out=total)
+            np.conjugate(total, out=total)
         if not cut.in_place:
-            xp.copyto(out, self.unpack(xp, c, total), casting="unsafe")
+            np.copyto(out, self.unpack(c, total), casting="unsafe")
 
     # ------------------------------------------------------------------------------------------ below the passes
 
@@ -274,11 +272,10 @@ class StripAlgorithm(ABC):
         bias: Array | None,
         activation: str,
     ) -> None:
-        xp = problem.xp
         cut = self._cut(c, problem.max_workspace)
         bias = None if bias is None else bias.astype(c.acc, copy=False)
         tasks = ((strip, block) for strip in cut.strips for block in cut.blocks)
-        make_worker = partial(self.strip_job, xp, c, cut, x, packed, y, bias, activation)
+        make_worker = partial(self.strip_job, c, cut, x, packed, y, bias, activation)
         cpu.parallel_for(tasks, make_worker, cut.threads, single_thread_blas=_spreads(c))
 
     def _whole(self, problem: Problem) -> Correlation:
@@ -308,7 +305,7 @@ def _cut(algorithm: StripAlgorithm, c: Correlation, budget: int, threads: int) -
     shares = algorithm.shares(c)
     blocks = algorithm.blocks(c, -(-shares // len(strips)), 64)
     tasks = min(shares, len(strips) * len(blocks))
-    threads = affordable_threads(tasks, budget - shared, worker, threads) if c.on_cpu else 1
+    threads = affordable_threads(tasks, budget - shared, worker, threads)
     return Cut(strips, blocks, 1, False, threads, shared, worker)
 
 
@@ -326,10 +323,10 @@ def _weight_cut(algorithm: StripAlgorithm, c: Correlation, budget: int, threads:
     strips, worker = fit((c.g.n, *c.g.out), rows, budget - shared, partial(algorithm.weight_bytes, c))
     chunks = min(chunks, len(strips))
     tasks = min(shares, chunks * len(blocks))
-    threads = affordable_threads(tasks, budget - shared, worker, threads) if c.on_cpu else 1
+    threads = affordable_threads(tasks, budget - shared, worker, threads)
     return Cut(strips, blocks, chunks, in_place, threads, shared, worker)
 
 
 def _spreads(c: Correlation) -> bool:
     """Whether BLAS would spread a product over threads of its own."""
-    return c.on_cpu and c.g.macs > SMALL_MACS
+    return c.g.macs > SMALL_MACS

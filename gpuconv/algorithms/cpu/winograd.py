@@ -23,7 +23,6 @@ import itertools
 import math
 import os
 from collections.abc import Sequence
-from types import ModuleType
 
 import numpy as np
 from fastrlock.rlock import FastRLock
@@ -104,14 +103,14 @@ class Winograd(StripAlgorithm):
         elements = math.prod(c.g.w_shape)
         return (elements * self._f.n**2 // 9 + (0 if c.w_plain else elements)) * c.acc.itemsize
 
-    def pack(self, xp: ModuleType, c: Correlation, w_tagb: Array) -> Array:
+    def pack(self, c: Correlation, w_tagb: Array) -> Array:
         """u = G w G^T as (n * n, groups, inputs of a group, outputs of a group), by one product with w as it lies."""
         matrix = np.kron(self._f.g, self._f.g)
         if w_tagb.strides[0] < 0:  # the input gradient flips w: flip it back, and the matrix instead
             w_tagb, matrix = w_tagb[::-1, ::-1], matrix[:, ::-1]
         is_transposed = abs(w_tagb.strides[-3]) < abs(w_tagb.strides[-1])
         lying = w_tagb.swapaxes(-3, -1) if is_transposed else w_tagb
-        u = _product(xp, matrix, xp.ascontiguousarray(lying, c.acc).reshape(9, -1))
+        u = _product(matrix, np.ascontiguousarray(lying, c.acc).reshape(9, -1))
         u_ngab: Array = u.reshape(-1, *lying.shape[2:]).swapaxes(1, 2)
         return u_ngab.swapaxes(-1, -2) if is_transposed else u_ngab
 
@@ -140,54 +139,52 @@ class Winograd(StripAlgorithm):
         return (extents[0], *(-(-p // m) * m for p in extents[1:]))
 
     def strip_job(
-        self, xp: ModuleType, c: Correlation, cut: Cut, x: Array, packed: Array, y: Array, bias: Array | None, act: str
+        self, c: Correlation, cut: Cut, x: Array, packed: Array, y: Array, bias: Array | None, act: str
     ) -> StripJob:
         g, f = c.g, self._f
-        buffers = {name: xp.empty(size, c.acc) for name, size in self._sizes(c, cut.extents).items()}
+        buffers = {name: np.empty(size, c.acc) for name, size in self._sizes(c, cut.extents).items()}
         transforming = _transforming_lock()
 
         def job(task: tuple[Strip, slice]) -> None:
             strip, _ = task
             with transforming:
-                v = self._input_transform(xp, c, x, strip, buffers)
+                v = self._input_transform(c, x, strip, buffers)
             nb, th, tw = v.shape[2:5]
             v_ngtc = v.reshape(f.n**2, -1, g.groups, g.c_group).swapaxes(1, 2)
             product = _view(buffers["one"], (f.n**2, nb * th * tw, g.groups, g.k_group))
             for block in split_axis(g.c_group, -(-g.c_group // SUM_CHANNELS), 1):
                 into = product if block.start == 0 else _view(buffers["sum"], product.shape)
-                xp.matmul(v_ngtc[..., block], packed[..., block, :], out=into.swapaxes(1, 2))
+                np.matmul(v_ngtc[..., block], packed[..., block, :], out=into.swapaxes(1, 2))
                 if block.start:
                     product += into
             with transforming:
                 terms = product.reshape(f.n, f.n, -1)
                 down = _view(buffers["two"], (f.m, f.n, terms.shape[-1]))
-                _transform(xp, f.a_t, terms, down, buffers["term"])
+                _transform(f.a_t, terms, down, buffers["term"])
                 y_mm = _view(buffers["y"], (f.m, f.m, nb, th, tw, g.k))
-                _transform(xp, f.a_t, down.swapaxes(0, 1), y_mm.reshape(f.m, f.m, -1).swapaxes(0, 1), buffers["term"])
-                finish(xp, y_mm, bias, act)
+                _transform(f.a_t, down.swapaxes(0, 1), y_mm.reshape(f.m, f.m, -1).swapaxes(0, 1), buffers["term"])
+                finish(np, y_mm, bias, act)
                 for i, j in itertools.product(range(f.m), repeat=2):
                     target = y[strip][:, i :: f.m, j :: f.m]
-                    xp.copyto(target, y_mm[i, j, :, : target.shape[1], : target.shape[2]], casting="unsafe")
+                    np.copyto(target, y_mm[i, j, :, : target.shape[1], : target.shape[2]], casting="unsafe")
 
         return job
 
-    def _input_transform(
-        self, xp: ModuleType, c: Correlation, x: Array, strip: Strip, buffers: dict[str, Array]
-    ) -> Array:
+    def _input_transform(self, c: Correlation, x: Array, strip: Strip, buffers: dict[str, Array]) -> Array:
         """v = B^T d B of every tile of a strip, (n, n, samples, tile rows, tile columns, c), in buffer "two"."""
         m, n = self._f.m, self._f.n
         nb, rows, columns = self._rounded(extents_of(strip))
         th, tw = rows // m, columns // m
         d = _view(buffers["tile"], (nb, rows + 2, m, tw + 1, c.g.c))
-        self._gather(xp, c, x, strip, d)
+        self._gather(c, x, strip, d)
         down = _view(buffers["one"], (n, nb, th, m, tw + 1, c.g.c))
-        _transform(xp, self._f.b_t, [d[:, i : i + rows - m + 1 : m] for i in range(n)], down, buffers["term"])
+        _transform(self._f.b_t, [d[:, i : i + rows - m + 1 : m] for i in range(n)], down, buffers["term"])
         v = _view(buffers["two"], (n, n, nb, th, tw, c.g.c))
         terms = [down[:, :, :, j % m, j // m : j // m + tw] for j in range(n)]
-        _transform(xp, self._f.b_t, terms, v.swapaxes(0, 1), buffers["term"])
+        _transform(self._f.b_t, terms, v.swapaxes(0, 1), buffers["term"])
         return v
 
-    def _gather(self, xp: ModuleType, c: Correlation, x: Array, strip: Strip, d: Array) -> None:
+    def _gather(self, c: Correlation, x: Array, strip: Strip, d: Array) -> None:
         """Fill d (samples, rows, m, columns / m, c) with the padded input under a strip, column j at [j % m, j // m].
 
         Columns that are multiples of m apart so lie side by side, which is how the tiles are walked.
@@ -204,15 +201,15 @@ class Winograd(StripAlgorithm):
         if top < bottom:
             for j in range(left, min(left + m, right)):
                 source = x[strip[0], h + top : h + bottom, w + j : w + right : m]
-                xp.copyto(d[:, top:bottom, j % m, j // m : j // m + source.shape[2]], source, casting="unsafe")
+                np.copyto(d[:, top:bottom, j % m, j // m : j // m + source.shape[2]], source, casting="unsafe")
 
     # ------------------------------------------------------------------------------------------ weight gradient
 
     def sum_shape(self, c: Correlation) -> Ints:
         return (self._f.n**2, *c.g.w_shape[2:])
 
-    def unpack(self, xp: ModuleType, c: Correlation, total: Array) -> Array:
-        return _product(xp, np.kron(self._f.g, self._f.g).T, total.reshape(len(total), -1)).reshape(c.g.w_shape)
+    def unpack(self, c: Correlation, total: Array) -> Array:
+        return _product(np.kron(self._f.g, self._f.g).T, total.reshape(len(total), -1)).reshape(c.g.w_shape)
 
     def weight_bytes(self, c: Correlation, extents: Ints) -> int:
         return (sum(self._weight_sizes(c, extents).values()) + UFUNC_BUFFERS) * c.acc.itemsize
@@ -232,35 +229,35 @@ class Winograd(StripAlgorithm):
             "product": math.prod(self.sum_shape(c)),
         }
 
-    def weight_job(self, xp: ModuleType, c: Correlation, cut: Cut, x: Array, dy: Array) -> WeightJob:
+    def weight_job(self, c: Correlation, cut: Cut, x: Array, dy: Array) -> WeightJob:
         g, f = c.g, self._f
-        buffers = {name: xp.empty(size, c.acc) for name, size in self._weight_sizes(c, cut.extents).items()}
+        buffers = {name: np.empty(size, c.acc) for name, size in self._weight_sizes(c, cut.extents).items()}
         transforming = _transforming_lock()
 
         def add(strip: Strip, _: slice, total: Array, first: bool) -> None:
             with transforming:
-                v = self._input_transform(xp, c, x, strip, buffers)
+                v = self._input_transform(c, x, strip, buffers)
                 dy_mm = _view(buffers["y"], (f.m, f.m, *v.shape[2:5], g.k))
                 for i, j in itertools.product(range(f.m), repeat=2):
                     source = dy[strip][:, i :: f.m, j :: f.m]
                     p, q = source.shape[1:3]
                     dy_mm[i, j, :, p:], dy_mm[i, j, :, :, q:] = 0, 0
-                    xp.copyto(dy_mm[i, j, :, :p, :q], source, casting="unsafe")
+                    np.copyto(dy_mm[i, j, :, :p, :q], source, casting="unsafe")
                 if is_complex(c.acc):
-                    xp.conjugate(dy_mm, out=dy_mm)
+                    np.conjugate(dy_mm, out=dy_mm)
                 terms = dy_mm.reshape(f.m, f.m, -1)
                 down = _view(buffers["one"], (f.n, f.m, terms.shape[-1]))
-                _transform(xp, f.a_t.T, terms, down, buffers["term"])
+                _transform(f.a_t.T, terms, down, buffers["term"])
                 dy_nnt = _view(buffers["dy"], (f.n, f.n, terms.shape[-1]))
-                _transform(xp, f.a_t.T, down.swapaxes(0, 1), dy_nnt.swapaxes(0, 1), buffers["term"])
+                _transform(f.a_t.T, down.swapaxes(0, 1), dy_nnt.swapaxes(0, 1), buffers["term"])
 
             v_ngct = v.reshape(f.n**2, -1, g.groups, g.c_group).transpose(0, 2, 3, 1)
             dy_ngtk = dy_nnt.reshape(f.n**2, -1, g.groups, g.k_group).swapaxes(1, 2)
             total_ngck = total.reshape(f.n**2, g.c_group, g.groups, g.k_group).swapaxes(1, 2)
             if first:
-                xp.matmul(v_ngct, dy_ngtk, out=total_ngck)
+                np.matmul(v_ngct, dy_ngtk, out=total_ngck)
             else:
-                total_ngck += xp.matmul(v_ngct, dy_ngtk, out=_view(buffers["product"], total_ngck.shape))
+                total_ngck += np.matmul(v_ngct, dy_ngtk, out=_view(buffers["product"], total_ngck.shape))
 
         return add
 
@@ -285,13 +282,13 @@ if hasattr(os, "register_at_fork"):  # in a child, the threads that held the loc
     os.register_at_fork(after_in_child=_transforming_locks.clear)
 
 
-def _product(xp: ModuleType, matrix: Array, values: Array) -> Array:
+def _product(matrix: Array, values: Array) -> Array:
     """A small matrix times a wide one, its columns shared out to the threads."""
-    product: Array = xp.empty((len(matrix), values.shape[1]), values.dtype)
+    product: Array = np.empty((len(matrix), values.shape[1]), values.dtype)
     matrix = matrix.astype(values.dtype)
     blocks = split_axis(values.shape[1], SHARES, 2**13)
     threads = min(len(blocks), cpu.workers())
-    cpu.parallel_for(blocks, lambda: lambda block: xp.matmul(matrix, values[:, block], out=product[:, block]), threads)
+    cpu.parallel_for(blocks, lambda: lambda block: np.matmul(matrix, values[:, block], out=product[:, block]), threads)
     return product
 
 
@@ -305,19 +302,17 @@ def _view(buffer: Array, shape: Ints) -> Array:
     return view
 
 
-def _transform(
-    xp: ModuleType, matrix: Array, terms: Sequence[Array] | Array, outs: Sequence[Array] | Array, scratch: Array
-) -> None:
+def _transform(matrix: Array, terms: Sequence[Array] | Array, outs: Sequence[Array] | Array, scratch: Array) -> None:
     """outs[i] = sum over j of matrix[i, j] * terms[j], as few additions as the matrix asks for."""
     for row, out in zip(matrix.tolist(), outs, strict=True):
         # Begin with a coefficient of 1, which needs no multiplication.
         (first, head), *rest = sorted(((f, t) for f, t in zip(row, terms, strict=True) if f), key=lambda ft: ft[0] != 1)
         if rest and first == 1 and abs(rest[0][0]) == 1:
             factor, term = rest.pop(0)
-            (xp.add if factor == 1 else xp.subtract)(head, term, out=out)
+            (np.add if factor == 1 else np.subtract)(head, term, out=out)
         else:
-            xp.multiply(head, first, out=out)
+            np.multiply(head, first, out=out)
         for factor, term in rest:
             if abs(factor) != 1:
-                term = xp.multiply(term, abs(factor), out=_view(scratch, term.shape))
-            (xp.add if factor > 0 else xp.subtract)(out, term, out=out)
+                term = np.multiply(term, abs(factor), out=_view(scratch, term.shape))
+            (np.add if factor > 0 else np.subtract)(out, term, out=out)
