@@ -8,15 +8,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import SupportsIndex
 
+from numpy.typing import NDArray
+
 from gpuconv.call import Call, checked_array
 from gpuconv.planning import ConvPlan
-from gpuconv.typing import Array, Direction, IntsLike, Layout, PadLike, PadMode, Precision
+from gpuconv.typing import (
+    ActivationName,
+    AlgorithmName,
+    Array,
+    Direction,
+    Element,
+    IntsLike,
+    Layout,
+    PadLike,
+    PadMode,
+    Precision,
+)
 
 # -------------------------------------------------------------------------------------------------- convolution
 
 
 def conv1d(
-    x: Array,
+    x: NDArray[Element],
     w: Array,
     bias: Array | None = None,
     *,
@@ -25,13 +38,13 @@ def conv1d(
     dilation: IntsLike = 1,
     groups: int = 1,
     pad_mode: PadMode = "zeros",
-    activation: str | None = None,
+    activation: ActivationName | None = None,
     layout: Layout = "channels_last",
-    algorithm: str = "auto",
+    algorithm: AlgorithmName = "auto",
     precision: Precision = "strict",
     max_workspace: int | None = None,
     out: Array | None = None,
-) -> Array:
+) -> NDArray[Element]:
     """Convolve a batch of signals: x (N, W, C), w (KW, C // groups, F) -> (N, OW, F).
 
     Everything else is as in `conv2d`, with one spatial axis; pad="causal" is for this one.
@@ -52,7 +65,7 @@ def conv1d(
 
 
 def conv2d(
-    x: Array,
+    x: NDArray[Element],
     w: Array,
     bias: Array | None = None,
     *,
@@ -61,13 +74,13 @@ def conv2d(
     dilation: IntsLike = 1,
     groups: int = 1,
     pad_mode: PadMode = "zeros",
-    activation: str | None = None,
+    activation: ActivationName | None = None,
     layout: Layout = "channels_last",
-    algorithm: str = "auto",
+    algorithm: AlgorithmName = "auto",
     precision: Precision = "strict",
     max_workspace: int | None = None,
     out: Array | None = None,
-) -> Array:
+) -> NDArray[Element]:
     """Convolve a batch of images with a bank of filters (cross-correlation: the kernel is not flipped).
 
         y[n, p, q, k]  =  sum over r, s, c  of  x[n, i, j, c]  w[r, s, c, k]
@@ -143,7 +156,7 @@ def conv2d(
 
 
 def conv3d(
-    x: Array,
+    x: NDArray[Element],
     w: Array,
     bias: Array | None = None,
     *,
@@ -152,13 +165,13 @@ def conv3d(
     dilation: IntsLike = 1,
     groups: int = 1,
     pad_mode: PadMode = "zeros",
-    activation: str | None = None,
+    activation: ActivationName | None = None,
     layout: Layout = "channels_last",
-    algorithm: str = "auto",
+    algorithm: AlgorithmName = "auto",
     precision: Precision = "strict",
     max_workspace: int | None = None,
     out: Array | None = None,
-) -> Array:
+) -> NDArray[Element]:
     """Convolve a batch of volumes: x (N, D, H, W, C), w (KD, KH, KW, C // groups, F) -> (N, OD, OH, OW, F).
 
     Everything else is as in `conv2d`, with three spatial axes.
@@ -181,7 +194,7 @@ def conv3d(
 
 
 def conv1d_input_grad(
-    dy: Array,
+    dy: NDArray[Element],
     w: Array,
     input_shape: Sequence[SupportsIndex],
     *,
@@ -191,11 +204,11 @@ def conv1d_input_grad(
     groups: int = 1,
     pad_mode: PadMode = "zeros",
     layout: Layout = "channels_last",
-    algorithm: str = "auto",
+    algorithm: AlgorithmName = "auto",
     precision: Precision = "strict",
     max_workspace: int | None = None,
     out: Array | None = None,
-) -> Array:
+) -> NDArray[Element]:
     """Gradient of `conv1d` with respect to x: dy (N, OW, F), w (KW, C // groups, F) -> (N, W, C).
 
     Everything else is as in `conv2d_input_grad`.
@@ -215,7 +228,7 @@ def conv1d_input_grad(
 
 
 def conv2d_input_grad(
-    dy: Array,
+    dy: NDArray[Element],
     w: Array,
     input_shape: Sequence[SupportsIndex],
     *,
@@ -225,11 +238,11 @@ def conv2d_input_grad(
     groups: int = 1,
     pad_mode: PadMode = "zeros",
     layout: Layout = "channels_last",
-    algorithm: str = "auto",
+    algorithm: AlgorithmName = "auto",
     precision: Precision = "strict",
     max_workspace: int | None = None,
     out: Array | None = None,
-) -> Array:
+) -> NDArray[Element]:
     """Gradient of `conv2d` with respect to x: the adjoint of x -> conv2d(x, w), applied to dy.
 
         dx[n, i, j, c]  =  sum over k and the p, q, r, s that meet at i, j  of  dy[n, p, q, k]  conj(w[r, s, c, k])
@@ -275,7 +288,7 @@ def conv2d_input_grad(
 
 
 def conv3d_input_grad(
-    dy: Array,
+    dy: NDArray[Element],
     w: Array,
     input_shape: Sequence[SupportsIndex],
     *,
@@ -285,11 +298,11 @@ def conv3d_input_grad(
     groups: int = 1,
     pad_mode: PadMode = "zeros",
     layout: Layout = "channels_last",
-    algorithm: str = "auto",
+    algorithm: AlgorithmName = "auto",
     precision: Precision = "strict",
     max_workspace: int | None = None,
     out: Array | None = None,
-) -> Array:
+) -> NDArray[Element]:
     """Gradient of `conv3d` with respect to x: dy (N, OD, OH, OW, F), w (KD, KH, KW, C // groups, F) -> (N, D, H, W, C).
 
     Everything else is as in `conv2d_input_grad`.
@@ -309,7 +322,7 @@ def conv3d_input_grad(
 
 
 def conv1d_weight_grad(
-    x: Array,
+    x: NDArray[Element],
     dy: Array,
     kernel_shape: IntsLike,
     *,
@@ -319,11 +332,11 @@ def conv1d_weight_grad(
     groups: int = 1,
     pad_mode: PadMode = "zeros",
     layout: Layout = "channels_last",
-    algorithm: str = "auto",
+    algorithm: AlgorithmName = "auto",
     precision: Precision = "strict",
     max_workspace: int | None = None,
     out: Array | None = None,
-) -> Array:
+) -> NDArray[Element]:
     """Gradient of `conv1d` with respect to w: x (N, W, C), dy (N, OW, F) -> (KW, C // groups, F).
 
     Everything else is as in `conv2d_weight_grad`; `kernel_shape` is an int or (KW,).
@@ -343,7 +356,7 @@ def conv1d_weight_grad(
 
 
 def conv2d_weight_grad(
-    x: Array,
+    x: NDArray[Element],
     dy: Array,
     kernel_shape: IntsLike,
     *,
@@ -353,11 +366,11 @@ def conv2d_weight_grad(
     groups: int = 1,
     pad_mode: PadMode = "zeros",
     layout: Layout = "channels_last",
-    algorithm: str = "auto",
+    algorithm: AlgorithmName = "auto",
     precision: Precision = "strict",
     max_workspace: int | None = None,
     out: Array | None = None,
-) -> Array:
+) -> NDArray[Element]:
     """Gradient of `conv2d` with respect to w: the adjoint of w -> conv2d(x, w), applied to dy.
 
         dw[r, s, c, k]  =  sum over n, p, q  of  conj(x[n, i, j, c])  dy[n, p, q, k]         i, j as in `conv2d`
@@ -400,7 +413,7 @@ def conv2d_weight_grad(
 
 
 def conv3d_weight_grad(
-    x: Array,
+    x: NDArray[Element],
     dy: Array,
     kernel_shape: IntsLike,
     *,
@@ -410,11 +423,11 @@ def conv3d_weight_grad(
     groups: int = 1,
     pad_mode: PadMode = "zeros",
     layout: Layout = "channels_last",
-    algorithm: str = "auto",
+    algorithm: AlgorithmName = "auto",
     precision: Precision = "strict",
     max_workspace: int | None = None,
     out: Array | None = None,
-) -> Array:
+) -> NDArray[Element]:
     """Gradient of `conv3d` with respect to w: x (N, D, H, W, C), dy (N, OD, OH, OW, F) -> (KD, KH, KW, C // groups, F).
 
     Everything else is as in `conv2d_weight_grad`; `kernel_shape` is an int or (KD, KH, KW).
@@ -437,7 +450,7 @@ def conv3d_weight_grad(
 
 
 def conv_transpose1d(
-    x: Array,
+    x: NDArray[Element],
     w: Array,
     bias: Array | None = None,
     *,
@@ -447,13 +460,13 @@ def conv_transpose1d(
     groups: int = 1,
     output_pad: IntsLike = 0,
     output_shape: IntsLike | None = None,
-    activation: str | None = None,
+    activation: ActivationName | None = None,
     layout: Layout = "channels_last",
-    algorithm: str = "auto",
+    algorithm: AlgorithmName = "auto",
     precision: Precision = "strict",
     max_workspace: int | None = None,
     out: Array | None = None,
-) -> Array:
+) -> NDArray[Element]:
     """Transposed convolution, the exact adjoint of `conv1d`.
 
     x (N, W, in_ch), w (KW, out_ch // groups, in_ch) -> (N, OW, out_ch).
@@ -475,7 +488,7 @@ def conv_transpose1d(
 
 
 def conv_transpose2d(
-    x: Array,
+    x: NDArray[Element],
     w: Array,
     bias: Array | None = None,
     *,
@@ -485,13 +498,13 @@ def conv_transpose2d(
     groups: int = 1,
     output_pad: IntsLike = 0,
     output_shape: IntsLike | None = None,
-    activation: str | None = None,
+    activation: ActivationName | None = None,
     layout: Layout = "channels_last",
-    algorithm: str = "auto",
+    algorithm: AlgorithmName = "auto",
     precision: Precision = "strict",
     max_workspace: int | None = None,
     out: Array | None = None,
-) -> Array:
+) -> NDArray[Element]:
     """Transposed convolution, also called deconvolution: the exact adjoint of `conv2d` with the same w.
 
         conv_transpose2d(x, w)  ==  conv2d_input_grad(x, w, shape of the result)
@@ -542,7 +555,7 @@ def conv_transpose2d(
 
 
 def conv_transpose3d(
-    x: Array,
+    x: NDArray[Element],
     w: Array,
     bias: Array | None = None,
     *,
@@ -552,13 +565,13 @@ def conv_transpose3d(
     groups: int = 1,
     output_pad: IntsLike = 0,
     output_shape: IntsLike | None = None,
-    activation: str | None = None,
+    activation: ActivationName | None = None,
     layout: Layout = "channels_last",
-    algorithm: str = "auto",
+    algorithm: AlgorithmName = "auto",
     precision: Precision = "strict",
     max_workspace: int | None = None,
     out: Array | None = None,
-) -> Array:
+) -> NDArray[Element]:
     """Transposed convolution, the exact adjoint of `conv3d`.
 
     x (N, D, H, W, in_ch), w (KD, KH, KW, out_ch // groups, in_ch) -> (N, OD, OH, OW, out_ch).
@@ -592,7 +605,7 @@ def explain(
     groups: int = 1,
     pad_mode: PadMode = "zeros",
     layout: Layout = "channels_last",
-    algorithm: str = "auto",
+    algorithm: AlgorithmName = "auto",
     precision: Precision = "strict",
     max_workspace: int | None = None,
     direction: Direction = "forward",

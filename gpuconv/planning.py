@@ -14,7 +14,7 @@ from gpuconv.simd.host import COMPILED, numba_is_there, try_numba
 from gpuconv.support import html
 from gpuconv.support.argument_checks import as_int, is_one_of
 from gpuconv.support.numbers import si
-from gpuconv.typing import Direction, DTypeLike, Precision
+from gpuconv.typing import AlgorithmName, Direction, DTypeLike, Precision
 
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -130,7 +130,7 @@ def plan(
     *,
     direction: Direction = "forward",
     precision: Precision = "strict",
-    algorithm: str = "auto",
+    algorithm: AlgorithmName = "auto",
     max_workspace: int | None = None,
 ) -> ConvPlan:
     """What a convolution of C-contiguous, channels-last arrays would do; nothing is computed or allocated.

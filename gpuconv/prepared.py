@@ -25,7 +25,19 @@ from gpuconv.planning import (
     workspace_limit,
 )
 from gpuconv.support.numbers import si
-from gpuconv.typing import Array, Direction, DTypeLike, Ints, IntsLike, Layout, PadLike, PadMode, Precision
+from gpuconv.typing import (
+    ActivationName,
+    AlgorithmName,
+    Array,
+    Direction,
+    DTypeLike,
+    Ints,
+    IntsLike,
+    Layout,
+    PadLike,
+    PadMode,
+    Precision,
+)
 
 
 def warmup(
@@ -109,9 +121,9 @@ def prepare(
     dilation: IntsLike = 1,
     groups: int = 1,
     pad_mode: PadMode = "zeros",
-    activation: str | None = None,
+    activation: ActivationName | None = None,
     layout: Layout = "channels_last",
-    algorithm: str = "auto",
+    algorithm: AlgorithmName = "auto",
     precision: Precision = "strict",
     max_workspace: int | None = None,
 ) -> PreparedConv:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from gpuconv import plan
 from gpuconv.bench.suites import Layer
@@ -12,7 +13,7 @@ from gpuconv.errors import AlgorithmError, WorkspaceError
 from gpuconv.geometry import ConvGeometry
 from gpuconv.planning import ConvPlan
 from gpuconv.tools.workload import Workload
-from gpuconv.typing import Array, Direction, Precision
+from gpuconv.typing import AlgorithmName, Array, Direction, Precision
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Case:
 
     layer: Layer
     direction: Direction
-    algorithm: str = "auto"
+    algorithm: AlgorithmName = "auto"
     dtype: str = "float32"
     precision: Precision = "strict"
     device: str = "cpu"
@@ -69,7 +70,7 @@ def cases(
     served: list[Case] = []
     refusals: list[Exception] = []
     for layer, direction, algorithm in itertools.product(layers, directions, algorithms):
-        case = Case(layer, direction, algorithm, dtype, precision, device)
+        case = Case(layer, direction, cast("AlgorithmName", algorithm), dtype, precision, device)
         try:
             case.plan()
         except (AlgorithmError, WorkspaceError) as refusal:

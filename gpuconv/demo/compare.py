@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -13,10 +14,10 @@ from gpuconv.algorithms import ALGORITHMS
 from gpuconv.backend import to_device, to_numpy
 from gpuconv.demo.filters import bank, depthwise, gabor, gaussian
 from gpuconv.errors import AlgorithmError
-from gpuconv.typing import Array
+from gpuconv.typing import AlgorithmName, Array
 
 SIDE = 40
-REFERENCE = "loops"
+REFERENCE: AlgorithmName = "loops"
 FILTERS = ("Gaussian blur", "Gabor bank")
 
 
@@ -36,7 +37,7 @@ def comparisons(photo: Array, device: str = "cpu") -> Iterator[Comparison]:
     _, height, width, _ = photo.shape
     top, left = max(0, height - SIDE) // 2, max(0, width - SIDE) // 2
     crop = photo[:, top : top + SIDE, left : left + SIDE]
-    others = [algorithm.name for algorithm in ALGORITHMS if algorithm.name != REFERENCE]
+    others = [cast("AlgorithmName", algorithm.name) for algorithm in ALGORITHMS if algorithm.name != REFERENCE]
     gabors = bank(*(gabor(np.pi * i / 8, sigma=1) for i in range(8)))
     filters = (depthwise(gaussian(1)), 3), (np.repeat(gabors, 3, axis=2) / 3, 1)
     for name, (w, groups) in zip(FILTERS, filters, strict=True):
@@ -57,7 +58,7 @@ def count() -> int:
     return len(FILTERS) * len(ALGORITHMS)
 
 
-def _fastest(x: Array, w: Array, groups: int, algorithm: str, repeats: int) -> tuple[float, Array]:
+def _fastest(x: Array, w: Array, groups: int, algorithm: AlgorithmName, repeats: int) -> tuple[float, Array]:
     """Seconds of the fastest of several runs, and the result, on the CPU."""
     best = float("inf")
     for _ in range(repeats):

@@ -15,6 +15,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpuconv import backend
 from gpuconv.call import Call
@@ -26,7 +27,7 @@ from gpuconv.pooling import averages, compiled, cuda, large, maxima
 from gpuconv.pooling.averages import Divisor
 from gpuconv.pooling.windows import are_apart, check_windows, windows_of
 from gpuconv.support.argument_checks import as_ints, flag
-from gpuconv.typing import Array, Ints, IntsLike, Layout, PadLike
+from gpuconv.typing import Array, Element, Ints, IntsLike, Layout, PadLike
 
 MOST_TAPS = 64
 """The most taps of a window that is read tap by tap. On an Intel Xeon with AVX-512 (one core, 2026-11-30) windows of
@@ -41,7 +42,7 @@ estimate, and no GPU has confirmed it."""
 
 
 def max_pool2d(
-    x: Array,
+    x: NDArray[Element],
     kernel_shape: IntsLike,
     *,
     stride: IntsLike | None = None,
@@ -49,7 +50,7 @@ def max_pool2d(
     dilation: IntsLike = 1,
     layout: Layout = "channels_last",
     out: Array | None = None,
-) -> Array:
+) -> NDArray[Element]:
     """The largest value of each window, channel by channel.
 
     Parameters
@@ -96,7 +97,7 @@ def max_pool2d(
 
 
 def max_pool2d_grad(
-    dy: Array,
+    dy: NDArray[Element],
     x: Array,
     kernel_shape: IntsLike,
     *,
@@ -105,7 +106,7 @@ def max_pool2d_grad(
     dilation: IntsLike = 1,
     layout: Layout = "channels_last",
     out: Array | None = None,
-) -> Array:
+) -> NDArray[Element]:
     """Gradient of `max_pool2d` with respect to x: each dy goes to the position its window took its value from.
 
     Of several equal values that is the first in row order, of several NaNs too. With windows of more than 64 taps (256
@@ -171,7 +172,7 @@ def max_pool2d_grad_by(
 
 
 def avg_pool2d(
-    x: Array,
+    x: NDArray[Element],
     kernel_shape: IntsLike,
     *,
     stride: IntsLike | None = None,
@@ -179,7 +180,7 @@ def avg_pool2d(
     count_include_pad: bool = True,
     layout: Layout = "channels_last",
     out: Array | None = None,
-) -> Array:
+) -> NDArray[Element]:
     """The mean of each window, channel by channel.
 
     Parameters
@@ -226,7 +227,7 @@ def avg_pool2d(
 
 
 def avg_pool2d_grad(
-    dy: Array,
+    dy: NDArray[Element],
     input_shape: IntsLike,
     kernel_shape: IntsLike,
     *,
@@ -235,7 +236,7 @@ def avg_pool2d_grad(
     count_include_pad: bool = True,
     layout: Layout = "channels_last",
     out: Array | None = None,
-) -> Array:
+) -> NDArray[Element]:
     """Gradient of `avg_pool2d` with respect to x: each dy is shared out equally over its window.
 
     Parameters
