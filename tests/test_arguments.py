@@ -4,6 +4,7 @@ import contextlib
 import copy
 import inspect
 import json
+import re
 import resource
 import sys
 import types
@@ -50,6 +51,10 @@ def good(function, name):
         "x_shape": x.shape, "kernel_shape": 2 if "pool" in function else 3, "pad": 0, "device": "cpu",
     }  # fmt: skip
     return values[name]
+
+
+AN_ARRAY = re.compile(r"(Array|NDArray\[Element\])( \| Sequence\[(Array|NDArray\[Element\])\])?")
+"""A parameter that is one, or several."""
 
 
 def takes_arrays(parameters):
@@ -229,7 +234,7 @@ def test_every_class_with_arrays_is_asked():
             parameters = inspect.signature(method).parameters
             if (name.startswith("_") and name != "__call__") or "xp" in parameters or name in inner:
                 continue
-            if any(str(p.annotation) in {"Array", "Array | Sequence[Array]"} for p in parameters.values()):
+            if any(AN_ARRAY.fullmatch(str(p.annotation)) for p in parameters.values()):
                 assert name in asked, f"{base.__name__}.{name}"
 
 
