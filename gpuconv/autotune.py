@@ -1,20 +1,21 @@
-"""Timing the algorithms that can serve a problem, and remembering what they took: opt-in, bounded, shared on disk.
+"""Autotuning: the algorithms that support a problem are timed, and the timings kept: opt-in, bounded, shared on disk.
 
-A problem is tuned once on a machine: by `gpuconv.warmup(..., tune=True)`, or, while `settings.autotune` is True, by its
-first call with ``algorithm="auto"``. The fastest then serves every such call, and `explain` says so. What was found is
-kept in the cache directory of the platform (or in GPUCONV_CACHE_DIR), for other processes and later days.
+A problem is tuned once per machine: by `gpuconv.warmup(..., tune=True)`, or, while `settings.autotune` is True, by its
+first call with ``algorithm="auto"``. The fastest algorithm then serves every such call, and `explain` says so. The
+timings are kept in the cache directory of the platform (or in GPUCONV_CACHE_DIR), for other processes and later days.
 
 Tuning may change which algorithm runs, and so the last bits of a result. Therefore a process that does not ask for it
-never sees it: results are looked up only while `settings.autotune` is True, and for the problems that this process has
-warmed up with ``tune=True``; once looked up, they stay the same until it ends.
+is never affected: timings are looked up only while `settings.autotune` is True, and for the problems that this process
+has warmed up with ``tune=True``; once looked up, they stay the same until it ends.
 
-How one problem is tuned, on arrays made for it (as large as those of the call):
+One problem is tuned as follows, on arrays made for it, as large as those of the call:
 
-1. The candidates come in the order of the heuristics, without the reference unless it is alone. The first is run; one
-   that is expected to take `HOPELESS` times as long, or more than is left of `settings.autotune_budget`, is not.
-2. Each is run once unwatched, to compile its kernels and touch its memory, and once timed. More than `BEHIND` times as
-   slow as the fastest so far, it is out.
-3. Those left are run in turns, so that whatever else the machine does falls on all alike, up to `TURNS` times or until
+1. The candidates come in the order of the heuristics, without the reference unless it is alone. Candidates that are
+   predicted to take more than `HOPELESS` times as long as the leader, or longer than the rest of
+   `settings.autotune_budget`, are skipped.
+2. Each of the others gets one warm-up run, which compiles its kernels and touches its memory, and one timed run. A
+   candidate over `BEHIND` times slower than the fastest so far is eliminated.
+3. The remaining ones run in turns, so that other load on the machine affects all alike, up to `TURNS` times or until
    the budget is spent. The medians decide.
 """
 
@@ -47,7 +48,7 @@ TURNS = 15
 
 @dataclass(frozen=True)
 class Tuned:
-    """What tuning found: the day, and the median seconds of each candidate, None for one that was out early."""
+    """The result of tuning: the day, and the median seconds of each candidate, None if it was eliminated early."""
 
     date: str
     seconds: Mapping[str, float | None]
@@ -58,7 +59,7 @@ class Tuned:
         return min(timed, key=timed.__getitem__)
 
     def is_of(self, candidates: Sequence[Algorithm]) -> bool:
-        """Whether these are the candidates that were compared: a change of the list or of their memory asks anew."""
+        """Whether these are the candidates that were compared; if not, the problem is tuned again."""
         return self.seconds.keys() == {candidate.name for candidate in candidates}
 
 
@@ -66,38 +67,38 @@ class Tuned:
 
 
 def entries() -> dict[str, Tuned]:
-    """Everything that is remembered on disk, of all devices; the keys are to be read by people."""
+    """All timings on disk, of all devices; the keys are readable."""
     return _TABLE.load()
 
 
 def path() -> Path:
-    """The file that holds it."""
+    """The file that holds the timings."""
     return _TABLE.path
 
 
 def clear() -> None:
-    """Forget what was tuned, on disk and in this process."""
+    """Forget all timings, on disk and in this process."""
     with _memory.lock:
         _TABLE.clear()
         _memory.forget()
 
 
 def generation() -> int:
-    """A number that changes when what `consult` says may have changed."""
+    """A number that changes whenever the answer of `consult` may have changed."""
     return _memory.generation
 
 
 def apply_to(problem: Problem) -> None:
-    """From now on this process consults what is known of the problem, whatever `settings.autotune` says."""
+    """Let this process use the timings of the problem from now on, whatever `settings.autotune` is."""
     with _memory.lock:
         _memory.warmed.add(_key(problem))
         _memory.generation += 1
 
 
 def consult(problem: Problem, candidates: Sequence[Algorithm], may_time: bool) -> Tuned | None:
-    """What is known of a problem, or with `may_time` is found out now; None where tuning was not asked for.
+    """The timings of a problem, made now with `may_time` if there are none; None if tuning was not asked for.
 
-    `candidates` are all that can serve it, in the order of the heuristics.
+    `candidates` are the algorithms that support it, in the order of the heuristics.
     """
     key = _key(problem)
     if not settings.autotune and key not in _memory.warmed:
@@ -118,7 +119,7 @@ def consult(problem: Problem, candidates: Sequence[Algorithm], may_time: bool) -
 
 
 class _Memory:
-    """What this process has looked up or measured."""
+    """The timings that this process has looked up or measured."""
 
     def __init__(self) -> None:
         self.lock = FastRLock()
@@ -132,7 +133,7 @@ class _Memory:
         self.generation += 1
 
     def after_fork(self) -> None:
-        """A thread that held the lock is not there in the child."""
+        """Make a new lock: a thread that held the old one does not exist in the child."""
         self.lock = FastRLock()
 
 
@@ -143,9 +144,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def _key(problem: Problem) -> str:
-    """Everything the time may depend on.
+    """A text of everything the time may depend on.
 
-    The workspace enters by its power of two, so that a cap taken from what happens to be free asks for nothing new.
+    The workspace enters as a power of two, so that a cap derived from free memory does not cause tuning again.
     """
     if problem.on_cpu:
         device = f"{cpu.product_name()}, {cpu.blas_name()}, {cpu.workers()} threads"
@@ -177,7 +178,7 @@ _TABLE = JsonCache("tuned.json", 1, _decode, _encode)
 
 
 def tune(problem: Problem, candidates: Sequence[Algorithm]) -> Tuned | None:
-    """Time the candidates, given in the order of the heuristics; None if there is nothing to time or no memory to."""
+    """Time the candidates, in the order of the heuristics; None if there is nothing to time, or no memory."""
     if problem.geometry.macs == 0:
         return None
     contenders = [c for c in candidates if c is not ALGORITHMS[-1]] or list(candidates)
@@ -197,7 +198,7 @@ def tune(problem: Problem, candidates: Sequence[Algorithm]) -> Tuned | None:
 def _race(
     problem: Problem, contenders: Sequence[Algorithm], run_once: Callable[[Algorithm], None]
 ) -> dict[Algorithm, list[float]]:
-    """The seconds of all runs of those that stayed in to the end."""
+    """The seconds of all runs of the candidates that were not eliminated."""
     expected = {candidate: heuristics.seconds(problem, candidate) for candidate in contenders}
     times: dict[Algorithm, list[float]] = {}
     left = settings.autotune_budget
@@ -235,7 +236,7 @@ def _timed(problem: Problem, candidate: Algorithm, run_once: Callable[[Algorithm
 
 
 def operands(problem: Problem) -> tuple[Array, Array, Array]:
-    """C-contiguous arrays for a problem: the two that it reads, filled with normal deviates, and the one it writes."""
+    """C-contiguous arrays for a problem: the two it reads, filled with normal deviates, and the one it writes."""
     g = problem.geometry
     x, w, y = g.x_shape, g.w_shape, g.y_shape
     first, second, out = {"forward": (x, w, y), "input_grad": (y, w, x), "weight_grad": (x, y, w)}[problem.direction]

@@ -1,7 +1,7 @@
-"""The array-module shim: which library an array belongs to, and how arrays move. The only file that imports CuPy.
+"""The array-module shim: the library an array belongs to, and moves between devices. Only this file imports CuPy.
 
-CuPy is imported when one of its arrays appears (then it is loaded already) or when a CUDA device is asked for; never by
-``import gpuconv``. Below the functions of this file nobody asks for the type of an array.
+CuPy is imported when one of its arrays appears (it is loaded by then) or when a CUDA device is named, but never by
+``import gpuconv``. No other file tests the type of an array.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ DTYPES = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128"
 def array_module(x: object) -> ModuleType:
     """NumPy for a NumPy array, CuPy for a CuPy array.
 
-    A subclass of NumPy's array counts as the array that it is, np.memmap for instance. Two do not, because they compute
-    something else with the same operators: masked arrays, and np.matrix.
+    Subclasses of NumPy's array count as arrays, np.memmap for instance, with two exceptions whose operators compute
+    something else: masked arrays and np.matrix.
 
     Raises
     ------
     TypeError
-        For anything else: None, numbers, lists, tensors of other libraries.
+        For anything else, such as None, numbers, lists and tensors of other libraries.
 
     >>> array_module(np.zeros(3)).__name__
     'numpy'
@@ -44,12 +44,12 @@ def array_module(x: object) -> ModuleType:
 
 
 def common_module(caller: str, *, bias: object = None, out: object = None, **arrays: object) -> ModuleType:
-    """The one module that all of these arrays belong to. Only `bias` and `out` may be None: they may be left out.
+    """The one module that all of these arrays belong to. Only `bias` and `out` may be None.
 
     Raises
     ------
     TypeError
-        If one is no array, or some live in NumPy and some in CuPy. Nothing is copied to make them agree.
+        If one is not an array, or some live in NumPy and some in CuPy. Nothing is copied to make them agree.
     DeviceError
         If CuPy arrays live on different devices.
     """
@@ -75,7 +75,7 @@ def common_module(caller: str, *, bias: object = None, out: object = None, **arr
 
 
 def _home(x: object, caller: str, name: str) -> ModuleType:
-    """`array_module`, whose error says what to do."""
+    """`array_module` with an error that names the argument and the remedy."""
     if x is None:
         raise TypeError(f"{caller}: {name} is None, where a NumPy or a CuPy array is needed. Pass {name}.")
     try:
@@ -103,7 +103,7 @@ def common_dtype(caller: str, **arrays: Array | None) -> np.dtype[Any]:
     Raises
     ------
     DTypeError
-        If gpuconv does not compute in it, or they differ. Nothing is cast to make them agree.
+        If gpuconv does not compute in one of them, or they differ. Nothing is cast to make them agree.
     """
     kinds = {x.dtype for x in arrays.values() if x is not None}
     if len(kinds) == 1 and (only := kinds.pop()).isnative and _is_known(only):
@@ -118,14 +118,16 @@ def common_dtype(caller: str, **arrays: Array | None) -> np.dtype[Any]:
 
 
 def check_number(x: Array, caller: str, name: str) -> None:
-    """Functions that only move values, or add them, take integers as well."""
+    """Check the dtype for functions that only move or add values, which take integers as well."""
     if x.dtype.kind not in "iu":
         check_dtype(native(x.dtype), caller, f"{name}.dtype")
 
 
 def check_dtype(dtype: np.dtype[Any], caller: str, name: str = "dtype") -> None:
     if not _is_known(dtype):
-        raise DTypeError(f"{caller}: {name} is {dtype}, gpuconv computes in {', '.join(DTYPES)}. Cast with .astype.")
+        raise DTypeError(
+            f"{caller}: {name} is {dtype}, but gpuconv computes in {', '.join(DTYPES)}. Cast with .astype."
+        )
 
 
 @lru_cache(maxsize=256)  # NumPy makes the name of a dtype anew each time
@@ -142,7 +144,7 @@ def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def as_dtype(dtype: DTypeLike, caller: str) -> np.dtype[Any]:
-    """`dtype`, also by name, as one that gpuconv computes in. "bfloat16" needs the ml_dtypes package."""
+    """`dtype`, or the dtype of that name, if gpuconv computes in it. "bfloat16" needs the ml_dtypes package."""
     if isinstance(dtype, str) and dtype == "bfloat16":
         try:
             import ml_dtypes
@@ -175,7 +177,7 @@ def is_complex(dtype: np.dtype[Any]) -> bool:
 
 
 def device_of(x: Any) -> str:
-    """Where an array lives: "cpu", or "cuda:0" and so on.
+    """The device of an array: "cpu", or "cuda:0" and so on.
 
     >>> device_of(np.zeros(3))
     'cpu'
@@ -184,7 +186,7 @@ def device_of(x: Any) -> str:
 
 
 def on_device_of(x: Any) -> AbstractContextManager[object]:
-    """Makes the device of `x` the current one, so that what is allocated inside lands beside it."""
+    """A context in which the device of `x` is the current one, so that memory is allocated there."""
     return _HERE if isinstance(x, np.ndarray) else x.device
 
 
@@ -192,7 +194,7 @@ _HERE = nullcontext()
 
 
 def devices() -> list[str]:
-    """Every device of this machine that gpuconv can use: "cpu", then the CUDA devices CuPy sees. Imports CuPy.
+    """The devices of this machine that gpuconv can use: "cpu", then the CUDA devices that CuPy sees. Imports CuPy.
 
     >>> devices()[0]
     'cpu'
@@ -216,7 +218,7 @@ def check_device(device: str, caller: str) -> str:
     """
     name: object = device
     if not isinstance(name, str):
-        raise DeviceError(f"{caller}: device={name!r} is no name. It must be 'cpu', 'cuda' or 'cuda:<number>'.")
+        raise DeviceError(f"{caller}: device={name!r} is not a string. It must be 'cpu', 'cuda' or 'cuda:<number>'.")
     if device == "cpu":
         return "cpu"
     kind, colon, number = device.partition(":")
@@ -229,12 +231,12 @@ def check_device(device: str, caller: str) -> str:
         )
     found = devices()
     if device not in found:
-        raise DeviceError(f"{caller}: device={device!r} is not there, CuPy sees {len(found) - 1} CUDA devices.")
+        raise DeviceError(f"{caller}: device={device!r} does not exist: CuPy sees {len(found) - 1} CUDA devices.")
     return device
 
 
 def device_name(device: str) -> str:
-    """The device with its product name where it has one: "cpu", "cuda:0 NVIDIA H200"."""
+    """The device with its product name, if it has one: "cpu", "cuda:0 NVIDIA H200"."""
     return device if device == "cpu" else f"{device} {product_name(device)}"
 
 
@@ -248,7 +250,7 @@ def product_name(device: str) -> str:
 
 
 def synchronize(device: str) -> None:
-    """Wait until everything that was asked of the current stream of `device` is done."""
+    """Wait until the current stream of `device` has finished its work."""
     if device != "cpu":
         cupy = module_for(device)
         with cupy.cuda.Device(ordinal(device)):
@@ -290,13 +292,13 @@ def to_numpy(x: Array) -> Array:
 
 
 def ordinal(device: str) -> int:
-    """The number of a CUDA device, ``cuda:1`` for instance."""
+    """The number of a CUDA device: 1 for "cuda:1"."""
     return int(device.removeprefix("cuda:"))
 
 
 @cache
 def multiprocessors(device: str) -> int:
-    """How many multiprocessors a CUDA device has."""
+    """The number of multiprocessors of a CUDA device."""
     return int(module_for(device).cuda.runtime.getDeviceProperties(ordinal(device))["multiProcessorCount"])
 
 

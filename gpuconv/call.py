@@ -1,4 +1,4 @@
-"""What every convolution function does with its arguments: check, choose an algorithm, run it."""
+"""The steps that all convolution functions share: check the arguments, choose an algorithm, run it."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from gpuconv.support.argument_checks import as_ints, is_one_of
 from gpuconv.typing import Array, Direction, Ints, IntsLike, Layout, PadLike, PadMode, Precision
 
 ALIGNMENT = 16
-"""Bytes that a thread on a GPU loads at once, at most."""
+"""The most bytes that a thread on a GPU loads at once."""
 
 
 @dataclass(frozen=True, eq=False)
 class PrepackedWeights:
-    """Weights as an algorithm wants them, and the problem that they were packed for."""
+    """Weights in the order that an algorithm reads them, and the problem that they were packed for."""
 
     problem: Problem
     algorithm: Algorithm
@@ -44,7 +44,7 @@ class PrepackedWeights:
 
 
 class Call(NamedTuple):
-    """The keywords that all passes share, and what each does with them."""
+    """The keywords that all passes share, and the steps that each pass takes with them."""
 
     caller: str
     ndim: int
@@ -131,10 +131,10 @@ class Call(NamedTuple):
         *arrays: Array,
         elsewhere: int = 0,
     ) -> Problem:
-        """Both kinds of arrays, channels last, are all that the algorithm will read and write.
+        """The problem that these arrays pose, all that the algorithm will read and write, channels last.
 
-        `arrays` are batches; of them the first sample, if one is computed after the other. `elsewhere` is how many
-        bytes a result takes that is made elsewhere, because `out` overlaps an argument.
+        `arrays` are batches, or their first samples where samples are computed one by one. `elsewhere` counts the
+        bytes of a result that is made elsewhere because `out` overlaps an argument.
         """
         precision = check_precision(self.precision, self.caller)
         limit = workspace_limit(self.max_workspace, self.caller)
@@ -157,8 +157,8 @@ class Call(NamedTuple):
             return _problem(g, dtype, device, direction, precision, limit, contiguous)
         if copied > limit:
             raise WorkspaceError(
-                f"{self.caller}: kernels take C-contiguous, channels-last arrays, copies of those that are not take "
-                f"{copied} bytes, max_workspace allows {limit}. Raise it, or pass such arrays."
+                f"{self.caller}: kernels take C-contiguous, channels-last arrays. Copies of those that are not take "
+                f"{copied} bytes, but max_workspace is {limit}. Raise it, or pass such arrays."
             )
         return Problem(g, dtype, device, direction, precision, limit - copied, contiguous, copied)
 
@@ -177,7 +177,7 @@ class Call(NamedTuple):
     ) -> Array:
         """Check the rest, choose an algorithm, let it write into `out` or a new array of (channels-last) `shape`.
 
-        What was packed takes the place of w where the arrays pose the problem that it was packed for.
+        `packed` takes the place of w if the arrays pose the problem that it was packed for.
         """
         first = next(iter(inputs.values()))
         device = "cpu" if xp is np else backend.device_of(first)
@@ -224,7 +224,7 @@ class Call(NamedTuple):
         activation: str,
         packed: PrepackedWeights | None,
     ) -> None:
-        """Let an algorithm write into `target`, of copies where its kernels cannot take the arrays as they are."""
+        """Let an algorithm write into `target`, from copies of arrays that its kernels cannot take as they are."""
         xp, written = problem.xp, target
         if problem.copied and not problem.on_cpu:
             anywhere = not goes_by_sample(problem.direction)
@@ -251,14 +251,14 @@ class Call(NamedTuple):
         dtype: np.dtype[Any],
         is_w: bool = False,
     ) -> Array:
-        """Where to write: `out`, or a new array where there is none or it overlaps an input."""
+        """The array to write into: `out`, or a new one if there is none or it overlaps an input."""
         if out is not None and not any(xp.may_share_memory(out, x) for x in inputs if x is not None):
             return out
         fresh: Array = xp.empty(self.in_layout(shape, is_w), dtype)
         return fresh
 
     def deliver(self, result: Array, out: Array | None) -> Array:
-        """`result`, in `out` where there is one; the inputs that `out` may overlap have been read by now."""
+        """`result`, copied into `out` if there is one; the inputs that `out` may overlap have been read by now."""
         if out is None or out is result:
             return result
         out[...] = result
@@ -284,7 +284,8 @@ class Call(NamedTuple):
     def check_bias(self, bias: Array | None, channels: int) -> None:
         if bias is not None and bias.shape != (channels,):
             raise GeometryError(
-                f"{self.caller}: bias.shape={bias.shape}, {channels} output channels need bias.shape=({channels},)."
+                f"{self.caller}: bias.shape is {bias.shape}, but {channels} output channels need "
+                f"bias.shape=({channels},)."
             )
 
     def check_out(
@@ -294,15 +295,17 @@ class Call(NamedTuple):
             return
         self.check_shape("out", out, shape, "the result of", g, is_w)
         if out.dtype != dtype:
-            raise DTypeError(f"{self.caller}: out is {out.dtype}, the result is {dtype}. Make out of that dtype.")
+            raise DTypeError(f"{self.caller}: out is {out.dtype}, but the result is {dtype}. Give out that dtype.")
         if not getattr(out.flags, "writeable", True):  # CuPy arrays always are
             raise GeometryError(f"{self.caller}: out is read-only. Pass an array that may be written.")
 
     def check_shape(self, name: str, array: Array, shape: Ints, what: str, g: ConvGeometry, is_w: bool = False) -> None:
-        """`shape` is channels last; `what` says before g what needs it."""
+        """Raise unless `array` has the (channels-last) `shape`, which `what` of `g` needs, as the message says."""
         wanted = self.in_layout(shape, is_w)
         if array.shape != wanted:
-            raise GeometryError(f"{self.caller}: {name}.shape={array.shape}, {what} {g} needs {name}.shape={wanted}.")
+            raise GeometryError(
+                f"{self.caller}: {name}.shape is {array.shape}, but {what} {g} needs {name}.shape={wanted}."
+            )
 
     def check_activation(self, activation: str | None, dtype: np.dtype[Any]) -> str:
         if activation is None:
@@ -311,11 +314,13 @@ class Call(NamedTuple):
             names = ", ".join(map(repr, ACTIVATIONS))
             raise ValueError(f"{self.caller}: activation={activation!r} is none of {names}.")
         if backend.is_complex(dtype) and activation != "identity":
-            raise DTypeError(f"{self.caller}: activation={activation!r} takes real numbers, the arrays are {dtype}.")
+            raise DTypeError(
+                f"{self.caller}: activation={activation!r} takes real numbers, but the arrays are {dtype}."
+            )
         return activation
 
     def out_of_memory(self, device: str, shape: Ints, dtype: np.dtype[Any]) -> _OutOfMemory:
-        """Says what was asked for, and what to do, when NumPy or CuPy runs out of memory for a result of this shape."""
+        """A context that turns a MemoryError of NumPy or CuPy into a WorkspaceError with the bytes and a remedy."""
         return _OutOfMemory(self, device, shape, dtype)
 
 
@@ -334,27 +339,27 @@ class _OutOfMemory(NamedTuple):
         caller, limit = self.call.caller, workspace_limit(self.call.max_workspace, self.call.caller)
         result_bytes = math.prod(self.shape) * self.dtype.itemsize
         raise WorkspaceError(
-            f"{caller}: out of memory on {self.device}: {error}. The result takes {result_bytes} bytes, workspace "
+            f"{caller}: out of memory on {self.device}: {error}. The result takes {result_bytes} bytes, and workspace "
             f"up to {limit} more. Pass a smaller max_workspace, or fewer samples at a time."
         ) from error
 
 
 def _is_served(array: Array, anywhere: bool = True) -> bool:
-    """Whether the kernels of a GPU take an array where it is: anywhere, or at multiples of 16 bytes alone.
+    """Whether the kernels of a GPU take an array in place: at any address, or only at multiples of 16 bytes.
 
-    From such an address they load several elements at once, and may then cut sums another way. Whether the samples of a
-    batch begin there depends on their size. For all of them to be computed alike, those of another size are copied, the
-    first as well.
+    At such an address they load several elements at once, and may split sums another way. Whether the samples of a
+    batch begin there depends on their size. To compute all of them alike, samples of another size are copied, the
+    first one included.
     """
     if not array.flags.c_contiguous:
         return False
-    start = getattr(array.data, "ptr", 0)  # what stands in for an array of a device has none
+    start = getattr(array.data, "ptr", 0)  # a stand-in for an array of a device has none
     return anywhere or array.nbytes % ALIGNMENT == start % ALIGNMENT == 0
 
 
 @lru_cache(maxsize=4096)
 def _problem(*fields: Any) -> Problem:
-    """The same object for the same fields: what is remembered for it is found without a comparison."""
+    """One object for the same fields, so that caches find it by identity and compare no fields."""
     return Problem(*fields)
 
 
@@ -362,5 +367,5 @@ def checked_array(x: Array, name: str, caller: str, axes: str = "(N, *spatial, C
     """The module of an array of these `axes`, and the number of its spatial axes."""
     xp = backend.common_module(caller, **{name: x})
     if not 3 <= x.ndim <= 5:
-        raise GeometryError(f"{caller}: {name}.shape={x.shape} has {x.ndim} axes, {axes} has 3 to 5.")
+        raise GeometryError(f"{caller}: {name}.shape={x.shape} has {x.ndim} axes, but {axes} has 3 to 5.")
     return xp, x.ndim - 2

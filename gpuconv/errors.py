@@ -2,7 +2,7 @@
 
 Every message names the function and the argument, the rule, both numbers, and the remedy:
 
-    conv2d: w takes 3 input channels a group, x brings 4 (groups=1). ...
+    conv2d: w expects 3 input channels per group, but x has 4 (groups=1). ...
 
 Each class also is the built-in exception one would expect, so that code which knows nothing of gpuconv catches it.
 """

@@ -1,6 +1,6 @@
 """Convolution and its gradients as functions of NumPy or CuPy arrays.
 
-Arrays are channels last unless ``layout="channels_first"``; `conv2d` says what all of these have in common.
+Arrays are channels last unless ``layout="channels_first"``. `conv2d` documents what all functions have in common.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def conv2d(
 
         where  i = p * stride + r * dilation - top,   j = q * stride + s * dilation - left
 
-    (Dumoulin & Visin, "A guide to convolution arithmetic for deep learning", 2016.) With groups, output channels of
-    group i see the input channels of group i only.
+    (Dumoulin & Visin, "A guide to convolution arithmetic for deep learning", 2016.) With groups, the output
+    channels of group i depend on the input channels of group i only.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def conv2d(
     w : array (KH, KW, C // groups, F)
         Of the same library, device and dtype, as all arrays of a call.
     bias : array (F,), optional
-    stride, dilation : int or one int an axis
+    stride, dilation : int or one int per axis
     pad : int, one int an axis, ((top, bottom), (left, right)), (top, bottom, left, right), or a name
         "valid": none. "same": output size ceil(in / stride), the odd one at the bottom and right. "full": dilation *
         (kernel - 1) on all sides. "causal" (1-D only): the same, on the low side alone.
@@ -110,31 +110,31 @@ def conv2d(
     layout : {"channels_last", "channels_first"}
         "channels_first" takes and returns what PyTorch and ONNX use: x (N, C, H, W), w (F, C // groups, KH, KW).
     algorithm : str
-        "auto", or a name that `explain` lists; one that cannot serve the call raises and says why. "fft" is for large
-        kernels. A NaN or an infinity spreads over all of its tile there, so "auto" takes it under "fast" only.
+        "auto", or a name that `explain` lists; one that does not support the call raises and says why. "fft" is for
+        large kernels; with it, a NaN or an infinity spreads over its whole tile, so "auto" takes it under "fast" only.
     precision : {"strict", "fast"}
         "strict": float32 means float32. "fast" permits TF32 and the like where an algorithm has them, larger Winograd
         tiles, and FFTs, made in 32 bits.
     max_workspace : int, optional
-        Bytes of extra memory allowed beside arguments and result: a hard cap, default `settings.max_workspace`.
+        Bytes of memory allowed beyond arguments and result: a hard cap, by default `settings.max_workspace`.
     out : array, optional
-        Where to put the result: its exact shape and dtype, any strides. If it overlaps an argument, the result is
-        made elsewhere and copied; `max_workspace` counts that.
+        An array for the result, of its exact shape and dtype, with any strides. If it overlaps an argument, the result
+        is made elsewhere and copied, which counts toward `max_workspace`.
 
     Returns
     -------
     array (N, OH, OW, F)
-        OH = floor((H + top + bottom - dilation * (KH - 1) - 1) / stride) + 1, OW alike. It is of x's library, device
+        OH = floor((H + top + bottom - dilation * (KH - 1) - 1) / stride) + 1, OW alike. It has x's library, device
         and dtype (in native byte order). 16-bit floats are summed in float32.
 
     Raises
     ------
     GeometryError
-        Shapes, pads, strides, dilation or groups do not fit.
+        If shapes, pads, strides, dilation or groups do not fit.
     TypeError, DTypeError, DeviceError
-        Arguments that are no arrays, or of different libraries, dtypes or devices.
+        If arguments are not arrays, or of different libraries, dtypes or devices.
     AlgorithmError, WorkspaceError
-        The named algorithm cannot serve the call, or not within `max_workspace`.
+        If the named algorithm does not support the call, or not within `max_workspace`.
 
     Examples
     --------
@@ -256,7 +256,7 @@ def conv2d_input_grad(
         Gradient of a scalar with respect to y.
     w : array (KH, KW, C // groups, F)
     input_shape : sequence of int
-        The shape of x in `layout`: (N, H, W, C), or (N, C, H, W). A stride makes it ambiguous, so it is asked for.
+        The shape of x in `layout`: (N, H, W, C), or (N, C, H, W). A stride makes it ambiguous, so it must be given.
     stride, pad, dilation, groups, pad_mode, layout, algorithm, precision, max_workspace, out
         As in `conv2d`. The gradient through a pad_mode folds the padding back onto the input.
 
@@ -518,9 +518,9 @@ def conv_transpose2d(
     w : array (KH, KW, out_ch // groups, in_ch)
         (in_ch, out_ch // groups, KH, KW) with layout="channels_first", as in PyTorch.
     bias : array (out_ch,), optional
-    output_pad : int or one int an axis
-        0 <= output_pad < stride: which of the input sizes that a strided convolution maps to H is meant; added on the
-        high side.
+    output_pad : int or one int per axis
+        0 <= output_pad < stride. It selects one of the input sizes that a strided convolution maps to H, and is added
+        on the high side.
     output_shape : int or (OH, OW), optional
         That size itself, instead of `output_pad`.
     stride, pad, dilation, groups, activation, layout, algorithm, precision, max_workspace, out
@@ -610,13 +610,13 @@ def explain(
     max_workspace: int | None = None,
     direction: Direction = "forward",
 ) -> ConvPlan:
-    """What a convolution of x and w would do: the algorithm chosen, the others and why not, FLOPs, workspace.
+    """The plan of a convolution of x and w: the algorithm chosen, the others and why not, FLOPs, workspace.
 
     Parameters
     ----------
     x, w : array
-        As for `conv1d`, `conv2d` or `conv3d`: the number of axes tells which. Only shape, dtype, strides and device
-        are looked at.
+        As for `conv1d`, `conv2d` or `conv3d`: the number of axes decides which. Only shape, dtype, strides and device
+        are used.
     direction : {"forward", "input_grad", "weight_grad"}
         Which pass of that convolution.
     stride, pad, dilation, groups, pad_mode, layout, algorithm, precision, max_workspace

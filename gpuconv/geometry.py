@@ -3,12 +3,12 @@
 One alphabet, here and everywhere else in gpuconv:
 
     n          samples                       x   (n, d, h, w, c)             input
-    d h w      input, one letter an axis     w   (t, r, s, c // groups, k)   weights
+    d h w      input, one letter per axis    w   (t, r, s, c // groups, k)   weights
     c  k       input and output channels     y   (n, o, p, q, k)             output
-    t r s      kernel, one letter an axis
-    o p q      output, one letter an axis    2-D drops the first letter of each triple, 1-D the first two.
+    t r s      kernel, one letter per axis
+    o p q      output, one letter per axis   2-D drops the first letter of each triple, 1-D the first two.
 
-Along one axis an output p looks at the padded input through ``kernel`` taps:
+Along one axis the window of output p covers ``kernel`` taps of the padded input:
 
     padded input    lo  lo  0   1   2   3   4   5   hi      in = 6, pad = (2, 1)
     p = 0           r0  .   r1  .   r2                      kernel 3, dilation 2: a span of 5
@@ -48,18 +48,18 @@ SPATIAL_LETTERS = {1: "w", 2: "hw", 3: "dhw"}
 KERNEL_LETTERS = {1: "s", 2: "rs", 3: "trs"}
 
 MAX_PROBLEM = 1000
-"""Characters of a problem string. A real one has some 50; Python makes no integer of more than some thousand digits."""
+"""The most characters of a problem string. A real one has some 50; Python reads no integer of thousands of digits."""
 
 MAX_ELEMENTS = (LARGEST + 1) // 16
-"""Elements of an array whose bytes can be counted whatever its dtype: complex128 has 16."""
+"""The most elements whose bytes 64 bits can count, whatever the dtype: an element of complex128 has 16."""
 
 Make = TypeVar("Make", bound=Callable[..., Any])
 
 
 def remembered(make: Make) -> Make:
-    """Remembers what a function of ints and strings, and tuples of them, returned: a loop asks the same each time.
+    """A cache for a function of ints, strings and tuples of them: a training loop passes the same ones every time.
 
-    What equals an int but is none (True, 2.0) goes past the memory, and so does what cannot be hashed (lists).
+    Values that equal an int without being one (True, 2.0) bypass the cache, and so do lists, which have no hash.
     """
     memory = lru_cache(maxsize=4096)(make)
 
@@ -98,7 +98,7 @@ class SourceRun(NamedTuple):
 
     @property
     def source(self) -> slice:
-        """Of length 1 where the step is 0: it broadcasts."""
+        """The input positions; one that broadcasts where the step is 0."""
         if self.step == 0:
             return slice(self.first, self.first + 1, 1)
         end = self.first + self.step * self.length
@@ -107,23 +107,23 @@ class SourceRun(NamedTuple):
 
 @dataclass(frozen=True)
 class ConvGeometry(CachedHash):
-    """One convolution, in numbers: an immutable, hashable description that every algorithm works from.
+    """One convolution in numbers: an immutable, hashable description that every algorithm works from.
 
-    Make one with `create` (numbers), `from_shapes` (array shapes), `transposed` or `parse` (a problem string): they
-    check what they are given; the bare constructor does not.
+    Make one with `create` (numbers), `from_shapes` (array shapes), `transposed` or `parse` (a problem string). These
+    check their arguments; the bare constructor does not.
 
     Parameters
     ----------
     n, c, k : int
         Samples, input channels, output channels. Any may be 0.
     spatial, kernel, stride, dilation : tuple of int
-        One number for each of the 1 to 3 spatial axes. `spatial` is the input size.
+        One number per spatial axis, of which there are 1 to 3. `spatial` is the input size.
     pad : tuple of (int, int)
-        Low and high pad of each axis.
+        Low and high pad per axis.
     groups : int
-        Channel groups: output channels of a group see only the c // groups input channels of the same group.
+        Channel groups: the output channels of a group depend only on the c // groups input channels of that group.
     pad_mode : {"zeros", "reflect", "replicate", "circular"}
-        What the padding holds.
+        The values of the padding.
 
     Examples
     --------
@@ -177,7 +177,7 @@ class ConvGeometry(CachedHash):
         """
         ndim = 1 if is_scalar(kernel) else len(kernel)  # type: ignore[arg-type]
         if ndim not in SPATIAL_LETTERS:
-            raise GeometryError(f"{caller}: kernel={shown(kernel)} has {ndim} axes, a convolution has 1 to 3.")
+            raise GeometryError(f"{caller}: kernel={shown(kernel)} has {ndim} axes, but a convolution has 1 to 3.")
         sizes = as_ints(spatial, ndim, "spatial", caller, least=0)
         taps = as_ints(kernel, ndim, "kernel", caller)
         steps = as_ints(stride, ndim, "stride", caller)
@@ -228,7 +228,7 @@ class ConvGeometry(CachedHash):
         if c_group * groups != c:
             axis_w, axis_x = (ndim, ndim + 1) if layout == "channels_last" else (1, 1)
             raise GeometryError(
-                f"{caller}: w takes {c_group} input channels a group, x brings {c} (groups={groups}). "
+                f"{caller}: w expects {c_group} input channels per group, but x has {c} (groups={groups}). "
                 f"w.shape={tuple(w_shape)} needs w.shape[{axis_w}] == {x_name}[{axis_x}] // groups."
             )
         return cls.create(n, spatial, c, k, kernel, stride, pad, dilation, groups, pad_mode, caller=caller)
@@ -252,7 +252,7 @@ class ConvGeometry(CachedHash):
     ) -> ConvGeometry:
         """The convolution whose input gradient is the transposed convolution of an x and a w of these shapes.
 
-        The result's `y_shape` is x, its `x_shape` what the transposed convolution returns:
+        Its `y_shape` is the shape of x, and its `x_shape` that of the transposed convolution's result:
 
             out = (in - 1) * stride + dilation * (kernel - 1) + 1 - lo - hi + output_pad
 
@@ -269,7 +269,7 @@ class ConvGeometry(CachedHash):
         if k != in_ch:
             axis_w, axis_x = (ndim + 1, ndim + 1) if layout == "channels_last" else (0, 1)
             raise GeometryError(
-                f"{caller}: w takes {k} input channels, x brings {in_ch}. w.shape={tuple(w_shape)} needs "
+                f"{caller}: w expects {k} input channels, but x has {in_ch}. w.shape={tuple(w_shape)} needs "
                 f"w.shape[{axis_w}] == x.shape[{axis_x}] (a transposed convolution's w is that of its adjoint conv)."
             )
         steps = as_ints(stride, ndim, "stride", caller)
@@ -279,7 +279,8 @@ class ConvGeometry(CachedHash):
         if output_shape is not None:
             if any(extra):
                 raise GeometryError(
-                    f"{caller}: output_pad={output_pad!r} and output_shape={output_shape!r} are both given. Give one."
+                    f"{caller}: output_pad={output_pad!r} and output_shape={output_shape!r} are both given. "
+                    "Pass one of them."
                 )
             large = as_ints(output_shape, ndim, "output_shape", caller, least=0)
             pads = resolve_pad(pad, large, spans, steps, caller)
@@ -298,8 +299,8 @@ class ConvGeometry(CachedHash):
             least = (i - 1) * s + span - lo - hi
             if i and not least <= o < least + s:
                 raise GeometryError(
-                    f"{caller}: output size {o} along {letter} is out of reach: input {i}, stride {s}, span {span}, "
-                    f"pad ({lo}, {hi}) lead to {least} to {least + s - 1} (output_pad 0 to {s - 1})."
+                    f"{caller}: output size {o} along {letter} is out of reach: input {i}, stride {s}, span {span} and "
+                    f"pad ({lo}, {hi}) allow {least} to {least + s - 1} (output_pad 0 to {s - 1})."
                 )
             if o < 0:
                 raise GeometryError(
@@ -317,7 +318,7 @@ class ConvGeometry(CachedHash):
 
     @cached_property
     def span(self) -> Ints:
-        """Input positions from the first to the last tap, per axis."""
+        """Input positions from the first tap to the last, per axis."""
         return tuple(map(kernel_span, self.kernel, self.dilation))
 
     @cached_property
@@ -333,12 +334,12 @@ class ConvGeometry(CachedHash):
 
     @property
     def c_group(self) -> int:
-        """Input channels of one group."""
+        """Input channels per group."""
         return self.c // self.groups
 
     @property
     def k_group(self) -> int:
-        """Output channels of one group."""
+        """Output channels per group."""
         return self.k // self.groups
 
     @property
@@ -363,7 +364,7 @@ class ConvGeometry(CachedHash):
 
     @property
     def flops(self) -> int:
-        """Two for each multiply-add."""
+        """Floating-point operations of each pass: two per multiply-add."""
         return 2 * self.macs
 
     def bytes(self, itemsize: int) -> int:
@@ -377,9 +378,9 @@ class ConvGeometry(CachedHash):
         return any(lo or hi for lo, hi in self.pad)
 
     def source_index(self, axis: int, xp: ModuleType = np, positions: Pair | None = None) -> Array:
-        """Which input position each position of the padded axis holds; -1 where it holds a zero.
+        """The input position that each position of the padded axis repeats, and -1 where the padding is a zero.
 
-        `positions` are the first and the end of a part of the axis, counted from the first position of the input.
+        `positions` are the start and the end of a part of the axis, counted from the first position of the input.
 
         >>> g = ConvGeometry.create(1, 4, 1, 1, 3, pad=((2, 1),), pad_mode="reflect")
         >>> g.source_index(0)
@@ -400,7 +401,7 @@ class ConvGeometry(CachedHash):
         return at
 
     def source(self, axis: int, at: int) -> int:
-        """Which input position holds what is at one position of the padded axis, counted as above; -1 for a zero."""
+        """`source_index` at one position."""
         size = self.spatial[axis]
         if 0 <= at < size:
             return at
@@ -413,7 +414,7 @@ class ConvGeometry(CachedHash):
         return at if at < size else repeat - at
 
     def source_runs(self, axis: int, positions: Pair) -> list[SourceRun]:
-        """The same as runs, in order, for positions that hold no zero; where they repeat more than twice, once.
+        """`source_index` as runs, in order, of a part without zeros; if it repeats more than twice, one period of it.
 
         >>> g = ConvGeometry.create(1, 4, 1, 1, 3, pad=((2, 1),), pad_mode="reflect")
         >>> [(run.at, run.source, run.length) for run in g.source_runs(0, (-2, 5))]
@@ -438,7 +439,7 @@ class ConvGeometry(CachedHash):
         return runs
 
     def repeat(self, axis: int) -> int | None:
-        """After how many positions the padded axis repeats itself; None where it does not."""
+        """The period of the padded axis in positions; None where it has none."""
         size = self.spatial[axis]
         if self.pad_mode == "circular":
             return max(size, 1)
@@ -449,10 +450,10 @@ class ConvGeometry(CachedHash):
         return itertools.product(*map(range, self.kernel))
 
     def tap_slices(self, tap: Ints, part: Sequence[slice] | None = None) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-        """Where tap `tap` meets the input itself, not the padding: slices of the input axes and of the output axes.
+        """Where tap `tap` meets the input itself rather than padding: slices of the input axes and of the output axes.
 
-        ``x[:, *ins]`` lies over ``y[:, *outs]``, one input position for each output position. Of a part of the input,
-        `ins` are counted from where it begins.
+        ``x[:, *ins]`` and ``y[:, *outs]`` correspond position by position. With `part`, a part of the input, `ins`
+        are counted from its start.
 
         >>> g = ConvGeometry.create(1, 5, 1, 1, 3, stride=2, pad=1)
         >>> g.tap_slices((0,))
@@ -497,18 +498,20 @@ class ConvGeometry(CachedHash):
 
             n8_h56w56_c64_k64_r3s3_p1        8 samples of 56 x 56 x 64, 64 output channels, 3 x 3 kernel, pad 1
             n1_w100_c4_k4_s5_p4-0            1-D, causal: 4 on the low side, 0 on the high
-            n1_d8h9w9_c2_k2_t3r3s3_p1x0x0    3-D, one pad an axis
+            n1_d8h9w9_c2_k2_t3r3s3_p1x0x0    3-D, one pad per axis
             ..._st2_dl2_g4_reflect           stride, dilation, groups, pad mode (each omitted at its default)
 
         Raises
         ------
         GeometryError
-            If the text is no problem string, or the problem breaks a rule.
+            If the text is not a problem string, or the problem breaks a rule.
         """
         if not isinstance(problem, str):
             raise GeometryError(f"parse: problem={problem!r} is not a string such as n8_h56w56_c64_k64_r3s3_p1.")
         if len(problem) > MAX_PROBLEM:
-            raise GeometryError(f"parse: {problem[:40]!r}... has {len(problem)} characters, at most {MAX_PROBLEM} do.")
+            raise GeometryError(
+                f"parse: {problem[:40]!r}... has {len(problem)} characters, but at most {MAX_PROBLEM} are read."
+            )
         match = _PROBLEM.fullmatch(problem)
         if match is None:
             raise GeometryError(
@@ -558,9 +561,9 @@ _PROBLEM = re.compile(
 
 
 def meeting(first: int, stride: int, size: int, begin: int, end: int) -> tuple[slice, slice]:
-    """Where a tap meets an axis of `size` positions: the positions, and the outputs from `begin` to `end` over them.
+    """Where a tap meets an axis of `size` positions: slices of the positions, and of the outputs from `begin` to `end`.
 
-    Under output p lies position first + p * stride, which the axis may not have.
+    Output p meets position first + p * stride, if the axis has that one.
 
     >>> meeting(-1, 2, 5, 0, 3)
     (slice(1, 4, 2), slice(1, 3, 1))
@@ -577,25 +580,27 @@ def kernel_span(kernel: int, dilation: int) -> int:
 
 
 def output_size(size: int, pad: Pair, span: int, stride: int) -> int:
-    """Outputs along one axis; 0 or less where the kernel does not fit."""
+    """Outputs along one axis; zero or a negative number where the kernel does not fit."""
     return (size + sum(pad) - span) // stride + 1
 
 
 def resolve_pad(pad: PadLike, spatial: Ints, span: Ints, stride: Ints, caller: str) -> Pads:
-    """Any form of `pad` as one (lo, hi) an axis.
+    """Any form of `pad` as one (lo, hi) per axis.
 
-    Accepted: an int; one int an axis; one (lo, hi) an axis; the flat (lo, hi, lo, hi, ...), which in 2-D is
+    Accepted: an int; one int per axis; one (lo, hi) per axis; the flat (lo, hi, lo, hi, ...), which in 2-D is
     (top, bottom, left, right); and the names
 
         "valid"     no pad
         "same"      out = ceil(in / stride), the odd one on the high side (TensorFlow, JAX, ONNX SAME_UPPER)
         "full"      every position where kernel and input overlap: span - 1 on both sides
-        "causal"    1-D: span - 1 on the low side, so that no output sees a later input
+        "causal"    1-D: span - 1 on the low side, so that no output depends on a later input
     """
     ndim = len(spatial)
     if isinstance(pad, str):
         if pad == "causal" and ndim > 1:
-            raise GeometryError(f"{caller}: pad='causal' is for 1 axis, this convolution has {ndim}. Pad with numbers.")
+            raise GeometryError(
+                f"{caller}: pad='causal' is for 1 axis, but this convolution has {ndim}. Pad with numbers."
+            )
         if pad == "valid":
             return ((0, 0),) * ndim
         if pad == "full":
@@ -614,7 +619,7 @@ def resolve_pad(pad: PadLike, spatial: Ints, span: Ints, stride: Ints, caller: s
         entries: list[Any] = list(pad)  # type: ignore[arg-type]
         if entries and not any(is_int(e) for e in entries):
             if len(entries) != ndim or any(not hasattr(e, "__len__") or len(e) != 2 for e in entries):
-                raise GeometryError(f"{caller}: pad={shown(pad)} needs one (lo, hi) for each of the {ndim} axes.")
+                raise GeometryError(f"{caller}: pad={shown(pad)} needs one (lo, hi) per axis, {ndim} in all.")
             flat = [side for pair in entries for side in pair]
         elif len(entries) == ndim:
             flat = [side for side in entries for _ in range(2)]
@@ -630,7 +635,7 @@ def resolve_pad(pad: PadLike, spatial: Ints, span: Ints, stride: Ints, caller: s
 
 @lru_cache(maxsize=4096)
 def _checked(caller: str, *fields: Any) -> ConvGeometry:
-    """The rules that hold between normalised fields. Cached: a training loop asks for the same few again and again."""
+    """The geometry, if its normalised fields fit each other. Cached: a training loop passes the same few every time."""
     g = ConvGeometry(*fields)
     for name, channels in (("input", g.c), ("output", g.k)):
         if channels % g.groups:
@@ -645,7 +650,8 @@ def _checked(caller: str, *fields: Any) -> ConvGeometry:
         if size and span > size + lo + hi:
             raise GeometryError(
                 f"{caller}: the kernel spans {span} along {letter} (kernel {g.kernel[axis]}, dilation "
-                f"{g.dilation[axis]}), the padded input only {size + lo + hi} (input {size}, pad ({lo}, {hi})). "
+                f"{g.dilation[axis]}), but the padded input has only {size + lo + hi} (input {size}, "
+                f"pad ({lo}, {hi})). "
                 f"Pad by {span - size - lo - hi} more, or use a smaller kernel or dilation."
             )
     arrays = {"input": g.x_shape, "padded input": (g.n, *g.padded, g.c), "weights": g.w_shape, "output": g.y_shape}
@@ -653,17 +659,17 @@ def _checked(caller: str, *fields: Any) -> ConvGeometry:
         elements = math.prod(max(size, 1) for size in shape)  # as NumPy counts, for which 0 makes no array small
         if elements > MAX_ELEMENTS:
             raise GeometryError(
-                f"{caller}: the {name} of {g} would have the shape {shape}, {elements} elements. An array has at most "
-                f"{MAX_ELEMENTS}. Choose smaller sizes, pads or strides."
+                f"{caller}: the {name} of {g} would have the shape {shape} and {elements} elements. An array "
+                f"has at most {MAX_ELEMENTS}. Choose smaller sizes, pads or strides."
             )
     return _within_reach(g)
 
 
 def _within_reach(g: ConvGeometry) -> ConvGeometry:
-    """`g` with steps that can be counted in bytes: no array is asked for the address of what lies beyond its end.
+    """`g` with steps whose bytes fit 64 bits.
 
-    A step that no element lies as far as is without effect, but its bytes may not fit 64 bits. It becomes the padded
-    size, by which a window leaves the input just the same.
+    A step beyond the end of the input has no effect, whatever its size, but its bytes may overflow. It becomes the
+    padded size, which leaves the input just the same.
     """
     strides, dilations = list(g.stride), list(g.dilation)
     row = max(g.c, g.k, 1)
@@ -680,7 +686,7 @@ def _within_reach(g: ConvGeometry) -> ConvGeometry:
 
 @lru_cache(maxsize=4096)
 def _the_one(g: ConvGeometry) -> ConvGeometry:
-    """The same object for equal geometries of all functions, which caches find without comparing its fields."""
+    """One object for all equal geometries, so that caches find it by identity and compare no fields."""
     return g
 
 
@@ -703,7 +709,7 @@ def split_x_shape(
 
 
 def split_w_shape(shape: Sequence[SupportsIndex], ndim: int, layout: str, caller: str) -> tuple[Ints, int, int]:
-    """(kernel, input channels a group, output channels) of weights of shape `shape`."""
+    """(kernel, input channels per group, output channels) of weights of shape `shape`."""
     shape = _of_length(shape, ndim, caller, "w.shape", "(*kernel, C // groups, F)", "(F, C // groups, *kernel)", layout)
     if layout == "channels_last":
         return shape[:-2], shape[-2], shape[-1]
@@ -715,14 +721,14 @@ def _of_length(
 ) -> Ints:
     check_layout(layout, caller)
     if type(shape) is tuple and len(shape) == ndim + 2 and _EXACT_INTS.issuperset(map(type, shape)):
-        return shape  # that of an array
+        return shape  # an array has this one
     try:
         sizes = tuple(operator.index(size) for size in shape)
     except TypeError:
         raise GeometryError(f"{caller}: {name}={shown(shape)} is not a shape. It needs {ndim + 2} integers.") from None
     if len(sizes) != ndim + 2:
         raise GeometryError(
-            f"{caller}: {name}={shown(sizes)} has {len(sizes)} axes, {ndim}-D convolution needs {ndim + 2}: "
+            f"{caller}: {name}={shown(sizes)} has {len(sizes)} axes, but {ndim}-D convolution needs {ndim + 2}: "
             f"{last if layout == 'channels_last' else first} with layout={layout!r}."
         )
     return sizes

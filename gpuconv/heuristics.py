@@ -1,9 +1,9 @@
-"""Which algorithm is expected to be the fastest: work, counted by each algorithm, over rates that were measured.
+"""Estimates of which algorithm is the fastest: operations, counted by each algorithm, over measured rates.
 
     seconds = macs / rate of a matrix product  +  elements / rate of a pass over memory  +  steps * cost of a call
 
-The rates are those of one device and stand with their provenance. On another device they are a guess in absolute terms,
-but what is compared are sums of the same few terms, whose proportions change slowly from one processor to the next.
+The rates are those of one device, named beside them. On another device they are a guess in absolute terms, but only
+sums of the same few terms are compared, and their proportions change slowly from one processor to the next.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gpuconv.algorithms import Algorithm, Problem
 
 @dataclass(frozen=True)
 class Rates:
-    """What one device does in a second, all of it at work, in one dtype; and the seconds of one call from Python."""
+    """Operations per second of a whole device in one dtype, and the seconds of one call from Python."""
 
     blas_macs: float
     kernel_macs: float
@@ -51,19 +51,19 @@ GPU = {
 measured."""
 
 GPU_BYTES = 4e12
-"""Read or written in a second; estimated alike."""
+"""Bytes read or written per second; estimated from data sheets as well."""
 
 GPU_STEP = 8e-6
-"""Of launching a kernel or a product; estimated."""
+"""Seconds to launch a kernel or a product; estimated."""
 
 
 def rank(problem: Problem, candidates: Iterable[Algorithm]) -> list[Algorithm]:
-    """The candidates, all of which can serve the problem, the fastest first; equals stay in their order."""
+    """The candidates, all of which support the problem, fastest first; equals stay in their order."""
     return sorted(candidates, key=lambda algorithm: seconds(problem, algorithm))
 
 
 def seconds(problem: Problem, algorithm: Algorithm) -> float:
-    """How long the algorithm is expected to take."""
+    """The seconds that an algorithm is expected to take."""
     rates, cost = _rates(problem), algorithm.cost(problem)
     products = cost.blas_macs / rates.blas_macs + (cost.kernel_macs / rates.kernel_macs if cost.kernel_macs else 0)
     return products + cost.elements / rates.elements + cost.steps * rates.step + cost.seconds

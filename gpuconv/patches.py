@@ -1,4 +1,4 @@
-"""im2col, col2im and pad: the pieces that convolution is made of, for those who build on them or learn from them."""
+"""im2col, col2im and pad: the parts of a convolution, for those who build on them or learn from them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gpuconv.typing import Array, IntsLike, PadLike, PadMode, Pads
 def im2col(
     x: Array, kernel_shape: IntsLike, *, stride: IntsLike = 1, pad: PadLike = 0, dilation: IntsLike = 1
 ) -> Array:
-    """Lay out what each output of a convolution looks at as one row of a matrix.
+    """Lay out the receptive field of each output of a convolution as one row of a matrix.
 
     With w of shape (KH, KW, C, F), ``im2col(x, (KH, KW)) @ w.reshape(-1, F)`` is the convolution, its rows in the order
     n, p, q (Chellapilla, Puri & Simard 2006).
@@ -31,14 +31,14 @@ def im2col(
     ----------
     x : array (N, *spatial, C)
         1 to 3 spatial axes, any strides, of integers or of a dtype that `conv2d` takes.
-    kernel_shape : int or one int an axis
+    kernel_shape : int or one int per axis
     stride, pad, dilation
         As in `conv2d`. Padding is zeros.
 
     Returns
     -------
     array (N * prod(out), prod(kernel_shape) * C)
-        Columns in the order r, s, c. prod(kernel_shape) times larger than x where the stride is 1.
+        Columns in the order r, s, c. At stride 1 it is prod(kernel_shape) times as large as x.
 
     Raises
     ------
@@ -74,7 +74,7 @@ def col2im(
 ) -> Array:
     """Add every element of a matrix of `im2col` to the position it came from: the exact adjoint of `im2col`.
 
-    It is no inverse: a position that lies in several windows receives a share from each.
+    It is not the inverse: a position in several windows receives a contribution from each.
 
     Parameters
     ----------
@@ -84,14 +84,14 @@ def col2im(
     kernel_shape, stride, pad, dilation
         As given to `im2col`.
     method : {"gather", "scatter"}
-        "gather": every position sums what is its own, in a fixed order. "scatter": every element is added where it
-        belongs, with ``add.at``; on a GPU these are atomic additions, whose order and so whose rounding may differ
+        "gather": every position sums its own contributions, in a fixed order. "scatter": every element is added to its
+        position with ``add.at``; on a GPU these are atomic additions, whose order, and so whose rounding, may differ
         from call to call.
 
     Returns
     -------
     array (N, *spatial, C)
-        Of the dtype of cols; 16-bit floats are summed in float32.
+        It has the dtype of cols; 16-bit floats are summed in float32.
 
     Raises
     ------
@@ -113,7 +113,7 @@ def col2im(
     g = ConvGeometry.create(n, spatial, c, 1, kernel, stride, pad, dilation, caller="col2im")
     wanted = (n * math.prod(g.out), math.prod(kernel) * c)
     if cols.shape != wanted:
-        raise GeometryError(f"col2im: cols.shape={cols.shape}, the im2col of {g} has shape {wanted}.")
+        raise GeometryError(f"col2im: cols.shape is {cols.shape}, but the im2col of {g} has shape {wanted}.")
     if method not in ("gather", "scatter"):
         raise ValueError(f"col2im: method={method!r} is neither 'gather' nor 'scatter'.")
     make = columns.col2im_gather if method == "gather" else columns.col2im_scatter
@@ -138,8 +138,8 @@ def pad(
         1 to 3 spatial axes, of integers or of a dtype that `conv2d` takes.
     pad
         As in `conv2d`; the names "same", "full" and "causal" need `kernel_shape`, and "same" `stride`.
-    kernel_shape, stride, dilation : int or one int an axis
-        Of the convolution to pad for.
+    kernel_shape, stride, dilation : int or one int per axis
+        Those of the convolution to pad for.
     mode : {"zeros", "reflect", "replicate", "circular"}
 
     Returns
@@ -147,7 +147,7 @@ def pad(
     padded : array (N, *padded, C)
         A new array, also where nothing is padded.
     pads : ((lo, hi), ...)
-        What `pad` came to, one pair an axis.
+        The pads in numbers, one pair per axis.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The choice of an algorithm, as data: what will run, what else could, what refuses and why, at what cost."""
+"""The choice of an algorithm as data: the chosen one, the possible ones, the refusals with their reasons, the costs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Status = Literal["chosen", "possible", "refused"]
 class Candidate:
     """One algorithm of the list, judged for one problem.
 
-    `workspace` (bytes) is None where it is refused, `seconds` where it was not timed, see `autotune`.
+    `workspace` (bytes) is None if it is refused, and `seconds` if it was not timed, see `autotune`.
     """
 
     name: str
@@ -38,26 +38,26 @@ class Candidate:
 
 @dataclass(frozen=True, repr=False)
 class ConvPlan:
-    """What a call will do. Numbers are attributes; ``str`` is the table, ``repr`` one line.
+    """The plan of a call. Numbers are attributes; ``str`` is the table, and ``repr`` one line.
 
     Attributes
     ----------
     geometry : ConvGeometry
     dtype, precision, device, direction : str
     candidates : tuple of Candidate
-        Every algorithm there is: the chosen one, then the possible, then the refused.
+        All algorithms: the chosen one first, then the possible ones, then those that refuse.
     chosen : str
         Name of the algorithm that runs.
     workspace : int
-        Bytes that it takes beside arguments and result.
+        Bytes that it takes beyond arguments and result.
     copied : int
-        Bytes of copies made first, of arrays on a GPU that are not C-contiguous and channels last. `max_workspace`
-        covers both.
+        Bytes of the copies made first of arrays on a GPU that are not C-contiguous and channels last. `max_workspace`
+        limits both together.
     seconds : float or None
-        What it took when the problem was tuned, see `autotune`.
+        The time it took when the problem was tuned, see `autotune`.
     by_sample : bool
-        Whether samples are computed one after another, see `settings.batch_invariant`. `workspace` and `copied` are
-        those of one sample then.
+        Whether samples are computed one by one, see `settings.batch_invariant`. Then `workspace` and `copied` are
+        those of one sample.
     flops : int
 
     Examples
@@ -133,15 +133,15 @@ def plan(
     algorithm: AlgorithmName = "auto",
     max_workspace: int | None = None,
 ) -> ConvPlan:
-    """What a convolution of C-contiguous, channels-last arrays would do; nothing is computed or allocated.
+    """The plan of a convolution of C-contiguous, channels-last arrays; nothing is computed or allocated.
 
-    Nor is Numba imported: until the first call does that, a Numba that is installed is taken for one that works.
-    `explain` imports it.
+    Numba is not imported either: until the first call imports it, an installed Numba is assumed to work. `explain`
+    does import it.
 
     Parameters
     ----------
     geometry : ConvGeometry or str
-        The convolution x -> y, also when `direction` names one of its gradients; a problem string is parsed.
+        The convolution x -> y, even if `direction` names one of its gradients; a problem string is parsed.
     dtype : dtype or str
     device : str
         "cpu", "cuda" or "cuda:<number>".
@@ -185,20 +185,20 @@ def problem_of(
 
 
 def goes_by_sample(direction: Direction) -> bool:
-    """Whether a call computes one sample after another, see `settings.batch_invariant`."""
+    """Whether a call computes samples one by one, see `settings.batch_invariant`."""
     return settings.batch_invariant and direction != "weight_grad"
 
 
 def of_a_sample(g: ConvGeometry) -> ConvGeometry:
-    """The same convolution of one sample; of none, if there is none."""
+    """The same convolution of one sample, or of none if there is none."""
     return g if g.n <= 1 else replace(g, n=1)
 
 
 def as_computed(problem: Problem) -> Problem:
-    """The problem that an algorithm is chosen for, and given: the whole, or that of one sample.
+    """The problem that an algorithm is chosen for and computes: the whole batch, or one sample.
 
-    What one sample takes says the same of every batch: not the sum of an algorithm, nor the shape of a product of BLAS,
-    nor the workspace, which decides where sums are cut, then depends on how many there are.
+    With one sample, neither the choice of the algorithm, nor the shape of a BLAS product, nor the workspace, which
+    decides where sums are split, depends on the size of the batch.
     """
     if not goes_by_sample(problem.direction):
         return problem
@@ -206,14 +206,14 @@ def as_computed(problem: Problem) -> Problem:
 
 
 def may_be_whole(algorithm: Algorithm, problem: Problem, sample: Problem) -> bool:
-    """Whether an algorithm that was chosen for one sample may compute the batch at once, for it comes to the same."""
+    """Whether an algorithm chosen for one sample may compute the whole batch at once, with the same bits."""
     if not problem.on_cpu:
         return False
     return algorithm.is_the_same_for(problem, sample) and algorithm.workspace_bytes(problem) <= problem.max_workspace
 
 
 def plan_of(problem: Problem, algorithm: str, caller: str) -> ConvPlan:
-    """The plan of a checked problem, for arrays that there are."""
+    """The plan of a checked problem, for arrays that exist."""
     check_algorithm(algorithm, caller)
     _try_numba_for(problem, algorithm)
     return _plan_of(problem, algorithm, caller)
@@ -244,7 +244,7 @@ def _plan_of(problem: Problem, algorithm: str, caller: str) -> ConvPlan:
 def choose(problem: Problem, algorithm: str, caller: str) -> Algorithm:
     """The algorithm named, or with "auto" the one expected to be the fastest of those that can serve the problem.
 
-    "Auto" goes by the heuristics, or by timing where that was asked for (`autotune`).
+    "auto" follows the heuristics, or timings if those were asked for (`autotune`).
 
     Raises
     ------
@@ -259,7 +259,7 @@ def choose(problem: Problem, algorithm: str, caller: str) -> Algorithm:
 
 
 def _try_numba_for(problem: Problem, algorithm: str) -> None:
-    """Find out whether Numba works, if this problem may be served by compiled loops."""
+    """Find out whether Numba works, if compiled loops may serve this problem."""
     # 16-bit floats are widened, and then served, only for gradients of padding that repeats.
     if algorithm in COMPILED and problem.on_cpu:
         is_served = problem.dtype.char in "fd" or problem.geometry.pad_mode != "zeros"  # .name takes 3 us
@@ -269,14 +269,14 @@ def _try_numba_for(problem: Problem, algorithm: str) -> None:
 
 @dataclass(frozen=True)
 class _Choice:
-    """An algorithm, and what timing it was chosen by, if any."""
+    """An algorithm, and the timing that it was chosen by, if any."""
 
     algorithm: Algorithm
     tuned: autotune.Tuned | None = None
 
 
 def check_algorithm(algorithm: str, caller: str) -> str:
-    """`algorithm`, if it is a name at all; `choose` knows which there are."""
+    """`algorithm`, if it is a string; `choose` knows which names exist."""
     if not isinstance(algorithm, str):
         raise _no_such(algorithm, caller)
     return algorithm
@@ -288,14 +288,14 @@ def _no_such(algorithm: object, caller: str) -> AlgorithmError:
 
 
 def _circumstances() -> tuple[int, bool, int, bool]:
-    """What a choice depends on beside its problem."""
+    """The state that a choice depends on in addition to its problem."""
     return cpu.workers(), settings.autotune, autotune.generation(), numba_is_there()
 
 
 @lru_cache(maxsize=4096)
 def _choose(problem: Problem, algorithm: str, caller: str, may_time: bool, *_: object) -> _Choice:
     if algorithm == "auto":
-        # The last, the reference, accepts everything on the CPU; gemm does on a GPU, up to axes of 2**31 - 1.
+        # The reference, the last, accepts everything on the CPU; gemm does on a GPU, up to axes of 2**31 - 1.
         willing = [a for a in ALGORITHMS if a.refusal(problem) is None and a.why_not_auto(problem) is None]
         fitting = [a for a in willing if a.workspace_bytes(problem) <= problem.max_workspace]
         if fitting:
@@ -314,7 +314,8 @@ def _choose(problem: Problem, algorithm: str, caller: str, may_time: bool, *_: o
     reason = candidate.refusal(problem)
     if reason is not None:
         raise AlgorithmError(
-            f"{caller}: algorithm={algorithm!r} cannot serve {problem.geometry}: {reason}. Choose another, or 'auto'."
+            f"{caller}: algorithm={algorithm!r} does not support {problem.geometry}: {reason}. "
+            "Choose another, or 'auto'."
         )
     if candidate.workspace_bytes(problem) > problem.max_workspace:
         raise WorkspaceError(_too_large(caller, candidate, problem))
@@ -327,7 +328,7 @@ def _judge(candidate: Algorithm, problem: Problem, choice: _Choice) -> Candidate
         return Candidate(candidate.name, "refused", reason, None)
     needed = candidate.workspace_bytes(problem)
     if needed > problem.max_workspace:
-        note = f"needs {si(needed)}B workspace, max_workspace allows {si(problem.max_workspace)}B"
+        note = f"needs {si(needed)}B workspace, but max_workspace is {si(problem.max_workspace)}B"
         return Candidate(candidate.name, "refused", note, None)
     seconds = choice.tuned.seconds.get(candidate.name) if choice.tuned else None
     model = candidate.cost(problem).model
@@ -352,11 +353,11 @@ def _none_serves(caller: str, problem: Problem) -> str:
 
 
 def _too_large(caller: str, candidate: Algorithm, problem: Problem) -> str:
-    copies = f" beside {problem.copied} of copies" if problem.copied else ""
+    copies = f" after {problem.copied} bytes of copies" if problem.copied else ""
     return (
         f"{caller}: algorithm={candidate.name!r} needs {candidate.workspace_bytes(problem)} bytes of workspace for "
-        f"{problem.geometry}, max_workspace allows {problem.max_workspace}{copies}. Raise it, or choose another "
-        "algorithm."
+        f"{problem.geometry}, but max_workspace is {problem.max_workspace}{copies}. Raise max_workspace, "
+        "or choose another algorithm."
     )
 
 
@@ -377,7 +378,7 @@ def check_precision(precision: Precision, caller: str) -> Precision:
 
 
 def workspace_limit(max_workspace: int | None, caller: str) -> int:
-    """The limit in bytes that holds for a call: its own, or the setting of the process."""
+    """The limit of a call in bytes: its own, or the setting of the process."""
     if max_workspace is not None:
         return as_int(max_workspace, "max_workspace", caller, least=0)
     return as_int(settings.max_workspace, "settings.max_workspace", caller, least=0)

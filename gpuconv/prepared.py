@@ -1,4 +1,4 @@
-"""Work done ahead of the calls: plans made, kernels compiled, problems tuned, weights packed."""
+"""Work done before the calls: plans made, kernels compiled, problems tuned, weights prepacked."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def warmup(
 ) -> list[ConvPlan]:
     """Make the first calls of some problems as quick as the later ones.
 
-    Each problem is run once in each direction, on arrays made for it: that makes the plan, loads BLAS and its threads,
-    or on a GPU compiles the kernels and fills the memory pool.
+    Each problem runs once in each direction, on arrays made for it. That makes the plan and loads BLAS and its threads;
+    on a GPU it compiles the kernels and fills the memory pool.
 
     Parameters
     ----------
     problems : str, ConvGeometry, or several
-        Of C-contiguous, channels-last arrays; a problem string is parsed.
+        Problems of C-contiguous, channels-last arrays; a problem string is parsed.
     dtype : dtype or str
     device : str
         "cpu", "cuda" or "cuda:<number>".
@@ -66,13 +66,13 @@ def warmup(
     precision, max_workspace
         As in the calls that will follow.
     tune : bool
-        Time the algorithms that can serve each problem, unless that was done before on this machine, and use the
-        fastest from now on; up to `settings.autotune_budget` seconds a plan, see `gpuconv.autotune`.
+        Time the algorithms that support each problem, unless that was done before on this machine, and use the
+        fastest from now on. It takes up to `settings.autotune_budget` seconds per plan, see `gpuconv.autotune`.
 
     Returns
     -------
     list of ConvPlan
-        What calls with ``algorithm="auto"`` will do: for each problem, each direction.
+        The plans of calls with ``algorithm="auto"``, direction by direction for each problem.
 
     Raises
     ------
@@ -105,7 +105,7 @@ def warmup(
                 needed = problem.geometry.bytes(problem.dtype.itemsize)
                 raise WorkspaceError(
                     f"warmup: out of memory on {problem.device}: {error}. The arrays of {problem.geometry} take "
-                    f"{needed} bytes, workspace up to {problem.max_workspace} more. Warm up with fewer samples."
+                    f"{needed} bytes, and workspace up to {problem.max_workspace} more. Warm up with fewer samples."
                 ) from error
         plans.append(plan_of(problem, "auto", "warmup"))
     return plans
@@ -174,17 +174,17 @@ def prepare(
 
 
 class PreparedConv:
-    """What `prepare` returns: ``prepared(x, out=None)`` is ``conv(x, w, bias, ...)``, bit for bit.
+    """The result of `prepare`: ``prepared(x, out=None)`` equals ``conv(x, w, bias, ...)``, bit for bit.
 
-    The bits are those of `conv2d` with a C-contiguous w, by the algorithm that the plan names. An x (or out) that is
-    not C-contiguous, and an out that overlaps x, are served as well, without what was packed.
+    The bits are those of `conv2d` with a C-contiguous w, by the algorithm that the plan names. An x or out that is
+    not C-contiguous, or an out that overlaps x, works as well, without the prepacked weights.
 
     Attributes
     ----------
     plan : ConvPlan
-        Made once: tuning the problem later does not change it.
+        The plan is made once: tuning the problem later does not change it.
     nbytes : int
-        Bytes kept: copies of w and bias, and the packed weights.
+        Bytes kept: copies of w and bias, and the prepacked weights.
     """
 
     def __init__(

@@ -473,7 +473,7 @@ def test_bench_takes_suites(small_limits):
 def test_bench_leaves_out_what_an_algorithm_refuses(small_limits):
     words = ("--problem", SMALL, "--problem", "n1_w9_c4_k4_s3_g4", "--direction", "forward", "--repeats", 1)
     text = succeeds("bench", *words, "--algorithm", "depthwise")
-    assert "1 cases left out, for instance: plan: algorithm='depthwise' cannot serve " + SMALL in text
+    assert "1 cases left out, for instance: plan: algorithm='depthwise' does not support " + SMALL in text
 
 
 @pytest.mark.parametrize("value", [1000, np.nan])

@@ -124,7 +124,7 @@ class TestSizes:
 class TestErrors:
     def test_channels(self):
         says = (
-            r"^conv_transpose2d: w takes 5 input channels, x brings 3\. w\.shape=\(3, 3, 2, 5\) needs "
+            r"^conv_transpose2d: w expects 5 input channels, but x has 3\. w\.shape=\(3, 3, 2, 5\) needs "
             r"w\.shape\[3\] == x\.shape\[3\]"
         )
         with pytest.raises(gpuconv.GeometryError, match=says):
@@ -141,7 +141,7 @@ class TestErrors:
             gpuconv.conv_transpose1d(np.ones((1, 4, 1)), np.ones((3, 1, 1)), stride=2, **keywords)
 
     def test_both_sizes(self):
-        with pytest.raises(gpuconv.GeometryError, match=r"output_pad=1 and output_shape=10 are both given\. Give one"):
+        with pytest.raises(gpuconv.GeometryError, match=r"output_pad=1 and output_shape=10 are both given\. Pass one"):
             gpuconv.conv_transpose1d(np.ones((1, 4, 1)), np.ones((3, 1, 1)), stride=2, output_pad=1, output_shape=10)
 
     def test_nothing_left(self):

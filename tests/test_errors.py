@@ -34,21 +34,25 @@ WRONG = {
         (X, ones(3, 3, 3, 8)),
         {},
         GeometryError,
-        r"w takes 3 input channels a group, x brings 4 \(groups=1\)\. "
+        r"w expects 3 input channels per group, but x has 4 \(groups=1\)\. "
         r"w\.shape=\(3, 3, 3, 8\) needs w\.shape\[2\] == x\.shape\[3\] // groups\.",
     ),
     "channels of a group": Wrong(
-        "conv2d", (X, W), {"groups": 2}, GeometryError, r"w takes 4 input channels a group, x brings 4 \(groups=2\)\."
+        "conv2d",
+        (X, W),
+        {"groups": 2},
+        GeometryError,
+        r"w expects 4 input channels per group, but x has 4 \(groups=2\)\.",
     ),
     "channels first": Wrong(
         "conv2d",
         (ones(1, 4, 9, 8), ones(6, 3, 3, 3)),
         FIRST,
         GeometryError,
-        r"w takes 3 .*, x brings 4 .*w\.shape=\(6, 3, 3, 3\) needs w\.shape\[1\] == x\.shape\[1\] // groups\.",
+        r"w expects 3 .*, but x has 4 .*w\.shape=\(6, 3, 3, 3\) needs w\.shape\[1\] == x\.shape\[1\] // groups\.",
     ),
     "channels of a gradient": Wrong(
-        "conv2d_input_grad", (DY, W, (1, 9, 8, 5)), {}, GeometryError, r"w takes 4 input channels.*5"
+        "conv2d_input_grad", (DY, W, (1, 9, 8, 5)), {}, GeometryError, r"w expects 4 input channels.*5"
     ),
     "groups": Wrong(
         "conv2d", (X, ones(3, 3, 2, 5)), {"groups": 2}, GeometryError, r"groups=2 does not divide the 5 output channels"
@@ -58,16 +62,16 @@ WRONG = {
         (X[0], W),
         {},
         GeometryError,
-        r"x\.shape=\(9, 8, 4\) has 3 axes, 2-D convolution needs 4: \(N, \*spatial, C\)",
+        r"x\.shape=\(9, 8, 4\) has 3 axes, but 2-D convolution needs 4: \(N, \*spatial, C\)",
     ),
     "axes of x in 3-D": Wrong(
-        "conv3d", (X, ones(3, 3, 3, 4, 6)), {}, GeometryError, r"x\.shape=.* has 4 axes, 3-D .* needs 5"
+        "conv3d", (X, ones(3, 3, 3, 4, 6)), {}, GeometryError, r"x\.shape=.* has 4 axes, but 3-D .* needs 5"
     ),
     "axes of w": Wrong(
-        "conv2d", (X, W[0]), {}, GeometryError, r"w\.shape=\(3, 4, 6\) has 3 axes, 2-D convolution needs 4"
+        "conv2d", (X, W[0]), {}, GeometryError, r"w\.shape=\(3, 4, 6\) has 3 axes, but 2-D convolution needs 4"
     ),
     "axes of w in 1-D": Wrong(
-        "conv1d", (X[0], W), {}, GeometryError, r"w\.shape=.* has 4 axes, 1-D convolution needs 3"
+        "conv1d", (X[0], W), {}, GeometryError, r"w\.shape=.* has 4 axes, but 1-D convolution needs 3"
     ),
     "axes of dy": Wrong(
         "conv2d_input_grad", (DY[0], W, X.shape), {}, GeometryError, r"dy.*\(7, 6, 6\).*\(1, 7, 6, 6\)"
@@ -100,7 +104,7 @@ WRONG = {
         (X, W),
         {"dilation": 4},
         GeometryError,
-        r"the kernel spans 9 along w .*padded input only 8 .*Pad by 1 more",
+        r"the kernel spans 9 along w .*padded input has only 8 .*Pad by 1 more",
     ),
     "kernel of no taps": Wrong("conv2d", (X, ones(0, 3, 4, 6)), {}, GeometryError, r"kernel=0 is less than 1"),
     # keywords
@@ -134,14 +138,14 @@ WRONG = {
         (X, W),
         {"algorithm": "depthwise"},
         AlgorithmError,
-        r"algorithm='depthwise' cannot serve .*groups=1.*\b4\b",
+        r"algorithm='depthwise' does not support .*groups=1.*\b4\b",
     ),
     "workspace": Wrong(
         "conv2d",
         (X, W),
         {"algorithm": "gemm", "max_workspace": 10},
         WorkspaceError,
-        r"algorithm='gemm' needs \d+ bytes of workspace .*, max_workspace allows 10\. ",
+        r"algorithm='gemm' needs \d+ bytes of workspace .*, but max_workspace is 10\. ",
     ),
     # dtypes
     "dtypes": Wrong(
@@ -154,7 +158,7 @@ WRONG = {
         "conv2d_weight_grad", (X, DY.astype(complex), 3), {}, DTypeError, r".*x is float32, dy is complex128"
     ),
     "integers": Wrong(
-        "conv2d", (X.astype(int), W.astype(int)), {}, DTypeError, r"x\.dtype is int64, gpuconv computes in float16"
+        "conv2d", (X.astype(int), W.astype(int)), {}, DTypeError, r"x\.dtype is int64, but gpuconv computes in float16"
     ),
     "long doubles": Wrong(
         "conv2d",

@@ -241,18 +241,18 @@ class TestErrors:
 
     @pytest.mark.parametrize("kernel", [(), (1, 1, 1, 1)])
     def test_number_of_axes(self, kernel):
-        with pytest.raises(GeometryError, match=rf"kernel=.* has {len(kernel)} axes, a convolution has 1 to 3"):
+        with pytest.raises(GeometryError, match=rf"kernel=.* has {len(kernel)} axes, but a convolution has 1 to 3"):
             ConvGeometry.create(1, 5, 1, 1, kernel)
 
     @pytest.mark.parametrize(
         ("ndim", "pad", "says"),
         [
             (2, "smae", r"pad='smae' is none of 'same', 'valid', 'full', 'causal'"),
-            (2, "causal", r"pad='causal' is for 1 axis, this convolution has 2"),
+            (2, "causal", r"pad='causal' is for 1 axis, but this convolution has 2"),
             (2, (1, 2, 3), r"pad=\(1, 2, 3\) has 3 entries; 2 axes take 1, 2 or 4"),
             (3, (1, 2), r"pad=\(1, 2\) has 2 entries; 3 axes take 1, 3 or 6"),
-            (2, ((1, 2),), r"pad=\(\(1, 2\),\) needs one \(lo, hi\) for each of the 2 axes"),
-            (2, ((1, 2, 3), (1, 2, 3)), r"pad=.* needs one \(lo, hi\) for each of the 2 axes"),
+            (2, ((1, 2),), r"pad=\(\(1, 2\),\) needs one \(lo, hi\) per axis, 2 in all"),
+            (2, ((1, 2, 3), (1, 2, 3)), r"pad=.* needs one \(lo, hi\) per axis, 2 in all"),
             (2, (), r"pad=\(\) has 0 entries; 2 axes take 1, 2 or 4"),
             (2, (1, (2, 3)), r"pad=\(2, 3\) is not an integer"),
         ],
@@ -279,7 +279,8 @@ class TestErrors:
 
     def test_kernel_over_the_padded_input(self):
         says = (
-            r"the kernel spans 5 along w \(kernel 3, dilation 2\), the padded input only 4 \(input 3, pad \(1, 0\)\)\. "
+            r"the kernel spans 5 along w \(kernel 3, dilation 2\), but the padded input has only 4 "
+            r"\(input 3, pad \(1, 0\)\)\. "
             r"Pad by 1 more, or use a smaller kernel or dilation"
         )
         with pytest.raises(GeometryError, match=says):

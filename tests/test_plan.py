@@ -130,13 +130,13 @@ n1_h16w16_c64_k64_r3s3_p1_g64  float16 fast  cpu  forward  295 kFLOP
         """\
 n1_h8w8_c4_k4_r3s3_p1_g4  complex128 strict  cpu  input_grad  4.61 kFLOP
   loops          chosen    no workspace
-  depthwise      refused   needs 1.79 kB workspace, max_workspace allows 1 kB
+  depthwise      refused   needs 1.79 kB workspace, but max_workspace is 1 kB
   winograd       refused   sums over 1 channels, needs 4 to err no more than a plain sum
   winograd_4x4   refused   less precise than float32, needs precision='fast'
-  fft            refused   needs 1.01 kB workspace, max_workspace allows 1 kB
+  fft            refused   needs 1.01 kB workspace, but max_workspace is 1 kB
   implicit_gemm  refused   runs on CUDA devices only
   direct         refused   takes float32 and float64 on the CPU, the arrays are complex128
-  gemm           refused   needs 1.73 kB workspace, max_workspace allows 1 kB""",
+  gemm           refused   needs 1.73 kB workspace, but max_workspace is 1 kB""",
         "<ConvPlan n1_h8w8_c4_k4_r3s3_p1_g4 complex128 input_grad on cpu: loops, no workspace>",
     ),
     "named": (
@@ -192,7 +192,7 @@ class TestExplain:
         assert (p.chosen, p.precision) == ("loops", "fast")
 
     def test_refuses_what_the_call_refuses(self):
-        with pytest.raises(gpuconv.GeometryError, match=r"^explain: w takes 3 input channels a group, x brings 4"):
+        with pytest.raises(gpuconv.GeometryError, match=r"^explain: w expects 3 input channels per group, but x has 4"):
             gpuconv.explain(np.ones((1, 9, 9, 4)), np.ones((3, 3, 3, 8)))
         with pytest.raises(gpuconv.DTypeError, match=r"^explain: .*x is float64, w is float32"):
             gpuconv.explain(np.ones((1, 9, 9, 4)), np.ones((3, 3, 4, 8), np.float32))

@@ -163,9 +163,9 @@ class TestErrors:
         [
             (([1, 2], (1, 8, 8, 4)), {}, TypeError, r"^prepare: w: list is neither"),
             ((np.ones((3, 3)), (1, 8, 8, 4)), {}, gpuconv.GeometryError, r"^prepare: w\.shape=\(3, 3\) has 2 axes"),
-            ((W, (1, 8, 8, 3)), {}, gpuconv.GeometryError, r"^prepare: w takes 4 input channels.*x_shape\[3\]"),
+            ((W, (1, 8, 8, 3)), {}, gpuconv.GeometryError, r"^prepare: w expects 4 input channels per group.*x_shape\[3\]"),
             ((W, (8, 8, 4)), {}, gpuconv.GeometryError, r"^prepare: x_shape=\(8, 8, 4\) has 3 axes"),
-            ((W, (1, 8, 8, 4), np.ones(7, np.float32)), {}, gpuconv.GeometryError, r"^prepare: bias\.shape=\(7,\)"),
+            ((W, (1, 8, 8, 4), np.ones(7, np.float32)), {}, gpuconv.GeometryError, r"^prepare: bias\.shape is \(7,\)"),
             ((W, (1, 8, 8, 4), np.ones(8)), {}, gpuconv.DTypeError, r"^prepare: .*w is float32, bias is float64"),
             ((W.astype(int), (1, 8, 8, 4)), {}, gpuconv.DTypeError, r"^prepare: w\.dtype is int64"),
             ((W, (1, 8, 8, 4)), {"activation": "tan"}, ValueError, r"^prepare: activation='tan'"),
@@ -186,15 +186,15 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("x", "out", "error", "says"),
         [
-            (np.ones((2, 8, 8, 4), np.float32), None, gpuconv.GeometryError, r"x\.shape=\(2, 8, 8, 4\), .* needs x"),
-            (np.ones((8, 8, 4), np.float32), None, gpuconv.GeometryError, r"x\.shape=\(8, 8, 4\), .* needs x"),
+            (np.ones((2, 8, 8, 4), np.float32), None, gpuconv.GeometryError, r"x\.shape is \(2, 8, 8, 4\), .* needs x"),
+            (np.ones((8, 8, 4), np.float32), None, gpuconv.GeometryError, r"x\.shape is \(8, 8, 4\), .* needs x"),
             (np.ones((1, 8, 8, 4)), None, gpuconv.DTypeError, r"x is float64, w is float32"),
             ([[1.0]], None, TypeError, r"x: list is neither"),
             (
                 np.ones((1, 8, 8, 4), np.float32),
                 np.ones((1, 6, 6, 7), np.float32),
                 gpuconv.GeometryError,
-                r"out\.shape=\(1, 6, 6, 7\)",
+                r"out\.shape is \(1, 6, 6, 7\)",
             ),
             (np.ones((1, 8, 8, 4), np.float32), np.ones((1, 6, 6, 8)), gpuconv.DTypeError, r"out is float64"),
         ],
