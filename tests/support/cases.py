@@ -228,3 +228,16 @@ def cases(draw, ndim, modes=tuple(oracle.PAD_MODES)):
     groups = draw(st.integers(1, 3))
     c, k = groups * draw(st.integers(0, 2)), groups * draw(st.integers(0, 2))
     return Case(draw(st.integers(0, 2)), spatial, c, k, kernel, stride, dilation, tuple(pads), groups, mode)
+
+
+ZEROS = {name: case for name, case in CASES.items() if case.mode == "zeros" and 0 not in case.out}
+
+
+def remainder(case):
+    """The rows at the end of the input that no window of the convolution reaches: what output_pad has to restore."""
+    return tuple(
+        size + low + high - ((p - 1) * s + (t - 1) * d + 1)
+        for size, (low, high), p, s, t, d in zip(
+            case.spatial, case.pads, case.out, case.stride, case.kernel, case.dilation, strict=True
+        )
+    )

@@ -3,6 +3,9 @@
 import gc
 import tracemalloc
 
+KIB, MIB = 2**10, 2**20
+SLACK = 48 * KIB  # Python objects, index arrays of one axis, thread stacks' bookkeeping: no part of it grows with x
+
 
 def _measured(function):
     """What it returns; the most bytes that were held at any time, and those at its end, beside what was before."""

@@ -11,7 +11,7 @@ from emulator import KernelFault, Module
 
 pytestmark = pytest.mark.skipif(emulator.unavailable() is not None, reason=str(emulator.unavailable()))
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 WAYS = pytest.mark.parametrize("check", [False, True], ids=["fast", "checked"])
 DELIVERY = pytest.mark.parametrize("async_copies", ["issue", "late", "random"])
 

@@ -7,12 +7,11 @@ import threading
 
 import numpy as np
 import pytest
-from calls import Way, convolve, largest_sum, problem, same
+from calls import STRIDED, Way, case_of, convolve, largest_sum, problem, same
 from cases import DIRECTIONS, integers, reals
 from guarded import Guarded
-from peaks import peak_beside
-from test_direct import PROCESSORS, STRIDED, as_if_on, case_of
-from test_workspace import KIB, MIB, SLACK
+from peaks import KIB, MIB, SLACK, peak_beside
+from processors import PROCESSORS, as_if_on
 
 import gpuconv
 from gpuconv.algorithms import wrappers

@@ -11,13 +11,13 @@ from cases import DTYPES, Case, cases, integers
 from guarded import Guarded
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from pooling_cases import REAL_DTYPES, avg_keywords, max_keywords, pixels_per_window, spans
 from tolerances import assert_close, assert_exact, to_numpy
 
 import gpuconv
 from gpuconv.pooling import blocks as pooling_blocks
 from gpuconv.pooling import compiled as pooling_loops
 
-REAL_DTYPES = [name for name, dtype in DTYPES.items() if dtype.kind != "c"]
 POOLS = {
     "plain": Case(2, (6, 4), 3, 3, (2, 2), (2, 2), (1, 1), ((0, 0), (0, 0))),
     "overlapping": Case(2, (6, 5), 3, 3, (3, 2), (1, 2), (1, 1), ((0, 0), (0, 0))),
@@ -33,20 +33,6 @@ DILATED = {
     "dilated": Case(2, (7, 8), 2, 2, (2, 3), (1, 1), (3, 2), ((0, 0), (0, 0))),
     "dilated-padded": Case(1, (6, 5), 2, 2, (3, 2), (2, 1), (2, 3), ((2, 1), (0, 2))),
 }
-
-
-def max_keywords(case):
-    return {"stride": case.stride, "pad": case.pads, "dilation": case.dilation}
-
-
-def avg_keywords(case):
-    return {"stride": case.stride, "pad": case.pads}
-
-
-def pixels_per_window(case):
-    inside = oracle.sources(case.spatial, case.pads) >= 0
-    walk = oracle.windows(inside.shape, case.kernel, case.stride, case.dilation)
-    return [int(inside[taps[1:]].sum()) for _, taps in walk]
 
 
 @pytest.mark.parametrize("dtype", REAL_DTYPES)
@@ -234,10 +220,6 @@ def values(case, dtype):
     x[rng.random(x.shape) < 0.05] = np.nan
     dy = rng.choice(np.array([1, -2, -0.0, np.inf, np.nan], dtype), (case.n, *case.out, case.c))
     return x, dy
-
-
-def spans(case):
-    return [(k - 1) * d + 1 for k, d in zip(case.kernel, case.dilation, strict=True)]
 
 
 def are_apart(case):

@@ -4,11 +4,10 @@ import re
 
 import nbformat
 import pytest
-from conftest import CUPY, DOUBLE, array_module
+import run_notebooks
+from array_modules import CUPY, DOUBLE, array_module
 from matplotlib import pyplot as plt
 from nbclient.exceptions import CellExecutionError
-
-import notebooks
 
 LARGEST = 400_000
 """Bytes of a notebook, pictures included: a browser shows it at once, and the history stays light."""
@@ -22,7 +21,7 @@ LESS = {
     "(256, 12, 12, 1)": "(64, 6, 6, 1)",
 }
 
-every_notebook = pytest.mark.parametrize("path", notebooks.NOTEBOOKS, ids=lambda path: path.stem[:2])
+every_notebook = pytest.mark.parametrize("path", run_notebooks.NOTEBOOKS, ids=lambda path: path.stem[:2])
 
 
 def code_cells(notebook):
@@ -33,10 +32,10 @@ def differences(committed, fresh):
     """In words, where two runs of a notebook show different things, in cells that must not vary."""
     found = []
     for old, new in zip(code_cells(committed), code_cells(fresh), strict=True):
-        if len(notebooks.images(old)) != len(notebooks.images(new)):
+        if len(run_notebooks.images(old)) != len(run_notebooks.images(new)):
             found.append(f"the pictures of {new.source!r}")
-        if "varies" not in new.metadata.get("tags", []) and notebooks.texts(old) != notebooks.texts(new):
-            found.append(f"{new.source!r} shows {notebooks.texts(new)}, saved is {notebooks.texts(old)}")
+        if "varies" not in new.metadata.get("tags", []) and run_notebooks.texts(old) != run_notebooks.texts(new):
+            found.append(f"{new.source!r} shows {run_notebooks.texts(new)}, saved is {run_notebooks.texts(old)}")
     return found
 
 
@@ -49,7 +48,8 @@ def gpu_xp(request):
 @every_notebook
 def test_it_runs_and_shows_what_is_saved_in_it(path):
     committed = nbformat.read(path, as_version=4)
-    assert differences(committed, notebooks.execute(path)) == [], "python tests/notebooks.py saves what a run shows"
+    found = differences(committed, run_notebooks.execute(path))
+    assert found == [], "python tests/docs/run_notebooks.py saves what a run shows"
 
 
 @every_notebook
@@ -60,7 +60,7 @@ def test_it_was_saved_after_a_run_of_all_its_cells(path):
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
-    assert sum(len(notebooks.images(cell)) for cell in cells) >= 2
+    assert sum(len(run_notebooks.images(cell)) for cell in cells) >= 2
     assert path.stat().st_size < LARGEST
 
 
@@ -82,13 +82,13 @@ def test_its_links_lead_somewhere(path):
 
 
 def test_there_are_five():
-    assert [path.name[:3] for path in notebooks.NOTEBOOKS] == ["01_", "02_", "03_", "04_", "05_"]
+    assert [path.name[:3] for path in run_notebooks.NOTEBOOKS] == ["01_", "02_", "03_", "04_", "05_"]
 
 
 def test_the_one_about_gpus_runs_on_a_gpu(gpu_xp, capsys):
     """In this process, where a GPU, or the double of CuPy, is to be found; with less to do, as the double is slow."""
     plt.switch_backend("Agg")
-    (path,) = notebooks.FOLDER.glob("04_*.ipynb")
+    (path,) = run_notebooks.FOLDER.glob("04_*.ipynb")
     namespace, used = {}, set()
     for cell in code_cells(nbformat.read(path, as_version=4)):
         source = cell.source
@@ -128,10 +128,10 @@ def small(tmp_path):
 
 def test_an_error_in_a_cell_is_noticed(small):
     with pytest.raises(CellExecutionError, match="no such luck"):
-        notebooks.execute(small("raise ValueError('no such luck')", ""))
+        run_notebooks.execute(small("raise ValueError('no such luck')", ""))
 
 
 @pytest.mark.parametrize(("shown", "tags", "count"), [("1\n", [], 0), ("2\n", [], 1), ("2\n", ["varies"], 0)])
 def test_an_output_that_no_longer_holds_is_noticed(small, shown, tags, count):
     path = small("print(1)", shown, tags)
-    assert len(differences(nbformat.read(path, as_version=4), notebooks.execute(path))) == count
+    assert len(differences(nbformat.read(path, as_version=4), run_notebooks.execute(path))) == count

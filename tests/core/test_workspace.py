@@ -6,12 +6,9 @@ import numpy as np
 import pytest
 from calls import WAYS, convolve, largest_sum, problem, same
 from cases import CASES, DIRECTIONS, PLAIN, Case, integers
-from peaks import peak_beside
+from peaks import KIB, MIB, SLACK, peak_beside
 
 import gpuconv
-
-KIB, MIB = 2**10, 2**20
-SLACK = 48 * KIB  # Python objects, index arrays of one axis, thread stacks' bookkeeping: no part of it grows with x
 
 LARGE = {
     "2d": Case(2, (96, 90), 16, 12, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1))),

@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent
-INTERRUPTED = ("test_cli.py", "test_kernel_report.py", "test_model_files.py", "test_models.py", "test_shielded.py")
+TESTS = Path(__file__).parents[1]
+INTERRUPTED = (
+    "tools/test_cli.py",
+    "cuda/test_kernel_report.py",
+    "models/test_model_files.py",
+    "models/test_models.py",
+    "core/test_shielded.py",
+)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX's way to ignore a signal")

@@ -1,6 +1,6 @@
 """What tensor cores round, in the worst way that is known of one: an A100's, which cuts sums off.
 
-The rule is that of tests/test_precision.py: at most twice the error of one plain NumPy product.
+The rule is that of tests/core/test_precision.py: at most twice the error of one plain NumPy product.
 """
 
 import numpy as np

@@ -5,11 +5,10 @@ import tracemalloc
 import numpy as np
 import oracle
 import pytest
-from calls import channels_first, convolve, problem
-from cases import CASES, DTYPES, Case, cases, integers, reals
+from calls import channels_first, convolve, problem, transpose
+from cases import CASES, DTYPES, ZEROS, Case, cases, integers, reals, remainder
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_conv_transpose import ZEROS, remainder, transpose
 from tolerances import assert_close, assert_exact
 
 import gpuconv

@@ -1,6 +1,6 @@
 """Plants mistakes in kernels/, one at a time, and runs the tests of the file: each mistake must be caught.
 
-    .venv/bin/python tests/mutants.py [--file direct.cu ...] [--jobs 2] [--list]
+    .venv/bin/python tests/mutants/mutants.py [--file direct.cu ...] [--jobs 2] [--list]
 
 The mistakes are those of mutants.txt. A planted file lies in a copy of kernels/, which the environment variable
 GPUCONV_TEST_KERNELS names to conftest.py. What survives is printed with its line: either the tests are too weak, or the
@@ -22,37 +22,38 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 KERNELS = TESTS.parent / "kernels"
-TEXT = TESTS / "mutants.txt"
+TEXT = TESTS / "mutants" / "mutants.txt"
 FLOOR = 0.95
 SECONDS = {"kernel": 20, "tests": 1200}
 """How long a kernel may compute that ends in a fraction of a second when it is right; and all tests together."""
 
-MEMORY = ("test_kernels_memory.py", "test_gemm_cuda.py")
-EPILOGUES = ("test_gemm_cuda.py::test_bias_and_activation", "test_gemm_cuda.py::test_a_nan_passes_the_epilogue")
-DIRECT = ("test_kernels_direct.py",)
-DEPTHWISE = ("test_kernels_depthwise.py",)
-TENSOR_CORES = ("test_kernels_implicit_gemm.py", "test_precision_tensor_cores.py")
+CUDA = "algorithms/cuda"
+MEMORY = (f"{CUDA}/test_kernels_memory.py", f"{CUDA}/test_gemm.py")
+EPILOGUES = (f"{CUDA}/test_gemm.py::test_bias_and_activation", f"{CUDA}/test_gemm.py::test_a_nan_passes_the_epilogue")
+DIRECT = (f"{CUDA}/test_kernels_direct.py",)
+DEPTHWISE = (f"{CUDA}/test_kernels_depthwise.py",)
+TENSOR_CORES = (f"{CUDA}/test_kernels_implicit_gemm.py", f"{CUDA}/test_precision_tensor_cores.py")
 SUITES = {
     "im2col.cu": MEMORY,
     "col2im.cu": MEMORY,
-    "pool.cu": ("test_kernels_memory.py", "test_pooling.py"),
-    "epilogue.cu": ("test_gemm_cuda.py",),
-    "add_up.cu": ("test_kernels_direct.py::test_splits", "test_kernels_direct.py::test_bias_and_activation"),
-    "conv.cuh": ("test_kernels_memory.py", *EPILOGUES, *DEPTHWISE),
+    "pool.cu": (f"{CUDA}/test_kernels_memory.py", "functions/test_pooling.py"),
+    "epilogue.cu": (f"{CUDA}/test_gemm.py",),
+    "add_up.cu": tuple(f"{DIRECT[0]}::{test}" for test in ("test_splits", "test_bias_and_activation")),
+    "conv.cuh": (f"{CUDA}/test_kernels_memory.py", *EPILOGUES, *DEPTHWISE),
     "axes.cuh": DIRECT,
     "jobs.cuh": DIRECT,
     "tile.cuh": DIRECT,
     "direct.cu": DIRECT,
-    "direct_stem.cu": ("test_kernels_direct.py::test_stems", *DIRECT),
+    "direct_stem.cu": (f"{DIRECT[0]}::test_stems", *DIRECT),
     "direct_weights.cu": DIRECT,
     "depthwise.cu": DEPTHWISE,
     "depthwise_weights.cu": DEPTHWISE,
     "implicit_gemm.cu": TENSOR_CORES,
     "implicit_gemm_weights.cu": TENSOR_CORES,
     "mma.cuh": TENSOR_CORES,
-    "ptx.cuh": ("test_kernels_ptx_functions.py",),
+    "ptx.cuh": (f"{CUDA}/test_kernels_ptx_functions.py",),
 }
 """The tests of each file."""
 

@@ -1,6 +1,5 @@
 """direct on the CPU: what its compiled loops read and write, with the vectors of other processors too."""
 
-import os
 import platform
 import subprocess
 import sys
@@ -10,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from calls import convolve, problem, same
-from cases import DIRECTIONS, Case, integers
+from calls import STRIDED, case_of, convolve, problem, same
+from cases import DIRECTIONS, integers
 from guarded import Guarded
+from processors import PROCESSORS, as_if_on
 from tolerances import assert_exact
 
 import gpuconv
@@ -47,11 +47,6 @@ PROBLEMS = {
     "depthwise, long rows": "n1_w600_c32_k32_s2_g32",
     "depthwise, circular": "n1_h9w12_c32_k32_r2s9_p4_g32_circular",
 }
-
-
-def case_of(text):
-    g = gpuconv.ConvGeometry.parse(text)
-    return Case(g.n, g.spatial, g.c, g.k, g.kernel, g.stride, g.dilation, g.pad, g.groups, g.pad_mode)
 
 
 every_problem = pytest.mark.parametrize("case", [case_of(text) for text in PROBLEMS.values()], ids=PROBLEMS)
@@ -100,16 +95,8 @@ class TestRight:
             assert np.array_equal(np.isnan(y), want)
 
 
-POOLING = Path(__file__).with_name("test_pooling.py")
+POOLING = Path(__file__).parents[2] / "functions" / "test_pooling.py"
 TESTED = f"{__file__}::TestRight", f"{POOLING}::TestLoops::test_right"
-PROCESSORS = {"haswell": ("+avx,+avx2,+fma", 32), "nehalem": ("+sse4.2", 16)}
-
-
-def as_if_on(processor):
-    """The environment of a process whose loops are compiled for this one. What it keeps, nobody else is to load."""
-    kept = f"{os.environ['NUMBA_CACHE_DIR']}-{processor}"
-    compiled_for = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": PROCESSORS[processor][0]}
-    return {**os.environ, **compiled_for, "NUMBA_CACHE_DIR": kept}
 
 
 @pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="processors of another architecture")
@@ -277,19 +264,3 @@ def test_arrays_as_they_come(direction):
         want = convolve(direction, case, *arrays, algorithm="direct")
         for change in STRIDED.values():
             assert same(convolve(direction, case, *map(change, arrays), algorithm="direct"), want)
-
-
-def unaligned(a):
-    room = np.zeros(a.nbytes + 1, np.uint8)
-    copy = room[1:].view(a.dtype).reshape(a.shape)
-    copy[...] = a
-    return copy
-
-
-STRIDED = {
-    "channels first": lambda a: np.moveaxis(np.ascontiguousarray(np.moveaxis(a, -1, 0)), 0, -1),
-    "backwards": lambda a: a[:, ::-1].copy()[:, ::-1],
-    "every second": lambda a: np.repeat(a, 2, axis=-2)[..., ::2, :],
-    "foreign": lambda a: a.astype(a.dtype.newbyteorder()),
-    "unaligned": unaligned,
-}

@@ -1,4 +1,4 @@
-"""tests/mutants.py: what it plants still fits the kernels, and it tells what is caught from what is not."""
+"""tests/mutants/mutants.py: what it plants still fits the kernels, and it tells what is caught from what is not."""
 
 import mutants
 import pytest

@@ -5,30 +5,13 @@ from dataclasses import replace
 import numpy as np
 import oracle
 import pytest
-from calls import every_way
-from cases import CASES, DTYPES, PLAIN, Case, cases, integers
+from calls import every_way, transpose
+from cases import CASES, DTYPES, PLAIN, ZEROS, Case, cases, integers, remainder
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tolerances import assert_exact, to_numpy
 
 import gpuconv
-
-ZEROS = {name: case for name, case in CASES.items() if case.mode == "zeros" and 0 not in case.out}
-
-
-def transpose(case, *arrays, **more):
-    keywords = {"stride": case.stride, "dilation": case.dilation, "pad": case.pads, "groups": case.groups, **more}
-    return getattr(gpuconv, f"conv_transpose{case.ndim}d")(*arrays, **keywords)
-
-
-def remainder(case):
-    """The rows at the end of the input that no window of the convolution reaches: what output_pad has to restore."""
-    return tuple(
-        size + low + high - ((p - 1) * s + (t - 1) * d + 1)
-        for size, (low, high), p, s, t, d in zip(
-            case.spatial, case.pads, case.out, case.stride, case.kernel, case.dilation, strict=True
-        )
-    )
 
 
 @every_way

@@ -11,9 +11,8 @@ import pytest
 from cases import DTYPES, Case, cases, integers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from peaks import left_by, peak_beside
-from test_pooling import REAL_DTYPES, avg_keywords, max_keywords, pixels_per_window, spans
-from test_workspace import KIB, MIB, SLACK
+from peaks import KIB, MIB, SLACK, left_by, peak_beside
+from pooling_cases import REAL_DTYPES, avg_keywords, max_keywords, pixels_per_window, spans
 from tolerances import FLOOR, assert_close, assert_exact, assert_near, assert_within, to_numpy, wide
 
 import gpuconv

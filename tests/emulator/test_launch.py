@@ -143,7 +143,7 @@ def in_another_process(code, **environment):
     begin = (
         "import sys; sys.path.insert(0, sys.argv[1]); import numpy as np; from emulator import Module, KernelFault\n"
     )
-    command = [sys.executable, "-c", begin + textwrap.dedent(code), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", begin + textwrap.dedent(code), str(Path(__file__).parents[1])]
     return subprocess.Popen(
         command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -1,4 +1,6 @@
-"""Executes the notebooks. As a program it runs them and saves what they show: python tests/notebooks.py [NOTEBOOK ...]
+"""Executes the notebooks. As a program it runs them and saves what they show.
+
+    python tests/docs/run_notebooks.py [NOTEBOOK ...]
 
 What differs between two runs, a timing say, stands in cells tagged `varies`.
 """
@@ -11,7 +13,7 @@ from nbclient import NotebookClient
 
 from gpuconv.support.disk import write_whole
 
-FOLDER = pathlib.Path(__file__).parents[1] / "notebooks"
+FOLDER = pathlib.Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 SECONDS = 300
 """The longest that a cell may take, on a machine that has much else to do."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import CASES, integers
+from cases import CASES, Case, integers
 from tolerances import assert_exact, assert_rounded, to_numpy
 
 import gpuconv
@@ -72,8 +72,18 @@ def convolve(direction, case, x, w, dy, **more):
     return function(case, "_weight_grad")(x, dy, case.kernel, **keywords)
 
 
+def transpose(case, *arrays, **more):
+    keywords = {"stride": case.stride, "dilation": case.dilation, "pad": case.pads, "groups": case.groups, **more}
+    return getattr(gpuconv, f"conv_transpose{case.ndim}d")(*arrays, **keywords)
+
+
 def function(case, suffix):
     return getattr(gpuconv, f"conv{case.ndim}d{suffix}")
+
+
+def case_of(text):
+    g = gpuconv.ConvGeometry.parse(text)
+    return Case(g.n, g.spatial, g.c, g.k, g.kernel, g.stride, g.dilation, g.pad, g.groups, g.pad_mode)
 
 
 def problem(case):
@@ -158,3 +168,19 @@ def same(got, want):
     """The same array: shape, dtype and every bit of every element."""
     got, want = to_numpy(got), to_numpy(want)
     return got.shape == want.shape and got.dtype == want.dtype and got.tobytes() == want.tobytes()
+
+
+def unaligned(a):
+    room = np.zeros(a.nbytes + 1, np.uint8)
+    copy = room[1:].view(a.dtype).reshape(a.shape)
+    copy[...] = a
+    return copy
+
+
+STRIDED = {
+    "channels first": lambda a: np.moveaxis(np.ascontiguousarray(np.moveaxis(a, -1, 0)), 0, -1),
+    "backwards": lambda a: a[:, ::-1].copy()[:, ::-1],
+    "every second": lambda a: np.repeat(a, 2, axis=-2)[..., ::2, :],
+    "foreign": lambda a: a.astype(a.dtype.newbyteorder()),
+    "unaligned": unaligned,
+}

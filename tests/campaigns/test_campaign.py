@@ -19,6 +19,7 @@ from gpuconv.algorithms.loops import Loops
 from gpuconv.models import files
 from gpuconv.pooling import maxima as pooling_winners
 
+ROOT = Path(gpuconv.__file__).parents[1]
 SECONDS = 600
 """For a campaign to find what is planted, and to reduce it; a few are enough where nobody else uses the cores."""
 
@@ -295,9 +296,9 @@ class TestReduction:
 
     def test_the_lines_that_are_printed_run(self, tmp_path):
         configuration = running.draw(running.Campaign(5, 1.0, ("columns",), ()), 0)
-        env = {**os.environ, "PYTHONPATH": str(Path(gpuconv.__file__).parents[1])}
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
         lines = reduction.script(configuration)
-        subprocess.run([sys.executable, "-c", lines], cwd=Path(__file__).parents[1], env=env, check=True)
+        subprocess.run([sys.executable, "-c", lines], cwd=ROOT, env=env, check=True)
 
 
 def test_what_is_refused_is_no_failure():
@@ -316,7 +317,7 @@ def test_a_process_that_crashes_or_hangs(tmp_path, how):
     """Planted by a module that Python imports as it starts."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
-        f"sys.path[:0] = {[str(Path(__file__).parent)]!r}\n"
+        f"sys.path[:0] = {[str(ROOT / 'tests'), str(ROOT / 'tests' / 'support')]!r}\n"
         "from campaigns import running\n"
         "from gpuconv import patches\n"
         "im2col = patches.columns.im2col\n"
@@ -325,11 +326,10 @@ def test_a_process_that_crashes_or_hangs(tmp_path, how):
         "patches.columns.im2col = broken\n"
         "running.HUNG = 1.0\n"
     )
-    root = Path(__file__).parents[1]
     command = [sys.executable, "tests/campaign.py", "--minutes", "0.5", "--kinds", "columns", "--loops", "numpy"]
     command += ["--faults", "--reducing", "6", "--seed", "3"]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(root)])}
-    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False, timeout=120)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 1, done.stderr
     assert "seed 3\n" in done.stdout
     assert "numpy: the process hung or crashed" in done.stdout
@@ -337,10 +337,9 @@ def test_a_process_that_crashes_or_hangs(tmp_path, how):
 
 
 def test_the_command_is_quiet_and_counts(tmp_path):
-    root = Path(__file__).parents[1]
     command = [sys.executable, "tests/campaign.py", "--minutes", "0.05", "--kinds", "columns", "--faults"]
-    env = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False, timeout=120)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     seed, *counts = done.stdout.splitlines()
     assert seed.startswith("seed ")
