@@ -212,7 +212,7 @@ def test_interrupts_at_every_moment_leave_later_calls_whole():
 class TestForks:
     PROGRAM = """
         import os, threading, time
-        from gpuconv import shielded as module
+        from gpuconv.support import shielded as module
         from gpuconv.support.shielded import shielded
 
         ended = []

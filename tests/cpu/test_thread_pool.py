@@ -248,7 +248,7 @@ def test_after_a_fork():
         "x, w = np.ones((2, 90, 90, 16), 'f'), np.ones((3, 3, 16, 32), 'f'); "
         "f = lambda: gpuconv.conv2d(x, w, algorithm='direct').sum(); "
         "before = f(); pid = os.fork(); same = f() == before; "
-        "from gpuconv import thread_pool\nwhile not pid and not thread_pool._workers: time.sleep(0.01)\n"
+        "from gpuconv.cpu import thread_pool\nwhile not pid and not thread_pool._workers: time.sleep(0.01)\n"
         "pid or os._exit(0 if same and len(thread_pool._workers) == 1 else 1); "
         "assert os.waitpid(pid, 0)[1] == 0 and same"
     )

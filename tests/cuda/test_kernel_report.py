@@ -299,7 +299,8 @@ def test_an_interrupt_ends_running_compilations_at_once(kernels, after, processe
 
 # As the command does it, but for a word when the compilations begin.
 CTRL_C = """
-from gpuconv import __main__, kernel_report
+from gpuconv import __main__
+from gpuconv.tools import kernel_report
 every = kernel_report.compile_all
 def compile_all(jobs):
     print("starting", flush=True)
@@ -350,7 +351,7 @@ def at_work(group):
 BLOCKED = """
 import signal
 from pathlib import Path
-from gpuconv import kernel_report
+from gpuconv.tools import kernel_report
 if __name__ == "__main__":
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     for _ in range(2):

@@ -55,7 +55,7 @@ def test_a_stale_mutant_stops_everything(monkeypatch, capsys):
 
 @pytest.mark.emulated
 def test_a_mistake_is_planted_in_the_kernels_that_are_tested(emulated, monkeypatch):
-    suite = {"conv.cuh": ("test_gemm_cuda.py::test_a_nan_passes_the_epilogue",)}
+    suite = {"conv.cuh": (f"{mutants.CUDA}/test_gemm.py::test_a_nan_passes_the_epilogue",)}
     monkeypatch.setattr(mutants, "SUITES", suite)
     (mistake,) = (one for one in ALL if one.what == "relu makes zero of a NaN")
     verdict = mutants.tried(mistake)

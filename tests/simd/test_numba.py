@@ -155,7 +155,7 @@ def test_numba_that_is_not_installed_is_nothing_to_warn_of(tmp_path):
 
 def test_info_names_a_numba_that_is_not_used(tmp_path):
     names, words = UNUSABLE["too old for NumPy"]
-    assert words in run("from gpuconv import machine; print(machine.versions()['numba'])", tmp_path, names)
+    assert words in run("from gpuconv.tools import machine; print(machine.versions()['numba'])", tmp_path, names)
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timed signals here")

@@ -157,7 +157,7 @@ def test_a_file_name_comes_out_as_it_is(settings, folder):
 def test_a_closed_number_goes_to_no_file_of_ours(redirection, folder):
     """A library in C that writes to the number of standard error would write into it."""
     program = (
-        "import os; from gpuconv import streams\n"
+        "import os; from gpuconv.tools import streams\n"
         "streams.run(lambda: (open('ours', 'w'), os.write(2, b'message of a library')))"
     )
     done = subprocess.run(
@@ -231,7 +231,7 @@ def test_each_has_a_lookalike(encoding):
 
 
 def test_what_the_user_wants_of_characters_stays(folder):
-    program = "from gpuconv import streams; streams.run(lambda: print('2×'))"
+    program = "from gpuconv.tools import streams; streams.run(lambda: print('2×'))"
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     for errors, want in {"strict": b"2x\n", "xmlcharrefreplace": b"2&#215;\n", "backslashreplace": b"2\\xd7\n"}.items():
         done = subprocess.run(
