@@ -22,7 +22,7 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "support")]
 
 LOOPS = ("compiled", "numpy")
 REDUCING = 60.0

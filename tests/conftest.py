@@ -4,21 +4,20 @@ import hashlib
 import os
 import re
 import signal
-import sys
 import threading
-from contextlib import contextmanager
 from pathlib import Path
 
 import cupy_double
-import emulator
 import numpy as np
 import pytest
+from array_modules import CUPY, DOUBLE, array_module, skip_without_emulator
 from hypothesis import HealthCheck, settings
-from on_gpu import cupy_with_a_device
 
 import gpuconv
 from gpuconv.cuda import loader
 from gpuconv.tools import kernel_report
+
+collect_ignore = ["support"]  # helpers, imported by their own names; no test or doctest among them
 
 KERNELS = {path.name for path in loader.folder().glob("*.cu")}
 
@@ -51,50 +50,6 @@ def _must_be_listed(text, options):
 
 _listed = set()
 cupy_double.watchers.append(_must_be_listed)
-
-
-def skip_without_emulator():
-    if (why_not := emulator.unavailable()) is not None:
-        pytest.skip(f"the double of CuPy runs kernels in the emulator: {why_not}")
-
-
-@contextmanager
-def array_module(name):
-    """The array module of that name for a while; the double takes the place of CuPy in `sys.modules`."""
-    if name == "numpy":
-        yield np
-    elif name == "cupy":
-        cupy, why_not = cupy_with_a_device()
-        if cupy is None:
-            pytest.skip(why_not)
-        forget_devices(cupy)
-        if "GPUCONV_NO_POOL" in os.environ:  # so that compute-sanitizer sees where each array ends
-            cupy.cuda.set_allocator(None)
-        yield cupy
-    else:
-        skip_without_emulator()
-        with cupy_double.installed() as cupy:
-            forget_devices(cupy)
-            yield cupy
-            hazards, cupy_double.machine.faults[:] = cupy_double.machine.faults[:], []
-            assert not hazards
-
-
-_last = []
-
-
-def forget_devices(cupy):
-    """Both libraries call their first device cuda:0; what gpuconv remembers of one is not true of the other."""
-    if _last and _last[0] is not cupy:
-        for name in [name for name in sys.modules if name.split(".")[0] == "gpuconv"]:
-            for thing in list(vars(sys.modules[name]).values()):
-                if hasattr(thing, "cache_clear"):
-                    thing.cache_clear()
-    _last[:] = [cupy]
-
-
-CUPY = pytest.param("cupy", marks=pytest.mark.gpu)
-DOUBLE = pytest.param("double", marks=pytest.mark.emulated)
 
 
 @pytest.fixture(params=["numpy", DOUBLE, CUPY])

@@ -49,4 +49,5 @@ def reduced(
 def script(configuration: Configuration) -> str:
     """To be run where the project's tests are, in an environment with it."""
     text = "\n".join(f"    {key!r}: {value!r}," for key, value in configuration.items())
-    return f"import sys\n\nsys.path.insert(0, 'tests')\nfrom campaigns import check\n\ncheck({{\n{text}\n}})\n"
+    imports = "import sys\n\nsys.path[:0] = ['tests', 'tests/support']\nfrom campaigns import check"
+    return f"{imports}\n\ncheck({{\n{text}\n}})\n"

@@ -1,0 +1,358 @@
+"""The command line on every kind of standard output and error: closed, full, unread, without our characters."""
+
+import ast
+import codecs
+import errno
+import io
+import os
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from nvrtc_here import needs_nvrtc
+from PIL import Image
+
+import gpuconv
+from gpuconv.tools import streams
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such devices and numbers")
+
+PACKAGE = Path(gpuconv.__file__).parent
+SMALL = ("--problem", "n1_h6w5_c4_k4_r3s3_p1", "--direction", "forward", "--repeats", "1")
+
+# Enough digits to see that training works, and limits that nobody waits for.
+QUICKLY = """
+import runpy, sys
+if sys.argv[1] == "demo":
+    from gpuconv.demo import digits
+    every = digits.load()
+    few = digits.Digits(every.train_x[:130], every.train_y[:130], every.test_x[:40], every.test_y[:40])
+    digits.load = lambda: few
+elif "--repeats" in sys.argv:
+    from gpuconv.bench import limits
+    limits.measure = lambda *_: limits.Limits(100.0, 10.0)
+runpy.run_module("gpuconv", run_name="__main__")
+"""
+
+COMMANDS = {
+    "help": ("bench", "--help"),
+    "info": ("info",),
+    "explain": ("explain", "n8_h56w56_c64_k64_r3s3_p1"),
+    "check": ("check", "--device", "cpu", "--dtype", "float32"),
+    "kernels": pytest.param(("kernels", "--arch", "sm_90", "--kernel", "im2col"), marks=needs_nvrtc),
+    "demo": ("demo", "--epochs", "1", "--image", "small.png"),
+    "bench": ("bench", *SMALL, "--json", "rows.json"),
+    "bench, shown": ("bench", "--show", "saved.json"),
+    "bench, a list": ("bench", "--suite", "list"),
+    "bench, training": ("bench", "--training-step", "--batch", "1", "--repeats", "1", "--json", "rows.json"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A picture for the demo, and a record to show."""
+    path = tmp_path_factory.mktemp("streams")
+    Image.new("RGB", (40, 30), "red").save(path / "small.png")
+    command(["bench", *SMALL, "--json", "saved.json"], path, check=True)
+    return path
+
+
+@pytest.fixture(params=COMMANDS.values(), ids=COMMANDS)
+def arguments(request, folder):
+    (folder / "rows.json").unlink(missing_ok=True)
+    return request.param
+
+
+def command(arguments, folder, redirection="", environment=None, *, before="", check=False):
+    """A command as a shell runs it, with these redirections."""
+    surroundings = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHON"))}
+    surroundings |= {"PYTHONPATH": str(PACKAGE.parent), **(environment or {})}
+    return subprocess.run(
+        [
+            "bash",
+            "-c",
+            f'set -o pipefail; {before}"$@" {redirection}',
+            "bash",
+            sys.executable,
+            "-c",
+            QUICKLY,
+            *arguments,
+        ],
+        cwd=folder,
+        env=surroundings,
+        capture_output=True,
+        check=check,
+        timeout=120,
+    )
+
+
+def saved(arguments, folder):
+    return "rows.json" not in arguments or (folder / "rows.json").exists()
+
+
+def test_nobody_reads_it(arguments, folder):
+    done = command(arguments, folder, "| true")
+    assert (done.returncode, done.stdout, done.stderr) == (streams.READER_GONE, b"", b"")
+    assert saved(arguments, folder)
+
+
+def test_a_full_disk(arguments, folder):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    done = command(arguments, folder, "> /dev/full")
+    want = b"gpuconv: standard output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"", want)
+    assert saved(arguments, folder)
+
+
+def test_no_output(arguments, folder):
+    done = command(arguments, folder, ">&-")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert saved(arguments, folder)
+
+
+def test_no_character_of_ours(arguments, folder):
+    done = command(arguments, folder, environment={"PYTHONIOENCODING": "ascii", "LANG": "C"})
+    assert (done.returncode, done.stderr) == (0, b"")
+    text = done.stdout.decode("ascii")
+    assert text.count("?") == ("is installation right?" in text)
+    if "--repeats" in arguments:
+        assert "+-" in text
+    if "demo" in arguments:
+        assert "x as fast" in text
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("explain", "n1_w4_c3_k3_s1"), ("--help",)], ids=lambda a: a[0])
+@pytest.mark.parametrize(
+    "redirection", ["2>&-", "2> /dev/full", "2>&1 | true", ">&- 2>&-", "<&- >&- 2>&-", "1< /dev/null"]
+)
+def test_streams_of_other_kinds(arguments, redirection, folder):
+    done = command(arguments, folder, redirection)
+    unwritable = b"gpuconv: standard output cannot be written: Bad file descriptor\n"
+    want = {"2>&1 | true": (streams.READER_GONE, b""), "1< /dev/null": (1, unwritable)}
+    assert (done.returncode, done.stderr) == want.get(redirection, (0, b""))
+    assert bool(done.stdout) == (redirection in {"2>&-", "2> /dev/full"})
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2> /dev/full", "> /dev/full 2>&-", "> /dev/full 2> /dev/full"])
+def test_the_status_tells_what_standard_error_cannot(redirection, folder):
+    assert command(["explain", "n1"], folder, redirection).returncode == 2
+    assert command(["explain", "n1_w4_c3_k3_s1"], folder, redirection).returncode == int("> /dev/full 2" in redirection)
+
+
+@pytest.mark.parametrize("settings", [{"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
+def test_a_file_name_comes_out_as_it_is(settings, folder):
+    """In what a locale calls text or not."""
+    name = "caf\udce9 \u00e9.json"
+    done = command(["bench", *SMALL, "--json", os.fsencode(name)], folder, environment=settings)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"saved: " + os.fsencode(name) in done.stdout
+
+
+@pytest.mark.parametrize("redirection", [">&- 2>&-", "<&- 2>&-", "<&- >&- 2>&-"])
+def test_a_closed_number_goes_to_no_file_of_ours(redirection, folder):
+    """A library in C that writes to the number of standard error would write into it."""
+    program = (
+        "import os; from gpuconv.tools import streams\n"
+        "streams.run(lambda: (open('ours', 'w'), os.write(2, b'message of a library')))"
+    )
+    done = subprocess.run(
+        ["bash", "-c", f'"$@" {redirection}', "bash", sys.executable, "-c", program],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+        check=False,
+    )
+    assert done.returncode == 0
+    assert (folder / "ours").read_bytes() == b""
+
+
+@pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="no such name")
+@pytest.mark.parametrize("redirection", ["| cat", "> file"])
+def test_records_do_not_go_where_the_tables_go(redirection, folder):
+    """Said before anything is measured; a file would be replaced, and the tables lost."""
+    done = command(["bench", *SMALL, "--json", "/dev/stdout"], folder, redirection)
+    assert done.returncode == 2
+    words = b"it is a pipe" if redirection == "| cat" else b"'/dev/stdout' is where the tables go"
+    assert words in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (("bench", *SMALL, "--json", "rows.json"), 1),
+        (("bench", *SMALL, "--plot", "plot.png"), 2),
+        (("demo", "--epochs", "1", "--image", "small.png", "--out", "plot.png"), 2),
+        pytest.param(("kernels", "--arch", "sm_90", "--kernel", "im2col", "--json", "rows.json"), 1, marks=needs_nvrtc),
+    ],
+    ids=lambda value: " ".join(value[::3]) if isinstance(value, tuple) else None,
+)
+def test_a_disk_that_takes_no_more_leaves_the_old_file(arguments, status, folder):
+    """By a limit of the size of files, as real as a full disk; half of each would fit."""
+    for name in ("rows.json", "plot.png"):
+        (folder / name).write_bytes(b"old")
+    before = sorted(path.name for path in folder.iterdir())
+    done = command(arguments, folder, before="ulimit -f 1; ")
+    assert done.returncode == status
+    assert b"File too large" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+    assert (folder / "rows.json").read_bytes() == (folder / "plot.png").read_bytes() == b"old"
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+# ------------------------------------------------------------------------------------------------ characters
+
+
+def printed_by_us():
+    """Every character that is no ASCII in a text of the sources, documentation and the table itself apart."""
+    for path in {*PACKAGE.rglob("*.py")} - {PACKAGE / "streams.py"}:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        told = {
+            id(node.body[0].value)
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and isinstance(node.body[0], ast.Expr)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in told:
+                yield from (character for character in node.value if not character.isascii())
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437", "cp1252", "koi8-r", "shift-jis", "gb18030"])
+def test_each_has_a_lookalike(encoding):
+    codecs.register_error("gpuconv.lookalikes", streams.lookalikes)
+    for sign in {*printed_by_us(), *"×±\N{MICRO SIGN}\N{GREEK SMALL LETTER MU}→…é½"}:
+        shown = sign.encode(encoding, "gpuconv.lookalikes").decode(encoding)
+        assert shown == sign or (shown.isascii() and "?" not in shown)
+    assert "≤".encode("ascii", "gpuconv.lookalikes") == b"?"
+
+
+def test_what_the_user_wants_of_characters_stays(folder):
+    program = "from gpuconv.tools import streams; streams.run(lambda: print('2×'))"
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    for errors, want in {"strict": b"2x\n", "xmlcharrefreplace": b"2&#215;\n", "backslashreplace": b"2\\xd7\n"}.items():
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            stdout=subprocess.PIPE,
+            env={**environment, "PYTHONIOENCODING": f"ascii:{errors}"},
+            check=True,
+        )
+        assert done.stdout == want
+
+
+# ------------------------------------------------------------------------------------------------ one process
+
+
+class Full(io.RawIOBase):
+    """Takes so many bytes, and then fails."""
+
+    def __init__(self, room, number):
+        self.taken, self.room, self.number = b"", room, number
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        if not self.room:
+            raise OSError(self.number, os.strerror(self.number))
+        count = min(self.room, len(data))
+        self.taken += bytes(data[:count])
+        self.room -= count
+        return count
+
+
+@pytest.mark.parametrize(("number", "status"), [(errno.EPIPE, streams.READER_GONE), (errno.ENOSPC, 1), (errno.EIO, 1)])
+@pytest.mark.parametrize("room", [0, 1, 5000])
+def test_a_loss_ends_the_command_where_it_is_met(number, status, room, monkeypatch):
+    """Past whoever handles errors, and what is printed on the way out is dropped."""
+    raw, errors, done = Full(room, number), io.StringIO(), []
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(raw), "utf-8"))
+    monkeypatch.setattr(sys, "stderr", errors)
+
+    def command():
+        try:
+            for line in range(10_000):
+                print(line)  # noqa: T201
+        except Exception:
+            done.append("handled")
+        finally:
+            print("on the way out", flush=True)  # noqa: T201
+        done.append("whole")
+
+    with pytest.raises(SystemExit) as caught:
+        streams.run(command)
+    assert caught.value.code == status
+    assert not done
+    assert len(raw.taken) == room
+    sys.stdout.flush()
+    want = f"gpuconv: standard output cannot be written: {os.strerror(number)}\n"
+    assert errors.getvalue() == ("" if number == errno.EPIPE else want)
+
+
+def test_what_was_left_to_write_at_the_end_counts(monkeypatch):
+    errors = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(Full(0, errno.ENOSPC)), "utf-8"))
+    monkeypatch.setattr(sys, "stderr", errors)
+    with pytest.raises(SystemExit) as caught:
+        streams.run(lambda: print("line"))  # noqa: T201
+    assert caught.value.code == 1
+    assert errors.getvalue() == "gpuconv: standard output cannot be written: No space left on device\n"
+
+
+def test_a_loss_in_another_thread_counts(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(Full(0, errno.EPIPE)), "utf-8"))
+
+    def draw():
+        with suppress(SystemExit):  # as the last of a thread always is
+            print("line", flush=True)  # noqa: T201
+
+    def command():
+        thread = threading.Thread(target=draw)
+        thread.start()
+        thread.join()
+
+    with pytest.raises(SystemExit) as caught:
+        streams.run(command)
+    assert caught.value.code == streams.READER_GONE
+
+
+def test_one_that_does_not_wait_is_waited_for(monkeypatch):
+    """As where a program before ours has set a terminal so: nothing is lost where the reader is slow."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    taken = []
+
+    def read():
+        while data := os.read(reading, 1000):
+            taken.append(data)
+            time.sleep(0.001)
+
+    reader = threading.Thread(target=read)
+    with os.fdopen(writing, "w", encoding="utf-8") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        reader.start()
+        streams.run(lambda: print("x" * 300_000))  # noqa: T201
+        monkeypatch.undo()
+    reader.join()
+    os.close(reading)
+    assert b"".join(taken) == b"x" * 300_000 + b"\n"
+
+
+@pytest.mark.parametrize("outcome", [None, 3, "message", KeyboardInterrupt, RuntimeError])
+def test_otherwise_the_command_ends_as_it_does(outcome):
+    def command():
+        if isinstance(outcome, type):
+            raise outcome
+        if outcome is not None:
+            sys.exit(outcome)
+
+    if outcome is None:
+        streams.run(command)
+        return
+    with pytest.raises(RuntimeError if outcome is RuntimeError else SystemExit) as caught:
+        streams.run(command)
+    if outcome is not RuntimeError:
+        assert caught.value.code == (streams.INTERRUPTED if outcome is KeyboardInterrupt else outcome)
