@@ -1,4 +1,4 @@
-"""What the README shows is run, and what it names exists."""
+"""What the README and the pages of docs/ show is run, and what they name exists."""
 
 import pathlib
 import re
@@ -15,18 +15,80 @@ else:
     import tomli as tomllib
 
 ROOT = pathlib.Path(__file__).parents[1]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TEXTS = {"README.md": README, **{f"docs/{path.name}": path.read_text(encoding="utf-8") for path in DOCS}}
+LINKED = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCS]
+
+every_text = pytest.mark.parametrize("name", TEXTS)
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(language, text=README):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def anchors(path):
+    """The fragments that GitHub makes of the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(path):
+    """Relative links of a page whose file, or whose heading, does not exist."""
+    found = []
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", path.read_text(encoding="utf-8")):
+        file, _, fragment = link.partition("#")
+        target = path.parent / file if file else path
+        if not target.exists() or (fragment and fragment not in anchors(target)):
+            found.append(link)
+    return found
+
+
+def run_blocks(name):
+    namespace = {}
+    for number, block in enumerate(blocks("python", TEXTS[name]), 1):
+        exec(compile(block, f"{name} python block {number}", "exec"), namespace)
 
 
 def test_the_python_blocks_run_one_after_the_other(capsys):
-    namespace = {}
-    for number, block in enumerate(blocks("python"), 1):
-        exec(compile(block, f"README python block {number}", "exec"), namespace)
+    run_blocks("README.md")
     assert "chosen" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, text in TEXTS.items() if name != "README.md" and blocks("python", text)]
+)
+def test_the_python_blocks_of_each_page_run_by_themselves(name, capsys):
+    run_blocks(name)
+    assert capsys.readouterr().out
+
+
+def test_pages_with_examples_are_found():
+    assert {"docs/training.md", "docs/tuning.md"} <= {name for name, text in TEXTS.items() if blocks("python", text)}
+
+
+@pytest.mark.parametrize("path", LINKED, ids=lambda path: path.name)
+def test_its_links_lead_somewhere(path):
+    assert broken_links(path) == []
+
+
+def test_a_broken_link_is_noticed(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# One heading\n[a](#one-heading) [b](#another) [c](gone.md) [d](page.md#one-heading) [e](page.md#no)\n"
+    )
+    assert broken_links(page) == ["#another", "gone.md", "page.md#no"]
+
+
+def test_it_links_every_page():
+    assert len(DOCS) > 5
+    assert [path.name for path in DOCS if f"](docs/{path.name})" not in README] == []
+
+
+def test_every_page_opens_with_its_purpose_as_the_readme_gives_it():
+    for name in TEXTS.keys() - {"README.md"}:
+        purpose = re.search(rf"^\| \[{name}\]\({name}\) \| (.*) \|$", README, re.MULTILINE)[1]
+        assert TEXTS[name].split("\n\n")[1].startswith(purpose.removesuffix(".")), name
 
 
 def test_the_two_commands_are_one_line_each_from_a_fresh_clone():
@@ -36,17 +98,21 @@ def test_the_two_commands_are_one_line_each_from_a_fresh_clone():
     assert install.format("demo,test") + ".venv/bin/python -m pytest -n auto" in lines
 
 
-def test_every_extra_it_names_exists():
+def test_every_extra_named_exists():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    named = {extra for group in re.findall(r"\.\[([\w,]+)\]", README) for extra in group.split(",")}
-    assert {"demo", "test", "cuda12"} <= named <= set(extras)
+    groups = [group for text in TEXTS.values() for group in re.findall(r"(?:\.|gpuconv)\[([\w,]+)\]", text)]
+    named = {extra for group in groups for extra in group.split(",")}
+    assert {"demo", "test", "cpu", "cuda12", "models"} <= named <= set(extras)
 
 
-def test_every_command_it_names_exists():
+@every_text
+def test_every_command_named_exists(name):
     cli = pytest.importorskip("gpuconv.cli")
     commands = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
-    named = set(re.findall(r"(?:`|bin/)gpuconv ([a-z]+)", README))
-    assert named == commands
+    named = set(re.findall(r"(?:^|`|bin/)gpuconv ([a-z]+)", TEXTS[name], re.MULTILINE))
+    if name == "README.md":
+        assert named == commands
+    assert named <= commands
 
 
 def test_every_function_it_names_exists():
