@@ -80,6 +80,40 @@ def test_a_broken_link_is_noticed(tmp_path):
     assert broken_links(page) == ["#another", "gone.md", "page.md#no"]
 
 
+def lost_paths(text):
+    """What is written as a path of this repository, or as the name of a Python file, and is none."""
+    paths = re.findall(r"(?:^|[\s`(])((?:gpuconv|kernels|tests|docs|notebooks|\.ci)/[\w./-]*\w)", text)
+    names = re.findall(r"`(\w+\.py)`", text)
+    lost = [path for path in paths if not (ROOT / path).exists()]
+    return lost + [name for name in names if not any(any((ROOT / top).rglob(name)) for top in ("gpuconv", "tests"))]
+
+
+@pytest.mark.parametrize("path", LINKED, ids=lambda path: path.name)
+def test_the_files_it_names_exist(path):
+    assert lost_paths(path.read_text(encoding="utf-8").replace("gpuconv/algorithms/<name>.py", "")) == []
+
+
+def test_a_file_that_is_gone_is_noticed():
+    text = "`gpuconv/geometry.py`, gpuconv/gone.py, `tests/cupy_double` and `gone.py`, not `base.py`, kernels/gone.cu"
+    assert lost_paths(text) == ["gpuconv/gone.py", "kernels/gone.cu", "gone.py"]
+
+
+def test_contributing_says_where_to_look_for_what_there_is():
+    table = (
+        (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("### Where is what")[2].partition("\n## ")[0]
+    )
+    rows = [line.split(" | ") for line in table.splitlines() if "`" in line]
+    assert len(rows) > 8
+    for _, files, names in rows:
+        text = "".join((ROOT / file).read_text(encoding="utf-8") for file in re.findall(r"`([^`]+)`", files))
+        missing = [
+            name
+            for name in re.findall(r"`([^`]+)`", names)
+            if not re.search(rf"^(def |class )?{name}\b|^[A-Z, ]*\b{name}\b", text, re.MULTILINE)
+        ]
+        assert missing == [], files
+
+
 def test_it_links_every_page():
     assert len(DOCS) > 5
     assert [path.name for path in DOCS if f"](docs/{path.name})" not in README] == []
