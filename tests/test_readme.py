@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TEXTS = {"README.md": README, **{f"docs/{path.name}": path.read_text(encoding="utf-8") for path in DOCS}}
-LINKED = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCS]
+LINKED = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")), *DOCS]
 
 every_text = pytest.mark.parametrize("name", TEXTS)
 
@@ -147,6 +147,11 @@ def test_every_command_named_exists(name):
     if name == "README.md":
         assert named == commands
     assert named <= commands
+
+
+def test_the_version_is_the_same_everywhere():
+    assert f"\nversion: {gpuconv.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\n## [{gpuconv.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_every_function_it_names_exists():
