@@ -8,6 +8,9 @@ import pytest
 
 import gpuconv
 from gpuconv.algorithms import ALGORITHMS
+from gpuconv.bench import summary
+from gpuconv.bench.record import Record
+from gpuconv.planning import DIRECTIONS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -164,6 +167,32 @@ def test_every_function_it_names_exists():
     }
     assert len(names) > 15
     assert names <= set(gpuconv.__all__)
+
+
+def measured(file, suite):
+    """By direction, the mean over the layers of a suite of how many times as fast as PyTorch gpuconv was."""
+    rows = summary.groups(Record.read(ROOT / "gpuconv" / "bench" / "results" / f"amd-epyc-2026-11-23{file}.json").rows)
+    by_direction = [[row for row in rows[suite] if row.direction == direction] for direction in DIRECTIONS]
+    return [summary.Mean.of(some, "torch") for some in by_direction]
+
+
+@pytest.mark.parametrize(
+    ("row", "file", "suite", "form"),
+    [
+        ("resnet50", "", "resnet50", "{0.mean:.2f} ({0.low:.2f} to {0.high:.2f})"),
+        ("vgg16", "", "vgg16", "{0.mean:.2f} ({0.low:.2f} to {0.high:.2f})"),
+        ("unet, 3×3", "", "unet", "{0.mean:.2f} ({0.low:.2f} to {0.high:.2f})"),
+        ("all of these", "", "dense", "{0.mean:.2f}"),
+        ("3×3 of stride 1", "", "3×3, stride 1", "{0.mean:.2f}"),
+        ("mobilenetv2", "", "mobilenetv2_dw", "{0.mean:.2f} ({0.low:.2f} to {0.high:.2f})"),
+        ("convnext", "-stems", "convnext_dw7x7", "{0.mean:.2f} ({0.low:.2f} to {0.high:.2f})"),
+        ("7×7 of stride 2", "-stems", "stems", "{0.mean:.2f} ({0.low:.2f} to {0.high:.2f})"),
+        ("one 63×63", "-large-kernel", "large_kernel", "{0.mean:.0f}"),
+    ],
+)
+def test_its_figures_are_those_of_the_saved_results(row, file, suite, form):
+    (line,) = [line for line in README.splitlines() if line.startswith(f"| {row}")]
+    assert line.strip("| ").split(" | ")[1:] == [form.format(mean) for mean in measured(file, suite)]
 
 
 def test_it_lists_the_algorithms_there_are():
