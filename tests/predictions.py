@@ -51,8 +51,8 @@ def table(suite, batch):
 def main():
     streams.PROPERTIES.update(H200)
     with cupy_double.installed():
-        for suite, batch in (("resnet50", 128), ("resnet50", 1)):
-            sys.stdout.write("\n".join(table(suite, batch)) + "\n\n")
+        tables = ["\n".join(table(suite, batch)) + "\n" for suite, batch in (("resnet50", 128), ("resnet50", 1))]
+        sys.stdout.write("\n".join(tables))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -66,6 +67,13 @@ def imports(name):
 def inside(name):
     """The modules of gpuconv that a file imports."""
     return {local(module) for module in imports(name)} - {None, name}
+
+
+def test_contributing_shows_these_floors():
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| F(\d) \| ([^|]*) \|", text, re.MULTILINE))
+    shown = [set(re.findall(r"`([^`]+)`", rows[number])) for number in sorted(rows)]
+    assert shown == [{name.replace(".", "/") for name in residents} for residents in FLOORS]
 
 
 def test_every_module_has_a_floor():

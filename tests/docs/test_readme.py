@@ -1,4 +1,4 @@
-"""What the README shows is run, and what it names exists."""
+"""What the README and the pages of docs/ show is run, and what they name exists."""
 
 import pathlib
 import re
@@ -8,6 +8,9 @@ import pytest
 
 import gpuconv
 from gpuconv.algorithms import ALGORITHMS
+from gpuconv.bench import summary
+from gpuconv.bench.record import Record
+from gpuconv.planning import DIRECTIONS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -15,18 +18,114 @@ else:
     import tomli as tomllib
 
 ROOT = pathlib.Path(__file__).parents[2]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TEXTS = {"README.md": README, **{f"docs/{path.name}": path.read_text(encoding="utf-8") for path in DOCS}}
+LINKED = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")), *DOCS]
+
+every_text = pytest.mark.parametrize("name", TEXTS)
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(language, text=README):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def anchors(path):
+    """The fragments that GitHub makes of the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(path):
+    """Relative links of a page whose file, or whose heading, does not exist."""
+    found = []
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", path.read_text(encoding="utf-8")):
+        file, _, fragment = link.partition("#")
+        target = path.parent / file if file else path
+        if not target.exists() or (fragment and fragment not in anchors(target)):
+            found.append(link)
+    return found
+
+
+def run_blocks(name):
+    namespace = {}
+    for number, block in enumerate(blocks("python", TEXTS[name]), 1):
+        exec(compile(block, f"{name} python block {number}", "exec"), namespace)
 
 
 def test_the_python_blocks_run_one_after_the_other(capsys):
-    namespace = {}
-    for number, block in enumerate(blocks("python"), 1):
-        exec(compile(block, f"README python block {number}", "exec"), namespace)
+    run_blocks("README.md")
     assert "chosen" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, text in TEXTS.items() if name != "README.md" and blocks("python", text)]
+)
+def test_the_python_blocks_of_each_page_run_by_themselves(name, capsys):
+    run_blocks(name)
+    assert capsys.readouterr().out
+
+
+def test_pages_with_examples_are_found():
+    assert {"docs/training.md", "docs/tuning.md"} <= {name for name, text in TEXTS.items() if blocks("python", text)}
+
+
+@pytest.mark.parametrize("path", LINKED, ids=lambda path: path.name)
+def test_its_links_lead_somewhere(path):
+    assert broken_links(path) == []
+
+
+def test_a_broken_link_is_noticed(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# One heading\n[a](#one-heading) [b](#another) [c](gone.md) [d](page.md#one-heading) [e](page.md#no)\n"
+    )
+    assert broken_links(page) == ["#another", "gone.md", "page.md#no"]
+
+
+def lost_paths(text):
+    """What is written as a path of this repository, or as the name of a Python file, and is none."""
+    paths = re.findall(r"(?:^|[\s`(])((?:gpuconv|kernels|tests|docs|notebooks|\.ci)/[\w./-]*\w)", text)
+    names = re.findall(r"`(\w+\.py)`", text)
+    lost = [path for path in paths if not (ROOT / path).exists()]
+    return lost + [name for name in names if not any(any((ROOT / top).rglob(name)) for top in ("gpuconv", "tests"))]
+
+
+@pytest.mark.parametrize("path", LINKED, ids=lambda path: path.name)
+def test_the_files_it_names_exist(path):
+    assert lost_paths(path.read_text(encoding="utf-8").replace("gpuconv/algorithms/<name>.py", "")) == []
+
+
+def test_a_file_that_is_gone_is_noticed():
+    text = "`gpuconv/geometry.py`, gpuconv/gone.py, `tests/cupy_double` and `gone.py`, not `base.py`, kernels/gone.cu"
+    assert lost_paths(text) == ["gpuconv/gone.py", "kernels/gone.cu", "gone.py"]
+
+
+def test_contributing_says_where_to_look_for_what_there_is():
+    table = (
+        (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("### Where is what")[2].partition("\n## ")[0]
+    )
+    rows = [line.split(" | ") for line in table.splitlines() if "`" in line]
+    assert len(rows) > 8
+    for _, files, names in rows:
+        text = "".join((ROOT / file).read_text(encoding="utf-8") for file in re.findall(r"`([^`]+)`", files))
+        missing = [
+            name
+            for name in re.findall(r"`([^`]+)`", names)
+            if not re.search(rf"^(def |class )?{name}\b|^[A-Z, ]*\b{name}\b", text, re.MULTILINE)
+        ]
+        assert missing == [], files
+
+
+def test_it_links_every_page():
+    assert len(DOCS) > 5
+    assert [path.name for path in DOCS if f"](docs/{path.name})" not in README] == []
+
+
+def test_every_page_opens_with_its_purpose_as_the_readme_gives_it():
+    for name in TEXTS.keys() - {"README.md"}:
+        purpose = re.search(rf"^\| \[{name}\]\({name}\) \| (.*) \|$", README, re.MULTILINE)[1]
+        assert TEXTS[name].split("\n\n")[1].startswith(purpose.removesuffix(".")), name
 
 
 def test_the_two_commands_are_one_line_each_from_a_fresh_clone():
@@ -36,21 +135,30 @@ def test_the_two_commands_are_one_line_each_from_a_fresh_clone():
     assert install.format("demo,test") + ".venv/bin/python -m pytest -n auto" in lines
 
 
-def test_every_extra_it_names_exists():
+def test_every_extra_named_exists():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    named = {extra for group in re.findall(r"\.\[([\w,]+)\]", README) for extra in group.split(",")}
-    assert {"demo", "test", "cuda12"} <= named <= set(extras)
+    groups = [group for text in TEXTS.values() for group in re.findall(r"(?:\.|gpuconv)\[([\w,]+)\]", text)]
+    named = {extra for group in groups for extra in group.split(",")}
+    assert {"demo", "test", "cpu", "cuda12", "models"} <= named <= set(extras)
 
 
-def test_every_command_it_names_exists():
+@every_text
+def test_every_command_named_exists(name):
     cli = pytest.importorskip("gpuconv.cli")
     commands = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
-    named = set(re.findall(r"(?:`|bin/)gpuconv ([a-z]+)", README))
-    assert named == commands
+    named = set(re.findall(r"(?:^|`|bin/)gpuconv ([a-z]+)", TEXTS[name], re.MULTILINE))
+    if name == "README.md":
+        assert named == commands
+    assert named <= commands
+
+
+def test_the_version_is_the_same_everywhere():
+    assert f"\nversion: {gpuconv.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\n## [{gpuconv.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_every_function_it_names_exists():
-    table = README.partition("## What there is")[2].partition("\n## ")[0]
+    table = README.partition("## What it can do")[2].partition("\n## ")[0]
     names = {
         name
         for row in table.splitlines()
@@ -59,6 +167,32 @@ def test_every_function_it_names_exists():
     }
     assert len(names) > 15
     assert names <= set(gpuconv.__all__)
+
+
+def measured(file, suite):
+    """By direction, the mean over the layers of a suite of how many times as fast as PyTorch gpuconv was."""
+    rows = summary.groups(Record.read(ROOT / "gpuconv" / "bench" / "results" / f"amd-epyc-2026-11-23{file}.json").rows)
+    by_direction = [[row for row in rows[suite] if row.direction == direction] for direction in DIRECTIONS]
+    return [summary.Mean.of(some, "torch") for some in by_direction]
+
+
+@pytest.mark.parametrize(
+    ("row", "file", "suite", "form"),
+    [
+        ("resnet50", "", "resnet50", "{0.mean:.2f} ({0.low:.2f} to {0.high:.2f})"),
+        ("vgg16", "", "vgg16", "{0.mean:.2f} ({0.low:.2f} to {0.high:.2f})"),
+        ("unet, 3×3", "", "unet", "{0.mean:.2f} ({0.low:.2f} to {0.high:.2f})"),
+        ("all of these", "", "dense", "{0.mean:.2f}"),
+        ("3×3 of stride 1", "", "3×3, stride 1", "{0.mean:.2f}"),
+        ("mobilenetv2", "", "mobilenetv2_dw", "{0.mean:.2f} ({0.low:.2f} to {0.high:.2f})"),
+        ("convnext", "-stems", "convnext_dw7x7", "{0.mean:.2f} ({0.low:.2f} to {0.high:.2f})"),
+        ("7×7 of stride 2", "-stems", "stems", "{0.mean:.2f} ({0.low:.2f} to {0.high:.2f})"),
+        ("one 63×63", "-large-kernel", "large_kernel", "{0.mean:.0f}"),
+    ],
+)
+def test_its_figures_are_those_of_the_saved_results(row, file, suite, form):
+    (line,) = [line for line in README.splitlines() if line.startswith(f"| {row}")]
+    assert line.strip("| ").split(" | ")[1:] == [form.format(mean) for mean in measured(file, suite)]
 
 
 def test_it_lists_the_algorithms_there_are():
