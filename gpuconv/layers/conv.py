@@ -70,8 +70,8 @@ class _ConvBase(WeightedLayer):
     @property
     def _call(self) -> Call:
         return Call(
-            self.kind, self.ndim, self.stride, self.pad, self.dilation, self._groups, "channels_last",
-            self.algorithm, self.precision, None,
+            self.kind, self.ndim, stride=self.stride, pad=self.pad, dilation=self.dilation, groups=self._groups,
+            algorithm=self.algorithm, precision=self.precision,
         )  # fmt: skip
 
     @property
@@ -265,10 +265,7 @@ class DepthwiseConv2D(_ConvBase):
         return self._channels
 
     def _geometry_of(self, x_shape: Sequence[int], c: int) -> ConvGeometry:
-        call = Call(
-            self.kind, 2, self.stride, self.pad, self.dilation, max(c, 1), "channels_last", self.algorithm,
-            self.precision, None,
-        )  # fmt: skip
+        call = self._call._replace(groups=max(c, 1))  # a method of every named tuple
         return call.geometry(tuple(x_shape), (*self.kernel_shape, min(c, 1), c * self.multiplier), "X.shape")
 
     def _w_shape(self, in_ch: int) -> Ints:
@@ -370,9 +367,7 @@ class ConvTranspose2D(_ConvBase):
     def _other_way(self, X: Array) -> Call:
         """The convolution whose adjoint this is, its pads in numbers."""
         g = self._geometry(X.shape)
-        return Call(
-            self.kind, 2, g.stride, g.pad, g.dilation, g.groups, "channels_last", self.algorithm, self.precision, None
-        )
+        return self._call._replace(stride=g.stride, pad=g.pad, dilation=g.dilation, groups=g.groups)
 
     def _weight_grad(self, X: Array, dY: Array) -> Array:
         return self._other_way(X).weight_grad(dY, X, self.kernel_shape, None)

@@ -136,7 +136,7 @@ class Dense(WeightedLayer):
 
     @property
     def _call(self) -> Call:
-        return Call(self.kind, 1, 1, 0, 1, 1, "channels_last", "gemm", self.precision, None)
+        return Call(self.kind, 1, algorithm="gemm", precision=self.precision)
 
     def _product(self, X: Array, activation: str | None) -> Array:
         W, b = self.params["W"], self.params.get("b")

@@ -44,18 +44,19 @@ def test_every_literal_is_held_to_what_the_library_takes():
 
 OFFERED = {
     "acti_fn": "LayerActivationName",
+    "activation": "ActivationName",
     "algorithm": "AlgorithmName",
+    "direction": "Direction",
     "init_w": "InitializerName",
+    "layout": "Layout",
     "loss": "LossName",
     "optimizer": "OptimizerName",
+    "pad_mode": "PadMode",
     "precision": "Precision",
     "scheduler": "SchedulerName",
 }
-CLASSES = [
-    *layers.LAYERS.values(),
-    *optimizers.OPTIMIZERS.values(),
-    models.Sequential,
-]
+CLASSES = [*layers.LAYERS.values(), *optimizers.OPTIMIZERS.values(), models.Sequential]
+FUNCTIONS = [getattr(gpuconv, name) for name in gpuconv.__all__ if inspect.isfunction(getattr(gpuconv, name))]
 
 
 def words_of(hint):
@@ -65,10 +66,10 @@ def words_of(hint):
     return set().union(*map(words_of, typing.get_args(hint)))
 
 
-@pytest.mark.parametrize("kind", CLASSES)
-def test_an_editor_offers_the_names(kind):
-    hints = typing.get_type_hints(kind.__init__)
-    for name in inspect.signature(kind).parameters:
+@pytest.mark.parametrize("call", [*CLASSES, *FUNCTIONS], ids=lambda call: call.__name__)
+def test_an_editor_offers_the_names(call):
+    hints = typing.get_type_hints(call.__init__ if isinstance(call, type) else call)
+    for name in inspect.signature(call).parameters:
         if name in OFFERED:
             assert words_of(hints[name]) == set(typing.get_args(getattr(names, OFFERED[name])))
         if name == "pad":

@@ -257,6 +257,19 @@ class TestResuming:
         assert history.epochs == 1
         assert path.exists()
 
+    def test_the_names_in_a_checkpoint(self, path):
+        """What attributes are called may change, what files say may not: they are read by other versions."""
+        network(noisy=True).fit(*images(), epochs=1, **SETTINGS, checkpoint=path)
+        training = files.read(path)[1]["training"]
+        assert list(training) == ["settings", "samples", "at", "history"]
+        assert list(training["at"]) == ["batch", "seen", "loss_sum", "right", "best_loss", "waited"]
+        assert list(training["settings"]) == [
+            *("batch_size", "shuffle", "validation", "micro_batch", "clip_norm", "patience", "min_delta"),
+        ]
+        assert list(training["history"]) == [
+            *("loss", "accuracy", "val_loss", "val_accuracy", "best_epoch", "stopped_early", "interrupted"),
+        ]
+
     def test_a_checkpoint_is_a_model_too(self, path):
         model = network()
         model.fit(*images(), epochs=1, checkpoint=path)
