@@ -32,10 +32,10 @@ from gpuconv.algorithms.strips import (
     copy_windows,
     extents_of,
     gather,
-    merged_step,
     split_axis,
     tile_elements,
     windows,
+    windows_ld,
 )
 from gpuconv.backend import is_complex
 from gpuconv.cpu.threads import SMALL_MACS
@@ -75,9 +75,8 @@ class Gemm(StripAlgorithm):
 
     def correlation_cost(self, c: Correlation, strips: int) -> Cost:
         g = c.g
-        columns = 0.0 if windows_are_matrix(c) else g.n * math.prod(g.out) * c.tap_count * g.c
         # Short runs of adjacent values cost as much to copy as longer ones.
-        columns *= 1 + 12 / (g.c_group if g.groups > 1 else g.c * g.kernel[-1])
+        columns = _copied_columns(c) * (1 + 12 / _run(c))
         return Cost(g.macs * max(1.0, BLAS_COLUMNS / g.k_group), columns + math.prod(g.y_shape), 20 * strips)
 
     def adapt(self, c: Correlation) -> Correlation:
@@ -146,14 +145,12 @@ class Gemm(StripAlgorithm):
 
     def _correlation_cost(self, c: Correlation, budget: int) -> float:
         g, cut = c.g, self._cut(c, budget)
-        run = g.c_group if g.groups > 1 else g.c * g.kernel[-1]
-        columns = 0 if windows_are_matrix(c) else g.n * math.prod(g.out) * c.tap_count * g.c
         copied = math.prod(g.y_shape) + 2.5 * math.prod(g.w_shape)
         calls = 30 + (len(cut.strips) * g.groups if g.groups > 1 else 0)
         wakes = len(cut.strips) * len(cut.blocks) > 1 and self.shares(c) > 1
         return (
             g.macs * max(1.0, BLAS_COLUMNS / g.k_group)
-            + columns * (gemm_input_grad.MOVED + gemm_input_grad.RUN / run)
+            + _copied_columns(c) * (gemm_input_grad.MOVED + gemm_input_grad.RUN / _run(c))
             + gemm_input_grad.COPIED * copied
             + gemm_input_grad.CALL * calls
             + gemm_input_grad.WAKE * wakes
@@ -323,18 +320,16 @@ def _block(matrix_mk: Array, g: ConvGeometry, block: slice) -> Array:
     return matrix_mk.reshape(-1, g.groups, g.k_group).swapaxes(0, 1)[block]
 
 
-@lru_cache(maxsize=1024)
 def windows_are_matrix(c: Correlation) -> bool:
-    """Whether the windows of x, as they lie in memory, are a matrix that BLAS takes: one constant step from row to row.
+    """Whether the windows of x, in place, are a matrix that BLAS takes."""
+    return c.x_plain and windows_ld(c.g) is not None
 
-    Holds for 1x1 kernels of stride 1, kernels of the whole input, and patches (kernel == stride) along one axis.
-    """
-    g = c.g
-    if not c.x_plain or g.is_padded or (g.groups > 1 and c.tap_count > 1):
-        return False
-    apart = [math.prod((*g.spatial[axis + 1 :], g.c)) for axis in range(g.ndim)]  # elements between neighbours
-    row_steps = (math.prod((*g.spatial, g.c)), *(a * s for a, s in zip(apart, g.stride, strict=True)))
-    col_steps = (*(a * d for a, d in zip(apart, g.dilation, strict=True)), 1)
-    row_step = merged_step((g.n, *g.out), row_steps)
-    col_step = merged_step((*g.kernel, g.c), col_steps)
-    return col_step in (0, 1) and row_step is not None and (row_step == 0 or row_step >= c.tap_count * g.c)
+
+def _copied_columns(c: Correlation) -> int:
+    """Elements of the matrix of columns, of all strips; 0 where the windows of x are used in place."""
+    return 0 if windows_are_matrix(c) else c.g.n * math.prod(c.g.out) * c.tap_count * c.g.c
+
+
+def _run(c: Correlation) -> int:
+    """Adjacent values of a window."""
+    return c.g.c_group if c.g.groups > 1 else c.g.c * c.g.kernel[-1]

@@ -30,7 +30,7 @@ import numpy as np
 
 from gpuconv import cpu
 from gpuconv.algorithms.base import Problem
-from gpuconv.algorithms.cpu.strip_algorithm import Cut
+from gpuconv.algorithms.cpu.strip_algorithm import Cut, is_plain
 from gpuconv.algorithms.epilogue import finish
 from gpuconv.algorithms.strips import UFUNC_BUFFERS, Strip, extents_of, fit, split_axis
 from gpuconv.backend import accumulator, is_complex
@@ -195,20 +195,18 @@ def _sums_shape(g: ConvGeometry, extents: Ints, channels: int) -> Ints:
 def _copies(problem: Problem, extents: Ints) -> bool:
     """Whether dy has to be copied to be a matrix (m, k), m = (p, q, n), of the dtype of the sums."""
     g = problem.geometry
-    plain = problem.contiguous and problem.dtype == accumulator(problem.dtype)
     # An image, or rows of one: adjacent if they are whole. Whether an axis is seen whole depends on the padding.
     whole = all(
         size == strip and _seen(g, axis, slice(0, size)) == slice(0, g.out[axis])
         for axis, (size, strip) in enumerate(zip(g.spatial, extents[1:], strict=True))
         if axis > 0
     )
-    return not plain or extents[0] > 1 or not whole
+    return not is_plain(problem) or extents[0] > 1 or not whole
 
 
 def _w_is_packed(problem: Problem) -> bool:
     """Whether w, as it lies, is (groups, taps, c // groups, k // groups) and needs no conjugation."""
-    plain = problem.contiguous and problem.dtype == accumulator(problem.dtype)
-    return plain and problem.geometry.groups == 1 and not is_complex(problem.dtype)
+    return is_plain(problem) and problem.geometry.groups == 1 and not is_complex(problem.dtype)
 
 
 # -------------------------------------------------------------------------------------------------- computing

@@ -35,6 +35,11 @@ SHARES = 8
 """Work that is long enough is cut into at least so many tasks, so that threads have something to share out."""
 
 
+def is_plain(problem: Problem) -> bool:
+    """Whether the arrays are contiguous and of the dtype that sums are made in, so that BLAS takes them in place."""
+    return problem.contiguous and problem.dtype == accumulator(problem.dtype)
+
+
 @dataclass(frozen=True)
 class Correlation:
     """y = correlate(x, w) without bias; or, for a weight gradient, what it takes to get w's gradient from x and y's.
@@ -54,8 +59,7 @@ class Correlation:
 
     @classmethod
     def of(cls, problem: Problem) -> Correlation:
-        acc = accumulator(problem.dtype)
-        plain = problem.contiguous and problem.dtype == acc
+        acc, plain = accumulator(problem.dtype), is_plain(problem)
         return cls(problem.geometry, acc, problem.dtype != acc, plain, plain, plain)
 
     @classmethod

@@ -33,6 +33,7 @@ from gpuconv.algorithms.cpu.strip_algorithm import SHARES, Correlation, Cut, Str
 from gpuconv.algorithms.epilogue import finish
 from gpuconv.algorithms.strips import UFUNC_BUFFERS, Strip, extents_of, split_axis
 from gpuconv.backend import is_complex
+from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.transforms import Transforms
 from gpuconv.typing import Array, Ints
 
@@ -82,8 +83,7 @@ class Winograd(StripAlgorithm):
     def rows(self, c: Correlation) -> int:
         m, n = self._f.m, self._f.n
         tiles = 4 * cpu.cache_bytes() // (n * n * max(c.g.c, c.g.k) * c.acc.itemsize)
-        in_all = c.g.n * math.prod(-(-p // m) for p in c.g.out)
-        tiles = min(tiles, MOST_TILES, -(-in_all // min(4, self.shares(c))))
+        tiles = min(tiles, MOST_TILES, -(-tile_count(c.g, self._f) // min(4, self.shares(c))))
         return m * m * max(tiles, LEAST_TILES)
 
     def blocks(self, c: Correlation, pieces: int, least: int) -> list[slice]:
@@ -91,7 +91,7 @@ class Winograd(StripAlgorithm):
 
     def correlation_cost(self, c: Correlation, strips: int) -> Cost:
         g, m, n = c.g, self._f.m, self._f.n
-        tiles = g.n * math.prod(-(-p // m) for p in g.out)
+        tiles = tile_count(g, self._f)
         transforms = tiles * (m + n) * (g.c * _passes(self._f.b_t) + g.k * _passes(self._f.a_t)) * LONG_RUN
         weights = math.prod(g.w_shape) / 9 * (9 + n * n)
         macs = tiles * n * n * g.c_group * g.k + weights * 9
@@ -260,6 +260,11 @@ class Winograd(StripAlgorithm):
                 total_ngck += np.matmul(v_ngct, dy_ngtk, out=_view(buffers["product"], total_ngck.shape))
 
         return add
+
+
+def tile_count(g: ConvGeometry, f: Transforms) -> int:
+    """Tiles of m x m outputs that cover all outputs."""
+    return g.n * math.prod(-(-p // f.m) for p in g.out)
 
 
 def _transforming_lock() -> FastRLock:
