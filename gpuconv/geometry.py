@@ -38,7 +38,7 @@ import numpy as np
 from gpuconv.errors import GeometryError
 from gpuconv.support.argument_checks import LARGEST, as_int, as_ints, is_int, is_one_of, is_scalar, shown
 from gpuconv.support.hashing import CachedHash
-from gpuconv.typing import Array, Ints, IntsLike, Layout, PadLike, PadMode, Pads, Pair
+from gpuconv.typing import Array, Direction, Ints, IntsLike, Layout, PadLike, PadMode, Pads, Pair
 
 PAD_MODES: tuple[str, ...] = get_args(PadMode)
 LAYOUTS: tuple[str, ...] = get_args(Layout)
@@ -356,6 +356,10 @@ class ConvGeometry(CachedHash):
     def y_shape(self) -> Ints:
         """Output, channels last."""
         return (self.n, *self.out, self.k)
+
+    def result_shape(self, direction: Direction) -> Ints:
+        """The shape of what a pass in this direction computes."""
+        return {"forward": self.y_shape, "input_grad": self.x_shape, "weight_grad": self.w_shape}[direction]
 
     @cached_property
     def macs(self) -> int:

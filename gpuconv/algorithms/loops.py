@@ -46,12 +46,10 @@ class Loops(PlainWeights):
 
     def workspace_bytes(self, problem: Problem) -> int:
         """The sums, where `out` itself is too narrow to hold them."""
-        g = problem.geometry
         acc = accumulator(problem.dtype)
         if problem.dtype == acc:
             return 0
-        shape = {"forward": g.y_shape, "input_grad": g.x_shape, "weight_grad": g.w_shape}[problem.direction]
-        return math.prod(shape) * acc.itemsize
+        return math.prod(problem.geometry.result_shape(problem.direction)) * acc.itemsize
 
     def cost(self, problem: Problem) -> Cost:
         g = problem.geometry

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from types import ModuleType
 from typing import overload
 
@@ -248,6 +249,30 @@ def merged_step(sizes: Ints, steps: Ints) -> int | None:
         if outer != size * step:
             return None
     return walked[-1][1] if walked else 0
+
+
+@lru_cache(maxsize=1024)
+def windows_ld(g: ConvGeometry) -> int | None:
+    """Elements from one window of a contiguous x to the next where the windows, in place, are the rows of a matrix.
+
+    None where they are no matrix that a BLAS takes. They are one for 1x1 kernels of stride 1, kernels of the whole
+    input, and patches (kernel == stride) along one axis.
+
+    >>> [windows_ld(ConvGeometry.create(1, (8, 8), 3, 4, kernel)) for kernel in ((1, 1), (8, 8), (1, 8), (2, 2))]
+    [3, 192, 24, None]
+    """
+    width = math.prod(g.kernel) * g.c
+    if g.is_padded or (g.groups > 1 and math.prod(g.kernel) > 1):
+        return None
+    position_strides = [math.prod((*g.spatial[axis + 1 :], g.c)) for axis in range(g.ndim)]
+    window_strides = (math.prod((*g.spatial, g.c)), *(a * s for a, s in zip(position_strides, g.stride, strict=True)))
+    tap_strides = (*(a * d for a, d in zip(position_strides, g.dilation, strict=True)), 1)
+    ld = merged_step((g.n, *g.out), window_strides)
+    if merged_step((*g.kernel, g.c), tap_strides) not in (0, 1) or ld is None:
+        return None
+    if ld == 0:  # one window only
+        return width
+    return ld if ld >= width else None
 
 
 def sum_in_order(parts: Array) -> Array:

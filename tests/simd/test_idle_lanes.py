@@ -17,7 +17,7 @@ from calls import convolve, willing
 from cases import DIRECTIONS, Case, integers
 
 import gpuconv
-from gpuconv.algorithms.cpu import direct_dense, direct_depthwise, direct_scatter, winograd_compiled
+from gpuconv.algorithms.cpu import compiled, direct_dense, direct_depthwise, direct_scatter, winograd_compiled
 
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64" or sys.platform != "linux", reason="the register of x86 as glibc shows it"
@@ -60,7 +60,7 @@ class Denormals:
 @pytest.fixture
 def fresh_memory_is_denormal(monkeypatch):
     monkeypatch.setattr(gpuconv.settings, "threads", 1)
-    for module in (direct_dense, direct_depthwise, direct_scatter, winograd_compiled):
+    for module in (compiled, direct_dense, direct_depthwise, direct_scatter, winograd_compiled):
         monkeypatch.setattr(module, "np", Denormals())
 
 

@@ -1,11 +1,20 @@
 """What algorithms by compiled loops have in common: the memory that they may take."""
 
 import math
+from typing import Any
+
+import numpy as np
 
 from gpuconv.algorithms.base import Problem
+from gpuconv.geometry import ConvGeometry
+from gpuconv.simd.host import LONGEST_VECTOR
+from gpuconv.typing import Array
 
 AT_ONCE = 64
 """Correlations of an input gradient that threads go through without waiting for each other."""
+
+PANEL = 2 * LONGEST_VECTOR
+"""Bytes of a row of a panel of output channels, or more."""
 
 ONE_VECTOR = 1.4
 """How much longer a product takes for each vector of channels where there is only one: it reads as much of x for it."""
@@ -24,3 +33,16 @@ def budget(problem: Problem, shared_bytes: int) -> int:
     count = min(AT_ONCE, math.prod(map(min, problem.geometry.stride, problem.geometry.spatial)))
     count = count if problem.direction == "input_grad" else 1
     return problem.max_workspace - copied_bytes(problem) - count * shared_bytes
+
+
+def bias_size(g: ConvGeometry, dtype: np.dtype[Any]) -> int:
+    """Elements of a bias as the loops read it: a panel may reach past the last channel."""
+    return g.k + PANEL // dtype.itemsize
+
+
+def padded_bias(g: ConvGeometry, dtype: np.dtype[Any], bias: Array | None) -> Array:
+    """The bias, or zeros without one, followed by zeros up to the size that the loops read."""
+    padded: Array = np.zeros(bias_size(g, dtype), dtype)
+    if bias is not None:
+        padded[: g.k] = bias
+    return padded

@@ -4,16 +4,18 @@
     weight_grad   dw[t,g]   =  x[t,m,g] dy[m,g]      summed over m       t = (r, s)     taps
     input_grad    dx[m,g]   = dy[t,m,g]  w'[t,g]     summed over t       w' flipped (adjoint.py)
 
-``x[t,m,g]`` is a view: what each output sees through each tap. A channel that feeds several outputs (k = b * c) repeats
-this for each of them; seen backwards it is a group of several inputs, which are summed over like taps.
+``x[t,m,g]`` is a view: the value that each output reads through each tap. For a channel with several outputs
+(k = b * c) this is repeated for each output; in the input gradient such a channel is a group of several inputs, which
+are summed over like taps.
 
-A matrix product would have one row of weights to work with; this is bound by memory and by the length of its innermost
-loop. Where the stride along the last axis is 1 the outputs of a row and their channels are walked as one long vector x,
+A matrix product would have one row of weights to work with. This contraction is bound by memory and by the length of
+its innermost loop. Where the stride along the last axis is 1, the outputs of a row and their channels form one long
+vector x,
 
     y[m,x]  =  x[t,m,x]  w[t,x]      m = (n, p)      x = (q, g)      the weights repeated along q
 
-which on this code's first machine ran at 8.4e9 multiply-adds a second and core for 32 channels, against 2.0e9 without
-(one AMD EPYC core, NumPy 2.4, 2026-11-23).
+which for 32 channels ran at 8.4e9 multiply-adds per second and core, against 2.0e9 without (one AMD EPYC core, NumPy
+2.4, 2026-11-23).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import numpy as np
 
 from gpuconv import cpu
 from gpuconv.algorithms.base import Cost, Problem
-from gpuconv.algorithms.cpu.strip_algorithm import Correlation, Cut, StripAlgorithm, StripJob, WeightJob
+from gpuconv.algorithms.cpu.strip_algorithm import Correlation, StripAlgorithm, StripJob, StripPlan, WeightJob
 from gpuconv.algorithms.epilogue import finish
 from gpuconv.algorithms.strips import Strip, extents_of, gather, tile_elements, windows
 from gpuconv.backend import is_complex
@@ -33,7 +35,7 @@ from gpuconv.typing import Array, Ints
 
 class Depthwise(StripAlgorithm):
     name = "depthwise"
-    share_macs = 2**20
+    task_macs = 2**20
 
     def refusal(self, problem: Problem) -> str | None:
         g = problem.geometry
@@ -42,9 +44,9 @@ class Depthwise(StripAlgorithm):
         return None
 
     def rows(self, c: Correlation) -> int:
-        # Input and output of a strip share the cache.
+        # The input and output of a strip share half the cache.
         fitting = cpu.cache_bytes() // 2 // ((c.g.c + c.g.k) * c.acc.itemsize)
-        return max(1, min(fitting, -(-c.g.n * math.prod(c.g.out) // self.shares(c))))
+        return max(1, min(fitting, -(-c.g.n * math.prod(c.g.out) // self.task_count(c))))
 
     def blocks(self, c: Correlation, pieces: int, least: int) -> list[slice]:
         return [slice(0, c.g.groups)]
@@ -59,7 +61,7 @@ class Depthwise(StripAlgorithm):
         return math.prod(c.g.w_shape) * c.acc.itemsize
 
     def pack(self, c: Correlation, w_tagb: Array) -> Array:
-        """w as (outputs of a group, *taps, inputs of a group, groups): the groups, adjacent in x and y, are last."""
+        """w as (outputs per group, *taps, inputs per group, groups): the groups, contiguous in x and y, come last."""
         copy: Array = np.empty((w_tagb.shape[-1], *w_tagb.shape[:-1]), c.acc)
         np.copyto(copy, np.moveaxis(w_tagb, -1, 0), casting="unsafe")
         return copy
@@ -70,23 +72,23 @@ class Depthwise(StripAlgorithm):
         return (sums + rows) * c.acc.itemsize + _tile_bytes(c, extents)
 
     def strip_job(
-        self, c: Correlation, cut: Cut, x: Array, packed: Array, y: Array, bias: Array | None, act: str
+        self, c: Correlation, plan: StripPlan, x: Array, packed: Array, y: Array, bias: Array | None, act: str
     ) -> StripJob:
         g = c.g
-        seen = _Seen(c, cut.extents, x)
-        sums = np.empty(math.prod(cut.extents) * g.groups, c.acc)
-        weights = seen.along_rows(packed)
+        windows_of = _Windows(c, plan.extents, x)
+        sums = np.empty(math.prod(plan.extents) * g.groups, c.acc)
+        weights = windows_of.along_rows(packed)
         bias_bg = None if bias is None else bias.reshape(g.groups, g.k_group).T
         y_gb = y.reshape(*y.shape[:-1], g.groups, g.k_group)
-        # Axes of the contraction by number: m and the channels, then taps and inputs of a group, which are summed over.
-        m = range(len(cut.extents) - seen.merges)
+        # The axes of the contraction by number: m and the channels, then taps and inputs per group, summed over.
+        m = range(len(plan.extents) - windows_of.merges)
         taps = range(10, 10 + g.ndim + 1)
         channels = 9
 
         def job(task: tuple[Strip, slice]) -> None:
             strip, _ = task
             extents = extents_of(strip)
-            view = seen(strip)
+            view = windows_of(strip)
             total = sums[: math.prod(extents) * g.groups].reshape(view.shape[: len(m)] + view.shape[-1:])
             for b in range(g.k_group):
                 w_b = weights[b][..., : view.shape[-1]]
@@ -104,29 +106,29 @@ class Depthwise(StripAlgorithm):
         rows = math.prod(c.g.kernel) * c.g.groups * (extents[-1] if _has_long_runs(c) else 1)
         return (dy + 2 * rows) * c.acc.itemsize + _tile_bytes(c, extents)
 
-    def weight_job(self, c: Correlation, cut: Cut, x: Array, dy: Array) -> WeightJob:
+    def weight_job(self, c: Correlation, plan: StripPlan, x: Array, dy: Array) -> WeightJob:
         g = c.g
-        seen = _Seen(c, cut.extents, x)
-        copies = np.empty(math.prod(cut.extents) * g.groups, c.acc)
-        last = cut.extents[-1] if seen.merges else 1
+        windows_of = _Windows(c, plan.extents, x)
+        copies = np.empty(math.prod(plan.extents) * g.groups, c.acc)
+        last = plan.extents[-1] if windows_of.merges else 1
         sums = np.empty(math.prod(g.kernel) * last * g.groups, c.acc)
         dy_gb = dy.reshape(*dy.shape[:-1], g.groups, g.k_group)
-        m = range(len(cut.extents) - seen.merges)
+        m = range(len(plan.extents) - windows_of.merges)
         taps = range(10, 10 + g.ndim)
         channels = 9
 
         def add(strip: Strip, _: slice, total: Array, first: bool) -> None:
-            view = seen(strip)[..., 0, :]
+            view = windows_of(strip)[..., 0, :]
             dy_strip = copies[: math.prod(extents_of(strip)) * g.groups].reshape(*extents_of(strip), g.groups)
             dy_m = dy_strip.reshape(view.shape[: len(m)] + view.shape[-1:])
-            share = sums[: math.prod(g.kernel) * view.shape[-1]].reshape(*g.kernel, view.shape[-1])
+            dw_strip = sums[: math.prod(g.kernel) * view.shape[-1]].reshape(*g.kernel, view.shape[-1])
             total_gb = total.reshape(*g.kernel, g.groups, g.k_group)
             for b in range(g.k_group):
                 np.copyto(dy_strip, dy_gb[strip][..., b], casting="unsafe")
                 if is_complex(c.acc):
                     np.conjugate(dy_strip, out=dy_strip)
-                np.einsum(view, [*m, *taps, channels], dy_m, [*m, channels], [*taps, channels], out=share)
-                dw_tg = share.reshape(*g.kernel, -1, g.groups).sum(axis=-2)
+                np.einsum(view, [*m, *taps, channels], dy_m, [*m, channels], [*taps, channels], out=dw_strip)
+                dw_tg = dw_strip.reshape(*g.kernel, -1, g.groups).sum(axis=-2)
                 if first:
                     total_gb[..., b] = dw_tg
                 else:
@@ -135,10 +137,11 @@ class Depthwise(StripAlgorithm):
         return add
 
 
-class _Seen:
-    """What the outputs of one strip after another see: a view (n, *out, *taps, inputs of a group, groups).
+class _Windows:
+    """The windows of the outputs of one strip after another, as a view (n, *out, *taps, inputs per group, groups).
 
-    With long runs the last output axis is part of the last: (n, *out[:-1], *taps, 1, q * groups); `merges` is 1 then.
+    With long runs the last output axis is merged into the groups, (n, *out[:-1], *taps, 1, q * groups), and `merges`
+    is 1.
     """
 
     def __init__(self, c: Correlation, extents: Ints, x: Array) -> None:
@@ -148,7 +151,7 @@ class _Seen:
         self._buffer = np.empty(_tile_bytes(c, extents) // c.acc.itemsize, c.acc) if _needs_tile(c) else None
 
     def along_rows(self, packed: Array) -> Array:
-        """Packed weights as the view asks for them: with long runs, repeated for each output of a row."""
+        """Packed weights that match the view: with long runs, repeated for each output of a row."""
         if not self.merges:
             return packed
         shape = (*packed.shape[:-1], self._columns, packed.shape[-1])
@@ -168,20 +171,20 @@ class _Seen:
         by_out = (strides[0], *(stride * s for stride, s in zip(strides[1:], g.stride, strict=False)))
         by_tap = (stride * d for stride, d in zip((*strides[1:], column), g.dilation, strict=True))
         shape = (*out, *taps, 1, extents[-1] * g.c)
-        steps = (*by_out, *by_tap, channel, channel)
-        return np.lib.stride_tricks.as_strided(tile, shape, steps)
+        view_strides = (*by_out, *by_tap, channel, channel)
+        return np.lib.stride_tricks.as_strided(tile, shape, view_strides)
 
 
 def _has_long_runs(c: Correlation) -> bool:
-    """Whether the outputs of a row, and their channels, lie side by side in the input, whichever tap looks at it.
+    """Whether the inputs of a row of outputs, with their channels, are contiguous for every tap.
 
-    They do in a contiguous x and in a tile.
+    This holds in a contiguous x and in a tile.
     """
     return c.g.stride[-1] == 1 and c.g.c_group == 1
 
 
 def _needs_tile(c: Correlation) -> bool:
-    """An x that is no matrix is copied, padded or not: for long runs, and because einsum is slow on foreign bytes."""
+    """Whether x is copied to a tile. An x that is no matrix is, for long runs and since einsum is slow otherwise."""
     return c.needs_tile or not c.x_plain
 
 

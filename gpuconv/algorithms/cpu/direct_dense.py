@@ -11,7 +11,7 @@ import numpy as np
 
 from gpuconv import cpu
 from gpuconv.algorithms.base import Cost, Problem
-from gpuconv.algorithms.cpu.compiled import ONE_VECTOR, budget
+from gpuconv.algorithms.cpu.compiled import ONE_VECTOR, bias_size, budget, padded_bias
 from gpuconv.algorithms.groups import weights_by_group
 from gpuconv.algorithms.strips import gather, sum_in_order
 from gpuconv.cpu.parallel_loops import Job, run
@@ -117,9 +117,7 @@ class DenseTiling:
         read, (zeros, kept) = self._readable(x), self._zeros()
         product = self._product(read, w.strides, address(w), out, zeros, relu=relu)
         maps = _maps(self.g, self.merges)
-        added = np.zeros(_added(self.g, self.dtype), self.dtype)
-        if bias is not None:
-            added[: self.g.k] = bias
+        added = padded_bias(self.g, self.dtype, bias)
         tasks = -(-_outputs(self.g) // self.block) * self.pieces
         held = read, w, kept  # the loop knows their addresses only
 
@@ -217,7 +215,7 @@ def _choose_tiling(problem: Problem, g: ConvGeometry, threads: int) -> DenseTili
         shared += 0 if in_place else chunks * dw_bytes
         block, tasks = min(DEPTH, most, chunk), chunks * pieces
     else:
-        shared += _added(g, dtype) * dtype.itemsize
+        shared += bias_size(g, dtype) * dtype.itemsize
         # As few blocks as there may be: each packs all weights, or those of its piece, anew.
         blocks = max(-(-outputs // most), min(tasks, outputs // LEAST_OUTPUTS))
         block = -(-outputs // blocks)
@@ -265,11 +263,6 @@ def _outputs(g: ConvGeometry) -> int:
 def _zeros(g: ConvGeometry, merges: bool) -> int:
     """Elements of a run of zeros, for all groups."""
     return g.c * (g.kernel[-1] if merges else 1)
-
-
-def _added(g: ConvGeometry, dtype: np.dtype[Any]) -> int:
-    """Elements of a bias: a panel may reach past the last channel."""
-    return g.k + 2 * LONGEST_VECTOR // dtype.itemsize
 
 
 def _padded_along_rows(x: Array, g: ConvGeometry) -> Array:

@@ -1,11 +1,11 @@
 """im2col + GEMM on the CPU: each strip of the output is one matrix product by NumPy's BLAS.
 
     forward       y[m,k]    =  cols[m,j]   w[j,k]             m = (n, p, q)   outputs
-    weight_grad   dw[j,k]   =  cols[m,j]^T dy[m,k]            j = (r, s, c)   what one output looks at
+    weight_grad   dw[j,k]   =  cols[m,j]^T dy[m,k]            j = (r, s, c)   the window of one output
     input_grad    dx[m',c]  =  cols'[m',j'] w'[j',c]          cols' of dy, w' flipped and transposed (adjoint.py)
               or  dx        =  the sum of dcols[m,j]          dcols[m,j] = dy[m,k] w[j,k]^T (gemm_input_grad.py)
 
-Which of the two makes an input gradient is decided by counting what each would have to do.
+An input gradient takes whichever of the two is estimated to be less work.
 
 ``cols`` is the matrix of im2col (Chellapilla, Puri & Simard, "High performance convolutional neural networks for
 document processing", 2006), one strip of it at a time. Where the windows of the input already are a matrix (1x1 kernels
@@ -25,17 +25,17 @@ import numpy as np
 from gpuconv import cpu
 from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.cpu import gemm_input_grad, gemm_shifted
-from gpuconv.algorithms.cpu.strip_algorithm import Correlation, Cut, StripAlgorithm, StripJob, WeightJob
+from gpuconv.algorithms.cpu.strip_algorithm import Correlation, StripAlgorithm, StripJob, StripPlan, WeightJob
 from gpuconv.algorithms.epilogue import finish
 from gpuconv.algorithms.strips import (
     Strip,
     copy_windows,
     extents_of,
     gather,
-    merged_step,
     split_axis,
     tile_elements,
     windows,
+    windows_ld,
 )
 from gpuconv.backend import is_complex
 from gpuconv.cpu.threads import SMALL_MACS
@@ -43,18 +43,18 @@ from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints
 
 LEAST_ROWS = 256
-"""Shorter products spend their time packing the weights."""
+"""Minimum rows of a product. Shorter products spend their time packing the weights."""
 
 BLAS_COLUMNS = 16
-"""BLAS works on tiles of so many columns or more: a narrower product takes as long as one of this width."""
+"""Columns of the tiles that BLAS works on, at least. A narrower product takes as long as one of this width."""
 
 MARGIN = 1.1
-"""The least expected gain for which an input gradient is added up from columns: about what the estimates err."""
+"""Least estimated gain for which an input gradient is summed from columns: about the error of the estimates."""
 
 
 class Gemm(StripAlgorithm):
     name = "gemm"
-    share_macs = 2**22
+    task_macs = 2**22
 
     def refusal(self, problem: Problem) -> str | None:
         return None
@@ -63,7 +63,7 @@ class Gemm(StripAlgorithm):
         if c.shifted:
             return gemm_shifted.rows(c)
         row_bytes = c.tap_count * c.g.c * c.acc.itemsize
-        # Twice the cache: larger strips mean fewer of them, and fewer of the steps between products.
+        # Twice the cache: larger strips mean fewer strips, and fewer operations between products.
         return max(LEAST_ROWS, 2 * cpu.cache_bytes() // row_bytes)
 
     def blocks(self, c: Correlation, pieces: int, least: int) -> list[slice]:
@@ -75,17 +75,17 @@ class Gemm(StripAlgorithm):
 
     def correlation_cost(self, c: Correlation, strips: int) -> Cost:
         g = c.g
-        columns = 0.0 if windows_are_matrix(c) else g.n * math.prod(g.out) * c.tap_count * g.c
-        # Short runs of adjacent values cost as much to copy as longer ones.
-        columns *= 1 + 12 / (g.c_group if g.groups > 1 else g.c * g.kernel[-1])
+        # Short contiguous runs cost as much to copy as longer ones.
+        columns = _copied_columns(c) * (1 + 12 / _run(c))
         return Cost(g.macs * max(1.0, BLAS_COLUMNS / g.k_group), columns + math.prod(g.y_shape), 20 * strips)
 
     def adapt(self, c: Correlation) -> Correlation:
-        """Leave the columns out where that is less work, and give a product that would be narrow more columns.
+        """The correlation without columns where that is less work, or with several outputs as one if k is small.
 
-        With k = 3 output channels a product keeps 3 of BLAS's 16 columns busy. Five neighbouring outputs look at a
-        kernel only 4 wider, so five shifted copies of w, each with zeros around it, make a product of 15 columns from a
-        fifth of the rows; the results lie as they should, channels of one output after those of the other.
+        With k = 3 output channels a product keeps 3 of BLAS's 16 columns busy. Five neighbouring outputs have windows
+        that span only 4 more positions than one, so five shifted copies of w, each with zeros around it, make a product
+        of 15 columns from a fifth of the rows. The results are in the right order: the channels of one output follow
+        those of the other.
         """
         g = c.g
         if g.k > BLAS_COLUMNS // 2 and gemm_shifted.pays(c) and not windows_are_matrix(c):
@@ -117,14 +117,14 @@ class Gemm(StripAlgorithm):
 
     def workspace_bytes(self, problem: Problem) -> int:
         if self._adds_columns(problem):
-            return gemm_input_grad.cut_of(problem).total_bytes
+            return gemm_input_grad.plan_strips(problem).total_bytes
         return super().workspace_bytes(problem)
 
     def cost(self, problem: Problem) -> Cost:
         cost = super().cost(problem)
         if not self._adds_columns(problem):
             return cost
-        # The heuristics' rates are fitted to the counts of correlations: a gain stands relative to these.
+        # The heuristics' rates are fitted to the counts of correlations, so a gain is stated relative to these.
         share = gemm_input_grad.cost(problem) / self.correlations_cost(problem)
         return replace(cost, blas_macs=cost.blas_macs * share, elements=cost.elements * share, steps=cost.steps * share)
 
@@ -141,19 +141,17 @@ class Gemm(StripAlgorithm):
         return problem.direction == "input_grad" and 0 not in (g.macs, *g.spatial) and columns_take_less(self, problem)
 
     def correlations_cost(self, problem: Problem) -> float:
-        """What an input gradient by correlations takes, in multiply-adds, see gemm_input_grad.py."""
+        """The cost of an input gradient by correlations, in multiply-adds, see gemm_input_grad.py."""
         return sum(count * self._correlation_cost(c, problem.max_workspace) for c, count in self._parts(problem))
 
     def _correlation_cost(self, c: Correlation, budget: int) -> float:
-        g, cut = c.g, self._cut(c, budget)
-        run = g.c_group if g.groups > 1 else g.c * g.kernel[-1]
-        columns = 0 if windows_are_matrix(c) else g.n * math.prod(g.out) * c.tap_count * g.c
+        g, plan = c.g, self._plan(c, budget)
         copied = math.prod(g.y_shape) + 2.5 * math.prod(g.w_shape)
-        calls = 30 + (len(cut.strips) * g.groups if g.groups > 1 else 0)
-        wakes = len(cut.strips) * len(cut.blocks) > 1 and self.shares(c) > 1
+        calls = 30 + (len(plan.strips) * g.groups if g.groups > 1 else 0)
+        wakes = len(plan.strips) * len(plan.blocks) > 1 and self.task_count(c) > 1
         return (
             g.macs * max(1.0, BLAS_COLUMNS / g.k_group)
-            + columns * (gemm_input_grad.MOVED + gemm_input_grad.RUN / run)
+            + _copied_columns(c) * (gemm_input_grad.MOVED + gemm_input_grad.RUN / _run(c))
             + gemm_input_grad.COPIED * copied
             + gemm_input_grad.CALL * calls
             + gemm_input_grad.WAKE * wakes
@@ -166,7 +164,7 @@ class Gemm(StripAlgorithm):
         return copies * math.prod(c.g.w_shape) * c.acc.itemsize
 
     def pack(self, c: Correlation, w_tagb: Array) -> Array:
-        """w as (j, k), or (g, j, k // groups): a view if c.w_plain, else a copy, adjacent what is adjacent in w."""
+        """w as (j, k), or (g, j, k // groups): a view if c.w_plain, else a copy with the contiguous axis of w."""
         if c.side_by_side > 1:
             w_tagb = _repeat_shifted(w_tagb, c.side_by_side)
         *taps, a, groups, b = w_tagb.shape
@@ -192,13 +190,13 @@ class Gemm(StripAlgorithm):
         return self._columns_bytes(c, extents) + y_elements * c.acc.itemsize
 
     def strip_job(
-        self, c: Correlation, cut: Cut, x: Array, packed: Array, y: Array, bias: Array | None, act: str
+        self, c: Correlation, plan: StripPlan, x: Array, packed: Array, y: Array, bias: Array | None, act: str
     ) -> StripJob:
         if c.shifted:
-            return gemm_shifted.strip_job(c, cut, x, packed, y, bias, act)
+            return gemm_shifted.strip_job(c, plan, x, packed, y, bias, act)
         g = c.g
-        columns = _Columns(c, cut.extents, x)
-        buffer = None if c.y_plain else np.empty(math.prod(cut.extents) * g.k, c.acc)
+        columns = _Columns(c, plan.extents, x)
+        buffer = None if c.y_plain else np.empty(math.prod(plan.extents) * g.k, c.acc)
         if bias is not None:
             bias = bias.reshape(g.groups, 1, g.k_group) if g.groups > 1 else np.tile(bias, c.side_by_side)
 
@@ -215,8 +213,8 @@ class Gemm(StripAlgorithm):
             if buffer is not None:
                 width = g.k_group if g.groups > 1 else 1
                 ks = slice(block.start * width, block.stop * width) if c.side_by_side == 1 else slice(None)
-                made = y_mk.reshape(*extents[:-1], extents[-1] * c.side_by_side, -1)[..., : target.shape[-2], ks]
-                np.copyto(target[..., ks], made, casting="unsafe")
+                y_strip = y_mk.reshape(*extents[:-1], extents[-1] * c.side_by_side, -1)
+                np.copyto(target[..., ks], y_strip[..., : target.shape[-2], ks], casting="unsafe")
 
         return job
 
@@ -227,11 +225,11 @@ class Gemm(StripAlgorithm):
         product = math.prod(c.g.w_shape)
         return self._columns_bytes(c, extents) + (dy_elements + product) * c.acc.itemsize
 
-    def weight_job(self, c: Correlation, cut: Cut, x: Array, dy: Array) -> WeightJob:
+    def weight_job(self, c: Correlation, plan: StripPlan, x: Array, dy: Array) -> WeightJob:
         g = c.g
-        columns = _Columns(c, cut.extents, x)
+        columns = _Columns(c, plan.extents, x)
         copies = not c.y_plain or is_complex(c.acc)
-        dy_buffer = np.empty(math.prod(cut.extents) * g.k, c.acc) if copies else None
+        dy_buffer = np.empty(math.prod(plan.extents) * g.k, c.acc) if copies else None
         product_buffer = np.empty(math.prod(g.w_shape), c.acc)
 
         def add(strip: Strip, block: slice, total: Array, first: bool) -> None:
@@ -262,14 +260,14 @@ class Gemm(StripAlgorithm):
 
 @lru_cache(maxsize=4096)
 def columns_take_less(gemm: Gemm, problem: Problem) -> bool:
-    """Whether an input gradient is less work when it is added up from columns than by correlations of dy."""
-    if gemm_input_grad.cut_of(problem).total_bytes > problem.max_workspace:
+    """Whether an input gradient is less work when it is summed from columns than by correlations of dy."""
+    if gemm_input_grad.plan_strips(problem).total_bytes > problem.max_workspace:
         return False
     return MARGIN * gemm_input_grad.cost(problem) < gemm.correlations_cost(problem)
 
 
 class _Columns:
-    """The im2col matrix of one strip after another, (m, j) or (g, m, j); the last one made is kept."""
+    """The im2col matrix of one strip after another, (m, j) or (g, m, j); the most recent one is kept."""
 
     def __init__(self, c: Correlation, extents: Ints, x: Array) -> None:
         self._c, self._x = c, x
@@ -308,7 +306,7 @@ class _Columns:
 
 
 def _repeat_shifted(w_tagb: Array, outputs: int) -> Array:
-    """`outputs` copies of w, each one tap further along the last axis, side by side in its output channels."""
+    """`outputs` copies of w, each one tap further along the last kernel axis, concatenated along the channels."""
     *taps, s, a, groups, b = w_tagb.shape
     wide: Array = np.zeros((*taps, s + outputs - 1, a, groups, outputs * b), w_tagb.dtype)
     for i in range(outputs):
@@ -317,24 +315,22 @@ def _repeat_shifted(w_tagb: Array, outputs: int) -> Array:
 
 
 def _block(matrix_mk: Array, g: ConvGeometry, block: slice) -> Array:
-    """Some columns of (m, k); with groups, some groups of it as (g, m, k // groups)."""
+    """A block of the columns of a matrix (m, k); with groups, a block of its groups as (g, m, k // groups)."""
     if g.groups == 1:
         return matrix_mk[:, block]
     return matrix_mk.reshape(-1, g.groups, g.k_group).swapaxes(0, 1)[block]
 
 
-@lru_cache(maxsize=1024)
 def windows_are_matrix(c: Correlation) -> bool:
-    """Whether the windows of x, as they lie in memory, are a matrix that BLAS takes: one constant step from row to row.
+    """Whether the windows of x, in place, are a matrix that BLAS takes."""
+    return c.x_plain and windows_ld(c.g) is not None
 
-    Holds for 1x1 kernels of stride 1, kernels of the whole input, and patches (kernel == stride) along one axis.
-    """
-    g = c.g
-    if not c.x_plain or g.is_padded or (g.groups > 1 and c.tap_count > 1):
-        return False
-    apart = [math.prod((*g.spatial[axis + 1 :], g.c)) for axis in range(g.ndim)]  # elements between neighbours
-    row_steps = (math.prod((*g.spatial, g.c)), *(a * s for a, s in zip(apart, g.stride, strict=True)))
-    col_steps = (*(a * d for a, d in zip(apart, g.dilation, strict=True)), 1)
-    row_step = merged_step((g.n, *g.out), row_steps)
-    col_step = merged_step((*g.kernel, g.c), col_steps)
-    return col_step in (0, 1) and row_step is not None and (row_step == 0 or row_step >= c.tap_count * g.c)
+
+def _copied_columns(c: Correlation) -> int:
+    """Elements of the columns of all strips; 0 where the windows of x are used in place."""
+    return 0 if windows_are_matrix(c) else c.g.n * math.prod(c.g.out) * c.tap_count * c.g.c
+
+
+def _run(c: Correlation) -> int:
+    """Contiguous elements of a window."""
+    return c.g.c_group if c.g.groups > 1 else c.g.c * c.g.kernel[-1]

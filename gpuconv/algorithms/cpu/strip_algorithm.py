@@ -1,11 +1,11 @@
-"""What algorithms that compute strip by strip have in common: cutting, threads, and all three passes.
+"""The base class of the CPU algorithms that compute strip by strip: planning, threads, and all three passes.
 
-A subclass says how one strip is computed. The rest is here, once: how many outputs a strip may have under
-``max_workspace``, the input gradient (zero padding) as stride-1 correlations (see adjoint.py), and the weight gradient
-as a sum over strips.
+A subclass computes one strip. The rest is here, once: how many outputs a strip may have under ``max_workspace``, the
+input gradient (zero padding) as stride-1 correlations (see adjoint.py), and the weight gradient as a sum over strips.
 
 Where strips end depends on the problem and on ``max_workspace``, never on the number of threads, and every sum over
-strips is made in a fixed order: so the bits of a result do not depend on how many threads there are, or which is first.
+strips is made in a fixed order. So the bits of a result do not depend on how many threads there are, or on which of
+them is first.
 """
 
 from __future__ import annotations
@@ -31,16 +31,22 @@ from gpuconv.cpu.threads import SMALL_MACS, affordable_threads
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints
 
-SHARES = 8
-"""Work that is long enough is cut into at least so many tasks, so that threads have something to share out."""
+TASKS = 8
+"""Minimum tasks of a correlation that is large enough, so that threads have something to divide."""
+
+
+def is_plain(problem: Problem) -> bool:
+    """Whether the arrays are contiguous and of the dtype that sums are made in, so that BLAS takes them in place."""
+    return problem.contiguous and problem.dtype == accumulator(problem.dtype)
 
 
 @dataclass(frozen=True)
 class Correlation:
-    """y = correlate(x, w) without bias; or, for a weight gradient, what it takes to get w's gradient from x and y's.
+    """One correlation y = correlate(x, w) without bias, or one weight gradient, from x and the gradient of y.
 
-    `x_plain` and `y_plain` say that the array is C-contiguous and of dtype `acc`, so that strips of it are matrices;
-    `w_plain`, that w can be used, or its gradient written, where it lies.
+    Sums are made in dtype `acc`; `casts` says that the arrays have another. `x_plain` and `y_plain` say that the array
+    is C-contiguous and of dtype `acc`, so that strips of it are matrices, and `w_plain` that w can be used, or its
+    gradient written, in place.
     """
 
     g: ConvGeometry
@@ -49,13 +55,12 @@ class Correlation:
     x_plain: bool
     y_plain: bool
     w_plain: bool
-    side_by_side: int = 1  # outputs along the last axis that `g` takes for channels of one, see Gemm.adapt
-    shifted: bool = False  # whether gemm computes it without columns, see gemm_shifted.py
+    side_by_side: int = 1  # outputs along the last axis that `g` treats as channels of one output, see Gemm.adapt
+    shifted: bool = False  # whether gemm computes this without columns, see gemm_shifted.py
 
     @classmethod
     def of(cls, problem: Problem) -> Correlation:
-        acc = accumulator(problem.dtype)
-        plain = problem.contiguous and problem.dtype == acc
+        acc, plain = accumulator(problem.dtype), is_plain(problem)
         return cls(problem.geometry, acc, problem.dtype != acc, plain, plain, plain)
 
     @classmethod
@@ -73,7 +78,7 @@ class Correlation:
 
     @property
     def needs_tile(self) -> bool:
-        """Whether some strip looks at padding, or at values of another dtype: a view of x will not do."""
+        """Whether some strip reads padding, or values of another dtype, so that a view of x is not enough."""
         return self.g.is_padded or self.casts
 
     @property
@@ -85,8 +90,13 @@ class Correlation:
 
 
 @dataclass(frozen=True)
-class Cut:
-    """`strips` x `blocks` (of output channels, or groups) are the tasks; of a weight gradient, `chunks` x `blocks`."""
+class StripPlan:
+    """How a correlation, or a weight gradient, is split into tasks, and the memory that this takes.
+
+    The tasks of a correlation are `strips` x `blocks`, where a block is some output channels, or groups. Those of a
+    weight gradient are `chunks` x `blocks`, where a chunk is some consecutive strips. With `in_place` the sums of a
+    weight gradient are made in the result itself.
+    """
 
     strips: Strips
     blocks: Sequence[slice]
@@ -102,28 +112,28 @@ class Cut:
 
     @property
     def extents(self) -> Ints:
-        """Of the largest strip."""
+        """The extents of the largest strip."""
         return extents_of(self.strips[0])
 
 
 StripJob = Callable[[tuple[Strip, slice]], None]
-"""Computes one block of channels of one strip."""
+"""A function that computes one block of channels of one strip."""
 
 WeightJob = Callable[[Strip, slice, Array, bool], None]
-"""Adds what one strip contributes to one block of a weight gradient; the first of a sum is written instead."""
+"""A function that adds one strip's part to one block of a weight gradient; the first part is written instead."""
 
 
 class StripAlgorithm(ABC):
-    """Base of depthwise, winograd and gemm; see `Algorithm` for the methods that callers use."""
+    """The base class of depthwise, winograd and gemm; see `Algorithm` for the methods that callers use."""
 
     name: str
     exact: bool = True
-    share_macs: int
-    """Multiply-adds that take one core some 100 us: less is not worth a task, nor waking a thread."""
+    task_macs: int
+    """Multiply-adds that take one core about 100 us. Less is not worth a task, nor waking a thread."""
 
-    def shares(self, c: Correlation) -> int:
-        """Into how many tasks to cut the work, at least where it can be."""
-        return max(1, min(SHARES, c.g.macs // self.share_macs))
+    def task_count(self, c: Correlation) -> int:
+        """The number of tasks to split a correlation into, where its shape allows that many."""
+        return max(1, min(TASKS, c.g.macs // self.task_macs))
 
     # ------------------------------------------------------------------------------------------ for the subclass
 
@@ -132,46 +142,46 @@ class StripAlgorithm(ABC):
 
     @abstractmethod
     def rows(self, c: Correlation) -> int:
-        """How many outputs a strip best has."""
+        """The best number of outputs per strip."""
 
     @abstractmethod
     def blocks(self, c: Correlation, pieces: int, least: int) -> list[slice]:
-        """Up to `pieces` blocks of the channels (or groups), each of at least `least` output channels if it can be."""
+        """Up to `pieces` blocks of the channels (or groups), of at least `least` output channels each if possible."""
 
     @abstractmethod
     def strip_bytes(self, c: Correlation, extents: Ints) -> int:
-        """Buffers of a `strip_job` for strips up to these extents."""
+        """Bytes of the buffers of a `strip_job` for strips up to these extents."""
 
     @abstractmethod
     def weight_bytes(self, c: Correlation, extents: Ints) -> int:
-        """Buffers of a `weight_job` for strips up to these extents."""
+        """Bytes of the buffers of a `weight_job` for strips up to these extents."""
 
     @abstractmethod
     def prepacked_bytes(self, c: Correlation) -> int:
-        """Memory that `pack` takes."""
+        """Bytes that the result of `pack` takes."""
 
     @abstractmethod
     def correlation_cost(self, c: Correlation, strips: int) -> Cost:
-        """What one correlation, or one weight gradient, takes in so many strips."""
+        """The cost of one correlation, or one weight gradient, in this many strips."""
 
     @abstractmethod
     def pack(self, c: Correlation, w_tagb: Array) -> Array:
-        """The weights as `strip_job` wants them, from a view (*taps, inputs of a group, groups, outputs of a group)."""
+        """The weights as `strip_job` expects them, from a view (*taps, inputs per group, groups, outputs per group)."""
 
     @abstractmethod
     def strip_job(
-        self, c: Correlation, cut: Cut, x: Array, packed: Array, y: Array, bias: Array | None, act: str
+        self, c: Correlation, plan: StripPlan, x: Array, packed: Array, y: Array, bias: Array | None, act: str
     ) -> StripJob: ...
 
     @abstractmethod
-    def weight_job(self, c: Correlation, cut: Cut, x: Array, dy: Array) -> WeightJob: ...
+    def weight_job(self, c: Correlation, plan: StripPlan, x: Array, dy: Array) -> WeightJob: ...
 
     def adapt(self, c: Correlation) -> Correlation:
-        """The same correlation in the form that this algorithm computes; not asked for a weight gradient."""
+        """The same correlation in the form that this algorithm computes. Weight gradients are not adapted."""
         return c
 
     def sum_shape(self, c: Correlation) -> Ints:
-        """Shape of what the jobs of a weight gradient add to."""
+        """The shape of the sums that the jobs of a weight gradient add to."""
         return c.g.w_shape
 
     def unpack(self, c: Correlation, total: Array) -> Array:
@@ -188,34 +198,36 @@ class StripAlgorithm(ABC):
         if g.macs == 0:
             return 0
         if problem.direction == "forward":
-            return self._cut(self._whole(problem), budget).total_bytes
+            return self._plan(self._forward_correlation(problem), budget).total_bytes
         if problem.direction == "weight_grad":
-            return self._weight_cut(Correlation.of(problem), budget).total_bytes
-        return max((self._cut(c, budget).total_bytes for c, _ in self._parts(problem)), default=0)
+            return self._plan_weight_grad(Correlation.of(problem), budget).total_bytes
+        return max((self._plan(c, budget).total_bytes for c, _ in self._parts(problem)), default=0)
 
     def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
-        return False  # strips have other ends, and products of BLAS other shapes
+        return False  # strips end elsewhere, and products of BLAS have other shapes
 
     def cost(self, problem: Problem) -> Cost:
         if problem.geometry.macs == 0:
             return Cost()
         if problem.direction == "weight_grad":
             c = Correlation.of(problem)
-            return self.correlation_cost(c, len(self._weight_cut(c, problem.max_workspace).strips))
-        parts = [(self._whole(problem), 1)] if problem.direction == "forward" else self._parts(problem)
-        works = (self.correlation_cost(c, len(self._cut(c, problem.max_workspace).strips)) * of for c, of in parts)
-        return sum(works, Cost())
+            return self.correlation_cost(c, len(self._plan_weight_grad(c, problem.max_workspace).strips))
+        parts = [(self._forward_correlation(problem), 1)] if problem.direction == "forward" else self._parts(problem)
+        costs = (
+            self.correlation_cost(c, len(self._plan(c, problem.max_workspace).strips)) * count for c, count in parts
+        )
+        return sum(costs, Cost())
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
         self.forward_prepacked(problem, x, self.prepack(problem, w), out, bias, activation)
 
     def prepack(self, problem: Problem, w: Array) -> Array:
-        return self.pack(self._whole(problem), channels_by_group(w, problem.geometry))
+        return self.pack(self._forward_correlation(problem), channels_by_group(w, problem.geometry))
 
     def forward_prepacked(
         self, problem: Problem, x: Array, packed: Array, out: Array, bias: Array | None, activation: str
     ) -> None:
-        self._correlate(problem, self._whole(problem), x, packed, out, bias, activation)
+        self._correlate(problem, self._forward_correlation(problem), x, packed, out, bias, activation)
 
     def input_grad(
         self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
@@ -227,7 +239,7 @@ class StripAlgorithm(ABC):
                 fill(np, target, bias, activation)
                 continue
             w_tagb = channels_by_group(w[part.w_slices], g)
-            w_tbga = w_tagb.swapaxes(-3, -1)  # (*taps, outputs of a group, groups, inputs of a group)
+            w_tbga = w_tagb.swapaxes(-3, -1)  # (*taps, outputs per group, groups, inputs per group)
             c = self.adapt(Correlation.of_part(problem, part.geometry))
             dy_part = dy[(slice(None), *part.dy_slices)]
             packed = self.pack(c, w_tbga)
@@ -237,27 +249,27 @@ class StripAlgorithm(ABC):
 
     def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
         c = Correlation.of(problem)
-        cut = self._weight_cut(c, problem.max_workspace)
-        bounds = np.linspace(0, len(cut.strips), cut.chunks + 1).astype(int)
-        sums = out[None] if cut.in_place else np.empty((cut.chunks, *self.sum_shape(c)), c.acc)
+        plan = self._plan_weight_grad(c, problem.max_workspace)
+        bounds = np.linspace(0, len(plan.strips), plan.chunks + 1).astype(int)
+        sums = out[None] if plan.in_place else np.empty((plan.chunks, *self.sum_shape(c)), c.acc)
 
         def make_worker() -> Callable[[tuple[int, slice]], None]:
-            add = self.weight_job(c, cut, x, dy)
+            add = self.weight_job(c, plan, x, dy)
 
             def job(task: tuple[int, slice]) -> None:
                 chunk, block = task
                 for i in range(bounds[chunk], bounds[chunk + 1]):
-                    add(cut.strips[i], block, sums[chunk], i == bounds[chunk])
+                    add(plan.strips[i], block, sums[chunk], i == bounds[chunk])
 
             return job
 
-        tasks = itertools.product(range(cut.chunks), cut.blocks)
-        cpu.parallel_for(tasks, make_worker, cut.threads, single_thread_blas=_spreads(c))
+        tasks = itertools.product(range(plan.chunks), plan.blocks)
+        cpu.parallel_for(tasks, make_worker, plan.threads, single_thread_blas=_blas_would_thread(c))
         total = sum_in_order(sums)
         if is_complex(problem.dtype):
             # The jobs conjugate dy, which is smaller than the columns of x:  conj(x)^T dy == conj(x^T conj(dy)).
             np.conjugate(total, out=total)
-        if not cut.in_place:
+        if not plan.in_place:
             np.copyto(out, self.unpack(c, total), casting="unsafe")
 
     # ------------------------------------------------------------------------------------------ below the passes
@@ -272,61 +284,61 @@ class StripAlgorithm(ABC):
         bias: Array | None,
         activation: str,
     ) -> None:
-        cut = self._cut(c, problem.max_workspace)
+        plan = self._plan(c, problem.max_workspace)
         bias = None if bias is None else bias.astype(c.acc, copy=False)
-        tasks = ((strip, block) for strip in cut.strips for block in cut.blocks)
-        make_worker = partial(self.strip_job, c, cut, x, packed, y, bias, activation)
-        cpu.parallel_for(tasks, make_worker, cut.threads, single_thread_blas=_spreads(c))
+        tasks = ((strip, block) for strip in plan.strips for block in plan.blocks)
+        make_worker = partial(self.strip_job, c, plan, x, packed, y, bias, activation)
+        cpu.parallel_for(tasks, make_worker, plan.threads, single_thread_blas=_blas_would_thread(c))
 
-    def _whole(self, problem: Problem) -> Correlation:
-        return _whole(self, problem)
+    def _forward_correlation(self, problem: Problem) -> Correlation:
+        return forward_correlation(self, problem)
 
     def _parts(self, problem: Problem) -> list[tuple[Correlation, int]]:
-        """The correlations that an input gradient (of zero padding) consists of, and how often it does of each."""
+        """The correlations that an input gradient (of zero padding) consists of, each with how often it occurs."""
         classes = adjoint_classes(problem.geometry)
         return [(self.adapt(Correlation.of_part(problem, g)), count) for g, count in classes]
 
-    def _cut(self, c: Correlation, budget: int) -> Cut:
-        return _cut(self, c, budget, cpu.workers())
+    def _plan(self, c: Correlation, budget: int) -> StripPlan:
+        return plan_strips(self, c, budget, cpu.workers())
 
-    def _weight_cut(self, c: Correlation, budget: int) -> Cut:
-        return _weight_cut(self, c, budget, cpu.workers())
+    def _plan_weight_grad(self, c: Correlation, budget: int) -> StripPlan:
+        return plan_weight_grad(self, c, budget, cpu.workers())
 
 
 @lru_cache(maxsize=1024)
-def _whole(algorithm: StripAlgorithm, problem: Problem) -> Correlation:
+def forward_correlation(algorithm: StripAlgorithm, problem: Problem) -> Correlation:
     return algorithm.adapt(Correlation.of(problem))
 
 
 @lru_cache(maxsize=1024)
-def _cut(algorithm: StripAlgorithm, c: Correlation, budget: int, threads: int) -> Cut:
+def plan_strips(algorithm: StripAlgorithm, c: Correlation, budget: int, threads: int) -> StripPlan:
     shared = algorithm.prepacked_bytes(c)
     strips, worker = fit((c.g.n, *c.g.out), algorithm.rows(c), budget - shared, partial(algorithm.strip_bytes, c))
-    shares = algorithm.shares(c)
-    blocks = algorithm.blocks(c, -(-shares // len(strips)), 64)
-    tasks = min(shares, len(strips) * len(blocks))
+    task_count = algorithm.task_count(c)
+    blocks = algorithm.blocks(c, -(-task_count // len(strips)), 64)
+    tasks = min(task_count, len(strips) * len(blocks))
     threads = affordable_threads(tasks, budget - shared, worker, threads)
-    return Cut(strips, blocks, 1, False, threads, shared, worker)
+    return StripPlan(strips, blocks, 1, False, threads, shared, worker)
 
 
 @lru_cache(maxsize=1024)
-def _weight_cut(algorithm: StripAlgorithm, c: Correlation, budget: int, threads: int) -> Cut:
+def plan_weight_grad(algorithm: StripAlgorithm, c: Correlation, budget: int, threads: int) -> StripPlan:
     one_sum = math.prod(algorithm.sum_shape(c)) * c.acc.itemsize
-    shares = algorithm.shares(c)
-    blocks = algorithm.blocks(c, shares, 128)
+    task_count = algorithm.task_count(c)
+    blocks = algorithm.blocks(c, task_count, 128)
     rows = algorithm.rows(c)
-    chunks = min(-(-shares // len(blocks)), -(-math.prod(c.g.y_shape[:-1]) // rows), budget // 2 // max(one_sum, 1))
+    chunks = min(-(-task_count // len(blocks)), -(-math.prod(c.g.y_shape[:-1]) // rows), budget // 2 // max(one_sum, 1))
     chunks = max(1, chunks)
     unpacked = 0 if algorithm.sum_shape(c) == c.g.w_shape else math.prod(c.g.w_shape) * c.acc.itemsize
     in_place = chunks == 1 and c.w_plain and not unpacked
     shared = 0 if in_place else chunks * one_sum + unpacked
     strips, worker = fit((c.g.n, *c.g.out), rows, budget - shared, partial(algorithm.weight_bytes, c))
     chunks = min(chunks, len(strips))
-    tasks = min(shares, chunks * len(blocks))
+    tasks = min(task_count, chunks * len(blocks))
     threads = affordable_threads(tasks, budget - shared, worker, threads)
-    return Cut(strips, blocks, chunks, in_place, threads, shared, worker)
+    return StripPlan(strips, blocks, chunks, in_place, threads, shared, worker)
 
 
-def _spreads(c: Correlation) -> bool:
-    """Whether BLAS would spread a product over threads of its own."""
+def _blas_would_thread(c: Correlation) -> bool:
+    """Whether BLAS would run a product on several threads of its own."""
     return c.g.macs > SMALL_MACS

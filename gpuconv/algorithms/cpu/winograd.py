@@ -14,7 +14,7 @@ The weight gradient is the adjoint in w of the same formula:  dw = G^T [ sum ove
 
 Range: an element of B^T d B is a sum of up to 4 inputs for m = 2, and up to 100 times an input for m = 4. In float32 it
 overflows from inputs of 8.5e37 (m = 2) or 3.4e36 (m = 4), where the definition's sums are finite if the weights are
-small. On normal deviates infinite outputs were measured from a largest input of 1.5e38 and 8.8e36 on.
+small. On normal deviates infinite outputs were measured from a largest input of 1.5e38 (m = 2) and 8.8e36 (m = 4) on.
 """
 
 from __future__ import annotations
@@ -29,34 +29,37 @@ from fastrlock.rlock import FastRLock
 
 from gpuconv import cpu
 from gpuconv.algorithms.base import Cost, Problem
-from gpuconv.algorithms.cpu.strip_algorithm import SHARES, Correlation, Cut, StripAlgorithm, StripJob, WeightJob
+from gpuconv.algorithms.cpu.strip_algorithm import TASKS, Correlation, StripAlgorithm, StripJob, StripPlan, WeightJob
 from gpuconv.algorithms.epilogue import finish
 from gpuconv.algorithms.strips import UFUNC_BUFFERS, Strip, extents_of, split_axis
 from gpuconv.backend import is_complex
+from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.transforms import Transforms
 from gpuconv.typing import Array, Ints
 
 LEAST_CHANNELS = 4
-"""With fewer, the transforms' own rounding is more than twice that of the few products they save."""
+"""Minimum channels in strict precision. With fewer, the rounding of the transforms is more than twice that of the few
+products they save."""
 
 SUM_CHANNELS = 128
-"""Products are summed over so many channels at a time: a longer sum in float32 errs more than twice as much as BLAS's
-own product of the untransformed matrices, which adds up blocks (measured on all-positive data, 256 channels: 2.4)."""
+"""Channels over which products are summed at a time. The error of a longer sum in float32 is more than twice that of
+BLAS's own product of the untransformed matrices, which sums in blocks (measured on all-positive data, 256 channels:
+2.4)."""
 
 LONG_RUN = 0.4
-"""Seconds of an element of a long contiguous vector over those of a strided copy, which the heuristics' rate is of."""
+"""Time per element of a long contiguous vector, relative to a strided copy, for which the heuristics' rate stands."""
 
 MOST_TILES = 512
-"""Tiles of a strip where the cache does not ask for fewer; more would not make the products faster."""
+"""Maximum tiles per strip. More would not make the products faster."""
 
 LEAST_TILES = 24
-"""Shorter products spend their time packing the weights."""
+"""Minimum tiles per strip. Shorter products spend their time packing the weights."""
 
 
 class Winograd(StripAlgorithm):
-    """F(m x m, 3 x 3) on NumPy. F(2 x 2) has the error of a plain float32 sum; F(4 x 4) some ten times that."""
+    """F(m x m, 3 x 3) on NumPy. F(2 x 2) has the error of a plain float32 sum, F(4 x 4) about ten times that."""
 
-    share_macs = 2**23
+    task_macs = 2**23
 
     def __init__(self, name: str, transforms: Transforms, strict: bool) -> None:
         self.name = name
@@ -82,8 +85,7 @@ class Winograd(StripAlgorithm):
     def rows(self, c: Correlation) -> int:
         m, n = self._f.m, self._f.n
         tiles = 4 * cpu.cache_bytes() // (n * n * max(c.g.c, c.g.k) * c.acc.itemsize)
-        in_all = c.g.n * math.prod(-(-p // m) for p in c.g.out)
-        tiles = min(tiles, MOST_TILES, -(-in_all // min(4, self.shares(c))))
+        tiles = min(tiles, MOST_TILES, -(-tile_count(c.g, self._f) // min(4, self.task_count(c))))
         return m * m * max(tiles, LEAST_TILES)
 
     def blocks(self, c: Correlation, pieces: int, least: int) -> list[slice]:
@@ -91,7 +93,7 @@ class Winograd(StripAlgorithm):
 
     def correlation_cost(self, c: Correlation, strips: int) -> Cost:
         g, m, n = c.g, self._f.m, self._f.n
-        tiles = g.n * math.prod(-(-p // m) for p in g.out)
+        tiles = tile_count(g, self._f)
         transforms = tiles * (m + n) * (g.c * _passes(self._f.b_t) + g.k * _passes(self._f.a_t)) * LONG_RUN
         weights = math.prod(g.w_shape) / 9 * (9 + n * n)
         macs = tiles * n * n * g.c_group * g.k + weights * 9
@@ -104,14 +106,14 @@ class Winograd(StripAlgorithm):
         return (elements * self._f.n**2 // 9 + (0 if c.w_plain else elements)) * c.acc.itemsize
 
     def pack(self, c: Correlation, w_tagb: Array) -> Array:
-        """u = G w G^T as (n * n, groups, inputs of a group, outputs of a group), by one product with w as it lies."""
+        """u = G w G^T as (n * n, groups, inputs per group, outputs per group), by one product with w in place."""
         matrix = np.kron(self._f.g, self._f.g)
-        if w_tagb.strides[0] < 0:  # the input gradient flips w: flip it back, and the matrix instead
+        if w_tagb.strides[0] < 0:  # the input gradient flips w: flip w back, and flip the matrix instead
             w_tagb, matrix = w_tagb[::-1, ::-1], matrix[:, ::-1]
         is_transposed = abs(w_tagb.strides[-3]) < abs(w_tagb.strides[-1])
-        lying = w_tagb.swapaxes(-3, -1) if is_transposed else w_tagb
-        u = _product(matrix, np.ascontiguousarray(lying, c.acc).reshape(9, -1))
-        u_ngab: Array = u.reshape(-1, *lying.shape[2:]).swapaxes(1, 2)
+        contiguous = w_tagb.swapaxes(-3, -1) if is_transposed else w_tagb
+        u = _product(matrix, np.ascontiguousarray(contiguous, c.acc).reshape(9, -1))
+        u_ngab: Array = u.reshape(-1, *contiguous.shape[2:]).swapaxes(1, 2)
         return u_ngab.swapaxes(-1, -2) if is_transposed else u_ngab
 
     def strip_bytes(self, c: Correlation, extents: Ints) -> int:
@@ -139,10 +141,10 @@ class Winograd(StripAlgorithm):
         return (extents[0], *(-(-p // m) * m for p in extents[1:]))
 
     def strip_job(
-        self, c: Correlation, cut: Cut, x: Array, packed: Array, y: Array, bias: Array | None, act: str
+        self, c: Correlation, plan: StripPlan, x: Array, packed: Array, y: Array, bias: Array | None, act: str
     ) -> StripJob:
         g, f = c.g, self._f
-        buffers = {name: np.empty(size, c.acc) for name, size in self._sizes(c, cut.extents).items()}
+        buffers = {name: np.empty(size, c.acc) for name, size in self._sizes(c, plan.extents).items()}
         transforming = _transforming_lock()
 
         def job(task: tuple[Strip, slice]) -> None:
@@ -187,7 +189,7 @@ class Winograd(StripAlgorithm):
     def _gather(self, c: Correlation, x: Array, strip: Strip, d: Array) -> None:
         """Fill d (samples, rows, m, columns / m, c) with the padded input under a strip, column j at [j % m, j // m].
 
-        Columns that are multiples of m apart so lie side by side, which is how the tiles are walked.
+        So columns whose distance is a multiple of m are contiguous, in the order in which the tiles are visited.
         """
         m = self._f.m
         _, rows, columns = self._rounded(extents_of(strip))
@@ -229,9 +231,9 @@ class Winograd(StripAlgorithm):
             "product": math.prod(self.sum_shape(c)),
         }
 
-    def weight_job(self, c: Correlation, cut: Cut, x: Array, dy: Array) -> WeightJob:
+    def weight_job(self, c: Correlation, plan: StripPlan, x: Array, dy: Array) -> WeightJob:
         g, f = c.g, self._f
-        buffers = {name: np.empty(size, c.acc) for name, size in self._weight_sizes(c, cut.extents).items()}
+        buffers = {name: np.empty(size, c.acc) for name, size in self._weight_sizes(c, plan.extents).items()}
         transforming = _transforming_lock()
 
         def add(strip: Strip, _: slice, total: Array, first: bool) -> None:
@@ -262,13 +264,18 @@ class Winograd(StripAlgorithm):
         return add
 
 
-def _transforming_lock() -> FastRLock:
-    """The lock that a thread holds while it transforms: one for two threads, so that the other can multiply.
+def tile_count(g: ConvGeometry, f: Transforms) -> int:
+    """Tiles of m x m outputs that cover all outputs."""
+    return g.n * math.prod(-(-p // f.m) for p in g.out)
 
-    A transform is many short operations, each of which gives the interpreter lock away and asks for it again. Two
-    threads in transforms keep waking each other for it: 8 images of 14 x 14 x 256 took 1.4 times as long without this.
-    A semaphore would be the plain word for it, but an interrupt inside Python's own, which are written in Python,
-    leaves them taken for good.
+
+def _transforming_lock() -> FastRLock:
+    """The lock that a thread holds while it transforms: one lock for two threads, so that the other can multiply.
+
+    A transform is many short operations, each of which releases the GIL and acquires it again. Two threads in
+    transforms keep waking each other for it: 8 images of 14 x 14 x 256 took 1.4 times as long without this lock. A
+    semaphore would be the usual choice, but Python's own are written in Python, and an interrupt inside one leaves it
+    taken for good.
     """
     turn = next(_turns) % max(1, cpu.workers() // 2)
     while len(_transforming_locks) <= turn:
@@ -283,17 +290,17 @@ if hasattr(os, "register_at_fork"):  # in a child, the threads that held the loc
 
 
 def _product(matrix: Array, values: Array) -> Array:
-    """A small matrix times a wide one, its columns shared out to the threads."""
+    """The product of a small matrix and a wide one, whose columns are divided among the threads."""
     product: Array = np.empty((len(matrix), values.shape[1]), values.dtype)
     matrix = matrix.astype(values.dtype)
-    blocks = split_axis(values.shape[1], SHARES, 2**13)
+    blocks = split_axis(values.shape[1], TASKS, 2**13)
     threads = min(len(blocks), cpu.workers())
     cpu.parallel_for(blocks, lambda: lambda block: np.matmul(matrix, values[:, block], out=product[:, block]), threads)
     return product
 
 
 def _passes(matrix: Array) -> int:
-    """Passes over one term each that a transform makes: additions, and multiplications by other than 1 and -1."""
+    """The passes over one term that a transform makes: additions, and multiplications by other than 1 and -1."""
     return int(np.count_nonzero(matrix) + np.count_nonzero(np.abs(matrix) > 1))
 
 
@@ -303,7 +310,7 @@ def _view(buffer: Array, shape: Ints) -> Array:
 
 
 def _transform(matrix: Array, terms: Sequence[Array] | Array, outs: Sequence[Array] | Array, scratch: Array) -> None:
-    """outs[i] = sum over j of matrix[i, j] * terms[j], as few additions as the matrix asks for."""
+    """outs[i] = sum over j of matrix[i, j] * terms[j], with no operation for a coefficient of 0."""
     for row, out in zip(matrix.tolist(), outs, strict=True):
         # Begin with a coefficient of 1, which needs no multiplication.
         (first, head), *rest = sorted(((f, t) for f, t in zip(row, terms, strict=True) if f), key=lambda ft: ft[0] != 1)

@@ -21,8 +21,8 @@ import numpy as np
 from gpuconv import cpu
 from gpuconv.algorithms.adjoint import adjoint_classes, adjoint_parts
 from gpuconv.algorithms.base import Cost, Problem
-from gpuconv.algorithms.cpu.compiled import ONE_VECTOR, budget, copied_bytes
-from gpuconv.algorithms.cpu.winograd import SUM_CHANNELS, Winograd
+from gpuconv.algorithms.cpu.compiled import ONE_VECTOR, PANEL, bias_size, budget, copied_bytes, padded_bias
+from gpuconv.algorithms.cpu.winograd import SUM_CHANNELS, Winograd, tile_count
 from gpuconv.algorithms.epilogue import fill, finish
 from gpuconv.algorithms.groups import weights_by_group
 from gpuconv.cpu.parallel_loops import Job, run
@@ -42,9 +42,6 @@ from gpuconv.typing import Array, Ints
 
 LINE = 64
 """Bytes of a cache line."""
-
-PANEL = 2 * LONGEST_VECTOR
-"""Bytes of a row of a panel of output channels, or more."""
 
 ROWS = 8
 """Of the largest tile of a product: buffers take room for the rows that it has beyond the last."""
@@ -102,7 +99,7 @@ class WinogradBlocking:
 
     @cached_property
     def tiles(self) -> int:
-        return _tiles(self.g, self.f)
+        return tile_count(self.g, self.f)
 
     @cached_property
     def u(self) -> int:
@@ -169,7 +166,7 @@ class WinogradBlocking:
 
     @cached_property
     def shared_bytes(self) -> int:
-        shared = self.zeros + _added(self.g, self.dtype) * self.dtype.itemsize
+        shared = self.zeros + bias_size(self.g, self.dtype) * self.dtype.itemsize
         if self.is_w:
             return shared + self.u + self.v + self.f.n**2 * self.d_plane + 3 * LINE
         return shared + (self.v if self.by_panel else self.u) + LINE
@@ -181,10 +178,6 @@ class WinogradBlocking:
         return 8 * self.table + (self.u if self.by_panel else self.v) + self.sums + self.spare + 3 * LINE
 
 
-def _tiles(g: ConvGeometry, f: Transforms) -> int:
-    return g.n * math.prod(-(-p // f.m) for p in g.out)
-
-
 def _rounded(count: int, unit: int) -> int:
     return -(-count // unit) * unit
 
@@ -192,11 +185,6 @@ def _rounded(count: int, unit: int) -> int:
 def _plane(size: int) -> int:
     """At least so many bytes, an odd number of cache lines: planes so begin in different sets of a cache."""
     return (-(-size // LINE) | 1) * LINE
-
-
-def _added(g: ConvGeometry, dtype: np.dtype[Any]) -> int:
-    """Elements of a bias: a panel may reach past the last channel."""
-    return g.k + PANEL // dtype.itemsize
 
 
 def _panels(g: ConvGeometry, dtype: np.dtype[Any]) -> int:
@@ -216,7 +204,7 @@ def _aligned(size: int, dtype: np.dtype[Any]) -> Array:
 def _choose_blocking(problem: Problem, g: ConvGeometry, f: Transforms, threads: int) -> WinogradBlocking:
     if problem.direction == "weight_grad":
         return _block_by_rounds(problem, g, f, threads)
-    if _tiles(g, f) < g.k_group:  # transformed tiles take less room than transformed weights
+    if tile_count(g, f) < g.k_group:  # transformed tiles take less room than transformed weights
         blocking = _block_by_panel(problem, g, f, threads)
         if blocking.v <= MOST_SHARED and blocking.worker_bytes <= budget(problem, blocking.shared_bytes):
             return blocking
@@ -225,13 +213,13 @@ def _choose_blocking(problem: Problem, g: ConvGeometry, f: Transforms, threads: 
 
 def _block_by_panel(problem: Problem, g: ConvGeometry, f: Transforms, threads: int) -> WinogradBlocking:
     panels = _panels(g, problem.dtype)
-    blocking = WinogradBlocking(g, f, problem.dtype, False, True, _tiles(g, f), panels, _depth(g, problem.dtype), 1)
+    blocking = WinogradBlocking(g, f, problem.dtype, False, True, tile_count(g, f), panels, _depth(g, problem.dtype), 1)
     return _with_threads(blocking, problem, panels, threads)
 
 
 @lru_cache(maxsize=1024)
 def _block_by_tiles(problem: Problem, g: ConvGeometry, f: Transforms, threads: int) -> WinogradBlocking:
-    dtype, tiles = problem.dtype, _tiles(g, f)
+    dtype, tiles = problem.dtype, tile_count(g, f)
     blocking = WinogradBlocking(g, f, dtype, False, False, 1, 1, _depth(g, dtype), 1)
     most = cpu.cache_bytes() // 2 // (f.n**2 * g.groups * blocking.row)
     most = min(most, MOST_TILES) if most >= LEAST_IN_CACHE else TILES_OUTSIDE
@@ -242,7 +230,7 @@ def _block_by_tiles(problem: Problem, g: ConvGeometry, f: Transforms, threads: i
 
 
 def _block_by_rounds(problem: Problem, g: ConvGeometry, f: Transforms, threads: int) -> WinogradBlocking:
-    dtype, tiles, xis = problem.dtype, _tiles(g, f), f.n**2
+    dtype, tiles, xis = problem.dtype, tile_count(g, f), f.n**2
     has_many = xis * g.c_group * g.k * dtype.itemsize > MANY_SUMS
     most = LONG_ROUND if has_many or tiles <= LONG_ROUND else ROUND
     blocking = _shrunk(WinogradBlocking(g, f, dtype, True, False, _parts(tiles, most), 1, 1, 1), problem)
@@ -388,9 +376,7 @@ def _job(
     from gpuconv.simd.tile import VECTOR_BYTES
 
     g, dtype, by_m, by_panel = blocking.g, blocking.dtype, _sides(blocking.f), blocking.by_panel
-    added = np.zeros(_added(g, dtype), dtype)
-    if bias is not None:
-        added[: g.k] = bias
+    added = padded_bias(g, dtype, bias)
     zeros, kept = zeros_at(blocking.zeros)
     v = _aligned(blocking.v, dtype) if by_panel else None
     panels = g.groups * -(-g.k_group * dtype.itemsize // (2 * VECTOR_BYTES))

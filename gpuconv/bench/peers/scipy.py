@@ -59,7 +59,6 @@ def contestants(case: Case, work: Workload) -> dict[str, Contestant]:
             with scipy.fft.set_workers(cpu.workers()):
                 return passes[case.direction]()
 
-        shape = {"forward": g.y_shape, "input_grad": g.x_shape, "weight_grad": g.w_shape}[case.direction]
-        return Contestant(call, lambda y: np.reshape(y, shape))
+        return Contestant(call, lambda y: np.reshape(y, g.result_shape(case.direction)))
 
     return {"convolve": contestant(scipy.signal.convolve), "oaconvolve": contestant(scipy.signal.oaconvolve)}

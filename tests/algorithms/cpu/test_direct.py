@@ -16,7 +16,7 @@ from processors import PROCESSORS, as_if_on
 from tolerances import assert_exact
 
 import gpuconv
-from gpuconv.algorithms.cpu import direct_dense, direct_depthwise, direct_scatter
+from gpuconv.algorithms.cpu import compiled, direct_dense, direct_depthwise, direct_scatter
 from gpuconv.cpu import parallel_loops
 from gpuconv.simd import host as compiled_loops
 
@@ -128,7 +128,7 @@ def test_nothing_beside_the_arrays_is_touched(monkeypatch, case, direction, behi
     guarded = Guarded(behind)
     arrays = case.arrays()
     want = case.want(direction, *arrays)
-    guarded.take_over(monkeypatch, parallel_loops, direct_dense, direct_depthwise, direct_scatter)
+    guarded.take_over(monkeypatch, parallel_loops, compiled, direct_dense, direct_depthwise, direct_scatter)
     out = guarded.empty(want.shape, np.float32)
     got = convolve(direction, case, *map(guarded, arrays), algorithm="direct", out=out)
     assert got is out

@@ -80,12 +80,12 @@ class TestRight:
         served, cap = [], 2**28
         while cap > 1000:
             posed = problem_of(problem(case), dtype, "cpu", "input_grad", "strict", cap, "test")
-            cut = gemm_input_grad.cut_of(posed)
-            if cut.total_bytes > cap:
+            plan = gemm_input_grad.plan_strips(posed)
+            if plan.total_bytes > cap:
                 break
-            served.append(len(cut.strips))
+            served.append(len(plan.strips))
             assert_exact(input_grad(case, dy, w, max_workspace=cap), want, DTYPES[dtype])
-            cap = cut.total_bytes * 2 // 3
+            cap = plan.total_bytes * 2 // 3
         assert len(set(served)) >= 3
         assert served == sorted(served)
 
@@ -95,12 +95,12 @@ class TestRight:
         if 0 in (case.n, case.c, case.k, *case.spatial):
             return
         monkeypatch.setattr(gemm_input_grad, "_rows", lambda *_: rows)
-        gemm_input_grad._cut.cache_clear()
+        gemm_input_grad._plan_strips.cache_clear()
         try:
             x, w, dy = case.arrays()
             assert_exact(input_grad(case, dy, w), case.want("input_grad", x, w, dy), np.float32)
         finally:
-            gemm_input_grad._cut.cache_clear()
+            gemm_input_grad._plan_strips.cache_clear()
 
     @pytest.mark.parametrize("activation", [None, "relu"])
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -158,7 +158,7 @@ class TestPromises:
         for threads, cap in ((1, 2**28), (1, 2**20), (2, 2**28), (2, 2**20)):
             monkeypatch.setattr(gpuconv.settings, "threads", threads)
             posed = problem_of(problem(case), dtype, "cpu", "input_grad", "strict", cap, "test")
-            planned = gemm_input_grad.cut_of(posed).total_bytes
+            planned = gemm_input_grad.plan_strips(posed).total_bytes
             if planned > cap:
                 continue
             input_grad(case, dy, w, max_workspace=cap, out=out)
@@ -193,8 +193,8 @@ class TestPromises:
     )
     def test_work_is_shared_out(self, text):
         """Samples, rows, channels, or groups: there is something for four threads."""
-        cut = gemm_input_grad.cut_of(problem_of(text, "float32", "cpu", "input_grad", "strict", 2**28, "test"))
-        assert len(cut.strips) * len(cut.blocks) >= 4
+        plan = gemm_input_grad.plan_strips(problem_of(text, "float32", "cpu", "input_grad", "strict", 2**28, "test"))
+        assert len(plan.strips) * len(plan.blocks) >= 4
 
 
 def chosen(text, cap=2**28, dtype="float32"):

@@ -40,15 +40,15 @@ def always(monkeypatch):
     """Wherever it can be, however little there is to be gained. Returns the strips made so far."""
     strips = []
 
-    def counted(c, cut, *arrays):
-        job = strip_job(c, cut, *arrays)
+    def counted(c, plan, *arrays):
+        job = strip_job(c, plan, *arrays)
         return lambda task: strips.append(task) or job(task)
 
     strip_job = gemm_shifted.strip_job
     monkeypatch.setattr(gemm_shifted, "strip_job", counted)
     for least in ("LEAST_MACS", "LEAST_ROWS", "LEAST_CHANNELS"):
         monkeypatch.setattr(gemm_shifted, least, 0)
-    monkeypatch.setattr(gemm_shifted, "SHARES", 1)
+    monkeypatch.setattr(gemm_shifted, "TASKS", 1)
     monkeypatch.setattr(gemm_shifted, "LEAST_GAIN", -np.inf)
     monkeypatch.setattr(gemm, "columns_take_less", lambda *_: False)
     forget()
@@ -57,7 +57,7 @@ def always(monkeypatch):
 
 
 def forget():
-    for remembered in (strip_algorithm._whole, strip_algorithm._cut):
+    for remembered in (strip_algorithm.forward_correlation, strip_algorithm.plan_strips):
         remembered.cache_clear()
 
 
@@ -192,4 +192,4 @@ CHOICES = {
 @pytest.mark.parametrize("name", CHOICES)
 def test_where_it_is_chosen(name):
     posed = Problem(gpuconv.ConvGeometry.parse(name), np.dtype("float32"), max_workspace=2**30)
-    assert GEMM._whole(posed).shifted is CHOICES[name]
+    assert GEMM._forward_correlation(posed).shifted is CHOICES[name]

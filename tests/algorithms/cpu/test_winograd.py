@@ -15,7 +15,7 @@ from processors import PROCESSORS, as_if_on
 
 import gpuconv
 from gpuconv.algorithms import wrappers
-from gpuconv.algorithms.cpu import winograd_compiled
+from gpuconv.algorithms.cpu import compiled, winograd_compiled
 from gpuconv.cpu import parallel_loops
 
 # What the code tells apart: vectors and cache lines of channels that are whole and that are not, sums in pieces, blocks
@@ -111,7 +111,7 @@ def test_nothing_beside_the_arrays_is_touched(monkeypatch, case, way, direction,
     guarded = Guarded(behind)
     arrays = case.arrays()
     want = case.want(direction, *arrays)
-    guarded.take_over(monkeypatch, parallel_loops, winograd_compiled)
+    guarded.take_over(monkeypatch, parallel_loops, compiled, winograd_compiled)
     out = guarded.empty(want.shape, np.float32)
     got = convolve(direction, case, *map(guarded, arrays), **way.keywords, out=out)
     assert got is out
