@@ -39,7 +39,7 @@ SUITES = {
     "col2im.cu": MEMORY,
     "pool.cu": ("test_kernels_memory.py", "test_pooling.py"),
     "epilogue.cu": ("test_gemm_cuda.py",),
-    "add_up.cu": ("test_kernels_direct.py::test_splits", "test_kernels_direct.py::test_bias_and_activation"),
+    "split_k_reduce.cu": ("test_kernels_direct.py::test_splits", "test_kernels_direct.py::test_bias_and_activation"),
     "conv.cuh": ("test_kernels_memory.py", *EPILOGUES, *DEPTHWISE),
     "axes.cuh": DIRECT,
     "jobs.cuh": DIRECT,
