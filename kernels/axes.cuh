@@ -1,12 +1,13 @@
-// A convolution, or its input gradient, as a matrix product whose rows are pixels: which positions a row sees along each
-// axis. Shared by direct.cu and implicit_gemm.cu.
+// A convolution, or its input gradient, as a matrix product whose rows are pixels: the positions that a row reads along
+// each axis. Shared by direct.cu and implicit_gemm.cu.
 //
-// The input gradient falls into parts of stride 1 (gpuconv/algorithms/adjoint.py), one for each remainder of a position by the stride.
+// The input gradient falls into parts of stride 1 (gpuconv/algorithms/adjoint.py), one per remainder of a position modulo
+// the stride.
 #pragma once
 #include "jobs.cuh"
 
-// Along one axis: output i of this part stands at  out_first + i * out_step,  and through its tap j it sees position
-// first + i * scale + j * step  of the array that is read. That tap is number  tap_first + j * tap_step  of the kernel.
+// Along one axis: output i of this part has position  out_first + i * out_step,  and through its tap j it reads position
+// first + i * scale + j * step  of the other array. That tap is number  tap_first + j * tap_step  of the kernel.
 struct Axis {
   int outs, out_first, out_step;
   int first, scale, step, taps;
@@ -18,19 +19,20 @@ __device__ __forceinline__ Axis forward_axis(const Conv& g, int axis) {
 }
 
 // Output p of the convolution reads  p * stride + r * dilation - pad,  so input  h = part + i * stride  meets tap r at
-// p = i + (part + pad - r * dilation) / stride  where that is whole: for some first r, then for every apart-th.
+// p = i + (part + pad - r * dilation) / stride  where that is whole: for some first r, then for every tap_stride-th one.
+// `rest` is (part + pad - tap * dilation) modulo the stride, and each tap lowers it by `residue_step`, cyclically.
 __device__ __forceinline__ Axis backward_axis(const Conv& g, const ProductPlan& plan, int axis, int part) {
-  const int stride = g.stride[axis], dilation = g.dilation[axis], apart = plan.apart[axis];
-  const int hop = dilation % stride;
+  const int stride = g.stride[axis], dilation = g.dilation[axis], tap_stride = plan.tap_stride[axis];
+  const int residue_step = dilation % stride;
   int rest = (part % stride + g.pad[axis] % stride) % stride, tap = 0;
-  const int last = g.kernel[axis] < apart ? g.kernel[axis] : apart;
+  const int last = g.kernel[axis] < tap_stride ? g.kernel[axis] : tap_stride;
   while (rest && tap < last) {
-    rest = rest < hop ? rest + (stride - hop) : rest - hop;
+    rest = rest < residue_step ? rest + (stride - residue_step) : rest - residue_step;
     tap++;
   }
   const int outs = (g.x[axis] - 1 - part) / stride + 1;
   if (tap == last) return Axis{outs, part, stride, 0, 1, 0, 0, 0, 0};
   const int first = (int)(((i64)part + g.pad[axis] - (i64)tap * dilation) / stride);
-  const int step = (int)((i64)dilation * apart / stride);
-  return Axis{outs, part, stride, first, 1, -step, (g.kernel[axis] - 1 - tap) / apart + 1, tap, apart};
+  const int step = (int)((i64)dilation * tap_stride / stride);
+  return Axis{outs, part, stride, first, 1, -step, (g.kernel[axis] - 1 - tap) / tap_stride + 1, tap, tap_stride};
 }

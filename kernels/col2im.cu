@@ -11,25 +11,25 @@
 //
 // Three kernels. All sum in A.
 //
-//   col2im_gather      each position fetches what is its own: one thread writes it, in a fixed order, so that the result
+//   col2im_gather      each position fetches its own terms: one thread writes it, in a fixed order, so that the result
 //   col2im_gather_acc  is the same on every run. The second takes columns of type A: the products of an input gradient,
 //                      not yet rounded. Both then add the bias and apply the activation (those of a transposed
 //                      convolution; else null and 0), and round once.
-//   col2im_scatter     each element of the columns is added, atomically, where it belongs: the order is that in which
-//                      threads come by, and with it the rounding. x is of type A and holds zeros before.
+//   col2im_scatter     each element of the columns is added to its position atomically: the order of the additions, and
+//                      with it the rounding, varies between runs. x is of type A and holds zeros before.
 //
-// A gather makes `count` pixels from pixel `first` of x on. It needs only the outputs that reach those: the columns
-// hold those of `box`, samples from box.n0 on, `outputs[a]` positions of each axis from `low[a]` on; g.y is not looked at.
+// A gather makes `count` pixels of x from pixel `first` on. It needs only the outputs that reach those: the columns hold
+// those of `box`, samples from box.n0 on, `outputs[a]` positions of each axis from `low[a]` on; g.y is not used.
 //
 //     launch   gather: block (256), grid any.  A thread: one pixel, as many channels as fill 16 bytes of the columns
 //              (WIDE = 1: that number divides c / groups, addresses are multiples of 16), or one (WIDE = 0).
-//              by_packs divides by the number of threads a pixel.
+//              by_packs divides by the number of threads per pixel.
 //              scatter: block and grid as im2col; groups = 1
 //              shared bytes 0
 //
 // Bytes: a gather reads each element of the columns once and writes x once; floor (|cols| + |x|) / copy bandwidth. Loads
-// are side by side along c. Scatter reads cols once and adds each element in the L2 cache.
-// Occupancy: 16 bytes a load; at 48 registers 5 blocks of 256 threads an SM (62%), 20 KB and more under way.
+// are contiguous along c. Scatter reads cols once and adds each element in the L2 cache.
+// Occupancy: 16 bytes per load; at 48 registers 5 blocks of 256 threads per SM (62%), 20 KB and more in flight.
 //
 // budget: col2im_gather 64 registers
 // budget: col2im_gather_acc 64 registers
@@ -41,7 +41,7 @@ struct Box {
   int low[3], outputs[3];
 };
 
-// The output, counted inside the box, whose tap reaches position `at` of x along an axis; -1 if there is none.
+// The output, counted within the box, whose tap reaches position `at` of x along an axis; -1 if there is none.
 __device__ __forceinline__ int reached(const Conv& g, const Box& box, int axis, int at, int tap) {
   const int start = at + g.pad[axis] - tap * g.dilation[axis];
   if (start < 0) return -1;
@@ -104,7 +104,7 @@ __device__ __forceinline__ void gather(const S* __restrict__ cols, const T* __re
   }
 }
 
-// Channels a thread takes, of columns of type S.
+// Channels per thread, for columns of type S.
 template <class S>
 __device__ constexpr int channels() {
   return WIDE ? 16 / (int)sizeof(S) : 1;

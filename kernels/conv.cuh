@@ -1,9 +1,9 @@
-// What every kernel of this folder shares: the dtype, the geometry, divisions, positions, bias and activation.
+// The parts that every kernel of this folder shares: dtype, geometry, divisions, positions, bias and activation.
 //
 //   -DDTYPE=   0 float16   1 bfloat16   2 float32   3 float64   4 complex64   5 complex128
 //   -DINDEX64= 1 where an array may have more than 2^30 elements, else 0
 //
-//   T   what arrays hold       A   what sums are made in: float for the 16-bit floats, else T
+//   T   the type of arrays     A   the type of sums: float for the 16-bit floats, else T
 //   R   the real type of A     index_t   an offset into an array, counted in elements
 //
 // The host makes the structs with gpuconv/cuda/arguments.py, which lays out the same fields in the same order.
@@ -124,7 +124,7 @@ __device__ __forceinline__ int divide(int n, const FastDiv d) {
   return (int)((__umulhi((u32)n, d.mul) + (u32)n) >> d.shift);
 }
 
-// ... with the remainder in `rest`.
+// The same division, with the remainder in `rest`.
 __device__ __forceinline__ int divide(int n, const FastDiv d, int& rest) {
   const int quotient = divide(n, d);
   rest = n - quotient * d.by;
@@ -139,12 +139,12 @@ __device__ __forceinline__ i64 divide(i64 n, const FastDiv d, int& rest) {
 
 // ---------------------------------------------------------------------------------------------------------- geometry
 
-// A convolution x -> y, of three spatial axes: 1-D and 2-D have leading axes of size 1, kernel 1, stride 1, pad 0.
+// A convolution x -> y of three spatial axes: 1-D and 2-D have leading axes of size 1, kernel 1, stride 1, pad 0.
 //
 //   x (n, x[0], x[1], x[2], c)    w (kernel[0], kernel[1], kernel[2], c / groups, k)    y (n, y[0], y[1], y[2], k)
 //
-// Tap r of output p reads position  p * stride + r * dilation - pad  of x. `pad` is that of the low side; the high side
-// is where y ends. No padded axis is longer than 2^31 - 1, so such positions fit an int.
+// Tap r of output p reads position  p * stride + r * dilation - pad  of x. `pad` is that of the low side; the size of y
+// gives the high side. No padded axis is longer than 2^31 - 1, so such positions fit an int.
 struct Conv {
   int n, c, k, groups;
   int x[3], y[3], kernel[3], stride[3], dilation[3], pad[3];
@@ -152,7 +152,7 @@ struct Conv {
   FastDiv by_x[3], by_y[3], by_stride[3];
 };
 
-// The position of x that padded position `at`, counted from the first of x, holds; -1 where it holds a zero.
+// The position of x behind padded position `at`, which is counted from the first of x; -1 where it holds a zero.
 __device__ __forceinline__ int source(int at, int size, int pad_mode) {
   if ((u32)at < (u32)size) return at;
   if (pad_mode == 0) return -1;
@@ -167,12 +167,12 @@ __device__ __forceinline__ int source(int at, int size, int pad_mode) {
   return (int)(rest < (u32)size ? rest : period - rest);
 }
 
-// ... of tap `r` of output `p` along `axis`.
+// The position of x that output `p` reads through tap `r` along `axis`; -1 for a zero.
 __device__ __forceinline__ int source(const Conv& g, int axis, int p, int r) {
   return source(p * g.stride[axis] + r * g.dilation[axis] - g.pad[axis], g.x[axis], g.pad_mode);
 }
 
-// A row of y as a matrix (n * o * p * q, k), taken apart.
+// The sample and the position of a row of y as a matrix (n * o * p * q, k).
 struct Output {
   int n, at[3];
 };
@@ -184,7 +184,7 @@ __device__ __forceinline__ Output output_of(const Conv& g, index_t row) {
   return out;
 }
 
-// The same of x: pixel number -> sample and position.
+// The sample and the position of a pixel of x, given its number.
 __device__ __forceinline__ Output input_of(const Conv& g, index_t pixel) {
   Output in;
   pixel = divide(pixel, g.by_x[2], in.at[2]);

@@ -1,4 +1,4 @@
-// Depthwise convolution and its input gradient: every channel by itself, so there is little to compute and much to move.
+// Depthwise convolution and its input gradient: each channel is on its own, so there is little to compute and much to move.
 //
 //   forward      y[n, p, q, k]  =  sum over taps of   x[at (p, q) and tap, k / b]  w[tap, k]        k = b * c
 //   input_grad  dx[n, h, w, c]  =  sum over taps and b of  dy[at (h, w) less tap, c * b + i]  w[tap, c * b + i]*
@@ -6,14 +6,14 @@
 //        x, a window of a thread            y, its tile           A thread makes TILE_P x TILE_Q outputs of CHANNELS
 //      . . . . . . . .                                            channels. It walks down the rows of its window: each is
 //      . +---------+ .                      +-----+               loaded once, as CHANNELS neighbours at a time, and added
-//      . | . . . . | .  3 x 3, stride 1     | . . |  2 x 4        to every output row that sees it. The weights stay in
+//      . | . . . . | .  3 x 3, stride 1     | . . |  2 x 4        to every output row that reads it. The weights stay in
 //      . | . . . . | .  ----------------->  | . . |               registers where there is room (REGISTER_WEIGHTS).
 //      . +---------+ .                      +-----+               threadIdx.x counts channels, .y tiles along the last axis,
 //      . . . . . . . .                                            .z along the one before: a block is a patch of the image,
 //                                                                 so that its halo is read from cache.
 //
-// Input gradient: tiles start at multiples of the stride in the padded image. Then which taps reach an input is known
-// to the compiler: those whose distance is a multiple of the stride. No product with a zero is made for the stride's sake.
+// Input gradient: tiles start at multiples of the stride in the padded image. Then the compiler knows which taps reach an
+// input, those whose distance is a multiple of the stride, and the stride costs no products with zeros.
 //
 //   -DINPUT_GRAD=  0 or 1      -DCHANNELS=  a thread's       -DTILE_P= -DTILE_Q=  its tile, multiples of STRIDE
 //   -DKERNEL=  K for kernels of 1 x K x K without dilation, stride STRIDE along both, b = 1; CHANNELS divides c, and the
@@ -29,7 +29,7 @@
 //
 // Cost: 2 taps n y k FLOP, sizeof(T) (x + w + y) bytes. Floor on an H200: the bytes over 4.3 TB/s: 32 bytes for four
 // float32 outputs take a multiprocessor 1.7 clocks. Expected, not measured: 85 to 90% of it for 3 x 3 at stride 1 (3 window
-// and 1.1 weight loads an output, 0.5 clocks of cache; 36 of some 60 instructions multiply: 0.5 clocks), 80% for 5 x 5
+// and 1.1 weight loads per output, 0.5 clocks of cache; 36 of some 60 instructions multiply: 0.5 clocks), 80% for 5 x 5
 // (0.8 and 1.0 clocks), 55% for 7 x 7, where the 49 multiply-adds alone take 1.5 clocks, loads another 0.5.
 //
 // budget: depthwise_forward 128 registers
@@ -67,7 +67,7 @@ __device__ __forceinline__ void add_product(Values& sum, const Values& a, const 
   for (int i = 0; i < CHANNELS; i++) sum.at[i] = mul_add(a.at[i], b.at[i], sum.at[i]);
 }
 
-// What a thread is to make: the sample, its place along axis 0, the first of its tile along the others, and its channel.
+// The job of a thread: the sample, the position along axis 0, the first position of its tile along the others, the channel.
 struct Job {
   int sample, outer, p, q, channel;
 };
@@ -92,8 +92,8 @@ __device__ __forceinline__ void write(T* out, const Values& sums, const T* __res
 }
 
 #if KERNEL
-// Along one axis, output i of a tile sees position `start + a` of the window through tap a - i * STRIDE; backwards it is
-// input i that is seen, from output a, through tap i - (a - HALO) * STRIDE.
+// Along one axis, output i of a tile reads position `start + a` of the window through tap a - i * STRIDE; backwards, input
+// i is read by output a, through tap i - (a - HALO) * STRIDE.
 constexpr int HALO = (KERNEL - 1) / STRIDE;
 __host__ __device__ constexpr int window(int tile) {
   return BACK ? HALO + (tile - 1) / STRIDE + 1 : (tile - 1) * STRIDE + KERNEL;
@@ -186,7 +186,7 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
 }
 
 #else
-// Where tap r lets position `at` of the result look, along `axis`; -1 for nowhere.
+// The position that position `at` of the result reads through tap r along `axis`; -1 for none.
 __device__ __forceinline__ int seen_from(const Conv& g, int axis, int at, int r) {
   if (!BACK) return source(g, axis, at, r);
   const int distance = at + g.pad[axis] - r * g.dilation[axis];

@@ -2,11 +2,11 @@
 //
 //   dw[tap, k]  =  sum over (n, o, p, q) of   x[at (p, q) and tap, k / b]*  dy[n, o, p, q, k]      k = b * c, * conjugate
 //
-//     channels ->                       A thread takes CHANNELS neighbouring channels (threadIdx.x) and every so-many-th
-//   p +--------------+                  strip of TILE_Q outputs (threadIdx.y): it keeps one sum a tap in registers, and
-//   i |th 0  th 1 .. | lane 0           loads dy once and each row of the window once for all of them. Then the lanes of
-//   x +--------------+                  a block are added pairwise in shared memory, and the blocks' sums (`splits` of
-//   e |              | lane 1           them, in `partials`) in order by add_up.cu: always the same sums in the same order.
+//     channels ->                       A thread takes CHANNELS neighbouring channels (threadIdx.x) and every n-th strip
+//   p +--------------+                  of TILE_Q outputs (threadIdx.y): it keeps one sum per tap in registers, and loads
+//   i |th 0  th 1 .. | lane 0           dy once and each row of the window once for all of them. Then the lanes of a block
+//   x +--------------+                  are added pairwise in shared memory, and the blocks' sums (`splits` of them, in
+//   e |              | lane 1           `partials`) in order by split_k_reduce.cu: the order of additions is always the same.
 //   l +--------------+
 //   s |     ...      |
 //
@@ -129,12 +129,12 @@ depthwise_weight_grad(const T* __restrict__ x, const T* __restrict__ dy, T* __re
 #pragma unroll
   for (int number = 0; number < TAPS; number++) {
     lanes[place] = sums[number];
-    for (int apart = 1; apart < count; apart *= 2) {
+    for (int distance = 1; distance < count; distance *= 2) {
       __syncthreads();
-      if (lane % (2 * apart) == 0 && lane + apart < count)
+      if (lane % (2 * distance) == 0 && lane + distance < count)
 #pragma unroll
         for (int i = 0; i < CHANNELS; i++)
-          lanes[place].at[i] = add(lanes[place].at[i], lanes[place + apart * width].at[i]);
+          lanes[place].at[i] = add(lanes[place].at[i], lanes[place + distance * width].at[i]);
     }
     if (lane == 0 && has_channel) {
       const Values total = lanes[place];

@@ -1,7 +1,7 @@
 // Direct convolution and its input gradient: a matrix product whose first factor is never written down.
 //
-//   forward      y[m, k]  =  sum over (t, c) of   x[m at t, c]  w[t, c, k]        m = (n, o, p, q)   one output pixel a row
-//   input_grad  dx[m, c]  =  sum over (t, k) of  dy[m at t, k]  w[t, c, k]*       m = (n, d, h, w)   one input pixel a row
+//   forward      y[m, k]  =  sum over (t, c) of   x[m at t, c]  w[t, c, k]        m = (n, o, p, q)   a row per output pixel
+//   input_grad  dx[m, c]  =  sum over (t, k) of  dy[m at t, k]  w[t, c, k]*       m = (n, d, h, w)   a row per input pixel
 //
 //                        (t, c) runs down                k across
 //     x                  +---+---+---+---+               +-------+
@@ -10,34 +10,35 @@
 //   |  . . .    |        +---+---+---+---+   b[k][n]     |       |     tap by tap as it is needed
 //   +-----------+                                        +-------+
 //
-// Input gradient: an input pixel sees only the taps whose distance to it is a multiple of the stride. Pixels of the same
-// remainder see the same taps, so the image falls into parts (one for each remainder an axis) in each of which the
-// gradient is a convolution of stride 1 with some of the taps: see gpuconv/algorithms/adjoint.py. All parts are in one launch, no
-// product with a zero is made for the stride's sake, and every element is written once, by one thread.
+// Input gradient: only taps whose distance to an input pixel is a multiple of the stride reach it. Pixels of the same
+// remainder have the same taps, so the image falls into parts (one per remainder and axis) in each of which the gradient is
+// a convolution of stride 1 with some of the taps: see gpuconv/algorithms/adjoint.py. One launch covers all parts, the
+// stride costs no products with zeros, and every element is written once, by one thread.
 //
 // Layouts, channels last, C-contiguous: x (n, x[0], x[1], x[2], c), w (taps, c / groups, k), y (n, y[0], y[1], y[2], k),
 // bias (k), or (c) for the gradient, or null; partials (plan.splits, elements of the result) of A, or null for 1 split.
 //
 // Launch: block (THREADS), grid (jobs) with jobs = tiles_n * parts * tiles_m * groups * splits, no dynamic shared memory.
 // More blocks than jobs do no harm. A unit is one kernel: INPUT_GRAD=0 or 1; ALIGNED=1 takes arrays aligned to 16 bytes
-// whose channels of a group, in and out, are multiples of VECTOR, ALIGNED=0 takes all. After more splits than 1, add_up.cu.
+// whose channels per group, in and out, are multiples of VECTOR, ALIGNED=0 takes all. With more than one split,
+// split_k_reduce.cu follows.
 //
 // Cost: 2 n y taps c k / groups FLOP, sizeof(T) (x + w + y) bytes. Floor on an H200: FLOP / 67 T/s (float32), or bytes /
 // 4.3 TB/s where that is more (1 x 1 with c + k < 60, say). Expected, not measured: 60 to 70% of the multiply-add rate
 // for 128 x 128 tiles. Of every 73 instructions 64 multiply; shared memory delivers a number for every 4 products, about
-// half of what it could; 16 warps a multiprocessor (128 registers a thread) hide its latency, not all of the barrier's.
-// 64 x 64: about 50%, and 8 x 4 products a thread read 3/8 of a number each.
+// half of what it could; 16 warps per multiprocessor (128 registers per thread) hide its latency, not all of the barrier's.
+// 64 x 64: about 50%, and the 8 x 4 products of a thread read 3/8 of a number each.
 //
 // budget: direct_forward 128 registers
 // budget: direct_input_grad 128 registers
 #include "axes.cuh"
 #include "tile.cuh"
 
-// A row of the result: its sample, and where its window starts. No sample: there is no such row.
+// A row of the result: its sample, and the start of its window. The sample is -1 where there is no such row.
 struct alignas(16) Row {
   int sample, start[3];
 };
-// V products that lie side by side: the step from a window's start, and the channel. No channel: past the end of the sum.
+// V neighbouring products: the step from a window's start, and the channel, which is -1 past the end of the sum.
 struct alignas(16) Product {
   int shift[3], channel;
 };
@@ -111,7 +112,7 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
   const i64 all_steps = (sum_length + TILE_K - 1) / TILE_K;
   const int begin = (int)(all_steps * split / plan.splits), end = (int)(all_steps * (split + 1) / plan.splits);
 
-  // Looks the products of a step up, for all threads.
+  // Looks up the products of a step for all threads.
   const auto prepare = [&](int step) {
     if (thread >= TILE_K / V) return;
     const index_t j = (index_t)step * TILE_K + thread * V;

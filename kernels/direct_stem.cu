@@ -3,8 +3,8 @@
 //   y[n, p, q, k]  =  sum over (r, j) of   x[n, p * stride + r, (q * stride) * c + j]  w[r, j, k]        j = (s, c)
 //
 //      strip of x in shared memory                tile of y             The tap s and the channel c of a row of x are one
-//     +---------------------------+   ROWS    +------------------+      index j: neighbours in x and in w. A block makes
-//     | . . . . . . . . . . . . . |           | 8 x 16 pixels    |      8 x 16 pixels by 64 channels, a thread a column of
+//     +---------------------------+   ROWS    +------------------+      index j, contiguous in x and in w. A block makes
+//     | . . . . . . . . . . . . . |           | 8 x 16 pixels    |      8 x 16 pixels by 64 channels, a thread one column of
 //     | . . . . . . . . . . . . . | --------> | by 64 channels   |      8 pixels by 8 channels. For each j it loads a
 //     | . . . . . . . . . . . . . |           +------------------+      column of the strip, ROWS numbers, once for all its
 //     +---------------------------+                                     pixels and all KERNEL_H taps: pixels below each
@@ -13,7 +13,7 @@
 //   -DKERNEL_H= -DSTRIDE_H=  of the rows; those of the columns are of any size
 //
 // Layouts, channels last, C-contiguous: x (n, x[0], x[1], x[2], c), w (1, KERNEL_H, kernel[2], c, k), y (n, y[0], y[1],
-// y[2], k), bias (k) or null; w and y aligned to 4 elements, k a multiple of 4. No groups, no dilation of the two last
+// y[2], k), bias (k) or null; w and y aligned to 4 elements, k a multiple of 4. No groups, no dilation of the last two
 // axes, kernel[0] = 1. Any pad mode.
 //
 // Launch: block (128), grid (blocks_k * blocks_q * blocks_p * n * y[0]), shared bytes ROWS * plan.length * sizeof(A).
@@ -62,7 +62,7 @@ direct_stem(const T* __restrict__ x, const T* __restrict__ w, const T* __restric
     int column, channel;
     const int a = divide(i, plan.by_length, column);
     column = divide(column, plan.by_c, channel);
-    // Rows and columns of outputs past the end may lie anywhere, and be told to wrap around: they are not written.
+    // Rows and columns of outputs past the end may read any position of x: they are not written.
     const int row = source(top + a, g.x[1], g.pad_mode), at = source(left + column, g.x[2], g.pad_mode);
     A value = zero<A>();
     if (outer >= 0 && row >= 0 && at >= 0)

@@ -1,4 +1,4 @@
-// The weight gradient of a convolution: a matrix product over all output pixels, none of whose factors is copied.
+// The weight gradient of a convolution: a matrix product over all output pixels, neither of whose factors is copied.
 //
 //   dw[t, c, k]  =  sum over m of   x[m at t, c]*  dy[m, k]        m = (n, o, p, q)   output pixels       * conjugate
 //
@@ -9,14 +9,14 @@
 //                +---+---+---+---+       +-------+     16 bytes of channels go straight into its buffers
 //
 // There are few weights and many pixels: the pixels are cut into `splits`, each of which makes a whole dw of its own in
-// `partials`, and add_up (add_up.cu) sums these in order. So the result does not depend on which block is first.
+// `partials`, and split_k_reduce.cu sums these in order. So the result does not depend on which block is first.
 //
 // Layouts, channels last, C-contiguous: x (n, x[0], x[1], x[2], c), dy (n, y[0], y[1], y[2], k), dw (taps, c / groups, k),
 // partials (splits, elements of dw) of A, or null for 1 split.
 //
 // Launch: block (THREADS), grid (jobs) with jobs = tiles_n * tiles_m * groups * splits, where the tiles_m are those of
 // (t, c) and the tiles_n those of k; no dynamic shared memory. More blocks than jobs do no harm. ALIGNED=1 takes arrays
-// aligned to 16 bytes whose channels of a group are multiples of VECTOR; ALIGNED=0 takes all.
+// aligned to 16 bytes whose channels per group are multiples of VECTOR; ALIGNED=0 takes all.
 //
 // Cost: 2 n y taps c k / groups FLOP, sizeof(T) (x + w + y) bytes and twice those of `partials`. Floor on an H200: FLOP /
 // 67 T/s (float32). Expected, not measured: 60 to 70% of it where dw fills tiles of 128 x 128; finding a pixel's
@@ -26,11 +26,11 @@
 #include "jobs.cuh"
 #include "tile.cuh"
 
-// An output pixel: its sample, and where its window starts. No sample: past the last pixel.
+// An output pixel: its sample, and the start of its window. The sample is -1 past the last pixel.
 struct alignas(16) Pixel {
   int sample, start[3];
 };
-// V rows of the tile that are neighbours: the steps from a window's start, and the channel; none past the last row.
+// V neighbouring rows of the tile: the steps from a window's start, and the channel; -1 past the last row.
 struct alignas(16) Plane {
   int shift[3], channel;
 };
@@ -75,7 +75,7 @@ __device__ __forceinline__ void weight_gradient(const T* __restrict__ x, const T
   const index_t begin = (index_t)(all_steps * split / plan.splits);
   const int steps = (int)(all_steps * (split + 1) / plan.splits - begin);
 
-  // Looks the pixels of a step up, for all threads.
+  // Looks up the pixels of a step for all threads.
   const auto prepare = [&](int step) {
     if (thread >= TILE_K) return;
     const index_t m = (begin + step) * TILE_K + thread;

@@ -1,4 +1,4 @@
-// y = activation(sums + bias), rounded to the dtype of y: what follows a product that another library made.
+// y = activation(sums + bias), rounded to the dtype of y: the epilogue of a product that another library made.
 //
 //     sums (m, k) of type A         bias (k) or null         y (m, k) of type T; may be sums itself where T is A
 //
@@ -6,7 +6,7 @@
 //              A thread takes as many elements as fill 16 bytes of sums (WIDE = 1: that number divides k, addresses are
 //              multiples of 16), or one (WIDE = 0). `packs` counts them, by_packs divides by the packs of a row.
 //
-// Bytes: |sums| + |y|, each once. Floor: that / copy bandwidth. Occupancy: 32 registers, 8 blocks of 256 an SM (100%).
+// Bytes: |sums| + |y|, each once. Floor: that / copy bandwidth. Occupancy: 32 registers, 8 blocks of 256 per SM (100%).
 //
 // budget: epilogue 40 registers
 #include "conv.cuh"

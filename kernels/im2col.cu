@@ -1,32 +1,32 @@
-// im2col: what each output of a convolution looks at, written out as one row of a matrix (Chellapilla, Puri & Simard,
+// im2col: the window of each output of a convolution, written out as one row of a matrix (Chellapilla, Puri & Simard,
 // "High performance convolutional neural networks for document processing", 2006).
 //
-//     x (n, d, h, w, c)                     cols (m, t r s c),  m = (n, o, p, q): one output a row
+//     x (n, d, h, w, c)                     cols (m, t r s c),  m = (n, o, p, q): one row per output
 //
 //     +---+---+---+---+                     m       r0s0   r0s1   r1s0   r1s1      kernel 2 x 2
 //     | a | b | c | d |                     (0,0)   a      b      e      f
-//     +---+---+---+---+                     (0,1)   b      c      f      g         each letter is c values, which lie
-//     | e | f | g | h |                     (0,2)   c      d      g      h         side by side on both sides
+//     +---+---+---+---+                     (0,1)   b      c      f      g         each letter is c values, which are
+//     | e | f | g | h |                     (0,2)   c      d      g      h         contiguous on both sides
 //     +---+---+---+---+                     ...
 //
-// With groups the matrix of each group stands by itself: cols (g, m, t r s c/g). The launch makes a strip of `count`
-// rows from row `first` on; row 0 of cols is row `first` of the whole matrix.
+// With groups each group has a matrix of its own: cols (g, m, t r s c/g). The launch makes a strip of `count` rows from
+// row `first` on; row 0 of cols is row `first` of the whole matrix.
 //
-// Values are moved, never looked at, so that the kernel knows words of BYTES bytes (1, 2, 4, 8, 16) and no dtype: the
+// Values are moved and never interpreted, so the kernel knows words of BYTES bytes (1, 2, 4, 8, 16) and no dtype: the
 // host takes the widest word that divides the channels of a group and both addresses, and g.c counts words. That is 16
 // bytes for 8 channels of float16, and the 4 of one float for the 3 channels of a picture, or the 2 of one bfloat16.
 //
-//     launch   block (bx, by): bx threads side by side along a row, by rows; at most 256
+//     launch   block (bx, by): bx neighbouring threads along a row, by rows; at most 256
 //              grid (blocks along m, blocks along a row): any; shared bytes 0
 //     align    x and cols at multiples of BYTES
 //
-// A thread keeps one column, takes its tap apart once, and walks down the rows, ROWS at a time: so many loads are under
-// way together. A row is taken apart with one multiplication an axis. Stores of a warp are side by side wherever a
-// matrix row has 32 words or rows follow each other; loads are so for c words.
+// A thread keeps one column, decodes its tap once, and walks down the rows, ROWS at a time: this many loads are in flight
+// together. Decoding a row takes one multiplication per axis. The stores of a warp are contiguous wherever a matrix row has
+// 32 words or rows follow each other, and its loads are contiguous for c words.
 //
 // Bytes: every element of cols is written once, every element of x is read once from memory and then from the caches,
 // taps - 1 times more. Floor: (|x| + |cols|) / copy bandwidth. In strips that fit the L2 cache cols never leaves it.
-// Occupancy: 48 registers, 5 blocks of 256 threads an SM (62%), with 4 words a thread under way: 20 KB an SM at 4 bytes.
+// Occupancy: 48 registers, 5 blocks of 256 threads per SM (62%), with 4 words per thread in flight: 20 KB per SM at 4 bytes.
 //
 // budget: im2col 64 registers
 #include "conv.cuh"

@@ -1,25 +1,26 @@
 // Convolution and its input gradient on tensor cores: a matrix product whose first factor is gathered while it multiplies.
 //
-//   forward      y[m, k]  =  sum over (t, c) of   x[m at t, c]  w[t, c, k]       m = (n, o, p, q)   one output pixel a row
-//   input_grad  dx[m, c]  =  sum over (t, k) of  dy[m at t, k]  w[t, c, k]       m = (n, d, h, w)   one input pixel a row
+//   forward      y[m, k]  =  sum over (t, c) of   x[m at t, c]  w[t, c, k]       m = (n, o, p, q)   a row per output pixel
+//   input_grad  dx[m, c]  =  sum over (t, k) of  dy[m at t, k]  w[t, c, k]       m = (n, d, h, w)   a row per input pixel
 //
 //                       (t, c) runs on              k across
 //     x                 +----+----+----+            +-------+
 //   +-----------+  m    | t0 | t1 | t2 |            |   w   |     A row of the first factor is a window of x. Step by step
-//   |  . . .    | ----> |    |    |    |            |       |     TILE_K of its numbers come into shared memory: what a tap
-//   |  . . .    |       +----+----+----+            +-------+     sees is one offset away from where the window starts,
-//   +-----------+                                                 the same for all rows. What lies outside of x is zero.
+//   |  . . .    | ----> |    |    |    |            |       |     TILE_K of its numbers come into shared memory: the input
+//   |  . . .    |       +----+----+----+            +-------+     of a tap is at one offset from the window's start, the
+//   +-----------+                                                 same for all rows. Positions outside of x are zero.
 //
-// Input gradient: parts of stride 1, each with the taps that meet it (axes.cuh), all in one launch; w is read along k as it
-// lies. Groups, dilation, stride, any channels; zeros are the only padding.
+// Input gradient: parts of stride 1, each with the taps that meet it (axes.cuh), all in one launch; w is read in place,
+// along k. Groups, dilation, stride, any channels; zeros are the only padding.
 //
 // Layouts, channels last, C-contiguous: x (n, x[0], x[1], x[2], c), w (taps, c / groups, k), y (n, y[0], y[1], y[2], k),
 // bias (k), or (c) for the gradient, or null; partials (plan.splits, elements of the result) of float, or null for 1 split.
 //
 // Launch: block (THREADS), grid (jobs) with jobs = tiles_n * parts * tiles_m * groups * splits; dynamic shared memory
-// SHARED_BYTES of this file, which gpuconv/algorithms/cuda/implicit_gemm.py counts in the same way. More blocks than jobs do no
-// harm. A unit is one kernel: INPUT_GRAD=0 or 1. COPY=16 takes arrays aligned to 16 bytes whose channels of a group, in and
-// out, are multiples of 16 bytes; COPY=4 of 4 bytes; COPY=2 takes all. After more splits than 1, add_up.cu.
+// SHARED_BYTES of this file, which gpuconv/algorithms/cuda/implicit_gemm.py computes in the same way. More blocks than jobs
+// do no harm. A unit is one kernel: INPUT_GRAD=0 or 1. COPY=16 takes arrays aligned to 16 bytes whose channels per group,
+// in and out, are multiples of 16 bytes; COPY=4 of 4 bytes; COPY=2 takes all. With more than one split, split_k_reduce.cu
+// follows.
 //
 // Cost: 2 n y taps c k / groups FLOP (three times that as three TF32 products), sizeof(T) (x + w + y) bytes. mma.sync
 // reaches at most 63-65% of the tensor cores of an H200 (published): about 510 T/s in 16 bits, 83 T/s as three products.
@@ -40,7 +41,7 @@ constexpr int STAGE = STAGE_BYTES<Windows, Weights>;
 constexpr int SHARED_BYTES =
     STAGES * STAGE > TILE_M * RESULT_PITCH * SIZE ? STAGES * STAGE : TILE_M * RESULT_PITCH * SIZE;
 
-// Where the window of a row starts.
+// The start of the window of a row.
 struct alignas(16) Window {
   int start[3], unused;
 };
@@ -54,8 +55,8 @@ struct Table {
 constexpr int SIDE_BY_SIDE = 64 / COPY;               // copies of a row of a step, by neighbouring threads
 constexpr int AT_ONCE = THREADS / SIDE_BY_SIDE;       // rows that all threads copy at a time
 constexpr int OWN_WINDOWS = TILE_M / AT_ONCE;         // windows of a thread
-constexpr bool KEEPS = SIZE == 2 && OWN_WINDOWS <= 4; // ... which it keeps in registers if there are some left
-constexpr int UNROLL = COPY < 16 ? 2 : SIZE == 4 ? 1 : 8;  // of more the addresses would spill
+constexpr bool KEEPS = SIZE == 2 && OWN_WINDOWS <= 4; // whether it keeps them in registers: only if some are left
+constexpr int UNROLL = COPY < 16 ? 2 : SIZE == 4 ? 1 : 8;  // with more the addresses would spill
 
 template <bool BACK>
 __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __restrict__ w, const T* __restrict__ bias,
@@ -108,9 +109,9 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
   }
   __syncthreads();
 
-  // Read where they are needed, from the arguments or shared memory: registers are for sums.
+  // These are read where they are needed, from the arguments or shared memory: registers are for sums.
   const auto taps = [&](int axis) { return BACK ? table.axes[axis].taps : g.kernel[axis]; };
-  const auto hop = [&](int axis) { return BACK ? table.axes[axis].step : g.dilation[axis]; };
+  const auto step_of = [&](int axis) { return BACK ? table.axes[axis].step : g.dilation[axis]; };
   const int products = taps(0) * taps(1) * taps(2) * depth;
   const int all_steps = (products + TILE_K - 1) / TILE_K;
   const int begin = (int)((i64)all_steps * split / plan.splits), end = (int)((i64)all_steps * (split + 1) / plan.splits);
@@ -136,7 +137,7 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
 
   const auto load = [&](char* stage) {
     const bool any = j < products;
-    const int shift[3] = {tap[0] * hop(0), tap[1] * hop(1), tap[2] * hop(2)};
+    const int shift[3] = {tap[0] * step_of(0), tap[1] * step_of(1), tap[2] * step_of(2)};
     const i64 delta = (((i64)shift[0] * in_size[1] + shift[1]) * in_size[2] + shift[2]) * in_channels + channel;
 #pragma unroll UNROLL
     for (int i = 0; i < OWN_WINDOWS; i++) {

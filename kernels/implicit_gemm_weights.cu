@@ -1,22 +1,22 @@
 // The weight gradient of a convolution on tensor cores: a matrix product summed over pixels.
 //
-//   dw[(t, c), k]  =  sum over m of  x[m at t, c]  dy[m, k]        m = (n, o, p, q)   one output pixel a product
+//   dw[(t, c), k]  =  sum over m of  x[m at t, c]  dy[m, k]        m = (n, o, p, q)   a product per output pixel
 //
 //                     (t, c) across                 k across
 //     x               +-------+                     +-------+
 //   +-----------+  m  | . . . |                     |   dy  |     Both factors are read pixel by pixel: each row in shared
-//   |  . . .    | --> | . . . |   summed            |       |     memory belongs to a pixel, and holds what the tile's taps
-//   |  . . .    | on  | . . . |   downwards         |       |     and channels see of x, or its own channels of dy. A thread
+//   |  . . .    | --> | . . . |   summed            |       |     memory belongs to a pixel, and holds x at the tile's taps
+//   |  . . .    | on  | . . . |   downwards         |       |     and channels, or the pixel's channels of dy. A thread
 //   +-----------+     +-------+                     +-------+     copies the same tap and channel of every step.
 //
 // Layouts, channels last, C-contiguous: x (n, x[0], x[1], x[2], c), dy (n, y[0], y[1], y[2], k), dw (taps, c / groups, k),
 // partials (plan.splits, elements of dw) of float, or null for 1 split.
 //
 // Launch: block (THREADS), grid (jobs) with jobs = tiles_n * tiles_m * groups * splits; dynamic shared memory SHARED_BYTES
-// of this file, which gpuconv/algorithms/cuda/implicit_gemm.py counts in the same way. More blocks than jobs do no harm. COPY=16
-// takes arrays aligned to 16 bytes whose channels of a group, in and out, are multiples of 16 bytes; COPY=4 of 4 bytes;
-// COPY=2 takes all. Few weights and many pixels: the pixels are split until the device is full, and add_up.cu adds the
-// partial sums in order.
+// of this file, which gpuconv/algorithms/cuda/implicit_gemm.py computes in the same way. More blocks than jobs do no harm.
+// COPY=16 takes arrays aligned to 16 bytes whose channels per group, in and out, are multiples of 16 bytes; COPY=4 of 4
+// bytes; COPY=2 takes all. There are few weights and many pixels: the pixels are split until the device is full, and
+// split_k_reduce.cu adds the partial sums in order.
 //
 // Cost: 2 n y taps c k / groups FLOP (three times that as three TF32 products), sizeof(T) (x + dy + dw) bytes, and
 // 8 splits * dw for the partial sums. The rates of implicit_gemm.cu.
@@ -26,12 +26,12 @@
 #include "jobs.cuh"
 #include "mma.cuh"
 
-// What a chunk of the tile's rows sees of a pixel: a tap, from where the window starts, and a channel; -1 for nothing.
+// The part of a pixel's window in a chunk of the tile's rows: a tap, from the window's start, and a channel; -1 for none.
 struct alignas(16) View {
   int shift[3], channel;
 };
 
-// Where the tile lies in the result, and how much of the result there is from there on.
+// The start of the tile in the result, and the size of the result from there on.
 struct Result {
   i64 start, partial;
   int height, width;
@@ -42,7 +42,7 @@ typedef AcrossK<TILE_N> Outputs;
 constexpr int STAGE = STAGE_BYTES<Seen, Outputs>;
 constexpr int SHARED_BYTES =
     STAGES * STAGE > TILE_M * RESULT_PITCH * SIZE ? STAGES * STAGE : TILE_M * RESULT_PITCH * SIZE;
-constexpr int UNROLL = COPY < 16 ? 2 : 1;  // of more the addresses would spill
+constexpr int UNROLL = COPY < 16 ? 2 : 1;  // with more the addresses would spill
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 implicit_gemm_weight_grad(const T* __restrict__ x, const T* __restrict__ dy, T* dw, float* partials, const Conv g,

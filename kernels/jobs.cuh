@@ -1,5 +1,5 @@
-// How a product by tiles is cut up into the jobs of a launch, one a block: what direct.cu, implicit_gemm.cu and their
-// weight gradients share. The host makes the plans in gpuconv/algorithms/cuda/implicit_product.py.
+// The jobs of a product by tiles, one per block: shared by direct.cu, implicit_gemm.cu and their weight gradients. The host
+// makes the plans in gpuconv/algorithms/cuda/implicit_product.py.
 //
 //   job  =  (((split * groups + group) * tiles_m + tile_m) * parts + part) * tiles_n + tile_n
 //
@@ -7,9 +7,10 @@
 #pragma once
 #include "conv.cuh"
 
-// Rows are pixels. `outs` are the outputs of the largest part along each axis (axes.cuh); without parts, all of them.
+// Rows are pixels. `outs` are the outputs of the largest part along each axis (axes.cuh), or without parts all outputs, and
+// `tap_stride` is the distance between the taps of a part.
 struct ProductPlan {
-  int outs[3], parts[3], apart[3];
+  int outs[3], parts[3], tap_stride[3];
   int tiles_m, tiles_n, splits, activation;
   FastDiv by_outs[3], by_depth;
 };
@@ -25,7 +26,7 @@ struct Job {
   u32 part;
 };
 
-// The job of this block. False where there is none: more blocks than jobs do no harm.
+// The job of this block. The result is false if there is none: more blocks than jobs do no harm.
 template <class Plan>
 __device__ __forceinline__ bool job_of(const Plan& plan, u32 parts, int groups, Job& job) {
   u32 rest = blockIdx.x;

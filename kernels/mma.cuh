@@ -1,29 +1,29 @@
-// A matrix product by tiles on tensor cores: what implicit_gemm.cu and implicit_gemm_weights.cu share.
+// A matrix product by tiles on tensor cores, shared by implicit_gemm.cu and implicit_gemm_weights.cu.
 //
 //                         TILE_N
 //                    +-------------+           A block makes TILE_M x TILE_N sums. Both factors go from global into shared
 //                    |   b [k, n]  | TILE_K    memory by asynchronous copies, STAGES - 1 steps of TILE_K products ahead of
 //                    +-------------+           the multiplication, so that a step's data are there when it begins.
 //      TILE_K
-//     +--------+     +------+------+           A warp makes WARP_M x WARP_N of the sums, out of fragments of 16 x 8 that lie
+//     +--------+     +------+------+           A warp makes WARP_M x WARP_N of the sums, out of fragments of 16 x 8 that are
 //     |        |     | warp |      |           spread over its lanes:  lane = 4 * g + t  holds sums (g, 2t), (g, 2t + 1),
 //     | a [m,k]|     +------+      |           (g + 8, 2t), (g + 8, 2t + 1)  of each (PTX ISA, "mma.m16n8k16").
 //     |        |     |             | TILE_M
 //     +--------+     +-------------+
 //
 //   -DDTYPE= 0, 1 (16-bit floats) or 2 (float32 as TF32)    -DTILE_M= -DTILE_N=    -DCOPY= bytes of one copy: 16, 4 or 2
-//   -DPRODUCTS= TF32 products made for a product: 1, or 3 for the precision of float32; 1 with 16-bit floats
+//   -DPRODUCTS= TF32 products per product: 1, or 3 for the precision of float32; 1 with 16-bit floats
 //
 // Three products (Ootomo & Yokota, "Recovering single precision accuracy from Tensor Cores while surpassing the FP32
 // theoretical peak performance", 2022): with a = big + small, both TF32, a * b is big * big + big * small + small * big to
-// 22 bits. Tensor cores round sums towards zero, and not by the last place alone, so that even short sums show it: after
+// 22 bits. Tensor cores round sums towards zero, and by more than the last place, so that even short sums show it: after
 // every step their sums are added to those that are kept, rounded to nearest, and the tensor cores start anew from what
 // that rounded off (Kahan, "Further remarks on reducing truncation errors", 1965). The error then is that of a step's
 // sums, however many steps there are. An infinity, in an array or as a sum, becomes NaN.
 //
-// A row of shared memory that is read a column at a time would come from one bank: chunks of 16 bytes are permuted within
-// 128 bytes (xor with the row) so that the eight rows of a fragment lie in eight different places; 32-bit numbers that are
-// read along k have 8 numbers of room after each row instead.
+// Shared memory that is read one column at a time would come from one bank: chunks of 16 bytes are permuted within 128
+// bytes (xor with the row) so that the eight rows of a fragment are in different banks; 32-bit numbers that are read along
+// k have a gap of 8 numbers after each row instead.
 #pragma once
 #include "conv.cuh"
 
@@ -32,22 +32,22 @@
 #endif
 
 constexpr int STAGES = 4;
-constexpr int SIZE = sizeof(T);        // of a number
+constexpr int SIZE = sizeof(T);        // bytes of a number
 constexpr int CHUNK = 16 / SIZE;       // numbers in 16 bytes
-constexpr int TILE_K = 64 / SIZE;      // products of a step
-constexpr int MMA_K = 32 / SIZE;       // ... of one instruction
+constexpr int TILE_K = 64 / SIZE;      // products per step
+constexpr int MMA_K = 32 / SIZE;       // products per instruction
 constexpr int WARP_M = TILE_M * TILE_N >= 128 * 128 ? 64 : 32, WARP_N = 32;
 constexpr int WARPS_M = TILE_M / WARP_M, WARPS_N = TILE_N / WARP_N, THREADS = 32 * WARPS_M * WARPS_N;
 constexpr int RESIDENT = THREADS == 128 && PRODUCTS == 3 ? 3 : 512 / THREADS;  // blocks for which there shall be registers
 constexpr int ROWS = WARP_M / 16, COLUMNS = WARP_N / 8;  // fragments of a warp
 
-constexpr int MMA_UNROLL = PRODUCTS == 3 ? 1 : 2;  // of more the fragments would spill
+constexpr int MMA_UNROLL = PRODUCTS == 3 ? 1 : 2;  // with more the fragments would spill
 
 typedef float Sums[ROWS][COLUMNS][4];
 
 // ---------------------------------------------------------------------------------------------------------- shared memory
 
-// A factor with k innermost: TILE rows of 64 bytes. Byte of number `k` of row `at`.
+// A factor with k innermost, in TILE rows of 64 bytes; byte() is the offset of number `k` of row `at`.
 template <int TILE>
 struct AlongK {
   static constexpr bool K_FIRST = false;
@@ -56,7 +56,7 @@ struct AlongK {
   __device__ __forceinline__ static u32 byte(int at, int k) { return chunk(at, k / CHUNK) + (u32)(k % CHUNK * SIZE); }
 };
 
-// A factor with k outermost: TILE_K rows of TILE numbers. Byte of number `at` of row `k`.
+// A factor with k outermost, in TILE_K rows of TILE numbers; byte() is the offset of number `at` of row `k`.
 template <int TILE>
 struct AcrossK {
   static constexpr bool K_FIRST = true;
@@ -68,7 +68,7 @@ struct AcrossK {
   __device__ __forceinline__ static u32 byte(int at, int k) { return chunk(k, at / CHUNK) + (u32)(at % CHUNK * SIZE); }
 };
 
-// Results wait here before they are written: rows longer than the tile, for the banks' sake.
+// Results wait here before they are written, in rows longer than the tile to avoid bank conflicts.
 constexpr int RESULT_PITCH = TILE_N + 8;
 
 // Brings COPY bytes into shared memory, or zeros where there is nothing to bring. `from` must be readable all the same.
@@ -128,7 +128,7 @@ __device__ __forceinline__ void mma(float (&sums)[4], const u32 (&a)[4], const u
 #endif
 }
 
-// Numbers of float32 bits -> TF32; with three products also what they leave over.
+// Rounds numbers from float32 bits to TF32; with three products, `small` gets the remainders.
 template <int N>
 __device__ __forceinline__ void split(u32 (&big)[N], u32 (&small)[N]) {
 #pragma unroll
@@ -182,7 +182,7 @@ __device__ __forceinline__ void clear(Sums& sums) {
       for (int v = 0; v < 4; v++) sums[i][j][v] = 0.0f;
 }
 
-// Adds `part` to `sums`, and leaves in it what they could not hold.
+// Adds `part` to `sums`, and leaves in `part` what the rounding lost.
 __device__ __forceinline__ void keep(Sums& sums, Sums& part) {
 #pragma unroll
   for (int i = 0; i < ROWS; i++)
@@ -254,8 +254,8 @@ __device__ __forceinline__ void each_pair(const Sums& sums, Place place, Visit v
               sums[i][j][half * 2], sums[i][j][half * 2 + 1]);
 }
 
-// Writes a tile of sums: row r of it, `width` numbers at most, goes to element `start(r)` (below 0: nowhere) of `out`, or
-// of `partials` where there are any, as float32. The bias of the tile's first column is number `channel`.
+// Writes a tile of sums: its row r, of up to `width` numbers, goes to element `start(r)` (below 0: nowhere) of `out`, or of
+// `partials` where there are any, as float32. The bias of the tile's first column is number `channel`.
 template <class Start>
 __device__ __forceinline__ void write(const Sums& sums, char* shared, Place place, T* out, float* partials, int width,
                                       const T* bias, int channel, int activation, Start start) {

@@ -3,8 +3,8 @@
 //     x (n, h, w, c)       y (n, p, q, c)       windows of kernel[1] x kernel[2], axes 1 and 2 of the geometry
 //
 //     max_pool            y = the largest of the window; of several the first in row order. A NaN is larger than all.
-//     max_pool_winners    winners = its tap, r * kernel[2] + s
-//     max_pool_grad       dx = the sum of the dy of those windows that it won
+//     max_pool_argmax     argmax = the tap of that value, r * kernel[2] + s
+//     max_pool_grad       dx = the sum of the dy of those windows whose argmax it is
 //     avg_pool            y = the sum of the window, in row order, / count
 //     avg_pool_grad       dx = the sum over the windows that hold it, in row order of its taps there, of dy / count
 //
@@ -13,15 +13,15 @@
 //
 //     launch   block (256), grid any, shared bytes 0
 //              A thread: one pixel of the result, as many channels as fill 16 bytes (WIDE = 1: that number divides c,
-//              addresses are multiples of 16), or one (WIDE = 0). by_packs divides by the threads a pixel.
-//              winners: WINNER_BYTES for each element of y, 1 for windows of up to 255 taps, else 4.  Maxima: real dtypes only.
+//              addresses are multiples of 16), or one (WIDE = 0). by_packs divides by the threads per pixel.
+//              argmax: ARGMAX_BYTES per element of y, 1 for windows of up to 255 taps, else 4.  Maxima: real dtypes only.
 //
 // Bytes, each once from memory; where windows overlap the rest comes from the caches:
-//     max_pool, avg_pool |x| + |y|;  winners |x| + y;  max_pool_grad y + |dy| + |dx|;  avg_pool_grad |dy| + |dx|
-// Floor: that / copy bandwidth. Occupancy: at 48 registers 5 blocks of 256 threads an SM (62%), 20 KB and more under way.
+//     max_pool, avg_pool |x| + |y|;  argmax |x| + y;  max_pool_grad y + |dy| + |dx|;  avg_pool_grad |dy| + |dx|
+// Floor: that / copy bandwidth. Occupancy: at 48 registers 5 blocks of 256 threads per SM (62%), 20 KB and more in flight.
 //
 // budget: max_pool 64 registers
-// budget: max_pool_winners 64 registers
+// budget: max_pool_argmax 64 registers
 // budget: max_pool_grad 64 registers
 // budget: avg_pool 64 registers
 // budget: avg_pool_grad 64 registers
@@ -29,13 +29,13 @@
 
 constexpr int V = WIDE ? 16 / (int)sizeof(T) : 1;
 
-#if WINNER_BYTES == 1
-typedef u8 Winner;
+#if ARGMAX_BYTES == 1
+typedef u8 Argmax;
 #else
-typedef int Winner;
+typedef int Argmax;
 #endif
 
-// Calls visit(n, at, element) for every pack of an array of pixels (n, sizes[1], sizes[2]): element is where it lies.
+// Calls visit(n, at, element) for every pack of an array of pixels (n, sizes[1], sizes[2]); element is its offset.
 template <class Visit>
 __device__ __forceinline__ void each_pack(const FastDiv& by_packs, const FastDiv& by_w, const FastDiv& by_h,
                                           index_t packs, Visit visit) {
@@ -95,19 +95,19 @@ __device__ __forceinline__ void store(Element* to, const Pack<Element, V>& pack)
 
 #if !IS_COMPLEX
 
-// Walks over a window: `best` are its largest values, as they lie in x, `winners` their taps.
+// Walks over a window: `best` are its largest values, unchanged from x, and `argmax` their taps.
 __device__ __forceinline__ void largest(const T* __restrict__ x, const Conv& g, int n, int p, int q, int c,
-                                        Pack<T, V>& best, Pack<int, V>& winners) {
+                                        Pack<T, V>& best, Pack<int, V>& argmax) {
 #pragma unroll
-  for (int v = 0; v < V; v++) winners.at[v] = -1;
+  for (int v = 0; v < V; v++) argmax.at[v] = -1;
   each_of_window(g, n, p, q, c, [&](int tap, index_t element) {
     const Pack<T, V> values = load(x + element);
 #pragma unroll
     for (int v = 0; v < V; v++) {
       const A value = to_acc(values.at[v]), so_far = to_acc(best.at[v]);
-      if (winners.at[v] < 0 || value > so_far || (value != value && so_far == so_far)) {
+      if (argmax.at[v] < 0 || value > so_far || (value != value && so_far == so_far)) {
         best.at[v] = values.at[v];
-        winners.at[v] = tap;
+        argmax.at[v] = tap;
       }
     }
   });
@@ -117,37 +117,37 @@ extern "C" __global__ void __launch_bounds__(256, 4)
     max_pool(const T* __restrict__ x, T* __restrict__ y, const Conv g, const FastDiv by_packs, index_t packs) {
   each_pack(by_packs, g.by_y[2], g.by_y[1], packs, [&](int n, int p, int q, int c, index_t element) {
     Pack<T, V> best = {};
-    Pack<int, V> winners;
-    largest(x, g, n, p, q, c, best, winners);
+    Pack<int, V> argmax;
+    largest(x, g, n, p, q, c, best, argmax);
     store(y + element, best);
   });
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4)
-    max_pool_winners(const T* __restrict__ x, unsigned char* __restrict__ all_winners, const Conv g, const FastDiv by_packs,
-                     index_t packs) {
+    max_pool_argmax(const T* __restrict__ x, unsigned char* __restrict__ all_argmax, const Conv g, const FastDiv by_packs,
+                    index_t packs) {
   each_pack(by_packs, g.by_y[2], g.by_y[1], packs, [&](int n, int p, int q, int c, index_t element) {
     Pack<T, V> best = {};
-    Pack<int, V> winners;
-    largest(x, g, n, p, q, c, best, winners);
-    Pack<Winner, V> kept;
+    Pack<int, V> argmax;
+    largest(x, g, n, p, q, c, best, argmax);
+    Pack<Argmax, V> kept;
 #pragma unroll
-    for (int v = 0; v < V; v++) kept.at[v] = (Winner)winners.at[v];
-    store(reinterpret_cast<Winner*>(all_winners) + element, kept);
+    for (int v = 0; v < V; v++) kept.at[v] = (Argmax)argmax.at[v];
+    store(reinterpret_cast<Argmax*>(all_argmax) + element, kept);
   });
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4)
-    max_pool_grad(const T* __restrict__ dy, const unsigned char* __restrict__ all_winners, T* __restrict__ dx, const Conv g,
+    max_pool_grad(const T* __restrict__ dy, const unsigned char* __restrict__ all_argmax, T* __restrict__ dx, const Conv g,
                   const FastDiv by_packs, index_t packs) {
   each_pack(by_packs, g.by_x[2], g.by_x[1], packs, [&](int n, int h, int w, int c, index_t element) {
     A sums[V] = {};
     each_window_of(g, n, h, w, c, [&](int tap, int, int, index_t from) {
       const Pack<T, V> shares = load(dy + from);
-      const Pack<Winner, V> winners = load(reinterpret_cast<const Winner*>(all_winners) + from);
+      const Pack<Argmax, V> argmax = load(reinterpret_cast<const Argmax*>(all_argmax) + from);
 #pragma unroll
       for (int v = 0; v < V; v++) {
-        if (winners.at[v] == tap) sums[v] = add(sums[v], to_acc(shares.at[v]));
+        if (argmax.at[v] == tap) sums[v] = add(sums[v], to_acc(shares.at[v]));
       }
     });
     Pack<T, V> done;
@@ -159,7 +159,7 @@ extern "C" __global__ void __launch_bounds__(256, 4)
 
 #endif
 
-// How many taps of output p meet x along an axis.
+// The number of taps of output p that meet x along an axis.
 __device__ __forceinline__ int meeting(const Conv& g, int axis, int p) {
   int count = 0;
   for (int r = 0; r < g.kernel[axis]; r++) {
@@ -168,7 +168,7 @@ __device__ __forceinline__ int meeting(const Conv& g, int axis, int p) {
   return count;
 }
 
-// What the sum over the window of an output is divided by.
+// The divisor of the sum over the window of an output.
 __device__ __forceinline__ R divisor(const Conv& g, int p, int q, int count_pads) {
   if (count_pads) return (R)((i64)g.kernel[1] * g.kernel[2]);
   return (R)((i64)meeting(g, 1, p) * meeting(g, 2, q));

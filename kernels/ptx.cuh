@@ -1,4 +1,4 @@
-// Every instruction that C++ has no word for, one function each. Nothing else in this folder may use asm.
+// Every instruction that C++ has no word for, one per function. Nothing else in this folder may use asm.
 //
 // 16-bit floats travel as their raw bits: no toolkit header is included anywhere, see README.md.
 #pragma once
@@ -14,7 +14,7 @@ __device__ __forceinline__ float f16_to_f32(u16 bits) {
   return f;
 }
 
-// To the nearest, ties to even; what is too large becomes infinite.
+// Rounds to the nearest, ties to even; numbers that are too large become infinite.
 __device__ __forceinline__ u16 f32_to_f16(float f) {
   u16 bits;
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(f));
@@ -24,7 +24,7 @@ __device__ __forceinline__ u16 f32_to_f16(float f) {
 // A bfloat16 is the upper half of a float.
 __device__ __forceinline__ float bf16_to_f32(u16 bits) { return __uint_as_float((u32)bits << 16); }
 
-// To the nearest, ties to even. Before sm_80 in integers: adding to the bits below the cut carries where it must.
+// Rounds to the nearest, ties to even. Before sm_80 in integers: adding to the bits below the cut carries where it must.
 __device__ __forceinline__ u16 f32_to_bf16(float f) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   u16 bits;
@@ -44,8 +44,8 @@ __device__ __forceinline__ u32 smem_u32(const void* p) {
   return address;
 }
 
-// ---- copies from global to shared memory that run by themselves. `to` is aligned to what is copied. Of `bytes` of `from`
-// (all, or 0) the rest is filled with zeros. What was begun since the last commit is one group.
+// ---- asynchronous copies from global to shared memory. `to` is aligned to the size of the copy. `bytes` of `from` are read
+// (all, or 0), and the rest is filled with zeros. The copies begun since the last commit are one group.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 __device__ __forceinline__ void cp_async_16(u32 to, const void* from, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
@@ -55,7 +55,7 @@ __device__ __forceinline__ void cp_async_4(u32 to, const void* from, int bytes) 
 }
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Waits until at most PENDING of this thread's groups are under way.
+// Waits until at most PENDING of this thread's groups are in flight.
 template <int PENDING>
 __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
@@ -91,7 +91,7 @@ __device__ __forceinline__ void mma_1688_tf32(float (&d)[4], const u32 (&a)[4], 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// To the nearest TF32, ties away from zero, as the bits of a float.
+// Rounds to the nearest TF32, ties away from zero; the result is the bits of a float.
 __device__ __forceinline__ u32 f32_to_tf32(float f) {
   u32 bits;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(f));

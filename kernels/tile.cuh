@@ -1,4 +1,4 @@
-// A matrix product by tiles, on the multiply-add units: what direct.cu and direct_weights.cu share.
+// A matrix product by tiles, on the multiply-add units, shared by direct.cu and direct_weights.cu.
 //
 //                       TILE_N
 //                  +-------------+        A block of THREADS threads makes TILE_M x TILE_N sums, TILE_K products at a
@@ -13,8 +13,8 @@
 //
 //   -DTILE_M= -DTILE_N= -DTILE_K= -DTHREAD_M= -DTHREAD_N=
 //
-// Of a step, a thread reads (THREAD_M + THREAD_N) numbers from shared memory for THREAD_M * THREAD_N multiply-adds: with
-// 8 x 8 a quarter of a number each. A warp is 4 x 8 threads, so that the 8 lanes which read together need 4 chunks of
+// In a step, a thread reads THREAD_M + THREAD_N numbers from shared memory per THREAD_M * THREAD_N multiply-adds: with
+// 8 x 8, a quarter of a number each. A warp is 4 x 8 threads, so that the 8 lanes which read together need 4 chunks of
 // one factor and 2 of the other, each from banks of its own.
 //
 // Long sums are made of short ones: after DEPTH products a thread adds its sums to where they are collected and starts
@@ -26,7 +26,7 @@ constexpr int WIDTH = sizeof(A) < 16 ? 16 / (int)sizeof(A) : 1;
 constexpr int VECTOR = 16 / (int)sizeof(T);  // elements of one access of global memory
 constexpr int THREADS_M = TILE_M / THREAD_M, THREADS_N = TILE_N / THREAD_N, THREADS = THREADS_M * THREADS_N;
 constexpr int RESIDENT = THREADS < 512 ? 512 / THREADS : 1;  // blocks for which a multiprocessor shall have registers
-constexpr int UNROLL = THREAD_M * THREAD_N * (int)sizeof(A) / 4 >= 64 ? 1 : 2;  // of more the loads would spill
+constexpr int UNROLL = THREAD_M * THREAD_N * (int)sizeof(A) / 4 >= 64 ? 1 : 2;  // with more the loads would spill
 constexpr int DEPTH = 512;
 constexpr int DEPTH_STEPS = DEPTH / TILE_K;
 
@@ -38,13 +38,13 @@ static_assert(TILE_M % 16 == 0 && TILE_N % 16 == 0, "16 rows or columns are load
 static_assert(TILE_K % (2 * VECTOR) == 0, "two accesses of global memory side by side");
 static_assert(THREADS >= TILE_K, "a thread for each product of a step");
 
-// A chunk more than the tile is wide: stores along k then go to banks of their own.
+// One chunk more than the tile is wide, so that stores along k go to banks of their own.
 struct alignas(16) Buffers {
   A a[2][TILE_K][TILE_M + WIDTH];
   A b[2][TILE_K][TILE_N + WIDTH];
 };
 
-// Which rows and columns of the tile a thread multiplies: chunk number m (n) of each row of chunks.
+// The rows and columns of the tile that a thread multiplies: chunk number m (n) of each row of chunks.
 struct Place {
   int m, n;
 };
@@ -88,8 +88,8 @@ __device__ __forceinline__ void clear(A (&sums)[THREAD_M][THREAD_N]) {
 
 // How the threads of a block share out a factor's numbers of one step, V neighbours at a time.
 //
-// Along<V, TILE>: neighbours along k, to be spread over V rows of the buffer. Two lots of 16 rows or columns of the tile
-// a warp: they cover whole sectors of 32 bytes, and their stores meet no bank twice. With V = 1 a warp takes one k.
+// Along<V, TILE>: neighbours along k, to be spread over V rows of the buffer. A warp takes two lots of 16 rows or columns
+// of the tile: they cover whole sectors of 32 bytes, and no two of their stores share a bank. With V = 1 a warp takes one k.
 template <int V, int TILE>
 struct Along {
   static constexpr int LOTS = TILE * TILE_K / V, SLOTS = (LOTS + THREADS - 1) / THREADS;
@@ -107,7 +107,7 @@ struct Along {
   }
 };
 
-// Across<V, TILE>: neighbours along the tile's rows or columns, as they lie in the buffer.
+// Across<V, TILE>: neighbours along the tile's rows or columns, contiguous in the buffer as well.
 template <int V, int TILE>
 struct Across {
   static constexpr int LOTS = TILE * TILE_K / V, SLOTS = (LOTS + THREADS - 1) / THREADS;
@@ -158,14 +158,14 @@ __device__ __forceinline__ void store_across(A (&buffer)[TILE_K][LENGTH], int k,
   }
 }
 
-// Where sums are collected: the sums of one split of the products among `partials`, or the result itself where it can
-// hold them. Nothing for 16-bit results that are not split: they are far less precise than one long float32 sum.
+// The array in which sums are collected: the sums of one split of the products among `partials`, or the result itself if
+// it can hold them. Null for 16-bit results that are not split: they are far less precise than one long float32 sum.
 __device__ __forceinline__ A* collection(T* out, A* partials, int splits, int split, index_t count) {
   if (splits > 1) return partials + split * count;
   return IS_16_BIT ? nullptr : reinterpret_cast<A*>(out);
 }
 
-// Adds a chunk of sums to where they are collected; the first are written.
+// Adds a chunk of sums to the array in which they are collected; the first sums overwrite it.
 template <int N>
 __device__ __forceinline__ void collect(A* to, const A* sums, bool first) {
   Pack<A, N>* const place = reinterpret_cast<Pack<A, N>*>(to);
@@ -180,7 +180,7 @@ __device__ __forceinline__ void collect(A* to, const A* sums, bool first) {
   *place = chunk;
 }
 
-// Writes a chunk of results: activation(sums + what was collected + bias).
+// Writes a chunk of results: activation(sums + collected sums + bias).
 template <int N>
 __device__ __forceinline__ void conclude(
     T* to, const A* collected, const A* sums, const T* __restrict__ bias, int channel, int activation) {

@@ -1,7 +1,7 @@
-"""THE list of algorithms: specialists first, the reference, which accepts everything, last.
+"""THE list of algorithms: specialists come first, and the reference, which accepts everything, comes last.
 
-"auto" takes the one that the heuristics expect to be the fastest, the first of equals. Being in the list enrols an
-algorithm in the tests, in `gpuconv check`, `gpuconv bench` and `explain`.
+"auto" takes the one that the heuristics expect to be the fastest, the first of equals. The list enrols an algorithm in
+the tests, in `gpuconv check`, `gpuconv bench` and `explain`.
 """
 
 from gpuconv.algorithms.base import Algorithm, Cost, Problem

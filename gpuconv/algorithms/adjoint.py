@@ -1,21 +1,22 @@
-"""The input gradient as convolutions of stride 1: no multiplying by zeros, no two threads adding to one place.
+"""The input gradient as convolutions of stride 1, without products with zeros or threads that add to one place.
 
-Output p of a convolution reads padded input position ``p * stride + r * dilation`` through tap r. Seen from an input
-position h, padded position ``h + lo``, the same pairs are
+Output p of a convolution reads padded input position ``p * stride + r * dilation`` through tap r. From the side of an
+input position h, padded position ``h + lo``, the same pairs are
 
     p = (h + lo - r * dilation) / stride      for the taps r that make this a whole number
 
-and which taps do depends only on ``(h + lo) mod stride``. So the input positions of one residue form an image of their
-own, to which a subset of the taps, flipped, is applied with stride 1. A 3 x 3 kernel at stride 2 has four parts:
+and which taps these are depends only on ``(h + lo) mod stride``. So the input positions of one residue form an image of
+their own, to which a subset of the taps, flipped, is applied with stride 1. A 3 x 3 kernel at stride 2 has four parts:
 
     h even, w even    taps r 2 0, s 2 0         h even, w odd    taps r 2 0, s 1
     h odd,  w even    taps r 1,   s 2 0         h odd,  w odd    taps r 1,   s 1
 
-With dilation the taps of a residue lie stride / gcd(stride, dilation) apart, and see dy at dilation / gcd apart.
+With dilation the taps of a residue have a stride of stride / gcd(stride, dilation), and read dy with a stride of
+dilation / gcd.
 
-A kernel smaller than the stride leaves most residues without a tap. These are never walked over, however many there
-are: the parts that have taps follow from the taps, and everything else is one part. Parts of one geometry are one class
-where only their number matters, as in plans.
+A kernel smaller than the stride leaves most residues without a tap. These are never iterated over, however many there
+are: the parts that have taps are derived from the taps, and everything else is one part. Where only the number of parts
+matters, as in plans, parts of one geometry are one class.
 """
 
 from __future__ import annotations
@@ -31,22 +32,22 @@ from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Pair
 
 FEW = 64
-"""Up to this many parts, or classes, of an input gradient are remembered; more are made one at a time."""
+"""The most parts, or classes, of an input gradient that are cached; more are made one at a time."""
 
 REMEMBERED = 256
-"""Input gradients whose parts are: some 25 MB, if all of them have as many as may be."""
+"""Input gradients whose parts are cached: about 25 MB if all of them have FEW parts."""
 
 MOST_LINES = 16
-"""Classes along one axis that are told apart by where their padding begins."""
+"""The most classes along one axis that differ only by where their padding begins."""
 
 
 @dataclass(frozen=True)
 class AdjointPart:
     """``dx[:, *dx_slices]  =  conv(dy[:, *dy_slices], flipped and transposed w[*w_slices], geometry)``
 
-    `geometry` has the output channels of the original as its input channels and the other way round. It is None for
-    the part that comes first where there are positions that no tap reaches. That part is all of dx: it is to be filled
-    as if every sum were empty, and the parts that follow overwrite the rest.
+    `geometry` has the output channels of the original as its input channels, and the reverse. Where there are positions
+    that no tap reaches, a part with the geometry None comes first. That part is all of dx: fill it as if every sum were
+    empty, and the parts that follow overwrite the rest.
     """
 
     dx_slices: tuple[slice, ...]
@@ -57,9 +58,9 @@ class AdjointPart:
 
 @dataclass(frozen=True)
 class _Line:
-    """What a part is along one axis, its place apart; equal for many parts of one stride."""
+    """A part along one axis, apart from its position; equal for many parts of one stride."""
 
-    inputs: int  # positions of dy that are looked at
+    inputs: int  # positions of dy that the part reads
     taps: int
     dilation: int
     pad: Pair
@@ -103,9 +104,9 @@ def _parts(g: ConvGeometry) -> Iterator[AdjointPart]:
 
 
 def adjoint_classes(g: ConvGeometry) -> tuple[tuple[ConvGeometry, int], ...]:
-    """The geometries of the parts that have taps, and of how many parts each is.
+    """The geometries of the parts that have taps, each with the number of its parts.
 
-    Of a class with padding the geometry is that of one part: in others the padding may be wider, and the input smaller.
+    The geometry of a class with padding is that of one part: in others the padding may be wider, and the input smaller.
 
     >>> g = ConvGeometry.create(1, (9000, 9000), 1, 1, (3, 3), stride=3000)
     >>> [(part.kernel, part.spatial, count) for part, count in adjoint_classes(g)]
@@ -142,7 +143,7 @@ def _geometry(g: ConvGeometry, lines: list[_Line]) -> ConvGeometry:
 
 
 def _axis_parts(g: ConvGeometry, axis: int) -> Iterator[_AxisPart]:
-    """The parts along one axis that have taps, by their first input position."""
+    """The parts along one axis that have taps, in order of their first input position."""
     for first in sorted(_firsts(g, axis)):
         part = _axis_part(g, axis, first)
         if part is not None:
@@ -150,21 +151,21 @@ def _axis_parts(g: ConvGeometry, axis: int) -> Iterator[_AxisPart]:
 
 
 def _firsts(g: ConvGeometry, axis: int) -> Iterator[int]:
-    """The first input position of every residue that some tap is of."""
+    """The first input position of every residue that has a tap."""
     stride, dilation, lo = g.stride[axis], g.dilation[axis], g.pad[axis][0]
-    apart = stride // math.gcd(stride, dilation)
-    firsts = ((r * dilation - lo) % stride for r in range(min(apart, g.kernel[axis])))
+    tap_stride = stride // math.gcd(stride, dilation)
+    firsts = ((r * dilation - lo) % stride for r in range(min(tap_stride, g.kernel[axis])))
     return (first for first in firsts if first < g.spatial[axis])
 
 
 def _axis_classes(g: ConvGeometry, axis: int) -> Counter[_Line]:
-    """How many parts along one axis, of those that have taps, are alike."""
+    """The classes of the parts along one axis that have taps, with the number of parts in each."""
     size, kernel, stride = g.spatial[axis], g.kernel[axis], g.stride[axis]
     classes: Counter[_Line] = Counter()
     runs: Iterable[tuple[int, int]] = ((first, 1) for first in _firsts(g, axis))
     if g.dilation[axis] == 1:
-        # Parts of neighbouring residues differ where one has a position, or a tap, more than the next, and where the
-        # tap of the lowest number begins anew.
+        # Parts of neighbouring residues differ where one has a position or a tap more than the next, and where the
+        # number of the lowest tap starts over.
         lo, end = g.pad[axis][0], min(stride, size)
         bounds = {0, (size - 1) % stride + 1, -lo % stride, (kernel - lo) % stride, end}
         runs = ((first, until - first) for first, until in itertools.pairwise(sorted(b for b in bounds if b <= end)))
@@ -176,7 +177,7 @@ def _axis_classes(g: ConvGeometry, axis: int) -> Counter[_Line]:
 
 
 def _alike(classes: Counter[_Line]) -> Counter[_Line]:
-    """The same, of lines that are computed alike: as many outputs and taps, and padded on the same sides."""
+    """The classes, merged where lines are computed alike: the same outputs and taps, and padding on the same sides."""
     alike: dict[tuple[object, ...], _Line] = {}
     merged: Counter[_Line] = Counter()
     for line, count in classes.items():
@@ -187,17 +188,19 @@ def _alike(classes: Counter[_Line]) -> Counter[_Line]:
 
 
 def _axis_part(g: ConvGeometry, axis: int, first: int) -> _AxisPart | None:
-    """The part of the residue of input position `first`; None where no tap of it reaches dy."""
+    """The part for the residue of input position `first`; None if no tap of it reaches dy."""
     size, out, kernel = g.spatial[axis], g.out[axis], g.kernel[axis]
     stride, dilation, lo = g.stride[axis], g.dilation[axis], g.pad[axis][0]
     common = math.gcd(stride, dilation)
-    apart, dy_dilation = stride // common, dilation // common
+    tap_stride, dy_dilation = stride // common, dilation // common
     steps, between = divmod(first + lo, common)
-    lowest = steps * pow(dy_dilation, -1, apart) % apart  # the least r with  first + lo == r * dilation  mod stride
+    lowest = (
+        steps * pow(dy_dilation, -1, tap_stride) % tap_stride
+    )  # the least r with  first + lo == r * dilation  mod stride
     if between or lowest >= kernel:
         return None
-    taps = (kernel - 1 - lowest) // apart + 1
-    highest = lowest + (taps - 1) * apart
+    taps = (kernel - 1 - lowest) // tap_stride + 1
+    highest = lowest + (taps - 1) * tap_stride
     # Flipped, the last tap comes first: input position number i of the residue starts at dy[i + start].
     start = (first + lo - highest * dilation) // stride
     stop = start + (size - 1 - first) // stride + (taps - 1) * dy_dilation + 1
@@ -207,6 +210,6 @@ def _axis_part(g: ConvGeometry, axis: int, first: int) -> _AxisPart | None:
     return _AxisPart(
         dx=slice(first, None, stride),
         dy=slice(begin, end),
-        w=slice(highest, lowest - 1 if lowest else None, -apart),
+        w=slice(highest, lowest - 1 if lowest else None, -tap_stride),
         line=_Line(end - begin, taps, dy_dilation, (begin - start, stop - end)),
     )

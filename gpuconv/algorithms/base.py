@@ -1,4 +1,4 @@
-"""What every algorithm is given, and what it must offer."""
+"""The problem that an algorithm is given, and the protocol that it implements."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from gpuconv.typing import Array, Direction, Precision
 
 @dataclass(frozen=True)
 class Problem(CachedHash):
-    """All that the choice of an algorithm may depend on, arrays apart.
+    """All that the choice of an algorithm may depend on, except the arrays.
 
     `geometry` describes the convolution x -> y in all three directions. `dtype` is native. `contiguous` says that the
-    arrays are C-contiguous in channels-last order, native and aligned, so that an algorithm may look at them as
-    matrices. On a GPU they always are: kernels take no strides, so other arrays are copied first. `copied` says how
-    many bytes that takes, and a result that is made elsewhere because `out` overlaps an argument; `max_workspace` is
-    what is left beside them.
+    arrays are C-contiguous in channels-last order, native and aligned, so that an algorithm may view them as matrices.
+    On a GPU they always are: kernels take no strides, so other arrays are copied first. `copied` is the bytes of these
+    copies, and of a result that is made elsewhere because `out` overlaps an argument. `max_workspace` is the rest.
     """
 
     geometry: ConvGeometry
@@ -39,7 +38,7 @@ class Problem(CachedHash):
 
     @cached_property
     def xp(self) -> ModuleType:
-        """NumPy or CuPy, where the arrays of this problem live."""
+        """The module of the arrays of this problem, NumPy or CuPy."""
         return backend.module_for(self.device)
 
     @property
@@ -51,10 +50,9 @@ class Problem(CachedHash):
 class Cost:
     """The operations that an algorithm has to do, which the heuristics turn into seconds.
 
-    `blas_macs` are multiply-adds inside matrix products of BLAS, `kernel_macs` those that a kernel of ours makes.
-    `elements` are read or written outside of these, by copies and additions. `steps` are operations called one by one
-    from Python. `seconds` is the estimate of an algorithm's own model of the device, and `model` that model in words,
-    for `explain`.
+    `blas_macs` are multiply-adds in matrix products of BLAS, `kernel_macs` those in kernels of this package. `elements`
+    are read or written outside of these, by copies and additions. `steps` are operations called one by one from Python.
+    `seconds` is the estimate of an algorithm's own model of the device, and `model` that model in words, for `explain`.
     """
 
     blas_macs: float = 0
@@ -75,7 +73,7 @@ class Cost:
         )
 
     def __mul__(self, count: int) -> Cost:
-        """The same work, done this many times."""
+        """The cost of doing the same this many times."""
         macs, elements, steps, kernel_macs, seconds = (
             count * number for number in (self.blas_macs, self.elements, self.steps, self.kernel_macs, self.seconds)
         )
@@ -91,22 +89,22 @@ class Algorithm(Protocol):
     name: str
 
     exact: bool
-    """Whether arrays of small integers, whose sums the dtype holds, come out without any rounding."""
+    """Whether arrays of small integers, whose sums the dtype holds, are computed without any rounding."""
 
     def refusal(self, problem: Problem) -> str | None:
-        """Why this problem cannot be served, in words; None if it can. Allocates nothing."""
+        """The reason why this problem is not supported, in words; None if it is. This allocates nothing."""
 
     def why_not_auto(self, problem: Problem) -> str | None:
-        """Why "auto" passes over this algorithm, which may be named, in words; None if it does not."""
+        """The reason why "auto" skips this algorithm, which may still be named, in words; None if it does not."""
 
     def workspace_bytes(self, problem: Problem) -> int:
         """Bytes taken beside arguments and result: at most ``problem.max_workspace``, or else the least possible."""
 
     def cost(self, problem: Problem) -> Cost:
-        """What the problem takes, counted; of one that is not refused."""
+        """The cost of a problem that is not refused."""
 
     def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
-        """Whether each sample of a batch gets the bits that it gets in the problem `sample`, alone; False if unsure."""
+        """Whether each sample of a batch gets the same bits as in the problem `sample`, alone; False if unsure."""
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
         """out = activation(conv(x, w) + bias)"""
@@ -114,22 +112,22 @@ class Algorithm(Protocol):
     def input_grad(
         self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
     ) -> None:
-        """out = activation(adjoint of x -> conv(x, w), applied to dy, + bias); a gradient has neither of the two."""
+        """out = activation(adjoint of x -> conv(x, w), applied to dy, + bias); gradients have no bias or activation."""
 
     def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
         """out = adjoint of w -> conv(x, w), applied to dy"""
 
     def prepack(self, problem: Problem, w: Array) -> Array:
-        """w as `forward_prepacked` takes it, made once for many calls; w itself where nothing is to be gained."""
+        """w as `forward_prepacked` takes it, made once for many calls; w itself if there is nothing to gain."""
 
     def forward_prepacked(
         self, problem: Problem, x: Array, packed: Array, out: Array, bias: Array | None, activation: str
     ) -> None:
-        """As `forward`, and with the same bits, from what `prepack` returned."""
+        """As `forward`, and with the same bits, from the weights that `prepack` returned."""
 
 
 class PlainWeights:
-    """Base of algorithms that take w as it lies."""
+    """The base of algorithms that do not prepack w."""
 
     def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
         return False

@@ -1,4 +1,4 @@
-"""im2col and col2im as operations of their own; gemm makes its columns strip by strip and never whole."""
+"""im2col and col2im as operations of their own, while gemm makes its columns strip by strip and never whole."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints
 
 BUFFER = 2**20
-"""Bytes that im2col and col2im take beside argument and result: of the padded copy of a strip, of the indices of one. A
-row of the columns may be longer; then its length is the limit."""
+"""Bytes of workspace of im2col and col2im, for the padded copy of a strip or its indices. A row of the columns may be
+longer; then its length is the limit."""
 
 
 def im2col(xp: ModuleType, x: Array, g: ConvGeometry) -> Array:
-    """What each output looks at, one output a row: (n * p * q, r * s * c)."""
+    """The windows of all outputs, one row per output: (n * p * q, r * s * c)."""
     cols: Array = xp.empty((g.n * math.prod(g.out), math.prod(g.kernel) * g.c), native(x.dtype))
     if cols.size == 0:
         return cols
@@ -35,7 +35,7 @@ def im2col(xp: ModuleType, x: Array, g: ConvGeometry) -> Array:
     strips, tile_bytes = fit(
         (g.n, *g.out), max(1, BUFFER // pixel), limit, lambda extents: tile_elements(g, extents) * cols.itemsize
     )
-    if tile_bytes > limit:  # of one output: what lies between its taps is more than what they look at
+    if tile_bytes > limit:  # for one output: there are more elements between its taps than at them
         _copy_taps(x, g, by_tap)
         return cols
     buffer = xp.empty(tile_bytes // cols.itemsize, cols.dtype)
@@ -54,7 +54,7 @@ def _copy_taps(x: Array, g: ConvGeometry, by_tap: Array) -> None:
 
 
 def col2im_gather(xp: ModuleType, cols: Array, g: ConvGeometry) -> Array:
-    """Each input position sums what the columns hold of it, tap by tap: a fixed order, and no two write one place."""
+    """The input whose positions sum their elements of the columns, tap by tap, in a fixed order."""
     dtype = native(cols.dtype)
     made: Array = xp.empty(g.x_shape, dtype)
     if made.size == 0:
@@ -75,17 +75,17 @@ def col2im_gather(xp: ModuleType, cols: Array, g: ConvGeometry) -> Array:
 
 
 def _sum_taps(by_tap: Array, g: ConvGeometry, strip: Strip, sums: Array) -> None:
-    """Add to `sums` what the columns hold of the positions of a strip of the input."""
+    """Add to `sums` the elements of the columns that belong to a strip of the input."""
     for tap in g.taps():
         ins, outs = g.tap_slices(tap, strip[1:])
         sums[(slice(None), *ins)] += _of_tap(by_tap, tap)[(strip[0], *outs)]
 
 
 def col2im_scatter(xp: ModuleType, cols: Array, g: ConvGeometry) -> Array:
-    """Each element of the columns is added to the input position it came from.
+    """The input to whose positions each element of the columns is added.
 
-    A position occurs in many windows, so this takes ``add.at``: ``x[index] += cols`` with a repeated index keeps only
-    the last. On a GPU the additions are atomic and come in any order.
+    A position occurs in many windows, so this needs ``add.at``: ``x[index] += cols`` with a repeated index keeps only
+    the last. On a GPU the additions are atomic, and their order varies.
     """
     dtype = native(cols.dtype)
     if _sums_by_kernel(xp, cols, g):
@@ -109,7 +109,7 @@ def col2im_scatter(xp: ModuleType, cols: Array, g: ConvGeometry) -> Array:
 
 
 def _scatter(xp: ModuleType, part: Array, g: ConvGeometry, strip: Strip, sums: Array) -> None:
-    """Add columns (*out, *kernel, c), those of a strip of one sample's, to sums (positions, c) of the sample."""
+    """Add columns (*out, *kernel, c), a strip of those of one sample, to the sums (positions, c) of the sample."""
     index: Array = xp.zeros(part.shape[:-1], np.int64)
     inside: Array = xp.ones(part.shape[:-1], bool)
     for axis, size in enumerate(g.spatial):
@@ -120,34 +120,34 @@ def _scatter(xp: ModuleType, part: Array, g: ConvGeometry, strip: Strip, sums: A
         index += at
     rows = xp.nonzero(inside.reshape(-1))[0]
     values = part.reshape(-1, g.c)[rows].astype(sums.dtype, copy=False)
-    # CuPy adds no complex numbers this way; their parts lie side by side.
+    # CuPy adds no complex numbers this way, but their real and imaginary parts are contiguous.
     real = sums.real.dtype
     xp.add.at(sums.view(real), index.ravel()[rows], values.view(real))
 
 
 def _along(xp: ModuleType, strip: Strip, axis: int) -> Array:
-    """The positions of one axis of a strip, to broadcast against the others."""
+    """The positions along one axis of a strip, in a shape that broadcasts against the others."""
     positions: Array = xp.arange(strip[axis].start, strip[axis].stop)
     return positions.reshape((-1,) + (1,) * (len(strip) - 1 - axis))
 
 
 def _by_tap(cols: Array, g: ConvGeometry) -> Array:
-    """Columns as a view (n, *out, *kernel, c): axes are split, so nothing is copied."""
+    """Columns as a view (n, *out, *kernel, c): axes are only split, so nothing is copied."""
     return cols.reshape(g.n, *g.out, *g.kernel, g.c)
 
 
 def _of_tap(by_tap: Array, tap: Ints) -> Array:
-    """What the outputs see through one tap, (n, *out, c)."""
+    """The inputs of all outputs through one tap, (n, *out, c)."""
     index: tuple[Any, ...] = (..., *tap, slice(None))
     of_tap: Array = by_tap[index]
     return of_tap
 
 
 def by_kernel(xp: ModuleType, array: Array, g: ConvGeometry) -> bool:
-    """Whether a kernel serves: on a GPU, where it can count that far."""
+    """Whether a kernel does it: on a GPU, if it can count that far."""
     return xp is not np and columns_cuda.refusal(g, array.itemsize) is None
 
 
 def _sums_by_kernel(xp: ModuleType, cols: Array, g: ConvGeometry) -> bool:
-    """... and sums what the columns hold: no integers."""
+    """Whether a kernel sums these columns: as `by_kernel`, but not for integers."""
     return cols.dtype.name in DTYPES and by_kernel(xp, cols, g)

@@ -1,4 +1,4 @@
-"""Bias and activation, applied in place to a piece of a result while it is in cache."""
+"""Bias and activation, applied in place to a piece of the result while it is in cache."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def finish(xp: ModuleType, y: Array, bias: Array | None, activation: str) -> Non
 
 
 def fill(xp: ModuleType, out: Array, bias: Array | None, activation: str) -> None:
-    """out = activation(0 + bias): where no product reaches."""
+    """out = activation(0 + bias), the result where every sum is empty."""
     row = xp.zeros(out.shape[-1:], dtype=out.dtype)
     finish(xp, row, bias, activation)
     out[...] = row

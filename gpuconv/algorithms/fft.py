@@ -1,24 +1,24 @@
-"""Convolution by FFT: the work of an output grows with the logarithm of the kernel's size, not with its area.
+"""Convolution by FFT: the cost of an output grows with the logarithm of the kernel's size, not with its area.
 
 A correlation is a product of spectra. With W = FFT(conj w), all three passes are contractions over channels, one small
-matrix product a frequency f; a and b are the input and output channels of a group:
+matrix product per frequency f; a and b are the input and output channels of a group:
 
     forward       Y[f,n,b]  =  X[f,n,a]   conj W[f,a,b]
     input_grad    X[f,n,a]  =  Y[f,n,b]   W[f,a,b]^T
     weight_grad   W[f,a,b]  =  conj( X[f,n,a]^T  conj Y[f,n,b] )            summed over tiles, transformed back once
 
-What an FFT computes is circular: of l positions only  t = l - taps + 1  are outputs that no end wrapped around to. So a
-large image is cut into tiles of t outputs that each look at l inputs (overlap-save; Stockham, "High-speed convolution
+Convolution by an FFT is circular: of l positions only  t = l - taps + 1  are outputs into which no end wraps around. So
+a large image is cut into tiles of t outputs that each read l inputs (overlap-save; Stockham, "High-speed convolution
 and correlation", 1966), of a size that keeps everything under ``max_workspace``.
 
       inputs   |-------- l --------|              stride s:  s interleaved images, s times as many input channels,
                          |-------- l --------|               and a kernel of ceil(span / s) taps on each of them
-      outputs  |--- t ---|--- t ---|                         (no output is computed that would be thrown away)
+      outputs  |--- t ---|--- t ---|                         (no output is computed only to be discarded)
 
 Every output gets a rounding error that depends on all of its tile, of the size  eps * log2(l) * |x| |w|  (Higham,
 "Accuracy and Stability of Numerical Algorithms", 2002, section 24.1). So ``precision="strict"`` transforms 32-bit
 numbers in 64 bits, and the result is right to the last place. But a NaN or an infinity in x, w or dy spreads over its
-whole tile, where the definition keeps it among the outputs that look at it. That is why "auto" does not take this
+whole tile, where by the definition it reaches only outputs whose windows hold it. That is why "auto" does not take this
 algorithm unless ``precision="fast"`` permits it.
 """
 
@@ -79,7 +79,7 @@ class Fft(PlainWeights):
 def _correlate(
     xp: ModuleType, tiling: Tiling, source: Array, w: Array, out: Array, bias: Array | None, activation: str
 ) -> None:
-    """Forward and input gradient: a block of weights is transformed, then every tile meets it."""
+    """Forward and input gradient: a block of weights is transformed, and then applied to every tile."""
     p = tiling.p
     bias = None if bias is None else bias.astype(p.dtype, copy=False)
     run = partial(cpu.parallel_for, threads=tiling.threads, single_thread_blas=p.on_cpu)
@@ -113,7 +113,7 @@ def _tile_job(
     bias: Array | None,
     activation: str,
 ) -> Callable[[Strip], None]:
-    """Computes one tile of a block of channels."""
+    """A job that computes one tile of a block of channels."""
     p, g, groups = tiling.p, tiling.p.g, block.sizes[0]
     images = _image_reader(xp, tiling, block, source)
     forth = _transform(xp, tiling, 1)
@@ -145,7 +145,7 @@ def _tile_job(
 
 
 def _sum_job(xp: ModuleType, tiling: Tiling, block: Block, x: Array, dy: Array, sums: Array) -> Callable[[int], None]:
-    """Sums what one chunk of the tiles contributes to the spectra of a block of weights."""
+    """A job that sums the contributions of one chunk of the tiles to the spectra of a block of weights."""
     p, g, groups = tiling.p, tiling.p.g, block.sizes[0]
     images = _image_reader(xp, tiling, block, x)
     gradients = _reader(xp, p, p.target(block), tiling, dy[..., block.channels(g, of_input=False)])
@@ -175,7 +175,7 @@ def _sum_job(xp: ModuleType, tiling: Tiling, block: Block, x: Array, dy: Array, 
 
 
 def _weight_job(xp: ModuleType, tiling: Tiling, w_gck: Array, spectra: Array) -> Callable[[Block], None]:
-    """Transforms a piece of a block of weights; the forward pass wants it conjugated."""
+    """A job that transforms a piece of a block of weights, and conjugates it for the forward pass."""
     p, g = tiling.p, tiling.p.g
     forth = _transform(xp, tiling, 0)
     spectra_gjck = xp.moveaxis(spectra, -3, -1) if p.is_backward else spectra
@@ -200,7 +200,7 @@ def _weight_job(xp: ModuleType, tiling: Tiling, w_gck: Array, spectra: Array) ->
 
 
 def _weight_inverse_job(xp: ModuleType, tiling: Tiling, spectra: Array, out_gck: Array) -> Callable[[Block], None]:
-    """Transforms a piece of a block of a weight gradient back."""
+    """A job that transforms a piece of a block of a weight gradient back."""
     p, g = tiling.p, tiling.p.g
     back = _inverse(xp, tiling, 0, [slice(taps) for taps in p.taps])
 
@@ -222,14 +222,15 @@ def _weight_inverse_job(xp: ModuleType, tiling: Tiling, spectra: Array, out_gck:
 # -------------------------------------------------------------------------------------------------- transforms
 
 NORM = "ortho"
-"""Any norm would do, but NumPy makes float32 a copy in float64 where it scales by the integer 1, as others do."""
+"""The norm of all transforms. Any would do, but with others NumPy scales by the integer 1, and copies float32 to
+float64 to do so."""
 
 Steps = list[Callable[[Array], Array]]
-"""Functions to apply one after the other, so that a caller who rebinds its array holds no more than two at a time."""
+"""Functions to apply one after the other, so that a caller who rebinds its array holds at most two at a time."""
 
 
 def _transform(xp: ModuleType, tiling: Tiling, first: int) -> Steps:
-    """To frequencies, along the spatial axes, of which `first` is the first; short axes are filled up with zeros."""
+    """The steps to frequencies along the spatial axes, the first of which is `first`; short axes are zero-padded."""
     *others, last = enumerate(tiling.lengths, first)
     start = xp.fft.rfft if tiling.p.is_real else xp.fft.fft
     return [
@@ -239,7 +240,7 @@ def _transform(xp: ModuleType, tiling: Tiling, first: int) -> Steps:
 
 
 def _inverse(xp: ModuleType, tiling: Tiling, first: int, keep: list[slice]) -> Steps:
-    """Back, and of each axis the positions to keep; of later axes only what is kept of the earlier is transformed."""
+    """The steps back, each followed by the slice to keep, so that later axes are transformed only where it is kept."""
 
     def step(function: Callable[..., Array], axis: int, length: int, kept: slice) -> Callable[[Array], Array]:
         index = (*(slice(None) for _ in range(axis)), kept)
@@ -253,7 +254,7 @@ def _inverse(xp: ModuleType, tiling: Tiling, first: int, keep: list[slice]) -> S
 
 
 def _contract(xp: ModuleType, left: Array, right: Array, out: Array) -> None:
-    """out = left @ right; where only one term is summed, without calling a product for each frequency."""
+    """out = left @ right; where only one term is summed, without a matrix product per frequency."""
     (xp.multiply if left.shape[-1] == 1 else xp.matmul)(left, right, out=out)
 
 
@@ -261,7 +262,7 @@ def _contract(xp: ModuleType, left: Array, right: Array, out: Array) -> None:
 
 
 def _spectra_shape(tiling: Tiling, block: Block) -> Ints:
-    """(*frequencies, groups, phases, c, k); of an input gradient (*frequencies, groups, k, phases, c)."""
+    """The shape (*frequencies, groups, phases, c, k); for an input gradient (*frequencies, groups, k, phases, c)."""
     p, (groups, c, k) = tiling.p, block.sizes
     channels = (k, p.phases, c) if p.is_backward else (p.phases, c, k)
     return (*p.frequencies(tiling.lengths), groups, *channels)
@@ -274,19 +275,19 @@ def _matrices(spectra: Array, p: Pass) -> Array:
 
 
 def _split_last(a: Array, parts: int) -> Array:
-    """A view with the last axis cut into equal parts."""
+    """A view with the last axis split into equal parts."""
     return a.reshape(*a.shape[:-1], parts, a.shape[-1] // parts)
 
 
 def _grid(xp: ModuleType, p: Pass, piece: Block) -> tuple[Array, Array]:
-    """Zeros for a piece of weights, a whole number of strides along each axis, and the view of them where taps are."""
+    """Zeros for a piece of weights, a whole number of strides along each axis, and the view of its taps."""
     g = p.g
     grid = xp.zeros((*(taps * s for taps, s in zip(p.taps, g.stride, strict=True)), *piece.sizes), p.dtype)
     return grid, grid[tuple(slice(0, span, d) for span, d in zip(g.span, g.dilation, strict=True))]
 
 
 def _interleaved(grid: Array, g: ConvGeometry) -> Array:
-    """A grid (*(taps * stride), groups, c, k) as a view (*taps, groups, *stride, c, k) of the phases it consists of."""
+    """A grid (*(taps * stride), groups, c, k) as a view (*taps, groups, *stride, c, k) of its phases."""
     split = [size for s, length in zip(g.stride, grid.shape, strict=False) for size in (length // s, s)]
     view = grid.reshape(*split, *grid.shape[-3:])
     axes = range(2 * g.ndim)
@@ -294,14 +295,14 @@ def _interleaved(grid: Array, g: ConvGeometry) -> Array:
 
 
 def _reader(xp: ModuleType, p: Pass, geometry: ConvGeometry, tiling: Tiling, source: Array) -> Callable[[Strip], Array]:
-    """Reads what a tile of positions looks at, (n, *inputs, channels)."""
+    """A function that reads the inputs of a tile of positions, (n, *inputs, channels)."""
     is_view = source.dtype == p.dtype and not geometry.is_padded
     buffer = None if is_view else xp.empty(tile_elements(geometry, tiling.tile), p.dtype)
     return lambda strip: gather(xp, source, geometry, strip, buffer)
 
 
 def _image_reader(xp: ModuleType, tiling: Tiling, block: Block, source: Array) -> Callable[[Strip], Array]:
-    """Reads what is to be transformed for a tile, (n, *inputs, groups, phases * channels)."""
+    """A function that reads the images to transform for a tile, (n, *inputs, groups, phases * channels)."""
     p, groups = tiling.p, block.sizes[0]
     read = _reader(xp, p, p.source(block), tiling, source[..., block.channels(p.g, of_input=not p.is_backward)])
     if p.is_backward or p.phases == 1:
@@ -321,7 +322,7 @@ def _image_reader(xp: ModuleType, tiling: Tiling, block: Block, source: Array) -
 
 
 def _phase_slices(p: Pass, strip: Strip, phase: Ints) -> tuple[list[slice], list[slice]]:
-    """Which positions of a tile hold a phase of the result, and where in the result they belong."""
+    """The positions of a tile that hold a phase of the result, and their positions in the result."""
     found, there = [], []
     for at, (step, lo, size), positions in zip(phase, p.written, strip[1:], strict=True):
         start = max(positions.start, -((at - lo) // step))

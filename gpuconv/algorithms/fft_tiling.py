@@ -1,4 +1,4 @@
-"""How an FFT convolution is cut into tiles and blocks of channels: sizes, bytes and work in numbers; see fft.py."""
+"""The tilings of an FFT convolution, into tiles and blocks of channels: their sizes, bytes and costs; see fft.py."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Direction, Ints
 
 SHARES = 4
-"""Work is cut into so many tasks where that costs little, for threads to share."""
+"""Tasks into which work is split where that costs little, for threads to share."""
 
 SMALL = 2**18
-"""Up to so many passes over an element one thread does everything: waking another would not pay."""
+"""The most passes over an element that one thread does alone: waking another would not pay."""
 
 MOST_SAMPLES = 8
-"""Samples of a task, where channels are mixed: the spectrum of the weights is then read once for all of them."""
+"""Samples per task, where channels are mixed: the spectrum of the weights is then read once for all of them."""
 
 POINT = 0.35
-"""What a point of a transform costs for each halving of its length, in passes over an element; a number read, alike.
+"""Cost per point and log2(length) of a transform, in passes over an element; reading a number costs the same.
 
 Fitted on 2026-11-23 to float32 timings on 2 cores of an AMD EPYC (Zen 5) with NumPy 2.4, forward and both gradients of
 8 problems (3x3 to 63x63, 1 to 64 channels, depthwise): they took 0.5 to 1.3 times as long as this says.
 """
 
 PRODUCT = 40
-"""What calling one matrix product of a batch costs, in numbers of a spectrum."""
+"""Overhead per matrix product of a batch, in numbers of a spectrum."""
 
 STEP = {True: 6e3, False: 4e6}
-"""What one operation costs beside its work, in passes over an element: on the CPU, and not."""
+"""Overhead per operation, in passes over an element: on the CPU (True), and on a GPU."""
 
 MAC = 1 / 70
-"""What a multiply-add of a matrix product costs, in passes over an element."""
+"""Cost per multiply-add of a matrix product, in passes over an element."""
 
 WORTHWHILE = 8.0
-"""Smaller tiles are not tried any more once they cost so many times what the best do."""
+"""Smaller tiles are no longer tried once they cost this many times as much as the best."""
 
 
 class Block(NamedTuple):
@@ -58,14 +58,14 @@ class Block(NamedTuple):
         return extents_of(self)
 
     def channels(self, g: ConvGeometry, of_input: bool) -> slice:
-        """Where these channels lie in x (or in y). Channels within a group are cut only where there is one group."""
+        """The slice of these channels in x (or in y). Channels within a group are split only if there is one group."""
         if g.groups == 1:
             return self.c if of_input else self.k
         width = g.c_group if of_input else g.k_group
         return slice(self.groups.start * width, self.groups.stop * width)
 
     def pieces(self) -> list[Block]:
-        """The block cut along its longest axis; slices count from its own first groups and channels."""
+        """The block split along its longest axis; slices count from its own first groups and channels."""
         sizes = self.sizes
         axis = sizes.index(max(sizes))
         parts = split_axis(sizes[axis], 2 * SHARES, 1)
@@ -74,9 +74,9 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Blocks(Sequence[Block]):
-    """The channels in up to `most` nearly equal blocks, each worked out when asked for: they may be many, and are kept.
+    """The channels in up to `most` nearly equal blocks, each computed on demand: there may be many, and this is cached.
 
-    Groups are cut, or, of a single one, the channels of the result.
+    The groups are split, or, if there is one group, the channels of the result.
     """
 
     g: ConvGeometry
@@ -84,17 +84,17 @@ class Blocks(Sequence[Block]):
     most: int
 
     @property
-    def cut(self) -> int:
-        """How many groups or channels there are to be cut."""
+    def total(self) -> int:
+        """The number of groups, or of channels, that are split."""
         g = self.g
         return g.groups if g.groups > 1 else (g.c if self.is_backward else g.k)
 
     @property
-    def _size(self) -> int:
-        return max(1, -(-self.cut // self.most))
+    def _block_size(self) -> int:
+        return max(1, -(-self.total // self.most))
 
     def __len__(self) -> int:
-        return (self.cut + self._size - 1) // self._size
+        return (self.total + self._block_size - 1) // self._block_size
 
     @overload
     def __getitem__(self, i: int) -> Block: ...
@@ -105,7 +105,7 @@ class Blocks(Sequence[Block]):
             return [self[j] for j in range(*i.indices(len(self)))]
         if not 0 <= i < len(self):
             raise IndexError(i)
-        g, part = self.g, slice(i * self._size, min((i + 1) * self._size, self.cut))
+        g, part = self.g, slice(i * self._block_size, min((i + 1) * self._block_size, self.total))
         c, k = slice(0, g.c_group), slice(0, g.k_group)
         if g.groups > 1:
             return Block(part, c, k)
@@ -114,7 +114,10 @@ class Blocks(Sequence[Block]):
 
 @dataclass(frozen=True)
 class Pass:
-    """What is transformed. Positions are those of y; of an input gradient, rows of `stride` padded inputs."""
+    """A pass to be computed by transforms. Positions are those of y; for an input gradient, blocks of padded inputs.
+
+    Such a block is `stride` inputs long along each axis.
+    """
 
     g: ConvGeometry
     direction: Direction
@@ -142,7 +145,7 @@ class Pass:
 
     @cached_property
     def taps(self) -> Ints:
-        """Taps that a phase has, per axis."""
+        """Taps per phase, per axis."""
         return tuple(-(-span // s) for span, s in zip(self.g.span, self.g.stride, strict=True))
 
     @property
@@ -151,7 +154,7 @@ class Pass:
 
     @cached_property
     def written(self) -> tuple[tuple[int, int, int], ...]:
-        """Per axis (step, lo, size):  position m is written to  m * step + phase - lo,  where that is within size."""
+        """Per axis (step, lo, size):  position m is written to  m * step + phase - lo,  if that is within size."""
         if not self.is_backward:
             return tuple((1, 0, size) for size in self.g.out)
         axes = zip(self.g.stride, self.g.pad, self.g.spatial, strict=True)
@@ -163,11 +166,11 @@ class Pass:
         return tuple(range(lo // step, -(-(lo + size) // step)) for step, lo, size in self.written)
 
     def frequencies(self, lengths: Ints) -> Ints:
-        """Of the transform of a tile, per axis: half of the last are conjugates of the others if the tile is real."""
+        """Frequencies of the transform of a tile, per axis: for real tiles, half of the last axis is redundant."""
         return (*lengths[:-1], lengths[-1] // 2 + 1) if self.is_real else lengths
 
     def source(self, block: Block) -> ConvGeometry:
-        """The geometry by which tiles of positions look at x, or, of an input gradient, at dy."""
+        """The geometry by which tiles of positions read x, or, for an input gradient, dy."""
         g, (groups, c, k) = self.g, block.sizes
         if not self.is_backward:
             return replace(g, c=groups * c)
@@ -176,17 +179,17 @@ class Pass:
         return ConvGeometry(g.n, g.out, groups * k, g.c, self.taps, one, one, pads)
 
     def target(self, block: Block) -> ConvGeometry:
-        """The geometry by which tiles of positions look at dy, one at a time."""
+        """The geometry by which tiles of positions read dy, one position each."""
         one, (groups, _, k) = (1,) * self.g.ndim, block.sizes
         return ConvGeometry(self.g.n, self.g.out, groups * k, 0, one, one, one, ((0, 0),) * self.g.ndim)
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a pass is cut: into blocks of channels, one after the other, and for each into tiles (n, *positions).
+    """The parts of a pass: blocks of channels, one after the other, and for each of them tiles (n, *positions).
 
-    `tile` is the extent of the largest, `lengths` those of its transform. A weight gradient is summed over tiles in
-    `chunks` sums, whatever the number of threads, for its bits not to depend on that.
+    `tile` is the extents of the largest tile, `lengths` those of its transform. A weight gradient is summed over tiles
+    in `chunks` sums, whatever the number of threads, so that its bits do not depend on it.
     """
 
     p: Pass
@@ -221,7 +224,7 @@ class Tiling:
 
     @property
     def scale(self) -> float:
-        """What a product of two transforms, transformed back, lacks: each of the three divides by such a root."""
+        """The factor missing in a product of two transforms, transformed back: each of the three divides by it."""
         return math.sqrt(math.prod(self.lengths))
 
     @property
@@ -234,10 +237,10 @@ class Tiling:
 
     @cached_property
     def worker_bytes(self) -> int:
-        """Of a thread; a step of a transform holds what it reads and what it writes.
+        """Bytes per thread; a step of a transform holds its input and its output.
 
-        CuPy's holds up to three more of that size: the input with zeros behind it, its copy with the transformed axis
-        last, and the work area of cuFFT. Its matmul copies factors and results that are not C-contiguous.
+        With CuPy it holds up to three more arrays of that size: the zero-padded input, its copy with the transformed
+        axis last, and the work area of cuFFT. CuPy's matmul copies factors and results that are not C-contiguous.
         """
         p, block, item = self.p, self.blocks[0], self.p.dtype.itemsize
         groups, c, k = block.sizes
@@ -261,7 +264,7 @@ class Tiling:
         return max(tiles, taps + (2 if p.on_cpu else 5) * self._spectra(piece)) + buffers
 
     def _spectra(self, block: Block) -> int:
-        """Bytes of the spectra of a block of weights."""
+        """The bytes of the spectra of a block of weights."""
         return self._spectrum_bytes(self.p.phases * math.prod(block.sizes))
 
     def _spectrum_bytes(self, channels: int) -> int:
@@ -273,7 +276,7 @@ class Tiling:
         points, frequencies = math.prod(self.lengths), math.prod(p.frequencies(self.lengths))
         transform = points * max(1.0, math.log2(points)) * (1 if p.is_real else 2)
         a = p.phases * g.c_group
-        again = len(self.blocks) if g.groups == 1 else 1  # every block of channels transforms its inputs anew
+        again = len(self.blocks) if g.groups == 1 else 1  # every block of channels transforms its inputs again
         tiles = self.n * math.prod(self.counts[1:])
         inputs, outputs = (g.k, g.groups * a) if p.is_backward else (g.groups * a, g.k)
         images = tiles * (inputs * again + outputs) + a * g.k
@@ -284,7 +287,7 @@ class Tiling:
         return Cost(2 * macs, POINT * (images * transform + weights), steps)
 
     def passes(self, budget: int) -> float:
-        """What tilings are compared by, in passes over an element, with as many threads as `budget` lets work."""
+        """The cost by which tilings are compared, in passes over an element, by as many threads as `budget` allows."""
         cost = self.cost
         busy, waiting = cost.elements + cost.blas_macs * MAC, cost.steps * STEP[self.p.on_cpu]
         if not self.p.on_cpu:
@@ -296,13 +299,13 @@ class Tiling:
 
 
 def tiling_of(problem: Problem) -> Tiling:
-    """The tiles that are expected to be the fastest of those that fit under `max_workspace`."""
+    """The tiling that is expected to be the fastest of those that fit under `max_workspace`."""
     return _tiling(Pass.of(problem), problem.max_workspace, cpu.workers())
 
 
 @lru_cache(maxsize=1024)
 def _tiling(p: Pass, budget: int, workers: int) -> Tiling:
-    """Begin with one tile, halve it along the axis where that gains most, down to one position; take the best seen."""
+    """The best tiling on the way from one tile to tiles of one position, each time halved where that gains most."""
     pieces: Ints = (1,) * p.g.ndim
     best_rating, best = rating, here = _candidate(p, pieces, budget)
     while rating <= (best_rating[0], WORTHWHILE * best_rating[1]):
@@ -326,15 +329,15 @@ def _tiling(p: Pass, budget: int, workers: int) -> Tiling:
 
 
 def _candidate(p: Pass, pieces: Ints, budget: int) -> tuple[tuple[int, float], Tiling]:
-    """Tiles that cut each axis into so many pieces, with the largest block of channels that fits with them.
+    """The tiling that splits each axis into this many pieces, with the largest block of channels that fits with them.
 
-    Before it, what tilings are compared by: bytes over the budget, then time.
+    The rating comes first, by which tilings are compared: bytes over the budget, then time.
     """
     lengths, tile = [], []
     for at, taps, count in zip(p.ranges, p.taps, pieces, strict=True):
         length = fast_length(-(-len(at) // count) + taps - 1)
         lengths.append(length)
-        tile.append(max(1, min(len(at), length - taps + 1)))  # an input gradient may be of no input at all
+        tile.append(max(1, min(len(at), length - taps + 1)))  # an input gradient may have no inputs at all
     mixes = p.phases * p.g.c_group > 1 and p.g.k_group > 1
     for blocks in _blockings(p):
         for samples in dict.fromkeys((min(p.g.n, MOST_SAMPLES) if mixes else 1, 1)):
@@ -349,16 +352,16 @@ def _candidate(p: Pass, pieces: Ints, budget: int) -> tuple[tuple[int, float], T
 
 
 def _blockings(p: Pass) -> Iterator[Blocks]:
-    """All channels as one block, then halved again and again: groups, or, of a single one, its output channels."""
+    """All channels as one block, then halved repeatedly: the groups, or, if there is one group, its output channels."""
     count = 1
-    while count < 2 * Blocks(p.g, p.is_backward, 1).cut:
+    while count < 2 * Blocks(p.g, p.is_backward, 1).total:
         yield Blocks(p.g, p.is_backward, count)
         count *= 2
 
 
 @lru_cache(maxsize=1024)
 def fast_length(least: int) -> int:
-    """The smallest product of 2s, 3s and 5s that is at least `least`: a length that FFTs are fast at.
+    """The smallest product of 2s, 3s and 5s that is at least `least`: a length at which FFTs are fast.
 
     >>> fast_length(7), fast_length(574), fast_length(10**9)
     (8, 576, 1000000000)

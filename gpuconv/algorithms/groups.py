@@ -1,11 +1,11 @@
-"""Views of channels by group, as the algorithms want them."""
+"""Views of arrays with channels split by group."""
 
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array
 
 
 def channels_by_group(x: Array, g: ConvGeometry) -> Array:
-    """x (..., channels) as a view (..., groups, channels of a group)."""
+    """x (..., channels) as a view (..., groups, channels per group)."""
     return x.reshape(*x.shape[:-1], g.groups, x.shape[-1] // g.groups)
 
 

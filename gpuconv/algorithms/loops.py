@@ -1,6 +1,6 @@
-"""The for-loop convolution of the textbook: slow, obvious, and it accepts everything.
+"""The for-loop convolution of the textbook: it is slow and obvious, and accepts everything.
 
-All three passes walk over the same pairs: output `p` meets input `h` through tap `r`, where h = p * stride +
+All three passes iterate over the same pairs: output `p` meets input `h` through tap `r`, where h = p * stride +
 r * dilation - lo. Forward sums over them into y, the input gradient into x, the weight gradient into w.
 """
 
@@ -21,7 +21,7 @@ from gpuconv.typing import Array, Ints
 
 
 def meetings(g: ConvGeometry) -> Iterator[tuple[Ints, Ints, Ints]]:
-    """Every (output position, tap, input position) that multiply; taps over zero padding meet nothing.
+    """All triples (output position, tap, input position) that are multiplied; taps over zero padding have none.
 
     >>> list(meetings(ConvGeometry.create(1, 3, 1, 1, 2, stride=2, pad=((1, 0),))))
     [((0,), (1,), (0,)), ((1,), (0,), (1,)), ((1,), (1,), (2,))]
@@ -45,7 +45,7 @@ class Loops(PlainWeights):
         return None
 
     def workspace_bytes(self, problem: Problem) -> int:
-        """The sums, where `out` itself is too narrow to hold them."""
+        """The bytes of the sums, if `out` itself is too narrow to hold them."""
         acc = accumulator(problem.dtype)
         if problem.dtype == acc:
             return 0
@@ -85,12 +85,12 @@ class Loops(PlainWeights):
 
 
 def _wide(values: Array) -> Array:
-    """A few values in the dtype that sums are made in."""
+    """A few values in the dtype of sums."""
     return values.astype(accumulator(native(values.dtype)), copy=False)
 
 
 def _sums(problem: Problem, out: Array) -> Array:
-    """Zeros to sum into: `out` itself where it is wide enough."""
+    """Zeros to sum into: `out` itself if it is wide enough."""
     acc = accumulator(problem.dtype)
     if out.dtype != acc:
         return np.zeros(out.shape, acc)

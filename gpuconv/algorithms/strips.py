@@ -1,6 +1,6 @@
-"""Strips: pieces of the output, and the padded input each of them looks at.
+"""Strips: pieces of the output, and the padded input that each of them reads.
 
-output (n, p, q)  cut along its first axes            what strip 0 looks at, gathered into a padded tile
+output (n, p, q)  cut along its first axes            the input of strip 0, gathered into a padded tile
 +---------------+                                     +-----------------+
 | strip 0       |   each strip is some whole rows     | 0 0 0 0 0 0 0 0 |   <- the padding exists only here
 +---------------+   (or samples, or part of a row)    | 0 x x x x x x 0 |
@@ -26,10 +26,10 @@ Strip = tuple[slice, ...]
 """A piece of the output: slices of (n, *out)."""
 
 UFUNC_BUFFERS = 3 * 8192
-"""Elements that NumPy allocates by itself while it adds arrays that are not contiguous: 8192 an operand."""
+"""Elements that NumPy allocates by itself while it adds arrays that are not contiguous: 8192 per operand."""
 
 LONG_RUN = 128
-"""Bytes from which on a run of adjacent values is best copied value by value. A shorter one is copied faster as one
+"""Bytes from which on a run of contiguous values is best copied value by value. A shorter run is copied faster as one
 element: NumPy takes some 10 ns for a run before its first value. Measured on 2026-11-23 on one thread of an AMD EPYC
 (Zen 5) with NumPy 2.4: runs of 12 to 124 bytes made gemm's forward pass 1.02 to 1.4 times as fast, 1.18 times in the
 geometric mean of 11 layers; runs of 128 and 384 would have made it 0.96 and 0.98 times as fast."""
@@ -39,9 +39,9 @@ geometric mean of 11 layers; runs of 128 and 384 would have made it 0.96 and 0.9
 
 
 class Strips(Sequence[Strip]):
-    """An array of these extents cut into pieces of at most `most` (at least 1) elements, each contiguous in C order.
+    """The pieces of an array of these extents, each of at most `most` (at least 1) elements and contiguous in C order.
 
-    A sequence that holds nothing: piece i is worked out when asked for. The first is the largest.
+    The sequence stores nothing: piece i is computed on demand. The first piece is the largest.
 
     >>> list(Strips((2, 4), most=3))[:2]
     [(slice(0, 1, None), slice(0, 2, None)), (slice(0, 1, None), slice(2, 4, None))]
@@ -53,12 +53,12 @@ class Strips(Sequence[Strip]):
         while axis > 0 and inner * extents[axis - 1] <= most:
             axis -= 1
             inner *= extents[axis]
-        # Axis `cut` is cut into `pieces` of `size`; those before it are taken one index at a time, the others whole.
+        # Axis `cut` is cut into `pieces` of `size`; the axes before it are taken one index at a time, the others whole.
         self._cut = max(0, axis - 1)
         size = extents[0] if axis == 0 else max(1, most // inner)
         self._pieces = max(1, -(-extents[self._cut] // max(1, size)))
         self._size = -(-extents[self._cut] // self._pieces)
-        self._pieces = max(1, -(-extents[self._cut] // max(1, self._size)))  # of that size, one fewer may do
+        self._pieces = max(1, -(-extents[self._cut] // max(1, self._size)))  # one fewer of that size may do
         self._count = math.prod(extents[: self._cut]) * self._pieces
 
     def __len__(self) -> int:
@@ -88,7 +88,7 @@ def extents_of(strip: Strip) -> Ints:
 
 
 def split_axis(size: int, pieces: int, least: int) -> list[slice]:
-    """Cut an axis into up to `pieces` nearly equal slices, each but the last of at least `least`."""
+    """Up to `pieces` nearly equal slices of an axis, all but the last of at least `least`."""
     step = max(least, -(-size // pieces))
     return [slice(i, min(i + step, size)) for i in range(0, size, step)]
 
@@ -97,23 +97,23 @@ def split_axis(size: int, pieces: int, least: int) -> list[slice]:
 
 
 def tile_shape(g: ConvGeometry, extents: Ints) -> Ints:
-    """Shape of the padded input under a strip of these extents."""
+    """The shape of the padded input under a strip of these extents."""
     sizes = ((e - 1) * s + span for e, s, span in zip(extents[1:], g.stride, g.span, strict=True))
     return (extents[0], *sizes, g.c)
 
 
 def tile_elements(g: ConvGeometry, extents: Ints) -> int:
-    """Elements of it."""
+    """The number of elements of the padded input under a strip of these extents."""
     return math.prod(tile_shape(g, extents))
 
 
 def gather(
     xp: ModuleType, x: Array, g: ConvGeometry, strip: Strip, buffer: Array | None, *, copies: bool = False
 ) -> Array:
-    """The padded input under `strip`: a view of x where it holds no padding and `buffer` is no other dtype.
+    """The padded input under `strip`: a view of x if it holds no padding and `buffer` has the same dtype, else a tile.
 
-    `buffer` is flat and large enough for the tile; None promises that a view will do. `copies` asks for a tile, which
-    is C-contiguous, whatever the strip holds.
+    `buffer` is flat and large enough for the tile; None promises that a view is enough. `copies` demands a tile, which
+    is C-contiguous, in any case.
     """
     ranges: list[Pair] = []  # of input positions; they reach past 0 and the size where there is padding
     for s, step, span, (lo, _) in zip(strip[1:], g.stride, g.span, g.pad, strict=True):
@@ -139,13 +139,13 @@ def gather(
 
 
 def _copy_runs(xp: ModuleType, x: Array, g: ConvGeometry, ranges: list[Pair], tile: Array) -> None:
-    """Fill a tile with padding that is read from x, run by run: no index, and no copy of x, is made on the way."""
+    """Fill a tile with padding that is read from x, run by run, without an index and without a copy of x."""
     axes = [tuple(g.source_runs(axis, positions)) for axis, positions in enumerate(ranges)]
     for runs in itertools.product(*axes):
         target = tile[(slice(None), *(run.target for run in runs))]
         xp.copyto(target, x[(slice(None), *(run.source for run in runs))], casting="unsafe")
     filled = [runs[-1].target.stop for runs in axes]
-    for axis in range(g.ndim, 0, -1):  # repeat what is there, twice as much each time
+    for axis in range(g.ndim, 0, -1):  # repeat the filled part, and double it each time
         made = filled[axis - 1]
         if made == tile.shape[axis]:
             continue
@@ -158,10 +158,10 @@ def _copy_runs(xp: ModuleType, x: Array, g: ConvGeometry, ranges: list[Pair], ti
 
 
 def _by_position(xp: ModuleType, tile: Array, axis: int, filled: Sequence[int]) -> Iterable[Array]:
-    """The parts of a tile up to `filled` of the axes before `axis`, with `axis` first.
+    """The parts of a tile up to `filled` along the axes before `axis`, with `axis` first.
 
-    NumPy gets them one by one: it copies within an array by way of another if it cannot tell that the two parts of it
-    are apart, and of strided parts it cannot.
+    NumPy gets them one by one: it copies within an array by way of a temporary one unless it can tell that the two
+    parts do not overlap, and for strided parts it cannot.
     """
     if xp is np:
         return (tile[index] for index in itertools.product(range(len(tile)), *map(range, filled)))
@@ -169,7 +169,7 @@ def _by_position(xp: ModuleType, tile: Array, axis: int, filled: Sequence[int]) 
 
 
 def windows(xp: ModuleType, tile: Array, g: ConvGeometry, extents: Ints) -> Array:
-    """A view of a tile with one axis for each output and each kernel axis: (n, *out, *kernel, c)."""
+    """A view of a tile with one axis per output axis and per kernel axis: (n, *out, *kernel, c)."""
     n_stride, *strides, c_stride = tile.strides
     return xp.lib.stride_tricks.as_strided(  # type: ignore[no-any-return]
         tile,
@@ -184,7 +184,7 @@ def windows(xp: ModuleType, tile: Array, g: ConvGeometry, extents: Ints) -> Arra
 
 
 def copy_windows(to: Array, view: Array) -> None:
-    """to[...] = view, for NumPy: short runs of values that are adjacent in both are moved as one element each."""
+    """to[...] = view, for NumPy: short runs of values that are contiguous in both are moved as one element each."""
     size, axis = to.itemsize, to.ndim
     while axis > 0 and (to.shape[axis - 1] == 1 or to.strides[axis - 1] == view.strides[axis - 1] == size):
         axis -= 1
@@ -204,9 +204,9 @@ def copy_windows(to: Array, view: Array) -> None:
 
 
 def fold(xp: ModuleType, padded: Array, g: ConvGeometry) -> Array:
-    """The adjoint of padding: adds every padded position to the input position it was read from, in place.
+    """The adjoint of padding: every padded position is added, in place, to the input position that it was read from.
 
-    `padded` is (n, *g.padded, c); the result is the view of it that lies over the input.
+    `padded` is (n, *g.padded, c); the result is the view of the part over the input.
     """
     for axis, (lo, hi) in enumerate(g.pad):
         size = g.spatial[axis]
@@ -239,7 +239,7 @@ def fit(extents: Ints, rows: int, budget: int, bytes_of: Callable[[Ints], int]) 
 
 
 def merged_step(sizes: Ints, steps: Ints) -> int | None:
-    """The one step with which axes of these sizes and steps are walked in C order; None if there is no such step.
+    """The constant step that walks axes of these sizes and steps in C order; None if there is no such step.
 
     >>> merged_step((4, 5), (10, 2)), merged_step((4, 5), (16, 2)), merged_step((1, 1), (7, 3))
     (2, None, 0)
@@ -276,7 +276,7 @@ def windows_ld(g: ConvGeometry) -> int | None:
 
 
 def sum_in_order(parts: Array) -> Array:
-    """The sum of parts[0], parts[1], ..., in this order, made in the first of them."""
+    """The sum of parts[0], parts[1], ..., in this order, computed in parts[0]."""
     total: Array = parts[0]
     for part in parts[1:]:
         total += part

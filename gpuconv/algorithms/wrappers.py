@@ -1,6 +1,6 @@
-"""What is said once for several algorithms: one name for two devices, and the input gradient of padding that repeats.
+"""Wrappers that serve several algorithms: one name for two devices or dtypes, and the input gradient of padding.
 
-A wrapper is an algorithm itself and hands everything on but what it is there for.
+A wrapper is an algorithm itself, and delegates everything except its own concern.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gpuconv.typing import Array
 
 
 class _Wrapper:
-    """Hands every question on to the algorithm that serves the problem."""
+    """The base of wrappers: every method delegates to the algorithm that serves the problem."""
 
     name: str
     exact: bool
@@ -61,7 +61,7 @@ class _Wrapper:
 
 
 class ByDevice(_Wrapper):
-    """One algorithm, written twice: for the CPU and in CUDA."""
+    """An algorithm with two implementations: for the CPU, and in CUDA."""
 
     def __init__(self, cpu: Algorithm, cuda: Algorithm) -> None:
         self.name, self.exact = cpu.name, cpu.exact and cuda.exact
@@ -72,7 +72,7 @@ class ByDevice(_Wrapper):
 
 
 class ByDtype(_Wrapper):
-    """One algorithm, written twice: compiled, for float32 and float64 where Numba is installed, and on NumPy."""
+    """An algorithm with two implementations: compiled, for float32 and float64 if Numba is installed, and by NumPy."""
 
     def __init__(self, compiled: Algorithm, plain: Algorithm) -> None:
         self.name, self.exact = plain.name, plain.exact and compiled.exact
@@ -84,10 +84,10 @@ class ByDtype(_Wrapper):
 
 
 class Folding(_Wrapper):
-    """Adds the input gradient under reflect, replicate and circular padding to an algorithm that pads with zeros.
+    """A wrapper that adds the input gradient of reflect, replicate and circular padding to an algorithm.
 
-    The gradient of the padded input is made first, some samples at a time, and folded: each padded position is added to
-    the position of the input that it was read from. 16-bit floats are widened, for those sums to be made in float32.
+    The gradient of the padded input is made first, a few samples at a time, and folded: each padded position is added
+    to the input position that it was read from. 16-bit floats are widened, so that these sums are made in float32.
     """
 
     def __init__(self, algorithm: Algorithm) -> None:
@@ -108,7 +108,7 @@ class Folding(_Wrapper):
 
     def cost(self, problem: Problem) -> Cost:
         return self._algorithm.cost(
-            replace(problem, geometry=unfolded(problem.geometry)) if _folds(problem) else problem
+            replace(problem, geometry=prepadded(problem.geometry)) if _folds(problem) else problem
         )
 
     def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
@@ -129,7 +129,7 @@ class Folding(_Wrapper):
             chunk = slice(first, min(first + plan.samples, g.n))
             count = chunk.stop - chunk.start
             inner = replace(plan.inner, geometry=replace(plan.inner.geometry, n=count))
-            # Not kept under a name: the next copy would be made beside it.
+            # The copy has no name, or it would still be alive while the next copy is made.
             self._algorithm.input_grad(
                 inner, dy[chunk].astype(wide) if plan.casts else dy[chunk], w, padded[:count], None, "identity"
             )
@@ -142,10 +142,10 @@ def _folds(problem: Problem) -> bool:
 
 
 class _Fold:
-    """How a problem is folded: `samples` at a time, each time the problem `inner`, with `bytes` of its own."""
+    """The plan of folding: `samples` at a time, each time by the problem `inner`, with `bytes` of its own."""
 
     def __init__(self, problem: Problem) -> None:
-        g, wide = unfolded(problem.geometry), accumulator(problem.dtype)
+        g, wide = prepadded(problem.geometry), accumulator(problem.dtype)
         self.casts = wide != problem.dtype
         w_bytes = math.prod(g.w_shape) * wide.itemsize if self.casts else 0
         sample_bytes = math.prod(g.x_shape[1:]) * wide.itemsize
@@ -161,6 +161,6 @@ class _Fold:
         )
 
 
-def unfolded(g: ConvGeometry) -> ConvGeometry:
-    """The same convolution, of an input that is padded already."""
+def prepadded(g: ConvGeometry) -> ConvGeometry:
+    """The same convolution of an input that is padded already."""
     return replace(g, spatial=g.padded, pad=((0, 0),) * g.ndim, pad_mode="zeros")

@@ -1,1 +1,1 @@
-"""`gpuconv bench`: what the library reaches, beside what the machine can do, measured in one run."""
+"""`gpuconv bench`: the speed of the library beside the limits of the machine, measured in one run."""

@@ -1,4 +1,4 @@
-"""What is measured in one row."""
+"""The case that one row of the benchmark measures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gpuconv.typing import AlgorithmName, Array, Direction, Precision
 
 @dataclass(frozen=True)
 class Case:
-    """One layer in one direction, as it is called."""
+    """One layer in one direction, with the arguments of the call."""
 
     layer: Layer
     direction: Direction
@@ -35,7 +35,7 @@ class Case:
         return self.layer.geometry
 
     def plan(self) -> ConvPlan:
-        """What will run; raises as `gpuconv.plan` does if nothing can."""
+        """The plan of the case; raises as `gpuconv.plan` does if nothing can run."""
         return plan(
             self.geometry,
             self.dtype,
@@ -58,14 +58,14 @@ def cases(
     precision: Precision,
     device: str,
 ) -> tuple[list[Case], list[str]]:
-    """Every combination that an algorithm serves, and why the others were left out.
+    """Every combination that an algorithm supports, and the reasons why the others are left out.
 
     Raises
     ------
     DTypeError, DeviceError, ValueError
         As `gpuconv.plan` does.
     AlgorithmError, WorkspaceError
-        If no combination is served.
+        If no combination is supported.
     """
     served: list[Case] = []
     refusals: list[Exception] = []

@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured: the two lines of a roofline."""
+"""The measured limits of this machine: the two lines of a roofline."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ TRIALS = 8
 
 @dataclass(frozen=True)
 class Limits:
-    """Rate of a large matrix product in GFLOP/s, and of a large copy in GB/s, bytes read and written."""
+    """The rate of a large matrix product in GFLOP/s, and of a large copy in GB/s, of bytes read and written."""
 
     gflops: float
     gbs: float
 
     def roof(self, intensity: float) -> float:
-        """The GFLOP/s that a pass of so many FLOPs a byte can reach.
+        """The GFLOP/s that a pass with this many FLOPs per byte can reach.
 
         >>> Limits(gflops=100, gbs=20).roof(1), Limits(gflops=100, gbs=20).roof(50)
         (20, 100)
@@ -33,7 +33,7 @@ class Limits:
 
 
 def measure(dtype: str, device: str) -> Limits:
-    """The best of some trials. A complex multiply-add counts as one, as `ConvGeometry.flops` has it."""
+    """The best of some trials. A complex multiply-add counts as one, as in `ConvGeometry.flops`."""
     kind = device.partition(":")[0]
     resolved = backend.as_dtype(dtype, "limits")
     if device == "cpu":
@@ -49,7 +49,7 @@ def measure(dtype: str, device: str) -> Limits:
 
 
 def _copy(target: Array, source: Array) -> None:
-    """On a CPU by all its threads, each a chunk at a time."""
+    """Copy an array, on a CPU by all its threads, one chunk at a time each."""
     if backend.device_of(source) != "cpu":
         target[...] = source
         return

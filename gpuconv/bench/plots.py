@@ -1,4 +1,4 @@
-"""A record as one picture for a talk: how far from the roof, and how fast beside the peers."""
+"""A record as one picture for a talk: the distance from the roof, and the speed beside the peers."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ INK, QUIET, FAINT, PAPER = "#1d2429", "#6b767d", "#dfe3e5", "#ffffff"
 COLOURS = {"forward": "#2166ac", "input_grad": "#e08214", "weight_grad": "#1b9e77"}
 LABELS = {"forward": "forward", "input_grad": "input gradient", "weight_grad": "weight gradient"}
 FEW = 6
-"""So many layers get bars of their own; more are drawn as dots over the bar of their suite."""
+"""The most layers that get bars of their own; more are drawn as dots over the bar of their suite."""
 CROWD = 12
-"""Bars that leave room for large figures."""
+"""The most bars that leave room for large figures."""
 GAP = 0.75
 """Inches between the bars of two peers."""
 
@@ -82,7 +82,7 @@ def save(record: Record, path: Path) -> None:
 
 
 def _roofline(axes: Axes, record: Record, peers: Sequence[str]) -> None:
-    """Rate over intensity, under what a copy and a matrix product reach on this machine."""
+    """Draw the rate over the intensity, under the rates of a copy and a matrix product on this machine."""
     rows, limits = record.rows, record.limits
     ridge = limits.gflops / limits.gbs
     theirs = [(row.intensity, row.gflops / ratio) for peer in peers[:1] for row in rows if (ratio := row.ratio(peer))]
@@ -105,7 +105,7 @@ def _roofline(axes: Axes, record: Record, peers: Sequence[str]) -> None:
     start = max(low, bottom / limits.gbs) * 1.1
     copy = f"copy, {digits(limits.gbs)} GB/s"
     axes.text(start, start * limits.gbs * 1.1, copy, rotation=slant, rotation_mode="anchor", **note)
-    axes.set_xlabel("FLOPs a byte of input, weights and output", color=INK, fontsize=12, labelpad=8)
+    axes.set_xlabel("FLOPs per byte of input, weights and output", color=INK, fontsize=12, labelpad=8)
     axes.set_title("GFLOP/s, under the roof of this machine", color=INK, fontsize=15, loc="left", pad=26)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 3) if top / bottom < 1000 else (1,)))
@@ -114,7 +114,7 @@ def _roofline(axes: Axes, record: Record, peers: Sequence[str]) -> None:
 
 
 def _grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """A group of bars a layer, or a suite where the layers are many."""
+    """Groups of bars, one per layer, or one per suite if there are many layers."""
     by_layer = len({row.problem for row in rows}) <= FEW
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -123,7 +123,7 @@ def _grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _bars(axes: Axes, groups: Mapping[str, Sequence[Row]], peer: str) -> None:
-    """Ratios to a peer on a scale of doublings, up is faster: a bar the geometric mean, a dot one row."""
+    """Draw ratios to a peer on a scale of doublings, where up is faster: bars are geometric means, dots are rows."""
     everything = [row for members in groups.values() for row in members]
     directions = _directions(everything)
     width = 0.8 / len(directions)
@@ -170,13 +170,13 @@ def _directions(rows: Sequence[Row]) -> list[Direction]:
 
 
 def _wrapped(problem: str) -> str:
-    """A problem string in lines: batch and picture, channels, then the rest."""
+    """A problem string in three lines: batch and image, channels, then the rest."""
     words = problem.split("_")
     return "\n".join(filter(None, ("_".join(words[:2]), "_".join(words[2:4]), "_".join(words[4:]))))
 
 
 def _plain(text: str) -> str:
-    """What Matplotlib shows as it stands: a dollar begins no formula."""
+    """The text, escaped so that Matplotlib shows it unchanged: a dollar begins no formula."""
     return text.replace("$", r"\$")
 
 
@@ -188,7 +188,7 @@ def _key(marker: str, colour: str, label: str) -> Line2D:
 
 
 def _style(axes: Axes) -> None:
-    """No frame, and numbers as people write them on logarithmic axes."""
+    """Remove the frame, and format numbers on logarithmic axes as people write them."""
     axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
     axes.tick_params(which="both", colors=QUIET, length=0, labelsize=11)
     axes.set_axisbelow(True)

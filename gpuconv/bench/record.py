@@ -1,4 +1,4 @@
-"""Measured rows, with the provenance that makes them worth keeping: how they are saved, and read again."""
+"""Measured rows with their provenance, and how they are saved and read again."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ ENVIRONMENT = (
     "OPENBLAS_NUM_THREADS",
     "XLA_FLAGS",
 )
-"""Environment variables that shape what is measured."""
+"""Environment variables that affect the measurements."""
 
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of `count` calls: the median and the quartiles beside it."""
+    """Milliseconds of `count` calls: their median and quartiles."""
 
     median: float
     low: float
@@ -55,7 +55,8 @@ class Times:
 
     @classmethod
     def of(cls, seconds: Sequence[float], scale: float = 1.0) -> Times:
-        """
+        """The times of calls that took these seconds.
+
         >>> Times.of([0.001, 0.002, 0.003])
         Times(median=2.0, low=1.5, high=2.5, count=3)
         """
@@ -64,7 +65,7 @@ class Times:
 
     @property
     def spread(self) -> float:
-        """Half the distance of the quartiles, as a part of the median."""
+        """Half the distance between the quartiles, as a fraction of the median."""
         return (self.high - self.low) / 2 / self.median
 
 
@@ -75,11 +76,11 @@ class Row:
     Attributes
     ----------
     peers : dict
-        By peer, by the way that it has of doing it (a memory format, say), the times.
+        The times by peer, and by the peer's way of doing it, such as a memory format.
     refusals : dict
-        By peer that cannot do this pass, why.
+        The reasons by peer, for peers that cannot do this pass.
     workspace, extra_bytes, max_workspace : int
-        Bytes beside arguments and result: as planned, at the peak as measured, and as allowed.
+        Bytes beside arguments and result: planned, measured at the peak, and allowed.
     """
 
     suite: str
@@ -102,12 +103,12 @@ class Row:
 
     @property
     def intensity(self) -> float:
-        """FLOPs a byte, if each array is read or written once."""
+        """FLOPs per byte, if each array is read or written once."""
         return self.geometry.flops / self.bytes
 
     @property
     def bytes(self) -> int:
-        """Of x, w and y."""
+        """Bytes of x, w and y."""
         return self.geometry.bytes(backend.as_dtype(self.dtype, "Row").itemsize)
 
     @property
@@ -116,7 +117,7 @@ class Row:
 
     @property
     def gbs(self) -> float:
-        """Rate at which the arrays went by, each once."""
+        """GB/s at which the arrays were read or written, each once."""
         return self.bytes / self.times.median / 1e6
 
     def best(self, peer: str) -> tuple[str, Times] | None:
@@ -125,14 +126,14 @@ class Row:
         return min(ways.items(), key=lambda way: way[1].median, default=None)
 
     def ratio(self, peer: str) -> float | None:
-        """How many times as fast as the best of a peer; None if that cannot do it."""
+        """How many times as fast gpuconv is as the best way of a peer; None if the peer cannot do it."""
         best = self.best(peer)
         return best and best[1].median / self.times.median
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where, when, with what and by which command the rows were measured."""
+    """The provenance of rows: where, when, with which versions and by which command they were measured."""
 
     device: str
     cores: int
@@ -144,7 +145,7 @@ class Provenance:
 
     @classmethod
     def here(cls, device: str, versions: dict[str, str]) -> Provenance:
-        """Of this process, with the versions of the peers beside our own."""
+        """The provenance of rows that this process measures; `versions` are those of the peers."""
         return cls(
             device=machine.cpu() if device == "cpu" else backend.device_name(device).partition(" ")[2],
             cores=cpu.cores(),
@@ -170,7 +171,7 @@ class Record:
         return list(dict.fromkeys(name for row in self.rows for name in (*row.peers, *row.refusals)))
 
     def write(self, path: Path) -> Path:
-        """Save as JSON, whole or not, in `path` or under a name of its own in the folder `path`. Returns where.
+        """Save as JSON, whole or not at all, in `path`, or under its own name in the folder `path`. Returns the path.
 
         Raises
         ------
@@ -195,7 +196,7 @@ class Record:
         Raises
         ------
         ValueError
-            If there is none in that file, or the file cannot be read.
+            If that file holds no record, or cannot be read.
         """
         try:
             content = parse_json(read_text(path, "--show"))
@@ -208,7 +209,7 @@ class Record:
             raise ValueError(f"{str(path)!r} holds no results of gpuconv bench: {printable(repr(error))}") from None
 
     def _derived(self, row: Row) -> dict[str, Any]:
-        """What a reader of the file would compute first."""
+        """The numbers that a reader of the file would compute first."""
         return {
             "gflops": row.gflops,
             "gbs": row.gbs,
@@ -217,7 +218,7 @@ class Record:
         }
 
 
-# ------------------------------------------------------------------------------------------------ what a file says
+# ------------------------------------------------------------------------------------------------ reading a file
 
 
 def _row(saved: dict[str, Any]) -> Row:
@@ -270,4 +271,4 @@ def _one_of(choices: Sequence[Any], value: Any) -> Any:
 
 
 _SAVED: dict[Any, Callable[[Any], Any]] = {"int": _count, "str": _text, "dict[str, str]": _texts}
-"""Of fields by their annotations."""
+"""The functions that check saved fields, by the annotations of the fields."""

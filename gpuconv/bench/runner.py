@@ -1,4 +1,4 @@
-"""Validate, then time, one row."""
+"""The measurement of one row: the result is validated first, then timed."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ WINDOWS = 32
 EXACT = {algorithm.name for algorithm in ALGORITHMS if algorithm.exact}
 
 TOLERANCES = {2: 5e-2, 4: 1e-4, 8: 1e-11}
-"""The largest error that two right results may differ by, over their root mean square, by the bytes of a real."""
+"""The largest difference of two right results, over their root mean square, by the bytes of a real."""
 
 FAST_TOLERANCE = 1e-2
 
 
 class WrongResult(AssertionError):
-    """A convolution gave a wrong result; it is not timed."""
+    """A convolution gave a wrong result, and is not timed."""
 
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Hold gpuconv, NumPy's BLAS and the peers to as many threads; None: every core this process may run on."""
+    """Limit gpuconv, NumPy's BLAS and the peers to this many threads; None means every core of this process."""
     before, settings.threads = settings.threads, count
     try:
         with threadpool_limits(cpu.workers(), user_api="blas"):
@@ -44,12 +44,12 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 def measure(case: Case, peers: Mapping[str, Peer], repeats: int) -> Row:
-    """Validate one case, take its memory, and time it in turns with its peers, which are held to its result.
+    """Validate one case, measure its memory, and time it in turns with its peers, whose results must agree.
 
     Raises
     ------
     WrongResult
-        If our result is not right, or a peer does not agree with it.
+        If the result of gpuconv is wrong, or a peer does not agree with it.
     """
     validate(case)
     plan = case.plan()
@@ -92,7 +92,7 @@ def measure(case: Case, peers: Mapping[str, Peer], repeats: int) -> Row:
 
 
 def validate(case: Case) -> None:
-    """Hold a case to exact arithmetic on small integers; where it has to round, to a case that need not.
+    """Compare a case with exact arithmetic on small integers, or, if it has to round, with a case that need not.
 
     Raises
     ------
@@ -115,7 +115,7 @@ def validate(case: Case) -> None:
 
 
 def _validate_exactly(case: Case, work: Workload) -> None:
-    """Hold the forward result to the definition in some windows, a gradient to its adjoint identity. No tolerance."""
+    """Compare a forward result with the definition in some windows, a gradient with its adjoint identity, exactly."""
     g, name = case.geometry, case.plan().chosen
     y = backend.to_numpy(case.run(work) if case.direction == "forward" else work.run("forward"))
     x, w, dy = (backend.to_numpy(array) for array in (work.x, work.w, work.dy))
@@ -141,16 +141,17 @@ def _dot(a: Array, b: Array) -> complex:
 
 
 def _compare(case: Case, name: str, contestant: Contestant, ours: Array) -> None:
-    """A peer is timed only if it agrees with us."""
+    """Raise if a peer's result differs from that of gpuconv: only a peer that agrees is timed."""
     if contestant.result is None:
         return
     theirs = contestant.result(contestant.call())
     if theirs.shape != ours.shape:
-        raise WrongResult(f"{case}: {name} gives the shape {theirs.shape}, gpuconv {ours.shape}")
+        raise WrongResult(f"{case}: {name} gives the shape {theirs.shape}, but gpuconv gives {ours.shape}")
     error, tolerance = _error(ours, theirs), _tolerance(case)
     if not error <= tolerance:
         raise WrongResult(
-            f"{case}: {name} and gpuconv differ by {error:.1e} of their root mean square, allowed is {tolerance:.0e}"
+            f"{case}: {name} and gpuconv differ by {error:.1e} of their root mean square, "
+            f"but only {tolerance:.0e} is allowed"
         )
 
 

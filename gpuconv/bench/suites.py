@@ -1,4 +1,4 @@
-"""The layers worth timing: `layers.json` holds them by suite, each with the paper or the report that it comes from."""
+"""The layers to time: `layers.json` holds them by suite, each with the paper or the report that it comes from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEFAULT = "default"
 
 
 class Part(TypedDict):
-    """Layers of one suite that share source and batch sizes. A layer is a problem string that lacks its batch."""
+    """Layers of one suite that share source and batch sizes. A layer is a problem string without its batch."""
 
     suite: str
     source: str
@@ -25,7 +25,7 @@ class Part(TypedDict):
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution of a suite; of the suite "" where it was given as a problem string."""
+    """One convolution of a suite; the suite is "" if it was given as a problem string."""
 
     suite: str
     name: str
@@ -34,14 +34,14 @@ class Layer:
 
 @cache
 def parts() -> list[Part]:
-    """All of `layers.json`, in its order."""
+    """All parts of `layers.json`, in its order."""
     text = (Path(__file__).parent / "layers.json").read_text(encoding="utf-8")
     loaded: list[Part] = json.loads(text)
     return loaded
 
 
 def names() -> list[str]:
-    """The suites there are.
+    """The names of all suites.
 
     >>> names()[:3]
     ['default', 'resnet50', 'vgg16']
@@ -50,9 +50,9 @@ def names() -> list[str]:
 
 
 def layers(suite: str, batch: int | None = None, *, largest: bool = False) -> list[Layer]:
-    """The layers of a suite, at `batch`; by default at the smallest batch, or the largest, that each is known by.
+    """The layers of a suite, at `batch`; by default at the smallest batch that each is listed with, or the largest.
 
-    After a colon may stand what a layer must have in its name or problem.
+    A colon and a word after the name select the layers with that word in their name or problem.
 
     >>> [str(layer.geometry) for layer in layers("resnet50:stem", batch=2)]
     ['n2_h224w224_c3_k64_r7s7_p3_st2']
@@ -60,7 +60,7 @@ def layers(suite: str, batch: int | None = None, *, largest: bool = False) -> li
     Raises
     ------
     ValueError
-        If there is no suite of that name, or nothing of it is left.
+        If there is no suite of that name, or no layer is selected.
     """
     name, _, word = suite.partition(":")
     if name not in names():
@@ -87,7 +87,7 @@ def choose(
     Raises
     ------
     GeometryError, ValueError
-        If a problem cannot be read, a suite does not exist, or nothing of it is left.
+        If a problem cannot be read, a suite does not exist, or no layer is selected.
     """
     given = [ConvGeometry.parse(problem) for problem in problems or ()]
     of_suites = [

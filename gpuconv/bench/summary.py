@@ -1,4 +1,4 @@
-"""Many rows in few numbers."""
+"""Summaries of many rows in few numbers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Mean:
 
     @classmethod
     def of(cls, rows: Iterable[Row], peer: str) -> Mean | None:
-        """Of the rows that the peer can do; None if there are none."""
+        """The mean over the rows that the peer can do; None if there are none."""
         ratios = [ratio for row in rows if (ratio := row.ratio(peer)) is not None]
         return cls(geometric_mean(ratios), min(ratios), max(ratios), len(ratios)) if ratios else None
 
 
 def groups(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Rows by suite, then by kind of convolution, then all of them; none that would repeat one before it."""
+    """Rows by suite, then by kind of convolution, then all rows, without groups that repeat an earlier one."""
     rows = list(rows)
     labelled: dict[str, list[Row]] = {}
     for label_of in (_suite, _kinds, lambda _: ["all"]):

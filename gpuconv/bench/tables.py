@@ -16,7 +16,7 @@ from gpuconv.planning import DIRECTIONS
 from gpuconv.support.numbers import si
 
 WIDE = 130
-"""Characters: a narrower table leaves out the columns that are not asked for first."""
+"""Characters from which on a table is wide: a narrower one leaves out the less important columns."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Column:
 
 
 def rows(some: Sequence[Row], limits: Limits, peers: Sequence[str], width: int) -> Table:
-    """One line a row, a rule between suites."""
+    """A table with one line per row, and a rule between suites."""
     columns = [
         Column("ms", lambda row: digits(row.times.median)),
         Column("spread", lambda row: f"±{row.times.spread:.0%}", wide_only=True),
@@ -54,7 +54,7 @@ def rows(some: Sequence[Row], limits: Limits, peers: Sequence[str], width: int) 
 
 
 def means(record: Record, peer: str) -> Table:
-    """Geometric means of the ratios to a peer: one line a suite or kind, one column a direction."""
+    """Geometric means of the ratios to a peer: one line per suite or kind, one column per direction."""
     directions = [name for name in DIRECTIONS if any(row.direction == name for row in record.rows)]
     table = Table(
         "",
@@ -73,7 +73,7 @@ def means(record: Record, peer: str) -> Table:
 
 
 def head(record: Record) -> str:
-    """Where and how it was measured, and what the machine can do, in a few lines."""
+    """The provenance and the limits of the machine, in a few lines."""
     limits = record.limits
     return (
         f"{origin(record.provenance)}\n"
@@ -83,7 +83,7 @@ def head(record: Record) -> str:
 
 
 def origin(provenance: Provenance) -> str:
-    """Where, when and with what."""
+    """The provenance in words: where, when and with which versions the rows were measured."""
     versions = ", ".join(f"{name} {version}" for name, version in provenance.versions.items())
     environment = "".join(f"\n{name}={value}" for name, value in provenance.environment.items())
     return (
@@ -93,7 +93,7 @@ def origin(provenance: Provenance) -> str:
 
 
 def verdict(record: Record, peer: str) -> str:
-    """The whole run against a peer, in a line, and what that could not do."""
+    """The whole run against a peer in one line, and the rows that the peer cannot do."""
     ratios = [ratio for row in record.rows if (ratio := row.ratio(peer)) is not None]
     lines = [f"at least as fast as {peer} in {sum(ratio >= 1 for ratio in ratios)} of {len(ratios)} rows"]
     refusals = [row.refusals[peer] for row in record.rows if peer in row.refusals]

@@ -1,4 +1,4 @@
-"""Timing of several calls against each other, and the memory that one takes."""
+"""The timing of several calls against each other, and the memory of a call."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ Call = Callable[[], object]
 Stopwatch = Callable[[Call], float]
 
 FEWEST = 3
-"""Turns, however long they take."""
+"""The fewest turns, however long they take."""
 MOST = 2000
-"""Calls in one turn, however short they are."""
+"""The most calls in one turn, however short they are."""
 SLOT, WARM, BUDGET = 0.06, 0.04, 4.0
-"""Seconds."""
+"""Seconds that `interleaved` measures per turn, warms up per turn, and spends per call."""
 REST = 0.05
 """Seconds between turns. The threads of a BLAS or of OpenMP go on spinning after a call, OpenBLAS's for some 26 ms, and
-take a core from whoever comes next: right after NumPy's product gemm ran at 0.44 of its rate, after a rest at 0.70."""
+take a core from the next call: right after NumPy's product gemm ran at 0.44 of its rate, after a rest at 0.70."""
 
 
 def stopwatch(device: str) -> Stopwatch:
-    """What takes the seconds of one call on a device."""
+    """The function that measures the seconds of one call on a device."""
     return seconds_on_cpu if device == "cpu" else _cuda_stopwatch(device)
 
 
 def seconds_on_cpu(call: Call) -> float:
-    """By the clock on the wall."""
+    """The wall-clock seconds of one call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def _cuda_stopwatch(device: str) -> Stopwatch:
-    """By events on the device, with nothing of the arrays left in its second-level cache."""
+    """A stopwatch by events on the device, which flushes the second-level cache before each call."""
     cuda = backend.module_for(device).cuda
     ordinal = backend.ordinal(device)
     with cuda.Device(ordinal):
@@ -65,12 +65,11 @@ def interleaved(
     budget: float = BUDGET,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each call, in turns, so that whatever else the machine does falls on all of them alike.
+    """Seconds of each call, measured in turns, so that other load on the machine affects all of them alike.
 
-    In its turn a call is repeated for `slot` seconds, after a rest that lets the threads of the one before fall asleep,
-    and after `warm` seconds that are not counted, in which its own are woken and find their cores. After `budget`
-    seconds for each call no new turn begins, once there have
-    been three.
+    In its turn a call is repeated for `slot` seconds, after a rest that lets the threads of the previous call fall
+    asleep, and after `warm` seconds that are not counted, in which its own threads wake and find their cores. After
+    `budget` seconds per call no new turn begins, once there have been three.
     """
     taken: dict[str, list[float]] = {name: [] for name in calls}
     begin = clock()
@@ -96,7 +95,7 @@ def interleaved(
 def peak_bytes(call: Call, device: str = "cpu") -> int:
     """The most bytes held during `call` beyond those held before, its result included.
 
-    On the CPU those that NumPy and Python allocate; on a GPU those that CuPy's memory pool grows by.
+    On the CPU they are the bytes that NumPy and Python allocate; on a GPU those by which CuPy's memory pool grows.
     """
     if device != "cpu":
         pool = backend.module_for(device).get_default_memory_pool()

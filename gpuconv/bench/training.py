@@ -1,4 +1,4 @@
-"""One step of training: forward, loss, backward, optimizer, of the demonstration's LeNet; ours, and PyTorch's."""
+"""One training step of the demo's LeNet, by gpuconv and by PyTorch: forward, loss, backward, optimizer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Result:
-    """Milliseconds of a step; `peers` by the way that PyTorch does it: memory format, and optimizer fused or not."""
+    """Milliseconds of a step. `peers` is by PyTorch's ways of doing it: memory format, and optimizer fused or not."""
 
     batch: int
     device: str
@@ -42,7 +42,7 @@ class Result:
 
     @property
     def ratio(self) -> float | None:
-        """How many times as fast as the best of the peer."""
+        """How many times as fast gpuconv is as the best way of the peer."""
         return None if self.best is None else self.best[1].median / self.times.median
 
     def table(self) -> Table:
@@ -58,7 +58,7 @@ class Result:
         return table
 
     def write(self, path: Path, provenance: Provenance) -> None:
-        """Save as JSON, whole or not, with where and how it was measured.
+        """Save as JSON, whole or not at all, with the provenance.
 
         Raises
         ------
@@ -70,7 +70,7 @@ class Result:
 
 
 def measure(device: str, batch: int | None, repeats: int, *, against_torch: bool) -> Result:
-    """Hold our step to PyTorch's, then time the two in turns.
+    """Compare the step with PyTorch's, then time the two in turns.
 
     Raises
     ------
@@ -94,7 +94,7 @@ def measure(device: str, batch: int | None, repeats: int, *, against_torch: bool
 
 @dataclass
 class Step:
-    """Ours."""
+    """The training step of gpuconv."""
 
     model: Sequential
     x: Array
@@ -106,7 +106,7 @@ class Step:
         return value
 
     def gradients(self) -> tuple[float, list[Array]]:
-        """The loss, and the gradients of all parameters; nothing is updated."""
+        """The loss, and the gradients of all parameters, without an update."""
         value = float(self._backward())
         found = [backend.to_numpy(g).copy() for layer in self.model.layers for g in layer.gradients.values()]
         self.model.flush_gradients()
@@ -120,14 +120,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Way:
-    """One of PyTorch's."""
+    """One of PyTorch's ways of doing the step."""
 
     call: Callable[[], Any]
     gradients: Callable[[], tuple[float, list[Array]]]
 
 
 def _torch_steps(model: Sequential, x: Array, y: Array, device: str) -> dict[str, Way]:
-    """The same network with the same weights, in both memory formats, with the usual optimizer and the fused one."""
+    """The same network with the same weights in both memory formats, with the usual optimizer and the fused one."""
     import torch
 
     torch.set_num_threads(cpu.workers())
@@ -195,7 +195,7 @@ def _torch_network(torch: Any, weights: list[dict[str, Array]]) -> Any:
 
 
 def _as_ours(gradients: list[Array]) -> list[Array]:
-    """PyTorch's gradients, weights and biases by turns, in the layout of ours."""
+    """PyTorch's gradients, weights and biases in turn, in the layout of gpuconv."""
     found = []
     for g in gradients:
         if g.ndim == 4:
@@ -210,9 +210,9 @@ def _as_ours(gradients: list[Array]) -> list[Array]:
 
 
 def _compare(name: str, loss: float, ours: list[Array], their_loss: float, theirs: list[Array]) -> None:
-    """The two must have computed the same before either is timed."""
+    """Raise if the two steps differ: they are timed only if they compute the same."""
     if not abs(loss - their_loss) <= TOLERANCE * abs(their_loss):
-        raise WrongResult(f"a training step: the loss is {loss}, torch ({name}) has {their_loss}")
+        raise WrongResult(f"a training step: the loss is {loss}, but torch ({name}) has {their_loss}")
     for got, want in zip(ours, theirs, strict=True):
         scale = float(np.sqrt(np.mean(np.square(want)))) or 1.0
         error = float(np.abs(got - want).max()) / scale

@@ -1,4 +1,4 @@
-"""The host's side of the CUDA kernels: how they are found, compiled, handed their arguments and launched."""
+"""The host side of the CUDA kernels: how they are found, compiled, given their arguments and launched."""
 
 from gpuconv.cuda.loader import Unit, flatten, folder, launch, options, types
 

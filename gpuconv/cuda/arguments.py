@@ -1,4 +1,4 @@
-"""What kernels are given and specialised by: the structs of kernels/conv.cuh as 0-d NumPy arrays, units, grids."""
+"""The arguments and specialisations of kernels: the structs of kernels/conv.cuh as 0-d NumPy arrays, units, grids."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CONV = np.dtype(
 """``struct Conv``. Every field is four bytes wide, so there is no padding between them."""
 
 INDEX_LIMIT = 2**30
-"""Elements that a kernel counts with ints: half their range, so that a loop may step past its end."""
+"""Most elements that a kernel counts with ints: half their range, so that a loop may step past its end."""
 
 LONGEST_AXIS = 2**31 - 1
 
@@ -46,7 +46,7 @@ def fast_div(by: int) -> np.ndarray[Any, Any]:
     >>> ((100 * int(d["mul"]) >> 32) + 100) >> int(d["shift"])
     14
     """
-    by = max(by, 1)  # of an empty axis, where nothing is divided
+    by = max(by, 1)  # 0 is the size of an empty axis, where nothing is divided
     shift = (by - 1).bit_length()
     mul, mul64 = (-(-(1 << (bits + shift)) // by) - (1 << bits) for bits in (32, 64))
     struct = np.array((mul, shift, by, mul64 % 2**32, mul64 >> 32), FAST_DIV)
@@ -56,10 +56,10 @@ def fast_div(by: int) -> np.ndarray[Any, Any]:
 
 @lru_cache(maxsize=1024)
 def conv_struct(g: ConvGeometry) -> np.ndarray[Any, Any]:
-    """`g` as ``struct Conv``, read-only; 1-D and 2-D with leading axes of size 1.
+    """`g` as ``struct Conv``, read-only; 1-D and 2-D geometries have leading axes of size 1.
 
-    A stride between the outputs of an axis that has one, and a dilation between the taps of an axis that has one,
-    change nothing and are put in as 1: their products with positions would not fit an int.
+    The stride along an axis with one output, and the dilation along an axis with one tap, have no effect and are set to
+    1: their products with positions might not fit an int.
     """
     leading = 3 - g.ndim
 
@@ -89,48 +89,48 @@ def conv_struct(g: ConvGeometry) -> np.ndarray[Any, Any]:
 
 
 def index64(*shapes: Ints) -> int:
-    """INDEX64 for kernels that index arrays of these shapes: 1 if one has more elements than ints may count."""
+    """INDEX64 for kernels that index arrays of these shapes: 1 if one has more than INDEX_LIMIT elements."""
     return int(any(math.prod(shape) > INDEX_LIMIT for shape in shapes))
 
 
 def too_long(g: ConvGeometry) -> str | None:
-    """Why kernels cannot count along some axis of `g`, in words; None if they can."""
+    """The reason why kernels cannot count along some axis of `g`, in words; None if they can."""
     for name, size in (("c", g.c), ("k", g.k), ("n", g.n)):
         if size > LONGEST_AXIS:
-            return f"{name}={size}, kernels count up to {LONGEST_AXIS}"
+            return f"{name}={size}, but kernels count up to {LONGEST_AXIS}"
     for axis, size in enumerate(g.padded):
         if max(size, g.out[axis]) > LONGEST_AXIS:
-            return f"spatial axis {axis} is {size} long with its pads, kernels count up to {LONGEST_AXIS}"
+            return f"spatial axis {axis} is {size} long with its pads, but kernels count up to {LONGEST_AXIS}"
     return None
 
 
 # -------------------------------------------------------------------------------------------------- launches
 
 THREADS = 256
-"""A block of the kernels that move memory."""
+"""Threads per block of the kernels that move memory."""
 
 MOST_BLOCKS = 2**18
-"""Of one launch of such a kernel, whose threads then step on: far more than a device runs at a time."""
+"""Most blocks per launch of such a kernel, whose threads then loop: far more than a device runs at a time."""
 
 
 def blocks(threads: int) -> int:
-    """How many blocks of `THREADS` have so many threads, as far as a grid goes."""
+    """The number of blocks of `THREADS` threads that make up `threads`, up to MOST_BLOCKS."""
     return min(-(-threads // THREADS), MOST_BLOCKS)
 
 
 def address(array: Array) -> int:
-    """Where a device array lies."""
-    place: int = array.data.ptr  # type: ignore[attr-defined]
-    return place
+    """The address of a device array."""
+    pointer: int = array.data.ptr  # type: ignore[attr-defined]
+    return pointer
 
 
 def is_wide(count: int, itemsize: int, *addresses: int) -> int:
-    """WIDE for kernels whose threads take 16 bytes at a time: whether they divide `count` elements, and addresses."""
+    """WIDE for kernels whose threads take 16 bytes at a time: 1 if these divide `count` elements and all addresses."""
     return int(itemsize < 16 and count * itemsize % 16 == 0 and not any(address % 16 for address in addresses))
 
 
 class Units:
-    """Every unit of a file: each dtype with each choice of macros. Made when looked at, for bfloat16 takes an import.
+    """Every unit of a file: each dtype with each choice of macros. Iteration makes them, as bfloat16 takes an import.
 
     >>> [str(unit) for unit in Units("im2col.cu", ["float32"], BYTES=(1, 2))]
     ['im2col.cu float32 BYTES=1', 'im2col.cu float32 BYTES=2']

@@ -1,11 +1,11 @@
-"""Matrix products by cuBLAS, through CuPy's bindings, in the precision that was asked for and no other.
+"""Matrix products by cuBLAS, through CuPy's bindings, in exactly the requested precision.
 
-``cupy.matmul`` will not do: where there is a batch it takes float16 by way of float32 and no bfloat16 at all, it turns
-to TF32 when an environment variable says so, and it writes 16-bit results only. Here a product of 16-bit floats is
-summed in float32 and may be kept so; float32 is float32 unless ``precision="fast"``.
+``cupy.matmul`` does not serve: in a batch it converts float16 to float32 and takes no bfloat16 at all, it uses TF32
+when an environment variable says so, and it writes 16-bit results only. Here a product of 16-bit floats is summed in
+float32 and may be kept in float32; a float32 product stays float32 unless ``precision="fast"``.
 
 cuBLAS gives the same bits on every run on one device and one stream. Two streams that multiply at the same time share
-its workspace, and there the environment variable ``CUBLAS_WORKSPACE_CONFIG=:4096:8`` makes it do so.
+its workspace; with the environment variable ``CUBLAS_WORKSPACE_CONFIG=:4096:8`` the bits are the same there as well.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gpuconv.backend import accumulator
 from gpuconv.typing import Precision
 
 LIMIT = 2**31 - 1
-"""What rows, columns and leading dimensions may come to: cuBLAS takes them as ints."""
+"""The largest number of rows and columns, and leading dimension: cuBLAS takes them as ints."""
 
 # cudaDataType_t, cublasOperation_t, cublasComputeType_t, cublasMath_t, cublasPointerMode_t, cublasGemmAlgo_t.
 _TYPES = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1, "complex64": 4, "complex128": 5}
@@ -32,16 +32,16 @@ _ANY_KERNEL = -1
 
 
 class Matrix(NamedTuple):
-    """A matrix in device memory, row by row; or one a member of a batch, `apart` elements from one to the next."""
+    """A row-major matrix in device memory, or a batch of matrices with a stride of `batch_stride` elements."""
 
     pointer: int
     dtype: np.dtype[Any]
-    step: int
-    """Elements from one row to the next, at least as many as a row has."""
-    apart: int = 0
+    ld: int
+    """The leading dimension: elements from one row to the next, at least as many as a row has."""
+    batch_stride: int = 0
 
     def from_row(self, row: int) -> Matrix:
-        return self._replace(pointer=self.pointer + row * self.step * self.dtype.itemsize)
+        return self._replace(pointer=self.pointer + row * self.ld * self.dtype.itemsize)
 
 
 def product(
@@ -56,19 +56,19 @@ def product(
     adjoint: str = "",
     adds: bool = False,
 ) -> None:
-    """c = a b, or c += a b, for each member of a batch.
+    """c = a b, or c += a b, for each matrix of a batch.
 
     Parameters
     ----------
     a, b, c : Matrix
-        a and b of one dtype; c of that, or of the one that its sums are made in.
+        a and b have one dtype; c has the same, or the one that its sums are made in.
     shape : (rows of c, columns of c, length of the sums)
     precision
-        "fast" lets float32 and complex64 be multiplied as TF32.
+        "fast" allows float32 and complex64 to be multiplied as TF32.
     adjoint : {"", "a", "b"}
-        Which factor lies there transposed, and is conjugated.
+        The factor that is stored transposed, and is conjugated.
     adds : bool
-        Add to what c holds. Otherwise it is not read, and may hold anything.
+        Add to c. Otherwise c is not read, and may hold anything.
     """
     m, n, k = shape
     cublas: Any = xp.cuda.cublas
@@ -81,19 +81,19 @@ def product(
         cublas.setMathMode(handle, _REDUCE_IN_FULL)
     if pointer_mode != _ON_HOST:
         cublas.setPointerMode(handle, _ON_HOST)
-    # cuBLAS counts along columns: it takes a row-major matrix for its transpose. So  c^T = b^T a^T.
+    # cuBLAS is column-major: it takes a row-major matrix for its transpose. So  c^T = b^T a^T.
     type_a, type_b, type_c = _TYPES[a.dtype.name], _TYPES[b.dtype.name], _TYPES[c.dtype.name]
     beta = one if adds else zero
     try:
         if batch == 1:
             cublas.gemmEx(
-                handle, op_b, op_a, n, m, k, one, b.pointer, type_b, b.step, a.pointer, type_a, a.step,
-                beta, c.pointer, type_c, c.step, compute, _ANY_KERNEL,
+                handle, op_b, op_a, n, m, k, one, b.pointer, type_b, b.ld, a.pointer, type_a, a.ld,
+                beta, c.pointer, type_c, c.ld, compute, _ANY_KERNEL,
             )  # fmt: skip
         else:
             cublas.gemmStridedBatchedEx(
-                handle, op_b, op_a, n, m, k, one, b.pointer, type_b, b.step, b.apart,
-                a.pointer, type_a, a.step, a.apart, beta, c.pointer, type_c, c.step, c.apart,
+                handle, op_b, op_a, n, m, k, one, b.pointer, type_b, b.ld, b.batch_stride,
+                a.pointer, type_a, a.ld, a.batch_stride, beta, c.pointer, type_c, c.ld, c.batch_stride,
                 batch, compute, _ANY_KERNEL,
             )  # fmt: skip
     finally:
@@ -103,14 +103,14 @@ def product(
             cublas.setPointerMode(handle, pointer_mode)
 
 
-def rows_at_once(*steps: int) -> int:
-    """Rows that a product of matrices of these steps may have: none of them then passes 2**31 elements."""
-    return max(1, LIMIT // max(steps))
+def rows_at_once(*lds: int) -> int:
+    """Rows that a product of matrices with these leading dimensions may have so that none passes 2**31 elements."""
+    return max(1, LIMIT // max(lds))
 
 
 @cache
 def _scalars(dtype: np.dtype[Any]) -> tuple[int, int]:
-    """Where a one and a zero of this dtype lie in host memory."""
+    """The addresses of a one and a zero of this dtype in host memory."""
     values = np.array([1, 0], dtype)
     _kept.append(values)
     return values.ctypes.data, values.ctypes.data + dtype.itemsize

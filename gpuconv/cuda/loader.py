@@ -1,4 +1,4 @@
-"""The loader of the CUDA kernels, and the one way to launch them.
+"""The loader of the CUDA kernels, and the only function that launches them.
 
 A `Unit` is a file of kernels/ specialised for a dtype. CuPy compiles its flattened text when one of its kernels is
 first launched on a device, and keeps the binary on disk; this file keeps the loaded kernel. Every launch is checked
@@ -22,7 +22,7 @@ from gpuconv.backend import DTYPES, accumulator
 from gpuconv.cuda.signature import Parameter, signatures
 from gpuconv.errors import DeviceError, DTypeError, KernelError
 
-SHARED_BYTES = 48 * 1024  # what any kernel may use; more must be asked for, launch by launch
+SHARED_BYTES = 48 * 1024  # any kernel may use this much; more must be requested per kernel
 
 _INCLUDE = re.compile(r'\s*#\s*include\s*(?:"(?P<ours>[^"]+)"|(?P<other>\S.*))')
 _ONCE = re.compile(r"\s*#\s*pragma\s+once\b")
@@ -30,16 +30,16 @@ _ONCE = re.compile(r"\s*#\s*pragma\s+once\b")
 
 @dataclass(frozen=True)
 class Unit:
-    """What is compiled as one module.
+    """A file of kernels with its specialisation: the unit of compilation.
 
     Attributes
     ----------
     file : str
-        In kernels/, such as "im2col.cu".
+        The name in kernels/, such as "im2col.cu".
     dtype : np.dtype
-        Of the arrays: ``T`` in the kernels.
+        The dtype of the arrays: ``T`` in the kernels.
     macros : tuple of (str, int)
-        What else specialises it. ``("INDEX64", 1)``: offsets into arrays need 64 bits.
+        Further macros that specialise it. ``("INDEX64", 1)``: offsets into arrays need 64 bits.
     """
 
     file: str
@@ -66,7 +66,7 @@ def launch(
     args: Sequence[Any],
     shared_bytes: int = 0,
 ) -> None:
-    """Launch a kernel on the current device and stream. Nothing is waited for; an empty grid launches nothing.
+    """Launch a kernel on the current device and stream, and do not wait for it. An empty grid launches nothing.
 
     Parameters
     ----------
@@ -75,19 +75,20 @@ def launch(
     unit, name
         The kernel.
     grid, block : tuple of int
-        Blocks, and threads in each.
+        Blocks, and threads per block.
     args : sequence
         For a pointer a C-contiguous array on the current device, or None for a null pointer; for a number a NumPy
-        scalar of exactly its C type; for a struct a 0-d structured array laid out as the struct is.
+        scalar of exactly its C type; for a struct a 0-d structured array with the layout of the struct.
     shared_bytes : int
-        Dynamic shared memory of each block.
+        Dynamic shared memory per block.
 
     Raises
     ------
     KernelError
-        If there is no such kernel, it cannot be compiled, or the device refuses the launch; if an array has strides.
+        If there is no such kernel, if it cannot be compiled, if the device refuses the launch, or if an array is not
+        C-contiguous.
     TypeError, DTypeError, DeviceError
-        If the arguments do not fit the kernel's signature.
+        If the arguments do not match the kernel's signature.
     """
     device: int = xp.cuda.runtime.getDevice()
     kernel = _ready.get((xp, device, unit, name))
@@ -110,7 +111,7 @@ def launch(
 
 
 def options(unit: Unit) -> tuple[str, ...]:
-    """What the compiler is told of a unit. CuPy adds the device's architecture, and ``-ftz=true``.
+    """The compiler's options for a unit. CuPy adds the device's architecture, and ``-ftz=true``.
 
     >>> options(Unit("im2col.cu", np.dtype("float32"), (("INDEX64", 0),)))
     ('-std=c++17', '-DDTYPE=2', '-DINDEX64=0')
@@ -125,21 +126,21 @@ def options(unit: Unit) -> tuple[str, ...]:
 
 
 def folder() -> Path:
-    """Where the kernels are: inside the package in a wheel, beside it in a checkout."""
+    """The folder of the kernels: inside the package in a wheel, beside it in a checkout."""
     package = Path(__file__).parents[1]
     shipped = package / "kernels"
     return shipped if shipped.is_dir() else package.parent / "kernels"
 
 
 def flatten(file: str) -> str:
-    """The text of a file with each of its includes pasted in once, and ``#line`` directives that tell what came whence.
+    """The text of a file with each of its includes pasted in once, and ``#line`` directives that give the origin.
 
-    CuPy's disk cache does not look into included files: after an edit of one it would run a stale binary.
+    CuPy's disk cache does not check included files: after an edit of one it would run a stale binary.
 
     Raises
     ------
     KernelError
-        If a file is missing, or includes what is not in the folder.
+        If a file is missing, or includes a file that is not in the folder.
     """
     return "\n".join(_pasted(file, set())) + "\n"
 
@@ -160,7 +161,7 @@ def _pasted(file: str, done: set[str]) -> Iterator[str]:
         elif include["ours"] is None:
             raise KernelError(
                 f"{file}, line {number}: {line.strip()}: which of the toolkit's headers NVRTC finds differs from one "
-                f'installation to the next; include files of the folder only, as in #include "conv.cuh".',
+                f'installation to the next. Include only files of the folder, as in #include "conv.cuh".',
                 file=file,
             )
         elif include["ours"] in done:
@@ -171,7 +172,7 @@ def _pasted(file: str, done: set[str]) -> Iterator[str]:
 
 
 def types(unit: Unit) -> dict[str, np.dtype[Any]]:
-    """What the kernels' own names of number types, see conv.cuh, mean in a unit."""
+    """The meaning, in a unit, of the kernels' own names of number types; see conv.cuh."""
     sums = accumulator(unit.dtype)
     return {
         "T": unit.dtype,
@@ -200,7 +201,7 @@ class _Kernel:
         self._expected = [(one.kind == "array", one.dtype, _scalars(one)) for one in parameters]
 
     def check(self, args: Sequence[Any]) -> None:
-        """Every launch comes through here: what is right is let pass quickly, the rest gets a second look."""
+        """Check the arguments of a launch: a quick test passes the right ones, `_look_again` examines the others."""
         if len(args) != len(self._expected):
             self._refuse_count(len(args))
         array, device = self._array, self._device
@@ -224,7 +225,7 @@ class _Kernel:
     def _refuse_count(self, count: int) -> None:
         wanted = ", ".join(one.text for one in self._parameters)
         raise TypeError(
-            f"{self._name} ({self._unit}) takes {len(self._parameters)} arguments ({wanted}), {count} were given."
+            f"{self._name} ({self._unit}) takes {len(self._parameters)} arguments ({wanted}), but {count} were given."
         )
 
     def _look_again(self, place: int, x: Any) -> None:
@@ -234,21 +235,23 @@ class _Kernel:
             self._check_array(x, parameter, where)
         elif parameter.kind == "number":
             name = parameter.dtype.type.__name__
-            raise TypeError(f"{where} takes a NumPy {name}; this is {_described(x)}. Write np.{name}(...).")
+            raise TypeError(f"{where} takes a NumPy {name}, but this is {_described(x)}. Write np.{name}(...).")
         else:
             if not isinstance(x, np.ndarray) or x.ndim or x.dtype.names is None:
-                raise TypeError(f"{where} takes a 0-d structured array of {parameter.dtype}; this is {_described(x)}.")
+                raise TypeError(
+                    f"{where} takes a 0-d structured array of {parameter.dtype}, but this is {_described(x)}."
+                )
             if x.dtype != parameter.dtype:
                 raise TypeError(
                     f"{where} has {parameter.dtype.itemsize} bytes as {parameter.dtype}, "
-                    f"the array given has {x.dtype.itemsize} as {x.dtype}."
+                    f"but the array has {x.dtype.itemsize} as {x.dtype}."
                 )
-            # Telling two layouts equal takes microseconds: know this very dtype the next time.
+            # Comparing two layouts takes microseconds: remember this very dtype for the next time.
             self._expected[place] = (False, x.dtype, _scalars(parameter))
 
     def _check_array(self, x: Any, parameter: Parameter, where: str) -> None:
         if not isinstance(x, self._array):
-            raise TypeError(f"{where} takes a device array or None; this is {_described(x)}.")
+            raise TypeError(f"{where} takes a device array or None, but this is {_described(x)}.")
         if x.dtype != parameter.dtype:
             raise DTypeError(f"{where} takes an array of {parameter.dtype}, not of {x.dtype}.")
         if x.device.id != self._device:
@@ -305,7 +308,7 @@ def _module(xp: ModuleType, device: int, unit: Unit) -> tuple[Any, dict[str, tup
 
 
 def _scalars(parameter: Parameter) -> frozenset[type]:
-    """The NumPy types that stand for a number: several where a platform has two of one size."""
+    """The NumPy types that match a number's C type: several where a platform has two of one size."""
     if parameter.kind == "struct":
         return frozenset({np.ndarray})
     return frozenset(t for t in np.sctypeDict.values() if np.dtype(t) == parameter.dtype)

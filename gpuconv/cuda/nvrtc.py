@@ -1,7 +1,7 @@
-"""NVIDIA's runtime compiler without a driver or a GPU: what the kernels become, for reports and tests.
+"""NVIDIA's runtime compiler without a driver or a GPU: the machine code of the kernels, for reports and tests.
 
-Launches do not come through here, CuPy compiles for them. The compiler is NVRTC by way of cuda.bindings, the extra
-``kernels``.
+Launches do not use this file: CuPy compiles for them. The compiler is NVRTC, by way of cuda.bindings, which the extra
+``kernels`` installs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def compile_cubin(text: str, options: Sequence[str], arch: str) -> tuple[bytes, 
     Parameters
     ----------
     text : str
-        CUDA C++ that includes nothing, see `cuda.flatten`.
+        CUDA C++ without includes, see `cuda.flatten`.
     options : sequence of str
         See `cuda.options`; ``-ftz=true`` is added, as CuPy does.
     arch : str
@@ -38,7 +38,7 @@ def compile_cubin(text: str, options: Sequence[str], arch: str) -> tuple[bytes, 
 
 
 def compile_ptx(text: str, options: Sequence[str], arch: str) -> tuple[bytes, str]:
-    """The PTX of a text for an architecture, and the compiler's log; the rest as for `compile_cubin`."""
+    """The PTX of a text for an architecture, and the compiler's log; otherwise as `compile_cubin`."""
     return _compile(text, [*options, f"-arch={arch.replace('sm_', 'compute_')}"], "PTX")
 
 
@@ -52,7 +52,7 @@ def version() -> tuple[int, int]:
 
 @cache
 def architectures() -> tuple[str, ...]:
-    """What this NVRTC compiles for, from the oldest: "sm_70" and so on."""
+    """The architectures that this NVRTC compiles for, from the oldest: "sm_70" and so on."""
     nvrtc = _nvrtc()
     (found,) = _checked(nvrtc.nvrtcGetSupportedArchs())
     return tuple(f"sm_{number}" for number in found)
@@ -85,7 +85,7 @@ def _read(program: Any, what: str) -> bytes:
 def _checked(answer: tuple[Any, ...]) -> tuple[Any, ...]:
     status, *values = answer
     if status.value:
-        raise KernelError(f"NVRTC fails with {status.name}.")
+        raise KernelError(f"NVRTC failed with {status.name}.")
     return tuple(values)
 
 

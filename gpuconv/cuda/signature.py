@@ -1,7 +1,7 @@
-"""What a kernel takes, read from its C signature, so that a launch can check its arguments against it.
+"""The parameters of a kernel, read from its C signature, so that a launch can check its arguments against them.
 
-A kernel is declared ``extern "C" __global__ void name(const T* __restrict__ x, const Conv g, int count)``. Known are
-C's numbers, ``T`` and ``A`` and ``index_t`` whose meaning the unit gives, and every struct the text itself declares.
+A kernel is declared ``extern "C" __global__ void name(const T* __restrict__ x, const Conv g, int count)``. The known
+types are C's numbers, ``T``, ``A`` and ``index_t``, whose meaning the unit gives, and every struct in the text.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class Parameter:
     Attributes
     ----------
     text : str
-        As it is declared: ``const T* __restrict__ x``.
+        The declaration: ``const T* __restrict__ x``.
     kind : {"array", "number", "struct"}
     dtype : np.dtype
-        Of the array's elements, of the number, or the layout of the struct.
+        The dtype of the array's elements or of the number, or the layout of the struct.
     """
 
     text: str
@@ -68,12 +68,12 @@ def signatures(text: str, types: Mapping[str, np.dtype[Any]]) -> dict[str, tuple
     text : str
         CUDA C++.
     types : mapping
-        What the text's own names of numbers mean, such as ``T``.
+        The meaning of the text's own names of numbers, such as ``T``.
 
     Raises
     ------
     KernelError
-        If a parameter's type is not known, or a name is declared twice and differently.
+        If a parameter's type is not known, or if a name has two different declarations.
 
     >>> (parameter,) = signatures('extern "C" __global__ void f(const float* x) {}', {})["f"]
     >>> parameter.kind, parameter.dtype
@@ -104,15 +104,15 @@ def _parameter(text: str, kernel: str, known: _Types) -> Parameter:
     found = known.find(match["type"]) if match else None
     if match is None or found is None:
         raise KernelError(
-            f"{kernel}: the type of its parameter `{text}` is not known here. Known are a struct of the same text, one "
-            f"pointer or number of {', '.join(NUMBERS)}, {', '.join(known.given)}."
+            f"{kernel}: the type of its parameter `{text}` is not known here. Known are a struct of the same text, and "
+            f"one pointer or number of {', '.join(NUMBERS)}, {', '.join(known.given)}."
         )
     dtype, _ = found
     if match["star"]:
         return Parameter(text, "array", dtype)
     if dtype.kind != "V" or dtype.names:
         return Parameter(text, "struct" if dtype.names else "number", dtype)
-    raise KernelError(f"{kernel}: the parameter `{text}` goes by value, as {dtype} cannot. Take a pointer, or A.")
+    raise KernelError(f"{kernel}: the parameter `{text}` is passed by value, but {dtype} cannot. Take a pointer, or A.")
 
 
 class _Types:
@@ -123,12 +123,12 @@ class _Types:
         self._aliases: dict[str, str] = {}
         for match in _ALIAS.finditer(text):
             name, meaning = match[1] or match[4], " ".join((match[2] or match[3]).split())
-            # Two meanings are two branches of an #if, and who knows which one the compiler takes.
+            # Two meanings are two branches of an #if, and it is not known here which one the compiler takes.
             self._aliases[name] = meaning if self._aliases.get(name, meaning) == meaning else ""
         self._structs = {m["name"]: (_block(text, m.end()), int(m["align"] or 1)) for m in _STRUCT.finditer(text)}
 
     def find(self, name: str) -> tuple[np.dtype[Any], int] | None:
-        """The dtype of a type, and what the compiler aligns it to; None where it is not known."""
+        """The dtype of a type, and the compiler's alignment of it; None if the type is not known."""
         dtype = self.given.get(name, NUMBERS.get(name))
         if dtype is not None:
             return dtype, dtype.itemsize
@@ -139,7 +139,7 @@ class _Types:
         return None
 
     def _layout(self, body: str, align: int) -> tuple[np.dtype[Any], int] | None:
-        """A struct as the compiler lays it out: each field at a multiple of its alignment, and the whole too."""
+        """The compiler's layout of a struct: fields and the whole start at multiples of their alignment."""
         names: list[str] = []
         formats: list[np.dtype[Any]] = []
         offsets: list[int] = []
@@ -169,7 +169,7 @@ class _Types:
 
 
 def _block(text: str, start: int) -> str:
-    """What stands between the brace that ends before `start` and its partner."""
+    """The text between the brace that ends before `start` and its partner."""
     depth = 1
     for place in range(start, len(text)):
         depth += {"{": 1, "}": -1}.get(text[place], 0)
@@ -179,7 +179,7 @@ def _block(text: str, start: int) -> str:
 
 
 def _statements(body: str) -> Iterator[str]:
-    """The fields' declarations in a struct's body; functions are left out, and what follows `=` too."""
+    """The declarations of fields in a struct's body, without functions and without what braces enclose."""
     statement, depth, is_function = "", 0, False
     for letter in body:
         if letter == "{":

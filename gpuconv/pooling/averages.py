@@ -17,7 +17,7 @@ from gpuconv.typing import Array
 
 
 class Divisor(NamedTuple):
-    """What the sums of windows are divided by: their taps, or those that meet the input."""
+    """The divisor of the sums of windows: the number of their taps, or of the taps that meet the input."""
 
     xp: ModuleType
     g: ConvGeometry
@@ -29,13 +29,13 @@ class Divisor(NamedTuple):
         return cls(xp, g, counts_pads or not g.is_padded, sums if sums.kind != "c" else np.empty(0, sums).real.dtype)
 
     def bytes(self, rows: int) -> int:
-        """What `at` takes for so many rows of outputs."""
+        """Bytes that `at` takes for this many rows of outputs."""
         if self.counts_pads:
             return 0
         return 48 * (rows + self.g.out[1]) + 2 * rows * self.g.out[1] * self.dtype.itemsize
 
     def at(self, rows: slice) -> Array:
-        """For some rows of outputs, of a shape that broadcasts over (n, p, q, c)."""
+        """The divisor for some rows of outputs, in a shape that broadcasts over (n, p, q, c)."""
         divisor: Array
         if self.counts_pads:
             divisor = _full(self.xp, math.prod(self.g.kernel), self.dtype)
@@ -58,7 +58,7 @@ def _remembered_full(taps: int, dtype: np.dtype[Any]) -> Array:
 
 
 def avg_pool(caller: str, xp: ModuleType, x: Array, g: ConvGeometry, y: Array, divisor: Divisor, limit: int) -> None:
-    """Fill y with the mean of each window, whose taps are added up in row order."""
+    """Fill y with the mean of each window, whose taps are summed in row order."""
     sums = backend.accumulator(y.dtype)
     down, across = windows_of(g)
 
@@ -85,7 +85,7 @@ def avg_pool(caller: str, xp: ModuleType, x: Array, g: ConvGeometry, y: Array, d
 def avg_pool_grad(
     caller: str, xp: ModuleType, dy: Array, g: ConvGeometry, dx: Array, divisor: Divisor, limit: int
 ) -> None:
-    """Fill dx: each dy is shared out over its window, tap by tap in row order."""
+    """Fill dx: each dy is distributed over its window, tap by tap in row order."""
     sums = backend.accumulator(dx.dtype)
     down, across = windows_of(g)
 
@@ -111,7 +111,7 @@ def avg_pool_grad(
 
 
 def _have_one_order(source: Array, target: Array) -> bool:
-    """Whether neighbours of one array are neighbours of the other: if not, every tap would be slow to add to it."""
+    """Whether two arrays have the same memory order: if not, adding each tap from one to the other would be slow."""
     if source.flags.c_contiguous and target.flags.c_contiguous:
         return True
     return _order(source) == _order(target)

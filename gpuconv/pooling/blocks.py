@@ -1,7 +1,7 @@
-"""A pooling call works block by block: what it takes beside its arguments and its result stays under max_workspace.
+"""The blocks of a pooling call, which keep its workspace under max_workspace.
 
 Images are independent, and so are channels: a block is some images or, where one alone takes too much memory, some of
-its channels or some of its rows. Blocks stay in the cache where they can, and are shared out among threads.
+its channels or some of its rows. Blocks stay in the cache where possible, and threads share them.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array
 
 WORTH_A_THREAD = 2**19
-"""Elements of x; fewer are done before a second thread is awake."""
+"""Elements of x from which threads pay: with fewer, the work is done before a second thread is awake."""
 
 FEWEST_CHANNELS = 16
-"""Of a block, unless memory is very short: fewer are read from memory in pieces smaller than a cache line."""
+"""Minimum channels per block, unless memory is very short: fewer are read in pieces smaller than a cache line."""
 
 NUMPY_BUFFER = 2048
-"""Elements that NumPy buffers of each operand, where strides or dtypes make it do so. With its default of 8192 three
+"""Elements per operand that NumPy buffers, where strides or dtypes make it do so. With its default of 8192 three
 operands took 200 KB, and no less time (NumPy 2.4, Intel Xeon, 2026-11-30)."""
 
 NUMPY_BUFFERS = 3 * 8192 * 16
 """The bytes of its buffers where its default stands: of three operands, of complex128 at most."""
 
 QUIET = MappingProxyType({"invalid": "ignore"})
-"""NaN may be compared; ml_dtypes warns where a bfloat16 is."""
+"""The error state in which NaN may be compared: ml_dtypes warns where a bfloat16 is NaN."""
 
 
 class Block(NamedTuple):
-    """`rows` are rows of the result."""
+    """Some images and channels of the arrays, and some rows of the result."""
 
     images: slice
     rows: slice
@@ -49,7 +49,7 @@ class Block(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """`workspace` are the bytes that one thread takes for the largest of the blocks."""
+    """The blocks of a task and its threads; `workspace` is the bytes that one thread takes for the largest block."""
 
     blocks: Iterator[Block]
     threads: int
@@ -57,11 +57,11 @@ class Plan(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What is to be done for all rows of the result, (n, rows, ..., c).
+    """The work for all rows of the result, (n, rows, ..., c).
 
-    `need` says how many bytes a number of images, of rows and of channels takes; none of them grows without the bytes.
-    `image_bytes` is what should stay in cache of one image; None: all images at a time, on one thread.
-    `errstate` is what NumPy does about errors where the caller has no say, as for ``np.errstate``.
+    `need` is the bytes that a number of images, of rows and of channels takes, and grows with each of the three.
+    `image_bytes` is the part of one image that should stay in cache; None means all images at a time, on one thread.
+    `errstate` overrides the caller's error handling in NumPy, as for ``np.errstate``.
     """
 
     caller: str
@@ -76,12 +76,12 @@ class Task(NamedTuple):
     numpy_buffer: int = NUMPY_BUFFER
 
     def run(self, make_worker: Callable[[int], Callable[[Block], None]]) -> None:
-        """Have every block done by a job that `make_worker` returns, given the bytes it may take: one for each thread.
+        """Process every block by a job from `make_worker`, which is given the bytes it may take, once per thread.
 
         Raises
         ------
         WorkspaceError
-            If no block is so small that it stays under the limit.
+            If even the smallest block is over the limit.
         """
         n, c, threads = self.g.n, self.g.c, 1
         if self.xp is np and self.image_bytes is not None and math.prod(self.g.x_shape) > WORTH_A_THREAD:
@@ -127,8 +127,8 @@ class Task(NamedTuple):
                     return self._plan(1)
                 if least > share:
                     raise WorkspaceError(
-                        f"{self.caller}: a row of {self.g} needs {least} bytes of workspace, settings.max_workspace "
-                        f"allows {share}. Raise it."
+                        f"{self.caller}: a row of {self.g} needs {least} bytes of workspace, but "
+                        f"settings.max_workspace is {share}. Raise settings.max_workspace."
                     )
                 rows = self._most_rows(channels, share)
             need = self.need(images, rows, channels)
@@ -141,7 +141,7 @@ class Task(NamedTuple):
         return Plan(blocks, threads, need)
 
     def _images(self, threads: int) -> int:
-        """How many at a time: as many as stay in cache, or fewer, for every thread to get some."""
+        """The number of images per block: as many as stay in cache, or fewer if otherwise a thread would get none."""
         if self.xp is not np or self.image_bytes is None:
             return self.g.n
         return max(1, min(-(-self.g.n // threads), cpu.cache_bytes() // max(1, self.image_bytes)))

@@ -1,7 +1,7 @@
-"""Max pooling by the compiled loops of simd/pooling.py, and its gradient, which finds the winners anew.
+"""Max pooling by the compiled loops of simd/pooling.py, and its gradient, which computes the argmax again.
 
-They take no memory beside their arrays. A task is a block of rows of outputs. Gradients of windows that overlap, which
-add up, are left to maxima.py: loops gained a tenth there.
+The loops take no workspace. A task is a block of rows of outputs. Where windows overlap, gradients add up, and are left
+to maxima.py: loops gained a tenth there.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from gpuconv import cpu
 from gpuconv.cpu.parallel_loops import run
 from gpuconv.geometry import ConvGeometry
 from gpuconv.pooling.blocks import WORTH_A_THREAD
-from gpuconv.pooling.windows import are_apart, windows_of
+from gpuconv.pooling.windows import windows_disjoint, windows_of
 from gpuconv.simd.host import LONGEST_VECTOR, address, has_adjacent_channels, numba_is_there, tasks_for, try_numba
 from gpuconv.typing import Array
 
 LEAST_ELEMENTS = 2**16
-"""Of x: NumPy is done with fewer in some 50 us, and nobody has waited for Numba."""
+"""Minimum elements of x: NumPy takes about 50 us for fewer, and no call waits for Numba."""
 
 MOST_TAPS = 64
-"""The most taps of a window, unless windows overlap little: by halves (large.py) more taps are faster."""
+"""The most taps of a window, unless windows overlap little: with more taps, halves (large.py) are faster."""
 
 MOST_READS = 16
-"""How often a position is read at most, on average, by windows of more taps. On an Intel Xeon with AVX-512 (one core,
+"""The most reads per position, on average, by windows of more taps. On an Intel Xeon with AVX-512 (one core,
 2026-11-30) the loops took 0.6 of the time of halves at 1 read, and 2.5 times as long at 64."""
 
 MOST_COUNTED = 2**24
@@ -36,7 +36,7 @@ DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def supports(g: ConvGeometry, *arrays: Array) -> bool:
-    """Whether the loops take these arrays, all of one dtype, and are worth it."""
+    """Whether the loops take these arrays, all of one dtype, and are expected to be faster."""
     if not (
         math.prod(g.x_shape) >= LEAST_ELEMENTS
         and all(array.dtype in DTYPES and has_adjacent_channels(array) for array in arrays)
@@ -49,11 +49,11 @@ def supports(g: ConvGeometry, *arrays: Array) -> bool:
 
 
 def supports_grad(g: ConvGeometry, *arrays: Array) -> bool:
-    return are_apart(g) and supports(g, *arrays)
+    return windows_disjoint(g) and supports(g, *arrays)
 
 
 def max_pool(x: Array, g: ConvGeometry, y: Array) -> None:
-    """Fill y with the largest value of each window: of equal ones, which zeros of both signs are, the first."""
+    """Fill y with the largest value of each window: of equal values, such as zeros of both signs, the first."""
     from gpuconv.simd import pooling
 
     _run(pooling.max_pool, g, x, y, y)

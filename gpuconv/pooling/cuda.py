@@ -1,4 +1,4 @@
-"""Launches of kernels/pool.cu. Arrays are C-contiguous, channels last, and lie on the current device."""
+"""Launches of kernels/pool.cu. Arrays are C-contiguous, channels last, and on the current device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpuconv.cuda.arguments import THREADS, Units, address, blocks, conv_struct,
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array
 
-UNITS = Units("pool.cu", WIDE=(0, 1), WINNER_BYTES=(1, 4), INDEX64=(0, 1))
+UNITS = Units("pool.cu", WIDE=(0, 1), ARGMAX_BYTES=(1, 4), INDEX64=(0, 1))
 
 
 def max_pool(xp: ModuleType, x: Array, g: ConvGeometry, y: Array) -> None:
@@ -21,9 +21,9 @@ def max_pool(xp: ModuleType, x: Array, g: ConvGeometry, y: Array) -> None:
 
 
 def max_pool_grad(xp: ModuleType, dy: Array, x: Array, g: ConvGeometry, dx: Array) -> None:
-    winners = xp.empty((*g.y_shape, _winner_bytes(g)), np.uint8)
-    _launch(xp, "max_pool_winners", g, x, winners)
-    _launch(xp, "max_pool_grad", g, dy, winners, dx)
+    argmax = xp.empty((*g.y_shape, _tap_bytes(g)), np.uint8)
+    _launch(xp, "max_pool_argmax", g, x, argmax)
+    _launch(xp, "max_pool_grad", g, dy, argmax, dx)
 
 
 def avg_pool(xp: ModuleType, x: Array, g: ConvGeometry, y: Array, count_pads: bool) -> None:
@@ -34,23 +34,23 @@ def avg_pool_grad(xp: ModuleType, dy: Array, g: ConvGeometry, dx: Array, count_p
     _launch(xp, "avg_pool_grad", g, dy, dx, last=(np.int32(count_pads),))
 
 
-def winners_bytes(g: ConvGeometry) -> int:
-    """What `max_pool_grad` takes for each image."""
-    return math.prod(g.y_shape[1:]) * _winner_bytes(g)
+def argmax_bytes(g: ConvGeometry) -> int:
+    """Workspace of `max_pool_grad` per image."""
+    return math.prod(g.y_shape[1:]) * _tap_bytes(g)
 
 
-def _winner_bytes(g: ConvGeometry) -> int:
-    """Of the number of a tap of a window, and one more that is no tap."""
+def _tap_bytes(g: ConvGeometry) -> int:
+    """Bytes of the number of a tap of a window, with room for one value that is no tap."""
     return 1 if math.prod(g.kernel) <= 255 else 4
 
 
 def _launch(xp: ModuleType, name: str, g: ConvGeometry, *arrays: Array, last: tuple[Any, ...] = ()) -> None:
-    """Every kernel of the file: a thread makes a pack of channels of one pixel of the last of `arrays`."""
+    """Launch a kernel of the file: a thread makes a pack of channels of one pixel of the last of `arrays`."""
     first, made = arrays[0], arrays[-1]
     wide = is_wide(g.c, first.itemsize, *map(address, arrays))
     packs_a_pixel = g.c * first.itemsize // 16 if wide else g.c
     wide_index = index64(g.x_shape, g.y_shape)
-    macros = (("WIDE", wide), ("WINNER_BYTES", _winner_bytes(g)), ("INDEX64", wide_index))
+    macros = (("WIDE", wide), ("ARGMAX_BYTES", _tap_bytes(g)), ("INDEX64", wide_index))
     unit = Unit("pool.cu", first.dtype, macros)
     pixels = math.prod((g.x_shape if made.shape == g.x_shape else g.y_shape)[:-1])
     packs = pixels * packs_a_pixel

@@ -8,12 +8,13 @@ A window of k taps takes at most 2 log2(k) operations per element, and a sum is 
 rounds as a pairwise sum does. Nothing is ever subtracted: no digits cancel, and a NaN or an infinity reaches only the
 windows that hold it. (Running sums would spread both.)
 
-A stride cuts the axis into blocks, which windows share. With b = stride / gcd and e = dilation / gcd, gcd that of both:
+A stride divides the axis into blocks, which windows share. With b = stride / gcd and e = dilation / gcd, where gcd is
+the greatest common divisor of stride and dilation:
 
     T[j] = the b taps from position  j * stride - pad  on
     y[p] = T[p] op T[p + e] op T[p + 2 e] op ... op R     the T again by halves; R are the taps left over, fewer than b
 
-How a sum is bracketed depends on its window alone: neither on the batch nor on how an image is cut up.
+The bracketing of a sum depends on its window alone: neither on the batch nor on the blocks of an image.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ RUN = 8
 """Taps of a block that are taken one after another; more are halved first."""
 
 ALIGNMENT = 64
-"""Bytes; of arrays in a workspace."""
+"""Alignment of arrays in a workspace, in bytes."""
 
 
 class Workspace:
-    """One piece of memory, handed out array by array. Setting `used` back to a value frees the arrays taken since."""
+    """A piece of memory from which arrays are taken. Setting `used` back to a value frees the arrays taken since."""
 
     def __init__(self, xp: ModuleType, size: int) -> None:
         self._memory = xp.empty(size, np.uint8)
@@ -54,7 +55,7 @@ def aligned(size: int) -> int:
 
 
 class Fold(NamedTuple):
-    """One operation over windows along an axis of arrays (n, h, w, c). `nothing` is what it leaves as it is."""
+    """One operation over windows along an axis of arrays (n, h, w, c). `nothing` is its neutral element."""
 
     xp: ModuleType
     operation: Any
@@ -62,9 +63,9 @@ class Fold(NamedTuple):
     workspace: Workspace
 
     def run(self, source: Array, axis: int, window: Window, target: Array) -> None:
-        """Fill `target`, whose dtype all is computed in."""
+        """Fill `target`; all is computed in its dtype."""
         used = self.workspace.used
-        block, hop = _block(window), _hop(window)
+        block, block_step = _block(window), _block_step(window)
         whole, rest = divmod(window.taps, block)
         if whole == 1:
             self._gather(source, axis, window, 0, range(block), target)
@@ -75,12 +76,12 @@ class Fold(NamedTuple):
             self._gather(source, axis, window, 0, range(rest), target)
         elif rest:
             last = self.workspace.take(target.shape, target.dtype)
-            self._gather(source, axis, window, whole * hop, range(rest), last)
+            self._gather(source, axis, window, whole * block_step, range(rest), last)
             self.operation(target, last, out=target)
         self.workspace.used = used
 
     def _gather(self, source: Array, axis: int, window: Window, first: int, taps: range, target: Array) -> None:
-        """Fill `target`, from block `first` on, with some taps of each."""
+        """Fill `target` with some taps of each block, from block `first` on."""
         if not _meets(window, first, target.shape[axis], taps):
             target[...] = self.nothing
             return
@@ -108,7 +109,7 @@ class Fold(NamedTuple):
 
     def _double(self, source: Array, axis: int, window: Window, whole: int, target: Array) -> None:
         """Fill `target` with the whole blocks of each window, of which there are several."""
-        length, step, out = _blocks(window), _hop(window), window.out
+        length, step, out = _blocks(window), _block_step(window), window.out
         shape = (*source.shape[:axis], length, *source.shape[axis + 1 :])
         ins, outs = window.tap(0, slice(0, length))
         buffers: list[Array] = []
@@ -142,7 +143,7 @@ class Fold(NamedTuple):
             self.operation(left, right, out=sums)
             step *= 2
 
-    def spread(self, source: Array, axis: int, window: Window, target: Array) -> None:
+    def adjoint(self, source: Array, axis: int, window: Window, target: Array) -> None:
         """The adjoint of a sum: `target` holds at each position the sum of `source` over the windows that hold it."""
         size, out, taps, stride, _, pad = window
         if stride == 1:
@@ -157,25 +158,25 @@ class Fold(NamedTuple):
             self.run(source, axis, Window(out, count, whole, pad=whole - 1 - first), sums)
         else:
             sums[...] = self.nothing
-        places = Window(size, count, stride, stride, pad=pad - first * stride)
+        positions = Window(size, count, stride, stride, pad=pad - first * stride)
         for tap in range(stride - 1, -1, -1):
             if tap == rest - 1:  # from here on windows that begin `whole` blocks earlier hold it as well
                 earlier, late = Window(out, count, 1, pad=whole - first).tap(0)
                 part = sums[_along(axis, late)]
                 self.operation(part, source[_along(axis, earlier)], out=part)
-            at, held = places.tap(tap)
+            at, held = positions.tap(tap)
             target[_along(axis, at)] = sums[_along(axis, held)]
         self.workspace.used = used
 
 
 def buffers(window: Window) -> int:
-    """Elements that `Fold.run` takes at most, for each element across the axis."""
+    """The most elements that `Fold.run` takes, per element across the axis."""
     taps = min(_block(window), window.taps)
     return _blocks(window) * (2 + max(0, math.ceil(math.log2(taps / RUN))))
 
 
-def spread_buffers(window: Window) -> int:
-    """Elements that `Fold.spread` takes at most, for each element across the axis."""
+def adjoint_buffers(window: Window) -> int:
+    """The most elements that `Fold.adjoint` takes, per element across the axis."""
     size, out, taps, stride, *_ = window
     if stride == 1:
         return buffers(Window(out, size, taps))
@@ -184,25 +185,25 @@ def spread_buffers(window: Window) -> int:
 
 
 def _meets(window: Window, first: int, blocks: int, taps: range) -> bool:
-    """Whether some of these taps, in so many blocks, may lie over a position: pads may be longer than all else."""
+    """Whether one of these taps may lie over a position in this many blocks: pads may be longer than all else."""
     last = (taps.stop - 1) * window.dilation - window.pad
     block = max(first, -(last // window.stride))
     return block < first + blocks and block * window.stride - window.pad + taps.start * window.dilation < window.size
 
 
 def _block(window: Window) -> int:
-    """Taps of a block."""
+    """Taps per block."""
     return window.stride // math.gcd(window.stride, window.dilation)
 
 
-def _hop(window: Window) -> int:
-    """Blocks from one of a window to the next."""
+def _block_step(window: Window) -> int:
+    """The step from one block of a window to the next, in blocks."""
     return window.dilation // math.gcd(window.stride, window.dilation)
 
 
 def _blocks(window: Window) -> int:
-    """Blocks from the first of the first window to the last of the last one, whole ones."""
-    return window.out + _hop(window) * max(0, window.taps // _block(window) - 1)
+    """The number of whole blocks from the first of the first window to the last of the last window."""
+    return window.out + _block_step(window) * max(0, window.taps // _block(window) - 1)
 
 
 def _along(axis: int, part: slice) -> tuple[slice, ...]:

@@ -1,10 +1,10 @@
 """Max and average pooling of images, and their gradients.
 
-On the CPU small windows take one pass over the array for each tap, and large ones are made from windows of half their
-length (large.py); compiled loops make maxima where Numba is installed. On a GPU one kernel does all of it,
-except for averages and maxima over very large windows.
+On the CPU small windows take one pass over the array per tap, and large ones are made from windows of half their length
+(large.py). Where Numba is installed, compiled loops make the maxima. On a GPU one kernel does all of it, except for
+averages and maxima over very large windows.
 
-What a call takes beside its arguments and its result stays under `settings.max_workspace`.
+The workspace of a call, the memory it takes beside its arguments and its result, stays under `settings.max_workspace`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gpuconv.geometry import ConvGeometry, remembered, split_x_shape
 from gpuconv.planning import workspace_limit
 from gpuconv.pooling import averages, compiled, cuda, large, maxima
 from gpuconv.pooling.averages import Divisor
-from gpuconv.pooling.windows import are_apart, check_windows, windows_of
+from gpuconv.pooling.windows import check_windows, windows_disjoint, windows_of
 from gpuconv.support.argument_checks import as_ints, flag
 from gpuconv.typing import Array, Element, Ints, IntsLike, Layout, PadLike
 
@@ -33,12 +33,12 @@ MOST_TAPS = 64
 """The most taps of a window that is read tap by tap. On an Intel Xeon with AVX-512 (one core, 2026-11-30) windows of
 9 x 9 by halves took 0.15 to 0.26 of the time for averages and gradients, and 0.7 to 1.1 for maxima."""
 
-MOST_TAPS_APART = 256
-"""The same for windows that do not overlap: each position is read once in either way."""
+MOST_TAPS_DISJOINT = 256
+"""The same limit for windows that do not overlap: each position is read once either way."""
 
 MOST_TAPS_ON_GPU = 1024
-"""The same for a kernel, which reads its window from the cache; by halves, some 40 arrays go through memory. This is an
-estimate, and no GPU has confirmed it."""
+"""The same limit for a kernel, which reads its window from the cache; by halves, some 40 arrays go through memory. This
+is an estimate, and no GPU has confirmed it."""
 
 
 def max_pool2d(
@@ -58,8 +58,8 @@ def max_pool2d(
     x : array (N, H, W, C)
         Of a real dtype; (N, C, H, W) with layout="channels_first".
     kernel_shape : int or (KH, KW)
-    stride : int or one int an axis, optional
-        Default: `kernel_shape`, windows side by side.
+    stride : int or one int per axis, optional
+        Default: `kernel_shape`, so that windows are adjacent.
     pad, dilation, layout, out
         As in `conv2d`. Padding is never the largest; every window must hold at least one position of x.
 
@@ -90,7 +90,7 @@ def max_pool2d(
         if xp is np and compiled.supports(pool.g, x_nhwc, y_nhwc):
             compiled.max_pool(x_nhwc, pool.g, y_nhwc)
         else:
-            way = large if pool.is_large and not pool.is_apart else maxima
+            way = large if pool.is_large and not pool.has_disjoint_windows else maxima
             way.max_pool(pool.caller, xp, x_nhwc, pool.g, y_nhwc, pool.limit)
 
     return pool.run(pool.g.y_shape, write, None if pool.is_large else cuda.max_pool)
@@ -107,10 +107,10 @@ def max_pool2d_grad(
     layout: Layout = "channels_last",
     out: Array | None = None,
 ) -> NDArray[Element]:
-    """Gradient of `max_pool2d` with respect to x: each dy goes to the position its window took its value from.
+    """Gradient of `max_pool2d` with respect to x: each dy goes to the argmax of its window.
 
-    Of several equal values that is the first in row order, of several NaNs too. With windows of more than 64 taps (256
-    where they do not overlap) the CPU adds up in float64 what a position gets.
+    If several values are equal, or several are NaN, the argmax is the first of them in row order. With windows of more
+    than 64 taps (256 where they do not overlap) the CPU sums the dy of a position in float64.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ def max_pool2d_grad_by(
     layout: Layout,
     out: Array | None,
 ) -> Array:
-    """`max_pool2d_grad`, given what `max_pool2d` returned, where it was kept."""
+    """`max_pool2d_grad`, given the result of `max_pool2d` if it was kept."""
     pool = _Pool("max_pool2d_grad", {"dy": dy, "x": x}, None, kernel_shape, stride, pad, dilation, layout, out)
     pool.refuse_complex()
     xp, x_nhwc, dy_nhwc = pool.xp, pool.views["x"], pool.views["dy"]
@@ -168,7 +168,7 @@ def max_pool2d_grad_by(
         else:
             maxima.max_pool_grad(pool.caller, xp, dy_nhwc, x_nhwc, y_nhwc, pool.g, dx_nhwc, pool.limit)
 
-    return pool.run(pool.g.x_shape, write, cuda.max_pool_grad, cuda.winners_bytes(pool.g))
+    return pool.run(pool.g.x_shape, write, cuda.max_pool_grad, cuda.argmax_bytes(pool.g))
 
 
 def avg_pool2d(
@@ -188,8 +188,8 @@ def avg_pool2d(
     x : array (N, H, W, C)
         Of any dtype that `conv2d` takes; (N, C, H, W) with layout="channels_first".
     kernel_shape : int or (KH, KW)
-    stride : int or one int an axis, optional
-        Default: `kernel_shape`, windows side by side.
+    stride : int or one int per axis, optional
+        Default: `kernel_shape`, so that windows are adjacent.
     pad, layout, out
         As in `conv2d`; every window must hold at least one position of x.
     count_include_pad : bool
@@ -237,7 +237,7 @@ def avg_pool2d_grad(
     layout: Layout = "channels_last",
     out: Array | None = None,
 ) -> NDArray[Element]:
-    """Gradient of `avg_pool2d` with respect to x: each dy is shared out equally over its window.
+    """Gradient of `avg_pool2d` with respect to x: each dy is distributed equally over its window.
 
     Parameters
     ----------
@@ -281,10 +281,10 @@ def avg_pool2d_grad(
 
 
 class _Posed(NamedTuple):
-    """The geometry of a pooling, whether its windows are apart, and how many taps they have inside the input."""
+    """The geometry of a pooling, whether its windows are disjoint, and the number of their taps inside the input."""
 
     g: ConvGeometry
-    is_apart: bool
+    has_disjoint_windows: bool
     taps: int
 
 
@@ -304,13 +304,13 @@ def _posed(
     g = ConvGeometry.create(n, spatial, c, c, kernel, stride, pad, dilation, caller=caller)
     check_windows(g, caller)
     down, across = windows_of(g)
-    # of taps over padding there may be any number
-    is_apart = are_apart(g) and down.taps <= down.size and across.taps <= across.size
-    return _Posed(g, is_apart, down.taps * across.taps)
+    # there may be any number of taps over padding
+    has_disjoint_windows = windows_disjoint(g) and down.taps <= down.size and across.taps <= across.size
+    return _Posed(g, has_disjoint_windows, down.taps * across.taps)
 
 
 class _Pool:
-    """The arrays and the geometry of one call, checked; `input_shape` is x's own where None."""
+    """The checked arrays and geometry of one call. Where `input_shape` is None, it is that of x."""
 
     def __init__(
         self,
@@ -332,12 +332,12 @@ class _Pool:
         )
         shape, name = (inputs["x"].shape, "x.shape") if input_shape is None else (input_shape, "input_shape")
         posed = _posed(caller, name, shape, kernel_shape, self.call.stride, pad, dilation, layout)
-        self.g, self.is_apart, taps = posed
+        self.g, self.has_disjoint_windows, taps = posed
         if "dy" in inputs:
             self.call.check_shape("dy", inputs["dy"], self.g.y_shape, "pooling", self.g)
         self.views = {name: self.call.channels_last(array) for name, array in inputs.items()}
         self.limit = workspace_limit(None, caller)
-        most = MOST_TAPS_APART if self.is_apart else MOST_TAPS
+        most = MOST_TAPS_DISJOINT if self.has_disjoint_windows else MOST_TAPS
         self.is_large = taps > (most if self.xp is np else MOST_TAPS_ON_GPU)
 
     def refuse_complex(self) -> None:
@@ -351,8 +351,8 @@ class _Pool:
     ) -> Array:
         """Have `write` fill a channels-last view of `out`, or of a new array of (channels-last) `shape`.
 
-        On a GPU `kernel` does, if there is one, which is given the inputs, the geometry and what it is to fill, all
-        C-contiguous, and takes `kernel_bytes` for each image.
+        On a GPU `kernel`, if there is one, fills it instead: it is given inputs, geometry and the array to fill, all of
+        them C-contiguous, and takes `kernel_bytes` per image.
         """
         self.call.check_out(self.out, self.g, shape, self.dtype)
         first = next(iter(self.inputs.values()))
@@ -367,14 +367,15 @@ class _Pool:
             return self.call.deliver(result, self.out)
 
     def _launch(self, target: Array, kernel: Callable[..., None], image_bytes: int) -> None:
-        """Have `kernel` fill `target`, as many images at a time as copies may be made of under max_workspace."""
+        """Have `kernel` fill `target`, by as many images at a time as can be copied under max_workspace."""
         n = self.g.n
         for array in (*self.views.values(), target):
             image_bytes += 0 if array.flags.c_contiguous else array.nbytes // n
         if image_bytes > self.limit:
             raise WorkspaceError(
-                f"{self.caller}: an image of {self.g} needs {image_bytes} bytes of workspace, settings.max_workspace "
-                f"allows {self.limit}. Raise it, or pass arrays that are C-contiguous, channels last."
+                f"{self.caller}: an image of {self.g} needs {image_bytes} bytes of workspace, but "
+                f"settings.max_workspace is {self.limit}. Raise settings.max_workspace, or pass arrays that are "
+                f"C-contiguous, channels last."
             )
         step = min(n, self.limit // image_bytes) if image_bytes else n
         for i in range(0, n, step):

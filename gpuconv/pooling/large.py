@@ -1,7 +1,8 @@
-"""Pooling with windows of many taps: first along columns and then along rows, each as folds.py does it.
+"""Pooling with windows of many taps, first along columns and then along rows, each by folds.py.
 
-The first step makes an array (n, p, w, c), `middle`, a strip of columns at a time, and the second step reads it a strip
-of rows at a time, so that what is in hand stays in the cache. The gradient of an average takes them in the other order.
+The first step makes an array (n, p, w, c), `middle`, one strip of columns at a time, and the second step reads it one
+strip of rows at a time, so that the working set stays in the cache. The gradient of an average takes the steps in the
+other order.
 
 The gradient of a maximum needs the position of the maximum. Value and position are packed into one number, which is
 larger for a larger value and, among equal values, for an earlier position: the maximum of these numbers is the first of
@@ -21,20 +22,20 @@ from gpuconv import backend, cpu
 from gpuconv.geometry import ConvGeometry
 from gpuconv.pooling.averages import Divisor
 from gpuconv.pooling.blocks import QUIET, Block, Task
-from gpuconv.pooling.folds import ALIGNMENT, Fold, Workspace, buffers, spread_buffers
+from gpuconv.pooling.folds import ALIGNMENT, Fold, Workspace, adjoint_buffers, buffers
 from gpuconv.pooling.maxima import put
 from gpuconv.pooling.windows import windows_of
 from gpuconv.typing import Array
 
 SLACK = 64 * ALIGNMENT
-"""Bytes between the arrays of a workspace, which begin at multiples."""
+"""Bytes for the gaps between the arrays of a workspace, which begin at multiples of the alignment."""
 
 NUMPY_BUFFER = 512
-"""Elements: NumPy copies rows of some 300 elements, as strips have, into larger buffers first, which took 2.5 times as
-long (NumPy 2.4, Intel Xeon, 2026-11-30)."""
+"""Elements of NumPy's buffers. NumPy copies rows of some 300 elements, as strips have, into larger buffers first, which
+took 2.5 times as long (NumPy 2.4, Intel Xeon, 2026-11-30)."""
 
 GPU_STRIP = 2**26
-"""Bytes in hand at a time on a GPU, enough to keep all of it busy."""
+"""Bytes of a strip on a GPU, enough to keep all of it busy."""
 
 
 def avg_pool(caller: str, xp: ModuleType, x: Array, g: ConvGeometry, y: Array, divisor: Divisor, limit: int) -> None:
@@ -102,7 +103,7 @@ def _pool(
 def avg_pool_grad(
     caller: str, xp: ModuleType, dy: Array, g: ConvGeometry, dx: Array, divisor: Divisor, limit: int
 ) -> None:
-    """Fill dx: each dy is shared out over its window. The adjoint of `avg_pool`, along rows first."""
+    """Fill dx: each dy is distributed over its window. This is the adjoint of `avg_pool`, along rows first."""
     dtype = backend.accumulator(dx.dtype)
     down, across = windows_of(g)
     strip = _strip_bytes(xp)
@@ -110,9 +111,9 @@ def avg_pool_grad(
     def costs(images: int, rows: int, channels: int) -> tuple[int, int]:
         """Bytes of a column and of a row in hand."""
         element = images * channels * dtype.itemsize
-        column = spread_buffers(down._replace(size=rows, out=down.most_over(rows)))
+        column = adjoint_buffers(down._replace(size=rows, out=down.most_over(rows)))
         column += 0 if dtype == dx.dtype else rows
-        return element * column, element * (spread_buffers(across) + across.out)
+        return element * column, element * (adjoint_buffers(across) + across.out)
 
     def need(images: int, rows: int, channels: int) -> int:
         outs = down.most_over(rows)
@@ -139,12 +140,12 @@ def avg_pool_grad(
                 share = workspace.take(part.shape, dtype)
                 share[...] = part
                 xp.divide(share, by if len(by) == 1 else by[some], out=share)
-                fold.spread(share, 2, across, middle[:, some])
+                fold.adjoint(share, 2, across, middle[:, some])
                 workspace.used = used
             for w in _strips(g.spatial[1], column, strip):
                 used, target = workspace.used, dx_nhwc[:, :, w]
                 made = target if dtype == dx.dtype else workspace.take(target.shape, dtype)
-                fold.spread(middle[:, :, w], 1, window, made)
+                fold.adjoint(middle[:, :, w], 1, window, made)
                 if made is not target:
                     target[...] = made
                 workspace.used = used
@@ -156,13 +157,13 @@ def avg_pool_grad(
     task.run(make_worker)
 
 
-# -------------------------------------------------------------------------------------------------- winners
+# -------------------------------------------------------------------------------------------------- argmax
 
 
 def max_pool_grad(caller: str, dy: Array, x: Array, g: ConvGeometry, dx: Array, limit: int) -> None:
-    """Fill dx (of NumPy's): each dy goes to the first, in row order, of the largest values of its window.
+    """Fill dx (of NumPy): each dy goes to the first, in row order, of the largest values of its window.
 
-    What one position gets is added up in float64.
+    The dy of one position are summed in float64.
     """
     is_short = backend.accumulator(dx.dtype).itemsize == 4 and math.prod(g.spatial) <= _Keys32.LAST
     keys = _Keys32 if is_short else _Keys64
@@ -174,14 +175,14 @@ def max_pool_grad(caller: str, dy: Array, x: Array, g: ConvGeometry, dx: Array, 
         """Bytes of a column and of a row in hand."""
         element, outs = images * channels, down.most_over(rows)
         column = buffers(down._replace(out=outs)) * keys.dtype.itemsize
-        column += down.most_seen(outs) * (keys.dtype.itemsize + keys.EXTRA) + 2 * 8  # and an index of each column
+        column += down.most_seen(outs) * (keys.dtype.itemsize + keys.EXTRA) + 2 * 8  # and an index per column
         row = buffers(across) * keys.dtype.itemsize + across.out * (keys.dtype.itemsize + 8 + 8)
         return element * column, element * row
 
     def need(images: int, rows: int, channels: int) -> int:
         outs = down.most_over(rows)
         middle = images * outs * width * channels * keys.dtype.itemsize
-        total = (images * down.most_seen(outs) * width + 2 * across.out) * channels * 8  # and an index of each channel
+        total = (images * down.most_seen(outs) * width + 2 * across.out) * channels * 8  # and an index per channel
         column, row = costs(images, rows, channels)
         return middle + total + max(_held(column, width, strip), _held(row, outs, strip)) + SLACK
 
@@ -208,7 +209,7 @@ def max_pool_grad(caller: str, dy: Array, x: Array, g: ConvGeometry, dx: Array, 
                 used, part = workspace.used, dy_npqc[:, some]
                 made = workspace.take(part.shape, keys.dtype)
                 fold.run(middle[:, some], 2, across, made)
-                _add_up(total, part, keys.places(made, workspace), workspace)
+                _scatter_add(total, part, keys.positions(made, workspace), workspace)
                 workspace.used = used
             put(total, seen, block.rows, dx_nhwc)
 
@@ -219,20 +220,20 @@ def max_pool_grad(caller: str, dy: Array, x: Array, g: ConvGeometry, dx: Array, 
     task.run(make_worker)
 
 
-def _add_up(total: Array, dy: Array, places: Array, workspace: Workspace) -> None:
-    """Add each dy to `total` at its place among the pixels of its image, in order. `places` are overwritten."""
+def _scatter_add(total: Array, dy: Array, positions: Array, workspace: Workspace) -> None:
+    """Add each dy to `total`, in order, at its position among the pixels of its image. `positions` is overwritten."""
     n, h, w, c = total.shape
-    places *= c
-    places += h * w * c * np.arange(n)[:, None, None, None]
-    by_rows = places.reshape(n, -1, places.shape[2] * c)
-    by_rows += np.tile(np.arange(c), places.shape[2])
+    positions *= c
+    positions += h * w * c * np.arange(n)[:, None, None, None]
+    by_rows = positions.reshape(n, -1, positions.shape[2] * c)
+    by_rows += np.tile(np.arange(c), positions.shape[2])
     share = workspace.take(dy.shape, total.dtype)
     share[...] = dy
-    np.add.at(total.reshape(-1), places.reshape(-1), share.reshape(-1))
+    np.add.at(total.reshape(-1), positions.reshape(-1), share.reshape(-1))
 
 
 class _Keys32:
-    """int64: above, the bits of a float of up to 32 as an integer of its rank; below, 2**32 - 1 - position."""
+    """Keys in int64: the upper half is the rank of a float of up to 32 bits, the lower half 2**32 - 1 - position."""
 
     dtype = np.dtype(np.int64)
     NOTHING = np.iinfo(np.int64).min
@@ -241,7 +242,7 @@ class _Keys32:
 
     @classmethod
     def of(cls, x: Array, first: int, width: int, workspace: Workspace) -> Array:
-        """Of columns of x, from `first` on, of `width` in all."""
+        """The keys of some columns of x, from column `first` on, out of `width`."""
         keys, values = workspace.take(x.shape, cls.dtype), workspace.take(x.shape, np.dtype(np.float32))
         signs, mask = workspace.take(x.shape, np.dtype(np.int32)), workspace.take(x.shape, np.dtype(bool))
         values[...] = x
@@ -262,16 +263,16 @@ class _Keys32:
         return keys
 
     @classmethod
-    def places(cls, keys: Array, _: Workspace) -> Array:
-        """The positions in `keys`, in their place."""
+    def positions(cls, keys: Array, _: Workspace) -> Array:
+        """The positions in `keys`, which they overwrite."""
         keys &= cls.LAST
         return np.subtract(cls.LAST, keys, out=keys)
 
 
 class _Keys64:
-    """complex128, which NumPy orders by the real part first: the value, and minus its position.
+    """Keys in complex128, which NumPy orders by the real part first: the value, and minus its position.
 
-    A NaN would be the largest whatever its position: it becomes an infinity, and its imaginary part larger by NAN.
+    A NaN would be the largest whatever its position: it becomes an infinity, and its imaginary part grows by NAN.
     """
 
     dtype = np.dtype(np.complex128)
@@ -282,23 +283,23 @@ class _Keys64:
     @classmethod
     def of(cls, x: Array, first: int, width: int, workspace: Workspace) -> Array:
         keys, mask = workspace.take(x.shape, cls.dtype), workspace.take(x.shape, np.dtype(bool))
-        values, places = keys.real, keys.imag
+        values, positions = keys.real, keys.imag
         values[...] = x
         n, h, w, c = x.shape
-        places[...] = -width * np.arange(h)[:, None, None]
-        by_rows = places.reshape(n, h, w * c)
+        positions[...] = -width * np.arange(h)[:, None, None]
+        by_rows = positions.reshape(n, h, w * c)
         by_rows -= np.repeat(np.arange(first, first + w), c)
         np.isnan(values, out=mask)
         np.copyto(values, math.inf, where=mask)
-        np.add(places, cls.NAN, out=places, where=mask)
+        np.add(positions, cls.NAN, out=positions, where=mask)
         return keys
 
     @classmethod
-    def places(cls, keys: Array, workspace: Workspace) -> Array:
-        places = workspace.take(keys.shape, np.dtype(np.int64))
-        np.subtract(0, keys.imag, out=places, casting="unsafe")
-        places &= cls.NAN - 1
-        return places
+    def positions(cls, keys: Array, workspace: Workspace) -> Array:
+        positions = workspace.take(keys.shape, np.dtype(np.int64))
+        np.subtract(0, keys.imag, out=positions, casting="unsafe")
+        positions &= cls.NAN - 1
+        return positions
 
 
 # -------------------------------------------------------------------------------------------------- strips
@@ -309,7 +310,7 @@ def _strip_bytes(xp: ModuleType) -> int:
 
 
 def _held(each: int, count: int, strip: int) -> int:
-    """Bytes in hand at a time, of `count` columns or rows of so many each."""
+    """Bytes of the largest strip of `count` columns or rows of `each` bytes."""
     return min(count * each, max(each, strip))
 
 

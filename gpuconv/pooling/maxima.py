@@ -1,6 +1,6 @@
-"""Max pooling by whole arrays, and its gradient: who took part in each maximum is told by comparing with it.
+"""Max pooling by whole arrays, and its gradient: the argmax is recovered by comparing inputs with the pooled maximum.
 
-Images are independent: some at a time, so that they stay in cache, on several threads (gpuconv/pooling/blocks.py).
+Images are independent: a few are taken at a time, so that they stay in cache, on several threads (blocks.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from gpuconv import backend
 from gpuconv.geometry import ConvGeometry
 from gpuconv.pooling.blocks import QUIET, Block, Task
-from gpuconv.pooling.windows import Slices, Window, are_apart, taps_of, windows_of
+from gpuconv.pooling.windows import Slices, Window, taps_of, windows_disjoint, windows_of
 from gpuconv.typing import Array
 
 
@@ -38,14 +38,14 @@ def max_pool_grad(
 ) -> None:
     """Fill dx: each dy goes to the first tap, in row order, that equals the largest value of its window.
 
-    That is y, if it is at hand. dy is moved as bits, which an AND with 0 or with all ones keeps or clears whatever they
-    stand for.
+    The largest values are y, if it is given. dy is moved as bits, which an AND with all ones or with 0 keeps or clears,
+    whatever they stand for.
     """
     dtype, acc = backend.native(dy.dtype), backend.accumulator(backend.native(dy.dtype))
     bits = np.dtype(f"i{dtype.itemsize}")
-    apart = are_apart(g)
+    disjoint = windows_disjoint(g)
     down, across = windows_of(g)
-    sums = dtype if apart else acc
+    sums = dtype if disjoint else acc
 
     def need(images: int, rows: int, channels: int) -> int:
         outs = down.most_over(rows)
@@ -67,13 +67,13 @@ def max_pool_grad(
         has_nan = bool(xp.isnan(largest).any())
         waiting = xp.ones(largest.shape, bool)
         total = dx_nhwc if whole and sums == dtype else xp.empty(x_nhwc.shape, sums)
-        if not apart or sum(x_nhwc[ins].size for ins, _ in taps) < total.size:
+        if not disjoint or sum(x_nhwc[ins].size for ins, _ in taps) < total.size:
             total[...] = 0  # where no tap writes
 
         def give(hit: Array, ins: Slices, outs: Slices) -> None:
             share = (-hit.view(np.int8)).astype(bits)
             share &= dy_bits[outs]
-            if apart:
+            if disjoint:
                 _copy(xp, share.view(dtype), total[ins])
             else:
                 total[ins] += share.view(dtype)
@@ -96,7 +96,7 @@ def max_pool_grad(
 
 
 def put(total: Array, seen: slice, rows: slice, dx: Array) -> None:
-    """dx, which are some rows, from a gradient for the rows `seen`; it is 0 where nothing was seen."""
+    """Fill dx, which is some rows, from a gradient for the rows `seen`, and with 0 for all other rows."""
     first = max(seen.start, rows.start)
     stop = max(first, min(seen.stop, rows.stop))
     if stop - first < rows.stop - rows.start:
@@ -105,19 +105,19 @@ def put(total: Array, seen: slice, rows: slice, dx: Array) -> None:
 
 
 def _largest(xp: ModuleType, x: Array, down: Window, across: Window, y: Array) -> None:
-    """The largest values of columns, and along rows the largest of these."""
+    """Fill y with the largest values of windows: first along columns, then along rows the largest of these."""
     high_npwc = xp.empty_like(x, dtype=y.dtype, shape=(len(x), down.out, *x.shape[2:]))
     _fold(xp, ((x[:, ins], high_npwc[:, outs]) for ins, outs in down.every_tap()), high_npwc)
     _fold(xp, ((high_npwc[:, :, ins], y[:, :, outs]) for ins, outs in across.every_tap()), y)
 
 
 def _high_bytes(g: ConvGeometry, rows: int, dtype: np.dtype[Any]) -> int:
-    """Of the largest values of columns, for so many rows of outputs of one image."""
+    """Bytes of the largest values along columns, for this many rows of outputs of one image."""
     return rows * g.spatial[1] * g.c * dtype.itemsize
 
 
 def _fold(xp: ModuleType, pieces: Iterator[tuple[Array, Array]], whole: Array) -> None:
-    """The largest of several arrays; beside each stands the part of `whole` that it may be the largest of."""
+    """Fill `whole` with the largest of several arrays, each paired with the part of `whole` that it covers."""
     first, part = next(pieces)
     if part.shape != whole.shape:
         whole[...] = -math.inf
@@ -127,7 +127,7 @@ def _fold(xp: ModuleType, pieces: Iterator[tuple[Array, Array]], whole: Array) -
 
 
 def _copy(xp: ModuleType, source: Array, target: Array) -> None:
-    """target = source; whole pixels, where their channels are adjacent: NumPy walks over the few channels of each."""
+    """target = source, by whole pixels if channels are contiguous: NumPy would loop over the few channels of each."""
     size = source.itemsize
     if xp is np and source.size and source.dtype == target.dtype and source.strides[-1] == target.strides[-1] == size:
         pixel = np.dtype((np.void, size * source.shape[-1]))

@@ -1,4 +1,4 @@
-"""The windows of a pooling along one axis: where their taps meet the input, and how many do."""
+"""The windows of a pooling along one axis: the inputs that their taps meet, and the number of these."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from gpuconv.typing import Array
 Slices = tuple[slice, ...]
 
 FEW = 256
-"""Taps of a window whose places are remembered, for 64 windows at a time: 8 MiB at most, all together."""
+"""The most taps of a window whose slices are cached, for 64 windows at a time: 8 MiB at most, all together."""
 
 CHUNK = 2**16
-"""Outputs whose taps are counted at a time."""
+"""Outputs per step of counting taps."""
 
 
 class Window(NamedTuple):
@@ -36,7 +36,7 @@ class Window(NamedTuple):
 
     @classmethod
     def of(cls, g: ConvGeometry, axis: int) -> Window:
-        """Without the taps that see nothing but padding, whatever the output: pads may be longer than all else."""
+        """The windows of a geometry, without taps that meet only padding in every output: pads may be very long."""
         size, out, stride, dilation = g.spatial[axis], g.out[axis], g.stride[axis], g.dilation[axis]
         pad = g.pad[axis][0]
         idle = max(0, -(((out - 1) * stride - pad) // dilation))
@@ -49,7 +49,7 @@ class Window(NamedTuple):
         return self.dilation * (self.taps - 1) + 1
 
     def part(self, outs: slice) -> tuple[Window, slice]:
-        """The windows of some of the outputs, and the positions that they see, from the first of which theirs count."""
+        """The windows of some outputs, and the positions that they hold. The windows count from the first of these."""
         if outs.stop - outs.start == self.out:
             return self, slice(0, self.size)
         start = outs.start * self.stride - self.pad
@@ -58,35 +58,35 @@ class Window(NamedTuple):
         return self._replace(size=stop - first, out=outs.stop - outs.start, pad=first - start), slice(first, stop)
 
     def over(self, positions: slice) -> slice:
-        """The outputs whose windows reach over some of these positions."""
+        """The outputs whose windows reach any of these positions."""
         first = max(0, -((self.span - 1 - self.pad - positions.start) // self.stride))
         return slice(first, max(first, min(self.out, (positions.stop - 1 + self.pad) // self.stride + 1)))
 
     def most_over(self, positions: int) -> int:
-        """How many outputs reach over a row of so many positions, at most."""
+        """The most outputs whose windows reach a run of this many positions."""
         return min(self.out, (positions + self.span - 2) // self.stride + 1)
 
     def most_seen(self, outs: int) -> int:
-        """How many positions so many outputs in a row see, at most."""
+        """The most positions in the windows of this many consecutive outputs."""
         return self.size if outs == self.out else min(self.size, (outs - 1) * self.stride + self.span)
 
     def onto(self, positions: slice, outs: slice) -> Window:
-        """The windows of some of the outputs, over these positions alone and counted from their first."""
+        """The windows of some outputs, over these positions alone and counted from the first of them."""
         pad = self.pad + positions.start - outs.start * self.stride
         return self._replace(size=positions.stop - positions.start, out=outs.stop - outs.start, pad=pad)
 
     def tap(self, number: int, outs: slice | None = None) -> tuple[slice, slice]:
-        """Where one tap of some outputs meets the axis: positions, and outputs counted from the first of `outs`."""
+        """The positions that one tap of some outputs meets, and these outputs, counted from the first of `outs`."""
         begin, end = (0, self.out) if outs is None else (outs.start, outs.stop)
         positions, over = meeting(number * self.dilation - self.pad, self.stride, self.size, begin, end)
         return positions, slice(over.start - begin, over.stop - begin, 1)
 
     def every_tap(self) -> Sequence[tuple[slice, slice]]:
-        """The same for each tap in turn."""
+        """`tap` for each tap in turn."""
         return _taps_along(self) if self.taps <= FEW else [self.tap(number) for number in range(self.taps)]
 
     def counts(self, outs: slice) -> Array:
-        """How many taps of each of some outputs meet the axis."""
+        """The number of taps of each of some outputs that meet the axis."""
         starts = np.arange(outs.start, outs.stop) * self.stride - self.pad
         first = np.maximum(-(starts // self.dilation), 0)
         counts: Array = np.minimum((self.size - 1 - starts) // self.dilation + 1, self.taps) - first
@@ -95,7 +95,7 @@ class Window(NamedTuple):
 
 @lru_cache(maxsize=256)
 def windows_of(g: ConvGeometry) -> tuple[Window, Window]:
-    """Those of the rows of x, and those of its columns."""
+    """The windows along the rows of x, and those along its columns."""
     return Window.of(g, 0), Window.of(g, 1)
 
 
@@ -105,7 +105,7 @@ def _taps_along(window: Window) -> Sequence[tuple[slice, slice]]:
 
 
 def taps_of(rows: Window, columns: Window) -> Sequence[tuple[Slices, Slices]]:
-    """For each tap, in row order: where it meets x (n, h, w, c), and the outputs there."""
+    """Per tap, in row order: the part of x (n, h, w, c) that it meets, and the outputs there."""
     return (_taps_of if rows.taps * columns.taps <= FEW else _taps_of.__wrapped__)(rows, columns)
 
 
@@ -116,29 +116,30 @@ def _taps_of(rows: Window, columns: Window) -> Sequence[tuple[Slices, Slices]]:
 
 
 @lru_cache(maxsize=256)
-def are_apart(g: ConvGeometry) -> bool:
+def windows_disjoint(g: ConvGeometry) -> bool:
     """Whether no two windows overlap."""
     return all(span <= stride for span, stride in zip(g.span, g.stride, strict=True))
 
 
 def check_windows(g: ConvGeometry, caller: str) -> None:
-    """Every window must hold a position of x."""
+    """Raise if a window holds no position of x."""
     blind = _blind_output(g)
     if blind is not None:
         axis, output = blind
         raise GeometryError(
-            f"{caller}: output {output} along {SPATIAL_LETTERS[2][axis]} sees padding only (kernel {g.kernel[axis]}, "
-            f"dilation {g.dilation[axis]}, pad {g.pad[axis]}, input {g.spatial[axis]}). Pad less than the kernel spans."
+            f"{caller}: the window of output {output} along {SPATIAL_LETTERS[2][axis]} holds only padding "
+            f"(kernel {g.kernel[axis]}, dilation {g.dilation[axis]}, pad {g.pad[axis]}, input {g.spatial[axis]}). "
+            f"Pad less than the kernel spans."
         )
 
 
 @lru_cache(maxsize=256)
 def _blind_output(g: ConvGeometry) -> tuple[int, int] | None:
-    """An axis and the first output along it that sees padding only."""
+    """An axis, and the first output along it whose window holds only padding; None if there is none."""
     for axis, out in enumerate(g.out):
         size, (pad, _), stride, dilation = g.spatial[axis], g.pad[axis], g.stride[axis], g.dilation[axis]
         if pad < g.span[axis] and (out - 1) * stride - pad < size and dilation <= size:
-            continue  # both ends see it, and no window can step over it
+            continue  # the windows at both ends hold a position, and no window can step over all of them
         window = Window(size, out, g.kernel[axis], stride, dilation, pad)
         for start in range(0, out, CHUNK):
             counts = window.counts(slice(start, min(start + CHUNK, out)))

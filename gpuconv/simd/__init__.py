@@ -1,7 +1,7 @@
 """Convolution and pooling in the registers of a CPU, by loops that Numba compiles.
 
-Of float32 and float64, with vectors as long as it has.
+The loops take float32 and float64, with vectors as long as the CPU has.
 
-Imported where it is first needed: Numba takes a moment, and is optional. What was compiled Numba keeps on disk, until
-the file of the loop changes.
+They are imported when they are first needed: importing Numba takes a moment, and Numba is optional. Compiled code is
+kept on disk until a file of this folder changes, see kept.py.
 """

@@ -1,4 +1,4 @@
-"""Which input an output sees along an axis, by arithmetic: a table would grow with image, kernel and pads."""
+"""The input position of each output and tap along an axis, by arithmetic. A table would grow with image and kernel."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any, NamedTuple
 from gpuconv.simd.tile import compiled, inlined
 
 MODES = "zeros", "reflect", "replicate", "circular"
-"""Pad modes, by whose numbers compiled code tells them apart."""
+"""Pad modes. Compiled code knows them by their index here."""
 
 ZEROS, REFLECT, REPLICATE, CIRCULAR = range(4)
 
 
 class Axis(NamedTuple):
-    """An axis of a convolution. Output p sees position p * stride + r * dilation - low through tap r.
+    """An axis of a convolution. Output p reads position p * stride + r * dilation - low through tap r.
 
-    Outputs from `clear` to `clear_stop` see no padding. Where a run is a row of taps, x may be a copy that is padded
-    along this axis, which has neither dilation nor pads then: a run is `width` elements per position, and positions
-    from `first` to `stop` are those of the input. Elsewhere `width` is 0.
+    The windows of outputs from `clear` to `clear_stop` hold no padding. Where a run is a row of taps, x may be a copy
+    that is padded along this axis, and the axis then has neither dilation nor pads: a run is `width` elements per
+    position, and positions from `first` to `stop` are those of the input. Elsewhere `width` is 0.
     """
 
     size: int
@@ -34,7 +34,7 @@ class Axis(NamedTuple):
 
 @inlined
 def axis_of(numbers: Any) -> Any:
-    """The axis that an array of integers stands for: an array is faster to hand over."""
+    """The axis that an array of integers stands for. An array is faster to pass to compiled code than a tuple."""
     return Axis(
         numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6], numbers[7], numbers[8],
         numbers[9],
@@ -43,7 +43,7 @@ def axis_of(numbers: Any) -> Any:
 
 @compiled
 def source(axis: Any, position: int) -> int:
-    """The input position that this position of the padded axis holds, counted from the input's first; -1 for a zero."""
+    """The input position behind a position of the padded axis, both counted from the input's first; -1 for a zero."""
     if 0 <= position < axis.size:
         return position
     if axis.mode == ZEROS:
@@ -60,27 +60,29 @@ def source(axis: Any, position: int) -> int:
 
 @inlined
 def seen(axis: Any, output: int, tap: int) -> int:
-    """The input position that an output sees through a tap; -1 for a zero."""
+    """The input position that an output reads through a tap; -1 for a zero."""
     position: int = source(axis, output * axis.stride + tap * axis.dilation - axis.low)
     return position
 
 
 @inlined
 def is_clear(axis: Any, output: int) -> bool:
-    """Whether an output sees no zeros along this axis."""
+    """Whether the window of an output holds no zeros along this axis."""
     return bool(axis.mode != ZEROS or axis.clear <= output < axis.clear_stop)
 
 
 @inlined
-def look_along(axis: Any, first: int, apart: int, start: int, step: int, zeros: int, places: Any, count: int) -> None:
-    """places[i] = where position first + i * apart lies of a row at `start`, whose positions are `step` bytes apart.
+def addresses_along(
+    axis: Any, first: int, stride: int, start: int, step: int, zeros: int, addresses: Any, count: int
+) -> None:
+    """addresses[i] = that of position first + i * stride of a row, which begins at `start` with a step of `step` bytes.
 
-    Or `zeros`, where it holds a zero.
+    Where the position holds a zero, the address is `zeros`.
     """
     if axis.mode == ZEROS:
         for i in range(count):
-            position = first + i * apart
-            places[i] = start + position * step if 0 <= position < axis.size else zeros
+            position = first + i * stride
+            addresses[i] = start + position * step if 0 <= position < axis.size else zeros
         return
     for i in range(count):
-        places[i] = start + source(axis, first + i * apart) * step
+        addresses[i] = start + source(axis, first + i * stride) * step

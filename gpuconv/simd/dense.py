@@ -1,16 +1,15 @@
-"""Convolution as products in registers: what is multiplied is read where it lies, pixel by pixel, nothing is unfolded.
+"""Convolution as products in registers: inputs are read in place, pixel by pixel, and no columns are made.
 
     correlate          y[m,k]  =  x[m at (t,c)]  w[(t,c),k]    a tile is ROWS pixels m by two vectors of channels k
     weight_gradient   dw[j,k]  =  x[m at j]     dy[m,k]        a tile is ROWS taps and channels j = (t,c) by two vectors
 
-Where a pixel is, and which are padding, is looked up in a table of addresses, once for all channels (the indirection
-buffer of Dukhan, "The indirect convolution algorithm", 2019). Sums are made in pieces of `depth` products, which are
-then added to memory: for the caches' sake, and for the error of a long sum. All addresses and steps are in bytes.
+The address of each pixel, or of zeros for padding, stands in a table that serves all channels: the indirection buffer
+of Dukhan, "The indirect convolution algorithm", 2019. Sums are made in pieces of `depth` products, which are then added
+to memory: this suits the caches, and limits the error of a long sum. All addresses and steps are in bytes.
 
-Padding takes no part in a sum. A tile some of whose outputs see padding multiplies zeros for them, which changes
-nothing unless the other factor is a NaN or an infinity: then the sums of the tile are made again, output by output.
-Lanes beyond the last channel hold zeros: what memory held before might be denormals, and multiplying by those takes 50
-times as long.
+Padding takes no part in a sum. A tile in which some windows hold padding multiplies zeros there, which changes nothing
+unless the other factor is a NaN or an infinity: then the sums of the tile are computed again, output by output. Lanes
+beyond the last channel hold zeros: memory might hold denormals, and multiplying by those takes 50 times as long.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpuconv.simd.axes import axis_of, is_clear, look_along, seen
+from gpuconv.simd.axes import addresses_along, axis_of, is_clear, seen
 from gpuconv.simd.tile import (
     ROWS,
     VECTOR_BYTES,
@@ -33,7 +32,7 @@ from gpuconv.simd.tile import (
     put,
     relu,
     size_of,
-    store_apart,
+    store_strided,
     tile_of,
     transpose,
     variant,
@@ -44,8 +43,8 @@ from gpuconv.simd.waiting import enter, leave, next_task
 class Product(NamedTuple):
     """A convolution with all axes: addresses, steps in bytes, sizes. `w` is its gradient where that is made, `y` dy.
 
-    A run is `c` elements of x that lie side by side, those that one output sees through one tap: its channels, or with
-    few of them those of a whole row of taps. `zeros` is a run of zeros, for taps that look at padding.
+    A run is `c` contiguous elements of x that one output reads through one tap: the channels of a pixel, or with few
+    channels those of a whole row of taps. `zeros` is a run of zeros, for taps in the padding.
     """
 
     x: int
@@ -78,33 +77,33 @@ class Product(NamedTuple):
     k: int
     groups: int
     relu: int
-    block: int  # outputs of a task
-    rows: int  # for which there is room in the buffers
-    pieces: int  # in which its groups and channels are cut
+    block: int  # outputs per task
+    rows: int  # outputs for which there is room in the buffers
+    pieces: int  # into which a block's groups and channels are split
     depth: int  # products that are summed in registers
 
 
 @compiled
-def _look_up(p: Any, maps: Any, table: Any, first: int, count: int, rows: int, spare: int) -> None:
-    """table[run, i] = where the run begins that output number first + i sees.
+def _build_indirection_buffer(p: Any, maps: Any, table: Any, first: int, count: int, rows: int, spare: int) -> None:
+    """table[run, i] = the address at which that run of output number first + i begins.
 
-    Behind them come `rows` places, where the outputs lie; and as many marks: 0, or where an output sees padding, 1 +
-    the position along the last axis that it sees through its first tap, pads included. From `count` to `rows` there is
-    no output: a run of zeros is seen, and the place is `spare`.
+    Next in the table are `rows` output pointers, the addresses of the outputs, and as many marks. The mark of an output
+    whose window holds no padding is 0. Otherwise it is 1 + the position along the last axis, pads included, of the
+    output's first tap. From `count` to `rows` there is no output: its runs are zeros, and its pointer is `spare`.
     """
     along_d, along_h, along_w = axis_of(maps[0]), axis_of(maps[1]), axis_of(maps[2])
     runs = p.t * p.r * p.s
-    places, marks = table[runs * rows :], table[(runs + 1) * rows :]
+    output_pointers, marks = table[runs * rows :], table[(runs + 1) * rows :]
     i = 0
     while i < count:
-        # Outputs of one row see the same rows.
+        # Outputs of one row read the same rows.
         q, rest = (first + i) % p.q, (first + i) // p.q
         row, rest = rest % p.p, rest // p.p
         o, n = rest % p.o, rest // p.o
         length = min(p.q - q, count - i)
         place = p.y + n * p.y_n + o * p.y_o + row * p.y_p + q * p.y_q
         has_rows = is_clear(along_d, o) and is_clear(along_h, row)
-        some, some_marks = places[i : i + length], marks[i : i + length]
+        some, some_marks = output_pointers[i : i + length], marks[i : i + length]
         for j in range(length):
             some[j] = place + j * p.y_q
             some_marks[j] = 0 if has_rows and is_clear(along_w, q + j) else (q + j) * along_w.stride + 1
@@ -118,20 +117,20 @@ def _look_up(p: Any, maps: Any, table: Any, first: int, count: int, rows: int, s
                     some = table[run * rows + i : run * rows + i + length]
                     if d >= 0 and h >= 0:
                         column = q * along_w.stride + s * along_w.dilation - along_w.low
-                        look_along(along_w, column, along_w.stride, start, p.x_w, p.zeros, some, length)
+                        addresses_along(along_w, column, along_w.stride, start, p.x_w, p.zeros, some, length)
                     else:
                         some[:] = p.zeros
                     run += 1
         i += length
     for i in range(count, rows):
-        places[i], marks[i] = spare, 0
+        output_pointers[i], marks[i] = spare, 0
         for run in range(runs):
             table[run * rows + i] = p.zeros
 
 
 @compiled
 def _elements(p: Any, last: Any, mark: int) -> Any:
-    """From which to which element of a run an output with this mark sees x, not padding."""
+    """The elements of a run, from the first to the end, that are x and not padding for an output with this mark."""
     axis = axis_of(last)
     if mark == 0 or axis.width == 0:
         return 0, p.c
@@ -145,8 +144,8 @@ def _make_move(vectors: int) -> Any:
 
     @variant(vectors)
     def move(source: int, target: int, like: Any) -> None:
-        """Copy the vectors of a row."""
-        store_apart(plus(zeros(like), source, 0), target, 0)
+        """Copy the vectors of one row."""
+        store_strided(plus(zeros(like), source, 0), target, 0)
 
     return move
 
@@ -159,14 +158,14 @@ _vector = tile_of(1, 1).zeros
 
 @inlined
 def _clear(target: int, width: int, like: Any) -> None:
-    """A row of `width` zeros, which are one or two vectors."""
+    """Store a row of `width` zeros, which are one or two vectors."""
     for at in range(0, width * size_of(like), VECTOR_BYTES):
-        store_apart(_vector(like), target + at, 0)
+        store_strided(_vector(like), target + at, 0)
 
 
 @compiled
 def _copy(source: int, step: int, target: int, target_step: int, count: int, width: int, like: Any) -> None:
-    """`count` scalars, `step` bytes apart, to others, as vectors where they make up `width` of them."""
+    """Copy `count` scalars with a stride of `step` bytes: as vectors if they are contiguous, and `width` of them."""
     size = size_of(like)
     if step == size and target_step == size and count == width:
         if width == VECTOR_BYTES // size:
@@ -180,7 +179,7 @@ def _copy(source: int, step: int, target: int, target_step: int, count: int, wid
 
 @compiled
 def _pack(source: int, step: int, step_k: int, depth: int, k_count: int, width: int, panel: Any, at: int) -> None:
-    """panel[at + i, k] = what lies at source + i * step + k * step_k; 0 for k from `k_count` to `width`."""
+    """panel[at + i, k] = the scalar at source + i * step + k * step_k; 0 for k from `k_count` to `width`."""
     size = size_of(panel)
     lanes = VECTOR_BYTES // size
     target = address_of(panel) + at * width * size
@@ -208,7 +207,7 @@ def _pack(source: int, step: int, step_k: int, depth: int, k_count: int, width: 
 
 @compiled
 def _is_finite(panel: Any, count: int) -> bool:
-    """Whether all of the first `count` elements are."""
+    """Whether the first `count` elements are all finite."""
     for i in range(count):  # noqa: SIM110  (Numba has no all)
         if not abs(panel[i]) < np.inf:
             return False
@@ -219,10 +218,10 @@ def _make_multiply(vectors: int) -> Any:  # noqa: C901, PLR0915  (one function f
     tile, row_tile = tile_of(ROWS, vectors), tile_of(1, vectors)
     zeros, add_products, addresses = tile.zeros, tile.add_products, tile.addresses
     store, all_at = tile.store, tile.all_at
-    row_of_zeros, add_to_row, one_place, store_row = (
+    row_of_zeros, add_to_row, one_address, store_row = (
         row_tile.zeros,
         row_tile.add_products,
-        row_tile.apart,
+        row_tile.strided_addresses,
         row_tile.store,
     )
     step = vectors * VECTOR_BYTES
@@ -230,11 +229,11 @@ def _make_multiply(vectors: int) -> Any:  # noqa: C901, PLR0915  (one function f
     @variant(vectors)
     def multiply_tiles(
         table: Any, zero_run: int, start: int, rows: int, run: int, runs: int, at: int, depth: int, panel: Any,
-        sums: Any, bias: int, places: int, marks: int, to: int, is_relu: int, is_finite: bool,
+        sums: Any, bias: int, output_pointers: int, marks: int, to: int, is_relu: int, is_finite: bool,
     ) -> int:  # fmt: skip
-        """Tiles of what `multiply` makes, from row `start` on; which row has not been reached.
+        """The tiles of `multiply`, from row `start` on; the result is the first row that was not computed.
 
-        That is `rows`, or the first of a tile that may have multiplied padding by what is not finite.
+        That is `rows`, or the first row of a tile that may have multiplied padding by a NaN or an infinity.
         """
         size = size_of(panel)
         for i in range(start, rows, ROWS):
@@ -253,9 +252,9 @@ def _make_multiply(vectors: int) -> Any:  # noqa: C901, PLR0915  (one function f
             sum_ = address_of(sums) + i * step
             total = plus(total, bias, 0) if bias else plus(total, sum_, step)
             if to < 0:
-                store_apart(total, sum_, step)
+                store_strided(total, sum_, step)
             else:
-                store(relu(total) if is_relu else total, addresses(places, i), to)
+                store(relu(total) if is_relu else total, addresses(output_pointers, i), to)
         return rows
 
     @variant(vectors)
@@ -263,7 +262,7 @@ def _make_multiply(vectors: int) -> Any:  # noqa: C901, PLR0915  (one function f
         p: Any, last: Any, table: Any, i: int, rows: int, run: int, runs: int, group: int, c0: int, depth: int,
         panel: Any, sums: Any, bias: int, to: int,
     ) -> None:  # fmt: skip
-        """What `multiply` makes of output i, product by product of what is no padding."""
+        """The sums of `multiply` for output i, product by product and without padding."""
         size = size_of(panel)
         behind = table[p.t * p.r * p.s * rows :]
         first, stop = _elements(p, last, behind[rows + i])
@@ -272,14 +271,14 @@ def _make_multiply(vectors: int) -> Any:  # noqa: C901, PLR0915  (one function f
             x = table[number * rows + i]
             for c in range(c0, c0 + depth):
                 if x != p.zeros and first <= c < stop:
-                    total = add_to_row(total, one_place(x, 0), (group * p.c + c) * size, w)
+                    total = add_to_row(total, one_address(x, 0), (group * p.c + c) * size, w)
                 w += step
         sum_ = address_of(sums) + i * step
         total = plus(total, bias or sum_, 0)
         if to < 0:
-            store_apart(total, sum_, 0)
+            store_strided(total, sum_, 0)
         else:
-            store_row(relu(total) if p.relu else total, one_place(behind[i], 0), to)
+            store_row(relu(total) if p.relu else total, one_address(behind[i], 0), to)
 
     @variant(vectors)
     def multiply(
@@ -288,16 +287,16 @@ def _make_multiply(vectors: int) -> Any:  # noqa: C901, PLR0915  (one function f
     ) -> None:  # fmt: skip
         """sums[i, :] = before + over `runs` runs of `depth` elements: the run of output i  *  panel.
 
-        Before is the vector at `bias`, or if that is 0, sums. The result goes to where output i lies + `to`, if that is
-        not -1.
+        `before` is the vector at `bias`, or sums[i, :] if `bias` is 0. The result is stored at the output pointer of
+        output i + `to`, or in `sums` if `to` is -1.
         """
-        places = address_of(table) + p.t * p.r * p.s * rows * 8
+        output_pointers = address_of(table) + p.t * p.r * p.s * rows * 8
         at = (group * p.c + c0) * size_of(panel)
         done, is_finite = 0, False
         while True:
             done = multiply_tiles(
-                table, p.zeros, done, rows, run, runs, at, depth, panel, sums, bias, places, places + rows * 8, to,
-                p.relu, is_finite,
+                table, p.zeros, done, rows, run, runs, at, depth, panel, sums, bias, output_pointers,
+                output_pointers + rows * 8, to, p.relu, is_finite,
             )  # fmt: skip
             if done == rows:
                 return
@@ -314,21 +313,21 @@ _multiply_1, _multiply_2 = _make_multiply(1), _make_multiply(2)
 
 
 @compiled
-def _scatter(p: Any, sums: Any, width: int, places: Any, count: int, to: int, k_count: int) -> None:
-    """Sums to their places, one by one: where channels are not adjacent, or not as many as a vector has."""
+def _scatter(p: Any, sums: Any, width: int, output_pointers: Any, count: int, to: int, k_count: int) -> None:
+    """Store sums one by one, where channels are not contiguous or do not fill a vector."""
     for i in range(count):
         for k in range(k_count):
             value = sums[i * width + k]
             if p.relu and value < 0:
                 value = sums.dtype.type(0)
-            put(places[i] + to + k * p.y_k, value)
+            put(output_pointers[i] + to + k * p.y_k, value)
 
 
 @kept
 def correlate(p: Any, maps: Any, bias: Any, tasks: int, turn: Any, table: Any, panel: Any, sums: Any) -> None:
-    """Make y, task by task, until none is left. `table`, `panel` and `sums` are this thread's.
+    """Compute y, task by task, until none is left. `table`, `panel` and `sums` belong to this thread.
 
-    A task is a block of outputs by some of the panels, which are two vectors of channels of a group, or one.
+    A task is a block of outputs by some of the panels. A panel is two vectors of channels of one group, or one vector.
     """
     if not enter(turn):
         return
@@ -349,7 +348,7 @@ def correlate(p: Any, maps: Any, bias: Any, tasks: int, turn: Any, table: Any, p
         first = block * p.block
         count = min(p.block, outputs - first)
         rows = -(-count // ROWS) * ROWS
-        _look_up(p, maps, table, first, count, rows, address_of(spare))
+        _build_indirection_buffer(p, maps, table, first, count, rows, address_of(spare))
         for number in range(piece * panels // p.pieces, (piece + 1) * panels // p.pieces):
             group, k0 = number // by_group, number % by_group * 2 * lanes
             k_count = min(2 * lanes, p.k - k0)
@@ -380,42 +379,42 @@ def correlate(p: Any, maps: Any, bias: Any, tasks: int, turn: Any, table: Any, p
 
 def _make_gather(rows: int, vectors: int) -> Any:
     tile = tile_of(rows, vectors)
-    zeros, add_products, apart = tile.zeros, tile.add_products, tile.apart
+    zeros, add_products, strided_addresses = tile.zeros, tile.add_products, tile.strided_addresses
 
     @variant(rows, vectors)
     def gather(table: Any, zero_run: int, at: int, start: int, count: int, dy: Any, sums: int, is_first: bool) -> None:
-        """The rows at `sums` (+)= over `count` outputs: `rows` elements, `at` bytes into the run, times a row of dy."""
+        """Rows at `sums` (+)= over `count` outputs: `rows` elements, `at` bytes into the run, times a row of dy."""
         size = size_of(dy)
         step = vectors * VECTOR_BYTES
         total = zeros(dy)
         row = address_of(dy)
         for i in range(start, start + count):
             if table[i] != zero_run:
-                total = add_products(total, apart(table[i] + at, size), 0, row)
+                total = add_products(total, strided_addresses(table[i] + at, size), 0, row)
             row += step
-        store_apart(total if is_first else plus(total, sums, step), sums, step)
+        store_strided(total if is_first else plus(total, sums, step), sums, step)
 
     return gather
 
 
 def _make_gather_row(vectors: int) -> Any:
     tile = tile_of(1, vectors)
-    zeros, add_products, apart = tile.zeros, tile.add_products, tile.apart
+    zeros, add_products, strided_addresses = tile.zeros, tile.add_products, tile.strided_addresses
 
     @variant(vectors)
     def gather_row(
         p: Any, last: Any, table: Any, marks: Any, c: int, at: int, start: int, count: int, dy: Any, sums: int,
         is_first: bool,
     ) -> None:  # fmt: skip
-        """The row at `sums` (+)= element c of the run of each output that does not see padding there, times dy."""
+        """Row at `sums` (+)= over the outputs: element c of the run, where it is not padding, times a row of dy."""
         total = zeros(dy)
         row = address_of(dy)
         for i in range(count):
             first, stop = _elements(p, last, marks[i])
             if table[start + i] != p.zeros and first <= c < stop:
-                total = add_products(total, apart(table[start + i], 0), at + c * size_of(dy), row)
+                total = add_products(total, strided_addresses(table[start + i], 0), at + c * size_of(dy), row)
             row += vectors * VECTOR_BYTES
-        store_apart(total if is_first else plus(total, sums, 0), sums, 0)
+        store_strided(total if is_first else plus(total, sums, 0), sums, 0)
 
     return gather_row
 
@@ -425,7 +424,7 @@ _gather_row_1, _gather_row_2 = _make_gather_row(1), _make_gather_row(2)
 
 @compiled
 def _multiplies_padding(last: Any, marks: Any, count: int, dy: Any, width: int) -> bool:
-    """Whether a run that is a row of taps holds padding for an output whose dy is not finite."""
+    """Whether a run, if it is a row of taps, holds padding for an output whose dy is not finite."""
     if axis_of(last).width == 0:
         return False
     for i in range(count):  # noqa: SIM110  (Numba has no any)
@@ -441,7 +440,7 @@ def _make_gather_run(vectors: int) -> Any:
     def gather_run(
         table: Any, zero_run: int, at: int, start: int, count: int, depth: int, dy: Any, sums: int, is_first: bool
     ) -> None:
-        """All rows of a run, in tiles of up to eight that are alike: products of a single row wait for each other."""
+        """All rows of a run, in nearly equal tiles of up to 8: products of a single row would wait for each other."""
         size = size_of(dy)
         step = vectors * VECTOR_BYTES
         tiles = -(-depth // 8)
@@ -474,11 +473,11 @@ _gather_run_1, _gather_run_2 = _make_gather_run(1), _make_gather_run(2)
 
 @kept
 def weight_gradient(  # noqa: C901, PLR0912, PLR0915  (one function for Numba)
-    p: Any, maps: Any, chunk: int, apart: int, tasks: int, turn: Any, table: Any, panel: Any, sums: Any
+    p: Any, maps: Any, chunk: int, part_stride: int, tasks: int, turn: Any, table: Any, panel: Any, sums: Any
 ) -> None:
-    """Make dw; or where the outputs are cut into chunks, what each of them contributes, `apart` bytes apart.
+    """Compute dw, or one partial sum per chunk of outputs, with a stride of `part_stride`.
 
-    A task is a chunk of outputs by some of the panels. `sums` holds all that a task makes.
+    A task is a chunk of outputs by some of the panels. `sums` holds all results of a task.
     """
     if not enter(turn):
         return
@@ -498,14 +497,14 @@ def weight_gradient(  # noqa: C901, PLR0912, PLR0915  (one function for Numba)
         stop = min((part + 1) * chunk, outputs)
         for first in range(part * chunk, stop, p.block):
             count = min(p.block, stop - first)
-            _look_up(p, maps, table, first, count, count, 0)
-            places, marks = table[runs * count :], table[(runs + 1) * count :]
+            _build_indirection_buffer(p, maps, table, first, count, count, 0)
+            output_pointers, marks = table[runs * count :], table[(runs + 1) * count :]
             for number in range(panel0, panel1):
                 group, k0 = number // by_group, number % by_group * 2 * lanes
                 k_count = min(2 * lanes, p.k - k0)
                 width = 2 * lanes if k_count > lanes else lanes
                 for i in range(count):
-                    dy = places[i] + (group * p.k + k0) * p.y_k
+                    dy = output_pointers[i] + (group * p.k + k0) * p.y_k
                     if k_count < width:
                         _clear(address_of(panel) + i * width * size, width, panel)
                     _copy(dy, p.y_k, address_of(panel) + i * width * size, size, k_count, width, panel)
@@ -534,7 +533,7 @@ def weight_gradient(  # noqa: C901, PLR0912, PLR0915  (one function for Numba)
             for run in range(runs):
                 s, rest = run % p.s, run // p.s
                 r, t = rest % p.r, rest // p.r
-                target = p.w + part * apart + t * p.w_t + r * p.w_r + s * p.w_s + group * p.w_g + k0 * p.w_k
+                target = p.w + part * part_stride + t * p.w_t + r * p.w_r + s * p.w_s + group * p.w_g + k0 * p.w_k
                 for c in range(p.c):
                     _copy(sum_, size, target + c * p.w_c, p.w_k, k_count, width, panel)
                     sum_ += width * size

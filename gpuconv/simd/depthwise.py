@@ -1,19 +1,19 @@
-"""Depthwise convolution in registers: vectors run along the channels, which are adjacent in x, w and y alike.
+"""Depthwise convolution in registers: vectors run along the channels, which are contiguous in x, w and y alike.
 
     depthwise            y[m,g]  =  x[m at t,g]   w[t,g]    a tile is some outputs m of a row by two vectors
     depthwise_gradient  dw[t,g]  =  x[m at t,g]  dy[m,g]    a tile is some taps t of a row by two vectors
 
-The taps of a row slide over the outputs of a row, so neighbours see much the same: what a few of them see is loaded
-once. Those in the middle of a row, the clear ones, see the input alone; near its ends the address of a pixel of zeros
-stands for padding, and what is there takes no part in a sum. Where the channels are no multiple of a vector the last
-one overlaps the one before it: what is computed twice comes out the same. All addresses and steps are in bytes.
+The taps of a row slide over the outputs of a row, so the windows of neighbours overlap: the inputs of a few outputs are
+loaded once. Outputs in the middle of a row are clear: their windows hold no padding. Near its ends the address of a
+pixel of zeros stands for padding, which takes no part in a sum. If the channels are not a multiple of a vector, the
+last vector overlaps the one before it: what is computed twice comes out the same. All addresses and steps are in bytes.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from gpuconv.simd.axes import axis_of, look_along, seen
+from gpuconv.simd.axes import addresses_along, axis_of, seen
 from gpuconv.simd.tile import (
     VECTOR_BYTES,
     add_pixels,
@@ -21,18 +21,18 @@ from gpuconv.simd.tile import (
     add_taps,
     add_taps_of_some,
     address_of,
-    columns_apart,
     columns_from,
     compiled,
     inlined,
     kept,
     pixel_tile,
-    pixels_apart,
     pixels_from,
     plus,
     relu,
     size_of,
-    store_apart,
+    store_strided,
+    strided_columns,
+    strided_pixels,
     tap_tile,
 )
 from gpuconv.simd.waiting import enter, leave, next_task
@@ -41,10 +41,9 @@ from gpuconv.simd.waiting import enter, leave, next_task
 class Depthwise(NamedTuple):
     """A depthwise convolution with all axes: addresses, steps in bytes, sizes.
 
-    `y` is dy where a gradient is made. `zeros` is a pixel of zeros; where no gradient is made the bias and w, (taps,
-    channels), lie behind it without gaps. How many outputs and taps of a row are taken together is what compiled code
-    is made for: the shape, see tile.py; the taps in so many `pieces`. Outputs from `clear_start` to `clear_stop` are
-    clear.
+    `y` is dy where a gradient is made. `zeros` is a pixel of zeros; where no gradient is made, the bias and w, (taps,
+    channels), follow it without gaps. How many outputs and taps of a row are taken together is fixed in compiled code:
+    the shape, see tile.py. A row of taps is split into `pieces`. Outputs from `clear_start` to `clear_stop` are clear.
     """
 
     x: int
@@ -66,7 +65,7 @@ class Depthwise(NamedTuple):
     pieces: int
     pixel: int  # bytes of its channels
     rows: int  # n * o * p
-    block: int  # rows of a task
+    block: int  # rows per task
     clear_start: int
     clear_stop: int
     stride: int  # columns between neighbouring outputs
@@ -76,8 +75,8 @@ class Depthwise(NamedTuple):
 
 
 @compiled
-def _look_up(p: Any, maps: Any, number: int, starts: Any) -> int:
-    """starts[t, r] = where the row of x begins that row `number` of the outputs sees, 0 for padding; where it lies."""
+def _build_indirection_buffer(p: Any, maps: Any, number: int, starts: Any) -> int:
+    """starts[t, r] = the address of the row of x that a row of outputs reads, 0 for padding; the row's own address."""
     along_d, along_h = axis_of(maps[0]), axis_of(maps[1])
     row, rest = number % p.p, number // p.p
     o, n = rest % p.o, rest // p.o
@@ -95,12 +94,12 @@ def _look_up(p: Any, maps: Any, number: int, starts: Any) -> int:
 @inlined
 def _finish_tile(p: Any, total: Any, at: int, y: int) -> None:
     total = plus(total, p.zeros + p.pixel + at, 0)
-    store_apart(relu(total) if p.relu else total, y + at, p.y_q)
+    store_strided(relu(total) if p.relu else total, y + at, p.y_q)
 
 
 @inlined
 def _make_clear(p: Any, starts: Any, column: int, y: int, like: Any, shape: Any) -> None:
-    """The outputs from `y` on, the first of which sees position `column` through its first tap."""
+    """The outputs from `y` on, where the first output reads position `column` through its first tap."""
     step, taps = len(shape[4]) * VECTOR_BYTES, len(shape[0])
     for start in range(0, p.pixel, step):
         at = min(start, p.pixel - step)
@@ -108,19 +107,19 @@ def _make_clear(p: Any, starts: Any, column: int, y: int, like: Any, shape: Any)
         for i in range(p.t * p.r):
             for piece in range(p.pieces):
                 if starts[i]:
-                    xs = columns_apart(starts[i] + (column + piece * taps * p.dilation) * p.x_w, p.x_w, shape)
+                    xs = strided_columns(starts[i] + (column + piece * taps * p.dilation) * p.x_w, p.x_w, shape)
                     total = add_taps(total, xs, at, w, p.pixel, shape)
                 w += taps * p.pixel
         _finish_tile(p, total, at, y)
 
 
 @inlined
-def _make_others(p: Any, starts: Any, places: Any, count: int, y: int, like: Any, shape: Any) -> None:
-    """The outputs from `y` on, which see what lies at `places`: `count` addresses per piece of each row of taps."""
+def _make_others(p: Any, starts: Any, column_pointers: Any, count: int, y: int, like: Any, shape: Any) -> None:
+    """The outputs from `y` on, by column pointers: `count` addresses of inputs per piece of each row of taps."""
     step, taps = len(shape[4]) * VECTOR_BYTES, len(shape[0])
     for start in range(0, p.pixel, step):
         at = min(start, p.pixel - step)
-        total, w, table = pixel_tile(like, shape), p.zeros + 2 * p.pixel + at, address_of(places)
+        total, w, table = pixel_tile(like, shape), p.zeros + 2 * p.pixel + at, address_of(column_pointers)
         for i in range(p.t * p.r):
             for _ in range(p.pieces):
                 if starts[i]:
@@ -132,8 +131,13 @@ def _make_others(p: Any, starts: Any, places: Any, count: int, y: int, like: Any
 
 
 @kept
-def depthwise(p: Any, maps: Any, shape: Any, tasks: int, turn: Any, starts: Any, places: Any, like: Any) -> None:
-    """Make y, a block of rows after another, until none is left. `starts` and `places` are this thread's."""
+def depthwise(
+    p: Any, maps: Any, shape: Any, tasks: int, turn: Any, starts: Any, column_pointers: Any, like: Any
+) -> None:
+    """Compute y, one block of rows after another, until none is left.
+
+    `starts` and `column_pointers` belong to this thread.
+    """
     if not enter(turn):
         return
     taps, pixels, along = len(shape[0]), len(shape[3]), axis_of(maps[2])
@@ -143,7 +147,7 @@ def depthwise(p: Any, maps: Any, shape: Any, tasks: int, turn: Any, starts: Any,
         if task >= tasks:
             break
         for number in range(task * p.block, min((task + 1) * p.block, p.rows)):
-            row = _look_up(p, maps, number, starts)
+            row = _build_indirection_buffer(p, maps, number, starts)
             for start in range(0, p.q, pixels):
                 q = min(start, p.q - pixels)
                 y = row + q * p.y_q
@@ -154,44 +158,44 @@ def depthwise(p: Any, maps: Any, shape: Any, tasks: int, turn: Any, starts: Any,
                     for piece in range(p.pieces):
                         if starts[i]:
                             first = q * p.stride + piece * taps * p.dilation - along.low
-                            some = places[(i * p.pieces + piece) * count :]
-                            look_along(along, first, 1, starts[i], p.x_w, p.zeros, some, count)
-                _make_others(p, starts, places, count, y, like, shape)
+                            some = column_pointers[(i * p.pieces + piece) * count :]
+                            addresses_along(along, first, 1, starts[i], p.x_w, p.zeros, some, count)
+                _make_others(p, starts, column_pointers, count, y, like, shape)
     leave(turn)
 
 
 @inlined
 def _gather(
-    p: Any, last: Any, start: int, offset: int, at: int, dy: int, places: Any, sums: int, like: Any, shape: Any
+    p: Any, last: Any, start: int, offset: int, at: int, dy: int, column_pointers: Any, sums: int, like: Any, shape: Any
 ) -> None:
-    """The vectors at `sums`, a row for each tap, += over a row of outputs: what it sees times dy."""
+    """The vectors at `sums`, one row per tap, += over a row of outputs: its inputs times dy."""
     step, pixels = len(shape[4]) * VECTOR_BYTES, len(shape[3])
-    count, along = len(places) - pixels, axis_of(last)
+    count, along = len(column_pointers) - pixels, axis_of(last)
     for q0 in range(0, p.q, p.depth):
         total = tap_tile(like, shape)
         for q in range(q0, min(q0 + p.depth, p.q), pixels):
             first = q * p.stride + offset - along.low
             if p.clear_start <= q and q + pixels <= p.clear_stop:
-                xs = columns_apart(start + first * p.x_w, p.x_w, shape)
-                dys = pixels_apart(dy + q * p.y_q, p.y_q, shape)
+                xs = strided_columns(start + first * p.x_w, p.x_w, shape)
+                dys = strided_pixels(dy + q * p.y_q, p.y_q, shape)
                 total = add_pixels(total, xs, at, dys, shape)
             else:
-                look_along(along, first, 1, start, p.x_w, p.zeros, places, count)
-                xs = columns_from(address_of(places), shape)
+                addresses_along(along, first, 1, start, p.x_w, p.zeros, column_pointers, count)
+                xs = columns_from(address_of(column_pointers), shape)
                 for i in range(pixels):
-                    places[count + i] = dy + (q + i) * p.y_q if q + i < p.q else p.zeros
-                dys = pixels_from(address_of(places) + 8 * count, shape)
+                    column_pointers[count + i] = dy + (q + i) * p.y_q if q + i < p.q else p.zeros
+                dys = pixels_from(address_of(column_pointers) + 8 * count, shape)
                 total = add_some_pixels(total, xs, at, dys, p.zeros, shape)
-        store_apart(plus(total, sums, step), sums, step)
+        store_strided(plus(total, sums, step), sums, step)
 
 
 @kept
 def depthwise_gradient(
-    p: Any, maps: Any, shape: Any, tasks: int, turn: Any, parts: Any, starts: Any, places: Any, sums: Any
+    p: Any, maps: Any, shape: Any, tasks: int, turn: Any, parts: Any, starts: Any, column_pointers: Any, sums: Any
 ) -> None:
-    """parts[task] = what a block of rows of outputs contributes to dw, until no task is left.
+    """parts[task] = the contribution of a block of rows of outputs to dw, until no task is left.
 
-    `starts`, `places` and `sums` are this thread's; sums is (vectors of channels, taps, their channels).
+    `starts`, `column_pointers` and `sums` belong to this thread; sums is (vectors of channels, taps, their channels).
     """
     if not enter(turn):
         return
@@ -204,7 +208,7 @@ def depthwise_gradient(
             break
         sums[:] = 0
         for number in range(task * p.block, min((task + 1) * p.block, p.rows)):
-            dy = _look_up(p, maps, number, starts)
+            dy = _build_indirection_buffer(p, maps, number, starts)
             sum_ = address_of(sums)
             for start in range(0, p.pixel, step):
                 at = min(start, p.pixel - step)
@@ -212,7 +216,7 @@ def depthwise_gradient(
                     for piece in range(p.pieces):
                         if starts[i]:
                             offset = piece * taps * p.dilation
-                            _gather(p, maps[2], starts[i], offset, at, dy, places, sum_, sums, shape)
+                            _gather(p, maps[2], starts[i], offset, at, dy, column_pointers, sum_, sums, shape)
                         sum_ += taps * step
         for start in range(0, channels, width):
             first = min(start, channels - width)

@@ -1,4 +1,4 @@
-"""What the compiled loops of gpuconv/simd are given: addresses, where taps look, arrays they can read."""
+"""The host side of the compiled loops: whether Numba is there, and the arguments that the loops take."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:  # Numba is imported where it computes
     from gpuconv.simd.axes import Axis
 
 TASKS = 16
-"""Into which a sum is cut, for threads to share out."""
+"""Tasks into which a sum is split, for threads to share."""
 
 TASKS_OF_A_THREAD = 4
-"""At least so many where it is of no consequence, for threads to end at about the same time."""
+"""Minimum tasks per thread where their number does not affect rounding, so that threads end at about the same time."""
 
 LONGEST_VECTOR = 64
-"""Bytes of the longest there are. Buffers are made for these: how long vectors are here only simd/tile.py knows."""
+"""Bytes of the longest vectors there are. Buffers allow for these, since only simd/tile.py knows this CPU's vectors."""
 
 
 COMPILED = frozenset(("auto", "direct", "winograd", "winograd_4x4"))
@@ -35,9 +35,10 @@ COMPILED = frozenset(("auto", "direct", "winograd", "winograd_4x4"))
 
 
 def why_no_numba() -> str | None:
-    """Why no loop can be compiled, in words.
+    """The reason why no loop can be compiled, in words.
 
-    None if one can, and as long as nobody has tried: planning does not wait for Numba, see `try_numba`.
+    It is None if loops can be compiled, and as long as that has not been tried: planning does not wait for Numba, see
+    `try_numba`.
     """
     if not _numba_is_installed():
         return "needs Numba on the CPU: pip install 'gpuconv[cpu]'"
@@ -49,9 +50,9 @@ def numba_is_there() -> bool:
 
 
 def try_numba() -> None:
-    """Import Numba and the loops, the first time, to know whether it can be used. If not, a warning says why, once.
+    """Import Numba and the loops, once, to learn whether Numba can be used. If it cannot, a warning says why.
 
-    Without an import nobody knows: each Numba refuses releases of NumPy newer than itself, for instance.
+    Only an import tells: each release of Numba refuses releases of NumPy newer than itself, for instance.
     """
     if not _trial and _numba_is_installed():
         reason = shielded(_import_loops)
@@ -65,7 +66,7 @@ def try_numba() -> None:
 
 
 _trial: list[str | None] = []
-"""Empty until Numba was tried; then why it cannot be used, or None."""
+"""Empty until Numba has been tried; then the reason why it cannot be used, or None."""
 
 
 @cache
@@ -77,7 +78,7 @@ def _numba_is_installed() -> bool:
 
 
 def _import_loops() -> str | None:
-    """Import whatever compiled loops may need later, where no interrupt can leave half of it."""
+    """Import all that compiled loops may need later, where no interrupt can leave an import half done."""
     from gpuconv import simd
 
     try:
@@ -91,14 +92,14 @@ def _import_loops() -> str | None:
 
 
 def three_axes(sizes: Sequence[int], filler: int) -> Ints:
-    """Sizes, or steps, of up to three axes as those of three."""
+    """Sizes or strides of up to three axes, extended to three axes by `filler` in front."""
     return (*(filler,) * (3 - len(sizes)), *sizes)
 
 
 def tasks_for(threads: int, *, sums: bool) -> int:
-    """Into how many tasks to cut what is long enough.
+    """The number of tasks into which a long loop is split.
 
-    Where tasks make parts of one sum their number decides how it is rounded, and may not depend on the threads.
+    Where tasks make parts of one sum, their number decides how it is rounded, and must not depend on the threads.
     """
     if sums:
         return TASKS
@@ -110,14 +111,14 @@ Axes = tuple[Array, Array, Array]
 
 
 def axes_of(axes: Sequence[Axis]) -> Axes:
-    """Up to three axes, behind as many that have one position as are missing."""
+    """Up to three axes as three: those that are missing come first, with one position each."""
     filler = (1, 1, 1, 0, 0, 0, 1, 0, 0, 1)
     d, h, w = (np.array(axis, np.int64) for axis in (*(filler,) * (3 - len(axes)), *axes))
     return d, h, w
 
 
 def axis_of(g: ConvGeometry, axis: int) -> Axis:
-    """Where the outputs of a convolution look along an axis."""
+    """One axis of a convolution, as simd/axes.py describes it."""
     from gpuconv.simd import axes
 
     start, stop = clear_along(g, axis)
@@ -136,7 +137,7 @@ def axis_of(g: ConvGeometry, axis: int) -> Axis:
 
 
 def clear_along(g: ConvGeometry, axis: int) -> Pair:
-    """The outputs that see the input alone along an axis, from the first to the end."""
+    """The outputs whose windows hold no padding along an axis: the first, and one past the last."""
     size, stride, (lo, _) = g.spatial[axis], g.stride[axis], g.pad[axis]
     start = -(-lo // stride)
     stop = min(g.out[axis], (size + lo - g.span[axis]) // stride + 1)
@@ -145,7 +146,7 @@ def clear_along(g: ConvGeometry, axis: int) -> Pair:
 
 
 def is_mostly_pads(g: ConvGeometry) -> bool:
-    """Whether most of a padded row is padding, beyond what overlaps a kernel: its length is that of the pads."""
+    """Whether most of a padded row is padding, beyond what overlaps a kernel, so that the pads determine its length."""
     return sum(g.pad[-1]) > g.spatial[-1] + 2 * g.span[-1]
 
 
@@ -163,7 +164,7 @@ def with_adjacent_channels(array: Array) -> Array:
 
 
 def zeros_at(size: int) -> tuple[int, Array]:
-    """The address of `size` bytes of zeros that are only read, and what holds them: `_ZEROS`, if they fit in."""
+    """The address of `size` read-only bytes of zeros, and the array that owns them: `_ZEROS` if it is large enough."""
     if size <= _ZEROS.nbytes:
         return _ZEROS_ADDRESS, _ZEROS
     zeros = np.zeros(size, np.uint8)
@@ -176,6 +177,6 @@ _ZEROS_ADDRESS = _ZEROS.ctypes.data
 
 
 def address(array: Array) -> int:
-    """Where its first element lies."""
-    place: int = array.ctypes.data
-    return place
+    """The address of an array's first element."""
+    data: int = array.ctypes.data
+    return data

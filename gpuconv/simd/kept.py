@@ -1,8 +1,8 @@
-"""What was compiled, kept on disk from one process to the next; whatever goes wrong there, it is compiled anew.
+"""A cache on disk for compiled code. Whatever goes wrong with the cache, the code is compiled again.
 
 Numba's own files break where a disk is full or the power fails: an index of size 0 fails every later call, and damaged
-machine code runs. So the files are ours: one for each function and signature, replaced whole, and beginning with its
-checksum, without which nothing of it is read. There is no index that processes would have to change in turn.
+machine code runs. So this cache has files of its own: one per function and signature, replaced as a whole, and read
+only if it matches the checksum at its beginning. There is no index that processes would have to update in turn.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from gpuconv.support.disk import open_file, printable, write_whole
 from gpuconv.support.shielded import shielded
 
 OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
-"""How loops are compiled."""
+"""The options with which loops are compiled."""
 
 _CHECKSUM = hashlib.sha256().digest_size
 
 
 def kept(function: Callable[..., Any]) -> Any:
-    """A compiled function that is called from Python, kept on disk with all that it calls.
+    """A compiled function that Python calls, kept on disk together with everything that it calls.
 
-    An interrupt of the call that compiles it is raised at once, and the compilation, or the reading of what was kept,
-    goes on in a thread of its own. In the middle of it an interrupt could leave Numba in disorder, or be lost in a
-    function that LLVM calls. The next call waits for the thread, and so does the end of the process.
+    If an interrupt arrives during the call that compiles it, the interrupt is raised at once, and the compilation, or
+    the reading from disk, goes on in a thread of its own. Inside of it an interrupt could leave Numba in disorder, or
+    be lost in a function that LLVM calls. The next call waits for the thread, and so does the end of the process.
     """
     loop = njit(**OPTIONS)(function)
     _keep(loop)
@@ -42,7 +42,7 @@ def kept(function: Callable[..., Any]) -> Any:
 
 
 def _keep(compiled: Any) -> None:
-    """Let what Numba compiles be kept, if it finds a folder to write to."""
+    """Have Numba keep what it compiles, if it finds a folder that it can write to."""
     try:
         compiled.enable_caching()
         cache = compiled._cache  # noqa: SLF001  # there is no public way to it
@@ -54,7 +54,7 @@ def _keep(compiled: Any) -> None:
 
 
 def _unfailing(step: Callable[..., Any]) -> Callable[..., Any]:
-    """None and a warning where a step of the cache fails, however it does; Numba then compiles, or goes on."""
+    """A step of the cache that, if it fails in any way, warns and returns None. Numba then compiles, or goes on."""
 
     def attempt(*arguments: Any) -> Any:
         try:
@@ -67,7 +67,7 @@ def _unfailing(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Files:
-    """In place of Numba's index and data files: a file for each key, that is signature, processor and code."""
+    """The replacement for Numba's index and data files: one file per key, that is, signature, processor and code."""
 
     def __init__(self, cache: Any) -> None:
         self._folder = Path(cache.cache_path)
@@ -75,7 +75,7 @@ class _Files:
         self._made_of = f"{numba.__version__} {cache._impl.locator.get_source_stamp()!r} {_sources()}"  # noqa: SLF001
 
     def load(self, key: Any) -> Any:
-        """What was saved under a key; None if there is nothing, or nothing of this source."""
+        """The data saved under a key; None if there is none, or none of this source."""
         path = self._path(key)
         try:
             with open_file(path, "kept") as file:
@@ -97,7 +97,7 @@ class _Files:
         write_whole(self._path(key), hashlib.sha256(saved).digest() + saved, "kept", durable=False)
 
     def flush(self) -> None:
-        """Forget what is kept of this function."""
+        """Delete what is kept of this function."""
         for path in self._folder.glob(f"{self._base}.*.kept"):
             path.unlink(missing_ok=True)
 
@@ -107,18 +107,18 @@ class _Files:
 
 @functools.cache
 def _sources() -> str:
-    """Of all files beside this one: a loop may call what is in another, of which Numba knows nothing."""
+    """A hash of all files in this folder: a loop may call what is in another file, and Numba does not check that."""
     texts = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
     return hashlib.sha256(b"".join(texts)).hexdigest()
 
 
 def _warn(error: Exception) -> None:
-    """Say what is wrong, once in a process: every function meets the same disk."""
+    """Warn about an error once per process: every function meets the same disk."""
     _warned.append(error)
     if _warned[0] is not error:
         return
     warnings.warn(
-        f"gpuconv: what was compiled cannot be kept or read again, so that it is compiled anew: {printable(error)}. "
+        f"gpuconv: compiled code cannot be kept on disk or read from it, and is compiled again: {printable(error)}. "
         "Set NUMBA_CACHE_DIR to a folder that can be written.",
         RuntimeWarning,
         stacklevel=2,

@@ -1,11 +1,11 @@
-"""Max pooling in registers: vectors run along the channels, which are adjacent in x, y, dx and dy alike.
+"""Max pooling in registers: vectors run along the channels, which are contiguous in x, y, dx and dy alike.
 
     max_pool            y[m,c]       =  the largest of  x[m at t,c]
     max_pool_gradient  dx[m at t,c]  =  dy[m,c]  where t is the first tap with the largest x, elsewhere 0
 
-A window is two vectors: the largest values so far, and the numbers of their taps, counted in floats. Windows of the
-gradient do not overlap. Where the channels are no multiple of a vector the last one overlaps the one before it: what is
-computed twice comes out the same. All addresses and steps are in bytes.
+A window is two vectors: the largest values so far, and their argmax, the number of the tap as a float. Windows of the
+gradient do not overlap. If the channels are not a multiple of a vector, the last vector overlaps the one before it:
+what is computed twice comes out the same. All addresses and steps are in bytes.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Pooling(NamedTuple):
     pad_w: int
     pixel: int  # bytes of its channels
     rows: int  # n * p
-    block: int  # rows of a task
-    clears: int  # whether there are pixels of dx that no window sees
+    block: int  # rows per task
+    clears: int  # whether there are pixels of dx that are in no window
 
 
 # -------------------------------------------------------------------------------------------------- a window
@@ -60,7 +60,7 @@ class Pooling(NamedTuple):
 
 @intrinsic
 def _nothing(_: Any, like: Any) -> Any:
-    """A window of which nothing has been seen: it is worth -inf, and the first tap has it."""
+    """A window before its first tap: the largest value is -inf, at tap 0."""
     window = TileType(2, 1, like.dtype)
 
     def build(*_: Any) -> Any:
@@ -76,12 +76,12 @@ def _seeing(_: Any, window: Any, _x: Any, _tap: Any) -> Any:
 
     def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
         seen, x, tap = args
-        largest, winner = builder.extract_value(seen, 0), builder.extract_value(seen, 1)
+        largest, argmax = builder.extract_value(seen, 0), builder.extract_value(seen, 1)
         value = load(builder, x, window.vector)
         is_larger = builder.fcmp_unordered(">", value, largest)  # or one of them is NaN
         wins = builder.and_(is_larger, builder.fcmp_ordered("ord", largest, largest))
         seen = builder.insert_value(seen, builder.select(wins, value, largest), 0)
-        return builder.insert_value(seen, builder.select(wins, _number(builder, window, tap), winner), 1)
+        return builder.insert_value(seen, builder.select(wins, _number(builder, window, tap), argmax), 1)
 
     return window(window, types.intp, types.intp), build
 
@@ -97,7 +97,7 @@ def _store_largest(_: Any, window: Any, _y: Any) -> Any:
 
 @intrinsic
 def _give(_: Any, window: Any, _tap: Any, _dy: Any, _dx: Any) -> Any:
-    """dx = what a tap gets, dy or 0."""
+    """dx = the gradient of one tap: dy if it is the argmax, else 0."""
 
     def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
         seen, tap, dy, dx = args
@@ -119,7 +119,7 @@ def _clear(_: Any, _address: Any, like: Any) -> Any:
 
 
 def _number(builder: Any, window: TileType, tap: Any) -> Any:
-    """A vector of the number of a tap."""
+    """A vector with the number of a tap in every lane."""
     return broadcast(builder, builder.sitofp(tap, window.vector.element), window.vector)
 
 
@@ -128,7 +128,7 @@ def _number(builder: Any, window: TileType, tap: Any) -> Any:
 
 @compiled
 def _inside(start: int, taps: int, dilation: int, size: int) -> tuple[int, int]:
-    """The taps of a window from `start` on that see the input along one axis: the first, and one past the last."""
+    """The taps of a window from `start` on that lie in the input along one axis: the first, and one past the last."""
     first, stop = 0, taps
     if start < 0:
         first = -(start // dilation)
@@ -139,7 +139,7 @@ def _inside(start: int, taps: int, dilation: int, size: int) -> tuple[int, int]:
 
 @compiled
 def _pool_row(p: Any, number: int, like: Any, gives: bool) -> None:
-    """All windows of a row of outputs: what is largest to y, or dy to dx."""
+    """All windows of a row of outputs: store the largest values in y, or dy in dx."""
     row, n = number % p.p, number // p.p
     top, y = row * p.stride_h - p.pad_h, p.y + n * p.y_n + row * p.y_p
     r0, r1 = _inside(top, p.r, p.dilation_h, p.h)
@@ -170,7 +170,7 @@ def _pool_row(p: Any, number: int, like: Any, gives: bool) -> None:
 
 @compiled
 def _clear_band(p: Any, number: int, like: Any) -> None:
-    """dx = 0 from where the windows of a row of outputs begin to where those of the next one do."""
+    """dx = 0 from where the windows of one row of outputs begin to where those of the next row begin."""
     row, n = number % p.p, number // p.p
     top = row * p.stride_h - p.pad_h
     h0 = min(max(top, 0), p.h)
@@ -184,7 +184,7 @@ def _clear_band(p: Any, number: int, like: Any) -> None:
 
 @kept
 def max_pool(p: Any, tasks: int, turn: Any, like: Any) -> None:
-    """Make y, a block of rows after another, until none is left."""
+    """Compute y, one block of rows after another, until none is left."""
     if not enter(turn):
         return
     while True:
@@ -198,7 +198,7 @@ def max_pool(p: Any, tasks: int, turn: Any, like: Any) -> None:
 
 @kept
 def max_pool_gradient(p: Any, tasks: int, turn: Any, like: Any) -> None:
-    """Make dx, that of a block of rows of dy after another, until none is left."""
+    """Compute dx, for one block of rows of dy after another, until none is left."""
     if not enter(turn):
         return
     while True:

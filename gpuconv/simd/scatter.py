@@ -1,11 +1,11 @@
-"""The input gradient where x has few channels: what each output contributes is computed for all taps, then added up.
+"""The input gradient where x has few channels: each output's contributions are computed for all taps, then added up.
 
     dx[m at (t,r,s), c]  +=  sum over k of  dy[m,k] w[(t,r,s,c),k]       m = (n, o, p, q)   outputs
 
 Vectors run along (r,s,c): few channels alone would leave most of a vector empty. A tile is ROWS outputs of a row by two
-vectors; it goes to memory, in the first or second cache, and from there, a run (s,c) at a time, to the rows of dx. One
-task owns some rows of a plane of dx and computes whatever reaches them, so nothing is added by two threads, and every
-element in one order. All addresses and steps are in bytes.
+vectors. It goes to memory, in the first or second cache, and from there to the rows of dx, one run (s,c) at a time. One
+task owns some rows of a plane of dx and computes all contributions to them, so no two threads add to one place, and
+every element is summed in one order. All addresses and steps are in bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gpuconv.simd.tile import (
     put,
     relu,
     size_of,
-    store_apart,
+    store_strided,
     tile_of,
     variant,
 )
@@ -35,8 +35,8 @@ from gpuconv.simd.waiting import enter, leave, next_task
 class Scatter(NamedTuple):
     """An input gradient with all axes: addresses, steps in bytes, sizes.
 
-    `w` is packed: for each t panels of two vectors of (r,s,c), the last perhaps of one, each with its k rows. A run is
-    the (s,c) of one row of taps.
+    `w` is prepacked: for each t panels of two vectors of (r,s,c), the last one perhaps of one vector, each with its k
+    rows. A run is the (s,c) of one row of taps.
     """
 
     y: int
@@ -72,7 +72,7 @@ class Scatter(NamedTuple):
     low_h: int
     low_w: int
     relu: int
-    blocks: int  # in which the rows of a plane of dx are cut
+    blocks: int  # into which the rows of a plane of dx are split
     row: int  # elements of a row of dx with all that is added to it
     chunk: int  # outputs whose contributions are in memory at a time, a multiple of ROWS
     depth: int  # products that are summed in registers
@@ -84,7 +84,7 @@ def _make_multiply(vectors: int) -> Any:
 
     @variant(vectors)
     def multiply(table: Any, count: int, k0: int, k1: int, w: int, sums: int, step: int, like: Any) -> None:
-        """The vectors at `sums`, `step` bytes apart, (+)= elements k0 to k1 of `count` outputs times rows of w."""
+        """Vectors at `sums`, with a stride of `step`, (+)= elements k0 to k1 of `count` outputs times rows of w."""
         size = size_of(like)
         for i in range(0, count, ROWS):
             xs = addresses(address_of(table), i)
@@ -94,7 +94,7 @@ def _make_multiply(vectors: int) -> Any:
                 total = add_products(total, xs, k, row)
                 row += vectors * VECTOR_BYTES
             target = sums + i * step
-            store_apart(plus(total, target, step) if k0 else total, target, step)
+            store_strided(plus(total, target, step) if k0 else total, target, step)
 
     return multiply
 
@@ -105,17 +105,17 @@ _vector = tile_of(1, 1).zeros
 
 @inlined
 def _add_run(source: int, target: int, count: int, like: Any) -> None:
-    """`count` elements at `target` += those at `source`; behind both there is room for a vector."""
+    """`count` elements at `target` += those at `source`; past the end of both there is room for a vector."""
     lanes = VECTOR_BYTES // size_of(like)
     for done in range(0, count, lanes):
         at = done * size_of(like)
         some = first_lanes(plus(_vector(like), source + at, 0), count - done)
-        store_apart(plus(some, target + at, 0), target + at, 0)
+        store_strided(plus(some, target + at, 0), target + at, 0)
 
 
 @compiled
 def _add_row(p: Any, dy: int, w: int, top: int, rows: int, table: Any, sums: Any, buffer: Any) -> None:
-    """Add what a row of outputs, at `dy`, contributes to the rows in `buffer`. Tap r = 0 meets row number `top`."""
+    """Add the contributions of a row of outputs, at `dy`, to the rows in `buffer`. Tap r = 0 reaches row `top`."""
     size = size_of(sums)
     r0 = max(0, -(top // p.dilation_h))
     r1 = min(p.r, (rows - 1 - top) // p.dilation_h + 1)
@@ -145,14 +145,14 @@ def _add_row(p: Any, dy: int, w: int, top: int, rows: int, table: Any, sums: Any
 
 @compiled
 def _deliver(p: Any, target: int, source: int, bias: Any) -> None:
-    """A row of dx at `target` = what was added up for it + bias, which is as long, then relu."""
+    """A row of dx at `target` = its sums + bias, which is as long, then relu."""
     size = size_of(bias)
     lanes, count, done = VECTOR_BYTES // size, p.width * p.c, 0
     if p.x_c == size and p.x_w == p.c * size:
         while done + lanes <= count:
             at = done * size
             total = plus(plus(_vector(bias), source + at, 0), address_of(bias) + at, 0)
-            store_apart(relu(total) if p.relu else total, target + at, 0)
+            store_strided(relu(total) if p.relu else total, target + at, 0)
             done += lanes
     for i in range(done, count):
         value = get(source + i * size, bias) + bias[i]
@@ -163,11 +163,11 @@ def _deliver(p: Any, target: int, source: int, bias: Any) -> None:
 
 @kept
 def scatter(p: Any, bias: Any, tasks: int, turn: Any, table: Any, sums: Any, buffer: Any) -> None:
-    """Make dx, task by task, until none is left. `table`, `sums` and `buffer` are this thread's."""
+    """Compute dx, task by task, until none is left. `table`, `sums` and `buffer` belong to this thread."""
     if not enter(turn):
         return
     size = size_of(sums)
-    sums[:] = 0  # vectors reach past a run, into what may not be written, and memory may hold denormals
+    sums[:] = 0  # vectors extend past a run, into memory that may be unwritten and hold denormals
     while True:
         task = next_task(turn)
         if task >= tasks:

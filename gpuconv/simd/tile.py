@@ -1,8 +1,8 @@
-"""Tiles: values of compiled code that fill the registers of a CPU, and what can be done with them.
+"""Tiles, values of compiled code that fill the registers of a CPU, and the operations on them.
 
-A tile is some rows of one or two vectors each. It lives in registers from one operation to the next, as the result of a
-matrix product must: loops around it add to it, and put it into memory in the end. All addresses and steps are in bytes.
-Numba compiles the loops; what an operation is in terms of LLVM stands here and in llvm.py.
+A tile is some rows of one or two vectors each. It stays in registers from one operation to the next, as the result of a
+matrix product must: the loops around it add to it, and store it in the end. All addresses and steps are in bytes. Numba
+compiles the loops; this file and llvm.py define the operations in terms of LLVM.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, register_model
 from numba.np.arrayobj import make_array
 
-from gpuconv.simd.kept import kept as kept  # noqa: PLC0414  # for those who look for it here
+from gpuconv.simd.kept import kept as kept  # noqa: PLC0414  # the loops import it from here
 from gpuconv.simd.llvm import I64, broadcast, further, lanes_below, load, multiply_add, shuffle, store_value, tuple_of
 
-# What Numba compiles for. It is part of the key by which Numba keeps what it compiled, so what follows from it is, too.
+# The target that Numba compiles for. It is part of the key of Numba's cache, and so is all that follows from it.
 _TRIPLE, _, _FEATURES = cpu_target.target_context.codegen().magic_tuple()
 
 VECTOR_BYTES = 64 if "+avx512f" in _FEATURES else 32 if "+avx" in _FEATURES else 16
-"""Of one register."""
+"""Bytes of one vector register."""
 
 ROWS = 8 if VECTOR_BYTES == 64 or not _TRIPLE.startswith(("x86", "i")) else 6
-"""Of the tile of a product: with two vectors each they fill the 32 registers of AVX-512 and NEON, or the 16 of AVX."""
+"""Rows of the tile of a product: with two vectors each, they fill the 32 registers of AVX-512 and NEON, or AVX's 16."""
 
 compiled = njit(nogil=True, boundscheck=False, error_model="numpy")
 inlined = njit(nogil=True, boundscheck=False, error_model="numpy", forceinline=True)
-"""For what is called so often that handing over its arguments would take longer than what it does."""
+"""The decorator of functions so short that passing their arguments would take longer than their work."""
 
 
 def variant(*numbers: int) -> Callable[[Callable[..., Any]], Any]:
-    """`compiled` for functions that one factory makes, each by a name of its own.
+    """`compiled` for functions that one factory makes, with a distinct name for each.
 
-    Numba tells functions of one name apart by how many it had compiled before. What two processes kept on disk may so
-    hold one name for two functions, and a third process that loads both would call one in place of the other.
+    Numba distinguishes functions of the same name by how many it had compiled before. So the files that two processes
+    kept on disk may hold one name for two functions, and a third process that loads both would call the wrong one.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
@@ -60,7 +60,7 @@ class TileType(types.Type):
 
     @property
     def numbers(self) -> list[tuple[int, int, int]]:
-        """(row, vector of it, number of this vector in the tile)"""
+        """Per vector of the tile: its row, its number in the row, and its number in the tile."""
         return [(i, j, i * self.vectors + j) for i in range(self.rows) for j in range(self.vectors)]
 
 
@@ -71,13 +71,13 @@ class _TileModel(models.PrimitiveModel):
 
 
 class Tile(NamedTuple):
-    """Operations on tiles of one size. `like` is an array of the dtype, `xs` a tuple of addresses, one for each row.
+    """Operations on tiles of one size. `like` is an array of the dtype, `xs` a tuple of addresses, one per row.
 
     zeros(like)
     add_products(tile, xs, at, ws)          row i of the tile + the scalar at xs[i] + at  *  the vectors at ws
     store(tile, xs, at)                     memory at xs[i] + at = row i of the tile
     addresses(table, i)                     xs, from number i of a table of addresses
-    apart(first, step)                      xs, `step` bytes apart
+    strided_addresses(first, step)          xs, with a stride of `step` bytes
     all_at(xs, address)                     whether all xs are this address
     """
 
@@ -85,7 +85,7 @@ class Tile(NamedTuple):
     add_products: Callable[..., Any]
     store: Callable[..., Any]
     addresses: Callable[..., Any]
-    apart: Callable[..., Any]
+    strided_addresses: Callable[..., Any]
     all_at: Callable[..., Any]
 
 
@@ -110,31 +110,31 @@ def tile_of(rows: int, vectors: int) -> Tile:
         return xs(address, address), _built(_addresses, rows)
 
     @intrinsic
-    def apart(_: Any, _first: Any, _step: Any) -> Any:
-        return xs(address, address), _built(_apart, rows)
+    def strided_addresses(_: Any, _first: Any, _step: Any) -> Any:
+        return xs(address, address), _built(_strided_addresses, rows)
 
     @intrinsic
     def all_at(_: Any, _xs: Any, _address: Any) -> Any:
         return types.boolean(xs, address), _built(_all_at, rows)
 
-    return Tile(zeros, add_products, store, addresses, apart, all_at)
+    return Tile(zeros, add_products, store, addresses, strided_addresses, all_at)
 
 
 @intrinsic
 def plus(_: Any, tile: Any, _address: Any, _step: Any) -> Any:
-    """A tile of any size + memory, whose rows lie `step` bytes apart."""
+    """A tile of any size + memory, in rows with a stride of `step` bytes."""
     return tile(tile, types.intp, types.intp), _built(_plus, tile)
 
 
 @intrinsic
 def relu(_: Any, tile: Any) -> Any:
-    """A tile of any size, its negative elements replaced by 0."""
+    """A tile of any size, with its negative elements replaced by 0."""
     return tile(tile), _built(_relu, tile)
 
 
 @intrinsic
 def first_lanes(_: Any, tile: Any, _count: Any) -> Any:
-    """A tile of any size, in each vector 0 from element number `count` on."""
+    """A tile of any size, with 0 in each vector from element number `count` on."""
     return tile(tile, types.intp), _built(_first_lanes, tile)
 
 
@@ -145,43 +145,43 @@ def has_nan(_: Any, tile: Any) -> Any:
 
 
 @intrinsic
-def store_apart(_: Any, tile: Any, _address: Any, _step: Any) -> Any:
-    """Memory, in rows `step` bytes apart, = a tile of any size."""
+def store_strided(_: Any, tile: Any, _address: Any, _step: Any) -> Any:
+    """Store a tile of any size, in rows with a stride of `step` bytes."""
 
     def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
         total, address, step = args
-        _store_rows(builder, tile, total, _apart(builder, tile.rows, address, step), I64(0))
+        _store_rows(builder, tile, total, _strided_addresses(builder, tile.rows, address, step), I64(0))
         return context.get_dummy_value()
 
     return types.void(tile, types.intp, types.intp), build
 
 
-# Taps that slide along a row, over some pixels at a time. `shape` is five tuples, as long as there are taps, columns
-# from one pixel to the next, and from one tap to the next, pixels, and vectors of a pixel. Code is made for each shape.
+# Taps that slide along a row, over some pixels at a time. `shape` is five tuples whose lengths are: taps, columns from
+# one pixel to the next, columns from one tap to the next, pixels, vectors per pixel. Code is compiled for each shape.
 
 
 def _columns(shape: Any) -> int:
-    """How many columns the pixels see through the taps."""
+    """The number of columns that the pixels read through the taps."""
     taps, stride, dilation, pixels, _ = (part.count for part in shape)
     return int((pixels - 1) * stride + (taps - 1) * dilation + 1)
 
 
 @intrinsic
 def pixel_tile(_: Any, like: Any, shape: Any) -> Any:
-    """Zeros, a row for each pixel."""
+    """A tile of zeros with one row per pixel."""
     return _zeros(TileType(shape[3].count, shape[4].count, like.dtype), like, shape)
 
 
 @intrinsic
 def tap_tile(_: Any, like: Any, shape: Any) -> Any:
-    """Zeros, a row for each tap."""
+    """A tile of zeros with one row per tap."""
     return _zeros(TileType(shape[0].count, shape[4].count, like.dtype), like, shape)
 
 
 @intrinsic
-def columns_apart(_: Any, _first: Any, _step: Any, shape: Any) -> Any:
-    """The addresses of all columns, `step` bytes apart."""
-    return _addresses_apart(_columns(shape), shape)
+def strided_columns(_: Any, _first: Any, _step: Any, shape: Any) -> Any:
+    """The addresses of all columns, with a stride of `step` bytes."""
+    return _strided(_columns(shape), shape)
 
 
 @intrinsic
@@ -191,9 +191,9 @@ def columns_from(_: Any, _table: Any, shape: Any) -> Any:
 
 
 @intrinsic
-def pixels_apart(_: Any, _first: Any, _step: Any, shape: Any) -> Any:
-    """The addresses of all pixels, `step` bytes apart."""
-    return _addresses_apart(shape[3].count, shape)
+def strided_pixels(_: Any, _first: Any, _step: Any, shape: Any) -> Any:
+    """The addresses of all pixels, with a stride of `step` bytes."""
+    return _strided(shape[3].count, shape)
 
 
 @intrinsic
@@ -204,33 +204,33 @@ def pixels_from(_: Any, _table: Any, shape: Any) -> Any:
 
 @intrinsic
 def add_taps(_: Any, tile: Any, columns: Any, _at: Any, _ws: Any, _step: Any, shape: Any) -> Any:
-    """Row i += over the taps: what pixel i sees there, `at` bytes into a column, times what lies at ws + tap * step."""
+    """Row i += over the taps: the input of pixel i, `at` bytes into its column, times w at ws + tap * step."""
     signature = tile(tile, columns, types.intp, types.intp, types.intp, shape)
     return signature, _built(_add_taps, (tile, shape))
 
 
 @intrinsic
 def add_taps_of_some(_: Any, tile: Any, columns: Any, _at: Any, _ws: Any, _step: Any, _zeros: Any, shape: Any) -> Any:
-    """The same, columns at `zeros` left out."""
+    """As `add_taps`, without columns at `zeros`."""
     signature = tile(tile, columns, types.intp, types.intp, types.intp, types.intp, shape)
     return signature, _built(_add_taps, (tile, shape))
 
 
 @intrinsic
 def add_pixels(_: Any, tile: Any, columns: Any, _at: Any, dys: Any, shape: Any) -> Any:
-    """Row t += over the pixels: what they see through tap t, `at` bytes into a column, times what lies at dys + at."""
+    """Row t += over the pixels: the input through tap t, `at` bytes into its column, times the dy at dys + at."""
     return tile(tile, columns, types.intp, dys, shape), _built(_add_pixels, (tile, shape))
 
 
 @intrinsic
 def add_some_pixels(_: Any, tile: Any, columns: Any, _at: Any, dys: Any, _zeros: Any, shape: Any) -> Any:
-    """The same, columns at `zeros` and pixels whose dy is at `zeros` left out."""
+    """As `add_pixels`, without columns at `zeros` and pixels whose dy is at `zeros`."""
     return tile(tile, columns, types.intp, dys, types.intp, shape), _built(_add_pixels, (tile, shape))
 
 
-def _addresses_apart(count: int, shape: Any) -> Any:
+def _strided(count: int, shape: Any) -> Any:
     def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
-        return _apart(builder, count, args[0], args[1])
+        return _strided_addresses(builder, count, args[0], args[1])
 
     return types.UniTuple(types.intp, count)(types.intp, types.intp, shape), build
 
@@ -308,7 +308,7 @@ def _slide(
     meets: Callable[..., Any],
     is_there: Callable[..., Any] | None,
 ) -> Any:
-    """Each column, times what it meets for one pixel and tap, is added to a row of the tile, if it is there."""
+    """The tile plus the product of each column that is there: `meets` gives the row and the other factor."""
     taps, stride, dilation, *_ = (part.count for part in shape)
     for column in range(xs.type.count):
         pairs = [(i, tap) for i in pixels for tap in range(taps) if i * stride + tap * dilation == column]
@@ -331,7 +331,7 @@ def _slide(
 
 
 def _add_vectors(builder: Any, tile: TileType, total: Any, row: int, factor: list[Any], x: list[Any]) -> Any:
-    """A tile, to one row of which products have been added."""
+    """The tile with products added to one row."""
     for j in range(tile.vectors):
         number = row * tile.vectors + j
         new = multiply_add(builder, factor[j], x[j], builder.extract_value(total, number))
@@ -385,7 +385,7 @@ def _addresses(builder: Any, rows: int, table: Any, i: Any) -> Any:
     return tuple_of(builder, [load(builder, further(builder, first, 8 * row), I64) for row in range(rows)])
 
 
-def _apart(builder: Any, rows: int, first: Any, step: Any) -> Any:
+def _strided_addresses(builder: Any, rows: int, first: Any, step: Any) -> Any:
     return tuple_of(builder, [builder.add(first, builder.mul(step, I64(row))) for row in range(rows)])
 
 
@@ -403,7 +403,7 @@ def _row_at(builder: Any, tile: TileType, address: Any) -> list[Any]:
 
 @intrinsic
 def value_at(_: Any, _address: Any) -> Any:
-    """The integer at an address, and to see what was written before it was."""
+    """The integer at an address. The thread then sees everything that was written before that integer."""
 
     def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
         return builder.load_atomic(builder.inttoptr(args[0], I64.as_pointer()), "acquire", 8)
@@ -413,7 +413,7 @@ def value_at(_: Any, _address: Any) -> Any:
 
 @intrinsic
 def address_of(_: Any, array: Any) -> Any:
-    """Where its first element lies. Signed: NumPy's is not, and the sum of it and an int would be a float."""
+    """The address of an array's first element, signed: NumPy's is unsigned, and plus an int it would be a float."""
 
     def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
         return builder.ptrtoint(make_array(array)(context, builder, args[0]).data, I64)
@@ -423,28 +423,28 @@ def address_of(_: Any, array: Any) -> Any:
 
 @intrinsic
 def size_of(_: Any, like: Any) -> Any:
-    """Bytes of an element. The compiler knows them, as it does not an array's itemsize."""
+    """Bytes per element, as a constant of compilation, which an array's itemsize is not."""
     return types.intp(like), lambda *_: I64(like.dtype.bitwidth // 8)
 
 
 @intrinsic
 def transpose(_: Any, _source: Any, _step: Any, _target: Any, _target_step: Any, like: Any) -> Any:
-    """As many vectors as one has lanes, `step` bytes apart, to vectors `target_step` bytes apart, rows as columns."""
+    """Transpose a square of vectors, read with a stride of `step` bytes and stored with one of `target_step`."""
     tile = TileType(1, 1, like.dtype)
     lanes = tile.vector.count
 
     def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
         source, step, target, target_step, _like = args
         rows = [load(builder, builder.add(source, builder.mul(step, I64(i))), tile.vector) for i in range(lanes)]
-        apart = 1
-        while apart < lanes:  # exchange the off-diagonal halves of every block of 2 x 2 pieces
+        distance = 1
+        while distance < lanes:  # exchange the off-diagonal halves of every block of 2 x 2 pieces
             for i in range(lanes):
-                if not i & apart:
-                    a, b = rows[i], rows[i + apart]
-                    upper = [lanes + j - apart if j & apart else j for j in range(lanes)]
-                    lower = [lanes + j if j & apart else j + apart for j in range(lanes)]
-                    rows[i], rows[i + apart] = shuffle(builder, a, b, upper), shuffle(builder, a, b, lower)
-            apart *= 2
+                if not i & distance:
+                    a, b = rows[i], rows[i + distance]
+                    upper = [lanes + j - distance if j & distance else j for j in range(lanes)]
+                    lower = [lanes + j if j & distance else j + distance for j in range(lanes)]
+                    rows[i], rows[i + distance] = shuffle(builder, a, b, upper), shuffle(builder, a, b, lower)
+            distance *= 2
         for i, row in enumerate(rows):
             store_value(builder, row, builder.add(target, builder.mul(target_step, I64(i))))
         return context.get_dummy_value()
@@ -464,7 +464,7 @@ def get(_: Any, _address: Any, like: Any) -> Any:
 
 @intrinsic
 def put(_: Any, _address: Any, value: Any) -> Any:
-    """A scalar to an address."""
+    """Store a scalar at an address."""
 
     def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
         store_value(builder, args[1], args[0])

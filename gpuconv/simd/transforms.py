@@ -1,6 +1,6 @@
-"""The matrices of Winograd's minimal filtering, for code that Numba compiles and for NumPy: this file needs no Numba.
+"""The matrices of Winograd's minimal filtering, for compiled code and for NumPy. This file needs no Numba.
 
-Lavin & Gray, "Fast algorithms for convolutional neural networks", 2016. Of F(m x m, 3 x 3), with n = m + 2:
+Lavin & Gray, "Fast algorithms for convolutional neural networks", 2016. For F(m x m, 3 x 3), with n = m + 2:
 
     y (m, m)  =  A^T [ (G w G^T) * (B^T d B) ] A      from inputs d (n, n) and weights w (3, 3)
 """
@@ -24,12 +24,12 @@ class Transforms:
 
     @property
     def m(self) -> int:
-        """Outputs of a tile along one axis."""
+        """Outputs per tile along one axis."""
         return len(self.a_t)
 
     @property
     def n(self) -> int:
-        """Inputs of a tile along one axis."""
+        """Inputs per tile along one axis."""
         return len(self.b_t)
 
 

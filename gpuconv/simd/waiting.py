@@ -1,15 +1,15 @@
-"""What threads tell each other without Python's lock: that a loop has begun, that a task is done, that all have left.
+"""Synchronization of threads without the GIL: a loop has begun, a task is done, all workers have left.
 
-A gate is five integers, which the threads of one loop share (gpuconv/cpu/parallel_loops.py says what it is for):
+A gate is five integers that the threads of one loop share (gpuconv/cpu/parallel_loops.py says what it is for):
 
     NEXT      number of the next task
     DONE      tasks that are done, where others wait for them
     OPEN      number of the call while its caller is inside, minus that number when the loop has ended, 0 before
-    INSIDE    how many workers are inside
-    LIMIT     number of the first task that is not to be begun as yet
+    INSIDE    number of workers that are inside
+    LIMIT     number of the first task that must not begin yet
 
-A worker counts itself in before it looks whether the gate is open, and a caller closes the gate before it looks who is
-inside, so one of the two sees the other.
+A worker counts itself in before it checks whether the gate is open, and a caller closes the gate before it checks who
+is inside, so one of the two sees the other.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from gpuconv.simd.tile import address_of, compiled, kept, value_at
 NEXT, DONE, OPEN, INSIDE, LIMIT = range(5)
 
 GATE_SIZE = 8
-"""Elements: those above, and what fills a cache line."""
+"""Elements of a gate: those above, and enough to fill a cache line."""
 
 NONE_LEFT = 2**62
-"""A number that no task has."""
+"""A number above that of every task."""
 
 CLOSED_GATE = np.array([0, 0, 0, 0, NONE_LEFT, 0, 0, 0])
 
 LINGER = 200_000
-"""Looks at the mailbox before a worker falls asleep: some 100 us."""
+"""Polls of the mailbox before a worker falls asleep: about 100 us."""
 
 FLAG_LOOKS = 100_000
-"""Looks at a flag before Python is asked again: some 50 us."""
+"""Polls of a flag before control returns to Python: about 50 us."""
 
 SPINS = 20_000
-"""Looks at what another thread is about to do before the core is offered to others between looks: some 10 us."""
+"""Polls of a value that another thread is about to change, before the core is yielded between polls: about 10 us."""
 
 PATIENCE = SPINS + 20_000
-"""Looks at a gate that should open: 10 ms or more, while a caller that was held up has every chance to go on. Only that
-of a call which an interrupt has ended never opens."""
+"""Polls of a gate that should open: 10 ms or more, in which a caller that was held up has every chance to go on. Only
+the gate of a call that an interrupt has ended never opens."""
 
 
 class Turn(NamedTuple):
-    """What a loop is handed by its call: the gate, the number of the call, and whether this thread is the caller's."""
+    """The turn of a thread at a loop: the gate, the number of the call, and whether this thread is the caller's."""
 
     gate: Any
     number: int
@@ -67,7 +67,7 @@ def _place(builder: Any, address: Any) -> Any:
 
 @intrinsic
 def _exchange(_: Any, _address: Any, _new: Any) -> Any:
-    """Put a new value; what was there."""
+    """Store a new value, and return the old one."""
 
     def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
         return builder.atomic_rmw("xchg", _place(builder, args[0]), args[1], "seq_cst")
@@ -77,7 +77,7 @@ def _exchange(_: Any, _address: Any, _new: Any) -> Any:
 
 @intrinsic
 def _add(_: Any, _address: Any, _count: Any) -> Any:
-    """Add to an integer; what it was."""
+    """Add to an integer, and return its old value."""
 
     def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
         return builder.atomic_rmw("add", _place(builder, args[0]), args[1], "seq_cst")
@@ -87,7 +87,7 @@ def _add(_: Any, _address: Any, _count: Any) -> Any:
 
 @intrinsic
 def _value_now(_: Any, _address: Any) -> Any:
-    """An integer, looked at after everything that this thread did before."""
+    """An integer, read after everything that this thread did before."""
 
     def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
         return builder.load_atomic(_place(builder, args[0]), "seq_cst", 8)
@@ -97,7 +97,7 @@ def _value_now(_: Any, _address: Any) -> Any:
 
 @intrinsic
 def _offer_core(_: Any) -> Any:
-    """Let another thread run on this core, if one wants to."""
+    """Yield this core to another thread, if one is waiting."""
 
     def build(context: Any, builder: Any, __: Any, ___: Any) -> Any:
         if sys.platform != "win32":
@@ -110,7 +110,7 @@ def _offer_core(_: Any) -> Any:
 
 @compiled
 def _pause(looks: int) -> int:
-    """Between two looks at what another thread is about to do. How many there have been, one more."""
+    """Wait between two polls of a value that another thread is about to change; the number of polls, one more."""
     if looks >= SPINS:
         _offer_core()
     return looks + 1
@@ -121,7 +121,7 @@ def _pause(looks: int) -> int:
 
 @compiled
 def enter(turn: Any) -> bool:
-    """Go through the gate, which the caller opens. False for a worker that comes too late, or much too early."""
+    """Enter the gate, which the caller opens. The result is False for a worker that is too late, or much too early."""
     gate = address_of(turn.gate)
     if turn.is_caller:
         _exchange(gate + 8 * OPEN, turn.number)
@@ -142,7 +142,7 @@ def enter(turn: Any) -> bool:
 
 @compiled
 def leave(turn: Any) -> None:
-    """Leave; the caller when all others have left, and none can enter."""
+    """Leave the gate. The caller closes it, and returns when all workers have left."""
     gate = address_of(turn.gate)
     if not turn.is_caller:
         _add(gate + 8 * INSIDE, -1)
@@ -156,7 +156,7 @@ def leave(turn: Any) -> None:
 
 @compiled
 def next_task(turn: Any) -> int:
-    """The number of the next task, another one for every thread that asks; NONE_LEFT from the limit on."""
+    """The number of the next task, which no other call returns; NONE_LEFT from the limit on."""
     gate = address_of(turn.gate)
     limit = value_at(gate + 8 * LIMIT)
     task = _add(gate + 8 * NEXT, 1)
@@ -168,33 +168,34 @@ def next_task(turn: Any) -> int:
 
 @compiled
 def tasks_begun(turn: Any) -> int:
-    """How many tasks have been taken."""
+    """The number of tasks that have been taken."""
     begun: int = value_at(address_of(turn.gate) + 8 * NEXT)
     return begun
 
 
 @compiled
 def finish_task(turn: Any) -> None:
-    """Count a task as done, with all that was written for it, for those who wait."""
+    """Count a task as done: threads that wait for it then see everything that it wrote."""
     _add(address_of(turn.gate) + 8 * DONE, 1)
 
 
 @compiled
 def wait_for(turn: Any, count: int) -> None:
-    """Wait until `count` tasks are done, which have smaller numbers than the task that waits: others are at them."""
+    """Wait until `count` tasks are done, whose numbers are below that of the task that waits: threads work on them."""
     looks = 0
     while value_at(address_of(turn.gate) + 8 * DONE) < count:
         looks = _pause(looks)
 
 
-# ---------------------------------------------------------------------------------------------- asked from Python
+# ---------------------------------------------------------------------------------------------- called from Python
 
 
 @kept
 def linger(mailbox: Any, seen: int) -> int:
-    """Wait until a worker was asked more than `seen` times and its caller has begun; how often. -1 if it was not asked.
+    """Wait until a worker has been asked more than `seen` times and its caller has begun; the result is how often.
 
-    The mailbox is that of gpuconv/cpu/thread_pool.py. A caller that has begun has let go of Python's lock.
+    It is -1 if the worker was not asked in time. The mailbox is that of gpuconv/cpu/thread_pool.py. A caller that has
+    begun has released the GIL.
     """
     left = LINGER
     while value_at(address_of(mailbox)) == seen:
@@ -209,7 +210,7 @@ def linger(mailbox: Any, seen: int) -> int:
 
 @kept
 def is_set(flag: Any) -> bool:
-    """Whether a flag is set, or is within some 50 us."""
+    """Whether a flag is set, now or within about 50 us."""
     left = FLAG_LOOKS
     while not value_at(address_of(flag)) and left:
         left -= 1

@@ -1,11 +1,11 @@
-"""Winograd's minimal filtering in registers: tiles are transformed a vector of channels at a time, then multiplied.
+"""Winograd's minimal filtering in registers: tiles are transformed one vector of channels at a time, then multiplied.
 
     correlate          y[tile]  =  A^T [ sum over c of       V[xi,tile,c] U[xi,c,k]    ] A       V = B^T d B
     weight_gradient    dw[c,k]  =  G^T [ sum over tiles of   V[xi,tile,c] D[xi,tile,k] ] G       D = A dy A^T
 
 where U = G w G^T, and xi counts the n * n elements of a transformed tile. Tiles are counted through rows and images. In
-registers a tile of numbers is a square of vectors, see winograd_tiles.py, and `f` what it says there: code is made for
-each. Addresses and steps are in bytes.
+registers a tile of numbers is a square tile of vectors. winograd_tiles.py describes it, and also `f`, for each of which
+code is compiled. Addresses and steps are in bytes.
 """
 
 from __future__ import annotations
@@ -26,46 +26,46 @@ from gpuconv.simd.tile import (
     put,
     relu,
     size_of,
-    store_apart,
+    store_strided,
     tile_of,
     transpose,
     variant,
 )
 from gpuconv.simd.waiting import enter, finish_task, leave, next_task, tasks_begun, wait_for
 from gpuconv.simd.winograd_tiles import (
-    back_to_products,
-    back_to_weights,
-    inputs_of,
-    outputs_of,
-    part_of_square,
+    input_transform,
+    load_part_of_tile,
+    load_strided_tile,
+    load_tile,
+    output_grad_transform,
+    output_transform,
     prefetch,
     prefetch_to_write,
-    put_part_of_square,
-    put_square,
-    square,
-    square_apart,
-    weights_of,
+    store_part_of_tile,
+    store_tile,
+    weight_grad_transform,
+    weight_transform,
 )
 
 BLOCK_BYTES = 64
-"""Channels of a transformed tile lie in blocks of so many bytes, however long vectors are."""
+"""Bytes of the blocks in which the channels of a transformed tile are stored, however long vectors are."""
 
 SUM_ROWS = 8 if ROWS == 8 else 4
-"""Channels of a tile of sums over the outputs: with two vectors each they and what they take fit into the registers."""
+"""Channels of a tile of sums over the outputs: with two vectors each, sums and factors fit in the registers."""
 
 PACKED_AT_ONCE = 64
-"""Channels of a task that transforms weights."""
+"""Channels per task that transforms weights."""
 
 TILES_AT_ONCE = 16
-"""Of a task that transforms for the weight gradient."""
+"""Tiles per task that transforms for all threads."""
 
 
 class Filtering(NamedTuple):
     """A convolution of 3 x 3 taps and stride 1: addresses, steps in bytes, sizes. `w` is its gradient where it is made.
 
-    Channels of x and of y lie side by side. Buffers: u holds transformed weights, v transformed inputs; of a weight
-    gradient d holds transformed dy, and u the sums. Where v has its blocks of channels is up to its steps: those of one
-    tile side by side for products along the channels, those of all tiles for sums over them.
+    Channels of x and of y are contiguous. Buffers: u holds transformed weights, v transformed inputs; for a weight
+    gradient d holds transformed dy, and u the sums. The steps of v say how its blocks of channels are laid out: those
+    of one tile are contiguous for products along the channels, those of all tiles for sums over the tiles.
     """
 
     x: int = 0
@@ -112,8 +112,8 @@ class Filtering(NamedTuple):
     groups: int = 0
     relu: int = 0
     by_panel: int = 0  # whether a task is a panel of all tiles, not a block of tiles
-    block: int = 0  # tiles of a task, or of a round of sums
-    pieces: int = 0  # in which its panels are cut
+    block: int = 0  # tiles per task, or per round of sums
+    pieces: int = 0  # into which a block's panels are split
     depth: int = 0  # channels that are summed over in registers
 
 
@@ -121,12 +121,12 @@ _RECORD = np.dtype([(name, np.int64) for name in Filtering._fields])
 
 
 def record(filtering: Filtering) -> Any:
-    """The same as compiled code takes it: by its address, for so many arguments make that long in the making."""
+    """The filtering as compiled code takes it: one record, because 50 scalar arguments slow Numba's compilation."""
     return np.array([filtering], _RECORD)[0]
 
 
 _merged = njit(nogil=True, boundscheck=False, error_model="numpy", inline="always")
-"""For parts of another function: compiled with it, not by themselves and then again."""
+"""The decorator of parts of another function, which are compiled with it and not on their own first."""
 
 _vector = tile_of(1, 1).zeros
 
@@ -137,11 +137,11 @@ _vector = tile_of(1, 1).zeros
 def _transform_inputs(
     p: Any, f: Any, start: int, stop: int, group0: int, group1: int, table: Any, v: int, like: Any
 ) -> None:
-    """v[its number in its block] = the transformed inputs of each tile from start to stop, of some groups."""
+    """v[its number in its block] = the transformed inputs of each tile from start to stop, for some groups."""
     m, n = len(f[0]), len(f[1])
     size = size_of(like)
     lanes = VECTOR_BYTES // size
-    places = address_of(table)
+    pointers = address_of(table)
     for tile in range(start, stop):
         column, rest = tile % p.tiles_w, tile // p.tiles_w
         image = p.x + rest // p.tiles_h * p.x_n
@@ -154,21 +154,21 @@ def _transform_inputs(
         i = tile % p.block
         for group in range(group0, group1):
             to = v + group * p.v_group + i // p.v_rows * p.v_some + i % p.v_rows * BLOCK_BYTES
-            # Sums over tiles read SUM_ROWS channels at a time; those behind the last are zeros.
+            # Sums over tiles read SUM_ROWS channels at a time; those past the last are zeros.
             for c in range(0, -(-p.c // SUM_ROWS) * SUM_ROWS, lanes):
                 at = (group * p.c + c) * size
                 if c + lanes <= p.c:
-                    seen = square(places, at, like, f[1])
+                    seen = load_tile(pointers, at, like, f[1])
                 else:
-                    seen = part_of_square(places, at, p.c - c, like, f[1])
+                    seen = load_part_of_tile(pointers, at, p.c - c, like, f[1])
                 within = c * size
                 there = to + within // BLOCK_BYTES * p.v_rows * BLOCK_BYTES + within % BLOCK_BYTES
-                store_apart(inputs_of(seen, f), there, p.v_plane)
+                store_strided(input_transform(seen, f), there, p.v_plane)
 
 
 @compiled
 def _clear_inputs(p: Any, f: Any, start: int, group0: int, group1: int, v: int, like: Any) -> None:
-    """Zeros for the tiles from number `start` of a block to where a tile of products ends, which is multiplied, too."""
+    """Store zeros for the tiles of a block from number `start` to the end of the tile of products that reads them."""
     n = len(f[1])
     for i in range(start, -(-start // p.v_rows) * p.v_rows):
         for group in range(group0, group1):
@@ -176,13 +176,13 @@ def _clear_inputs(p: Any, f: Any, start: int, group0: int, group1: int, v: int, 
             for within in range(0, p.c * size_of(like), VECTOR_BYTES):
                 there = to + within // BLOCK_BYTES * p.v_rows * BLOCK_BYTES + within % BLOCK_BYTES
                 for _ in range(n * n):
-                    store_apart(_vector(like), there, 0)
+                    store_strided(_vector(like), there, 0)
                     there += p.v_plane
 
 
 @compiled
 def _prefetch_inputs(p: Any, f: Any, start: int, stop: int) -> None:
-    """Ask for what tiles from start to stop see that the ones before them do not."""
+    """Prefetch the inputs of tiles from start to stop that the tiles before them do not read."""
     m, n = len(f[0]), len(f[1])
     for tile in range(start, min(stop, p.tiles)):
         column, rest = tile % p.tiles_w, tile // p.tiles_w
@@ -196,17 +196,17 @@ def _prefetch_inputs(p: Any, f: Any, start: int, stop: int) -> None:
 
 
 @compiled
-def _prefetch_outputs(f: Any, places: int, at: int, size: int, start: int, stop: int, table: Any) -> None:
-    """Ask for where outputs of some tiles will be written."""
+def _prefetch_outputs(f: Any, pointers: int, at: int, size: int, start: int, stop: int, table: Any) -> None:
+    """Prefetch the memory to which outputs of some tiles will be written."""
     m = len(f[0])
-    for i in range(places + start * m * m, places + stop * m * m):
+    for i in range(pointers + start * m * m, pointers + stop * m * m):
         for there in range(table[i] + at, table[i] + at + size, BLOCK_BYTES):
             prefetch_to_write(there)
 
 
 @compiled
-def _look_up_outputs(p: Any, f: Any, number: int, beyond: int, table: Any, at: int) -> None:
-    """table[at + i] = where output i of a tile lies, `beyond` where there is none."""
+def _build_output_pointers(p: Any, f: Any, number: int, beyond: int, table: Any, at: int) -> None:
+    """table[at + i] = the address of output i of a tile, `beyond` where there is none."""
     m = len(f[0])
     column, rest = number % p.tiles_w, number // p.tiles_w
     p0, q0 = rest % p.tiles_h * m, column * m
@@ -220,37 +220,37 @@ def _look_up_outputs(p: Any, f: Any, number: int, beyond: int, table: Any, at: i
 
 @compiled
 def _transform_outputs(
-    p: Any, f: Any, sums: int, step: int, at: int, count: int, bias: int, places: int, tiles: int, like: Any
+    p: Any, f: Any, sums: int, step: int, at: int, count: int, bias: int, pointers: int, tiles: int, like: Any
 ) -> None:
-    """`count` channels of y, `at` bytes into its pixels: of as many tiles, from sums `step` bytes apart."""
+    """Up to a vector of `count` channels of y, `at` bytes into its pixels, from the sums of `tiles` tiles."""
     m = len(f[0])
     lanes = VECTOR_BYTES // size_of(like)
     for i in range(tiles):
-        tile = plus(outputs_of(square_apart(sums, p.sum_plane, like, f[1]), f), bias, 0)
+        tile = plus(output_transform(load_strided_tile(sums, p.sum_plane, like, f[1]), f), bias, 0)
         if p.relu:
             tile = relu(tile)
         if count >= lanes:
-            put_square(tile, places, at)
+            store_tile(tile, pointers, at)
         else:
-            put_part_of_square(tile, places, at, count)
+            store_part_of_tile(tile, pointers, at, count)
         sums += step
-        places += m * m * 8
+        pointers += m * m * 8
 
 
 @compiled
 def _transform_weights(
-    f: Any, places: int, at: int, step: int, count: int, to: int, to_step: int, plane: int, like: Any
+    f: Any, pointers: int, at: int, step: int, count: int, to: int, to_step: int, plane: int, like: Any
 ) -> None:
-    """Vectors of weights, `at` bytes from the places of the taps, and `count` - 1 more `step` bytes apart."""
+    """Transform `count` vectors of weights with a stride of `step`, the first `at` bytes past the taps' pointers."""
     for _ in range(count):
-        store_apart(weights_of(square(places, at, like, (0, 0, 0)), f), to, plane)
+        store_strided(weight_transform(load_tile(pointers, at, like, (0, 0, 0)), f), to, plane)
         at += step
         to += to_step
 
 
 @compiled
 def _pack(p: Any, f: Any, group: int, k0: int, c0: int, c1: int, to: int, plane: int, table: Any, scratch: Any) -> None:
-    """Transformed weights of a panel, of its channels c0 to c1, a row for each in each of planes."""
+    """The transformed weights of a panel for channels c0 to c1: one row per channel in each plane."""
     size = size_of(scratch)
     lanes = VECTOR_BYTES // size
     width = 2 * lanes if p.k - k0 > lanes else lanes
@@ -276,9 +276,9 @@ def _pack(p: Any, f: Any, group: int, k0: int, c0: int, c1: int, to: int, plane:
                     for b in range(lanes):
                         value = get(source + a * p.w_c + b * p.w_k, scratch) if b < count else scratch.dtype.type(0)
                         put(target + (a * lanes + b) * size, value)
-            places = address_of(table) + 9 * 8
+            pointers = address_of(table) + 9 * 8
             row = there + (c - c0) * width * size
-            _transform_weights(f, places, np.intp(0), np.intp(VECTOR_BYTES), some, row, width * size, plane, scratch)
+            _transform_weights(f, pointers, np.intp(0), np.intp(VECTOR_BYTES), some, row, width * size, plane, scratch)
 
 
 # -------------------------------------------------------------------------------------------------- products
@@ -286,28 +286,28 @@ def _pack(p: Any, f: Any, group: int, k0: int, c0: int, c1: int, to: int, plane:
 
 def _make_multiply(rows: int, vectors: int) -> Any:
     tile = tile_of(rows, vectors)
-    zeros, add_products, apart = tile.zeros, tile.add_products, tile.apart
+    zeros, add_products, strided_addresses = tile.zeros, tile.add_products, tile.strided_addresses
 
     @variant(rows, vectors)
     def multiply(v: int, v_some: int, count: int, depth: int, u: int, sums: int, is_first: bool, like: Any) -> None:
-        """Rows of sums (+)= `depth` elements of each of `count` rows of v, or as many as tiles take, times u."""
+        """Rows of sums (+)= `depth` elements of each of `count` rows of v, rounded up to whole tiles, times u."""
         size = size_of(like)
         step = vectors * VECTOR_BYTES
         for i in range(0, count, rows):
             total = zeros(like)
             block, w = v + i // rows * v_some, u
             for _ in range(depth * size // BLOCK_BYTES):
-                xs = apart(block, BLOCK_BYTES)
+                xs = strided_addresses(block, BLOCK_BYTES)
                 for at in range(0, BLOCK_BYTES, size):
                     total = add_products(total, xs, at, w)
                     w += step
                 block += rows * BLOCK_BYTES
-            xs = apart(block, BLOCK_BYTES)
+            xs = strided_addresses(block, BLOCK_BYTES)
             for at in range(0, depth * size % BLOCK_BYTES, size):
                 total = add_products(total, xs, at, w)
                 w += step
             there = sums + i * step
-            store_apart(total if is_first else plus(total, there, step), there, step)
+            store_strided(total if is_first else plus(total, there, step), there, step)
 
     return multiply
 
@@ -329,20 +329,20 @@ def _multiply(
 
 
 @_merged
-def _finish(p: Any, f: Any, group: int, k0: int, width: int, count: int, bias: Any, places: int, sums: int) -> None:
-    """y of `count` tiles = what the sums of a panel give."""
+def _finish(p: Any, f: Any, group: int, k0: int, width: int, count: int, bias: Any, pointers: int, sums: int) -> None:
+    """y of `count` tiles, from the sums of a panel."""
     size = size_of(bias)
     lanes = VECTOR_BYTES // size
     for k in range(k0, k0 + width, lanes):
         at = (group * p.k + k) * size
         _transform_outputs(
-            p, f, sums + (k - k0) * size, width * size, at, p.k - k, address_of(bias) + at, places, count, bias
+            p, f, sums + (k - k0) * size, width * size, at, p.k - k, address_of(bias) + at, pointers, count, bias
         )
 
 
 @_merged
 def _share(p: Any, f: Any, task: int, by_group: int, table: Any, spare: Any) -> None:
-    """Transform what all threads need: some tiles, or some channels of a panel of weights."""
+    """Transform inputs that all threads need: some tiles, or some channels of a panel of weights."""
     n = len(f[1])
     size = size_of(spare)
     lanes = VECTOR_BYTES // size
@@ -362,18 +362,18 @@ def _share(p: Any, f: Any, task: int, by_group: int, table: Any, spare: Any) -> 
 
 
 @_merged
-def _look_up_all(p: Any, f: Any, first: int, count: int, table: Any, spare: Any) -> None:
-    """Where the outputs of a block lie, behind the places of the inputs of one tile."""
+def _build_block_pointers(p: Any, f: Any, first: int, count: int, table: Any, spare: Any) -> None:
+    """The output pointers of a block, which follow the input pointers of one tile in `table`."""
     m, n = len(f[0]), len(f[1])
     for i in range(count):
-        _look_up_outputs(p, f, first + i, address_of(spare), table, n * n + i * m * m)
+        _build_output_pointers(p, f, first + i, address_of(spare), table, n * n + i * m * m)
 
 
 @_merged
 def _make_panel(
     p: Any, f: Any, number: int, by_group: int, bias: Any, table: Any, room: Any, sums: Any, spare: Any
 ) -> None:
-    """A panel of all tiles."""
+    """Compute one panel of all tiles."""
     n = len(f[1])
     lanes = VECTOR_BYTES // size_of(bias)
     group, k0 = number // by_group, number % by_group * 2 * lanes
@@ -384,7 +384,7 @@ def _make_panel(
         _pack(p, f, group, k0, c, c + depth, u, p.u_plane, table, spare)
         for xi in range(n * n):
             _multiply(p, xi, group, width, c, depth, p.v, p.tiles, u + xi * p.u_plane, address_of(sums), bias)
-    _look_up_all(p, f, np.intp(0), p.tiles, table, spare)
+    _build_block_pointers(p, f, np.intp(0), p.tiles, table, spare)
     _finish(p, f, group, k0, width, p.tiles, bias, address_of(table) + n * n * 8, address_of(sums))
 
 
@@ -392,7 +392,7 @@ def _make_panel(
 def _make_block(
     p: Any, f: Any, task: int, by_group: int, next_block: int, bias: Any, table: Any, room: Any, sums: Any, spare: Any
 ) -> None:
-    """Some panels of a block of tiles. Meanwhile memory is asked for what the next one sees."""
+    """Compute some panels of a block of tiles, and prefetch the inputs of the next block meanwhile."""
     n = len(f[1])
     size = size_of(bias)
     lanes = VECTOR_BYTES // size
@@ -404,7 +404,7 @@ def _make_block(
     group0, group1 = panel0 // by_group, -(-panel1 // by_group)
     _transform_inputs(p, f, first, first + count, group0, group1, table, v, bias)
     _clear_inputs(p, f, count, group0, group1, v, bias)
-    _look_up_all(p, f, first, count, table, spare)
+    _build_block_pointers(p, f, first, count, table, spare)
     part = 0
     for number in range(panel0, panel1):
         group, k0 = number // by_group, number % by_group * 2 * lanes
@@ -426,11 +426,11 @@ def _make_block(
 def correlate(
     p: Any, f: Any, bias: Any, firsts: int, tasks: int, turn: Any, table: Any, room: Any, sums: Any, spare: Any
 ) -> None:
-    """Make y, task by task, until none is left. `table`, `room`, `sums` and `spare` are this thread's.
+    """Compute y, task by task, until none is left. `table`, `room`, `sums` and `spare` belong to this thread.
 
-    A panel is two vectors of channels of a group, or one. Either the first tasks transform weights, and each of the
-    others makes some of the panels of a block of tiles, which it transforms into its room. Or, `by_panel`, the first
-    transform tiles, and each of the others makes a panel, whose weights it transforms into its room.
+    A panel is two vectors of channels of one group, or one vector. Either the first tasks transform weights, and each
+    later task computes some panels of a block of tiles, which it transforms into its room. Or, with `by_panel`, the
+    first tasks transform tiles, and each later task computes one panel, whose weights it transforms into its room.
     """
     if not enter(turn):
         return
@@ -461,34 +461,34 @@ def _transform_products(p: Any, f: Any, start: int, stop: int, table: Any, like:
     """d[panel, its number in its block] = the transformed dy of each tile from start to stop."""
     size = size_of(like)
     lanes = VECTOR_BYTES // size
-    places = address_of(table)
+    pointers = address_of(table)
     for number in range(start, stop):
-        _look_up_outputs(p, f, number, p.zeros, table, np.intp(0))
+        _build_output_pointers(p, f, number, p.zeros, table, np.intp(0))
         for group in range(p.groups):
             to = p.d + group * p.d_group + number % p.block * 2 * VECTOR_BYTES
             for k in range(0, p.k, lanes):
                 at = (group * p.k + k) * size
                 if k + lanes <= p.k:
-                    tile = square(places, at, like, f[0])
+                    tile = load_tile(pointers, at, like, f[0])
                 else:
-                    tile = part_of_square(places, at, p.k - k, like, f[0])
+                    tile = load_part_of_tile(pointers, at, p.k - k, like, f[0])
                 there = to + k // (2 * lanes) * p.d_panel + k % (2 * lanes) * size
-                store_apart(back_to_products(tile, f), there, p.d_plane)
+                store_strided(output_grad_transform(tile, f), there, p.d_plane)
 
 
 def _make_gather(vectors: int) -> Any:
     tile = tile_of(SUM_ROWS, vectors)
-    zeros, add_products, apart = tile.zeros, tile.add_products, tile.apart
+    zeros, add_products, strided_addresses = tile.zeros, tile.add_products, tile.strided_addresses
 
     @variant(vectors)
     def gather(v: int, d: int, count: int, sums: int, is_first: bool, like: Any) -> None:
-        """Rows of sums (+)= over `count` tiles: as many channels at v times a row of d."""
+        """Rows of sums (+)= over `count` tiles: SUM_ROWS channels at v times a row of d."""
         total = zeros(like)
         for _ in range(count):
-            total = add_products(total, apart(v, size_of(like)), 0, d)
+            total = add_products(total, strided_addresses(v, size_of(like)), 0, d)
             v += BLOCK_BYTES
             d += 2 * VECTOR_BYTES
-        store_apart(total if is_first else plus(total, sums, 2 * VECTOR_BYTES), sums, 2 * VECTOR_BYTES)
+        store_strided(total if is_first else plus(total, sums, 2 * VECTOR_BYTES), sums, 2 * VECTOR_BYTES)
 
     return gather
 
@@ -497,7 +497,9 @@ _gather_1, _gather_2 = _make_gather(1), _make_gather(2)
 
 
 @compiled
-def _add_up(p: Any, xi: int, panel0: int, panel1: int, by_group: int, count: int, is_first: bool, like: Any) -> None:
+def _sum_over_tiles(
+    p: Any, xi: int, panel0: int, panel1: int, by_group: int, count: int, is_first: bool, like: Any
+) -> None:
     """u[xi] of some panels (+)= over `count` tiles: v * d."""
     size = size_of(like)
     lanes = VECTOR_BYTES // size
@@ -519,10 +521,10 @@ def _add_up(p: Any, xi: int, panel0: int, panel1: int, by_group: int, count: int
 
 @compiled
 def _deliver(p: Any, f: Any, number: int, by_group: int, c0: int, c1: int, table: Any, like: Any) -> None:
-    """w of the channels c of a panel = its sums, transformed back."""
+    """w of channels c0 to c1 of a panel, transformed from its sums."""
     size = size_of(like)
     lanes = VECTOR_BYTES // size
-    places = address_of(table)
+    pointers = address_of(table)
     group, panel = number // by_group, number % by_group
     sums = p.u + group * p.u_group + panel * p.u_panel
     for k in range(panel * 2 * lanes, min((panel + 1) * 2 * lanes, p.k), lanes):
@@ -530,19 +532,19 @@ def _deliver(p: Any, f: Any, number: int, by_group: int, c0: int, c1: int, table
             table[i] = p.w + group * p.w_g + i // 3 * p.w_r + i % 3 * p.w_s + k * size
         for c in range(c0, c1):
             there = sums + c * 2 * VECTOR_BYTES + k % (2 * lanes) * size
-            tile = back_to_weights(square_apart(there, p.u_plane, like, f[1]), f)
+            tile = weight_grad_transform(load_strided_tile(there, p.u_plane, like, f[1]), f)
             if p.k - k >= lanes:
-                put_square(tile, places, c * p.w_c)
+                store_tile(tile, pointers, c * p.w_c)
             else:
-                put_part_of_square(tile, places, c * p.w_c, p.k - k)
+                store_part_of_tile(tile, pointers, c * p.w_c, p.k - k)
 
 
 @kept
 def weight_gradient(p: Any, f: Any, turn: Any, table: Any, like: Any) -> None:
-    """Make w, task by task, until none is left. `table` is this thread's, u, v and d are shared.
+    """Compute w, task by task, until none is left. `table` belongs to this thread, and u, v and d are shared.
 
-    Tiles are taken in rounds: first tasks transform those of a round, then each of others adds what they contribute to
-    one xi of some panels. When all have been added, tasks of the third kind transform the sums.
+    Tiles are taken in rounds: the first tasks of a round transform its tiles, and each later task adds their
+    contributions to one xi of some panels. After the last round, tasks of a third kind transform the sums.
     """
     if not enter(turn):
         return
@@ -568,7 +570,7 @@ def weight_gradient(p: Any, f: Any, turn: Any, table: Any, like: Any) -> None:
             continue
         count = min(p.block, p.tiles - first)
         if part < parts:
-            wait_for(turn, number * of_round)  # nobody needs what the buffers hold
+            wait_for(turn, number * of_round)  # until no thread needs the contents of the buffers
             start = part * TILES_AT_ONCE
             stop = min(start + TILES_AT_ONCE, count)
             _transform_inputs(p, f, first + start, first + stop, np.intp(0), p.groups, table, p.v, like)
@@ -577,6 +579,6 @@ def weight_gradient(p: Any, f: Any, turn: Any, table: Any, like: Any) -> None:
             wait_for(turn, number * of_round + parts)
             xi, piece = (part - parts) // p.pieces, (part - parts) % p.pieces
             panel0, panel1 = piece * panels // p.pieces, (piece + 1) * panels // p.pieces
-            _add_up(p, xi, panel0, panel1, by_group, count, number == 0, like)
+            _sum_over_tiles(p, xi, panel0, panel1, by_group, count, number == 0, like)
         finish_task(turn)
     leave(turn)

@@ -1,7 +1,8 @@
-"""Square tiles of vectors, for Winograd's filtering: gathered from places all over memory, transformed, and put back.
+"""Square tiles of vectors for Winograd's filtering: gathered from memory, transformed, and stored.
 
-A square has a vector for each element of a tile of numbers, and a channel in each lane. `f` stands for the transforms,
-of m outputs and n inputs along an axis, by two tuples of these lengths; `side` for a number by a tuple of that length.
+A tile has one vector per element and one channel per lane. `f` stands for the transforms of m outputs and n inputs
+along an axis: it is two tuples of these lengths. `side`, too, is a number passed as the length of a tuple. The number
+is part of the type, so Numba compiles a version for each.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _BY_OUTPUTS = {2: F2, 4: F4}
 
 
 def _both_sides(matrix_of: Callable[[Any], Any]) -> Any:
-    """An operation on square tiles of numbers: matrix @ tile @ matrix^T, in as few additions as the matrix asks for."""
+    """An operation on square tiles: matrix @ tile @ matrix^T, with only the additions that the matrix needs."""
 
     @intrinsic
     def operation(_: Any, tile: Any, f: Any) -> Any:
@@ -44,15 +45,15 @@ def _both_sides(matrix_of: Callable[[Any], Any]) -> Any:
     return operation
 
 
-inputs_of = _both_sides(lambda f: f.b_t)
-outputs_of = _both_sides(lambda f: f.a_t)
-weights_of = _both_sides(lambda f: f.g)
-back_to_products = _both_sides(lambda f: f.a_t.T)
-back_to_weights = _both_sides(lambda f: f.g.T)
+input_transform = _both_sides(lambda f: f.b_t)
+output_transform = _both_sides(lambda f: f.a_t)
+weight_transform = _both_sides(lambda f: f.g)
+output_grad_transform = _both_sides(lambda f: f.a_t.T)
+weight_grad_transform = _both_sides(lambda f: f.g.T)
 
 
 def _combined(builder: Any, row: list[float], terms: list[Any]) -> Any:
-    """The sum of row[i] * terms[i]. Terms of equal factors are added first: that is what rows have in common."""
+    """The sum of row[i] * terms[i]. Terms with equal factors are added first, because rows share these partial sums."""
     by_factor: dict[float, list[tuple[bool, Any]]] = {}
     for factor, term in zip(row, terms, strict=True):
         if factor:
@@ -95,7 +96,7 @@ def _prefetching(for_writing: bool, level: int) -> Any:
 
 
 prefetch = _prefetching(False, 2)
-"""Ask for the cache line that an address lies in, into the second-level cache. There need not be one."""
+"""Prefetch the cache line of an address into the second-level cache. The address need not be valid."""
 
 prefetch_to_write = _prefetching(True, 3)
 
@@ -111,8 +112,8 @@ def _gathered(builder: Any, value: Any, tile: TileType, read: Callable[[int], An
 
 
 @intrinsic
-def square(_: Any, _table: Any, _at: Any, like: Any, side: Any) -> Any:
-    """A square tile of vectors, `at` bytes from the addresses in a table."""
+def load_tile(_: Any, _table: Any, _at: Any, like: Any, side: Any) -> Any:
+    """A square tile of vectors, loaded `at` bytes past the addresses in a table."""
     tile = TileType(side.count**2, 1, like.dtype)
 
     def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
@@ -125,8 +126,8 @@ def square(_: Any, _table: Any, _at: Any, like: Any, side: Any) -> Any:
 
 
 @intrinsic
-def part_of_square(_: Any, _table: Any, _at: Any, _count: Any, like: Any, side: Any) -> Any:
-    """The same of the first `count` elements of each vector; nothing behind them is read, and the others are 0."""
+def load_part_of_tile(_: Any, _table: Any, _at: Any, _count: Any, like: Any, side: Any) -> Any:
+    """As `load_tile`, with the first `count` elements of each vector. The others are 0, and are not read."""
     tile = TileType(side.count**2, 1, like.dtype)
 
     def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
@@ -145,8 +146,8 @@ def part_of_square(_: Any, _table: Any, _at: Any, _count: Any, like: Any, side: 
 
 
 @intrinsic
-def square_apart(_: Any, _address: Any, _step: Any, like: Any, side: Any) -> Any:
-    """A square tile of vectors that lie `step` bytes apart."""
+def load_strided_tile(_: Any, _address: Any, _step: Any, like: Any, side: Any) -> Any:
+    """A square tile of vectors with a stride of `step` bytes."""
     tile = TileType(side.count**2, 1, like.dtype)
 
     def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
@@ -159,8 +160,8 @@ def square_apart(_: Any, _address: Any, _step: Any, like: Any, side: Any) -> Any
 
 
 @intrinsic
-def put_square(_: Any, tile: Any, _table: Any, _at: Any) -> Any:
-    """Memory `at` bytes from the addresses in a table = a tile of one vector a row."""
+def store_tile(_: Any, tile: Any, _table: Any, _at: Any) -> Any:
+    """Store a tile of one vector per row, `at` bytes past the addresses in a table."""
 
     def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
         for number in range(tile.rows):
@@ -172,8 +173,8 @@ def put_square(_: Any, tile: Any, _table: Any, _at: Any) -> Any:
 
 
 @intrinsic
-def put_part_of_square(_: Any, tile: Any, _table: Any, _at: Any, _count: Any) -> Any:
-    """The same of the first `count` elements of each vector; nothing behind them is written."""
+def store_part_of_tile(_: Any, tile: Any, _table: Any, _at: Any, _count: Any) -> Any:
+    """As `store_tile`, with the first `count` elements of each vector. The others are not written."""
 
     def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
         lanes = lanes_below(builder, tile.vector, args[3])

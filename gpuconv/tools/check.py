@@ -1,4 +1,4 @@
-"""Is this installation right? Every algorithm on every device against a reference that takes nothing from them.
+"""The check of an installation: every algorithm on every device against a reference that shares nothing with them.
 
 The arrays hold small integers, so no sum rounds and results are compared at tolerance 0. The forward reference is the
 definition, one window after the other. The gradients are held to the identities that define them: with y = conv(x, w),
@@ -6,7 +6,7 @@ definition, one window after the other. The gradients are held to the identities
     <y, dy> == <x, input_grad(dy, w)> == <w, weight_grad(x, dy)>.
 
 Algorithms that round even integers say so (`Algorithm.exact`). They run with ``precision="fast"`` and may be off by
-`ROUNDING` units in the last place of the sum of absolute products: a wrong element is off by one at least.
+`ROUNDING` units in the last place of the sum of absolute products, while a wrong element is off by at least one.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ NUMPY_PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one algorithm did on one case. `failure` is empty for a pass, and for a case that it refused."""
+    """The outcome of one algorithm on one case. `failure` is empty if it passes, or refuses the case."""
 
     device: str
     algorithm: str
@@ -79,14 +79,14 @@ def outcomes(devices: Sequence[str], dtypes: Sequence[str]) -> Iterator[Outcome]
                 got = _exact(work.run(direction, algorithm=algorithm.name, precision=precision))
             except AlgorithmError:
                 yield Outcome(*case, refused=True)
-            except Exception as error:  # whatever went wrong, the other cases still run
+            except Exception as error:  # whatever the error, the other cases still run
                 yield Outcome(*case, failure=f"{type(error).__name__}: {error}")
             else:
                 yield Outcome(*case, failure=_difference(direction, got, x, w, y, dy, tolerance * largest))
 
 
 def count(devices: Sequence[str], dtypes: Sequence[str]) -> int:
-    """How many outcomes there will be."""
+    """The number of outcomes that there will be."""
     return len(devices) * len(dtypes) * len(PROBLEMS) * len(ALGORITHMS) * len(DIRECTIONS)
 
 
@@ -96,7 +96,7 @@ def available_dtypes() -> list[str]:
 
 
 def reference(x: Array, w: Array, g: ConvGeometry) -> Array:
-    """The forward convolution by its definition: pad, then walk the window until it would leave the padded input."""
+    """The forward convolution by its definition: pad, then move the window until it would leave the padded input."""
     padded = pad(x, g)
     starts = [
         range(0, size - dilation * (taps - 1), stride)
@@ -107,7 +107,7 @@ def reference(x: Array, w: Array, g: ConvGeometry) -> Array:
 
 
 def pad(x: Array, g: ConvGeometry) -> Array:
-    """`x` with its borders, by NumPy."""
+    """`x` with its padding, by NumPy."""
     return np.pad(x, ((0, 0), *g.pad, (0, 0)), NUMPY_PAD_MODES[g.pad_mode])  # type: ignore[call-overload, no-any-return]
 
 
@@ -126,21 +126,21 @@ def window_sum(padded: Array, w: Array, g: ConvGeometry, start: Ints) -> Array:
 
 
 def _difference(direction: Direction, got: Array, x: Array, w: Array, y: Array, dy: Array, tolerance: Array) -> str:
-    """What is wrong with `got`, in words; empty if nothing is. NaN is wrong. `tolerance`: of each element of y."""
+    """The fault of `got` in words, empty if there is none. NaN is wrong. `tolerance` is that of each element of y."""
     if direction == "forward":
         if got.shape != y.shape:
-            return f"shape {got.shape}, not {y.shape}"
+            return f"the shape is {got.shape}, not {y.shape}"
         wrong = int(np.count_nonzero(~(abs(got - y) <= tolerance.max(initial=0))))
         return f"{wrong} of {y.size} outputs differ" if wrong else ""
     to = x if direction == "input_grad" else w
     if got.shape != to.shape:
-        return f"shape {got.shape}, not {to.shape}"
+        return f"the shape is {got.shape}, not {to.shape}"
     left, right = complex(np.vdot(y, dy)), complex(np.vdot(to, got))
     if abs(left - right) <= float(np.vdot(tolerance, abs(dy))):
         return ""
-    return f"<y, dy> is {left:g}, its adjoint {right:g}"
+    return f"<y, dy> is {left:g}, but its adjoint is {right:g}"
 
 
 def _exact(array: Array) -> Array:
-    """As complex128, which holds the integers of every dtype."""
+    """The array as complex128, which holds the integers of every dtype."""
     return to_numpy(array).astype(np.complex128)

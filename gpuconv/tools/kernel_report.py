@@ -1,12 +1,12 @@
-"""What every kernel takes of a GPU, asked of the compiler: registers, spills, stack, shared memory. Needs no GPU.
+"""The resources of every kernel, as the compiler reports them: registers, spills, stack, shared memory. Needs no GPU.
 
-A module that launches kernels lists what it ever launches as ``UNITS``; the head of a file in kernels/ holds budgets,
-and the oldest architecture that it is for, if there is one:
+A module that launches kernels lists all units it may launch as ``UNITS``. The head of a file in kernels/ holds budgets,
+and the oldest architecture that the file supports, if there is one:
 
     // budget: im2col 32 registers
     // needs: sm_80
 
-A kernel passes if it compiles, spills nothing, and stays in its budget in every unit on every architecture it is for.
+A kernel passes if it compiles, spills nothing, and stays in its budget in every unit on every architecture it supports.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ _SHARED = re.compile(r"(\d+) bytes smem")
 
 @dataclass(frozen=True)
 class Usage:
-    """What one kernel of a unit takes on one architecture: registers a thread; bytes a thread, but `shared` a block.
+    """The resources of one kernel of a unit on one architecture: registers and bytes per thread, `shared` per block.
 
-    Dynamic shared memory is asked for by the launch, and not in `shared`.
+    Dynamic shared memory is requested by the launch, and is not part of `shared`.
     """
 
     kernel: str
@@ -65,7 +65,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A unit compiled for an architecture: its kernels, or the compiler's words if it fails."""
+    """A unit compiled for an architecture: its kernels, or the compiler's message if it fails."""
 
     unit: Unit
     arch: str
@@ -73,14 +73,14 @@ class Outcome:
     error: str = ""
 
     def excesses(self, budgets: Mapping[str, int]) -> Iterator[str]:
-        """What its kernels take too much of, in words."""
+        """The resources of which its kernels take too much, in words."""
         for usage in self.usages:
             where = f"{usage.kernel} ({self.unit} for {self.arch})"
             if usage.spills:
                 yield f"{where} spills {usage.spills} bytes of registers to memory"
             budget = budgets.get(usage.kernel, usage.registers)
             if usage.registers > budget:
-                yield f"{where} takes {usage.registers} registers, its budget is {budget}"
+                yield f"{where} takes {usage.registers} registers, but its budget is {budget}"
 
 
 def units() -> list[Unit]:
@@ -98,13 +98,13 @@ def files() -> list[str]:
 
 
 def budgets(file: str) -> dict[str, int]:
-    """The most registers that each kernel of a file allows itself, as far as it says so."""
+    """The registers per kernel that the budgets in a file allow."""
     text = (loader.folder() / file).read_text(encoding="utf-8")
     return {name: int(count) for name, count in _BUDGET.findall(text)}
 
 
 def oldest(file: str) -> int:
-    """The oldest architecture that a file is for: 80 for sm_80, 0 for any."""
+    """The oldest architecture that a file supports: 80 for sm_80, 0 for any."""
     needs = _NEEDS.search((loader.folder() / file).read_text(encoding="utf-8"))
     return int(needs[1]) if needs else 0
 
@@ -115,12 +115,12 @@ def kernels(unit: Unit) -> tuple[str, ...]:
 
 
 def architectures(named: Collection[str] = ()) -> tuple[str, ...]:
-    """Those of `ARCHITECTURES` that the NVRTC at hand compiles for, or those named.
+    """The named architectures, or those of `ARCHITECTURES` that the installed NVRTC compiles for.
 
     Raises
     ------
     ValueError
-        If one is named for which it does not.
+        If NVRTC does not compile for one that is named.
     """
     known = nvrtc.architectures()
     for arch in named:
@@ -131,7 +131,7 @@ def architectures(named: Collection[str] = ()) -> tuple[str, ...]:
 
 
 def in_order(archs: Iterable[str]) -> list[str]:
-    """From the oldest, each once."""
+    """The architectures from the oldest to the newest, each once."""
     return sorted(set(archs), key=lambda arch: (_number(arch), arch))
 
 
@@ -140,12 +140,12 @@ def _number(arch: str) -> int:
 
 
 def jobs(archs: Collection[str], named: Collection[str] = ()) -> list[tuple[Unit, str]]:
-    """Every unit, or those that hold one of the named kernels, for each of these architectures that they are for.
+    """Every unit, or every unit with one of the named kernels, for each of these architectures that it supports.
 
     Raises
     ------
     ValueError
-        If a kernel is named that no unit has, or for newer architectures only.
+        If no unit has a named kernel, or if it needs newer architectures than these.
     """
     chosen = units()
     if named:
@@ -163,10 +163,12 @@ def jobs(archs: Collection[str], named: Collection[str] = ()) -> list[tuple[Unit
 
 
 def sample() -> list[tuple[Unit, str]]:
-    """A unit of each file and dtype for the oldest, `REFERENCE` and the newest architecture, of each file for others.
+    """A sample of units and architectures.
 
-    All for all takes half an hour. This meets in a minute what can differ: the code that a file has for an architecture
-    or a dtype, and how many registers the assembler of an architecture needs. Which unit it is goes in turn.
+    It has one unit per file and dtype for the oldest architecture, for `REFERENCE` and for the newest, and one unit per
+    file for the others; the units take turns. Compiling every unit for every architecture takes half an hour. This
+    sample takes a minute and covers what can differ: the code of a file for an architecture or a dtype, and the
+    registers that the assembler of an architecture needs.
     """
     archs = architectures()
     by_file: dict[str, dict[str, list[Unit]]] = {}
@@ -186,9 +188,9 @@ def sample() -> list[tuple[Unit, str]]:
 
 
 def compile_all(chosen: Sequence[tuple[Unit, str]], processes: int | None = None) -> Generator[Outcome, None, None]:
-    """Compile all of these side by side, each handed out when it is done.
+    """Compile all of these in parallel, and yield each outcome when it is ready.
 
-    The work is done in processes, because NVRTC lets only one thread of a process compile at a time, and because
+    The compiler runs in processes, because NVRTC lets only one thread of a process compile at a time, and because
     nothing interrupts it for seconds. An interrupt, or closing the iterator, kills them; they write no files.
     """
     count = processes or cpu.cores()
@@ -213,7 +215,7 @@ def compile_all(chosen: Sequence[tuple[Unit, str]], processes: int | None = None
 
 
 class _Worker:
-    """A process that compiles one job after another. One that is forgotten ends after its job, when its pipe closes."""
+    """A process that compiles one job after another. If forgotten, it ends after its job, when its pipe closes."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
@@ -224,11 +226,11 @@ class _Worker:
 
     def give(self, unit: Unit, arch: str) -> None:
         self._job = unit, arch
-        with suppress(BrokenPipeError):  # `take` will tell
+        with suppress(BrokenPipeError):  # `take` will report it
             self.pipe.send(_task(unit, arch))
 
     def take(self) -> Outcome:
-        """What became of its job."""
+        """The outcome of its job."""
         try:
             compiled = self.pipe.recv()
         except (EOFError, OSError):
@@ -243,23 +245,23 @@ class _Worker:
 
 
 def _work(pipe: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group; the parent will tell
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group, and the parent handles it
     with suppress(EOFError, OSError):  # the parent is gone
         while True:
             pipe.send(_compile(*pipe.recv()))
 
 
 def _start_one(workers: list[_Worker]) -> None:
-    with _interrupts_held_back():  # or one might come between a process and its place in the list
+    with _interrupts_held_back():  # else one might come after a process has started and before it is in the list
         workers.append(_Worker())
 
 
 @contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    """A process started here has SIGINT blocked from its first instruction, also while it imports.
+    """A context in which a started process has SIGINT blocked from its first instruction, also while it imports.
 
-    An interrupt of this process is raised when the other has all that it reads. To block it here is not enough for
-    that: another thread, of BLAS for instance, may take the signal, and Python raises it in the main thread.
+    An interrupt of this process is raised when the other has all that it reads. Blocking the signal here is not enough:
+    another thread, of BLAS for instance, may take it, and Python raises the interrupt in the main thread.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -270,7 +272,7 @@ def _interrupts_held_back() -> Iterator[None]:
     if held:
         signal.signal(signal.SIGINT, lambda *what: came.append(what))
     try:
-        resource_tracker.ensure_running()  # which would let SIGINT through again when it starts
+        resource_tracker.ensure_running()  # when it starts later, it would unblock SIGINT
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             yield
@@ -284,7 +286,7 @@ def _interrupts_held_back() -> Iterator[None]:
 
 
 def usages(log: str) -> Iterator[Usage]:
-    """The kernels that the assembler tells of: for each a line with its name, one with its stack, one with the rest."""
+    """The kernels in the assembler's log: for each a line with its name, one with its stack, one with the rest."""
     kernel, stack = "", (0, 0, 0)
     for line in log.splitlines():
         if match := _COMPILING.search(line):
@@ -302,7 +304,7 @@ def _task(unit: Unit, arch: str) -> tuple[str, tuple[str, ...], str]:
 
 
 def _compile(text: str, options: tuple[str, ...], arch: str) -> tuple[bool, str]:
-    """Whether it compiles, and the log: all that another process needs to be told, and tells."""
+    """Whether the text compiles, and the log; the arguments and the result can be sent between processes."""
     try:
         return True, nvrtc.compile_cubin(text, options, arch)[1]
     except KernelError as error:
@@ -318,7 +320,7 @@ def _outcome(unit: Unit, arch: str, compiled: tuple[bool, str]) -> Outcome:
 
 
 def summary(done: Sequence[Outcome], planned: Sequence[tuple[Unit, str]], sampled: bool = False) -> str:
-    """What was compiled, and what was not."""
+    """A summary of what was compiled, and what was not."""
     archs = in_order(outcome.arch for outcome in done)
     names = {(outcome.unit.file, usage.kernel) for outcome in done for usage in outcome.usages}
     compiled = {outcome.unit for outcome in done}
@@ -329,8 +331,8 @@ def summary(done: Sequence[Outcome], planned: Sequence[tuple[Unit, str]], sample
         lines.append(f"interrupted: {len(planned) - len(done)} of {len(planned)} compilations not done")
     elif sampled:
         lines.append(
-            f"a sample, {len(done)} of {every} compilations: a unit of each file and dtype for {archs[0]}, {REFERENCE} "
-            f"and {archs[-1]}, a unit of each file for the others; every unit with --arch, --kernel or --all"
+            f"a sample, {len(done)} of {every} compilations: one unit per file and dtype for {archs[0]}, {REFERENCE} "
+            f"and {archs[-1]}, one unit per file for the others. --arch, --kernel or --all compile every unit"
         )
     without = [arch for arch in ARCHITECTURES if arch not in nvrtc.architectures()]
     if without:
@@ -342,7 +344,7 @@ def summary(done: Sequence[Outcome], planned: Sequence[tuple[Unit, str]], sample
 
 
 def faults(done: Sequence[Outcome]) -> list[str]:
-    """Whatever does not pass, in words. What the compiler says of several units alike is told once."""
+    """All that does not pass, in words. A compiler's message for several units appears once."""
     errors: dict[str, list[str]] = {}
     for outcome in done:
         if outcome.error:
@@ -356,7 +358,7 @@ def faults(done: Sequence[Outcome]) -> list[str]:
 
 
 def record(done: Sequence[Outcome], planned: Sequence[tuple[Unit, str]]) -> dict[str, Any]:
-    """All of it, for a JSON file."""
+    """The whole report, for a JSON file."""
     limits = {file: budgets(file) for file in {outcome.unit.file for outcome in done}}
     rows = [
         {

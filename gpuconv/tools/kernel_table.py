@@ -13,7 +13,7 @@ from gpuconv.tools.kernel_report import Outcome, Usage, budgets, in_order
 
 
 def table(done: Sequence[Outcome], named: Sequence[str] = ()) -> Table:
-    """A row for each kernel, with the most that any unit takes; where kernels are named, a row for each unit."""
+    """One row per kernel, with the most that any unit takes; if kernels are named, one row per unit."""
     archs = in_order(outcome.arch for outcome in done)
     rows: dict[tuple[str, str, str], dict[str, list[Usage]]] = defaultdict(lambda: defaultdict(list))
     for outcome in done:

@@ -1,4 +1,4 @@
-"""What this machine and this installation are: shown by `gpuconv info`, kept with every benchmark result."""
+"""A description of this machine and this installation, which `gpuconv info` shows and benchmark results include."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from gpuconv.simd.host import try_numba, why_no_numba
 
 
 def cpu() -> str:
-    """The product name of the processor, as far as the platform tells."""
+    """The product name of the processor, if the platform gives it."""
     return product_name()
 
 
 def blas() -> str:
-    """The BLAS that NumPy uses: library, version, the processor whose kernels it runs, threads."""
+    """The BLAS that NumPy uses: library, version, the processor whose kernels it runs, number of threads."""
     for pool in threadpoolctl.threadpool_info():
         if pool["user_api"] == "blas":
             words = [
@@ -36,7 +36,7 @@ def blas() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of all that a result may depend on. CuPy is named where it is installed and loads."""
+    """The versions of all that a result may depend on. CuPy is among them if it is installed and loads."""
     found = {
         "gpuconv": gpuconv.__version__,
         "python": platform.python_version(),
@@ -50,7 +50,7 @@ def versions() -> dict[str, str]:
         pass
     else:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # said here
+            warnings.simplefilter("ignore")  # the reason is reported below
             try_numba()
         if (reason := why_no_numba()) is not None:
             found["numba"] += f", not used: {reason}"

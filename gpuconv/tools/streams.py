@@ -1,14 +1,14 @@
-"""Standard output and standard error of the command line, whatever they lead to.
+"""Standard output and standard error of the command line, whatever they are connected to.
 
-- A character that the encoding lacks is replaced by ASCII that reads alike: "2.00x" for "2.00×".
-- If nobody reads the output any more, as in ``gpuconv check | head -1``, the command ends without a word. Its status is
-  the one that a shell reports for ``cat`` or ``git``, which SIGPIPE ends. Python's own habit is 1, which could not be
-  told from the 1 of a check that has found wrong results.
+- A character that the encoding lacks is replaced by ASCII that looks alike: "2.00x" for "2.00×".
+- If nothing reads the output any more, as in ``gpuconv check | head -1``, the command ends silently. Its status is the
+  one that a shell reports for ``cat`` or ``git``, which SIGPIPE ends. Python's own status would be 1, which is also
+  that of a check that has found wrong results.
 - If the output cannot be written for another reason, such as a full disk, one line on standard error says so, and the
   status is 1.
-- What standard error does not take is lost, and the command goes on: its status tells how it ended.
-- A stream that is closed or missing leads nowhere. Its number is taken, so that no file of ours gets the number, and
-  with it the messages that a library in C writes there.
+- Output that standard error does not take is lost, and the command goes on: its status tells how it ended.
+- A stream that is closed or missing is connected to nothing. Its number is taken, so that no file opened later gets
+  that number, and with it the messages that a library in C writes there.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-READER_GONE = 128 + 13  # and the number of SIGPIPE
+READER_GONE = 128 + 13  # 13 is the number of SIGPIPE
 INTERRUPTED = 128 + 2
 
 LOOKALIKES = {"×": "x", "±": "+-", "\N{GREEK SMALL LETTER MU}": "u", "→": "->", "\N{FRACTION SLASH}": "/"}
-"""ASCII for signs that Unicode does not decompose into ASCII."""
+"""ASCII for characters that Unicode does not decompose into ASCII."""
 
 
 def run(command: Callable[[], object]) -> None:
@@ -38,7 +38,7 @@ def run(command: Callable[[], object]) -> None:
     Raises
     ------
     SystemExit
-        If the output was lost or the command was interrupted; or by the command.
+        If the output was lost or the command was interrupted, or if the command itself raises it.
     """
     _take_free_numbers()
     codecs.register_error("gpuconv.lookalikes", lookalikes)
@@ -53,14 +53,14 @@ def run(command: Callable[[], object]) -> None:
         finally:
             sys.stdout.flush()
     finally:
-        if out.status is not None:  # where the loss was met in another thread as well
+        if out.status is not None:  # also if the loss happened in another thread
             sys.exit(out.status)
 
 
 def lookalikes(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What can be read in place of a character that an encoding lacks: an error handler for `codecs`.
+    """An error handler for `codecs`: readable ASCII in place of a character that an encoding lacks.
 
-    Bytes of a file name that mean no character come out as they are.
+    Bytes of a file name that stand for no character are written unchanged.
 
     >>> codecs.register_error("lookalikes", lookalikes)
     >>> "2.00× ±5% é ½ 卷…".encode("ascii", "lookalikes")
@@ -77,12 +77,12 @@ def lookalikes(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 class _Raw(io.RawIOBase):
-    """The bytes of a stream on their way to `raw`, until it takes no more; from then on they are dropped.
+    """A stream that passes bytes on to `raw` until that takes no more, and then drops them.
 
     Parameters
     ----------
     ends : str, optional
-        What is said of a loss, which then ends the process. None: a loss is passed over.
+        The message about a loss, which then ends the process. With None a loss is ignored.
     """
 
     def __init__(self, ends: str | None = None) -> None:
@@ -104,7 +104,7 @@ class _Raw(io.RawIOBase):
         if self._is_lost:
             return len(data)
         try:
-            while (count := self.raw.write(data)) is None:  # it was set not to wait, by another process perhaps
+            while (count := self.raw.write(data)) is None:  # it is non-blocking, set so by another process perhaps
                 select.select([], [self.raw], [])
         except OSError as error:
             self._is_lost = True
@@ -114,7 +114,7 @@ class _Raw(io.RawIOBase):
         return int(count)
 
     def _end(self, error: OSError, what: str) -> NoReturn:
-        """By SystemExit, which no handler of errors on the way takes for an error of its own."""
+        """End the process by SystemExit, which no handler of errors on the way takes for an error of its own."""
         self.status = READER_GONE if error.errno == errno.EPIPE else 1
         if self.status != READER_GONE:
             sys.stderr.write(f"{what}: {error.strerror}\n")
@@ -131,10 +131,10 @@ def _take_free_numbers() -> None:
 
 
 def _led_through(through: _Raw, stream: TextIO | None, replaced: Collection[str]) -> TextIO:
-    """A stream like `stream` whose bytes go through `through`, in place of these ways to treat characters it lacks."""
+    """A stream like `stream` whose bytes go to `through`; the lookalikes replace the error handlers in `replaced`."""
     if stream is None:
         return Path(os.devnull).open("w", encoding="utf-8")
-    if not isinstance(stream, io.TextIOWrapper):  # somebody's own
+    if not isinstance(stream, io.TextIOWrapper):  # the caller has replaced the stream
         return stream
     stream.flush()
     through.raw = getattr(stream.buffer, "raw", stream.buffer)  # without buffers, by python -u

@@ -1,4 +1,4 @@
-"""A problem with its arrays, ready to run in all three directions: what `gpuconv check` and `gpuconv bench` work on."""
+"""Problems with their arrays, ready to run in all three directions, for `gpuconv check` and `gpuconv bench`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Workload:
     def normal(
         cls, geometry: ConvGeometry, dtype: DTypeLike = "float32", device: str = "cpu", seed: int = 0
     ) -> Workload:
-        """Fill x, w and dy with numbers of the normal distribution, as one finds them in a network."""
+        """Fill x, w and dy with normally distributed numbers, as in a network."""
         resolved = as_dtype(dtype, "Workload.normal")
         rng = np.random.default_rng(seed)
 
@@ -70,7 +70,7 @@ class Workload:
         precision: Precision = "strict",
         max_workspace: int | None = None,
     ) -> Array:
-        """The output, the input gradient or the weight gradient, by the public function for it."""
+        """The output, the input gradient or the weight gradient, by its public function."""
         g = self.geometry
         keywords: dict[str, Any] = {
             "stride": g.stride,

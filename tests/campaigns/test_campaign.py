@@ -17,7 +17,7 @@ from gpuconv import patches
 from gpuconv.algorithms.cpu.strip_algorithm import StripAlgorithm
 from gpuconv.algorithms.loops import Loops
 from gpuconv.models import files
-from gpuconv.pooling import maxima as pooling_winners
+from gpuconv.pooling import maxima
 
 ROOT = Path(gpuconv.__file__).parents[1]
 SECONDS = 600
@@ -127,13 +127,13 @@ def test_an_argument_that_is_changed(campaign, monkeypatch):
 def test_threads_that_are_left(campaign, monkeypatch, fault):
     monkeypatch.setattr(gpuconv.settings, "threads", 2)
     over = threading.Event()
-    max_pool = pooling_winners.max_pool
+    max_pool = maxima.max_pool
 
     def leaking(*args):
         threading.Thread(target=over.wait, daemon=True).start()
         max_pool(*args)
 
-    monkeypatch.setattr(pooling_winners, "max_pool", leaking)
+    monkeypatch.setattr(maxima, "max_pool", leaking)
     monkeypatch.setattr("gpuconv.pooling.compiled.supports", lambda *_: False)
     try:
         said, small = campaign("pools", faults=(fault,))
@@ -145,7 +145,7 @@ def test_threads_that_are_left(campaign, monkeypatch, fault):
 
 def test_a_process_that_computes_at_rest(campaign, monkeypatch):
     over, started = threading.Event(), []
-    max_pool = pooling_winners.max_pool
+    max_pool = maxima.max_pool
 
     def spin():
         while not over.is_set():
@@ -157,7 +157,7 @@ def test_a_process_that_computes_at_rest(campaign, monkeypatch):
             threading.Thread(target=spin, daemon=True).start()
         max_pool(*args)
 
-    monkeypatch.setattr(pooling_winners, "max_pool", busy)
+    monkeypatch.setattr(maxima, "max_pool", busy)
     monkeypatch.setattr("gpuconv.pooling.compiled.supports", lambda *_: False)
     try:
         said, small = campaign("pools", faults=("memory",))

@@ -163,7 +163,12 @@ class TestErrors:
         [
             (([1, 2], (1, 8, 8, 4)), {}, TypeError, r"^prepare: w: list is neither"),
             ((np.ones((3, 3)), (1, 8, 8, 4)), {}, gpuconv.GeometryError, r"^prepare: w\.shape=\(3, 3\) has 2 axes"),
-            ((W, (1, 8, 8, 3)), {}, gpuconv.GeometryError, r"^prepare: w expects 4 input channels per group.*x_shape\[3\]"),
+            (
+                (W, (1, 8, 8, 3)),
+                {},
+                gpuconv.GeometryError,
+                r"^prepare: w expects 4 input channels per group.*x_shape\[3\]",
+            ),
             ((W, (8, 8, 4)), {}, gpuconv.GeometryError, r"^prepare: x_shape=\(8, 8, 4\) has 3 axes"),
             ((W, (1, 8, 8, 4), np.ones(7, np.float32)), {}, gpuconv.GeometryError, r"^prepare: bias\.shape is \(7,\)"),
             ((W, (1, 8, 8, 4), np.ones(8)), {}, gpuconv.DTypeError, r"^prepare: .*w is float32, bias is float64"),

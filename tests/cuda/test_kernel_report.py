@@ -162,7 +162,7 @@ def test_faults_in_words(kernels, monkeypatch):
     assert kernel_report.faults([good]) == []
     (fault,) = good.excesses({"more": 3})
     assert fault.startswith("more (good.cu float64 for sm_80) takes ")
-    assert fault.endswith(" registers, its budget is 3")
+    assert fault.endswith(" registers, but its budget is 3")
     (kernels / "good.cu").write_text("int f( {")
     (fault,) = kernel_report.faults(list(compile_all([(UNITS[1], "sm_80")] * 3, 1)))
     assert fault.startswith("good.cu float64 for sm_80 (and 2 alike) does not compile: good.cu(1): error:")
@@ -188,7 +188,7 @@ def test_a_sample_says_that_it_is_one(kernels, monkeypatch):
     monkeypatch.setattr(kernel_report, "ARCHITECTURES", ("sm_80", "sm_86", "sm_90"))
     monkeypatch.setattr(kernel_report, "units", lambda: [*UNITS, Unit("good.cu", F64, (("INDEX64", 1),))])
     sampled, complete = command().output, command("--all").output
-    assert "a sample, 5 of 9 compilations: a unit of each file and dtype for sm_80, sm_90 and sm_90" in sampled
+    assert "a sample, 5 of 9 compilations: one unit per file and dtype for sm_80, sm_90 and sm_90" in sampled
     assert "every unit with --arch, --kernel or --all" in sampled
     assert "compilations" not in complete
 
@@ -220,7 +220,7 @@ def test_json(kernels, tmp_path):
     ("text", "words"),
     [
         (SPILLS, "squeezed (bad.cu float32 for sm_80) spills"),
-        (GOOD.replace("32 registers", "3 registers"), "registers, its budget is 3"),
+        (GOOD.replace("32 registers", "3 registers"), "registers, but its budget is 3"),
         (GOOD.replace("+= 1", "+= y"), 'identifier "y" is undefined'),
     ],
 )

@@ -172,7 +172,7 @@ def test_flatten_refuses_a_missing_file(kernels):
 @pytest.mark.parametrize("header", ["<cuda_fp16.h>", "HEADER"])
 def test_flatten_refuses_the_toolkits_headers(kernels, header):
     (kernels / "half.cu").write_text(f"int a;\n#include {header}\n")
-    with pytest.raises(KernelError, match=r"half\.cu, line 2: #include .*files of the folder only"):
+    with pytest.raises(KernelError, match=r"half\.cu, line 2: #include .*Include only files of the folder"):
         flatten("half.cu")
 
 
@@ -246,7 +246,7 @@ def test_types_of_parameters(declared, dtype):
         ("Missing g", "`Missing g`"),
         ("Twice n", "`Twice n`"),
         ("Odd g", "`Odd g`"),
-        ("T x", "goes by value, as bfloat16 cannot"),
+        ("T x", "is passed by value, but bfloat16 cannot"),
     ],
 )
 def test_parameters_that_cannot_be_checked_are_refused(declared, words):
@@ -404,16 +404,21 @@ WRONG = {
         TypeError,
         r"1, `const T\* __restrict__ x`, .*numpy.ndarray",
     ),
-    "an int for a pointer": ("x", 4096, TypeError, r"a device array or None; this is 4096 \(int\)"),
+    "an int for a pointer": ("x", 4096, TypeError, r"a device array or None, but this is 4096 \(int\)"),
     "another dtype": ("y", on_device(np.zeros(4)), DTypeError, "2, .* an array of float32, not of float64"),
     "raw bits for T": ("y", on_device(np.zeros(4, np.uint32)), DTypeError, "not of uint32"),
     "another device": ("x", on_device(np.zeros(4, F32), 1), DeviceError, "the current device, cuda:0, not on cuda:1"),
     "strides": ("x", on_device(np.zeros((4, 4), F32)[:, ::2]), KernelError, r"C-contiguous .*\(4, 2\) .*\(16, 8\)"),
     "Fortran order": ("x", on_device(np.zeros((4, 4), F32, order="F")), KernelError, "C-contiguous"),
-    "an int for a number": ("count", 16, TypeError, r"5, `int count`, .* int32; this is 16 \(int\)\. Write np\.int32"),
-    "a float for a number": ("by", 2.0, TypeError, r"4, `const A by`, takes a NumPy float32; this is 2\.0"),
-    "a wide number": ("count", np.int64(16), TypeError, r"int32; this is np\.int64\(16\)"),
-    "a narrow number": ("at", np.int32(16), TypeError, r"int64; this is np\.int32\(16\)"),
+    "an int for a number": (
+        "count",
+        16,
+        TypeError,
+        r"5, `int count`, .* int32, but this is 16 \(int\)\. Write np\.int32",
+    ),
+    "a float for a number": ("by", 2.0, TypeError, r"4, `const A by`, takes a NumPy float32, but this is 2\.0"),
+    "a wide number": ("count", np.int64(16), TypeError, r"int32, but this is np\.int64\(16\)"),
+    "a narrow number": ("at", np.int32(16), TypeError, r"int64, but this is np\.int32\(16\)"),
     "an unsigned number": ("count", np.uint32(16), TypeError, "takes a NumPy int32"),
     "a 0-d array for a number": ("count", np.array(16, np.int32), TypeError, "takes a NumPy int32"),
     "None for a number": ("count", None, TypeError, "takes a NumPy int32"),
@@ -439,7 +444,7 @@ def test_wrong_arguments_are_refused_in_words(kernels, cupy, case):
 def test_a_struct_with_fields_of_other_names_or_order_is_refused(kernels, cupy):
     right = conv().dtype
     renamed = np.dtype({**_layout(right), "names": ["c", "n", *right.names[2:]]})
-    with pytest.raises(TypeError, match=r"has 72 bytes as .* the array given has 72 as"):
+    with pytest.raises(TypeError, match=r"has 72 bytes as .* but the array has 72 as"):
         launch(cupy, UNIT, "scale", (1,), (1,), arguments(g=np.zeros((), renamed)))
 
 
@@ -455,7 +460,7 @@ def _layout(dtype):
 
 @pytest.mark.parametrize("count", [0, 5, 7])
 def test_the_number_of_arguments(kernels, cupy, count):
-    with pytest.raises(TypeError, match=rf"takes 6 arguments \(const T\* .*index_t at\), {count} were given"):
+    with pytest.raises(TypeError, match=rf"takes 6 arguments \(const T\* .*index_t at\), but {count} were given"):
         launch(cupy, UNIT, "scale", (1,), (1,), [*arguments(), None][:count])
 
 

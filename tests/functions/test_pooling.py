@@ -222,7 +222,7 @@ def values(case, dtype):
     return x, dy
 
 
-def are_apart(case):
+def windows_disjoint(case):
     return all(span <= stride for span, stride in zip(spans(case), case.stride, strict=True))
 
 
@@ -257,7 +257,7 @@ class TestLoops:
     def test_the_bits_are_those_of_numpy(self, case, dtype, loops, monkeypatch):
         x, dy = values(case, dtype)
         got = pooled(case, x, dy)
-        assert loops == (["max_pool", "max_pool_grad"] if are_apart(case) else ["max_pool"])
+        assert loops == (["max_pool", "max_pool_grad"] if windows_disjoint(case) else ["max_pool"])
         loops.clear()
         monkeypatch.setattr(pooling_loops, "numba_is_there", lambda: False)
         want = pooled(case, x, dy)

@@ -51,7 +51,7 @@ FUNCTIONS = ["max_pool2d", "max_pool2d_grad", "avg_pool2d", "avg_pool2d_grad"]
 def halves(monkeypatch):
     """Windows of any number of taps are taken for large. Returns the names of the functions that were called."""
     calls = []
-    for name in ("MOST_TAPS", "MOST_TAPS_APART", "MOST_TAPS_ON_GPU"):
+    for name in ("MOST_TAPS", "MOST_TAPS_DISJOINT", "MOST_TAPS_ON_GPU"):
         monkeypatch.setattr(functions, name, 0)
     monkeypatch.setattr(pooling_loops, "numba_is_there", lambda: False)
     for name in ("avg_pool", "avg_pool_grad", "max_pool", "max_pool_grad"):
@@ -96,8 +96,8 @@ class TestMax:
         want = oracle.max_pool_grad(dy, x, case.kernel, **case.steps)
         assert_exact(y, oracle.max_pool(x, case.kernel, **case.steps), DTYPES[dtype])
         assert_within(dx, want.astype(DTYPES[dtype]), DTYPES[dtype], 0)
-        are_apart = all(span <= stride for span, stride in zip(spans(case), case.stride, strict=True))
-        assert ("max_pool" in halves) != are_apart
+        disjoint = all(span <= stride for span, stride in zip(spans(case), case.stride, strict=True))
+        assert ("max_pool" in halves) != disjoint
         assert ("max_pool_grad" in halves) == (xp is np)
 
     def test_nan_and_infinities(self, halves, case, dtype):
@@ -393,7 +393,7 @@ def test_windows_of_pads_alone_are_found_wherever_they_are():
         if all(counts):
             gpuconv.max_pool2d(np.ones(case.x_shape), case.kernel, **max_keywords(case))
             return
-        with pytest.raises(gpuconv.GeometryError, match=rf"output {counts.index(0)} along h sees padding only"):
+        with pytest.raises(gpuconv.GeometryError, match=rf"output {counts.index(0)} along h holds only padding"):
             gpuconv.max_pool2d(np.ones(case.x_shape), case.kernel, **max_keywords(case))
 
     check()
@@ -421,5 +421,5 @@ def test_copies_on_a_gpu_stay_under_the_cap(gpu, function, monkeypatch):
         assert np.array_equal(np.moveaxis(to_numpy(got), 1, -1), want)
         assert 0 < max(launched) <= cap // image
     monkeypatch.setattr(gpuconv.settings, "max_workspace", 1000)
-    with pytest.raises(gpuconv.WorkspaceError, match=rf"^{function}: an image of .* needs \d+ bytes .* allows 1000\."):
+    with pytest.raises(gpuconv.WorkspaceError, match=rf"^{function}: an image of .* needs \d+ bytes .* is 1000\."):
         call(function, case, *first, layout="channels_first")

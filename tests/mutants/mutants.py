@@ -40,7 +40,7 @@ SUITES = {
     "col2im.cu": MEMORY,
     "pool.cu": (f"{CUDA}/test_kernels_memory.py", "functions/test_pooling.py"),
     "epilogue.cu": (f"{CUDA}/test_gemm.py",),
-    "add_up.cu": tuple(f"{DIRECT[0]}::{test}" for test in ("test_splits", "test_bias_and_activation")),
+    "split_k_reduce.cu": tuple(f"{DIRECT[0]}::{test}" for test in ("test_splits", "test_bias_and_activation")),
     "conv.cuh": (f"{CUDA}/test_kernels_memory.py", *EPILOGUES, *DEPTHWISE),
     "axes.cuh": DIRECT,
     "jobs.cuh": DIRECT,

@@ -222,9 +222,9 @@ def test_a_peer_that_disagrees_is_not_timed(value):
         y[0, 0, 0, 0] = value
         return y
 
-    with pytest.raises(runner.WrongResult, match=r"echo \(a\) and gpuconv differ by .* allowed is 1e-04"):
+    with pytest.raises(runner.WrongResult, match=r"echo \(a\) and gpuconv differ by .* but only 1e-04 is allowed"):
         runner.measure(make_case(), {"echo": Echo(change)}, 1)
-    with pytest.raises(runner.WrongResult, match=r"gives the shape \(8, 8, 4\), gpuconv \(1, 8, 8, 4\)"):
+    with pytest.raises(runner.WrongResult, match=r"gives the shape \(8, 8, 4\), but gpuconv gives \(1, 8, 8, 4\)"):
         runner.measure(make_case(), {"echo": Echo(lambda y: y[0])}, 1)
 
 

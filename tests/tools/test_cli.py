@@ -534,4 +534,4 @@ def test_bench_refuses_before_it_measures(tmp_path, monkeypatch):
     assert "holds no results" in is_refused("bench", "--show", tmp_path / "other.json")
     monkeypatch.setitem(peers.PACKAGES, "torch", ("no_such_torch",))
     line = is_refused("bench", "--problem", SMALL, "--against", "torch")
-    assert line.endswith("needs what is not installed: python -m pip install no_such_torch")
+    assert line.endswith("needs packages that are not installed: python -m pip install no_such_torch")

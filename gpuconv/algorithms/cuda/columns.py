@@ -1,4 +1,4 @@
-"""Launches of kernels/im2col.cu and col2im.cu. Arrays are C-contiguous and lie on the current device."""
+"""Launches of kernels/im2col.cu and col2im.cu. Arrays are C-contiguous and on the current device."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from gpuconv.cuda.arguments import (
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints, Pair
 
-ROWS = 4  # of the matrix that a thread of im2col has under way; see the kernel
+ROWS = 4  # rows of the matrix that a thread of im2col has in flight; see the kernel
 
-MOST_ACROSS = 2**15  # blocks along a row of the matrix: a grid has 65535 at most there
+MOST_ACROSS = 2**15  # blocks along a row of the matrix, where a grid has at most 65535
 
-_WORDS = np.dtype(np.float32)  # im2col knows no dtype; a unit must have one
+_WORDS = np.dtype(np.float32)  # im2col knows no dtype, but a unit must have one
 
 BOX = np.dtype([("n0", "i4"), ("n", "i4"), ("low", "i4", (3,)), ("outputs", "i4", (3,))])
 """``struct Box`` of col2im.cu."""
@@ -57,10 +57,10 @@ def whole_box(g: ConvGeometry) -> Box:
 
 
 def refusal(g: ConvGeometry, itemsize: int) -> str | None:
-    """Why the kernels cannot count in this geometry, in words; None if they can."""
-    row = math.prod(g.kernel) * g.c * itemsize  # in bytes, the shortest of words
+    """The reason why the kernels cannot count in this geometry, in words; None if they can."""
+    row = math.prod(g.kernel) * g.c * itemsize  # in bytes, the shortest words
     if row >= 2**31:
-        return f"a row of the columns has {row} bytes, kernels count up to {2**31 - 1}"
+        return f"a row of the columns has {row} bytes, but kernels count up to {2**31 - 1}"
     return too_long(g)
 
 
@@ -83,12 +83,12 @@ def im2col(xp: ModuleType, x: Array, g: ConvGeometry, cols_bytes: Array, first: 
 
 @lru_cache(maxsize=1024)
 def _in_words(g: ConvGeometry, words: int) -> ConvGeometry:
-    """The same geometry for the mover of words: c counts them, and k does not matter."""
+    """The same geometry for a kernel that moves words: c counts words, and k does not matter."""
     return replace(g, c=words, k=g.groups)
 
 
 def _shape(width: int, rows: int, rows_a_thread: int) -> tuple[Ints, Ints]:
-    """Block and grid over a matrix: threads side by side along a row, as few of them idle as can be."""
+    """Block and grid over a matrix: neighbouring threads along a row, with as few idle threads as possible."""
     pieces = -(-width // THREADS)
     across = -(-width // pieces)
     down = THREADS // across
@@ -108,10 +108,10 @@ def col2im_gather(
     bias: Array | None = None,
     activation: str = "identity",
 ) -> None:
-    """Pixels `start` to `stop` of x, each from the columns of all outputs that see it: activation(sum + bias).
+    """Fill a range of pixels of x from the columns of all outputs that read them: activation(sum + bias).
 
-    `cols`, flat, is of the dtype of x or of its accumulator, and holds the outputs of `box`, which has all that reach
-    these pixels. By default all of both.
+    `cols`, flat, has the dtype of x or of its accumulator, and holds the outputs of `box`, which has all that reach
+    these pixels. By default the range is all pixels, and the box all outputs.
     """
     box = whole_box(g) if box is None else box
     first, stop = (0, g.n * math.prod(g.spatial)) if pixels is None else pixels
@@ -133,7 +133,7 @@ def col2im_gather(
 
 
 def col2im_scatter(xp: ModuleType, cols: Array, g: ConvGeometry, sums: Array) -> None:
-    """Adds every element of cols to where it belongs in `sums`, of the accumulator's dtype, in whatever order."""
+    """Add every element of cols to its position in `sums`, of the accumulator's dtype, in any order."""
     rows, width = cols.shape
     wide_index = index64(cols.shape, g.x_shape)
     unit = Unit("col2im.cu", cols.dtype, (("WIDE", 0), ("INDEX64", wide_index)))

@@ -20,7 +20,7 @@ import numpy as np
 
 from gpuconv.algorithms.base import Cost, PlainWeights, Problem
 from gpuconv.algorithms.cuda.epilogue import activation_code
-from gpuconv.algorithms.cuda.split_k import add_up
+from gpuconv.algorithms.cuda.split_k import split_k_reduce
 from gpuconv.backend import accumulator, multiprocessors
 from gpuconv.cuda import Unit, launch
 from gpuconv.cuda.arguments import FAST_DIV, Units, address, conv_struct, fast_div, index64, too_long
@@ -30,7 +30,7 @@ from gpuconv.typing import Array, Ints
 
 @dataclass(frozen=True)
 class Variant:
-    """A kernel for `kernel` x `kernel` taps at `stride` (0: for any), and what a thread of it takes at a time."""
+    """A kernel for `kernel` x `kernel` taps at `stride` (0: for any), and the channels and outputs of its threads."""
 
     kernel: int
     stride: int
@@ -55,7 +55,7 @@ SPECIAL: dict[int, tuple[Variant, ...]] = {
     8: (Variant(3, 1, 2, 2, 4), Variant(3, 2, 2, 2, 4)),
     16: (),
 }
-"""By the bytes that a sum takes: as many sums and weights as registers hold."""
+"""Variants by the bytes that a sum takes: each keeps as many sums and weights as registers hold."""
 
 GENERAL: dict[int, tuple[Variant, ...]] = {
     4: (Variant(0, 0, 4, 1, 4), Variant(0, 0, 1, 1, 4)),
@@ -64,18 +64,18 @@ GENERAL: dict[int, tuple[Variant, ...]] = {
 }
 
 THREADS = 256
-"""A block, at most."""
+"""The most threads per block."""
 
 MOST_LANES = 64
-"""Threads of a block side by side along the channels."""
+"""The most threads per block along the channels."""
 
 LONGEST_SUM = 1024
-"""Products that a thread of a weight gradient adds up in sequence, where the workspace allows: float32 rounds each."""
+"""Products that a thread of a weight gradient sums in sequence, where the workspace allows: float32 rounds each."""
 
-BLOCKS_A_PROCESSOR = 4
-"""Blocks of a weight gradient for each multiprocessor, where there are pixels for so many."""
+BLOCKS_PER_PROCESSOR = 4
+"""Blocks of a weight gradient per multiprocessor, where there are enough pixels."""
 
-MOST_JOBS = 2**31 - 1  # blocks of a grid
+MOST_JOBS = 2**31 - 1  # blocks per grid
 
 PLAN = np.dtype(
     [
@@ -92,7 +92,7 @@ _NAMES = {4: ("float16", "bfloat16", "float32"), 8: ("float64", "complex64"), 16
 
 
 class _Units:
-    """Every unit that may be launched: with 64-bit indices only the general ones are."""
+    """Every unit that may be launched: with 64-bit indices, only the general ones."""
 
     def __iter__(self) -> Iterator[Unit]:
         for itemsize, names in _NAMES.items():
@@ -116,7 +116,7 @@ class CudaDepthwise(PlainWeights):
             return f"groups={g.groups}, needs groups == in_channels ({g.c})" + (" > 1" if g.c == 1 else "")
         reason = too_long(g)
         if reason is None and g.macs and _jobs(problem) > MOST_JOBS:
-            reason = f"{_jobs(problem)} blocks, a grid has at most {MOST_JOBS}"
+            reason = f"{_jobs(problem)} blocks, but a grid has at most {MOST_JOBS}"
         return reason
 
     def why_not_auto(self, problem: Problem) -> str | None:
@@ -131,7 +131,7 @@ class CudaDepthwise(PlainWeights):
     def cost(self, problem: Problem) -> Cost:
         g = problem.geometry
         moved = math.prod(g.x_shape) + math.prod(g.y_shape)
-        # What the general kernels load for each product comes from cache, several times as fast as memory.
+        # The loads of the general kernels for each product come from cache, several times as fast as memory.
         general = 0.2 * g.macs if _variant(problem).kernel == 0 else 0.02 * g.macs
         return Cost(elements=moved + general, steps=1 + (problem.direction == "weight_grad")) if g.macs else Cost()
 
@@ -179,15 +179,15 @@ def _launch_weights(problem: Problem, x: Array, dy: Array, out: Array) -> None:
     shared_bytes = math.prod(block) * variant.channels * acc.itemsize
     launch(xp, unit, "depthwise_weight_grad", grid, block, args, shared_bytes)
     if partials is not None:
-        add_up(xp, partials, out)
+        split_k_reduce(xp, partials, out)
 
 
-# -------------------------------------------------------------------------------------------------- how it is cut
+# -------------------------------------------------------------------------------------------------- blocks
 
 
 @dataclass(frozen=True)
 class Patch:
-    """The blocks of a forward pass or an input gradient; tiles are counted from `first` on."""
+    """The blocks of a forward pass or an input gradient. Tiles are counted from `first` on."""
 
     block: Ints
     first: tuple[int, int]
@@ -197,7 +197,7 @@ class Patch:
 
 @dataclass(frozen=True)
 class Sums:
-    """The blocks of a weight gradient, `strips` of outputs to a row."""
+    """The blocks of a weight gradient, with `strips` of outputs per row."""
 
     variant: Variant
     block: Ints
@@ -228,7 +228,7 @@ def _variant(problem: Problem, alignment: int = 16) -> Variant:
 
 @lru_cache(maxsize=1024)
 def _patch(g: ConvGeometry, direction: str, variant: Variant) -> Patch:
-    """Blocks of patches of the image, so that neighbours find each other's halo in cache."""
+    """The blocks as patches of the image, so that neighbours find each other's halo in cache."""
     back = direction == "input_grad"
     conv = conv_struct(g)
     outer, *image = (int(size) for size in (conv["x"] if back else conv["y"]))
@@ -258,16 +258,16 @@ def _sums(problem: Problem, alignment: int = 16) -> Sums:
     lanes, blocks_c = _lanes(g.k // variant.channels)
     along = max(1, min(THREADS // lanes, count))
     taps = 1 if variant.kernel else math.prod(g.kernel)
-    busy = -(-BLOCKS_A_PROCESSOR * multiprocessors(problem.device) // (blocks_c * taps))
+    busy = -(-BLOCKS_PER_PROCESSOR * multiprocessors(problem.device) // (blocks_c * taps))
     short = -(-count // (along * max(1, LONGEST_SUM // variant.tile_q)))
     splits = max(1, min(max(busy, short), -(-count // along), problem.max_workspace // _split_bytes(problem)))
-    if alignment < 16:  # where arrays start is not known when the workspace is asked for
+    if alignment < 16:  # the alignment is not known when the workspace is computed
         splits = min(splits, _sums(problem).splits)
     return Sums(variant, (lanes, along), blocks_c, strips, splits, blocks_c * splits * taps)
 
 
 def _lanes(count: int) -> tuple[int, int]:
-    """Threads side by side along the channels, and blocks: as few threads idle as can be."""
+    """Threads along the channels, and blocks, with as few idle threads as possible."""
     pieces = -(-count // min(MOST_LANES, THREADS))
     return -(-count // pieces), pieces
 

@@ -1,4 +1,4 @@
-"""Direct convolution on a GPU: implicit matrix products by hand-written kernels, all passes, nothing unfolded.
+"""Direct convolution on a GPU: all passes as implicit matrix products by hand-written kernels, without columns.
 
     forward       y[m,k]    =  x[m at (t,c)]   w[(t,c),k]      m = (n, o, p, q)   outputs    kernels/direct.cu
     input_grad   dx[m,c]    = dy[m at (t,k)]   w[(t,k),c]*     m = (n, d, h, w)   inputs     kernels/direct.cu
@@ -6,8 +6,8 @@
 
 A forward pass over a few input channels has a kernel of its own, see direct_stem.py.
 
-One launch, or two where the products of a sum are split over several blocks, whose sums add_up.cu adds in order. Raw
-kernels alone, and workspace from CuPy's pool alone: all of it can be captured in a CUDA graph.
+A pass is one launch, or two where the products of a sum are split over several blocks, whose sums split_k_reduce.cu
+adds in order. Only raw kernels run, and workspace comes only from CuPy's pool, so that a CUDA graph can capture it all.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _NAMES = {2: ("float16", "bfloat16"), 4: ("float32",), 8: ("float64", "complex64
 
 
 class _Units:
-    """Every unit that may be launched: with 64-bit indices only the first tile of each kind is."""
+    """Every unit that may be launched: with 64-bit indices, only the first tile of each kind."""
 
     def __iter__(self) -> Iterator[Unit]:
         for itemsize, names in _NAMES.items():
@@ -62,7 +62,7 @@ class CudaDirect(PlainWeights):
         g = problem.geometry
         reason = too_long(g)
         if reason is None and g.macs and jobs(problem, _tiling(problem)[1]) > MOST_JOBS:
-            reason = f"{jobs(problem, _tiling(problem)[1])} tiles, a grid has at most {MOST_JOBS}"
+            reason = f"{jobs(problem, _tiling(problem)[1])} tiles, but a grid has at most {MOST_JOBS}"
         return reason
 
     def why_not_auto(self, problem: Problem) -> str | None:
@@ -118,18 +118,18 @@ def _macros(problem: Problem, aligned: int, tiling: DirectTiling) -> tuple[tuple
     return (("ALIGNED", aligned), ("INDEX64", _index64(problem, tiling)), *tiling.tile.macros)
 
 
-# -------------------------------------------------------------------------------------------------- how it is cut
+# -------------------------------------------------------------------------------------------------- tiling
 
 
 @lru_cache(maxsize=4096)
 def _tiling(problem: Problem, addresses_aligned: bool = True) -> tuple[int, DirectTiling]:
-    """ALIGNED, and the cut of a problem whose arrays start at multiples of 16 bytes, or do not."""
+    """ALIGNED, and the tiling of a problem. `addresses_aligned`: its arrays start at multiples of 16 bytes."""
     g, size = problem.geometry, problem.dtype.itemsize
     vector = 16 // size
     aligned = int(addresses_aligned and g.c_group % vector == 0 and g.k_group % vector == 0)
     kinds = (direct_tiles.WIDE_TILES if aligned else direct_tiles.NARROW_TILES)[size]
     budget = problem.max_workspace
-    if not addresses_aligned:  # where arrays start is not known when the workspace is asked for
+    if not addresses_aligned:  # the alignment is not known when the workspace is computed
         budget = 0 if direct_stem.supports(problem) else partial_bytes(problem, _tiling(problem)[1])
     m, n, depth, products = product_of(problem)
     split_bytes = math.prod(result_shape(problem)) * accumulator(problem.dtype).itemsize

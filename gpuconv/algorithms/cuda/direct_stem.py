@@ -17,14 +17,14 @@ from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array
 
 STEMS: tuple[tuple[int, int], ...] = ((3, 1), (3, 2), (4, 4), (5, 1), (7, 2), (11, 4))
-"""Taps and stride along the rows: each has code of its own."""
+"""Taps and stride along the rows: each pair has code of its own."""
 
 MOST_CHANNELS = 4
 
 PIXELS_P, PIXELS_Q, CHANNELS, THREADS = 8, 16, 64, 128
-"""What a block makes, and its threads; as in the kernel."""
+"""The outputs of a block, and its threads; as in the kernel."""
 
-_SHARED_BYTES = 48 * 1024  # of a block on every device
+_SHARED_BYTES = 48 * 1024  # what a block may have on every device
 
 PLAN = np.dtype(
     [
@@ -65,7 +65,7 @@ def supports(problem: Problem) -> bool:
 
 
 def computed(g: ConvGeometry) -> int:
-    """Multiply-adds of whole blocks, those past the ends of the result too."""
+    """Multiply-adds of whole blocks, including those past the ends of the result."""
     *_, p, q = (1, *g.out)
     tiles = -(-p // PIXELS_P) * -(-q // PIXELS_Q) * -(-g.k // CHANNELS)
     return g.n * math.prod(g.out[:-2]) * tiles * PIXELS_P * PIXELS_Q * CHANNELS * math.prod(g.kernel) * g.c

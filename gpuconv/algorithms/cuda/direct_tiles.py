@@ -1,9 +1,9 @@
-"""How the kernels of direct.cu and direct_weights.cu cut a matrix product into tiles, and which cut is the fastest.
+"""The tilings of matrix products for the kernels of direct.cu and direct_weights.cu, and the choice of the fastest.
 
 A launch makes m x n sums of `depth` products each, for a number of independent products (groups, parts). A block makes
-one tile of sums; with `splits` > 1, of some of the products, and add_up.cu adds the partial sums. Small tiles and
-splits keep a device busy on a small problem, large tiles reuse what they load. The choice depends on the problem and
-the device alone, so that the same call gives the same bits.
+one tile of sums; with `splits` > 1 it sums only some of the products, and split_k_reduce.cu adds the partial sums.
+Small tiles and splits keep a device busy on a small problem, and large tiles reuse what they load. The choice depends
+on the problem and the device alone, so that the same call gives the same bits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gpuconv.algorithms.cuda import implicit_product
 
 @dataclass(frozen=True)
 class Tile:
-    """m x n sums a block, thread_m x thread_n of them a thread, k products a step."""
+    """m x n sums per block, thread_m x thread_n of them per thread, and k products per step."""
 
     m: int
     n: int
@@ -45,7 +45,7 @@ WIDE_TILES: dict[int, tuple[Tile, ...]] = {
     8: (Tile(64, 64, 8, 4, 4),),
     16: (Tile(64, 32, 8, 4, 2),),
 }
-"""By the bytes of an element: for arrays whose channels can be loaded 16 bytes at a time."""
+"""Tiles by the bytes of an element, for arrays whose channels can be loaded 16 bytes at a time."""
 
 NARROW_TILES: dict[int, tuple[Tile, ...]] = {
     2: (Tile(128, 64, 16, 8, 4), Tile(64, 64, 16, 8, 4), Tile(128, 32, 16, 8, 4)),
@@ -53,25 +53,25 @@ NARROW_TILES: dict[int, tuple[Tile, ...]] = {
     8: (Tile(64, 64, 8, 4, 4),),
     16: (Tile(64, 32, 8, 4, 2),),
 }
-"""... and for all others, element by element, which takes more registers."""
+"""Tiles for all other arrays, which are loaded element by element; this takes more registers."""
 
 MOST_SPLITS = 256
 
 LEAST_DEPTH = 128
-"""Products of a split, at least: fewer are not worth a block's start and its partial sums."""
+"""The fewest products per split: fewer are not worth a block's start and its partial sums."""
 
 # Estimates from data sheets (H200), not measured.
-_FMAS_A_BYTE = 128 / 2500  # of a multiprocessor, while the device moves a byte to or from memory
-_LAUNCH_FMAS = 128 * 5000  # of a multiprocessor, while a kernel is launched
-_START_DEPTH = 64  # a block's start and end take as long as so many products of each sum
+_FMAS_PER_BYTE = 128 / 2500  # multiply-adds of a multiprocessor while the device moves a byte to or from memory
+_FMAS_PER_LAUNCH = 128 * 5000  # multiply-adds of a multiprocessor while a kernel is launched
+_START_DEPTH = 64  # a block's start and end take as long as this many products of each sum
 _WARPS_TO_BE_BUSY = 12
 
 
 @dataclass(frozen=True)
 class DirectTiling(implicit_product.TileGrid):
-    """... and the tile, and the multiply-adds that the device, all of it busy, would make in the time that this takes.
+    """A grid of tiles with their tile and cost: the multiply-adds that the fully busy device would make in this time.
 
-    So they count tiles that stick out, multiprocessors that wait, and partial sums.
+    So the cost includes tiles past the ends of the result, multiprocessors that wait, and partial sums.
     """
 
     tile: Tile
@@ -82,17 +82,17 @@ class DirectTiling(implicit_product.TileGrid):
 def choose_tiling(
     tiles: tuple[Tile, ...], m: int, n: int, depth: int, products: int, split_bytes: int, budget: int, processors: int
 ) -> DirectTiling:
-    """The cut expected to be the fastest of `products` products of (m, depth) by (depth, n).
+    """The tiling that is expected to be the fastest for `products` products of (m, depth) by (depth, n).
 
-    `split_bytes` is what the partial sums of one split take: all of them together stay within `budget`.
+    `split_bytes` is the size of the partial sums of one split: all splits together stay within `budget`.
     """
     affordable = max(1, min(MOST_SPLITS, depth // LEAST_DEPTH, budget // max(1, split_bytes)))
     splits = [s for s in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256) if s <= affordable]
-    cuts = [_tile(tile, s, m, n, depth, products, split_bytes, processors) for tile in tiles for s in splits]
-    return min(cuts, key=lambda one: _taken(one, processors))
+    tilings = [_tiling(tile, s, m, n, depth, products, split_bytes, processors) for tile in tiles for s in splits]
+    return min(tilings, key=lambda one: _total_macs(one, processors))
 
 
-def _tile(
+def _tiling(
     tile: Tile, splits: int, m: int, n: int, depth: int, products: int, split_bytes: int, processors: int
 ) -> DirectTiling:
     tiles_m, tiles_n = -(-m // tile.m), -(-n // tile.n)
@@ -102,9 +102,9 @@ def _tile(
     reuse = {64: 1.0, 32: 0.85}.get(tile.thread_m * tile.thread_n, 0.7)
     kernel_macs = processors * turns * tile.m * tile.n * (depth / splits + _START_DEPTH) / (busy * reuse)
     if splits > 1:
-        kernel_macs += 2 * splits * split_bytes * processors * _FMAS_A_BYTE
+        kernel_macs += 2 * splits * split_bytes * processors * _FMAS_PER_BYTE
     return DirectTiling(tiles_m, tiles_n, splits, tile, kernel_macs)
 
 
-def _taken(one: DirectTiling, processors: int) -> float:
-    return one.kernel_macs + (_LAUNCH_FMAS * processors if one.splits > 1 else 0)
+def _total_macs(one: DirectTiling, processors: int) -> float:
+    return one.kernel_macs + (_FMAS_PER_LAUNCH * processors if one.splits > 1 else 0)

@@ -1,4 +1,4 @@
-"""Bias and activation after a product that another library made: launches of kernels/epilogue.cu."""
+"""Bias and activation after a product by another library: launches of kernels/epilogue.cu."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def activation_code(activation: str) -> np.int32:
 
 
 def finish(xp: ModuleType, sums_mk: Array, bias: Array | None, activation: str, y_mk: Array) -> None:
-    """y = activation(sums + bias), rounded once; `sums_mk`, of the accumulator's dtype, may be `y_mk` itself."""
+    """y = activation(sums + bias), rounded once. `sums_mk` has the accumulator's dtype, and may be `y_mk` itself."""
     k = y_mk.shape[-1]
     wide = is_wide(k, sums_mk.itemsize, address(sums_mk), address(y_mk))
     at_once = 16 // sums_mk.itemsize if wide else 1

@@ -2,13 +2,13 @@
 
 The products are those of implicit_product.py, made by kernels/implicit_gemm.cu and implicit_gemm_weights.cu.
 
-``precision="strict"`` makes three TF32 products for one of float32 (Ootomo & Yokota 2022), and adds what the tensor
-cores make of 16 products to sums in float32, by Kahan's method: the error is at most twice that of a plain product in
+``precision="strict"`` makes three TF32 products for one of float32 (Ootomo & Yokota 2022), and adds the tensor cores'
+sums of 16 products to sums in float32, by Kahan's method: the error is at most twice that of a plain product in
 float32. ``precision="fast"`` makes one. Under "strict" an infinity, in an array or as a sum, comes out as NaN where the
-definition may give an infinity; so does a number beyond 3.402e38, which TF32 rounds to one.
+definition may give an infinity; so does a number beyond 3.402e38, which TF32 rounds to infinity.
 
-One launch, or two where the products of a sum are split over several blocks, whose sums add_up.cu adds in order. Raw
-kernels alone, and workspace from CuPy's pool alone: all of it can be captured in a CUDA graph.
+A pass is one launch, or two where the products of a sum are split over several blocks, whose sums split_k_reduce.cu
+adds in order. Only raw kernels run, and workspace comes only from CuPy's pool, so that a CUDA graph can capture it all.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ from gpuconv.typing import Array
 LEAST_ARCH = 80
 
 _MOST = MOST_JOBS - 1023
-"""What is counted in an int: by steps that end past it, by fewer than 1024."""
+"""The largest number that is counted in an int: steps may end past it by fewer than 1024."""
 
 _TILES = {2: (LARGE, MEDIUM, SMALL), 4: (MEDIUM, SMALL)}
-"""By the bytes of an element, for COPY=16; other copies are made by the smallest."""
+"""Tiles by the bytes of an element, for COPY=16; other copies use the smallest tile."""
 
 
 _REACH = {16: 1.0, 4: 0.5, 2: 0.25}
-"""By COPY: the part of the tensor cores' rate that loading so many bytes at a time allows; estimates, not measured."""
+"""The fraction of the tensor cores' rate that loading COPY bytes at a time allows, by COPY; estimates, not measured."""
 
 
 class _Units:
@@ -82,7 +82,7 @@ class ImplicitGemm(PlainWeights):
             return "runs on CUDA devices only"
         g = problem.geometry
         if problem.dtype.name not in ("float16", "bfloat16", "float32"):
-            return f"dtype {problem.dtype}, tensor cores take float16, bfloat16 and float32"
+            return f"dtype {problem.dtype}, but tensor cores take float16, bfloat16 and float32"
         arch = device(problem.device).arch
         if arch < LEAST_ARCH:
             return f"compute capability {arch / 10:.1f}, needs {LEAST_ARCH / 10:.1f}"
@@ -96,7 +96,7 @@ class ImplicitGemm(PlainWeights):
                 jobs(problem, _tiling(problem)[1]),
             )
             if max(counts) > _MOST:
-                reason = f"{max(counts)} products of a sum, pixels or tiles, counts up to {_MOST}"
+                reason = f"{max(counts)} products of a sum, pixels or tiles, but it counts up to {_MOST}"
         return reason
 
     def why_not_auto(self, problem: Problem) -> str | None:
@@ -137,18 +137,18 @@ def _launch_product(problem: Problem, read: Array, w: Array, out: Array, bias: A
     launch_product(problem, tiling, unit, name, tiling.tile.threads, shared_bytes, read, w, out, bias, activation)
 
 
-# -------------------------------------------------------------------------------------------------- how it is cut
+# -------------------------------------------------------------------------------------------------- tiling
 
 
 @lru_cache(maxsize=4096)
 def _tiling(problem: Problem, alignment: int = 16) -> tuple[int, ImplicitGemmTiling]:
-    """COPY, and the cut of a problem whose arrays start at multiples of so many bytes (16, 4 or 2)."""
+    """COPY, and the tiling of a problem whose arrays start at multiples of `alignment` bytes (16, 4 or 2)."""
     g, size = problem.geometry, problem.dtype.itemsize
     copy = min(alignment, math.gcd(16, size * g.c_group), math.gcd(16, size * g.k_group))
     copy = 16 if copy == 16 else 4 if copy >= 4 else 2
     tiles = _TILES[size] if copy == 16 else (SMALL,)
     budget = problem.max_workspace
-    if alignment < 16:  # where arrays start is not known when the workspace is asked for
+    if alignment < 16:  # the alignment is not known when the workspace is computed
         budget = partial_bytes(problem, _tiling(problem)[1])
     m, n, depth, times = product_of(problem)
     factor = 1 if size == 2 else 2 * _products(problem)
@@ -159,7 +159,7 @@ def _tiling(problem: Problem, alignment: int = 16) -> tuple[int, ImplicitGemmTil
 
 
 def _products(problem: Problem) -> int:
-    """TF32 products made for one product."""
+    """TF32 products per product."""
     return 3 if problem.dtype.itemsize == 4 and problem.precision == "strict" else 1
 
 
@@ -173,5 +173,5 @@ def _shared_bytes(problem: Problem, tile: Tile) -> int:
 
 
 def _alignment(*arrays: Array) -> int:
-    """Bytes that all arrays start at a multiple of, up to 16."""
+    """The largest power of 2, up to 16, that divides the addresses of all arrays."""
     return min(math.gcd(16, address(a)) if address(a) else 16 for a in arrays)

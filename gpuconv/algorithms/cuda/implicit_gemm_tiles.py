@@ -1,15 +1,16 @@
-"""How the tensor-core kernels cut a matrix product into tiles, and what a cut is expected to cost.
+"""The tilings of matrix products for the tensor-core kernels, and the expected cost of a tiling.
 
 A launch makes m x n sums of `depth` products each, for a number of independent products (groups, parts). A block makes
-one tile of sums; with `splits` > 1, of some of the products, and add_up.cu adds the partial sums. The model counts
+one tile of sums; with `splits` > 1 it sums only some of the products, and split_k_reduce.cu adds the partial sums. The
+model counts
 
     turns     blocks that a multiprocessor takes one after the other:  ceil(blocks / multiprocessors)
-    compute   turns * (products of a tile) / (rate of the tensor cores * what the tile's shape lets them reach)
+    compute   turns * (products of a tile) / (rate of the tensor cores * fraction that the tile's shape lets them reach)
     memory    bytes of arrays and partial sums / bandwidth
     seconds   the larger of the two
 
-and takes the cut with the fewest seconds: by the problem and the device alone, so that a call gives the same bits
-again. Until a device has measured, all its numbers are published or estimated ones, and say so.
+and the tiling with the fewest seconds is taken. This depends on the problem and the device alone, so that a call always
+gives the same bits. Until they are measured on a device, all numbers are published or estimated ones, and say so.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from gpuconv.backend import module_for, ordinal
 
 @dataclass(frozen=True)
 class Tile:
-    """m x n sums a block. `reach` is the part of the tensor cores' rate that its ratio of products to loads allows."""
+    """m x n sums per block. `reach` is the fraction of the tensor cores' rate that its products per load allow."""
 
     m: int
     n: int
@@ -38,7 +39,7 @@ class Tile:
         return 32 * self.warps
 
     def shared_bytes(self, itemsize: int, a_across: bool, b_across: bool) -> int:
-        """SHARED_BYTES of the kernels: four stages of both factors, or the results. `across`: with k outermost."""
+        """SHARED_BYTES of the kernels: four stages of both factors, or the results. `across` means k outermost."""
         stage = sum(_factor_bytes(size, itemsize, across) for size, across in ((self.m, a_across), (self.n, b_across)))
         return max(4 * stage, self.m * (self.n + 8) * itemsize)
 
@@ -50,23 +51,24 @@ def _factor_bytes(size: int, itemsize: int, across: bool) -> int:
 
 
 LARGE, MEDIUM, SMALL = Tile(128, 128, 0.9), Tile(128, 64, 0.8), Tile(64, 64, 0.65)
-"""`reach`: estimates by what shared memory delivers for a product, not measured."""
+"""The tiles. Their `reach` is an estimate from the rate at which shared memory delivers factors, not measured."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """What the model knows of a device."""
+    """The numbers of a device that the model uses."""
 
     processors: int
     arch: int  # 90 for sm_90
-    macs: float  # 16-bit multiply-adds a second that mma.sync reaches; TF32 half of it
-    bandwidth: float  # bytes a second
-    shared_bytes: int  # of a multiprocessor
+    macs: float  # 16-bit multiply-adds per second that mma.sync reaches; half as many in TF32
+    bandwidth: float  # bytes per second
+    shared_bytes: int  # per multiprocessor
 
 
-# Of one multiprocessor: 16-bit multiply-adds a clock by mma.sync, and KiB of shared memory; bytes a second and clocks
-# of the device. From data sheets (A100, RTX 3090, RTX 4090, H200, B200, RTX 5090); on sm_90 and sm_100 mma.sync is
-# taken to reach 64% of the tensor cores, which take wgmma and tcgen05 to be used in full. Nothing was measured here.
+# Per multiprocessor, 16-bit multiply-adds per clock by mma.sync and KiB of shared memory; then bytes per second and
+# clock rate of the device. From data sheets (A100, RTX 3090, RTX 4090, H200, B200, RTX 5090); on sm_90 and sm_100
+# mma.sync is assumed to reach 64% of the tensor cores, which need wgmma and tcgen05 for the full rate. Nothing was
+# measured here.
 _KNOWN = {
     80: (1024, 164, 1.5e12, 1.41e9),
     86: (256, 100, 0.94e12, 1.7e9),
@@ -76,16 +78,16 @@ _KNOWN = {
     120: (512, 100, 1.8e12, 2.4e9),
 }
 
-_START_DEPTH = 64  # a block's start and end take as long as so many products of each sum
+_START_DEPTH = 64  # a block's start and end take as long as this many products of each sum
 _WARPS_TO_BE_BUSY = 8
-_ADD_UP = 3e-6  # seconds that adding partial sums takes at least: a launch
+_REDUCE_SECONDS = 3e-6  # the least time for adding partial sums: one launch
 _LEAST_DEPTH = 256
-"""Products of a split, at least: fewer are not worth a block's start and its partial sums."""
+"""The fewest products per split: fewer are not worth a block's start and its partial sums."""
 
 
 @cache
 def device(name: str) -> Device:
-    """A CUDA device as the model sees it; one that is not known like the next older."""
+    """The numbers of a CUDA device for the model; an unknown architecture is taken for the next older one."""
     properties = module_for(name).cuda.runtime.getDeviceProperties(ordinal(name))
     arch = 10 * int(properties["major"]) + int(properties["minor"])
     macs, shared, bandwidth, clock = _KNOWN[max((known for known in _KNOWN if known <= arch), default=80)]
@@ -95,10 +97,11 @@ def device(name: str) -> Device:
 
 @dataclass(frozen=True)
 class Product:
-    """m x n sums of `depth` products, `times` over; `macs` of the products are asked for, the others fill up tiles.
+    """m x n sums of `depth` products, `times` over; `macs` of the products are needed, and the others fill up tiles.
 
-    `factor`: the 16-bit multiply-adds that take as long as each of them: 1 in 16 bits, 2 as TF32, 6 as three TF32.
-    `bytes` is what all arrays take, `sum_bytes` a float32 of each sum. `reach`: the part of the rate that loads allow.
+    `factor` is the 16-bit multiply-adds that take as long as one product: 1 in 16 bits, 2 as TF32, 6 as three TF32.
+    `bytes` is the size of all arrays, `sum_bytes` that of one float32 per sum. `reach` is the fraction of the rate that
+    loads allow.
     """
 
     m: int
@@ -114,10 +117,10 @@ class Product:
 
 @dataclass(frozen=True)
 class ImplicitGemmTiling(implicit_product.TileGrid):
-    """... and the tile, and what is expected of them.
+    """A grid of tiles with their tile and expected times.
 
-    `waves`: how often the blocks fill the device. `fill`: the part of the products that was asked for; the others fill
-    up tiles. `seconds` is what the model expects, `floor` what no cut can beat.
+    `waves` is how often the blocks fill the device. `fill` is the fraction of the products that are needed; the others
+    fill up tiles. `seconds` is the time that the model expects, `floor` the time that no tiling can beat.
     """
 
     tile: Tile
@@ -136,14 +139,17 @@ class ImplicitGemmTiling(implicit_product.TileGrid):
 def fastest(
     tiles: tuple[Tile, ...], product: Product, shared: tuple[int, ...], budget: int, on: Device
 ) -> ImplicitGemmTiling:
-    """The cut expected to be the fastest. `shared` bytes a block by tile; partial sums stay within `budget` bytes."""
+    """The tiling that is expected to be the fastest. Partial sums stay within `budget` bytes.
+
+    `shared` is the bytes of shared memory per block, by tile.
+    """
     affordable = max(1, min(64, product.depth // _LEAST_DEPTH, budget // max(1, product.sum_bytes)))
     splits = [s for s in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if s <= affordable]
-    cuts = [_tile(tile, count, s, product, on) for tile, count in zip(tiles, shared, strict=True) for s in splits]
-    return min(cuts, key=lambda one: one.seconds + (_ADD_UP if one.splits > 1 else 0))
+    tilings = [_tiling(tile, count, s, product, on) for tile, count in zip(tiles, shared, strict=True) for s in splits]
+    return min(tilings, key=lambda one: one.seconds + (_REDUCE_SECONDS if one.splits > 1 else 0))
 
 
-def _tile(tile: Tile, shared: int, splits: int, product: Product, on: Device) -> ImplicitGemmTiling:
+def _tiling(tile: Tile, shared: int, splits: int, product: Product, on: Device) -> ImplicitGemmTiling:
     tiles_m, tiles_n = -(-product.m // tile.m), -(-product.n // tile.n)
     blocks = tiles_m * tiles_n * product.times * splits
     at_once = max(1, min(512 // tile.threads, on.shared_bytes // (shared + 5 * 1024)))

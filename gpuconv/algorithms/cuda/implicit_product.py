@@ -1,10 +1,10 @@
-"""A pass of a convolution as matrix products whose rows are pixels: sizes, plans, partial sums and launches of kernels.
+"""A pass of a convolution as matrix products whose rows are pixels: sizes, plans, partial sums, and kernel launches.
 
     forward       y[m,k]     =  x[m at (t,c)]   w[(t,c),k]     m = (n, o, p, q)   outputs
     input_grad   dx[m,c]     = dy[m at (t,k)]   w[(t,k),c]     m = (n, d, h, w)   inputs, in parts of stride 1: axes.cuh
     weight_grad  dw[(t,c),k] =  x[m at (t,c)]  dy[m,k]         summed over m
 
-direct.py and implicit_gemm.py cut these products into tiles, and name the kernels.
+direct.py and implicit_gemm.py choose the tilings of these products, and name the kernels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from gpuconv.algorithms.base import Problem
 from gpuconv.algorithms.cuda.epilogue import activation_code
-from gpuconv.algorithms.cuda.split_k import add_up
+from gpuconv.algorithms.cuda.split_k import split_k_reduce
 from gpuconv.backend import accumulator
 from gpuconv.cuda import Unit, launch
 from gpuconv.cuda.arguments import FAST_DIV, conv_struct, fast_div
@@ -27,7 +27,7 @@ from gpuconv.typing import Array, Ints
 
 PLAN = np.dtype(
     [
-        *((name, "i4", (3,)) for name in ("outs", "parts", "apart")),
+        *((name, "i4", (3,)) for name in ("outs", "parts", "tap_stride")),
         *((name, "i4") for name in ("tiles_m", "tiles_n", "splits", "activation")),
         ("by_outs", FAST_DIV, (3,)),
         ("by_depth", FAST_DIV),
@@ -38,12 +38,12 @@ PLAN = np.dtype(
 WEIGHT_PLAN = np.dtype([*((name, "i4") for name in ("tiles_m", "tiles_n", "splits")), ("by_depth", FAST_DIV)])
 """``struct WeightPlan`` of jobs.cuh."""
 
-MOST_JOBS = 2**31 - 1  # blocks of a grid
+MOST_JOBS = 2**31 - 1  # blocks per grid
 
 
 @dataclass(frozen=True)
 class TileGrid:
-    """How many tiles lie along m and n, and into how many splits the products of a sum are cut."""
+    """The number of tiles along m and n, and of the splits of the products of each sum."""
 
     tiles_m: int
     tiles_n: int
@@ -51,7 +51,7 @@ class TileGrid:
 
 
 def product_of(problem: Problem) -> tuple[int, int, int, int]:
-    """m x n sums of `depth` products, and how many times these: in every group, and part of an input gradient."""
+    """m, n and depth of a matrix product, and the number of such products: groups times parts of an input gradient."""
     g = problem.geometry
     taps, pixels = math.prod(g.kernel), g.n * math.prod(g.out)
     if problem.direction == "weight_grad":
@@ -59,25 +59,27 @@ def product_of(problem: Problem) -> tuple[int, int, int, int]:
     if problem.direction == "forward":
         return pixels, g.k_group, taps * g.c_group, g.groups
     outs, parts, _ = parts_of(g)
-    each = max(1, taps // math.prod(parts))  # taps of a part, about
+    each = max(1, taps // math.prod(parts))  # taps per part, about
     return g.n * math.prod(outs), g.c_group, each * g.k_group, g.groups * math.prod(parts)
 
 
 def parts_of(g: ConvGeometry) -> tuple[Ints, Ints, Ints]:
-    """Three numbers an axis of ``struct Conv``: inputs in the largest part of the input gradient, parts, taps apart."""
+    """Per axis of ``struct Conv``: inputs in the largest part of the input gradient, parts, stride between taps."""
     conv = conv_struct(g)
     strides = [max(1, min(int(s), int(x))) for s, x in zip(conv["stride"], conv["x"], strict=True)]
     outs = tuple(-(-int(x) // int(s)) for x, s in zip(conv["x"], conv["stride"], strict=True))
-    apart = tuple(int(s) // math.gcd(int(s), int(d)) for s, d in zip(conv["stride"], conv["dilation"], strict=True))
-    return outs, tuple(strides), apart
+    tap_stride = tuple(
+        int(s) // math.gcd(int(s), int(d)) for s, d in zip(conv["stride"], conv["dilation"], strict=True)
+    )
+    return outs, tuple(strides), tap_stride
 
 
 @lru_cache(maxsize=1024)
 def product_plan(g: ConvGeometry, direction: str, tiles: TileGrid, activation: str) -> np.ndarray[Any, Any]:
     back = direction == "input_grad"
-    outs, parts, apart = parts_of(g) if back else (tuple(map(int, conv_struct(g)["y"])), (1,) * 3, (1,) * 3)
+    outs, parts, tap_stride = parts_of(g) if back else (tuple(map(int, conv_struct(g)["y"])), (1,) * 3, (1,) * 3)
     plan = np.zeros((), PLAN)
-    plan["outs"], plan["parts"], plan["apart"] = outs, parts, apart
+    plan["outs"], plan["parts"], plan["tap_stride"] = outs, parts, tap_stride
     plan["tiles_m"], plan["tiles_n"], plan["splits"] = tiles.tiles_m, tiles.tiles_n, tiles.splits
     plan["activation"] = activation_code(activation)
     plan["by_outs"] = [fast_div(size) for size in outs]
@@ -99,7 +101,7 @@ def launch_product(
     bias: Array | None,
     activation: str,
 ) -> None:
-    """Launch a kernel that makes a forward pass or an input gradient, and add up what its splits made."""
+    """Launch a kernel for a forward pass or an input gradient, and add the partial sums of its splits."""
     partials = partials_of(problem, tiles)
     plan = product_plan(problem.geometry, problem.direction, tiles, activation)
     grid = (jobs(problem, tiles),)
@@ -107,7 +109,7 @@ def launch_product(
     args = (read, w, bias, out, partials, conv_struct(problem.geometry), plan)
     launch(problem.xp, unit, name, grid, block, args, shared_bytes)
     if partials is not None:
-        add_up(problem.xp, partials, out, bias, activation)
+        split_k_reduce(problem.xp, partials, out, bias, activation)
 
 
 def launch_weights(
@@ -121,7 +123,7 @@ def launch_weights(
     dy: Array,
     out: Array,
 ) -> None:
-    """Launch a kernel that makes a weight gradient, and add up what its splits made."""
+    """Launch a kernel for a weight gradient, and add the partial sums of its splits."""
     g, partials = problem.geometry, partials_of(problem, tiles)
     plan = np.array((tiles.tiles_m, tiles.tiles_n, tiles.splits, fast_div(g.c_group)), WEIGHT_PLAN)
     grid = (jobs(problem, tiles),)
@@ -129,7 +131,7 @@ def launch_weights(
     args = (x, dy, out, partials, conv_struct(g), plan)
     launch(problem.xp, unit, name, grid, block, args, shared_bytes)
     if partials is not None:
-        add_up(problem.xp, partials, out)
+        split_k_reduce(problem.xp, partials, out)
 
 
 def jobs(problem: Problem, tiles: TileGrid) -> int:

@@ -1,4 +1,4 @@
-"""What gpuconv is measured against: one module a peer, which imports its package when it is asked for contestants."""
+"""The peers against which gpuconv is measured: one module each, which imports the peer's package on demand."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def load(name: str) -> Peer:
     Raises
     ------
     ValueError
-        If there is none, or its packages are not installed.
+        If there is no such peer, or its packages are not installed.
     """
     if name not in PEERS:
         raise ValueError(f"there is no peer {name!r} to measure against. Choose among {', '.join(PEERS)}.")
     missing = [package for package in PACKAGES[name] if find_spec(package) is None]
     if missing:
         raise ValueError(
-            f"measuring against {name} needs what is not installed: python -m pip install {' '.join(missing)}"
+            f"measuring against {name} needs packages that are not installed: python -m pip install {' '.join(missing)}"
         )
     return PEERS[name]
 

@@ -1,4 +1,4 @@
-"""What a peer is asked, and what it answers with."""
+"""The protocol of a peer, and the calls that it offers for timing."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from gpuconv.typing import Array
 class Contestant:
     """A call to time.
 
-    `result` turns what it returns into the channels-last NumPy array that gpuconv's result must agree with; None where
-    the call computes something else. `scale` turns its time into that of the FLOPs of the convolution.
+    `result` turns its return value into the channels-last NumPy array with which gpuconv's result must agree, and is
+    None if the call computes something else. `scale` turns its time into that of the FLOPs of the convolution.
     """
 
     call: Callable[[], Any]
@@ -30,10 +30,10 @@ class Peer(Protocol):
     """A module of this folder."""
 
     def refusal(self, case: Case) -> str | None:
-        """Why it cannot do this pass, in words; None if it can."""
+        """The reason why the peer cannot do this pass, in words; None if it can."""
 
     def contestants(self, case: Case, work: Workload) -> dict[str, Contestant]:
-        """The ways that it has of doing it, on as many threads as gpuconv; the fastest of them counts."""
+        """The peer's ways of doing this pass, on as many threads as gpuconv; the fastest of them counts."""
 
 
 def channels_first(x: Array) -> Array:

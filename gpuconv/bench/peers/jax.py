@@ -14,11 +14,11 @@ from gpuconv.typing import Array
 
 
 def refusal(case: Case) -> str | None:
-    """What it cannot do, or not on equal terms."""
+    """The reason why JAX cannot do this pass, or not on equal terms."""
     if case.device != "cpu":
         return "is measured on the CPU only"
     if cpu.workers() != cpu.cores():
-        return "takes every core it may run on: hold the whole process to fewer, with taskset"
+        return "takes every core it may run on: limit the whole process to fewer, with taskset"
     if case.dtype.startswith("complex"):
         return "complex gradients follow another convention"
     if case.geometry.pad_mode != "zeros":

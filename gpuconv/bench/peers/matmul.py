@@ -1,4 +1,4 @@
-"""NumPy's or CuPy's own product of the matrices that a pass of a convolution amounts to."""
+"""NumPy's or CuPy's own product of matrices with the sizes of a pass of a convolution."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def refusal(case: Case) -> str | None:
 def contestants(case: Case, work: Workload) -> dict[str, Contestant]:
     """The product of ready-made matrices, with the FLOPs of the convolution.
 
-    With m = n*p*q rows of columns, k = r*s*c and n output channels, for each group: forward is [m,k][k,n]->[m,n], the
-    input gradient [m,n][n,k]->[m,k], the weight gradient [k,m][m,n]->[k,n]. Where the columns would be larger than
-    256 MiB, m is cut to that and the time scaled up: what counts is the rate. 16-bit floats are multiplied as float32
+    With m = n*p*q rows of columns, k = r*s*c and n output channels, per group: forward is [m,k][k,n]->[m,n], the input
+    gradient [m,n][n,k]->[m,k], the weight gradient [k,m][m,n]->[k,n]. Where the columns would be larger than 256 MiB, m
+    is cut to that size and the time is scaled up, because only the rate counts. 16-bit floats are multiplied as float32
     on the CPU, which has no product of its own for them.
     """
     g = case.geometry

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: a model of one operator, its weights given beforehand, as in any model."""
+"""ONNX Runtime on the CPU: a model of one operator with constant weights, as in any model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OPSET, IR_VERSION = 17, 8
 
 
 def refusal(case: Case) -> str | None:
-    """What it has no operator for."""
+    """The reason why ONNX Runtime has no operator for this pass."""
     if case.device != "cpu":
         return "is measured on the CPU only"
     if case.direction == "weight_grad":
@@ -60,7 +60,7 @@ def contestants(case: Case, work: Workload) -> dict[str, Contestant]:
 
 
 def _model(operator: str, x: Array, w: Array, attributes: dict[str, Any]) -> bytes:
-    """y = operator(x, w), ready to load."""
+    """The model y = operator(x, w), ready to load."""
     from onnx import TensorProto, helper, numpy_helper
 
     graph = helper.make_graph(

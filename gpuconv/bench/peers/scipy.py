@@ -1,4 +1,4 @@
-"""SciPy, which convolves one picture, signal or volume with one kernel."""
+"""SciPy, which convolves one signal, image or volume with one kernel."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from gpuconv.typing import Array
 
 
 def refusal(case: Case) -> str | None:
-    """All that a convolution of two arrays of one channel is not."""
+    """The reason why this pass is more than a convolution of two arrays of one channel."""
     g = case.geometry
     if case.device != "cpu":
         return "runs on the CPU only"
     if (g.n, g.c, g.k) != (1, 1, 1):
-        return "knows no batch and no channels"
+        return "has no batch and no channels"
     if any(step != 1 for step in (*g.stride, *g.dilation)):
-        return "knows neither stride nor dilation"
+        return "has neither stride nor dilation"
     if g.pad_mode != "zeros" and case.direction != "forward":
         return "has no gradient of this pad mode"
     if case.dtype in ("float16", "bfloat16"):

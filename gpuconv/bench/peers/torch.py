@@ -1,4 +1,4 @@
-"""PyTorch, in both of its memory formats. On a GPU it may search for its best algorithm, as cuDNN users do."""
+"""PyTorch in both of its memory formats. On a GPU it may search for its best algorithm, as cuDNN users do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gpuconv.typing import Array
 
 
 def refusal(case: Case) -> str | None:
-    """What `torch.convolution` has no argument for."""
+    """The reason why `torch.convolution` cannot express this pass."""
     g = case.geometry
     if case.dtype.startswith("complex"):
         return "complex gradients are not its own"
@@ -26,7 +26,7 @@ def refusal(case: Case) -> str | None:
 
 
 def contestants(case: Case, work: Workload) -> dict[str, Contestant]:
-    """The operator behind `torch.nn.functional.conv*d` and the one behind its gradients, each asked for one result."""
+    """The operators behind `torch.nn.functional.conv*d` and its gradients, each called for one result."""
     import torch
 
     g = case.geometry

@@ -115,7 +115,7 @@ def test_splits_of_a_weight_gradient(gpu, dtype, monkeypatch):
     found = set()
     for longest in (1, 30, 10**6):
         monkeypatch.setattr(depthwise_cuda, "LONGEST_SUM", longest)
-        monkeypatch.setattr(depthwise_cuda, "BLOCKS_A_PROCESSOR", 0)
+        monkeypatch.setattr(depthwise_cuda, "BLOCKS_PER_PROCESSOR", 0)
         depthwise_cuda._sums.cache_clear()
         found.add(depthwise_cuda._sums(posed(case, "weight_grad", dtype)).splits)
         check(gpu, case, "weight_grad", dtype)

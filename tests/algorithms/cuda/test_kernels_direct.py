@@ -1,4 +1,4 @@
-"""kernels/direct.cu, direct_weights.cu and add_up.cu, through the functions that users call and under the checkers."""
+"""direct.cu, direct_weights.cu and split_k_reduce.cu, through the functions that users call and under the checkers."""
 
 from dataclasses import replace
 
@@ -100,7 +100,7 @@ def test_splits(gpu, direction, dtype, monkeypatch):
     case = Case(2, (11, 12), 8, 16, (3, 3), (2, 2), ONE, SAME)
     monkeypatch.setattr(direct_tiles, "LEAST_DEPTH", 1)
     for splits in (2, 3, 8):
-        monkeypatch.setattr(direct_tiles, "_taken", lambda one, *_, wanted=splits: abs(one.splits - wanted))
+        monkeypatch.setattr(direct_tiles, "_total_macs", lambda one, *_, wanted=splits: abs(one.splits - wanted))
         direct_cuda._tiling.cache_clear()
         direct_tiles.choose_tiling.cache_clear()
         size = case.want(direction, *case.arrays()).size
@@ -283,7 +283,7 @@ def test_long_sums_are_made_of_short_ones_to_the_bit(gpu, direction, dtype, spli
     for kinds in (direct_tiles.WIDE_TILES, direct_tiles.NARROW_TILES):
         for size in kinds:
             monkeypatch.setitem(kinds, size, (tile,))
-    monkeypatch.setattr(direct_tiles, "_taken", lambda one, *_: abs(one.splits - splits))
+    monkeypatch.setattr(direct_tiles, "_total_macs", lambda one, *_: abs(one.splits - splits))
     sizes = {"forward": (long, 8, 1), "input_grad": (8, long, 1), "weight_grad": (8, 8, long)}
     c, k, pixels = sizes[direction]
     case = Case(1, (pixels,), c, k, (1,), (1,), (1,), ((0, 0),))

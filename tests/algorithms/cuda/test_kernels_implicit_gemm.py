@@ -99,7 +99,7 @@ def cut(monkeypatch):
     def install(tile=None, splits=1):
         def chosen(tiles, product, shared, budget, on):
             place = tiles.index(tile) if tile in tiles else -1
-            return implicit_gemm_tiles._tile(tiles[place], shared[place], splits, product, on)
+            return implicit_gemm_tiles._tiling(tiles[place], shared[place], splits, product, on)
 
         monkeypatch.setattr(implicit_gemm, "fastest", chosen)
         forget()
@@ -154,7 +154,7 @@ def test_channels_of_any_number(gpu, mode, direction, launched):
 def test_arrays_that_start_anywhere(gpu, direction, start, launched):
     for mode in (HALF, STRICT):
         check(gpu, CHUNKS["stride 2, groups"], direction, mode, start)
-    copies = [dict(unit.macros)["COPY"] for unit in launched if unit.file != "add_up.cu"]
+    copies = [dict(unit.macros)["COPY"] for unit in launched if unit.file != "split_k_reduce.cu"]
     assert copies == {1: [2, 4], 2: [4, 4], 4: [4, 16]}[start]
 
 
@@ -252,8 +252,8 @@ def test_refusals(gpu):
     case = PIECES["a stem"]
     x, w, dy = map(gpu.asarray, case.arrays())
     for changes, words in [
-        ({"dtype": "float64"}, "dtype float64, tensor cores take float16, bfloat16 and float32"),
-        ({"dtype": "complex64"}, "dtype complex64, tensor cores take"),
+        ({"dtype": "float64"}, "dtype float64, but tensor cores take float16, bfloat16 and float32"),
+        ({"dtype": "complex64"}, "dtype complex64, but tensor cores take"),
         ({"pad_mode": "reflect"}, "pad_mode='reflect', needs 'zeros'"),
     ]:
         dtype = changes.pop("dtype", "float32")
@@ -266,7 +266,9 @@ def test_refusals(gpu):
         "n1_h2w2_c1_k2147483000_r1s1": 2147483000,
     }.items():
         long = Problem(gpuconv.ConvGeometry.parse(text), DTYPES["float16"], "cuda:0", "weight_grad", "strict", 0)
-        assert f"{count} products of a sum, pixels or tiles, counts up to 2147482624" in ImplicitGemm().refusal(long)
+        assert f"{count} products of a sum, pixels or tiles, but it counts up to 2147482624" in ImplicitGemm().refusal(
+            long
+        )
 
 
 @pytest.mark.parametrize(("major", "minor", "refused"), [(7, 0, True), (7, 5, True), (8, 0, False), (12, 0, False)])

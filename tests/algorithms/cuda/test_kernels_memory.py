@@ -273,7 +273,7 @@ def test_an_offset_beyond_32_bits_is_reached_without_overflow(emulated, name):
         "avg_pool_grad": (a, b, up, by_c, one, np.int32(1)),
     }[name]
     file = "pool.cu" if "pool" in name else f"{name[:6]}.cu"
-    macros = {"im2col.cu": (("BYTES", 4),), "col2im.cu": (("WIDE", 0),), "pool.cu": (("WIDE", 0), ("WINNER_BYTES", 4))}
+    macros = {"im2col.cu": (("BYTES", 4),), "col2im.cu": (("WIDE", 0),), "pool.cu": (("WIDE", 0), ("ARGMAX_BYTES", 4))}
     unit = Unit(file, a.dtype, (*macros[file], ("INDEX64", 1)))
     module = Module(loader.flatten(file), loader.options(unit), ubsan=True)
     with pytest.raises(KernelFault, match=FAR_AWAY):

@@ -1,5 +1,5 @@
-// The second stage of a sum that several blocks shared: their partial sums, added in order, so that the same call gives
-// the same bits whichever block was first.
+// The second stage of a sum that several blocks share (split-k): their partial sums are added in a fixed order, so the same
+// call gives the same bits whichever block was first.
 //
 //   out[i]  =  activation( partials[0][i] + partials[1][i] + ... + bias[i % channels] )
 //
@@ -13,11 +13,12 @@
 // Cost: sizeof(A) * splits * count bytes read, sizeof(T) * count written; floor: these over 4.3 TB/s on an H200, where
 // short sums are bound by the launch instead.
 //
-// budget: add_up 64 registers
+// budget: split_k_reduce 64 registers
 #include "conv.cuh"
 
-extern "C" __global__ void add_up(const A* __restrict__ partials, const T* __restrict__ bias, T* __restrict__ out,
-                                  index_t count, int splits, const FastDiv by_channels, int activation) {
+extern "C" __global__ void split_k_reduce(const A* __restrict__ partials, const T* __restrict__ bias,
+                                          T* __restrict__ out, index_t count, int splits, const FastDiv by_channels,
+                                          int activation) {
   const index_t step = (index_t)gridDim.x * (index_t)blockDim.x;
   for (index_t i = (index_t)blockIdx.x * (index_t)blockDim.x + (index_t)threadIdx.x; i < count; i += step) {
     A sum = partials[i];
