@@ -685,11 +685,11 @@ def _within_reach(g: ConvGeometry) -> ConvGeometry:
         row *= max(size, g.out[axis])
     if (*strides, *dilations) != (*g.stride, *g.dilation):
         g = replace(g, stride=tuple(strides), dilation=tuple(dilations))
-    return _the_one(g)
+    return interned(g)
 
 
 @lru_cache(maxsize=4096)
-def _the_one(g: ConvGeometry) -> ConvGeometry:
+def interned(g: ConvGeometry) -> ConvGeometry:
     """One object for all equal geometries, so that caches find it by identity and compare no fields."""
     return g
 

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from gpuconv import autotune, backend, cpu, heuristics, settings
 from gpuconv.algorithms import ALGORITHMS, Algorithm, Problem
 from gpuconv.errors import AlgorithmError, WorkspaceError
-from gpuconv.geometry import ConvGeometry
+from gpuconv.geometry import ConvGeometry, interned
 from gpuconv.simd.host import COMPILED, numba_is_there, try_numba
 from gpuconv.support import html
 from gpuconv.support.argument_checks import as_int, is_one_of
@@ -191,7 +191,7 @@ def goes_by_sample(direction: Direction) -> bool:
 
 def of_a_sample(g: ConvGeometry) -> ConvGeometry:
     """The same convolution of one sample, or of none if there is none."""
-    return g if g.n <= 1 else replace(g, n=1)
+    return g if g.n <= 1 else interned(replace(g, n=1))
 
 
 def as_computed(problem: Problem) -> Problem:

@@ -25,10 +25,10 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from gpuconv.geometry import ConvGeometry
+from gpuconv.geometry import ConvGeometry, interned
 from gpuconv.typing import Pair
 
 FEW = 64
@@ -90,7 +90,9 @@ def _are_few(g: ConvGeometry) -> bool:
 
 @lru_cache(maxsize=REMEMBERED)
 def _remembered_parts(g: ConvGeometry) -> tuple[AdjointPart, ...]:
-    return tuple(_parts(g))
+    return tuple(
+        part if part.geometry is None else replace(part, geometry=interned(part.geometry)) for part in _parts(g)
+    )
 
 
 def _parts(g: ConvGeometry) -> Iterator[AdjointPart]:

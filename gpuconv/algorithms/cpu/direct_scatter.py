@@ -55,14 +55,7 @@ class ScatterTiling:
     @staticmethod
     def supports(problem: Problem) -> bool:
         """Whether this is an input gradient that takes fewer vectors so."""
-        g = problem.geometry
-        if problem.direction != "input_grad" or g.groups > 1 or g.dilation[-1] > 1 or g.macs == 0:
-            return False
-        if is_mostly_pads(g):  # what is added to them would be computed and held
-            return False
-        lanes = cpu.vector_bytes() // problem.dtype.itemsize
-        taps = math.prod(g.kernel)
-        return _vectors(g, lanes) * (g.k + SCATTERED) < taps * -(-g.c // lanes) * g.k
+        return problem.direction == "input_grad" and _takes_fewer_vectors(problem)
 
     @classmethod
     def of(cls, problem: Problem) -> ScatterTiling:
@@ -131,6 +124,18 @@ class ScatterTiling:
         ):
             lying.reshape(planes, -1, g.k, width)[...] = some.reshape(planes, -1, width, g.k).swapaxes(-1, -2)
         return packed
+
+
+@lru_cache(maxsize=1024)
+def _takes_fewer_vectors(problem: Problem) -> bool:
+    g = problem.geometry
+    if g.groups > 1 or g.dilation[-1] > 1 or g.macs == 0:
+        return False
+    if is_mostly_pads(g):  # what is added to them would be computed and held
+        return False
+    lanes = cpu.vector_bytes() // problem.dtype.itemsize
+    taps = math.prod(g.kernel)
+    return _vectors(g, lanes) * (g.k + SCATTERED) < taps * -(-g.c // lanes) * g.k
 
 
 @lru_cache(maxsize=1024)
