@@ -203,8 +203,8 @@ def test_who_comes_second_waits(monkeypatch, direction, text, taken):
     def run(_, jobs, *, macs):
         (job,) = jobs
         waiting = parallel_loops._waiting()
-        job(waiting.Turn(parallel_loops._gate()[0], 1, True))
-        gate = parallel_loops._gate()[0]
+        job(waiting.Turn(parallel_loops._take_gate()[0], 1, True))
+        gate = parallel_loops._take_gate()[0]
         gate[waiting.NEXT], gate[waiting.DONE] = taken, taken - 1
         second = threading.Thread(target=job, args=(waiting.Turn(gate, 1, True),), daemon=True)
         second.start()
