@@ -71,7 +71,7 @@ class ConvPlan:
       winograd       refused   kernel (1, 1), stride (1, 1), dilation (1, 1); needs (3, 3), (1, 1), (1, 1)
       winograd_4x4   refused   less precise than float32, needs precision='fast'
       implicit_gemm  refused   runs on CUDA devices only
-      direct         refused   takes float32 and float64 on the CPU, the arrays are complex64
+      direct         refused   takes float32 and float64 on the CPU, but the arrays are complex64
     """
 
     geometry: ConvGeometry

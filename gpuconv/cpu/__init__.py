@@ -1,6 +1,7 @@
 """The CPU as a device, and threads on it.
 
-`device` has the facts, `threads` runs jobs side by side, `parallel_loops` compiled loops; `thread_pool` is under both.
+`device` has the facts. `threads` says how many threads a call may use and runs Python jobs on them, `parallel_loops`
+runs compiled loops on them, and `thread_pool` has the workers that both use.
 """
 
 from gpuconv.cpu.device import cache_bytes, cores, product_name, vector_bytes

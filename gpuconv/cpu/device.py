@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 FRESH = 0.1
-"""Seconds for which a count of cores holds. Asking the system takes as long as a small convolution's plan."""
+"""Seconds for which a count of cores is reused. Asking the system takes as long as planning a small convolution."""
 
 
 def cores() -> int:
-    """The cores that this process may run on, as their set and the quotas of its control groups are now."""
+    """The number of cores that this process may use now, by its affinity and the quotas of its control groups."""
     global _counted  # noqa: PLW0603
     until, count = _counted
     now = time.monotonic()
@@ -28,10 +28,11 @@ def cores() -> int:
 
 
 _counted = (0.0, 1)
-"""Until when a count of cores holds, and the count."""
+"""The time until which the last count of cores is reused, and the count."""
 
 
 def cores_to_run_on() -> int:
+    """The number of cores in the affinity of this process, or of all cores where the system has no affinity."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
@@ -40,10 +41,10 @@ def cores_to_run_on() -> int:
 
 @cache
 def _quota_files(proc: Path = Path("/proc/self/cgroup"), mounts: Path = Path("/sys/fs/cgroup")) -> tuple[Path, ...]:
-    """The files that limit the time on processors of this process: of its control group, and of those around it.
+    """The files with the CPU quotas of this process: those of its control group and of all groups that contain it.
 
-    Inside a container the groups above its own are not there, or the path is that of the host: then the group mounted
-    at the top is its own.
+    Inside a container the groups above its own may not be there, or the path may be that of the host. Then the group
+    mounted at the top is its own.
     """
     try:
         lines = proc.read_text(encoding="utf-8").splitlines()
@@ -68,7 +69,7 @@ def _quota_files(proc: Path = Path("/proc/self/cgroup"), mounts: Path = Path("/s
 
 
 def _quota(files: Iterable[Path]) -> int:
-    """The least whole number of cores that gives all the time that the files allow."""
+    """The least whole number of cores that can use all the time that the quotas in these files allow."""
     least = sys.maxsize
     for file in files:
         try:
@@ -85,7 +86,7 @@ def _quota(files: Iterable[Path]) -> int:
 
 @cache
 def cache_bytes() -> int:
-    """The size of the second-level cache of one core; 1 MiB where the system does not tell."""
+    """The size of the second-level cache of one core, or 1 MiB where the system does not report it."""
     try:
         found = os.sysconf("SC_LEVEL2_CACHE_SIZE")
     except (AttributeError, OSError, ValueError):
@@ -95,7 +96,7 @@ def cache_bytes() -> int:
 
 @cache
 def vector_bytes() -> int:
-    """The size of the vectors that one core computes with, as far as NumPy tells."""
+    """The size of the vector registers of one core, as far as NumPy reports it."""
     found = np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", ())
     if "X86_V4" in found or "AVX512F" in found or "AVX512_SKX" in found:
         return 64
@@ -104,7 +105,7 @@ def vector_bytes() -> int:
 
 @cache
 def product_name() -> str:
-    """The product name of the processor, as far as the platform tells."""
+    """The product name of the processor, as far as the platform reports it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():

@@ -1,12 +1,15 @@
-"""Threads that take shares of a caller's work, in a pool that no interrupt can leave in disorder.
+"""The pool of worker threads, which take shares of a caller's work. No interrupt can leave it in disorder.
 
-A KeyboardInterrupt is raised in the main thread, between any two bytecodes, in a `finally` as well. So a caller changes
-nothing of the pool in more than one step, and may take each step again: a share of work belongs to the first who claims
-it, the worker or the caller who withdraws it. All else is kept by the workers, which no interrupt reaches. A share that
-an interrupted caller left behind does no harm as long as its work checks by itself that the call still lasts.
+threads.py offers shares of jobs in Python, parallel_loops.py shares of compiled loops. A caller offers a share to each
+worker that it wants, works itself, and settles the shares in the end.
 
-A worker that has nothing to do sleeps. Compiled loops cannot wait until it has woken up, which takes some 50 us (2
-cores of an AMD EPYC in a virtual machine), so cpu/parallel_loops.py lets workers `linger` awake for a while.
+A KeyboardInterrupt is raised in the main thread, between any two bytecodes, also inside a `finally`. So every change
+that a caller makes to the pool is one step, which may be repeated: a share belongs to the first who claims it, the
+worker or the caller who withdraws it. Everything else is changed by workers only, which no interrupt reaches. A share
+that an interrupted caller leaves behind does no harm as long as its work checks by itself that the call still lasts.
+
+A worker that has nothing to do sleeps. Waking it takes about 50 us (2 cores of an AMD EPYC in a virtual machine), which
+is too long for compiled loops, so parallel_loops.py lets workers `linger` awake for a while.
 """
 
 from __future__ import annotations
@@ -22,21 +25,22 @@ from gpuconv.typing import Array
 
 Work = Callable[[], None]
 
-ASKED, GATE, NUMBER = range(3)
-"""Elements of a mailbox: how often the worker was asked, and where simd/waiting.py sees that the caller has begun."""
+ASKED, GATE, TICKET = range(3)
+"""Elements of a mailbox: how often the worker has been asked, and the gate and the ticket of the call that asked last.
+By the gate simd/waiting.py sees that the caller has begun."""
 
 SPINS = 4
-"""Looks at a flag by `spin` before a caller sleeps until a share is over."""
+"""Polls of a flag by `spin` before a caller sleeps until a share is done."""
 
 linger: Callable[[Array, int], int] | None = None
-"""Waits, without Python's lock, until a mailbox was asked more often than a number; returns the new number, or -1."""
+"""Waits, without the GIL, until a mailbox has been asked more often than a number. Returns how often, or -1."""
 
 spin: Callable[[Array], bool] | None = None
-"""Waits a little, without Python's lock, until a flag is set; returns whether it is."""
+"""Waits for a short time, without the GIL, until a flag is set. Returns whether it is."""
 
 
 class Share:
-    """What one worker is to do. `error` is what ended it, if anything did."""
+    """A share of a caller's work, offered to one worker. `error` is the exception that ended it, if one did."""
 
     def __init__(self, work: Work, worker: _Worker) -> None:
         self.error: BaseException | None = None
@@ -48,9 +52,11 @@ class Share:
         self._unfinished.acquire()
 
     def _claim(self, who: str) -> bool:
+        """Whether `who`, the worker or the caller, is the first to claim this share."""
         return self._owner.setdefault(None, who) == who  # one step of the interpreter
 
     def do(self, worker: _Worker) -> None:
+        """Do the work as `worker`, unless the caller has withdrawn it."""
         if not self._claim("worker"):
             return
         worker.is_busy = True
@@ -67,15 +73,16 @@ class Share:
             self._unfinished.release()
 
     def withdraw(self) -> None:
-        """Return when no worker will do anything of it any more: at once, if none has begun."""
+        """Withdraw the share, and return when its worker is done with it: at once, if the worker has not begun."""
         if not self._claim("caller"):
             self._wait()
             return
         self._work = None
         with suppress(ValueError):
-            self._worker.box.remove(self)
+            self._worker.offers.remove(self)
 
     def _wait(self) -> None:
+        """Wait until the worker is done."""
         for _ in range(SPINS if spin is not None else 0):
             if self._flag[0] or (spin is not None and spin(self._flag)):
                 return
@@ -85,8 +92,10 @@ class Share:
 
 
 class _Worker:
+    """A thread of the pool, with the shares that callers have offered to it."""
+
     def __init__(self) -> None:
-        self.box: list[Share] = []
+        self.offers: list[Share] = []
         self.mailbox = np.zeros(3, np.int64)
         self.is_busy = False
         self._is_asleep = False
@@ -94,72 +103,72 @@ class _Worker:
         self._wake.acquire()
 
     def wake(self) -> None:
-        """Tell the worker that there is something in its box."""
+        """Tell the worker that a share has been offered."""
         self.mailbox[ASKED] += 1
         if self._is_asleep:
-            with suppress(RuntimeError):  # somebody else has woken it
+            with suppress(RuntimeError):  # another caller has woken it
                 self._wake.release()
 
     def serve(self) -> None:
-        """What the thread of a worker runs."""
+        """Do what is offered, for ever. This is what the thread of the worker runs."""
         _workers.append(self)
-        seen = 0
+        answered = 0
         while True:
-            while self.box:
+            while self.offers:
                 self._do_one()
-            if linger is not None and (asked := linger(self.mailbox, seen)) >= 0:
-                seen = asked
+            if linger is not None and (asked := linger(self.mailbox, answered)) >= 0:
+                answered = asked
                 continue
             self._is_asleep = True
-            if not self.box:
+            if not self.offers:
                 self._wake.acquire()
             self._is_asleep = False
 
     def _do_one(self) -> None:
         try:
-            share = self.box.pop()
+            share = self.offers.pop()
         except IndexError:
             return  # withdrawn
         share.do(self)
 
 
 _workers: list[_Worker] = []
-"""All of them, as many as were ever asked by one call, or as there are cores. Each enters itself."""
+"""All workers: as many as one call has ever asked for, or as there are cores. Each worker adds itself."""
 
 
 def offer(shares: list[Share], count: int, work: Work, gate: tuple[int, int] = (0, 0)) -> None:
-    """Offer some work to `count` workers, or to as many as can be had, each of which may do it.
+    """Offer shares of some work to `count` workers, or to as many as are available.
 
-    Each is noted in `shares` before any worker can know of it, for `settle`. `gate` is an address and a number for
-    `linger`.
+    Each share is added to `shares`, for `settle`, before any worker can know of it. `gate` is the address of a gate and
+    the ticket of the call, for `linger`.
     """
-    free = [worker for worker in _workers if not worker.is_busy and not worker.box]
+    free = [worker for worker in _workers if not worker.is_busy and not worker.offers]
     for worker in tuple(_workers):
-        if worker.box:
-            worker.wake()  # an interrupt may have come between a share and the call that wakes
+        if worker.offers:
+            worker.wake()  # an interrupt may have come between the offer and the wake
     for i in range(count):
         if i >= len(free) and len(_workers) >= max(count, (os.cpu_count() or 1) - 1):
-            return  # callers side by side share what there is: more threads than cores gain nothing
+            return  # concurrent callers divide the workers there are: more threads than cores gain nothing
         worker = free[i] if i < len(free) else _Worker()
         share = Share(work, worker)
         shares.append(share)
         if i < len(free):
             worker.mailbox[GATE:] = gate
-            worker.box.append(share)
+            worker.offers.append(share)
             worker.wake()
             continue
-        worker.box.append(share)
+        worker.offers.append(share)
         try:
             # Not threading.Thread: an interrupt inside its start() may leave the new thread waiting for ever.
             _thread.start_new_thread(worker.serve, ())
         except RuntimeError:  # no more threads can be started: the caller does it all
-            worker.box.clear()
+            worker.offers.clear()
             shares.remove(share)
             return
 
 
 def settle(shares: list[Share]) -> None:
-    """Return when no worker is at any of the shares any more. An interrupt of the wait is raised at its end."""
+    """Withdraw all shares, and return when no worker works on one. An interrupt of the wait is raised at its end."""
     interrupt: BaseException | None = None
     while True:
         try:
@@ -173,7 +182,7 @@ def settle(shares: list[Share]) -> None:
 
 
 def _after_fork() -> None:
-    """Threads do not survive a fork."""
+    """Forget the workers in the child, since threads do not survive a fork."""
     _workers.clear()
 
 

@@ -1,4 +1,8 @@
-"""How many threads a call may use, and jobs run side by side on them, with BLAS held to one thread."""
+"""The number of threads that a call may use, and Python jobs that run on them concurrently, with BLAS at one thread.
+
+The threads beside the caller's are the workers of thread_pool.py. parallel_loops.py runs compiled loops on the same
+workers.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +26,17 @@ from gpuconv.support.argument_checks import as_int
 Task = TypeVar("Task")
 
 MOST_OF_BLAS = 64
-"""Threads that the OpenBLAS of NumPy's wheels has at most, on however many cores."""
+"""Maximum threads of the OpenBLAS in NumPy's wheels, whatever the number of cores."""
 
 
 def workers() -> int:
-    """Threads a call may use: `settings.threads`, or as many as the surroundings mean.
+    """The number of threads that a call may use: `settings.threads`, or the default of the environment.
 
-    These are the cores that the process may run on, or OMP_NUM_THREADS as it was at the first call, or as many threads
-    as NumPy's BLAS is held to, by threadpoolctl or by a variable of its own, whatever is least. A limit of BLAS counts
-    from the next call on, another set of cores or another quota after `device.FRESH` seconds at the latest. Every call
-    asks: that takes 0.6 us, and 27 us where the cores are counted anew (Xeon with AVX-512, 2026-11-30).
+    The default is the least of three: the number of cores that the process may use, OMP_NUM_THREADS as it was at the
+    first call, and the number of threads that NumPy's BLAS is limited to, by threadpoolctl or by a variable of its own.
+    A limit of BLAS takes effect at the next call, another set of cores or another quota after `device.FRESH` seconds at
+    the latest. Every call asks, which takes 0.6 us, and 27 us where the cores are counted anew (Xeon with AVX-512,
+    2026-11-30).
     """
     if settings.threads is None:
         return min(device.cores(), _meant_by_openmp(), _left_by_blas())
@@ -40,7 +45,7 @@ def workers() -> int:
 
 @cache
 def _meant_by_openmp() -> int:
-    """What OMP_NUM_THREADS says of the outermost level."""
+    """The number that OMP_NUM_THREADS sets for the outermost level."""
     try:
         count = int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0])
     except ValueError:
@@ -49,7 +54,7 @@ def _meant_by_openmp() -> int:
 
 
 def _left_by_blas() -> int:
-    """The threads that NumPy's BLAS is held to, unless that is as many as it takes by itself."""
+    """The number of threads that NumPy's BLAS is limited to; sys.maxsize if it has its own default."""
     originals = _serial_blas.originals
     counts, by_itself = _blas_counters()
     least = sys.maxsize
@@ -62,15 +67,15 @@ def _left_by_blas() -> int:
 
 @cache
 def _blas_counters() -> tuple[tuple[Callable[[], int | None], ...], tuple[int | None, ...]]:
-    """What tells how many threads each BLAS uses; and as many as it took by itself, None if it was held to fewer."""
+    """A function per BLAS that returns its number of threads, and its default, which is None if it had a limit."""
     counters, by_itself = [], []
     usual = min(device.cores_to_run_on(), MOST_OF_BLAS)
     for library in _blas().lib_controllers:
         counter: Callable[[], int | None] = partial(getattr, library, "num_threads")
         if isinstance(library, OpenBLASController) and library.threading_layer != "openmp":
-            with suppress(AttributeError):  # a name that threadpoolctl may change; it takes 2 us less
+            with suppress(AttributeError):  # a private name, which threadpoolctl may change; this saves 2 us
                 function = library._get_symbol("openblas_get_num_threads")  # noqa: SLF001
-                if function is not None:  # called without letting go of Python's lock, for which others may wait
+                if function is not None:  # called with the GIL held, since others may be waiting for it
                     counter = PYFUNCTYPE(c_int)(cast(function, c_void_p).value or 0)
         counters.append(counter)
         now = counter()
@@ -80,7 +85,7 @@ def _blas_counters() -> tuple[tuple[Callable[[], int | None], ...], tuple[int | 
 
 @cache
 def blas_name() -> str:
-    """The BLAS that NumPy uses, and the architecture whose code it runs: "openblas 0.3.30 SkylakeX"."""
+    """The BLAS that NumPy uses, and the architecture whose code it runs, such as "openblas 0.3.30 SkylakeX"."""
     found = _blas().info()
     if not found:
         return "unknown BLAS"
@@ -88,11 +93,11 @@ def blas_name() -> str:
 
 
 SMALL_MACS = 2**18
-"""Up to here BLAS keeps to one thread by itself and need not be held to it."""
+"""Maximum multiply-adds of a product for which BLAS itself uses one thread, and need not be limited to it."""
 
 
 def affordable_threads(tasks: int, budget: int, worker: int, most: int) -> int:
-    """How many threads, of up to `most`, have something to do and room for their buffers."""
+    """The number of threads, at most `most`, that have a task and whose buffers of `worker` bytes fit in `budget`."""
     return max(1, min(most, tasks, most if worker == 0 else budget // worker))
 
 
@@ -105,10 +110,10 @@ def parallel_for(
 ) -> None:
     """Run every task once, on up to `threads` threads, the caller's among them.
 
-    Each thread calls `make_worker` once, which is where it gets buffers of its own, and applies what it returns to one
-    task after another until none is left. Which thread takes which task is left to chance, so a job must write only
-    what its task owns; then the result is the same for any number of threads. BLAS runs on one thread meanwhile, unless
-    `single_thread_blas` is False: for one thread with products so small that BLAS keeps to one by itself, or on a GPU.
+    Each thread calls `make_worker` once, which gives it buffers of its own, and applies the result to one task after
+    another until none is left. Which thread takes which task is left to chance, so a job must write only what its task
+    owns. Then the result is the same for any number of threads. BLAS runs on one thread meanwhile, unless
+    `single_thread_blas` is False: for one thread with products so small that BLAS itself uses one, or on a GPU.
 
     The first exception of a job is raised here, after the other threads have stopped at their next task.
     """
@@ -146,7 +151,7 @@ def parallel_for(
             finally:
                 end()
         except BaseException:
-            end()  # again, if an interrupt has cut the first short
+            end()  # again, in case an interrupt has cut the first short
             raise
         for share in shares:
             if share.error is not None:
@@ -154,11 +159,11 @@ def parallel_for(
 
 
 class _SerialBLAS:
-    """Holds BLAS to one thread from the first of several overlapping entries to the last of their exits.
+    """A context manager that limits BLAS to one thread from the first of overlapping entries to the last exit.
 
-    With plain ``threadpool_limits`` in two Python threads the second would remember the limit of the first as the
+    With plain ``threadpool_limits`` in two Python threads, the second would remember the limit of the first as the
     original, and leave the process at one thread for good. Only the main thread can be interrupted, and an entry is
-    known by its thread: what an interrupt skips at an exit, the next exit of that thread makes good.
+    recorded by its thread, so what an interrupt skips at an exit is made good by the next exit of that thread.
     """
 
     def __init__(self) -> None:
@@ -191,7 +196,7 @@ class _SerialBLAS:
                 self.put_back()
 
     def put_back(self) -> None:
-        """Give BLAS the threads that it had; what an interrupt leaves undone may be done again."""
+        """Restore the number of threads that BLAS had. After an interrupt this may be done again."""
         self._limit(None)
         self.originals = []
 
@@ -211,9 +216,9 @@ def _blas() -> ThreadpoolController:
 
 
 def _let_any_thread_control_blas() -> None:
-    """From 3.8 on threadpoolctl obeys the first thread that sets a limit of OpenBLAS and silently ignores all others.
+    """Let any thread set the limit of OpenBLAS. From 3.8 on, threadpoolctl ignores all but the first that sets one.
 
-    Ours may enter on one thread and leave on another; `_SerialBLAS` keeps them from getting into each other's way.
+    Ours may enter on one thread and leave on another. `_SerialBLAS` keeps them from interfering with each other.
     """
     release = getattr(OpenBLASController, "clear_controlling_thread", None)
     if release is not None:
@@ -224,7 +229,7 @@ _serial_blas = _SerialBLAS()
 
 
 def _after_fork() -> None:
-    """Threads do not survive a fork: in the child nobody is inside BLAS."""
+    """Restore BLAS in the child. Threads do not survive a fork, so no thread there is inside BLAS."""
     global _serial_blas
     held, _serial_blas = _serial_blas, _SerialBLAS()
     held.put_back()

@@ -122,7 +122,7 @@ n1_h16w16_c64_k64_r3s3_p1_g64  float16 fast  cpu  forward  295 kFLOP
   loops          possible  65.5 kB workspace
   winograd       refused   sums over 1 channels, needs 4 to err no more than a plain sum
   implicit_gemm  refused   runs on CUDA devices only
-  direct         refused   takes float32 and float64 on the CPU, the arrays are float16""",
+  direct         refused   takes float32 and float64 on the CPU, but the arrays are float16""",
         "<ConvPlan n1_h16w16_c64_k64_r3s3_p1_g64 float16 forward on cpu: depthwise, 188 kB workspace>",
     ),
     "refused for workspace": (
@@ -135,7 +135,7 @@ n1_h8w8_c4_k4_r3s3_p1_g4  complex128 strict  cpu  input_grad  4.61 kFLOP
   winograd_4x4   refused   less precise than float32, needs precision='fast'
   fft            refused   needs 1.01 kB workspace, but max_workspace is 1 kB
   implicit_gemm  refused   runs on CUDA devices only
-  direct         refused   takes float32 and float64 on the CPU, the arrays are complex128
+  direct         refused   takes float32 and float64 on the CPU, but the arrays are complex128
   gemm           refused   needs 1.73 kB workspace, but max_workspace is 1 kB""",
         "<ConvPlan n1_h8w8_c4_k4_r3s3_p1_g4 complex128 input_grad on cpu: loops, no workspace>",
     ),

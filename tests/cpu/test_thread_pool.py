@@ -181,7 +181,7 @@ def test_an_error_of_the_caller_is_raised_when_the_others_are_done():
 def test_who_belongs_to_another_call_finds_the_gate_closed():
     """Even if that call is at its loop, with the very gate of the one that ended."""
     waiting = parallel_loops._waiting()
-    gate, _ = parallel_loops._gate()
+    gate, _ = parallel_loops._take_gate()
     now, late = waiting.Turn(gate, 8, True), waiting.Turn(gate, 7, False)
     assert waiting.enter(now)
     assert not waiting.enter(late)
@@ -195,7 +195,7 @@ def test_who_belongs_to_another_call_finds_the_gate_closed():
 
 def test_the_caller_leaves_last():
     waiting = parallel_loops._waiting()
-    caller = waiting.Turn(parallel_loops._gate()[0], 9, True)
+    caller = waiting.Turn(parallel_loops._take_gate()[0], 9, True)
     worker = caller._replace(is_caller=False)
     waiting.enter(caller)
     assert waiting.enter(worker)

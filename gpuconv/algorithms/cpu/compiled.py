@@ -1,4 +1,4 @@
-"""What algorithms by compiled loops have in common: the memory that they may take."""
+"""The shared part of the algorithms that run compiled loops: memory budgets, and the bias as the loops read it."""
 
 import math
 from typing import Any
@@ -10,18 +10,18 @@ from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import LONGEST_VECTOR
 from gpuconv.typing import Array
 
-AT_ONCE = 64
-"""Correlations of an input gradient that threads go through without waiting for each other."""
+CORRELATIONS_AT_ONCE = 64
+"""Maximum correlations of an input gradient that threads compute without waiting for each other in between."""
 
 PANEL = 2 * LONGEST_VECTOR
-"""Bytes of a row of a panel of output channels, or more."""
+"""Maximum bytes of a row of a panel of output channels."""
 
 ONE_VECTOR = 1.4
-"""How much longer a product takes for each vector of channels where there is only one: it reads as much of x for it."""
+"""Relative time per vector of channels where a product has only one vector, for which it reads as much of x."""
 
 
 def copied_bytes(problem: Problem) -> int:
-    """Of the copies that may be needed: nothing but the problem tells whether arrays are contiguous and native."""
+    """Bytes of the copies that a problem may need: 0 only if it says that its arrays are contiguous and native."""
     g = problem.geometry
     if problem.contiguous:
         return 0
@@ -29,8 +29,8 @@ def copied_bytes(problem: Problem) -> int:
 
 
 def budget(problem: Problem, shared_bytes: int) -> int:
-    """What is left for the buffers of threads, if each of the correlations of a problem takes `shared_bytes`."""
-    count = min(AT_ONCE, math.prod(map(min, problem.geometry.stride, problem.geometry.spatial)))
+    """Bytes left for the buffers of threads, if each correlation of a problem takes `shared_bytes`."""
+    count = min(CORRELATIONS_AT_ONCE, math.prod(map(min, problem.geometry.stride, problem.geometry.spatial)))
     count = count if problem.direction == "input_grad" else 1
     return problem.max_workspace - copied_bytes(problem) - count * shared_bytes
 

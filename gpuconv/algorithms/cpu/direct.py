@@ -1,13 +1,12 @@
-"""Direct convolution on the CPU: products in registers by loops that Numba compiles, all passes, nothing unfolded.
+"""Direct convolution on the CPU: products in registers by loops that Numba compiles, for all passes, without im2col.
 
     forward       y[m,k]    =  x[m at (t,c)]   w[(t,c),k]      m = (n, o, p, q)   outputs
     input_grad   dx[m,c]    = dy[m at (t,k)]   w[(t,k),c]      m of one residue of the stride at a time, see adjoint.py
     weight_grad  dw[(t,c),k] =  x[m at (t,c)]  dy[m,k]         summed over m, chunk by chunk
 
-direct_dense.py gives these to the loops of simd/dense.py; where every channel is a group of its own,
-direct_depthwise.py gives them to those of simd/depthwise.py; and an input gradient with few channels goes another way,
-by direct_scatter.py to simd/scatter.py. Every sum is made in an order that does not depend on the number of threads:
-neither do the bits.
+direct_dense.py calls the loops of simd/dense.py for these. Where every channel is a group of its own,
+direct_depthwise.py calls those of simd/depthwise.py, and direct_scatter.py calls simd/scatter.py for input gradients
+with few channels. Every sum is made in an order that does not depend on the number of threads, so neither do the bits.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import numpy as np
 from gpuconv import cpu
 from gpuconv.algorithms.adjoint import adjoint_classes, adjoint_parts
 from gpuconv.algorithms.base import Cost, PlainWeights, Problem
-from gpuconv.algorithms.cpu.compiled import AT_ONCE, copied_bytes
+from gpuconv.algorithms.cpu.compiled import CORRELATIONS_AT_ONCE, copied_bytes
 from gpuconv.algorithms.cpu.direct_dense import DenseTiling
 from gpuconv.algorithms.cpu.direct_depthwise import DepthwiseTiling
 from gpuconv.algorithms.cpu.direct_narrow import Part, parts_of
@@ -39,7 +38,7 @@ class Direct(PlainWeights):
 
     def refusal(self, problem: Problem) -> str | None:
         if problem.dtype.name not in ("float32", "float64"):
-            return f"takes float32 and float64 on the CPU, the arrays are {problem.dtype}"
+            return f"takes float32 and float64 on the CPU, but the arrays are {problem.dtype}"
         return why_no_numba()
 
     def why_not_auto(self, problem: Problem) -> str | None:
@@ -49,7 +48,9 @@ class Direct(PlainWeights):
         tilings = _tilings(problem)
         if not tilings:
             return 0
-        together = min(AT_ONCE, sum(count for _, count in tilings)) * max(tiling.shared_bytes for tiling, _ in tilings)
+        together = min(CORRELATIONS_AT_ONCE, sum(count for _, count in tilings)) * max(
+            tiling.shared_bytes for tiling, _ in tilings
+        )
         shared = copied_bytes(problem) + min(together, sum(tiling.shared_bytes * count for tiling, count in tilings))
         if problem.direction == "weight_grad":
             shared += max(part.gradients_size for part in parts_of(problem, problem.geometry)) * problem.dtype.itemsize
@@ -59,17 +60,17 @@ class Direct(PlainWeights):
         return sum((tiling.cost * count for tiling, count in _tilings(problem)), Cost())
 
     def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
-        """An output is summed by itself, in an order that the kernel decides, and whether taps of a row are merged."""
+        """An output is summed by itself, in an order set by the kernel and by whether the taps of a row are merged."""
         of_batch, alone = (
-            [isinstance(tiling, DenseTiling) and tiling.merges for tiling, _ in _tilings(posed)]
-            for posed in (problem, sample)
+            [isinstance(tiling, DenseTiling) and tiling.merges for tiling, _ in _tilings(each)]
+            for each in (problem, sample)
         )
         return problem.direction != "weight_grad" and of_batch == alone
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
         g, target = problem.geometry, _target(problem, out)
         _correlate(problem, [(g, native(x), weights_by_group(native(w), g), target)], bias, activation)
-        _deliver(target, out, activation)
+        _finish_out(target, out, activation)
 
     def input_grad(
         self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
@@ -78,22 +79,22 @@ class Direct(PlainWeights):
         if ScatterTiling.supports(problem):
             tiling = ScatterTiling.of(problem)
             run(tiling.threads, [tiling.job(dy, w, out, bias, relu=activation == "relu")], macs=problem.geometry.macs)
-            _deliver(out, out, activation)
+            _finish_out(out, out, activation)
             return
         target = _target(problem, out)
         correlations: list[tuple[ConvGeometry, Array, Array, Array]] = []
         for part in adjoint_parts(problem.geometry):
-            place = target[(slice(None), *part.dx_slices)]
+            target_part = target[(slice(None), *part.dx_slices)]
             if part.geometry is None:
-                fill(np, place, bias, "relu" if activation == "relu" else "identity")
+                fill(np, target_part, bias, "relu" if activation == "relu" else "identity")
                 continue
-            if len(correlations) == AT_ONCE:
+            if len(correlations) == CORRELATIONS_AT_ONCE:
                 _correlate(problem, correlations, bias, activation)
                 correlations = []
-            turned = weights_by_group(w[part.w_slices], problem.geometry).swapaxes(-1, -2)
-            correlations.append((part.geometry, dy[(slice(None), *part.dy_slices)], turned, place))
+            transposed = weights_by_group(w[part.w_slices], problem.geometry).swapaxes(-1, -2)
+            correlations.append((part.geometry, dy[(slice(None), *part.dy_slices)], transposed, target_part))
         _correlate(problem, correlations, bias, activation)
-        _deliver(target, out, activation)
+        _finish_out(target, out, activation)
 
     def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
         x, dy = native(x), native(dy)
@@ -101,33 +102,33 @@ class Direct(PlainWeights):
             if part.columns == 0:
                 tiling.weight_gradient(x, dy, out)
                 continue
-            of_part = np.empty(part.g.w_shape, out.dtype)
-            tiling.weight_gradient(*part.between(x, dy), of_part)
-            np.add(out if number else 0, part.added_up(of_part), out=out)
+            of_copies = np.empty(part.g.w_shape, out.dtype)
+            tiling.weight_gradient(*part.between(x, dy), of_copies)
+            np.add(out if number else 0, part.sum_over_copies(of_copies), out=out)
 
 
 def _correlate(
     problem: Problem, correlations: list[tuple[ConvGeometry, Array, Array, Array]], bias: Array | None, activation: str
 ) -> None:
-    """Compute all, (geometry, x, w, where to), side by side."""
+    """Compute correlations, each a (geometry, x, w, target), concurrently."""
     relu = activation == "relu"
     threads, jobs = 1, []
-    for g, x, w, to in correlations:
+    for g, x, w, target in correlations:
         for part, tiling in _pieces(problem, g, cpu.workers()):
             threads = max(threads, tiling.threads)
-            jobs.append(tiling.job(*part.of(x, w, to, bias), relu=relu))
+            jobs.append(tiling.job(*part.of(x, w, target, bias), relu=relu))
     run(threads, jobs, macs=problem.geometry.macs)
 
 
 def _target(problem: Problem, out: Array) -> Array:
-    """Where the loops may write."""
+    """The array that the loops write to: `out`, or a buffer where they cannot write to it."""
     if DepthwiseTiling.supports(problem, problem.geometry) and not has_adjacent_channels(out):
         return np.empty(out.shape, out.dtype)
     return out
 
 
-def _deliver(target: Array, out: Array, activation: str) -> None:
-    """Do what the loops have left to be done."""
+def _finish_out(target: Array, out: Array, activation: str) -> None:
+    """Apply the activations that the loops do not, and copy the result to `out` where it was made elsewhere."""
     if activation not in ("identity", "relu"):
         finish(np, target, None, activation)
     if target is not out:
@@ -135,7 +136,7 @@ def _deliver(target: Array, out: Array, activation: str) -> None:
 
 
 def _tilings(problem: Problem) -> list[tuple[DenseTiling | DepthwiseTiling | ScatterTiling, int]]:
-    """All that a problem consists of, and how often it does of each."""
+    """The tilings that a problem consists of, each with how often it occurs."""
     if ScatterTiling.supports(problem):
         return [(ScatterTiling.of(problem), 1)]
     return [(tiling, count) for g, count in _correlations(problem) for _, tiling in _pieces(problem, g, cpu.workers())]
@@ -148,12 +149,13 @@ def _pieces(problem: Problem, g: ConvGeometry, _: int) -> tuple[tuple[Part, Dens
 
 
 def _tiling_of(problem: Problem, g: ConvGeometry) -> DenseTiling | DepthwiseTiling:
-    """How a problem, or one of the correlations that it consists of, is cut up."""
-    serving = DepthwiseTiling if DepthwiseTiling.supports(problem, g) else DenseTiling
-    return serving.of(problem, g)
+    """The tiling of a problem, or of one of the correlations that it consists of."""
+    tiling_class = DepthwiseTiling if DepthwiseTiling.supports(problem, g) else DenseTiling
+    return tiling_class.of(problem, g)
 
 
 def _correlations(problem: Problem) -> Iterable[tuple[ConvGeometry, int]]:
+    """The geometries of the correlations that a problem consists of, each with how often it occurs."""
     if problem.geometry.macs == 0:
         return ()
     return adjoint_classes(problem.geometry) if problem.direction == "input_grad" else [(problem.geometry, 1)]

@@ -1,4 +1,4 @@
-"""Dense and grouped convolution for direct.py: problems as the addresses, tables and tasks of simd/dense.py."""
+"""Dense and grouped convolution for direct.py: the addresses, tables and tasks that simd/dense.py takes."""
 
 from __future__ import annotations
 
@@ -32,44 +32,45 @@ from gpuconv.simd.host import (
 from gpuconv.typing import Array, Ints
 
 TASK_MACS = 2**21
-"""Multiply-adds of a task that is worth its while: some 20 us of one core."""
+"""Minimum multiply-adds per task: about 20 us of one core."""
 
 MOST_OUTPUTS = 512
-"""Of a block: what they look at stays in the second-level cache while one panel of weights after another is applied."""
+"""Maximum outputs per block, so that their inputs stay in the second-level cache while each panel of weights is
+applied."""
 
-MOST_PLACES = 2**15
-"""In the table of addresses of a task: 256 KiB."""
+MOST_ADDRESSES = 2**15
+"""Maximum addresses in the table of a task, 256 KiB."""
 
 MOST_PARTS = 2**20
-"""Bytes of weight gradients, one for each chunk of outputs, to be added up in the end."""
+"""Maximum bytes of the partial weight gradients, one per chunk of outputs, that are summed in the end."""
 
 DEPTH = 256
-"""Products that are summed in registers before they are added to memory. The weights, or the rows of dy, that they take
-stay in the first cache; and a long sum errs less in pieces."""
+"""Products that are summed in registers before they are added to memory. So their weights, or rows of dy, stay in the
+first-level cache, and a long sum has a smaller error in pieces."""
 
 LEAST_OUTPUTS = 256
-"""Of a block: fewer are not worth the packing of the weights."""
+"""Minimum outputs per block. Fewer are not worth the packing of the weights."""
 
 ROWS = 24
-"""A multiple of the rows of every tile: a block takes room for a multiple of it."""
+"""A multiple of the rows of every tile. The buffers of a block hold a multiple of this number of rows."""
 
 LEAST_ROWS = 4
-"""Of a tile of a weight gradient: with fewer its products wait for each other."""
+"""Minimum rows of a tile of a weight gradient. With fewer, its products wait for each other."""
 
 FEW_CHANNELS = 16
-"""With fewer the taps of a row are walked as one run."""
+"""Input channels below which the taps of a row are merged into one run."""
 
 Buffers = tuple[Array, Array, Array]
-"""The table of addresses, a panel of weights or of dy, and sums."""
+"""The buffers of a thread: the table of addresses, a panel of weights or of dy, and sums."""
 
 
 @dataclass(frozen=True)
 class DenseTiling:
-    """How a correlation, or a weight gradient, of geometry `g` is computed.
+    """How a correlation, or a weight gradient, of geometry `g` is split into tasks.
 
-    `merges` says that a run is a row of taps, not one tap. Tasks are blocks of outputs by pieces of the channels; of a
-    weight gradient, chunks of outputs, each block after block, by pieces of the channels. `table`, `panel` and `sums`
-    are the lengths of a thread's buffers.
+    `merges` says that a run is a row of taps, not one tap. The tasks of a correlation are blocks of outputs by pieces
+    of the channels. Those of a weight gradient are chunks of outputs, computed block after block, by pieces of the
+    channels. `table`, `panel` and `sums` are the lengths of a thread's buffers.
     """
 
     g: ConvGeometry
@@ -97,7 +98,7 @@ class DenseTiling:
 
     @property
     def cost(self) -> Cost:
-        """Multiply-adds of whole vectors of channels; what it takes to begin a run, or the least rows of a tile."""
+        """The multiply-adds of whole vectors of channels, with the cost of beginning a run, or of tiles of few rows."""
         g, lanes = self.g, cpu.vector_bytes() // self.dtype.itemsize
         run = g.c_group * (g.kernel[-1] if self.merges else 1)
         kernel_macs = g.macs * -(-g.k_group // lanes) * lanes / g.k_group
@@ -109,25 +110,28 @@ class DenseTiling:
     # ------------------------------------------------------------------------------------------ the passes
 
     def job(self, x: Array, w: Array, out: Array, bias: Array | None, *, relu: bool) -> Job:
-        """out = correlation of x with w + bias, then relu of it; w is (*taps, groups, c // groups, k // groups)."""
+        """The loop for out = relu(correlation of x with w + bias), with w (*taps, groups, c // groups, k // groups).
+
+        Without `relu` it is the sum alone.
+        """
         from gpuconv.simd import dense
 
         if self.merges:
             w = np.ascontiguousarray(w)
         read, (zeros, kept) = self._readable(x), self._zeros()
         product = self._product(read, w.strides, address(w), out, zeros, relu=relu)
-        maps = _maps(self.g, self.merges)
-        added = padded_bias(self.g, self.dtype, bias)
+        index_maps = _index_maps(self.g, self.merges)
+        bias_row = padded_bias(self.g, self.dtype, bias)
         tasks = -(-_outputs(self.g) // self.block) * self.pieces
-        held = read, w, kept  # the loop knows their addresses only
+        kept_alive = read, w, kept  # the loop has only their addresses
 
-        def work(turn: Any, _: object = held) -> None:
-            dense.correlate(product, maps, added, tasks, turn, *self._buffers())
+        def work(turn: Any, _: object = kept_alive) -> None:
+            dense.correlate(product, index_maps, bias_row, tasks, turn, *self._buffers())
 
         return work
 
     def weight_gradient(self, x: Array, dy: Array, out: Array) -> None:
-        """out = the gradient of w, (*taps, c // groups, k)."""
+        """Compute out = the gradient of w, (*taps, c // groups, k)."""
         from gpuconv.simd import dense
 
         g, chunks = self.g, -(-_outputs(self.g) // self.chunk)
@@ -135,29 +139,29 @@ class DenseTiling:
         read, (zeros, kept) = self._readable(x), self._zeros()
         by_group = weights_by_group(parts[0], g)
         product = self._product(read, by_group.strides, address(parts), dy, zeros, relu=False)
-        maps = _maps(g, self.merges)
+        index_maps = _index_maps(g, self.merges)
         tasks = chunks * self.pieces
 
         def work(turn: Any, _: object = kept) -> None:
-            dense.weight_gradient(product, maps, self.chunk, parts.strides[0], tasks, turn, *self._buffers())
+            dense.weight_gradient(product, index_maps, self.chunk, parts.strides[0], tasks, turn, *self._buffers())
 
         run(self.threads, [work], macs=g.macs)
         if not self.in_place:
             out[...] = sum_in_order(parts)
 
-    # ------------------------------------------------------------------------------------------ what is read
+    # ------------------------------------------------------------------------------------------ arguments
 
-    def _product(self, x: Array, w_steps: Ints, w_address: int, y: Array, zeros: int, *, relu: bool) -> Any:
+    def _product(self, x: Array, w_strides: Ints, w_address: int, y: Array, zeros: int, *, relu: bool) -> Any:
         from gpuconv.simd.dense import Product
 
-        *taps, step_g, step_c, step_k = w_steps
-        x_n, *x_steps, _ = x.strides
-        y_n, *y_steps, y_k = y.strides
+        *taps, w_g, w_c, w_k = w_strides
+        x_n, *x_strides, _ = x.strides
+        y_n, *y_strides, y_k = y.strides
         return Product._make(
             (
-                *(address(x), x_n, *three_axes(x_steps, 0)),
-                *(w_address, *three_axes(taps, 0), step_g, step_c, step_k),
-                *(address(y), y_n, *three_axes(y_steps, 0), y_k, zeros),
+                *(address(x), x_n, *three_axes(x_strides, 0)),
+                *(w_address, *three_axes(taps, 0), w_g, w_c, w_k),
+                *(address(y), y_n, *three_axes(y_strides, 0), y_k, zeros),
                 *(*self._sizes, int(relu), *self._blocks),
             )
         )
@@ -174,7 +178,7 @@ class DenseTiling:
         return (self.block, -(-self.block // ROWS) * ROWS, self.pieces, self.depth)
 
     def _readable(self, x: Array) -> Array:
-        """x, or a copy, such that a run lies side by side and is not cut off by padding."""
+        """x, or a copy of it, in which a run is contiguous and is not cut off by padding."""
         g = self.g
         if self.merges and g.pad[-1] != (0, 0):
             return _padded_along_rows(x, g)
@@ -183,13 +187,13 @@ class DenseTiling:
         return with_adjacent_channels(x)
 
     def _zeros(self) -> tuple[int, Array]:
-        return zeros_at(_zeros(self.g, self.merges) * self.dtype.itemsize)
+        return zeros_at(_zeros_size(self.g, self.merges) * self.dtype.itemsize)
 
     def _buffers(self) -> Buffers:
         return np.empty(self.table, np.int64), np.empty(self.panel, self.dtype), np.empty(self.sums, self.dtype)
 
 
-# -------------------------------------------------------------------------------------------------- cutting
+# -------------------------------------------------------------------------------------------------- tiling
 
 
 @lru_cache(maxsize=1024)
@@ -202,9 +206,9 @@ def _choose_tiling(problem: Problem, g: ConvGeometry, threads: int) -> DenseTili
     panels = g.groups * -(-g.k_group // widest)
     tasks = max(1, min(tasks_for(threads, sums=is_w), g.macs // TASK_MACS))
 
-    shared = _zeros(g, merges) * dtype.itemsize + merges * padded
+    shared = _zeros_size(g, merges) * dtype.itemsize + merges * padded
     in_place, chunk = False, outputs
-    most = max(ROWS, min(MOST_OUTPUTS, MOST_PLACES // taps))
+    most = max(ROWS, min(MOST_OUTPUTS, MOST_ADDRESSES // taps))
     if is_w:
         dw_bytes = math.prod(g.w_shape) * dtype.itemsize
         parts = min(MOST_PARTS, problem.max_workspace // 4) // dw_bytes
@@ -216,39 +220,39 @@ def _choose_tiling(problem: Problem, g: ConvGeometry, threads: int) -> DenseTili
         block, tasks = min(DEPTH, most, chunk), chunks * pieces
     else:
         shared += bias_size(g, dtype) * dtype.itemsize
-        # As few blocks as there may be: each packs all weights, or those of its piece, anew.
+        # As few blocks as possible, since each packs all weights, or those of its piece, anew.
         blocks = max(-(-outputs // most), min(tasks, outputs // LEAST_OUTPUTS))
         block = -(-outputs // blocks)
         pieces = min(panels, -(-tasks // blocks))
         tasks = blocks * pieces
 
-    def made(block: int, threads: int) -> DenseTiling:
+    def tiling_of(block: int, threads: int) -> DenseTiling:
         depth = min(DEPTH, math.prod(g.kernel) * g.c_group)
         rows = -(-block // ROWS) * ROWS
         if is_w:
             panel, sums = rows * widest, -(-panels // pieces) * math.prod(g.kernel) * g.c_group * widest
         else:
             panel, sums = depth * widest, rows * widest + g.k + widest
-        table = (taps + 2) * rows  # where an output lies, and whether it sees padding, are behind what it sees
+        table = (taps + 2) * rows  # two more per output: its own address, and whether its window holds padding
         return DenseTiling(
             g, dtype, is_w, merges, block, chunk, pieces, in_place, depth, table, panel, sums, threads, shared
         )  # fmt: skip
 
     room = budget(problem, shared)
-    while made(block, 1).worker_bytes > room and block > ROWS:
+    while tiling_of(block, 1).worker_bytes > room and block > ROWS:
         block = max(ROWS, block // 2)
-    return made(block, affordable_threads(tasks, room, made(block, 1).worker_bytes, threads))
+    return tiling_of(block, affordable_threads(tasks, room, tiling_of(block, 1).worker_bytes, threads))
 
 
 def _may_merge(problem: Problem, g: ConvGeometry) -> bool:
-    """Whether to walk the taps of a row as one run: not those of an input gradient, which are flipped."""
+    """Whether the taps of a row may be merged into one run. Those of an input gradient may not: they are flipped."""
     is_row = g.groups == 1 and g.kernel[-1] > 1 and g.dilation[-1] == 1 and not is_mostly_pads(g)
     return is_row and g.c < FEW_CHANNELS and problem.direction != "input_grad"
 
 
 @lru_cache(maxsize=1024)
-def _maps(g: ConvGeometry, merges: bool) -> Axes:
-    """The axes; where the taps of a row are merged, the last is that of a copy that is padded along it."""
+def _index_maps(g: ConvGeometry, merges: bool) -> Axes:
+    """The axes. Where the taps of a row are merged, the last axis is that of a copy of x that is padded along it."""
     *others, last = (axis_of(g, axis) for axis in range(g.ndim))
     if merges:
         inside = (last.low, last.low + last.size) if g.pad_mode == "zeros" else (0, g.padded[-1])
@@ -260,8 +264,8 @@ def _outputs(g: ConvGeometry) -> int:
     return g.n * math.prod(g.out)
 
 
-def _zeros(g: ConvGeometry, merges: bool) -> int:
-    """Elements of a run of zeros, for all groups."""
+def _zeros_size(g: ConvGeometry, merges: bool) -> int:
+    """Elements of a run of zeros for all groups."""
     return g.c * (g.kernel[-1] if merges else 1)
 
 

@@ -1,13 +1,14 @@
-"""Depthwise convolution of fewer channels than a vector has, for direct.py: some columns are taken for one.
+"""Depthwise convolution of fewer channels than a vector has, for direct.py: several columns are treated as one.
 
-Where the columns of x and of y are adjacent, neighbouring outputs of a row see neighbouring elements of x, channel by
-channel. So `columns` outputs of c channels are one output of columns * c channels, whose weights are as many copies of
-w, and whose taps are still one column of x apart:
+Where the columns of x and of y are contiguous, neighbouring outputs of a row read neighbouring elements of x, channel
+by channel. So `columns` outputs of c channels are one output of columns * c channels. Its weights are as many copies of
+w, and consecutive taps still read consecutive columns of x:
 
     y[q * columns + i, g]  =  x[q * columns + i + t, g]  w[t, g]      (i, g) is the channel, t the tap, q the output
 
-A gradient of w is that of all the copies, added up. All this holds for outputs whose windows lie inside x. Those at
-the ends of a row see padding, and are computed channel by channel: zeros times an infinite weight would be no zeros.
+A gradient of w is the sum of the gradients of all copies. All this holds for outputs whose windows are inside x.
+Windows at the ends of a row hold padding, and their outputs are computed channel by channel: zeros times an infinite
+weight would be no zeros.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ from gpuconv.simd.host import LONGEST_VECTOR, clear_along
 from gpuconv.typing import Array
 
 WORTH_PARTS = 2**18
-"""Multiply-adds; with fewer, the Python of several loops takes longer than what they gain. For one channel, whose taps
-direct_dense.py takes together, twice as many; for a gradient of w, half as many."""
+"""Minimum multiply-adds. With fewer, the Python code of several loops takes longer than what they gain. The minimum is
+twice this for one channel, whose taps direct_dense.py merges, and half of it for a gradient of w."""
 
 
 class Part(NamedTuple):
-    """Some outputs of each row, from column `out` on, which see the columns of x from `start` on, and their geometry.
+    """Some outputs of each row, from column `out` on, which read the columns of x from `start` on, and their geometry.
 
-    `columns` outputs are taken for one, with so many times the channels; 1: as they are; 0: this is all of a row.
+    With `columns` > 1, this many outputs are treated as one that has this many times the channels. 1 stands for outputs
+    as they are, and 0 for a part that is all of a row.
     """
 
     g: ConvGeometry
@@ -41,7 +43,7 @@ class Part(NamedTuple):
     columns: int = 0
 
     def of(self, x: Array, w: Array, y: Array, bias: Array | None) -> tuple[Array, Array, Array, Array | None]:
-        """The part in x, w (*taps, channels, 1, 1), y and the bias, as `g` describes them."""
+        """This part of x, w (*taps, channels, 1, 1), y and the bias, as `g` describes them."""
         if self.columns == 0:
             return x, w, y, bias
         if self.columns > 1:
@@ -51,31 +53,31 @@ class Part(NamedTuple):
         return x, w, y, bias
 
     def between(self, x: Array, y: Array) -> tuple[Array, Array]:
-        """The part in x and y."""
+        """This part of x and y."""
         if self.columns == 0:
             return x, y
         x = x[..., self.start : self.start + self.g.spatial[-1], :]
         y = y[..., self.out : self.out + self.g.out[-1] * self.columns, :]
         if self.columns == 1:
             return x, y
-        steps = (*y.strides[:-2], y.strides[-2] * self.columns, y.strides[-1])
-        return x, np.lib.stride_tricks.as_strided(y, self.g.y_shape, steps)
+        strides = (*y.strides[:-2], y.strides[-2] * self.columns, y.strides[-1])
+        return x, np.lib.stride_tricks.as_strided(y, self.g.y_shape, strides)
 
     @property
     def gradients_size(self) -> int:
-        """Elements of the gradients of all copies of w and of their sum, unless this is all of a row."""
+        """Elements of the gradients of all copies of w and of their sum; 0 if the part is all of a row."""
         of_copies = math.prod(self.g.w_shape)
         return of_copies + of_copies // self.columns if self.columns else 0
 
-    def added_up(self, gradient: Array) -> Array:
-        """The gradient of w of that of its copies, (*taps, 1, columns * channels)."""
+    def sum_over_copies(self, gradient: Array) -> Array:
+        """The gradient of w from that of its copies, (*taps, 1, columns * channels)."""
         total: Array = gradient.reshape(*gradient.shape[:-1], self.columns, -1).sum(-2)
         return total
 
 
 @lru_cache(maxsize=1024)
 def parts_of(problem: Problem, g: ConvGeometry) -> tuple[Part, ...]:
-    """How a correlation falls into parts: into one, itself, where it is better computed as it is."""
+    """The parts of a correlation: itself alone, where it is better computed as it is."""
     lanes = LONGEST_VECTOR // problem.dtype.itemsize
     reach = (g.kernel[-1] - 1) * g.dilation[-1]
     first, stop = clear_along(g, g.ndim - 1)
@@ -92,7 +94,7 @@ def parts_of(problem: Problem, g: ConvGeometry) -> tuple[Part, ...]:
     def part(at: int, outputs: int, pad: tuple[int, int], columns: int) -> Part:
         size = outputs + reach - sum(pad)
         c = g.c * columns
-        made = replace(
+        of_part = replace(
             g,
             spatial=(*g.spatial[:-1], size),
             c=c,
@@ -101,18 +103,18 @@ def parts_of(problem: Problem, g: ConvGeometry) -> tuple[Part, ...]:
             stride=(*g.stride[:-1], columns),
             pad=(*g.pad[:-1], pad),
         )
-        return Part(made, at - g.pad[-1][0] + pad[0], at, columns)
+        return Part(of_part, at - g.pad[-1][0] + pad[0], at, columns)
 
     whole = (stop - first) // columns * columns
     parts = [part(first, whole, (0, 0), columns)]
     rest = stop - first - whole
-    if problem.direction == "weight_grad":  # each output belongs to one part, or it would be added twice
+    if problem.direction == "weight_grad":  # each output belongs to one part, or its gradient would be added twice
         if rest * g.c >= lanes:
             parts.append(part(stop - rest, rest, (0, 0), rest))
         else:
             stop -= rest
     elif rest > 0:
-        parts.append(part(stop - columns, columns, (0, 0), columns))  # some outputs twice, to the same bits
+        parts.append(part(stop - columns, columns, (0, 0), columns))  # computes some outputs twice, to the same bits
     if first > 0:
         parts.append(part(0, first, (g.pad[-1][0], 0), 1))
     if stop < g.out[-1]:

@@ -1,7 +1,7 @@
-"""Input gradients with few channels for direct.py: problems as the addresses, buffers and tasks of simd/scatter.py.
+"""Input gradients with few channels for direct.py: the addresses, buffers and tasks that simd/scatter.py takes.
 
-What direct_dense.py does computes the channels of one input position side by side, in vectors that three of them would
-leave empty. Here the channels of all taps lie side by side.
+The loops of direct_dense.py fill vectors with the channels of one input position, and with three channels most of a
+vector would be empty. Here a vector holds the channels of all taps.
 """
 
 from __future__ import annotations
@@ -23,25 +23,28 @@ from gpuconv.simd.host import LONGEST_VECTOR, address, is_mostly_pads, three_axe
 from gpuconv.typing import Array, Ints
 
 TASK_MACS = 2**20
-"""Multiply-adds of a task that is worth its while: some 10 us of one core."""
+"""Minimum multiply-adds per task: about 10 us of one core."""
 
 DEPTH = 256
-"""Products that are summed in registers before they are added to memory: a long sum errs less in pieces."""
+"""Products that are summed in registers before they are added to memory. A long sum has a smaller error in pieces."""
 
 CHUNK = 48
-"""Outputs whose contributions are in memory at a time, for that to be the first cache, or the second. A multiple of the
-rows of every tile."""
+"""Outputs whose contributions are in memory at a time, so that they stay in the first-level cache, or the second. A
+multiple of the rows of every tile."""
 
 BUFFER = 2**18
-"""Bytes of dx that a task adds up, if a row is not longer."""
+"""Maximum bytes of dx that a task sums, unless a row is longer."""
 
 SCATTERED = 16
-"""Multiply-adds that take as long as adding a vector to dx."""
+"""The cost of adding a vector to dx, in multiply-adds."""
 
 
 @dataclass(frozen=True)
 class ScatterTiling:
-    """How the input gradient of geometry `g` is computed: `blocks` tasks for each of its planes."""
+    """How the input gradient of geometry `g` is split into tasks: `blocks` for each of its planes.
+
+    `sums` and `buffer` are the lengths of a thread's buffers, and `row` is that of a padded row of dx.
+    """
 
     g: ConvGeometry
     dtype: np.dtype[Any]
@@ -54,7 +57,7 @@ class ScatterTiling:
 
     @staticmethod
     def supports(problem: Problem) -> bool:
-        """Whether this is an input gradient that takes fewer vectors so."""
+        """Whether the problem is an input gradient that takes fewer vectors by this method."""
         return problem.direction == "input_grad" and _takes_fewer_vectors(problem)
 
     @classmethod
@@ -73,17 +76,17 @@ class ScatterTiling:
         return Cost(kernel_macs=kernel_macs, elements=(math.prod(g.x_shape) + math.prod(g.y_shape)) / 16, steps=10)
 
     def job(self, dy: Array, w: Array, out: Array, bias: Array | None, *, relu: bool) -> Job:
-        """out = the input gradient, from w (*taps, c, k), + bias, then relu of it."""
+        """The loop for out = the input gradient with w (*taps, c, k) + bias, then relu."""
         from gpuconv.simd import scatter
 
         g = self.g
-        dy, w = with_adjacent_channels(dy), self._packed(w)
-        y_n, *y_steps, _ = dy.strides
-        x_n, *x_steps, x_c = out.strides
+        dy, w = with_adjacent_channels(dy), self._pack(w)
+        y_n, *y_strides, _ = dy.strides
+        x_n, *x_strides, x_c = out.strides
         problem = scatter.Scatter._make(
             (
-                *(address(dy), y_n, *three_axes(y_steps, 0), address(w), w.strides[0]),
-                *(address(out), x_n, *three_axes(x_steps, 0), x_c),
+                *(address(dy), y_n, *three_axes(y_strides, 0), address(w), w.strides[0]),
+                *(address(out), x_n, *three_axes(x_strides, 0), x_c),
                 *(*three_axes(g.spatial, 1), g.c, *three_axes(g.out, 1), g.k),
                 *(*three_axes(g.kernel[:-1], 1)[1:], g.kernel[-1] * g.c),
                 *(*three_axes(g.stride, 1), *three_axes(g.dilation, 1)[:2]),
@@ -91,23 +94,23 @@ class ScatterTiling:
                 *(int(relu), self.blocks, self.row, CHUNK, DEPTH),
             )
         )
-        added = np.zeros((g.spatial[-1], g.c), self.dtype)
+        bias_row = np.zeros((g.spatial[-1], g.c), self.dtype)
         if bias is not None:
-            added[...] = bias
-        added = added.ravel()
+            bias_row[...] = bias
+        bias_row = bias_row.ravel()
         tasks = self.blocks * _planes(g)
 
-        def work(turn: Any, _: object = (dy, w)) -> None:  # the loop knows their addresses only
+        def work(turn: Any, _: object = (dy, w)) -> None:  # the loop has only their addresses
             table = np.empty(CHUNK, np.int64)
             sums, buffer = np.empty(self.sums, self.dtype), np.empty(self.buffer, self.dtype)
-            scatter.scatter(problem, added, tasks, turn, table, sums, buffer)
+            scatter.scatter(problem, bias_row, tasks, turn, table, sums, buffer)
 
         return work
 
-    def _packed(self, w: Array) -> Array:
-        """For each tap of the first of three axes: panels (k, two vectors of the other taps and c), without gaps.
+    def _pack(self, w: Array) -> Array:
+        """w in panels (k, two vectors of the last two kernel axes and c), contiguous, for each tap of the first axis.
 
-        The last panel may be of one vector. What is missing of it are zeros.
+        The last panel may have one vector. It is filled up with zeros.
         """
         from gpuconv.simd.tile import VECTOR_BYTES
 
@@ -118,11 +121,11 @@ class ScatterTiling:
         wide[:, : math.prod(g.w_shape[:-1]) // planes] = w.reshape(planes, -1, g.k)
         packed = np.empty((planes, wide[0].size), self.dtype)
         paired = vectors // 2 * 2 * lanes
-        for lying, some, width in (
+        for target, source, width in (
             (packed[:, : paired * g.k], wide[:, :paired], 2 * lanes),
             (packed[:, paired * g.k :], wide[:, paired:], lanes),
         ):
-            lying.reshape(planes, -1, g.k, width)[...] = some.reshape(planes, -1, width, g.k).swapaxes(-1, -2)
+            target.reshape(planes, -1, g.k, width)[...] = source.reshape(planes, -1, width, g.k).swapaxes(-1, -2)
         return packed
 
 
@@ -131,7 +134,7 @@ def _takes_fewer_vectors(problem: Problem) -> bool:
     g = problem.geometry
     if g.groups > 1 or g.dilation[-1] > 1 or g.macs == 0:
         return False
-    if is_mostly_pads(g):  # what is added to them would be computed and held
+    if is_mostly_pads(g):  # sums for the padding would be computed and stored
         return False
     lanes = cpu.vector_bytes() // problem.dtype.itemsize
     taps = math.prod(g.kernel)
@@ -147,28 +150,29 @@ def _choose_tiling(problem: Problem, threads: int) -> ScatterTiling:
     row, height = columns * g.c, three_axes(g.spatial, 1)[1]
     wide = three_axes(g.kernel, 1)[0] * _vectors(g, lanes) * lanes * g.k
     shared = (2 * wide + g.spatial[-1] * g.c) * size
-    # A block reaches what its neighbours reach, too: it should be higher than the kernel, and there should be few.
+    # Windows at the ends of a block reach into its neighbours, so blocks should be few, and higher than the kernel.
     tasks = max(1, min(threads if threads == 1 else 2 * threads, g.macs // TASK_MACS))
     blocks = min(-(-tasks // _planes(g)), max(1, height // (2 * max(g.span[:-1][-1:], default=1))))
     blocks = max(blocks, min(height, height * row * size // BUFFER))
 
-    def made(blocks: int, threads: int) -> ScatterTiling:
+    def tiling_of(blocks: int, threads: int) -> ScatterTiling:
         sums = CHUNK * (_vectors(g, lanes) + 1) * lanes
         buffer = -(-height // blocks) * row + lanes
         return ScatterTiling(g, dtype, blocks, sums, row, buffer, threads, shared)
 
     room = problem.max_workspace - copied_bytes(problem) - shared
-    while made(blocks, 1).worker_bytes > room and blocks < height:
+    while tiling_of(blocks, 1).worker_bytes > room and blocks < height:
         blocks = min(height, 2 * blocks)
-    one = made(blocks, 1)
-    return made(blocks, affordable_threads(blocks * _planes(g), room, one.worker_bytes, threads))
+    one = tiling_of(blocks, 1)
+    return tiling_of(blocks, affordable_threads(blocks * _planes(g), room, one.worker_bytes, threads))
 
 
 def _vectors(g: ConvGeometry, lanes: int) -> int:
-    """Of the taps, and channels, of the last two axes."""
+    """Vectors that hold the taps of the last two axes with their channels."""
     return -(-math.prod(g.kernel[-2:]) * g.c // lanes)
 
 
 def _planes(g: ConvGeometry) -> int:
+    """Planes of dx, over samples and the first of three axes."""
     depths: Ints = three_axes(g.spatial, 1)[:1]
     return g.n * math.prod(depths)

@@ -1,12 +1,12 @@
-"""Winograd's filtering on the CPU by loops that Numba compiles: problems as what simd/winograd.py is given.
+"""Winograd's filtering on the CPU by loops that Numba compiles: the arguments that simd/winograd.py takes.
 
-    forward       weights are transformed by all threads; then each takes one block of tiles after another, transforms
-                  it into a buffer in its second-level cache, multiplies and transforms back. Where weights are many
-                  and tiles few it is the other way round: the buffer is for the weights of a panel of channels
-    input_grad    the same, of dy and the flipped and transposed weights, see adjoint.py
-    weight_grad   rounds of tiles: all threads transform those of a round, then each sums over them for some elements
+    forward       All threads transform the weights. Then each takes one block of tiles after another, transforms it
+                  into a buffer in its second-level cache, multiplies, and transforms back. Where weights are many and
+                  tiles few, the roles change, and the buffer holds the weights of a panel of channels.
+    input_grad    The same, with dy and the flipped and transposed weights, see adjoint.py.
+    weight_grad   Rounds of tiles: all threads transform those of a round, then each sums over them for some elements.
 
-How a problem is cut does not depend on the number of threads where that could show in a sum: neither do the bits.
+Where the split into tasks could change a sum, it does not depend on the number of threads, so neither do the bits.
 """
 
 from __future__ import annotations
@@ -44,34 +44,35 @@ LINE = 64
 """Bytes of a cache line."""
 
 ROWS = 8
-"""Of the largest tile of a product: buffers take room for the rows that it has beyond the last."""
+"""Rows of the largest tile of a product. Buffers include the rows that it has beyond the last."""
 
 ROUND = 96
-"""Tiles over which a weight gradient sums at a time, where sums are few: what is transformed stays in a near cache."""
+"""Tiles over which a weight gradient sums at a time where sums are few, so that transformed tiles stay in a near
+cache."""
 
 LONG_ROUND = 256
-"""The same where sums are many, for each round reads and writes all of them; or where one such round is enough. It is
-the number of products that are summed in registers, too: longer sums err more."""
+"""The same where sums are many, since each round reads and writes all of them, or where one such round is enough. It is
+also the number of products that are summed in registers: longer sums have a larger error."""
 
 MANY_SUMS = 2**23
-"""Bytes."""
+"""Bytes above which the sums of a weight gradient are many."""
 
 LEAST_TILES = 8
-"""Of a block, where memory is short."""
+"""Minimum tiles per block, where memory is short."""
 
 MOST_TILES = 48
-"""Of a block that fits into the second-level cache: more make products no faster."""
+"""Maximum tiles of a block that fits into the second-level cache. More make products no faster."""
 
 LEAST_IN_CACHE = 24
-"""Tiles of a block that fits: fewer wait for weights longer than that saves."""
+"""Minimum tiles of a block that fits into the cache. With fewer, loading weights takes longer than the cache saves."""
 
 TILES_OUTSIDE = 96
-"""Of a block where so few would fit."""
+"""Tiles of a block where fewer than LEAST_IN_CACHE would fit."""
 
 MOST_SHARED = 2**22
-"""Bytes of all transformed tiles, for panels to be made of them: each reads them all."""
+"""Maximum bytes of all transformed tiles for a blocking by panels, each of which reads them all."""
 
-# What one takes of the rates of heuristics.py, by outputs along a side of a tile. Fitted on 2026-11-23 to 30 layers in
+# Costs relative to the rates of heuristics.py, by outputs along a side of a tile. Fitted on 2026-11-23 to 30 layers in
 # all three directions, on one core of an AMD EPYC (Zen 5).
 PRODUCTS = {2: 1.0, 4: 1.2}
 TRANSFORMS = {2: 0.22, 4: 0.34}
@@ -80,11 +81,12 @@ WEIGHTS, WEIGHT_SUMS = 0.4, 0.9
 
 @dataclass(frozen=True)
 class WinogradBlocking:
-    """How a correlation, or a weight gradient, of geometry `g` is computed.
+    """How a correlation, or a weight gradient, of geometry `g` is split into tasks.
 
-    Tasks are blocks of `block` tiles by `pieces` of the panels; of a weight gradient, within rounds of `block` tiles.
-    With `by_panel` they are panels of all tiles. `depth` is how many products are summed in registers. Buffers and
-    steps are in bytes.
+    The tasks of a correlation are blocks of `block` tiles by `pieces` of the panels, or with `by_panel` panels of all
+    tiles. A weight gradient is computed in rounds of `block` tiles, each of them in tasks for some elements and
+    `pieces` of the panels. `depth` is the number of products that are summed in registers. Sizes of buffers and strides
+    are in bytes.
     """
 
     g: ConvGeometry
@@ -103,7 +105,7 @@ class WinogradBlocking:
 
     @cached_property
     def u(self) -> int:
-        """Transformed weights, those of a part of a panel if `by_panel`, or the sums of their gradient."""
+        """Bytes of the transformed weights (if `by_panel`, of a part of a panel), or of the sums of their gradient."""
         if self.by_panel or self.is_w:
             return self.f.n**2 * self.u_plane
         return self.g.groups * self.u_group
@@ -121,7 +123,7 @@ class WinogradBlocking:
 
     @cached_property
     def row(self) -> int:
-        """Bytes of the channels of a group of a transformed tile."""
+        """Bytes of the channels per group of a transformed tile."""
         return _rounded(self.g.c_group * self.dtype.itemsize, LINE)
 
     @cached_property
@@ -134,7 +136,7 @@ class WinogradBlocking:
 
     @cached_property
     def v(self) -> int:
-        """Transformed tiles."""
+        """Bytes of the transformed tiles."""
         return self.f.n**2 * self.v_plane
 
     @cached_property
@@ -151,17 +153,17 @@ class WinogradBlocking:
 
     @cached_property
     def table(self) -> int:
-        """Elements of a table of addresses."""
+        """Elements of the table of addresses."""
         return max(self.f.n**2 + (0 if self.is_w else self.block * self.f.m**2), 18)
 
     @cached_property
     def spare(self) -> int:
-        """A pixel of y, that nobody reads; and taps of some channels."""
+        """Bytes of a spare buffer, for a pixel of y that is never read, and for the taps of some channels."""
         return max(self.g.k * self.dtype.itemsize + PANEL, 9 * LONGEST_VECTOR**2 // self.dtype.itemsize)
 
     @cached_property
     def zeros(self) -> int:
-        """A pixel of x, or of dy."""
+        """Bytes of zeros, for a pixel of x or of dy."""
         return max(self.g.c, self.g.k) * self.dtype.itemsize
 
     @cached_property
@@ -183,17 +185,17 @@ def _rounded(count: int, unit: int) -> int:
 
 
 def _plane(size: int) -> int:
-    """At least so many bytes, an odd number of cache lines: planes so begin in different sets of a cache."""
+    """At least this many bytes, as an odd number of cache lines, so that planes begin in different sets of a cache."""
     return (-(-size // LINE) | 1) * LINE
 
 
 def _panels(g: ConvGeometry, dtype: np.dtype[Any]) -> int:
-    """Of all groups, of the longest vectors."""
+    """The number of panels of all groups, for the longest vectors."""
     return g.groups * -(-g.k_group * dtype.itemsize // PANEL)
 
 
 def _aligned(size: int, dtype: np.dtype[Any]) -> Array:
-    """An array of so many bytes that begins where a cache line does: no vector then lies in two of them."""
+    """An array of this many bytes, aligned to a cache line, so that no vector crosses from one line to the next."""
     room = np.empty(size + LINE, np.uint8)
     start = -address(room) % LINE
     aligned: Array = room[start : start + size].view(dtype)
@@ -239,7 +241,7 @@ def _block_by_rounds(problem: Problem, g: ConvGeometry, f: Transforms, threads: 
 
 
 def _shrunk(blocking: WinogradBlocking, problem: Problem) -> WinogradBlocking:
-    """With smaller blocks, until a thread's buffers fit beside what is shared."""
+    """The blocking with blocks halved until a thread's buffers fit beside the shared ones."""
     while blocking.block > LEAST_TILES and blocking.worker_bytes > budget(problem, blocking.shared_bytes):
         blocking = replace(blocking, block=max(LEAST_TILES, blocking.block // 2))
     return blocking
@@ -251,17 +253,17 @@ def _with_threads(blocking: WinogradBlocking, problem: Problem, tasks: int, thre
 
 
 def _depth(g: ConvGeometry, dtype: np.dtype[Any]) -> int:
-    """Input channels that are summed in registers: whole cache lines of them."""
+    """The number of input channels that are summed in registers: whole cache lines of them."""
     return _rounded(_parts(g.c_group, SUM_CHANNELS), LINE // dtype.itemsize)
 
 
 def _parts(count: int, most: int) -> int:
-    """The size of the parts into which `count` is cut, each as large as the others and none larger than `most`."""
+    """The size of the parts of `count`, which are as few and as equal as possible, none larger than `most`."""
     return -(-count // -(-count // most))
 
 
 class CompiledWinograd:
-    """F(m x m, 3 x 3) in float32 and float64; what it refuses is what the one on NumPy does."""
+    """F(m x m, 3 x 3) in float32 and float64. It refuses the same problems as the algorithm on NumPy."""
 
     def __init__(self, plain: Winograd) -> None:
         self.name, self.exact = plain.name, plain.exact
@@ -274,16 +276,16 @@ class CompiledWinograd:
         return self._plain.why_not_auto(problem)
 
     def workspace_bytes(self, problem: Problem) -> int:
-        of_each = (
+        buffers = (
             blocking.shared_bytes + blocking.threads * blocking.worker_bytes for blocking in self._blockings(problem)
         )
-        return max((copied_bytes(problem) + taken for taken in of_each), default=0)
+        return max((copied_bytes(problem) + taken for taken in buffers), default=0)
 
     def cost(self, problem: Problem) -> Cost:
         return sum((_cost(blocking) for blocking in self._blockings(problem)), Cost())
 
     def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
-        return problem.direction != "weight_grad"  # a tile is summed by itself, in an order that its channels decide
+        return problem.direction != "weight_grad"  # a tile is summed by itself, in an order set by its channels
 
     def _blockings(self, problem: Problem) -> list[WinogradBlocking]:
         if problem.geometry.macs == 0:
@@ -323,18 +325,22 @@ class CompiledWinograd:
     ) -> None:
         g, w = problem.geometry, native(w)
         for part in adjoint_parts(g):  # one, the stride being 1
-            place = out[(slice(None), *part.dx_slices)]
+            target = out[(slice(None), *part.dx_slices)]
             if part.geometry is None:
-                fill(np, place, bias, activation)
+                fill(np, target, bias, activation)
                 continue
-            turned = weights_by_group(w[part.w_slices], g).swapaxes(-1, -2)
-            seen = dy[(slice(None), *part.dy_slices)]
-            _correlate(self._choose_blocking(problem, part.geometry), seen, turned, None, place, bias, activation)
+            transposed = weights_by_group(w[part.w_slices], g).swapaxes(-1, -2)
+            dy_part = dy[(slice(None), *part.dy_slices)]
+            _correlate(
+                self._choose_blocking(problem, part.geometry), dy_part, transposed, None, target, bias, activation
+            )
 
     def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
         target = out if has_adjacent_channels(out) else np.empty(out.shape, out.dtype)
         blocking = self._choose_blocking(problem, problem.geometry)
-        _sum_up(blocking, with_adjacent_channels(native(x)), with_adjacent_channels(native(dy)), target)
+        _compute_weight_gradient(
+            blocking, with_adjacent_channels(native(x)), with_adjacent_channels(native(dy)), target
+        )
         if target is not out:
             out[...] = target
 
@@ -348,7 +354,10 @@ def _correlate(
     bias: Array | None,
     activation: str,
 ) -> None:
-    """out = activation(correlation of x + bias), by w (3, 3, groups, c // groups, k // groups) or by packed weights."""
+    """Compute out = activation(correlation of x + bias).
+
+    The weights are w (3, 3, groups, c // groups, k // groups), or `packed`.
+    """
     target = out if has_adjacent_channels(out) else np.empty(out.shape, out.dtype)
     if packed is None and not blocking.by_panel:
         packed = _aligned(blocking.u, blocking.dtype)
@@ -370,13 +379,13 @@ def _job(
     *,
     relu: bool,
 ) -> Job:
-    """Make y, of x and w, or of x and packed weights; or without x transform w into packed weights."""
+    """The loop that computes y from x and w, or from x and packed weights, or without x transforms w into `packed`."""
     from gpuconv.simd import winograd
     from gpuconv.simd.tile import ROWS as TILE_ROWS
     from gpuconv.simd.tile import VECTOR_BYTES
 
     g, dtype, by_m, by_panel = blocking.g, blocking.dtype, _sides(blocking.f), blocking.by_panel
-    added = padded_bias(g, dtype, bias)
+    bias_row = padded_bias(g, dtype, bias)
     zeros, kept = zeros_at(blocking.zeros)
     v = _aligned(blocking.v, dtype) if by_panel else None
     panels = g.groups * -(-g.k_group * dtype.itemsize // (2 * VECTOR_BYTES))
@@ -387,7 +396,7 @@ def _job(
         others = 0 if x is None else -(-blocking.tiles // blocking.block) * blocking.pieces
     tasks = firsts + others
     filtering = winograd.Filtering(
-        **_places(blocking, x, w, y, zeros),
+        **_array_fields(blocking, x, w, y, zeros),
         u=0 if packed is None else address(packed),
         u_group=blocking.u_group,
         u_plane=blocking.u_plane,
@@ -402,19 +411,19 @@ def _job(
         depth=blocking.depth,
     )
     record = winograd.record(filtering)
-    held = x, w, packed, v, y, kept  # the loop knows their addresses only
+    kept_alive = x, w, packed, v, y, kept  # the loop has only their addresses
 
-    def work(turn: Any, _: object = held) -> None:
+    def work(turn: Any, _: object = kept_alive) -> None:
         buffers = (
             _aligned(size, dtype) for size in (blocking.u if by_panel else blocking.v, blocking.sums, blocking.spare)
         )
-        winograd.correlate(record, by_m, added, firsts, tasks, turn, np.empty(blocking.table, np.int64), *buffers)
+        winograd.correlate(record, by_m, bias_row, firsts, tasks, turn, np.empty(blocking.table, np.int64), *buffers)
 
     return work
 
 
-def _sum_up(blocking: WinogradBlocking, x: Array, dy: Array, out: Array) -> None:
-    """out = the gradient of w, whose channels k are adjacent."""
+def _compute_weight_gradient(blocking: WinogradBlocking, x: Array, dy: Array, out: Array) -> None:
+    """Compute out = the gradient of w, with contiguous channels k."""
     from gpuconv.simd import winograd
     from gpuconv.simd.tile import VECTOR_BYTES
 
@@ -422,7 +431,7 @@ def _sum_up(blocking: WinogradBlocking, x: Array, dy: Array, out: Array) -> None
     zeros, kept = zeros_at(blocking.zeros)
     u, v, d = (_aligned(size, dtype) for size in (blocking.u, blocking.v, blocking.f.n**2 * blocking.d_plane))
     filtering = winograd.Filtering(
-        **_places(blocking, x, weights_by_group(out, g), dy, zeros),
+        **_array_fields(blocking, x, weights_by_group(out, g), dy, zeros),
         u=address(u),
         u_group=blocking.u_group,
         u_panel=_rounded(g.c_group, ROWS) * 2 * VECTOR_BYTES,
@@ -444,30 +453,30 @@ def _sum_up(blocking: WinogradBlocking, x: Array, dy: Array, out: Array) -> None
     run(blocking.threads, [work], macs=blocking.g.macs)
 
 
-def _places(
+def _array_fields(
     blocking: WinogradBlocking, x: Array | None, w: Array | None, y: Array | None, zeros: int
 ) -> dict[str, int]:
-    """Where arrays lie, and sizes; w is (3, 3, groups, c // groups, k // groups)."""
+    """The addresses and strides of arrays, and sizes. w is (3, 3, groups, c // groups, k // groups)."""
     g, m = blocking.g, blocking.f.m
     tiles_h, tiles_w = (-(-size // m) for size in g.out)
-    places = {"zeros": zeros, "tiles_h": tiles_h, "tiles_w": tiles_w, "tiles": blocking.tiles}
-    places.update(zip(("height", "width", "p", "q"), (*g.spatial, *g.out), strict=True))
-    places.update(pad_h=g.pad[0][0], pad_w=g.pad[1][0], pixel=g.c * blocking.dtype.itemsize)
-    places.update(c=g.c_group, k=g.k_group, groups=g.groups, block=blocking.block, pieces=blocking.pieces)
+    fields = {"zeros": zeros, "tiles_h": tiles_h, "tiles_w": tiles_w, "tiles": blocking.tiles}
+    fields.update(zip(("height", "width", "p", "q"), (*g.spatial, *g.out), strict=True))
+    fields.update(pad_h=g.pad[0][0], pad_w=g.pad[1][0], pixel=g.c * blocking.dtype.itemsize)
+    fields.update(c=g.c_group, k=g.k_group, groups=g.groups, block=blocking.block, pieces=blocking.pieces)
     for name, array, axes in (("x", x, "nhw"), ("w", w, "rsgck"), ("y", y, "npq")):
         if array is not None:
-            places[name] = address(array)
-            places.update({f"{name}_{axis}": step for axis, step in zip(axes, array.strides, strict=False)})
-    return places
+            fields[name] = address(array)
+            fields.update({f"{name}_{axis}": stride for axis, stride in zip(axes, array.strides, strict=False)})
+    return fields
 
 
 def _sides(f: Transforms) -> tuple[Ints, Ints]:
-    """The transforms as simd/winograd.py is told of them."""
+    """The sizes m and n of the transforms as simd/winograd.py takes them, as the lengths of tuples."""
     return (0,) * f.m, (0,) * f.n
 
 
 def _cost(blocking: WinogradBlocking) -> Cost:
-    """Multiply-adds of whole vectors of channels, and elements of transformed tiles and weights."""
+    """The multiply-adds of whole vectors of channels, and the elements of transformed tiles and weights."""
     g, m, xis, lanes = blocking.g, blocking.f.m, blocking.f.n**2, cpu.vector_bytes() // blocking.dtype.itemsize
     c, k = (g.groups * _rounded(channels, lanes) for channels in (g.c_group, g.k_group))
     kernel_macs = PRODUCTS[m] * blocking.tiles * xis * (c if blocking.is_w else g.c) * k / g.groups

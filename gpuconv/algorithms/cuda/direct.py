@@ -27,7 +27,6 @@ from gpuconv.algorithms.cuda.implicit_product import (
     launch_weights,
     partial_bytes,
     product_of,
-    result_shape,
 )
 from gpuconv.backend import accumulator, multiprocessors
 from gpuconv.cuda import Unit
@@ -132,7 +131,7 @@ def _tiling(problem: Problem, addresses_aligned: bool = True) -> tuple[int, Dire
     if not addresses_aligned:  # the alignment is not known when the workspace is computed
         budget = 0 if direct_stem.supports(problem) else partial_bytes(problem, _tiling(problem)[1])
     m, n, depth, products = product_of(problem)
-    split_bytes = math.prod(result_shape(problem)) * accumulator(problem.dtype).itemsize
+    split_bytes = math.prod(g.result_shape(problem.direction)) * accumulator(problem.dtype).itemsize
     if index64(g.x_shape, g.w_shape, g.y_shape):
         kinds = kinds[:1]
     choice = direct_tiles.choose_tiling(
@@ -147,4 +146,4 @@ def _tiling(problem: Problem, addresses_aligned: bool = True) -> tuple[int, Dire
 
 def _index64(problem: Problem, tiling: DirectTiling) -> int:
     g = problem.geometry
-    return index64(g.x_shape, g.w_shape, g.y_shape, (tiling.splits, *result_shape(problem)))
+    return index64(g.x_shape, g.w_shape, g.y_shape, (tiling.splits, *g.result_shape(problem.direction)))

@@ -27,7 +27,7 @@ from gpuconv.algorithms.base import Cost, PlainWeights, Problem
 from gpuconv.algorithms.cuda import columns as columns_cuda
 from gpuconv.algorithms.cuda import epilogue as epilogue_cuda
 from gpuconv.algorithms.cuda.columns import Box
-from gpuconv.algorithms.strips import Strips, merged_step
+from gpuconv.algorithms.strips import Strips, windows_ld
 from gpuconv.backend import accumulator, compute_capability
 from gpuconv.cuda.arguments import address
 from gpuconv.cuda.cublas import Matrix, product, rows_at_once
@@ -79,7 +79,7 @@ class CudaGemm(PlainWeights):
             strips = len(_box_blocks(problem).strips)
             return Cost(macs, 2 * rows * width + arrays, 2 * strips)
         blocks = _weight_blocks(problem) if problem.direction == "weight_grad" else _row_blocks(problem, False)
-        copied = 0 if _windows_ld(g) else 2 * rows * width
+        copied = 0 if windows_ld(g) else 2 * rows * width
         return Cost(macs, copied + arrays, (2 if copied else 1) * blocks.count)
 
     # ---------------------------------------------------------------------------------------------- forward
@@ -188,7 +188,7 @@ class _Columns:
         g = problem.geometry
         self._problem, self._x = problem, x
         self._width = math.prod(g.kernel) * g.c_group
-        self._ld = _windows_ld(g)
+        self._ld = windows_ld(g)
         if self._ld is None:
             self._buffer = problem.xp.empty(rows * self._width * g.groups * x.itemsize, np.uint8)
 
@@ -233,30 +233,10 @@ def _finishes(problem: Problem, bias: Array | None, activation: str) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _windows_ld(g: ConvGeometry) -> int | None:
-    """The leading dimension of the matrix whose rows are the windows of x in place; None if they are not a matrix."""
-    if g.is_padded or (g.groups > 1 and math.prod(g.kernel) > 1):
-        return None
-    position_strides = [
-        math.prod((*g.spatial[axis + 1 :], g.c)) for axis in range(g.ndim)
-    ]  # elements between neighbours
-    row_steps = (math.prod((*g.spatial, g.c)), *(a * s for a, s in zip(position_strides, g.stride, strict=True)))
-    column_steps = (*(a * d for a, d in zip(position_strides, g.dilation, strict=True)), 1)
-    row_step = merged_step((g.n, *g.out), row_steps)
-    column_step = merged_step((*g.kernel, g.c), column_steps)
-    width = math.prod(g.kernel) * g.c
-    if column_step not in (0, 1) or row_step is None:
-        return None
-    if row_step == 0:  # one window only
-        return width
-    return row_step if row_step >= width else None
-
-
-@lru_cache(maxsize=1024)
 def _covers(g: ConvGeometry) -> bool:
     """Whether the windows of x, one after the other, are all of x, so that their gradients need no adding up."""
     width = math.prod(g.kernel) * g.c
-    return _windows_ld(g) == width and g.n * math.prod(g.out) * width == math.prod(g.x_shape)
+    return windows_ld(g) == width and g.n * math.prod(g.out) * width == math.prod(g.x_shape)
 
 
 # -------------------------------------------------------------------------------------------------- blocks
@@ -304,7 +284,7 @@ def _row_blocks(problem: Problem, keeps_sums: bool) -> _RowBlocks:
     g = problem.geometry
     width = math.prod(g.kernel) * g.c
     forward = problem.direction == "forward"
-    ld = _windows_ld(g)
+    ld = windows_ld(g)
     columns = 0 if ld else width * problem.dtype.itemsize
     sums = (g.k if forward else width) * accumulator(problem.dtype).itemsize
     row_bytes = columns + (sums if keeps_sums and accumulator(problem.dtype) != problem.dtype else 0)
@@ -317,7 +297,7 @@ def _weight_blocks(problem: Problem) -> _RowBlocks:
     g, acc = problem.geometry, accumulator(problem.dtype)
     total = g.n * math.prod(g.out)
     width = math.prod(g.kernel) * g.c
-    ld = _windows_ld(g)
+    ld = windows_ld(g)
     columns = 0 if ld else width * problem.dtype.itemsize
     limit = rows_at_once(ld or width // g.groups, g.k)
     blocks = _choose_row_blocks(total, columns, problem.max_workspace, limit)

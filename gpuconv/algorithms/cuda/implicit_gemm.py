@@ -36,7 +36,6 @@ from gpuconv.algorithms.cuda.implicit_product import (
     launch_weights,
     partial_bytes,
     product_of,
-    result_shape,
 )
 from gpuconv.cuda import Unit
 from gpuconv.cuda.arguments import Units, address, too_long
@@ -152,7 +151,7 @@ def _tiling(problem: Problem, alignment: int = 16) -> tuple[int, ImplicitGemmTil
         budget = partial_bytes(problem, _tiling(problem)[1])
     m, n, depth, times = product_of(problem)
     factor = 1 if size == 2 else 2 * _products(problem)
-    count = math.prod(result_shape(problem))
+    count = math.prod(problem.geometry.result_shape(problem.direction))
     product = Product(m, n, depth, times, g.macs, factor, g.bytes(size), 4 * count, _REACH[copy])
     shared = tuple(_shared_bytes(problem, tile) for tile in tiles)
     return copy, fastest(tiles, product, shared, budget, device(problem.device))

@@ -139,18 +139,15 @@ def jobs(problem: Problem, tiles: TileGrid) -> int:
     return tiles.tiles_n * math.prod(parts) * tiles.tiles_m * problem.geometry.groups * tiles.splits
 
 
-def result_shape(problem: Problem) -> Ints:
-    g = problem.geometry
-    return {"forward": g.y_shape, "input_grad": g.x_shape, "weight_grad": g.w_shape}[problem.direction]
-
-
 def partials_of(problem: Problem, tiles: TileGrid) -> Array | None:
     if tiles.splits == 1:
         return None
-    sums: Array = problem.xp.empty((tiles.splits, math.prod(result_shape(problem))), accumulator(problem.dtype))
+    sums: Array = problem.xp.empty(
+        (tiles.splits, math.prod(problem.geometry.result_shape(problem.direction))), accumulator(problem.dtype)
+    )
     return sums
 
 
 def partial_bytes(problem: Problem, tiles: TileGrid) -> int:
-    count = tiles.splits * math.prod(result_shape(problem)) if tiles.splits > 1 else 0
+    count = tiles.splits * math.prod(problem.geometry.result_shape(problem.direction)) if tiles.splits > 1 else 0
     return count * accumulator(problem.dtype).itemsize

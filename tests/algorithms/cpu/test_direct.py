@@ -172,11 +172,15 @@ def test_what_is_kept_does_not_grow_with_the_picture(direction, channels):
 def test_axes_are_remembered_in_a_few_numbers(direction):
     """1,024 geometries at most: a quarter of a MiB."""
     g = gpuconv.ConvGeometry.create(1, (30_000, 400, 50), 32, 32, (63, 9, 9), pad="same")
-    for maps in (direct_dense._maps(g, False), direct_dense._maps(g, True), direct_depthwise._maps(g)):
+    for maps in (
+        direct_dense._index_maps(g, False),
+        direct_dense._index_maps(g, True),
+        direct_depthwise._index_maps(g),
+    ):
         assert sum(axis.nbytes for axis in maps) <= 240
     for remembered in (
-        direct_dense._maps,
-        direct_depthwise._maps,
+        direct_dense._index_maps,
+        direct_depthwise._index_maps,
         direct_dense._choose_tiling,
         direct_depthwise._choose_tiling,
     ):
@@ -221,7 +225,9 @@ def test_far_padding_takes_neither_memory_nor_time(direction, keywords, channels
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "complex64"])
 def test_other_dtypes_are_refused(dtype):
     case = case_of(PROBLEMS["whole vectors"])
-    with pytest.raises(gpuconv.AlgorithmError, match=rf"takes float32 and float64 on the CPU, the arrays are {dtype}"):
+    with pytest.raises(
+        gpuconv.AlgorithmError, match=rf"takes float32 and float64 on the CPU, but the arrays are {dtype}"
+    ):
         convolve("forward", case, *case.arrays(integers, dtype), algorithm="direct")
 
 

@@ -203,8 +203,8 @@ def test_who_comes_second_waits(monkeypatch, direction, text, taken):
     def run(_, jobs, *, macs):
         (job,) = jobs
         waiting = parallel_loops._waiting()
-        job(waiting.Turn(parallel_loops._gate()[0], 1, True))
-        gate = parallel_loops._gate()[0]
+        job(waiting.Turn(parallel_loops._take_gate()[0], 1, True))
+        gate = parallel_loops._take_gate()[0]
         gate[waiting.NEXT], gate[waiting.DONE] = taken, taken - 1
         second = threading.Thread(target=job, args=(waiting.Turn(gate, 1, True),), daemon=True)
         second.start()
@@ -254,7 +254,7 @@ class TestOnNumPy:
     @pytest.fixture(autouse=True)
     def without_numba(self, monkeypatch):
         monkeypatch.setattr(wrappers, "numba_is_there", lambda: False)
-        for name in ("_correlate", "_sum_up"):
+        for name in ("_correlate", "_compute_weight_gradient"):
             monkeypatch.setattr(winograd_compiled, name, fail)
 
     @every_dtype
@@ -283,7 +283,7 @@ class TestOnNumPy:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "complex64", "complex128"])
 @every_direction
 def test_other_dtypes_are_computed_on_numpy(direction, dtype, monkeypatch):
-    for name in ("_correlate", "_sum_up"):
+    for name in ("_correlate", "_compute_weight_gradient"):
         monkeypatch.setattr(winograd_compiled, name, fail)
     case = case_of("n1_h6w7_c5_k4_r3s3_p1")
     arrays = case.arrays(integers, dtype)
