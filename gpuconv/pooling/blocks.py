@@ -29,7 +29,7 @@ NUMPY_BUFFER = 2048
 operands took 200 KB, and no less time (NumPy 2.4, Intel Xeon, 2026-11-30)."""
 
 NUMPY_BUFFERS = 3 * 8192 * 16
-"""The bytes of its buffers where its default stands: of three operands, of complex128 at most."""
+"""Bytes of NumPy's buffers at their default size, for three operands of at most complex128."""
 
 QUIET = MappingProxyType({"invalid": "ignore"})
 """The error state in which NaN may be compared: ml_dtypes warns where a bfloat16 is NaN."""

@@ -57,7 +57,7 @@ def _pool(
     strip = _strip_bytes(xp)
 
     def costs(images: int, rows: int, channels: int) -> tuple[int, int]:
-        """Bytes of a column and of a row in hand."""
+        """Bytes of buffers per column and per row of a strip."""
         element = images * channels * dtype.itemsize
         row = element * (buffers(across) + (0 if dtype == y.dtype else g.out[1]))
         return element * buffers(down._replace(out=rows)), row
@@ -109,7 +109,7 @@ def avg_pool_grad(
     strip = _strip_bytes(xp)
 
     def costs(images: int, rows: int, channels: int) -> tuple[int, int]:
-        """Bytes of a column and of a row in hand."""
+        """Bytes of buffers per column and per row of a strip."""
         element = images * channels * dtype.itemsize
         column = adjoint_buffers(down._replace(size=rows, out=down.most_over(rows)))
         column += 0 if dtype == dx.dtype else rows
@@ -172,7 +172,7 @@ def max_pool_grad(caller: str, dy: Array, x: Array, g: ConvGeometry, dx: Array, 
     width = g.spatial[1]
 
     def costs(images: int, rows: int, channels: int) -> tuple[int, int]:
-        """Bytes of a column and of a row in hand."""
+        """Bytes of buffers per column and per row of a strip."""
         element, outs = images * channels, down.most_over(rows)
         column = buffers(down._replace(out=outs)) * keys.dtype.itemsize
         column += down.most_seen(outs) * (keys.dtype.itemsize + keys.EXTRA) + 2 * 8  # and an index per column
