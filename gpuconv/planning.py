@@ -67,9 +67,9 @@ class ConvPlan:
       gemm           chosen    no workspace
       fft            possible  77.8 kB workspace; auto takes it under precision='fast' only
       loops          possible  no workspace
-      depthwise      refused   groups=1, needs groups == in_channels (4)
+      depthwise      refused   groups=1; needs groups == in_channels (4)
       winograd       refused   kernel (1, 1), stride (1, 1), dilation (1, 1); needs (3, 3), (1, 1), (1, 1)
-      winograd_4x4   refused   less precise than float32, needs precision='fast'
+      winograd_4x4   refused   less precise than float32; needs precision='fast'
       implicit_gemm  refused   runs on CUDA devices only
       direct         refused   takes float32 and float64 on the CPU, but the arrays are complex64
     """

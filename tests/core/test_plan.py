@@ -106,8 +106,8 @@ n1_h8w8_c4_k4_r3s3_p1  float32 strict  cpu  forward  18.4 kFLOP
   fft            possible  72.3 kB workspace; auto takes it under precision='fast' only
   gemm           possible  10.8 kB workspace
   loops          possible  no workspace
-  depthwise      refused   groups=1, needs groups == in_channels (4)
-  winograd_4x4   refused   less precise than float32, needs precision='fast'
+  depthwise      refused   groups=1; needs groups == in_channels (4)
+  winograd_4x4   refused   less precise than float32; needs precision='fast'
   implicit_gemm  refused   runs on CUDA devices only""",
         "<ConvPlan n1_h8w8_c4_k4_r3s3_p1 float32 forward on cpu: direct, 11.3 kB workspace>",
     ),
@@ -120,7 +120,7 @@ n1_h16w16_c64_k64_r3s3_p1_g64  float16 fast  cpu  forward  295 kFLOP
   fft            possible  353 kB workspace
   gemm           possible  741 kB workspace
   loops          possible  65.5 kB workspace
-  winograd       refused   sums over 1 channels, needs 4 to err no more than a plain sum
+  winograd       refused   sums over 1 channels; needs 4 to err no more than a plain sum
   implicit_gemm  refused   runs on CUDA devices only
   direct         refused   takes float32 and float64 on the CPU, but the arrays are float16""",
         "<ConvPlan n1_h16w16_c64_k64_r3s3_p1_g64 float16 forward on cpu: depthwise, 188 kB workspace>",
@@ -131,8 +131,8 @@ n1_h16w16_c64_k64_r3s3_p1_g64  float16 fast  cpu  forward  295 kFLOP
 n1_h8w8_c4_k4_r3s3_p1_g4  complex128 strict  cpu  input_grad  4.61 kFLOP
   loops          chosen    no workspace
   depthwise      refused   needs 1.79 kB workspace, but max_workspace is 1 kB
-  winograd       refused   sums over 1 channels, needs 4 to err no more than a plain sum
-  winograd_4x4   refused   less precise than float32, needs precision='fast'
+  winograd       refused   sums over 1 channels; needs 4 to err no more than a plain sum
+  winograd_4x4   refused   less precise than float32; needs precision='fast'
   fft            refused   needs 1.01 kB workspace, but max_workspace is 1 kB
   implicit_gemm  refused   runs on CUDA devices only
   direct         refused   takes float32 and float64 on the CPU, but the arrays are complex128
@@ -147,9 +147,9 @@ n2_w9_c3_k5_s1  float32 strict  cpu  forward  540 FLOP
   fft            possible  6.83 kB workspace; auto takes it under precision='fast' only
   direct         possible  2.55 kB workspace
   gemm           possible  no workspace
-  depthwise      refused   groups=1, needs groups == in_channels (3)
+  depthwise      refused   groups=1; needs groups == in_channels (3)
   winograd       refused   kernel (1,), stride (1,), dilation (1,); needs (3, 3), (1, 1), (1, 1)
-  winograd_4x4   refused   less precise than float32, needs precision='fast'
+  winograd_4x4   refused   less precise than float32; needs precision='fast'
   implicit_gemm  refused   runs on CUDA devices only""",
         "<ConvPlan n2_w9_c3_k5_s1 float32 forward on cpu: loops, no workspace>",
     ),

@@ -40,7 +40,7 @@ class Depthwise(StripAlgorithm):
     def refusal(self, problem: Problem) -> str | None:
         g = problem.geometry
         if g.groups == 1 or g.groups != g.c:
-            return f"groups={g.groups}, needs groups == in_channels ({g.c})" + (" > 1" if g.c == 1 else "")
+            return f"groups={g.groups}; needs groups == in_channels ({g.c})" + (" > 1" if g.c == 1 else "")
         return None
 
     def rows(self, c: Correlation) -> int:

@@ -67,7 +67,7 @@ class Gemm(StripAlgorithm):
         return max(LEAST_ROWS, 2 * cpu.cache_bytes() // row_bytes)
 
     def blocks(self, c: Correlation, pieces: int, least: int) -> list[slice]:
-        if c.side_by_side > 1:
+        if c.merged_outputs > 1:
             return [slice(0, c.g.k)]
         if c.g.groups == 1:
             return split_axis(c.g.k, pieces, least)
@@ -111,7 +111,7 @@ class Gemm(StripAlgorithm):
             pad=(*g.pad[:-1], (lo, hi - q % -outputs)),
             k=outputs * g.k,
         )
-        return replace(c, g=wide, y_plain=False, w_plain=False, side_by_side=outputs)
+        return replace(c, g=wide, y_plain=False, w_plain=False, merged_outputs=outputs)
 
     # ------------------------------------------------------------------------------------------ input gradient
 
@@ -160,13 +160,13 @@ class Gemm(StripAlgorithm):
     # ------------------------------------------------------------------------------------------ forward
 
     def prepacked_bytes(self, c: Correlation) -> int:
-        copies = 0 if c.w_plain else 1 if c.side_by_side == 1 else 2
+        copies = 0 if c.w_plain else 1 if c.merged_outputs == 1 else 2
         return copies * math.prod(c.g.w_shape) * c.acc.itemsize
 
     def pack(self, c: Correlation, w_tagb: Array) -> Array:
         """w as (j, k), or (g, j, k // groups): a view if c.w_plain, else a copy with the contiguous axis of w."""
-        if c.side_by_side > 1:
-            w_tagb = _repeat_shifted(w_tagb, c.side_by_side)
+        if c.merged_outputs > 1:
+            w_tagb = _repeat_shifted(w_tagb, c.merged_outputs)
         *taps, a, groups, b = w_tagb.shape
         if c.w_plain and groups == 1 and w_tagb.flags.c_contiguous:
             return w_tagb.reshape(c.tap_count * a, b)
@@ -198,22 +198,22 @@ class Gemm(StripAlgorithm):
         columns = _Columns(c, plan.extents, x)
         buffer = None if c.y_plain else np.empty(math.prod(plan.extents) * g.k, c.acc)
         if bias is not None:
-            bias = bias.reshape(g.groups, 1, g.k_group) if g.groups > 1 else np.tile(bias, c.side_by_side)
+            bias = bias.reshape(g.groups, 1, g.k_group) if g.groups > 1 else np.tile(bias, c.merged_outputs)
 
         def job(task: tuple[Strip, slice]) -> None:
             strip, block = task
             extents = extents_of(strip)
             m = math.prod(extents)
             *before, last = strip
-            target = y[(*before, slice(last.start * c.side_by_side, last.stop * c.side_by_side))]
+            target = y[(*before, slice(last.start * c.merged_outputs, last.stop * c.merged_outputs))]
             y_mk = target.reshape(m, g.k) if buffer is None else buffer[: m * g.k].reshape(m, g.k)
             y_block = _block(y_mk, g, block)
             np.matmul(columns(strip, block), packed[block] if g.groups > 1 else packed[:, block], out=y_block)
             finish(np, y_block, None if bias is None else bias[block], act)
             if buffer is not None:
                 width = g.k_group if g.groups > 1 else 1
-                ks = slice(block.start * width, block.stop * width) if c.side_by_side == 1 else slice(None)
-                y_strip = y_mk.reshape(*extents[:-1], extents[-1] * c.side_by_side, -1)
+                ks = slice(block.start * width, block.stop * width) if c.merged_outputs == 1 else slice(None)
+                y_strip = y_mk.reshape(*extents[:-1], extents[-1] * c.merged_outputs, -1)
                 np.copyto(target[..., ks], y_strip[..., : target.shape[-2], ks], casting="unsafe")
 
         return job

@@ -55,7 +55,7 @@ class Correlation:
     x_plain: bool
     y_plain: bool
     w_plain: bool
-    side_by_side: int = 1  # outputs along the last axis that `g` treats as channels of one output, see Gemm.adapt
+    merged_outputs: int = 1  # outputs along the last axis that `g` treats as channels of one output, see Gemm.adapt
     shifted: bool = False  # whether gemm computes this without columns, see gemm_shifted.py
 
     @classmethod

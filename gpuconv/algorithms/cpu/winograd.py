@@ -72,14 +72,14 @@ class Winograd(StripAlgorithm):
         if not problem.on_cpu:
             return "runs on the CPU only"
         if not self._strict and problem.precision == "strict":
-            return "less precise than float32, needs precision='fast'"
+            return "less precise than float32; needs precision='fast'"
         if g.kernel != (3, 3) or set(g.stride + g.dilation) != {1}:
             return f"kernel {g.kernel}, stride {g.stride}, dilation {g.dilation}; needs (3, 3), (1, 1), (1, 1)"
         channels = g.k_group if problem.direction == "input_grad" else g.c_group
         if self._strict and channels < LEAST_CHANNELS and problem.direction != "weight_grad":
-            return f"sums over {channels} channels, needs {LEAST_CHANNELS} to err no more than a plain sum"
+            return f"sums over {channels} channels; needs {LEAST_CHANNELS} to err no more than a plain sum"
         if g.is_padded and g.pad_mode != "zeros" and problem.direction != "input_grad":
-            return f"pad_mode={g.pad_mode!r}, needs 'zeros'"
+            return f"pad_mode={g.pad_mode!r}; needs 'zeros'"
         return None
 
     def rows(self, c: Correlation) -> int:

@@ -113,7 +113,7 @@ class CudaDepthwise(PlainWeights):
     def refusal(self, problem: Problem) -> str | None:
         g = problem.geometry
         if g.groups == 1 or g.groups != g.c:
-            return f"groups={g.groups}, needs groups == in_channels ({g.c})" + (" > 1" if g.c == 1 else "")
+            return f"groups={g.groups}; needs groups == in_channels ({g.c})" + (" > 1" if g.c == 1 else "")
         reason = too_long(g)
         if reason is None and g.macs and _jobs(problem) > MOST_JOBS:
             reason = f"{_jobs(problem)} blocks, but a grid has at most {MOST_JOBS}"

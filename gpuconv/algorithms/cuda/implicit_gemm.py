@@ -84,9 +84,9 @@ class ImplicitGemm(PlainWeights):
             return f"dtype {problem.dtype}, but tensor cores take float16, bfloat16 and float32"
         arch = device(problem.device).arch
         if arch < LEAST_ARCH:
-            return f"compute capability {arch / 10:.1f}, needs {LEAST_ARCH / 10:.1f}"
+            return f"compute capability {arch / 10:.1f}; needs {LEAST_ARCH / 10:.1f}"
         if g.is_padded and g.pad_mode != "zeros":
-            return f"pad_mode={g.pad_mode!r}, needs 'zeros'"
+            return f"pad_mode={g.pad_mode!r}; needs 'zeros'"
         reason = too_long(g)
         if reason is None and g.macs:
             counts = (

@@ -301,5 +301,5 @@ def test_a_large_layer_is_given_to_it_and_a_small_one_is_not(direction):
 @pytest.mark.parametrize("direction", ["forward", "input_grad"])
 def test_too_few_channels_are_refused(direction):
     case = case_of("n1_h9w9_c3_k3_r3s3_p1")
-    with pytest.raises(gpuconv.AlgorithmError, match="sums over 3 channels, needs 4"):
+    with pytest.raises(gpuconv.AlgorithmError, match="sums over 3 channels; needs 4"):
         convolve(direction, case, *case.arrays(), algorithm="winograd")

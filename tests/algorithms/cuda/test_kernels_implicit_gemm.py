@@ -254,7 +254,7 @@ def test_refusals(gpu):
     for changes, words in [
         ({"dtype": "float64"}, "dtype float64, but tensor cores take float16, bfloat16 and float32"),
         ({"dtype": "complex64"}, "dtype complex64, but tensor cores take"),
-        ({"pad_mode": "reflect"}, "pad_mode='reflect', needs 'zeros'"),
+        ({"pad_mode": "reflect"}, "pad_mode='reflect'; needs 'zeros'"),
     ]:
         dtype = changes.pop("dtype", "float32")
         with pytest.raises(gpuconv.AlgorithmError, match=words):
@@ -277,7 +277,7 @@ def test_devices_before_sm_80(double, monkeypatch, major, minor, refused):
     monkeypatch.setitem(streams.PROPERTIES, "minor", minor)
     forget()
     words = ImplicitGemm().refusal(posed(CHUNKS["1x1"], "forward"))
-    assert words == (f"compute capability {major}.{minor}, needs 8.0" if refused else None)
+    assert words == (f"compute capability {major}.{minor}; needs 8.0" if refused else None)
 
 
 def test_the_kernels_need_what_the_refusal_says():
