@@ -184,7 +184,11 @@ def _has_long_runs(c: Correlation) -> bool:
 
 
 def _needs_tile(c: Correlation) -> bool:
-    """Whether x is copied to a tile. An x that is no matrix is, for long runs and since einsum is slow otherwise."""
+    """Whether strips of x are copied to a tile.
+
+    Without padding this is done where x is not contiguous and native: for long runs, and because einsum is slow on
+    foreign bytes.
+    """
     return c.needs_tile or not c.x_plain
 
 

@@ -215,7 +215,7 @@ def _w_is_packed(problem: Problem) -> bool:
 
 
 class _Tap(NamedTuple):
-    """What one tap adds along one axis: outputs `outs`, counted from the box's first, to sums `ins` of a residue."""
+    """The part of one tap along one axis: outputs `outs` of the box, added to sums `ins` of a residue of the stride."""
 
     number: int
     residue: int
