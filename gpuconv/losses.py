@@ -129,12 +129,14 @@ class SoftmaxCrossEntropy(Loss):
     def check(self, shape: Ints, dtype: np.dtype[Any], target: Array) -> None:
         if len(shape) < 2 or not shape[-1]:
             raise GeometryError(
-                f"{self.name}: prediction.shape is {shape}, but logits are (N, ..., classes), with at least 1 class."
+                f"{self.name}: prediction.shape is {shape}, but logits have the shape (N, ..., classes), with at least "
+                "1 class."
             )
         if target.dtype.kind in "iu":
             if target.shape != shape[:-1]:
                 raise GeometryError(
-                    f"{self.name}: target.shape is {target.shape}, but logits {shape} need labels {shape[:-1]}."
+                    f"{self.name}: target.shape is {target.shape}, but logits {shape} need labels of shape "
+                    f"{shape[:-1]}."
                 )
         elif target.dtype != dtype:
             raise DTypeError(
