@@ -33,7 +33,7 @@ SPLIT_STREAM, FIRST_EPOCH_STREAM = 0, 1
 
 @dataclass(frozen=True)
 class Position:
-    """Where training stands within an epoch."""
+    """The position of training within an epoch."""
 
     batch: int = 0
     """The number of batches of the current epoch that are done."""
@@ -169,7 +169,7 @@ class Fit:
     def _train(self, bar: Progress, ctrl_c: CtrlC) -> None:
         s = self.settings
         while self.history.epochs < s.epochs and not self.history.stopped_early:
-            if ctrl_c.asked:  # during the validation
+            if ctrl_c.requested:  # during the validation
                 raise KeyboardInterrupt
             self._epoch(bar, ctrl_c)
             if s.on_epoch is not None and s.on_epoch(self.history):
@@ -186,7 +186,7 @@ class Fit:
                 self._batch(order, start, min(start + self.settings.batch_size, self.count))
                 if bar.is_due():
                     bar.show(self.history.epochs, self.standing.at.seen, *self._means())
-                if ctrl_c.asked:
+                if ctrl_c.requested:
                     raise KeyboardInterrupt
             loss, accuracy = self._means()
         except FloatingPointError:

@@ -19,7 +19,7 @@ RETRIES = 1000
 
 
 class CtrlC:
-    """A handler of SIGINT: the first one sets `asked`, the second does what SIGINT did before, which is to raise
+    """A handler of SIGINT: the first one sets `requested`, the second does what SIGINT did before, which is to raise
     KeyboardInterrupt as a rule.
 
     Where SIGINT is ignored, or handled by code other than Python, and outside the main thread, nothing is installed.
@@ -29,7 +29,7 @@ class CtrlC:
     """
 
     def __init__(self, holding: Callable[[], bool]) -> None:
-        self.asked = False
+        self.requested = False
         self._holding = holding
         self._count = itertools.count(1)  # next() is one instruction, since another signal may interrupt a handler
         self._before: Any = None
@@ -74,7 +74,7 @@ class CtrlC:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.is_in_use(frame):
             count = next(self._count)
-            self.asked = True
+            self.requested = True
             if count == 1 or (count == 2 and self._holding()):
                 return
         else:  # an interrupt cut put_back short

@@ -70,19 +70,19 @@ class Progress:
             self.first_epoch = epochs_done
         mine = done - self.first_epoch * self.samples
         rate = mine / max(time.monotonic() - self.began, 1e-9)
-        told = _told(loss, accuracy) + f"  {rate:,.0f} images/s"
+        text = _text_of(loss, accuracy) + f"  {rate:,.0f} images/s"
         description = f"epoch {min(epochs_done + 1, self.epochs)}/{self.epochs}"
-        self._draw(lambda: self.bar.update(self.task, completed=done, description=description, told=told, refresh=True))
+        self._draw(lambda: self.bar.update(self.task, completed=done, description=description, text=text, refresh=True))
 
     def epoch(self, history: History) -> None:
         """Write one line for an epoch that is done."""
         if not self.visible:
             return
         accuracy = history.accuracy[-1] if history.accuracy else None
-        line = f"epoch {history.epochs}/{self.epochs}  {_told(history.loss[-1], accuracy)}"
+        line = f"epoch {history.epochs}/{self.epochs}  {_text_of(history.loss[-1], accuracy)}"
         if history.val_loss:
             accuracy = history.val_accuracy[-1] if history.val_accuracy else None
-            line += f"  validation {_told(history.val_loss[-1], accuracy)}"
+            line += f"  validation {_text_of(history.val_loss[-1], accuracy)}"
         if self.bar is not None:
             self._draw(lambda: self.bar.console.print(line, highlight=False))
             self.show(history.epochs - 1, self.samples, history.loss[-1], accuracy)
@@ -106,7 +106,7 @@ class Progress:
         self.bar = _rich_bar()
         if self.bar is not None:
             self.bar.start()
-            self.task = self.bar.add_task("", total=self.epochs * self.samples, told="")
+            self.task = self.bar.add_task("", total=self.epochs * self.samples, text="")
 
     def _stop(self) -> None:
         try:
@@ -128,7 +128,7 @@ def _is_terminal() -> bool:
         return False
 
 
-def _told(loss: float, accuracy: float | None) -> str:
+def _text_of(loss: float, accuracy: float | None) -> str:
     return f"loss {loss:.4f}" + (f"  accuracy {accuracy:.2%}" if accuracy is not None else "")
 
 
@@ -142,7 +142,7 @@ def _rich_bar() -> Any:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.fields[told]}"),
+        TextColumn("{task.fields[text]}"),
         TimeRemainingColumn(),
     )
 

@@ -117,7 +117,7 @@ def flag(value: object, name: str, caller: str) -> bool:
 
 
 def shown(value: object) -> str:
-    """`value` as an error prints it; Python writes no integer of more than some thousand digits."""
+    """Return `value` as errors print it; Python refuses to print integers of more than a few thousand digits."""
     try:
         return repr(value)
     except ValueError:

@@ -324,13 +324,13 @@ def _temporary_name() -> str:
 @functools.cache
 def _this_machine() -> tuple[str, str]:
     """Return eight digits for the machine, and eight for the start of its kernel."""
-    told = []
+    found = []
     for file in ("/etc/machine-id", "/proc/sys/kernel/random/boot_id"):
         try:
-            told.append(Path(file).read_text(encoding="ascii"))
+            found.append(Path(file).read_text(encoding="ascii"))
         except (OSError, ValueError):
-            told.append("")
-    machine, start = f"{platform.node()} {told[0]}", told[1] or platform.node()
+            found.append("")
+    machine, start = f"{platform.node()} {found[0]}", found[1] or platform.node()
     return _digits(machine), _digits(start)
 
 
