@@ -27,20 +27,20 @@ from gpuconv.typing import Array, Element, LayerActivationName
 class Activation(from_string.FromString):
     """A function of one number, applied to each element of a real array.
 
-    Derive from it with `fn` and `slope` to make one of your own. Where the derivative follows from the value, an
-    activation may say so with ``from_value = True``: then `slope` is given the value, and the input need not be kept.
+    To make your own, subclass it with `fn` and `slope`. An activation whose derivative follows from its value may set
+    ``from_value = True``: then `slope` is given the value, and the input need not be kept.
     """
 
     from_value = False
 
     def __call__(self, x: NDArray[Element]) -> NDArray[Element]:
-        """The value at each element: a new array of x's dtype and device."""
+        """Compute the value at each element, as a new array of x's dtype and device."""
         xp = _module(x, self.name)
         with backend.on_device_of(x):
             return self.fn(xp, x)
 
     def grad(self, x: NDArray[Element]) -> NDArray[Element]:
-        """The derivative at each element."""
+        """Compute the derivative at each element."""
         xp = _module(x, self.name)
         with backend.on_device_of(x):
             return self.slope(xp, self.fn(xp, x) if self.from_value else x)
@@ -49,22 +49,22 @@ class Activation(from_string.FromString):
         raise NotImplementedError
 
     def slope(self, xp: ModuleType, kept: Array) -> Array:
-        """The derivative, from the input; from the value if `from_value`."""
+        """Compute the derivative from the input, or from the value if `from_value`."""
         raise NotImplementedError
 
     def pull_back(self, xp: ModuleType, dy: Array, kept: Array, out: Array | None) -> Array:
-        """The gradient with respect to the input: dy times the derivative, into `out` (which may be dy) if given."""
+        """Return the gradient of the input, dy times the derivative, written into `out` (which may be dy) if given."""
         dx: Array = xp.multiply(dy, self.slope(xp, kept), out=out)
         return dx
 
     @property
     def fused(self) -> str | None:
-        """Its name among the activations that a convolution applies by itself, if it is one of them."""
+        """The name by which a convolution itself applies this activation; None if it cannot."""
         return None
 
 
 class _Fused(Activation):
-    """One that convolutions apply while their result is in cache; the value alone gives the derivative."""
+    """An activation that convolutions apply while their result is in cache; its derivative follows from its value."""
 
     from_value = True
 
@@ -184,7 +184,7 @@ class GELU(Activation):
     Parameters
     ----------
     approximate : bool
-        Take the paper's 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x**3))) instead, which is several times as fast.
+        Use the paper's 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x**3))) instead, which is several times as fast.
     """
 
     name = "gelu"
@@ -212,7 +212,7 @@ class GELU(Activation):
 
 class HardSigmoid(Activation):
     """f(x) = clip(0.2 x + 0.5, 0, 1) (after Courbariaux, Bengio & David, "BinaryConnect", 2015, eq. 3, whose slope is
-    0.5; 0.2 is what Keras made of it).
+    0.5; the slope of 0.2 is from Keras).
     """
 
     name = "hard_sigmoid"
@@ -280,7 +280,7 @@ ActivationLike: TypeAlias = Activation | LayerActivationName | str
 
 
 def parse(given: ActivationLike | None, caller: str = "activations.parse", argument: str = "acti_fn") -> Activation:
-    """An activation from its name, with parameters or without: ``"relu"``, ``"elu(alpha=0.5)"``. None is identity.
+    """Make an activation from its name, with or without parameters: ``"relu"``, ``"elu(alpha=0.5)"``. None is identity.
 
     >>> parse("ELU(0.5)")
     elu(alpha=0.5)
@@ -289,10 +289,10 @@ def parse(given: ActivationLike | None, caller: str = "activations.parse", argum
 
 
 def normal_cdf(xp: ModuleType, x: Array) -> Array:
-    """P(X <= x) of a standard normal X, within a few units in the last place of 1."""
-    # erfc(z) exp(z**2) is smooth in t = (z - 4) / (z + 4), -1 <= t < 1 for z >= 0: a Chebyshev series in t converges
-    # fast (Shepherd & Laframboise, "Chebyshev approximation of (1 + 2x) exp(x^2) erfc x", 1981). Neither NumPy nor
-    # CuPy itself has erf.
+    """Return P(X <= x) for a standard normal X, to within a few units in the last place of 1."""
+    # erfc(z) exp(z**2) is smooth in t = (z - 4) / (z + 4), -1 <= t < 1 for z >= 0, so a Chebyshev series in t
+    # converges fast (Shepherd & Laframboise, "Chebyshev approximation of (1 + 2x) exp(x^2) erfc x", 1981). Neither
+    # NumPy nor CuPy itself has erf.
     z = xp.minimum(xp.abs(x) * math.sqrt(0.5), 26.0)
     t2 = 2 * ((z - 4.0) / (z + 4.0))
     before: Any = 0.0
@@ -307,7 +307,7 @@ def normal_cdf(xp: ModuleType, x: Array) -> Array:
 
 @cache
 def _series(terms: int) -> tuple[float, ...]:
-    """Chebyshev coefficients of erfc(z) exp(z**2) in t = (z - 4) / (z + 4), interpolated on the host."""
+    """Return the Chebyshev coefficients of erfc(z) exp(z**2) in t = (z - 4) / (z + 4), interpolated on the host."""
     nodes = np.cos(np.pi * (np.arange(64) + 0.5) / 64)
     values = [_erfcx(4 * (1 + t) / (1 - t)) for t in nodes.tolist()]
     waves = np.cos(np.pi * np.outer(np.arange(terms), np.arange(64) + 0.5) / 64)
@@ -328,12 +328,12 @@ def _erfcx(z: float) -> float:
 def _module(x: Array, caller: str) -> ModuleType:
     xp = backend.common_module(caller, x=x)
     if x.dtype.kind != "f":
-        raise DTypeError(f"{caller}: x.dtype is {x.dtype}, an activation takes real floating-point numbers.")
+        raise DTypeError(f"{caller}: x.dtype is {x.dtype}, but an activation takes real floating-point numbers.")
     return xp
 
 
 def _like(x: Array, value: float) -> Any:
-    """`value` as a scalar of x's dtype, where a Python number would be taken for a float64."""
+    """Return `value` as a scalar of x's dtype, where a Python number would be taken for a float64."""
     return x.dtype.type(value)
 
 

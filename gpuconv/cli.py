@@ -61,7 +61,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @app.command()
 def info() -> None:
-    """What is here: versions, devices, algorithms, settings, what was tuned."""
+    """Show versions, devices, algorithms, settings and the number of tuned problems."""
     from gpuconv.tools import machine
 
     table = Table.grid(padding=(0, 3))
@@ -86,7 +86,7 @@ def check(
     device: Annotated[list[str] | None, typer.Option(help="A device to check; repeatable. Default: all.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="A dtype to check; repeatable. Default: all.")] = None,
 ) -> None:
-    """Is this installation right? Every algorithm on every device, held to an independent reference at tolerance 0."""
+    """Is this installation right? Check every algorithm on every device against a reference, at tolerance 0."""
     from gpuconv.tools import check as checks
 
     devices, dtypes = device or backend.devices(), dtype or checks.available_dtypes()
@@ -128,7 +128,7 @@ def explain(
     precision: Annotated[str, typer.Option(help="strict or fast.")] = "strict",
     max_workspace: Annotated[int | None, typer.Option(help="Bytes of extra memory allowed.", min=0)] = None,
 ) -> None:
-    """Which algorithm would run, why, and at what cost."""
+    """Show which algorithm would run, why, and at what cost."""
     with _usage_errors("explain"):
         if device == "cpu":
             try_numba()
@@ -150,14 +150,14 @@ def kernels(
         list[str] | None, typer.Option(help="An architecture such as sm_90; repeatable. Default: sm_70 to sm_120.")
     ] = None,
     kernel: Annotated[
-        list[str] | None, typer.Option(help="A kernel, of which every unit is shown; repeatable. Default: all.")
+        list[str] | None, typer.Option(help="A kernel whose units are all shown; repeatable. Default: all kernels.")
     ] = None,
     every: Annotated[
         bool, typer.Option("--all", help="Every unit for every architecture, which may take half an hour.")
     ] = False,
     json: Annotated[Path | None, typer.Option(help="Save every unit's numbers in this file.")] = None,
 ) -> None:
-    """What every CUDA kernel takes: registers, spills, shared memory, by architecture. Needs NVRTC, and no GPU."""
+    """Show registers, spills and shared memory of every CUDA kernel by architecture. Needs NVRTC, but no GPU."""
     from gpuconv.tools import kernel_report, kernel_table
 
     with _usage_errors("kernels"):
@@ -196,15 +196,15 @@ def kernels(
 
 @app.command()
 def demo(
-    image: Annotated[str, typer.Option(help="A picture of yours; or one of the photographs: china, flower.")] = "china",
+    image: Annotated[str, typer.Option(help="Your own picture, or one of two photographs: china, flower.")] = "china",
     out: Annotated[
         Path, typer.Option(help="Where to save: a folder, or a file such as demo.png or demo.pdf.")
     ] = Path(),
     device: Device = "cpu",
     epochs: Annotated[int, typer.Option(help="How often the network sees each digit.", min=1)] = 20,
-    algorithm: Annotated[str, typer.Option(help="What the network's convolutions run by.")] = "auto",
+    algorithm: Annotated[str, typer.Option(help="The algorithm of the network's convolutions.")] = "auto",
 ) -> None:
-    """A photograph under a bank of filters, every algorithm held to the for-loops, a network that learns to read."""
+    """Filter a photograph, compare every algorithm with for-loops, and train a network to read digits."""
     from gpuconv.demo import compare, contact_sheet, digits, filter_panels, lenet, pictures, training_figure
 
     named = cast("AlgorithmName", algorithm)
@@ -245,7 +245,7 @@ def bench(
     suite: Annotated[
         list[str] | None,
         typer.Option(
-            help="Layers of resnet50, say, or unet:r3s3 for those with r3s3; repeatable. list names them all."
+            help="A suite of layers such as resnet50, or unet:r3s3 for those with r3s3; repeatable. list names all."
         ),
     ] = None,
     problem: Annotated[list[str] | None, typer.Option(help="A problem string; repeatable.")] = None,
@@ -266,17 +266,20 @@ def bench(
         typer.Option(help="matmul (the default), torch, jax, onnxruntime or scipy, installed by you; repeatable."),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads, on both sides. Default: all cores.", min=1)] = None,
-    repeats: Annotated[int, typer.Option(help="Turns of each side; fewer where they take too long.", min=1)] = 15,
+    repeats: Annotated[int, typer.Option(help="Turns of each side; fewer if they take too long.", min=1)] = 15,
     json: Annotated[
-        Path | None, typer.Option(help="Save all with its provenance, in a file, or in a folder under a telling name.")
+        Path | None,
+        typer.Option(
+            help="Save the results with their provenance, in a file, or in a folder under a descriptive name."
+        ),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw it: a file such as bench.png or bench.pdf.")] = None,
-    show: Annotated[Path | None, typer.Option(help="Measure nothing; print, and --plot, what --json saved.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw them into a file such as bench.png or bench.pdf.")] = None,
+    show: Annotated[Path | None, typer.Option(help="Measure nothing; print (and --plot) what --json saved.")] = None,
     training_step: Annotated[
         bool, typer.Option("--training-step", help="Instead of layers, one training step of the demo's LeNet.")
     ] = False,
 ) -> None:
-    """Convolution beside its peers, or the machine's own matrix product: validated, then timed turn by turn."""
+    """Time convolution against its peers, or the machine's own matrix product, turn by turn after validation."""
     from gpuconv.bench import case, peers, plots, suites
     from gpuconv.bench.limits import measure as measure_limits
     from gpuconv.bench.record import Provenance, Record
@@ -323,7 +326,7 @@ def bench(
 def _training_step(
     device: str, batch: int | None, against: list[str] | None, threads: int | None, repeats: int, json: Path | None
 ) -> None:
-    """Measure a step of training, beside PyTorch where that is asked for."""
+    """Measure a training step, and if asked for also PyTorch's."""
     from gpuconv.bench import peers, tables, training
     from gpuconv.bench.record import Provenance
     from gpuconv.bench.runner import WrongResult
@@ -353,14 +356,14 @@ def _training_step(
 
 
 def _measure(cases: Sequence[Case], opponents: Mapping[str, Peer], repeats: int, record: Record) -> int:
-    """Add a row for each case, shown as it comes; the exit status."""
+    """Add a row per case, show it at once, and return the exit status."""
     from gpuconv.bench import runner, tables
 
     console, progress = _console(), _progress()
     task = progress.add_task("measuring", total=len(cases))
     wrong: list[str] = []
     try:
-        # Drawn between the measurements: a thread that draws would take its time from them.
+        # Drawn between the measurements: a drawing thread would slow them down.
         with Live(progress, console=console, transient=True, auto_refresh=False) as live:
             for case in cases:
                 progress.update(task, description=str(case))
@@ -383,7 +386,7 @@ def _measure(cases: Sequence[Case], opponents: Mapping[str, Peer], repeats: int,
 
 
 def _report(record: Record, plot: Path | None) -> None:
-    """All there is to say about a record, and its picture."""
+    """Print a record, and draw it if asked for."""
     from gpuconv.bench import plots, tables
 
     console = _console()
@@ -406,7 +409,7 @@ def _report(record: Record, plot: Path | None) -> None:
 
 
 def _check_table(outcomes: Sequence[Outcome]) -> Table:
-    """Rows are algorithms, columns dtypes; a cell counts the cases that ran."""
+    """Return a table whose rows are algorithms and columns dtypes; a cell counts the cases that ran."""
     dtypes = dict.fromkeys(outcome.dtype for outcome in outcomes)
     table = Table("device", "algorithm", *dtypes, box=box.SIMPLE_HEAD)
     for device, algorithm in dict.fromkeys((outcome.device, outcome.algorithm) for outcome in outcomes):
@@ -445,7 +448,7 @@ def _comparison_table(comparisons: Iterable[Comparison]) -> Table:
 
 
 def _say(text: object, *, err: bool = False) -> None:
-    """A line in the encoding of the stream; typer.echo would take UTF-8 where that is ASCII."""
+    """Print a line in the encoding of the stream; typer.echo would use UTF-8 even if that is ASCII."""
     print(text, file=sys.stderr if err else sys.stdout, flush=True)
 
 
@@ -457,7 +460,7 @@ def _where_tuned() -> str:
 
 
 def _console() -> Console:
-    """Standard output; in a pipe or a file, wide enough for every table."""
+    """Return a console on standard output, which in a pipe or a file is wide enough for every table."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH_OF_A_FILE
@@ -465,7 +468,7 @@ def _console() -> Console:
 
 
 def _progress() -> Progress:
-    """A bar that leaves no trace when it is done, and shows nothing where there is no terminal."""
+    """Return a progress bar that leaves no trace when it is done, and shows nothing without a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
@@ -478,13 +481,13 @@ def _check_folder_of(*paths: Path | None) -> None:
         if path.is_dir():
             continue
         disk.check_writable(path, "it cannot be saved")
-        with suppress(AttributeError, OSError):  # no output, none of the system's, no such file
+        with suppress(AttributeError, OSError):  # no output, not a stream of the system, no such file
             if samestat(path.stat(), fstat(sys.stdout.fileno())):
                 raise ValueError(f"{str(path)!r} is where the tables go; name another file to save in")
 
 
 def _is_saved(command: str, write: Callable[[], Path | None], path: Path | None = None) -> bool:
-    """Whether it could be; what was measured is still to be shown where it could not."""
+    """Save a file and return whether that succeeded; if not, the measurements are still to be shown."""
     try:
         _say(f"saved: {write() or path}")
     except OSError as error:
@@ -495,7 +498,7 @@ def _is_saved(command: str, write: Callable[[], Path | None], path: Path | None 
 
 @contextmanager
 def _usage_errors(command: str) -> Iterator[None]:
-    """An argument that the library or the file system refuses is told in one line, with exit status 2."""
+    """Report an argument that the library or the file system refuses in one line, with exit status 2."""
     try:
         yield
     except (DeviceError, MemoryError, TypeError, ValueError) as error:

@@ -4,7 +4,7 @@ Every message names the function and the argument, the rule, both numbers, and t
 
     conv2d: w expects 3 input channels per group, but x has 4 (groups=1). ...
 
-Each class also is the built-in exception one would expect, so that code which knows nothing of gpuconv catches it.
+Each class is also the built-in exception that one would expect, so that code that knows nothing of gpuconv catches it.
 """
 
 
@@ -17,7 +17,7 @@ class DTypeError(TypeError):
 
 
 class DeviceError(RuntimeError):
-    """A device that is not there, or CuPy arrays that live on different devices."""
+    """A device that does not exist, or CuPy arrays on different devices."""
 
 
 class AlgorithmError(ValueError):
@@ -25,7 +25,7 @@ class AlgorithmError(ValueError):
 
 
 class WorkspaceError(MemoryError):
-    """Memory: more workspace needed than ``max_workspace`` allows, or than the device has left."""
+    """More workspace needed than ``max_workspace`` allows, or more memory than the device has left."""
 
 
 class KernelError(RuntimeError):
@@ -34,11 +34,11 @@ class KernelError(RuntimeError):
     Attributes
     ----------
     kernel, file : str
-        Its name, and the file it stands in; empty where there is none to blame.
+        The name of the kernel and its file; empty where no kernel is at fault.
     options : tuple of str
-        What the compiler was told.
+        The options of the compiler.
     log : str
-        What the compiler said.
+        The output of the compiler.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
-"""First values of weights. They are drawn on the host from a generator that is passed, never from a global one.
+"""Distributions of the first weights, drawn on the host from a generator that is passed, never from a global one.
 
-fan_in is the number of weights that one output sums over, fan_out the number of outputs that one input has a share in.
-For a convolution both count the receptive field, within a channel group:
+fan_in is the number of weights that one output sums over, and fan_out the number of outputs that one input enters. For
+a convolution, both count the taps of the kernel, within one channel group:
 
-    w (*kernel, c // groups, k)       fan_in = prod(kernel) c / groups       fan_out = prod(kernel) k / groups
+    w (*kernel, C // groups, F)       fan_in = prod(kernel) C / groups       fan_out = prod(kernel) F / groups
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gpuconv.typing import Array, DTypeLike, InitializerName
 
 
 class Initializer(from_string.FromString):
-    """Makes arrays of a given shape."""
+    """The base of all initializers, which make arrays of a given shape."""
 
     def __call__(
         self,
@@ -32,14 +32,14 @@ class Initializer(from_string.FromString):
         *,
         fans: tuple[int, int] | None = None,
     ) -> Array:
-        """A NumPy array of `shape`, drawn in float64 and rounded to `dtype`.
+        """Return a NumPy array of `shape`, drawn in float64 and rounded to `dtype`.
 
         Parameters
         ----------
         rng : int or Generator, optional
-            A seed, or a generator to go on drawing from; None takes a seed from the system.
+            A seed, or a generator to draw from; None takes a seed from the system.
         fans : (fan_in, fan_out), optional
-            Default: those of a convolution with one group, or a matrix (in, out), whose weights have this shape.
+            Default: those of a convolution with one group, or of a matrix (in, out), whose weights have this shape.
         """
         sizes = tuple(as_int(size, "shape", self.name, least=0) for size in shape)
         fan_in, fan_out = fans_of(sizes) if fans is None else as_ints(fans, 2, "fans", self.name, least=0)
@@ -130,7 +130,7 @@ class StdNormal(Initializer):
 
 
 class TruncNormal(Initializer):
-    """N(mean, std**2), what lies more than two std from the mean drawn again."""
+    """N(mean, std**2), where values more than two std from the mean are drawn again."""
 
     name = "trunc_normal"
 
@@ -165,7 +165,7 @@ InitializerLike: TypeAlias = Initializer | InitializerName | str
 
 
 def parse(given: InitializerLike, caller: str = "initializers.parse", argument: str = "init_w") -> Initializer:
-    """An initializer from its name, with parameters or without.
+    """Make an initializer from its name, with or without parameters.
 
     >>> parse("he_normal")
     he_normal
@@ -176,7 +176,7 @@ def parse(given: InitializerLike, caller: str = "initializers.parse", argument: 
 
 
 def fans_of(shape: Sequence[int], groups: int = 1, transposed: bool = False) -> tuple[int, int]:
-    """(fan_in, fan_out) of weights (*kernel, c // groups, k), or transposed of (*kernel, k // groups, c).
+    """Return (fan_in, fan_out) of weights (*kernel, C // groups, F), or if `transposed` of (*kernel, F // groups, C).
 
     >>> fans_of((5, 5, 3, 8))
     (75, 200)
@@ -184,7 +184,7 @@ def fans_of(shape: Sequence[int], groups: int = 1, transposed: bool = False) -> 
     (9, 9)
     """
     if len(shape) < 2:
-        raise GeometryError(f"fans_of: shape={tuple(shape)} has {len(shape)} axes, weights have at least 2.")
+        raise GeometryError(f"fans_of: shape={tuple(shape)} has {len(shape)} axes, but weights have at least 2.")
     *kernel, per_group, whole = shape
     taps = math.prod(kernel)
     one, other = taps * per_group, taps * whole // groups

@@ -1,4 +1,4 @@
-"""Losses: a number to make small, and its gradient, which costs next to nothing beside it.
+"""Losses and their gradients.
 
 >>> import numpy as np
 >>> loss = parse("softmax_cross_entropy")
@@ -23,23 +23,23 @@ from gpuconv.typing import Array, Element, Ints, LossName
 
 
 class Loss(from_string.FromString):
-    """The mean over samples of what each one costs."""
+    """The base of all losses: the mean over samples of the loss of each one."""
 
     has_accuracy = False
-    """Whether it tells right from wrong answers: whether there is an accuracy."""
+    """Whether predictions can be counted as correct, so that there is an accuracy."""
 
     def __call__(self, prediction: NDArray[Element], target: Array) -> NDArray[Element]:
-        """The loss, a scalar array on the device of `prediction`."""
+        """Compute the loss, a scalar array on the device of `prediction`."""
         return self.value_and_grad(prediction, target)[0]
 
     def grad(self, prediction: NDArray[Element], target: Array) -> NDArray[Element]:
-        """Its gradient with respect to `prediction`."""
+        """Compute the gradient with respect to `prediction`."""
         return self.value_and_grad(prediction, target)[1]
 
     def value_and_grad(
         self, prediction: NDArray[Element], target: Array, count: int | None = None
     ) -> tuple[NDArray[Element], NDArray[Element]]:
-        """Both at once.
+        """Compute the loss and its gradient together, at little more than the cost of the loss.
 
         Parameters
         ----------
@@ -47,19 +47,19 @@ class Loss(from_string.FromString):
         target : array
             On the same device.
         count : int, optional
-            Divide the sum over samples by this instead of their number: for a batch that comes in pieces.
+            Divide the sum over samples by this number instead of theirs, for a batch that comes in pieces.
 
         Raises
         ------
         GeometryError, TypeError, DTypeError, DeviceError
-            If the two do not fit each other.
+            If prediction and target do not fit each other.
         ValueError
-            If labels lie outside the classes. On a GPU, where looking at them would wait for the device, they are
-            not checked here; `check_values` and `fit` do it once.
+            If a label is outside the classes. On a GPU, where reading labels would wait for the device, they are not
+            checked here; `check_values` and `fit` do it once.
         """
         xp = backend.common_module(self.name, prediction=prediction, target=target)
         if prediction.dtype.kind != "f":
-            raise DTypeError(f"{self.name}: prediction.dtype is {prediction.dtype}, a loss takes real numbers.")
+            raise DTypeError(f"{self.name}: prediction.dtype is {prediction.dtype}, but a loss takes real numbers.")
         self.check(prediction.shape, prediction.dtype, target)
         if xp is np:
             self.check_values(prediction.shape, target)
@@ -72,25 +72,26 @@ class Loss(from_string.FromString):
         raise NotImplementedError
 
     def check(self, shape: Ints, dtype: np.dtype[Any], target: Array) -> None:
-        """Whether `target` suits predictions of `shape` and `dtype`; its values are looked at by `check_values`."""
+        """Check that `target` suits predictions of `shape` and `dtype`; `check_values` checks its values."""
         raise NotImplementedError
 
     def check_values(self, shape: Ints, target: Array) -> None:
-        """Whether the values of `target` make sense; on a GPU this waits for the device."""
+        """Check the values of `target`; on a GPU this waits for the device."""
 
     def n_correct(self, prediction: Array, target: Array) -> Array:
-        """How many answers are right, a scalar array."""
+        """Count the correct predictions, as a scalar array; needed only with `has_accuracy`."""
         raise NotImplementedError
 
 
 class SoftmaxCrossEntropy(Loss):
-    """-log p[label] with p = softmax(logits), both in one so that neither overflows (Bridle 1990; Goodfellow, Bengio &
-    Courville, "Deep learning", 2016, eq. 6.29 and 6.30). Its gradient is (p - target) / N.
+    """-log p[label] with p = softmax(logits), computed together so that neither overflows (Bridle 1990; Goodfellow,
+    Bengio & Courville, "Deep learning", 2016, eq. 6.29 and 6.30). Its gradient is (p - target) / N.
 
-    The prediction is logits (N, ..., K), before any softmax. The target is integer labels (N, ...), or probabilities of
-    the shape of the logits. With more axes than two, as for the pixels of a picture, each position counts as a sample.
+    The prediction is logits (N, ..., classes), before any softmax. The target is integer labels (N, ...), or
+    probabilities of the shape of the logits. With more than two axes, as for the pixels of a picture, each position
+    counts as a sample.
 
-    With a single class p is 1 whatever the logit is: loss and gradient are 0, and nothing is learnt. Two classes take
+    With a single class, p is 1 whatever the logit is: loss and gradient are 0, and nothing is learnt. Two classes need
     two logits.
     """
 
@@ -114,7 +115,7 @@ class SoftmaxCrossEntropy(Loss):
         xp.exp(p, out=p)
         total = p.sum(axis=1)
         value = (weight * xp.log(total) - of_target).sum() / divisor
-        if k == 1:  # p is the target: no rounding of the divisor may tell them apart
+        if k == 1:  # p is the target, and rounding of the divisor must not make a difference
             p -= p
             return value.astype(p.dtype, copy=False), p.reshape(prediction.shape)
         scale = (weight / (total * divisor)).astype(p.dtype, copy=False)
@@ -128,21 +129,23 @@ class SoftmaxCrossEntropy(Loss):
     def check(self, shape: Ints, dtype: np.dtype[Any], target: Array) -> None:
         if len(shape) < 2 or not shape[-1]:
             raise GeometryError(
-                f"{self.name}: prediction.shape={shape}, logits have the shape (N, ..., classes), with 1 class or more."
+                f"{self.name}: prediction.shape is {shape}, but logits have the shape (N, ..., classes), with at least "
+                "1 class."
             )
         if target.dtype.kind in "iu":
             if target.shape != shape[:-1]:
                 raise GeometryError(
-                    f"{self.name}: target.shape={target.shape}, logits {shape} need labels of shape {shape[:-1]}."
+                    f"{self.name}: target.shape is {target.shape}, but logits {shape} need labels of shape "
+                    f"{shape[:-1]}."
                 )
         elif target.dtype != dtype:
             raise DTypeError(
-                f"{self.name}: target.dtype is {target.dtype}. Labels are integers, probabilities {dtype}."
+                f"{self.name}: target.dtype is {target.dtype}, but labels must be integers, and probabilities {dtype}."
             )
         elif target.shape != shape:
             raise GeometryError(
-                f"{self.name}: target.shape={target.shape}, logits {shape} need probabilities of that shape, or "
-                f"integer labels of shape {shape[:-1]} (target.dtype is {target.dtype})."
+                f"{self.name}: target.shape is {target.shape}, but logits {shape} need probabilities of that shape, "
+                f"or integer labels of shape {shape[:-1]} (target.dtype is {target.dtype})."
             )
 
     def check_values(self, shape: Ints, target: Array) -> None:
@@ -150,7 +153,7 @@ class SoftmaxCrossEntropy(Loss):
             low, high = int(target.min()), int(target.max())
             if low < 0 or high >= shape[-1]:
                 raise ValueError(
-                    f"{self.name}: labels go from {low} to {high}, {shape[-1]} logits allow 0 to {shape[-1] - 1}."
+                    f"{self.name}: labels go from {low} to {high}, but {shape[-1]} logits allow 0 to {shape[-1] - 1}."
                 )
 
     def n_correct(self, prediction: Array, target: Array) -> Array:
@@ -179,11 +182,13 @@ class SquaredError(Loss):
 
     def check(self, shape: Ints, dtype: np.dtype[Any], target: Array) -> None:
         if not shape:
-            raise GeometryError(f"{self.name}: prediction.shape={shape}, it has the shape (N, ...).")
+            raise GeometryError(f"{self.name}: prediction.shape is {shape}, but must be (N, ...).")
         if target.shape != shape:
-            raise GeometryError(f"{self.name}: target.shape={target.shape} must be prediction.shape={shape}.")
+            raise GeometryError(f"{self.name}: target.shape={target.shape} must equal prediction.shape={shape}.")
         if target.dtype != dtype:
-            raise DTypeError(f"{self.name}: target.dtype is {target.dtype}, the prediction {dtype}. Cast with .astype.")
+            raise DTypeError(
+                f"{self.name}: target.dtype is {target.dtype}, but the prediction is {dtype}. Cast with .astype."
+            )
 
 
 _CLASSES: tuple[type[Loss], ...] = (SoftmaxCrossEntropy, SquaredError)
@@ -195,7 +200,7 @@ LossLike: TypeAlias = Loss | LossName | str
 
 
 def parse(given: LossLike, caller: str = "losses.parse", argument: str = "loss") -> Loss:
-    """A loss from its name.
+    """Make a loss from its name.
 
     >>> parse("squared_error")
     squared_error

@@ -1,7 +1,7 @@
-"""Optimizers: how a gradient changes a parameter. Arrays are updated in place, on the device they live on.
+"""Optimizers, which update parameters by their gradients, in place and on their device.
 
-An optimizer has parameters and no memory: what it remembers of a layer (momenta, squared gradients, the number of
-steps) is in a cache that the layer owns, so that one optimizer may serve several layers.
+An optimizer has parameters but no state: the state of a layer (momenta, squared gradients, the number of steps) is in a
+cache that the layer owns, so several layers may share one optimizer.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from gpuconv.support.argument_checks import flag, non_negative
 from gpuconv.typing import Array, OptimizerName
 
 Cache = dict[str, Any]
-"""What an optimizer remembers of one layer: ``{"step": int, parameter: {name: array}}``."""
+"""The state of an optimizer for one layer: ``{"step": int, parameter: {name: array}}``."""
 
 CHUNK = 2**15
-"""Elements updated at a time on the CPU: so many of the arrays of a step stay in the second-level cache."""
+"""Elements updated at a time on the CPU, so that this part of all arrays of a step stays in the second-level cache."""
 
 
 class Optimizer(from_string.FromString):
@@ -33,18 +33,18 @@ class Optimizer(from_string.FromString):
     Parameters
     ----------
     lr : float
-        Learning rate, where there is no scheduler.
+        Learning rate, if there is no scheduler.
     clip_norm : float, optional
-        Gradients of a layer are scaled down to this Euclidean norm, all parameters of the layer together, where they
-        are longer (Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", 2013,
+        The largest Euclidean norm of the gradients of a layer, all its parameters together; longer gradients are scaled
+        down to it (Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", 2013,
         algorithm 1). Finite gradients of any size keep their direction. A NaN among them makes all of them NaN, and an
-        infinity makes itself NaN and the others 0: no norm could mend either.
+        infinity becomes NaN and makes the others 0: no scaling could repair either.
     scheduler : str or Scheduler, optional
         The learning rate as a function of the step.
     """
 
     slots: tuple[str, ...] = ()
-    """The arrays remembered for each parameter, of its shape and dtype; they start at zero."""
+    """The names of the state arrays of each parameter, which have its shape and dtype and start at zero."""
 
     lr: float
     clip_norm: float | None
@@ -62,9 +62,10 @@ class Optimizer(from_string.FromString):
         cache: Cache,
         cur_loss: float | None = None,
     ) -> None:
-        """One step: `params` and `cache` change in place; with clip_norm, `gradients` too.
+        """Take one step: `params` and `cache` change in place, and with clip_norm `gradients` too.
 
-        The arrays of one call live on one device, C-contiguous; `gradients` has the names of `params`, or some of them.
+        The arrays of one call are on one device and C-contiguous; `gradients` has the names of `params`, or some of
+        them.
         """
         if not gradients:
             return
@@ -83,32 +84,34 @@ class Optimizer(from_string.FromString):
             cache["step"] = step
 
     def _check(self, params: Mapping[str, Array], gradients: Mapping[str, Array]) -> ModuleType:
-        """Whether each gradient fits its parameter, before anything changes."""
+        """Check that each gradient fits its parameter, before anything changes, and return the array module."""
         for argument, value in (("params", params), ("gradients", gradients)):
             if not isinstance(value, Mapping):
-                raise TypeError(f"{self.name}: {argument} is a {type(value).__name__}, it must be a dict of arrays.")
+                raise TypeError(f"{self.name}: {argument} is a {type(value).__name__}, but must be a dict of arrays.")
         xp = backend.common_module(self.name, **{f"gradients[{name!r}]": g for name, g in gradients.items()})
         for name, g in gradients.items():
             if name not in params:
-                raise ValueError(f"{self.name}: gradients has {name!r}, params only {', '.join(map(repr, params))}.")
+                raise ValueError(
+                    f"{self.name}: gradients has {name!r}, but params has only {', '.join(map(repr, params))}."
+                )
             p, key = params[name], f"params[{name!r}]"
             backend.common_module(self.name, **{key: p, f"gradients[{name!r}]": g})
             if p.shape != g.shape:
-                raise GeometryError(f"{self.name}: {key} has the shape {p.shape}, its gradient {g.shape}.")
+                raise GeometryError(f"{self.name}: {key} has the shape {p.shape}, but its gradient {g.shape}.")
             if p.dtype != g.dtype or p.dtype.kind != "f":
                 raise DTypeError(
-                    f"{self.name}: {key} is {p.dtype}, its gradient {g.dtype}. Both must share one real dtype."
+                    f"{self.name}: {key} is {p.dtype}, and its gradient {g.dtype}. Both must have the same real dtype."
                 )
             if not p.flags.c_contiguous:
                 raise ValueError(f"{self.name}: {key} must be C-contiguous, because it is updated in place.")
             changed = ((key, p), (f"gradients[{name!r}]", g)) if self.clip_norm is not None else ((key, p),)
             for argument, array in changed:
                 if not getattr(array.flags, "writeable", True):  # CuPy arrays always are
-                    raise ValueError(f"{self.name}: {argument} is read-only. Pass an array that may be written.")
+                    raise ValueError(f"{self.name}: {argument} is read-only. Pass an array that may be written to.")
         return xp
 
     def step(self, xp: ModuleType, t: int, lr: float, p: Array, g: Array, *slots: Array) -> None:
-        """Step number t (from 1) of a vector p with gradient g, in place. g is left as it is."""
+        """Take step number t (from 1) of a vector p with gradient g, in place. g does not change."""
         raise NotImplementedError
 
     def _slots(self, xp: ModuleType, cache: Cache, name: str, parameter: Array) -> list[Array]:
@@ -123,8 +126,8 @@ class SGD(Optimizer):
         v  =  momentum v - lr g        p  =  p + v
 
     (Polyak 1964; in this form Sutskever et al., "On the importance of initialization and momentum in deep learning",
-    2013, eq. 1 and 2.) With `nesterov`, p = p + momentum v - lr g with the new v: Nesterov's accelerated gradient, its
-    parameters read at the point looked ahead to (Bengio, Boulanger-Lewandowski & Pascanu, "Advances in optimizing
+    2013, eq. 1 and 2.) With `nesterov`, p = p + momentum v - lr g with the new v: Nesterov's accelerated gradient, with
+    the parameters at the look-ahead point (Bengio, Boulanger-Lewandowski & Pascanu, "Advances in optimizing
     recurrent networks", 2013, eq. 7).
     """
 
@@ -211,7 +214,7 @@ class RMSProp(Optimizer):
 
 
 class Adam(Optimizer):
-    """Averages of the gradient and of its square, freed of their bias towards 0 (Kingma & Ba, "Adam: a method for
+    """Averages of the gradient and of its square, corrected for their bias towards 0 (Kingma & Ba, "Adam: a method for
     stochastic optimization", 2015, algorithm 1).
 
         m  =  decay1 m + (1 - decay1) g            m'  =  m / (1 - decay1**t)
@@ -248,7 +251,7 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam, with p = p - lr weight_decay p besides: a decay that the gradient's averages do not see (Loshchilov &
+    """Adam with an additional p = p - lr weight_decay p, a decay that does not enter the averages (Loshchilov &
     Hutter, "Decoupled weight decay regularization", 2019, algorithm 2).
     """
 
@@ -281,7 +284,7 @@ OptimizerLike: TypeAlias = Optimizer | OptimizerName | str
 
 
 def parse(given: OptimizerLike | None, caller: str = "optimizers.parse", argument: str = "optimizer") -> Optimizer:
-    """An optimizer from its name, with parameters or without. None is plain SGD.
+    """Make an optimizer from its name, with or without parameters. None is plain SGD.
 
     >>> parse("sgd(lr=0.1, momentum=0.9)")
     SGD(lr=0.1, momentum=0.9)
@@ -292,7 +295,7 @@ def parse(given: OptimizerLike | None, caller: str = "optimizers.parse", argumen
 
 
 def from_hyperparams(d: Mapping[str, Any]) -> Optimizer:
-    """An optimizer from {"name": ..., parameter: value, ...}, as a layer's hyperparams hold it.
+    """Make an optimizer from {"name": ..., parameter: value, ...}, as a layer's hyperparams hold it.
 
     >>> from_hyperparams({"name": "SGD", "lr": 0.1}).lr
     0.1
@@ -306,7 +309,7 @@ def from_hyperparams(d: Mapping[str, Any]) -> Optimizer:
 
 
 def clip(gradients: Any, most: float) -> None:
-    """Scale arrays, in place, so that the Euclidean norm of all of them together is at most `most`.
+    """Scale arrays in place, so that the Euclidean norm of all of them together is at most `most`.
 
     The norm stays on the device: nothing waits for it.
     """
@@ -317,12 +320,12 @@ def clip(gradients: Any, most: float) -> None:
     xp = backend.common_module("clip", **{f"gradients[{number}]": g for number, g in enumerate(arrays)})
     for number, g in enumerate(arrays):
         if g.dtype.kind != "f":
-            raise DTypeError(f"clip: gradients[{number}] is {g.dtype}, it must be of real numbers.")
-    with backend.on_device_of(arrays[0]), np.errstate(all="ignore"):  # of what is thrown away
+            raise DTypeError(f"clip: gradients[{number}] is {g.dtype}, but must hold real numbers.")
+    with backend.on_device_of(arrays[0]), np.errstate(all="ignore"):  # in results that are discarded
         limit = float(arrays[0].dtype.type(most))
         total, unit = _squares(xp, arrays), xp.ones((), np.float64)
         scaled = xp is not np or not _is_exact(total)
-        if scaled:  # by the power of two below the largest, which rounds nothing and does not overflow
+        if scaled:  # by the power of two below the largest, which neither rounds nor overflows
             largest = xp.stack([abs(g).max().astype(np.float64) for g in arrays if g.size] or [unit]).max()
             unit = xp.where((largest > 0) & xp.isfinite(largest), largest / (2 * xp.frexp(largest)[0]), unit)
             total = _squares(xp, [g / unit.astype(g.dtype) for g in arrays])
@@ -336,25 +339,25 @@ def clip(gradients: Any, most: float) -> None:
 
 
 def _squares(xp: ModuleType, arrays: list[Array]) -> Any:
-    """The sum of the squares of all elements, in their dtype."""
+    """Return the sum of the squares of all elements, in their dtype."""
     return sum(xp.einsum("i,i->", v, v) for v in (g.reshape(-1) for g in arrays))  # BLAS would start threads
 
 
 def _is_exact(total: Any) -> bool:
-    """Whether a sum of squares is so far from both ends of its dtype that nothing of weight was lost there."""
+    """Return whether a sum of squares is so far from both ends of its dtype that nothing relevant was lost there."""
     limits = np.finfo(total.dtype)
     return bool(limits.tiny / limits.eps**2 <= total <= limits.max)
 
 
 def _average(average: Array, new: Array, decay: float) -> None:
-    """average = decay average + (1 - decay) new; `new` is spent."""
+    """Set average = decay average + (1 - decay) new; `new` is overwritten."""
     average *= decay
     new *= 1 - decay
     average += new
 
 
 def _descend(xp: ModuleType, p: Array, g: Array, squares: Array, lr: float, eps: float, scratch: Array) -> None:
-    """p = p - lr g / (sqrt(squares) + eps)."""
+    """Set p = p - lr g / (sqrt(squares) + eps)."""
     xp.sqrt(squares, out=scratch)
     scratch += eps
     xp.divide(g, scratch, out=scratch)
@@ -363,7 +366,7 @@ def _descend(xp: ModuleType, p: Array, g: Array, squares: Array, lr: float, eps:
 
 
 def _pieces(xp: ModuleType, arrays: tuple[Array, ...]) -> Iterator[tuple[Array, ...]]:
-    """The arrays as vectors; on the CPU in pieces that stay in cache through all operations of a step."""
+    """Yield the arrays as vectors, on the CPU in pieces that stay in cache through all operations of a step."""
     vectors = [array.reshape(-1) for array in arrays]
     size = vectors[0].size
     if xp is not np or size <= CHUNK:

@@ -1,4 +1,4 @@
-"""Learning rates as functions of the step: pure, so that a resumed training goes on where it stopped."""
+"""Learning rates as pure functions of the step, so that a resumed training continues where it stopped."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from gpuconv.typing import SchedulerName
 
 
 class Scheduler(from_string.FromString):
-    """``scheduler(step)`` is the learning rate of step 1, 2, 3 and so on."""
+    """The base of all schedulers: ``scheduler(step)`` is the learning rate of step 1, 2, 3 and so on."""
 
     def __call__(self, step: int, cur_loss: float | None = None) -> float:
-        """`cur_loss` is there for schedules of one's own; those of this file go by the step alone."""
+        """Return the learning rate of a step. `cur_loss` is for your own schedules; those of this file ignore it."""
         raise NotImplementedError
 
 
 class ConstantScheduler(Scheduler):
-    """The same at every step."""
+    """The same learning rate at every step."""
 
     name = "constant"
 
@@ -50,15 +50,15 @@ class ExponentialScheduler(Scheduler):
         stages: float = (step - 1) // self.stage_length if self.staircase else (step - 1) / self.stage_length
         try:
             return self.initial_lr * math.pow(self.decay, stages)
-        except OverflowError:  # a decay of more than 1, which the optimizer refuses when it comes to this
+        except OverflowError:  # with a decay of more than 1; the optimizer refuses an infinite rate
             return math.inf
 
 
 class CosineScheduler(Scheduler):
-    """From initial_lr to final_lr along half a cosine, in `steps` steps; then it stays (Loshchilov & Hutter, "SGDR:
+    """Half a cosine from initial_lr to final_lr in `steps` steps, then final_lr (Loshchilov & Hutter, "SGDR:
     stochastic gradient descent with warm restarts", 2017, eq. 5, without restarts).
 
-    The first `warmup` of these steps rise linearly instead, to initial_lr.
+    In the first `warmup` of these steps, the rate rises linearly to initial_lr instead.
     """
 
     name = "cosine"
@@ -102,7 +102,7 @@ SchedulerLike: TypeAlias = Scheduler | SchedulerName | str
 
 
 def parse(given: SchedulerLike, caller: str = "schedulers.parse", argument: str = "scheduler") -> Scheduler:
-    """A scheduler from its name, with parameters or without.
+    """Make a scheduler from its name, with or without parameters.
 
     >>> parse("cosine(initial_lr=0.1, steps=100)")(100)
     0.0

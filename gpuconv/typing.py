@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array: TypeAlias = npt.NDArray[Any]
-"""A NumPy array or a CuPy array. CuPy ships no type hints, so a checker sees the part both have in common."""
+"""A NumPy array or a CuPy array. CuPy ships no type hints, so a checker sees what both have in common."""
 
 Element = TypeVar("Element", bound=np.generic)
 """The type of an array's elements, where a result has that of an argument: ``NDArray[Element]``."""

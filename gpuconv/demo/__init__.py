@@ -1,1 +1,1 @@
-"""`gpuconv demo`: a photograph under classic filters, every algorithm held to the for-loops, a network that learns."""
+"""`gpuconv demo`: a photograph under classic filters, every algorithm against for-loops, a network that learns."""

@@ -1,4 +1,4 @@
-"""Every algorithm against the for-loops, on a crop of the picture."""
+"""The comparison of every algorithm with for-loops, on a crop of the picture."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILTERS = ("Gaussian blur", "Gabor bank")
 
 @dataclass(frozen=True)
 class Comparison:
-    """One filter by one algorithm: seconds and largest difference from the for-loops, or why it refused."""
+    """One filter by one algorithm: seconds and largest difference from for-loops, or the reason of its refusal."""
 
     filter: str
     algorithm: str
@@ -33,7 +33,7 @@ class Comparison:
 
 
 def comparisons(photo: Array, device: str = "cpu") -> Iterator[Comparison]:
-    """Blur and Gabor bank of the middle of a picture (1, h, w, 3). The for-loops come first, and run on the CPU."""
+    """Apply blur and Gabor bank to the middle of a picture (1, h, w, 3), first by for-loops, which run on the CPU."""
     _, height, width, _ = photo.shape
     top, left = max(0, height - SIDE) // 2, max(0, width - SIDE) // 2
     crop = photo[:, top : top + SIDE, left : left + SIDE]
@@ -54,12 +54,12 @@ def comparisons(photo: Array, device: str = "cpu") -> Iterator[Comparison]:
 
 
 def count() -> int:
-    """How many comparisons there will be."""
+    """Return the number of comparisons."""
     return len(FILTERS) * len(ALGORITHMS)
 
 
 def _fastest(x: Array, w: Array, groups: int, algorithm: AlgorithmName, repeats: int) -> tuple[float, Array]:
-    """Seconds of the fastest of several runs, and the result, on the CPU."""
+    """Return the seconds of the fastest of several runs, and the result, on the CPU."""
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()

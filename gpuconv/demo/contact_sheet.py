@@ -1,4 +1,4 @@
-"""The panels composed into one picture."""
+"""The contact sheet: all panels on one picture."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ INK, QUIET, PAPER = "#f2efe9", "#97a3ad", "#14171a"
 COLUMNS = 4
 WIDTH, GUTTER, MARGIN, HEADER, CAPTION = 4.0, 0.18, 0.35, 0.95, 0.55  # inches
 INSET = 0.46
-COARSE = 128  # pixels; a picture of fewer is shown with its pixels sharp
+COARSE = 128  # pixels; smaller pictures are shown with sharp pixels
 
 
 def target(out: Path, name: str) -> Path:
-    """The file to save to: `out` if it ends like a picture, else one in the folder `out`, which is made.
+    """Return the file to save to: `out` if it ends like a picture, else one in the folder `out`, which is created.
 
     Raises
     ------
@@ -34,11 +34,11 @@ def target(out: Path, name: str) -> Path:
         out /= f"gpuconv-demo-{name}.png"
     known = sorted(FigureCanvasAgg(Figure()).get_supported_filetypes())
     if out.suffix[1:].lower() not in known:
-        raise PictureError(f"{out.name!r} ends like no picture that can be saved. Known endings: {', '.join(known)}.")
+        raise PictureError(f"{out.name!r} does not end like a picture. Known endings: {', '.join(known)}.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PictureError(f"the folder {str(out.parent)!r} cannot be made: {error}.") from error
+        raise PictureError(f"the folder {str(out.parent)!r} cannot be created: {error}.") from error
     try:
         check_writable(out, "--out")
     except OSError as error:

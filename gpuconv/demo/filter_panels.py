@@ -1,4 +1,4 @@
-"""The bank of filters: one panel a filter."""
+"""The panels of the demo, one per filter."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ORIENTATIONS = 8
 
 
 class Borders(TypedDict):
-    """How every filter here treats the edge of the picture."""
+    """The arguments by which every filter here treats the edge of the picture."""
 
     pad: PadLike
     pad_mode: PadMode
@@ -32,7 +32,7 @@ SAME: Borders = {"pad": "same", "pad_mode": "reflect"}
 
 @dataclass(frozen=True)
 class Panel:
-    """Grey (h, w) or RGB (h, w, 3) in 0..1, the call that made it, and the kernels that took part."""
+    """An image, grey (h, w) or RGB (h, w, 3) in 0..1, with the call that made it and the kernels in it."""
 
     title: str
     call: str
@@ -41,7 +41,7 @@ class Panel:
 
 
 def panels(photo: Array, device: str = "cpu") -> Iterator[Panel]:
-    """Filter a picture (1, h, w, 3) on `device`, in `PANELS` ways."""
+    """Filter a picture (1, h, w, 3) on `device` in `PANELS` ways."""
 
     def put(array: Array) -> Array:
         return to_device(array, device)
@@ -115,7 +115,7 @@ def _rgb(y: Array) -> Array:
 
 
 def _strength(channels: Array) -> Array:
-    """The norm over the channels, to 0..1: darks are lifted, the brightest hundredth of the pixels is cut at 1."""
+    """Map the norm over the channels to 0..1, with darks lifted and the brightest hundredth of the pixels cut at 1."""
     norm = np.linalg.norm(channels, axis=-1)
     return np.asarray((norm / max(np.percentile(norm, 99), 1e-6)).clip(0, 1) ** 0.7)
 

@@ -1,4 +1,4 @@
-"""A network the size of LeNet-5 (LeCun, Bottou, Bengio & Haffner 1998), with ReLU and max pooling; and its training."""
+"""A network the size of LeNet-5 (LeCun, Bottou, Bengio & Haffner 1998), with ReLU and max pooling, and its training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONVOLUTIONS = ("n64_h28w28_c1_k16_r5s5_p2", "n64_h14w14_c16_k32_r5s5")
 
 @dataclass(frozen=True)
 class Trained:
-    """A network, what its training told, and what it makes of the images that it never saw."""
+    """A trained network, the record of its training, and its logits for the test images."""
 
     model: Sequential
     history: History
@@ -35,7 +35,7 @@ class Trained:
 
     @property
     def words(self) -> str:
-        """What was trained on what, for how long."""
+        """A description of the training: network, data and time."""
         count = self.model.summary(self.digits.train_x.shape[1:]).params
         done, images = self.history.epochs, len(self.digits.train_x)
         stopped = ", interrupted" if self.history.interrupted else ""
@@ -43,24 +43,24 @@ class Trained:
 
     @property
     def predicted(self) -> Array:
-        """The digit that it takes each test image for."""
+        """The predicted digit of each test image."""
         return np.asarray(self.logits.argmax(axis=1))
 
     @property
     def accuracy(self) -> float:
-        """The part of the test images that it reads right."""
+        """The fraction of the test images that are predicted correctly."""
         return float((self.predicted == self.digits.test_y).mean())
 
     @property
     def confusion(self) -> Array:
-        """Counts (10, 10): rows are the digits there are, columns what they are taken for."""
+        """The confusion matrix, counts (10, 10): rows are true digits, columns predicted ones."""
         counts = np.zeros((10, 10), np.int64)
         np.add.at(counts, (self.digits.test_y, self.predicted), 1)
         return counts
 
 
 def lenet(*, algorithm: AlgorithmName = "auto", optimizer: OptimizerLike = "adam", rng: int = 0) -> Sequential:
-    """Two convolutions, each with a pooling, and three dense layers: (n, 28, 28, 1) to 10 logits.
+    """Make two convolutions, each with pooling, and three dense layers: (n, 28, 28, 1) to 10 logits.
 
     >>> lenet().output_shape((64, 28, 28, 1))
     (64, 10)
@@ -95,7 +95,7 @@ def train(
     progress: bool | None = None,
     on_epoch: Callable[[History], object] | None = None,
 ) -> Trained:
-    """Train on images distorted anew in each epoch, and test on those held out. Ctrl-C leaves what is done."""
+    """Train on images distorted anew in each epoch, and test on those held out. Ctrl-C keeps what is trained so far."""
     rng = np.random.default_rng(seed)
     steps = epochs * -(-len(digits.train_x) // BATCH)
     model = lenet(algorithm=algorithm, optimizer=Adam(scheduler=CosineScheduler(RATE, steps)), rng=seed)

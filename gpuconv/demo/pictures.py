@@ -18,7 +18,7 @@ SAMPLES = ("china", "flower")
 LARGEST_SIDE, SMALLEST_SIDE = 960, 48
 
 MOST_PIXELS = 2**26
-"""Of a picture that is unpacked: a file of some kilobytes can claim any number. JPEGs of more are unpacked smaller."""
+"""The most pixels that are unpacked: a file of a few kilobytes can claim any number. JPEGs of more are shrunk."""
 
 
 class PictureError(ValueError):
@@ -26,21 +26,21 @@ class PictureError(ValueError):
 
 
 def load(name: str) -> Array:
-    """A picture as float32 (1, height, width, 3) in 0..1: a sample by its name, else a file.
+    """Load a picture as float32 (1, height, width, 3) in 0..1: a sample by its name, else a file.
 
     Grey, palette, CMYK, 16-bit and floating-point pictures become RGB; transparency falls on white. A picture of more
-    than 960 pixels a side is shrunk, one of less than 48 enlarged.
+    than 960 pixels per side is shrunk, and one of less than 48 is enlarged.
 
     Raises
     ------
     PictureError
-        If there is no such file, or it holds no picture, or one of more than 67 million pixels that is no JPEG.
+        If the file does not exist, holds no picture, or holds one of more than 67 million pixels that is not a JPEG.
     """
     try:
         picture = _sample(name) if name in SAMPLES else _file(name)
     except FileNotFoundError:
         raise PictureError(f"there is no file {name!r}. Name one, or a sample: {', '.join(SAMPLES)}.") from None
-    except Exception as error:  # a damaged file makes its decoder fail in any way
+    except Exception as error:  # a damaged file may make its decoder fail in any way
         why = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
         raise PictureError(f"{name!r} is not a picture that can be read: {printable(why)}.") from error
     width, height = picture.size
@@ -52,7 +52,7 @@ def load(name: str) -> Array:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Draw a figure and save it, whole or not, as the ending of the file says.
+    """Draw a figure and save it, whole or not at all, in the format of the file's ending.
 
     Raises
     ------

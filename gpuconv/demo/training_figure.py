@@ -1,4 +1,4 @@
-"""What a network learned, as one picture: its curves, its filters, what they make of a digit, and where it errs."""
+"""The figure of a trained network: its curves, filters, feature maps of a digit, and mistakes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHOWN_DIGIT = 3
 
 
 def save(trained: Trained, path: Path, subtitle: str) -> None:
-    """Draw it and save it.
+    """Draw the figure and save it.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def save(trained: Trained, path: Path, subtitle: str) -> None:
 
 
 def feature_maps(trained: Trained, image: Array) -> tuple[Array, Array, Array]:
-    """What the first convolution, its pooling, and the second convolution make of one image: (channels, h, w) each."""
+    """Return the outputs of first convolution, pooling and second convolution for one image: (channels, h, w) each."""
     model = trained.model
     y = to_device(image, model.device or "cpu")
     maps = []
@@ -60,7 +60,7 @@ def feature_maps(trained: Trained, image: Array) -> tuple[Array, Array, Array]:
 
 
 def _panel(figure: Figure, cell: Any, title: str) -> SubFigure:
-    """Room for axes under a title."""
+    """Make a panel with a title and room for axes below it."""
     panel = figure.add_subfigure(cell, facecolor=PAPER)
     panel.suptitle(title, x=0.02, y=0.97, ha="left", fontsize=12, fontweight="bold", color=INK)
     return panel
@@ -75,7 +75,7 @@ def _plain(axes: Axes) -> None:
 
 
 def _curve(panel: SubFigure, train: list[float], test: list[float]) -> Axes:
-    """One number an epoch, of the distorted images and of those held out."""
+    """Draw one number per epoch, of the distorted images and of those held out."""
     axes = panel.add_axes((0.13, 0.1, 0.84, 0.78))
     for values, colour, label in ((train, TRAIN, "in training, distorted"), (test, TEST, "never seen")):
         axes.plot(range(1, len(values) + 1), values, "o-", color=colour, label=label, markersize=4)
@@ -97,7 +97,7 @@ def _accuracy(panel: SubFigure, trained: Trained) -> None:
 
 
 def _confusion(panel: SubFigure, counts: Array) -> None:
-    """The diagonal is paler, so that what is off it shows."""
+    """Draw the confusion matrix, its diagonal paler so that the mistakes stand out."""
     axes = panel.add_axes((0.06, 0.04, 0.92, 0.84))
     shade = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(np.where(np.eye(len(counts), dtype=bool), shade * 0.35, np.sqrt(shade)), cmap="magma", vmin=0, vmax=0.5)
@@ -112,7 +112,7 @@ def _confusion(panel: SubFigure, counts: Array) -> None:
 
 
 def _grid(panel: SubFigure, images: Array, cmap: str, *, symmetric: bool = False) -> None:
-    """Small images in a square, each on its own scale, black where it is zero throughout."""
+    """Draw small images in a square, each on its own scale, and black if it is zero everywhere."""
     columns = int(np.ceil(np.sqrt(len(images))))
     rows = -(-len(images) // columns)
     grid = panel.add_gridspec(rows, columns, left=0.02, right=0.98, bottom=0.02, top=0.89, wspace=0.06, hspace=0.06)
@@ -124,7 +124,7 @@ def _grid(panel: SubFigure, images: Array, cmap: str, *, symmetric: bool = False
 
 
 def _mistakes(panel: SubFigure, trained: Trained, wrong: Array) -> None:
-    """Those that it was surest of come first."""
+    """Draw the mistakes that the network was most certain of."""
     logits = trained.logits[wrong]
     order = np.argsort(logits[np.arange(len(wrong)), trained.digits.test_y[wrong]] - logits.max(axis=1))
     grid = panel.add_gridspec(4, 4, left=0.02, right=0.98, bottom=0.02, top=0.86, wspace=0.1, hspace=0.32)

@@ -1,4 +1,4 @@
-"""Layers that train. Each has `forward`, `backward` and `update`; `gpuconv.models.Sequential` puts them in a row.
+"""Trainable layers with `forward`, `backward` and `update`; `gpuconv.models.Sequential` chains them.
 
 >>> import numpy as np
 >>> from gpuconv.layers import Conv2D
@@ -31,12 +31,12 @@ LAYERS: dict[str, type[Layer]] = {
 
 
 def from_hyperparams(hyperparams: Mapping[str, Any], custom: from_string.Custom = ()) -> Layer:
-    """A new layer from what `Layer.hyperparams` holds, without parameters, and an optimizer's memory of them, as yet.
+    """Make a new layer from `Layer.hyperparams`. Parameters and optimizer state are not restored.
 
     Parameters
     ----------
     custom : iterable of classes, or {name: class or function}
-        Layers, activations, initializers, optimizers and schedulers of one's own that `hyperparams` name.
+        Your own layers, activations, initializers, optimizers and schedulers that `hyperparams` name.
 
     Raises
     ------
@@ -55,24 +55,24 @@ def from_hyperparams(hyperparams: Mapping[str, Any], custom: from_string.Custom 
         arguments, _, trainable = split_hyperparams(kinds[name], given)
         layer = kinds[name](**arguments)
     if not isinstance(layer, Layer):
-        raise TypeError(f"from_hyperparams: layer={name!r}: custom made {layer!r} of it, which is no layer.")
+        raise TypeError(f"from_hyperparams: layer={name!r}: custom returned {layer!r}, which is not a layer.")
     layer.trainable = trainable is not False
     return layer
 
 
 def check_savable(layer: Layer, where: str) -> None:
-    """Whether `from_hyperparams` could make a layer like this one of what a file can hold.
+    """Check that `from_hyperparams` could make an equal layer from what a file can hold.
 
     Raises
     ------
     ValueError
-        If not; the message says why.
+        If it could not; the message says why.
     """
     kind = type(layer)
     own = f"{where}: {kind.__module__}.{kind.__qualname__}"
     if LAYERS.get(layer.kind, kind) is not kind or not layer.kind.isidentifier():
         raise ValueError(
-            f"{own} is called {layer.kind!r} in files, as gpuconv's layer is. Give the class another name."
+            f"{own} is called {layer.kind!r} in files, as gpuconv's own layer is. Give the class another name."
         )
     for part in from_string.parts_of(layer):
         try:
@@ -84,8 +84,8 @@ def check_savable(layer: Layer, where: str) -> None:
         same = as_json(config) == json.loads(json.dumps(config))
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{own} cannot be saved: {error}. Each argument of its constructor must be an attribute of the same name, "
-            "and be a number, a string, a tuple of such, or None."
+            f"{own} cannot be saved: {error}. Each argument of its constructor must be an attribute of the same name: "
+            "a number, a string, a tuple of such, or None."
         ) from None
     strange = [name for name in (*layer.params, *layer.buffers) if "." in name]
     if not same or strange:
@@ -93,7 +93,7 @@ def check_savable(layer: Layer, where: str) -> None:
 
 
 def as_json(value: Any) -> Any:
-    """As JSON gives it back: lists for tuples."""
+    """Return `value` as it comes back from JSON: with lists for tuples."""
     if isinstance(value, dict):
         return {key: as_json(inner) for key, inner in value.items()}
     return [as_json(inner) for inner in value] if isinstance(value, (list, tuple)) else value

@@ -1,26 +1,27 @@
-"""What all layers have in common: retained forwards, accumulated gradients, errors that leave no trace.
+"""The base class of all layers: retained forwards, accumulated gradients, errors that leave no trace.
 
-A layer is used in a circle:
+A training step is forward, backward, update:
 
-    forward(X)      keeps X and what the gradient will need; may be called several times, each call is kept
-    backward(dLda)  one gradient for each kept forward; adds to `gradients`, returns the gradients of the X
-    update()        a step of the optimizer, which also forgets the kept forwards and sets the gradients to zero
+    forward(X)      keeps X and what the gradient will need; it may be called several times, and each call is kept
+    backward(dLda)  takes one gradient per kept forward, adds to `gradients` and returns the gradients of the inputs
+    update()        takes a step of the optimizer, forgets the kept forwards and sets the gradients to zero
 
 X and the output belong to the caller, who may read the next batch into X, or scale the output in place, before calling
-`backward`. So that no gradient changes by that, `forward` works from a copy of X, and returns a copy where it keeps the
-output itself (as relu and max pooling do). In a network only the first input and the last output are the caller's, and
+`backward`. So that neither changes a gradient, `forward` works from a copy of X, and returns a copy where it keeps the
+output itself (as relu and max pooling do). In a network, only the first input and the last output are the caller's, and
 `fit` makes its batches itself. A training step of LeNet, batch 64 (CPU time of 1 thread, peak of traced memory):
 
     fit                             nothing is copied
     Sequential.forward              1.00 of the time, 1.02 of the memory
-    forward of layer after layer    1.14 of the time, 1.57 of the memory; `run`, which copies nothing, is for those who
-                                    leave both arrays alone
+    forward of layer after layer    1.14 of the time, 1.57 of the memory; `run`, which copies nothing, is for callers
+                                    who leave both arrays alone
 
-Copies work on every device, are exact, and keep gradients right where a checksum could only refuse to go on.
-Arrays that cannot be written to are what NumPy has and CuPy has not, and X is not ours to lock.
+Copies work on every device, are exact, and keep gradients right where a checksum could only refuse to go on. Making the
+arrays read-only instead is not possible with CuPy, and X belongs to the caller.
 
-What is handed in (`set_params`, `load_state_dict`) is copied, and `state_dict` hands out copies. `params`, `gradients`,
-`buffers`, `cache` and `summary()` hold the layer's own arrays: `update` writes into them, `flush_gradients` clears.
+`set_params` and `load_state_dict` copy the arrays they are given, and `state_dict` returns copies. `params`,
+`gradients`, `buffers`, `cache` and `summary()` hold the layer's own arrays: `update` writes into them, and
+`flush_gradients` clears them.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from gpuconv.layers.state import Stateful, checked_dtype
 from gpuconv.typing import Array, Element
 
 Derived = dict[str, Any]
-"""What one forward keeps beside X, by name."""
+"""The values that one forward keeps beside X, by name."""
 
 
 class Layer(Stateful):
@@ -47,15 +48,15 @@ class Layer(Stateful):
     Attributes
     ----------
     params, gradients : dict of str to array
-        On the layer's device; empty until the layer is initialised, by its first input or by `set_params`.
+        On the layer's device; empty until the first input or `set_params` initialises the layer.
     buffers : dict of str to array
-        What belongs to the state and is not trained, such as running means.
+        The part of the state that is not trained, such as running means.
     cache : dict
-        What the optimizer remembers of this layer.
+        The state that the optimizer keeps for this layer.
     X : list of array
-        The inputs of the forwards that are kept: copies, where backward works from their values.
+        The inputs of the kept forwards; these are copies where backward works from their values.
     derived_variables : dict of str to list
-        What else they keep, one entry a forward.
+        The other values of the kept forwards, one entry per forward.
     trainable : bool
         False for a frozen layer.
     dtype, device
@@ -63,10 +64,10 @@ class Layer(Stateful):
     """
 
     fresh: ClassVar[bool] = False
-    """Whether the gradient it returns is a new array, which may be written to, and no view of the one it was given."""
+    """Whether the gradient that backward returns is a new array, which may be written to, and not a view of dLda."""
 
     works_from_x: ClassVar[bool] = True
-    """Whether backward looks at the values of X, and not at its shape alone."""
+    """Whether backward uses the values of X, and not its shape alone."""
 
     def _forward(self, xp: ModuleType, X: Array, training: bool) -> tuple[Array, Derived]:
         raise NotImplementedError
@@ -81,16 +82,16 @@ class Layer(Stateful):
         need_input_grad: bool,
         may_overwrite: bool,
     ) -> tuple[Array | None, dict[str, Array]]:
-        """dX (None if not wanted) and the gradients of the parameters (empty if not wanted).
+        """Return dX (None if not needed) and the gradients of the parameters (empty if not needed).
 
-        `own`: dLda may be written to.
+        With `may_overwrite`, dLda may be written to.
         """
         raise NotImplementedError
 
-    # ---------------------------------------------------------------------------------------------- the circle
+    # ---------------------------------------------------------------------------------------------- the training step
 
     def forward(self, X: NDArray[Element], retain_derived: bool = True) -> NDArray[Element]:
-        """The output for a batch.
+        """Compute the output for a batch.
 
         Parameters
         ----------
@@ -98,7 +99,7 @@ class Layer(Stateful):
             float32 or float64, on the layer's device.
         retain_derived : bool
             Keep what backward needs, in arrays that the caller does not have; see the head of this file. False is for
-            inference: nothing is kept, `Dropout` lets everything through, `BatchNorm2D` goes by its running statistics.
+            inference: nothing is kept, `Dropout` passes everything on, `BatchNorm2D` uses its running statistics.
 
         Raises
         ------
@@ -113,7 +114,7 @@ class Layer(Stateful):
             return y.copy() if any(xp.may_share_memory(y, kept) for kept in self.kept()) else y
 
     def run(self, X: NDArray[Element], retain_derived: bool = True) -> NDArray[Element]:
-        """`forward` for those who leave X and the output as they are until `backward` is called: nothing is copied."""
+        """`forward` without copies, for callers who leave X and the output as they are until `backward` is called."""
         xp = self.check_input(X)
         if retain_derived:
             self.check_training(X.shape)
@@ -145,7 +146,7 @@ class Layer(Stateful):
     def backward(self, dLda: Sequence[NDArray[Element]], retain_grads: bool = True) -> list[NDArray[Element]]: ...
 
     def backward(self, dLda: Array | Sequence[Array], retain_grads: bool = True) -> Any:
-        """Gradients with respect to the inputs of all kept forwards; those of the parameters are added to `gradients`.
+        """Return the gradients of the inputs of all kept forwards, and add those of the parameters to `gradients`.
 
         The kept forwards stay until the next forward, `update` or `flush_gradients`.
 
@@ -159,16 +160,16 @@ class Layer(Stateful):
         Returns
         -------
         array or list of array
-            As dLda is. `Flatten`, and `Dropout` where it drops nothing, return a view of dLda or dLda itself.
+            A list if dLda is one. `Flatten`, and `Dropout` where it drops nothing, return dLda itself or a view of it.
 
         Raises
         ------
         RuntimeError
-            If there was no forward to go back from.
+            If no forward is kept.
         ValueError
-            If there are not as many gradients as forwards.
+            If the number of gradients is not the number of kept forwards.
         GeometryError, DTypeError, DeviceError, TypeError
-            If one is not of the shape, dtype or device of the output it belongs to. The layer stays as it was.
+            If the shape, dtype or device of a gradient is not that of its output. The layer stays as it was.
         """
         single = not isinstance(dLda, (list, tuple))
         several: list[Array] = [dLda] if single else list(dLda)  # type: ignore[list-item]
@@ -178,8 +179,10 @@ class Layer(Stateful):
     def pull_back(
         self, dLda: list[Array], retain_grads: bool = True, need_input_grad: bool = True, may_overwrite: bool = False
     ) -> list[Array | None]:
-        """`backward` of a list, for models. Without `dX` the gradients of the inputs are not made; with `own` the
-        arrays of dLda may be overwritten.
+        """`backward` for a list of gradients, as models call it.
+
+        Without `need_input_grad`, the gradients of the inputs are not computed. With `may_overwrite`, the arrays of
+        dLda may be written to.
         """
         xp = self._check_gradients(dLda)
         wanted = retain_grads and self.trainable and bool(self.params)
@@ -204,9 +207,9 @@ class Layer(Stateful):
         return results
 
     def update(self, cur_loss: float | None = None) -> None:
-        """A step of the optimizer by the accumulated gradients; then `flush_gradients`.
+        """Take a step of the optimizer by the accumulated gradients, then `flush_gradients`.
 
-        Nothing changes in a frozen layer, and none where no gradient was accumulated.
+        Parameters stay as they are in a frozen layer, and where no gradient was accumulated.
 
         Parameters
         ----------
@@ -220,15 +223,15 @@ class Layer(Stateful):
         """
         if cur_loss is not None and not np.isfinite(float(cur_loss)):
             raise FloatingPointError(
-                f"{self.kind}: update: cur_loss={cur_loss}, nothing was updated. Lower the learning rate, or clip "
-                "gradients with the optimizer's clip_norm; flush_gradients() forgets those at hand."
+                f"{self.kind}: update: cur_loss={cur_loss} is not finite, so nothing was updated. Lower the learning "
+                "rate, or clip gradients with the optimizer's clip_norm. flush_gradients() clears the accumulated ones."
             )
         if self.trainable and self._accumulated:
             self._optimizer.update(self.params, self.gradients, self.cache, cur_loss)
         self.flush_gradients()
 
     def flush_gradients(self) -> None:
-        """Forget the kept forwards, and set the gradients to zero."""
+        """Forget the kept forwards and set the gradients to zero."""
         self._forget()
         if self._accumulated:
             for gradient in self.gradients.values():
@@ -236,47 +239,47 @@ class Layer(Stateful):
         self._accumulated = False
 
     def freeze(self) -> None:
-        """Stop training: `update` changes nothing, and backward passes gradients through without keeping any."""
+        """Stop training this layer: `update` changes nothing, and backward passes gradients on without keeping any."""
         self.trainable = False
 
     def unfreeze(self) -> None:
-        """Take up training again."""
+        """Train this layer again."""
         self.trainable = True
 
     # ---------------------------------------------------------------------------------------------- checks
 
     def check_input(self, X: Array) -> ModuleType:
-        """Whether `forward` would take X."""
+        """Check that `forward` would accept X, and return its array module."""
         xp = backend.common_module(self.kind, X=X)
         if self.device is not None and backend.device_of(X) != self.device:
             found = backend.device_of(X)
             kind = TypeError if "cpu" in (found, self.device) else DeviceError
             raise kind(
-                f"{self.kind}: X lives on {found}, the layer on {self.device}. Move one of them, with "
-                f"gpuconv.to_device(X, {self.device!r}) or layer.to({found!r}); nothing is copied unasked."
+                f"{self.kind}: X is on {found}, but the layer is on {self.device}. Move one of them, with "
+                f"gpuconv.to_device(X, {self.device!r}) or layer.to({found!r}); nothing is moved automatically."
             )
         dtype = checked_dtype(backend.native(X.dtype), self.kind, "X.dtype")
         if self.dtype is not None and dtype != self.dtype:
-            raise DTypeError(f"{self.kind}: X is {X.dtype}, the layer {self.dtype}. Cast X with .astype.")
+            raise DTypeError(f"{self.kind}: X is {X.dtype}, but the layer is {self.dtype}. Cast X with .astype.")
         self.output_shape(X.shape)
         return xp
 
     def _check_gradients(self, dLda: list[Array]) -> ModuleType:
         if not self.X:
-            raise RuntimeError(f"{self.kind}: backward comes after forward(X, retain_derived=True), there was none.")
+            raise RuntimeError(f"{self.kind}: backward needs a forward(X, retain_derived=True), but none is kept.")
         if len(dLda) != len(self.X):
             raise ValueError(
-                f"{self.kind}: backward was given {len(dLda)} gradients for {len(self.X)} forwards. It needs one for "
-                "each forward since the last update or flush_gradients, as a list where there are several."
+                f"{self.kind}: backward was given {len(dLda)} gradients for {len(self.X)} forwards. It needs one per "
+                "forward since the last update or flush_gradients, as a list if there are several."
             )
         for number, (d, x) in enumerate(zip(dLda, self.X, strict=True)):
             name = "dLda" if len(dLda) == 1 else f"dLda[{number}]"
             xp = backend.common_module(self.kind, **{name: d, "X": x})
             if backend.native(d.dtype) != backend.native(x.dtype):
-                raise DTypeError(f"{self.kind}: {name} is {d.dtype}, X was {x.dtype}. Cast {name} with .astype.")
+                raise DTypeError(f"{self.kind}: {name} is {d.dtype}, but X was {x.dtype}. Cast {name} with .astype.")
             wanted = self.output_shape(x.shape)
             if d.shape != wanted:
                 raise GeometryError(
-                    f"{self.kind}: {name}.shape={d.shape}, the output for X of shape {x.shape} has {wanted}."
+                    f"{self.kind}: {name}.shape is {d.shape}, but the output for X of shape {x.shape} has {wanted}."
                 )
         return xp

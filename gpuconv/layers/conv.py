@@ -1,4 +1,4 @@
-"""Convolutional layers. All arrays are channels last; the operations are those of `gpuconv.functional`."""
+"""Convolutional layers: arrays are channels last, and the operations are those of `gpuconv.functional`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gpuconv.typing import AlgorithmName, Array, DTypeLike, Ints, IntsLike, PadL
 
 
 class _ConvBase(WeightedLayer):
-    """What layers with filters have in common: W (*kernel, in, out), b (out_ch,), an activation."""
+    """The base class of convolutional layers, with W (*kernel, in, out), b (out_ch,) and an activation."""
 
     ndim: ClassVar[int]
     transposed: ClassVar[bool] = False
@@ -54,10 +54,10 @@ class _ConvBase(WeightedLayer):
         self._check_arguments()
 
     def _check_arguments(self) -> None:
-        """Everything that can be found wrong before there is an input."""
+        """Check everything that can be checked before there is an input."""
         if self.out_ch % self.groups:
             raise GeometryError(
-                f"{self.kind}: groups={self.groups} must divide the channels, out_ch={self.out_ch}. "
+                f"{self.kind}: groups={self.groups} must divide the output channels, out_ch={self.out_ch}. "
                 "Choose a divisor of both in_ch and out_ch."
             )
         ConvGeometry.create(
@@ -82,11 +82,11 @@ class _ConvBase(WeightedLayer):
         return (*self.kernel_shape, in_ch // self._groups, self.out_ch)
 
     def _geometry(self, x_shape: Sequence[int]) -> ConvGeometry:
-        """The convolution of an input of this shape with W."""
+        """Return the geometry of the convolution of an input of this shape with W."""
         _, _, c = split_x_shape(x_shape, self.ndim, "channels_last", self.kind, "X.shape")
         if self.in_ch is not None and c != self.in_ch:
             raise GeometryError(
-                f"{self.kind}: X brings {c} channels, the layer takes {self.in_ch}: X.shape={tuple(x_shape)}, "
+                f"{self.kind}: X has {c} channels, but the layer takes {self.in_ch}: X.shape={tuple(x_shape)}, "
                 f"W.shape={self.params['W'].shape}. Channels are the last axis of X."
             )
         return self._geometry_of(x_shape, c)
@@ -98,7 +98,7 @@ class _ConvBase(WeightedLayer):
     def _check_groups(self, c: int) -> None:
         if c % self._groups:
             raise GeometryError(
-                f"{self.kind}: X brings {c} channels, which groups={self._groups} does not divide. "
+                f"{self.kind}: X has {c} channels, which groups={self._groups} does not divide. "
                 "Choose a divisor of both in_ch and out_ch."
             )
 
@@ -115,14 +115,14 @@ class _ConvBase(WeightedLayer):
         return {"W": self.init_w(shapes["W"], rng, "float64", fans=fans)}
 
     def _x_shape_of(self, params: Mapping[str, Array]) -> Ints | None:
-        """Only the number of channels is looked at."""
+        """Only the number of channels is derived from W."""
         if "W" not in params:
             return None
         shape = params["W"].shape
         in_ch = self._in_ch_of(shape) if len(shape) == self.ndim + 2 else 0
         if self._w_shape(in_ch) != shape:
             raise GeometryError(
-                f"{self.kind}: W.shape={shape}, the layer needs {self._w_shape(1)[:-2]} + {self._channels_text()}."
+                f"{self.kind}: W.shape is {shape}, but must be {self._w_shape(1)[:-2]} + {self._channels_text()}."
             )
         return (0,) * (self.ndim + 1) + (in_ch,)
 
@@ -145,7 +145,7 @@ class _ConvBase(WeightedLayer):
 
 
 class Conv1D(_ConvBase):
-    """Convolution of signals: X (N, W, in_ch) -> (N, OW, out_ch). All arguments are those of `Conv2D`.
+    """Convolution of signals: X (N, W, in_ch) -> (N, OW, out_ch). The arguments are those of `Conv2D`.
 
     >>> import numpy as np
     >>> Conv1D(4, 3, pad="causal", rng=0).forward(np.ones((2, 10, 3), np.float32)).shape
@@ -168,31 +168,31 @@ class Conv2D(_ConvBase):
     pad, stride, dilation
         As in `conv2d`: numbers, pairs, "same", "valid", "full".
     acti_fn : str or Activation, optional
-        As "relu" or "leaky_relu(alpha=0.1)"; `gpuconv.activations` lists them. Default: identity.
+        For example "relu" or "leaky_relu(alpha=0.1)"; `gpuconv.activations` lists them. Default: identity.
     optimizer : str or Optimizer, optional
-        As "adam" or "SGD(lr=0.1, momentum=0.9)"; `gpuconv.optimizers` lists them. Default: that of the model, or plain
-        SGD(lr=0.01). One object may serve several layers.
+        For example "adam" or "SGD(lr=0.1, momentum=0.9)"; `gpuconv.optimizers` lists them. Default: that of the model,
+        or plain SGD(lr=0.01). Several layers may share one object.
     init_w : str or Initializer
-        `gpuconv.initializers` lists them.
+        The distribution of the first weights; `gpuconv.initializers` lists them.
     groups : int
         Channel groups, as in `conv2d`.
     use_bias : bool
     algorithm : str
-        "loops" is the for-loop layer of the textbook, "gemm" the matrix one, "auto" the fastest there is.
+        "loops" is the textbook's for-loops, "gemm" its matrix product, and "auto" the one expected to be the fastest.
     precision : {"strict", "fast"}
     dtype : {"float32", "float64"}, optional
-        Default: that of the first input, or of a W that is set before.
+        Default: that of the first input, or of a W that is set before it.
     device : str, optional
         "cpu", "cuda" or "cuda:<number>". Default: that of the first input.
     rng : int or Generator, optional
-        Seed of the first weights, or what to draw them from. Without one, each layer is different.
+        The seed of the first weights, or the generator to draw them from. Without one, each layer is different.
 
     Attributes
     ----------
     params, gradients : {"W": (KH, KW, in_ch // groups, out_ch), "b": (out_ch,)}
     X, derived_variables["Y"] : list
-        One entry for each kept forward, in arrays of the layer's own. Y is the pre-activation; for relu, sigmoid and
-        tanh, which the convolution applies by itself and whose derivative follows from their value, it is that value.
+        One entry per kept forward, in the layer's own arrays. Y is the pre-activation, except for relu, sigmoid and
+        tanh, which the convolution itself applies and whose derivative follows from their value: there Y is that value.
 
     Examples
     --------
@@ -212,7 +212,7 @@ class Conv2D(_ConvBase):
 
 
 class Conv3D(_ConvBase):
-    """Convolution of volumes: X (N, D, H, W, in_ch) -> (N, OD, OH, OW, out_ch). All arguments are those of `Conv2D`.
+    """Convolution of volumes: X (N, D, H, W, in_ch) -> (N, OD, OH, OW, out_ch). The arguments are those of `Conv2D`.
 
     >>> import numpy as np
     >>> Conv3D(4, (1, 3, 3), rng=0).forward(np.ones((1, 2, 5, 5, 1), np.float32)).shape
@@ -223,7 +223,7 @@ class Conv3D(_ConvBase):
 
 
 class DepthwiseConv2D(_ConvBase):
-    """A filter for each channel by itself (or `multiplier` filters): `Conv2D` with groups == in_ch.
+    """Convolution of each channel with its own filter, or `multiplier` filters: `Conv2D` with groups == in_ch.
 
     X (N, H, W, in_ch) -> (N, OH, OW, in_ch * multiplier); output channel c * multiplier + m is filter m of channel c.
     The other arguments are those of `Conv2D`.
@@ -273,7 +273,7 @@ class DepthwiseConv2D(_ConvBase):
 
     def _initialise(self, x_shape: Ints, dtype: np.dtype[Any], device: str) -> None:
         if not x_shape[-1]:
-            raise GeometryError(f"{self.kind}: X brings 0 channels. A filter for each needs one at least.")
+            raise GeometryError(f"{self.kind}: X has 0 channels, but one filter per channel needs at least 1.")
         self._channels, self.out_ch = x_shape[-1], x_shape[-1] * self.multiplier
         super()._initialise(x_shape, dtype, device)
 
@@ -285,13 +285,15 @@ class DepthwiseConv2D(_ConvBase):
 
 
 class ConvTranspose2D(_ConvBase):
-    """Transposed convolution, which enlarges: X (N, H, W, in_ch) -> (N, OH, OW, out_ch), as `conv_transpose2d`.
+    """Transposed convolution, which enlarges images: X (N, H, W, in_ch) -> (N, OH, OW, out_ch).
+
+    The operation is `conv_transpose2d`.
 
     Parameters
     ----------
     output_pad, output_shape
-        Which of the sizes that a convolution of this stride maps to (H, W) is meant, see `conv_transpose2d`.
-    out_ch, kernel_shape, and all the others
+        The choice among the sizes that a convolution of this stride maps to (H, W); see `conv_transpose2d`.
+    out_ch, kernel_shape and all other parameters
         As for `Conv2D`; `pad` crops the output.
 
     Attributes
@@ -350,7 +352,7 @@ class ConvTranspose2D(_ConvBase):
         return f"({self.out_ch // self.groups}, in_ch)"
 
     def _geometry_of(self, x_shape: Sequence[int], c: int) -> ConvGeometry:
-        """Of the convolution that goes the other way."""
+        """Return the geometry of the convolution whose adjoint this layer is."""
         self._check_groups(c)
         return ConvGeometry.transposed(
             tuple(x_shape), self._w_shape(c), self.stride, self.pad, self.dilation, self.groups, self.output_pad,
@@ -364,13 +366,13 @@ class ConvTranspose2D(_ConvBase):
         W, b = self.params["W"], self.params.get("b")
         return self._call.transpose(X, W, b, self.output_pad, self.target_shape, activation, None)
 
-    def _other_way(self, X: Array) -> Call:
-        """The convolution whose adjoint this is, its pads in numbers."""
+    def _adjoint(self, X: Array) -> Call:
+        """Return the convolution whose adjoint this layer is, with its pads as numbers."""
         g = self._geometry(X.shape)
         return self._call._replace(stride=g.stride, pad=g.pad, dilation=g.dilation, groups=g.groups)
 
     def _weight_grad(self, X: Array, dY: Array) -> Array:
-        return self._other_way(X).weight_grad(dY, X, self.kernel_shape, None)
+        return self._adjoint(X).weight_grad(dY, X, self.kernel_shape, None)
 
     def _input_grad(self, X: Array, dY: Array) -> Array:
-        return self._other_way(X).forward(dY, self.params["W"], None, None, None)
+        return self._adjoint(X).forward(dY, self.params["W"], None, None, None)

@@ -1,4 +1,4 @@
-"""Layers of vectors: Dense, and Flatten, which makes vectors of images."""
+"""Layers for vectors: Dense, and Flatten, which turns images into vectors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MOST_BLOCKS, LEAST_ROWS = 32, 64
 
 
 class Flatten(Layer):
-    """X (N, ...) -> (N, everything else in one axis): a view where X is C-contiguous.
+    """Join all axes but the first: X (N, ...) -> (N, features). The output is a view where X is C-contiguous.
 
     >>> import numpy as np
     >>> Flatten().forward(np.ones((2, 3, 4, 5), np.float32)).shape
@@ -43,7 +43,7 @@ class Flatten(Layer):
 
     def output_shape(self, x_shape: Sequence[int]) -> Ints:
         if not x_shape:
-            raise GeometryError(f"{self.kind}: X.shape={tuple(x_shape)} has no axis, it must be (N, ...).")
+            raise GeometryError(f"{self.kind}: X.shape={tuple(x_shape)} has no axis, but must be (N, ...).")
         return (x_shape[0], math.prod(x_shape[1:]))
 
     def _forward(self, xp: ModuleType, X: Array, training: bool) -> tuple[Array, Derived]:
@@ -63,11 +63,11 @@ class Flatten(Layer):
 
 
 class Dense(WeightedLayer):
-    """A matrix product: X (N, in_ch) -> (N, out_ch).
+    """Fully connected layer, a matrix product: X (N, in_ch) -> (N, out_ch).
 
         Y = X W + b         output = acti_fn(Y)
 
-    One matrix product in each direction, at the precision that convolutions have.
+    Forward and both gradients are one matrix product each, at the precision of convolutions.
 
     Parameters
     ----------
@@ -104,12 +104,12 @@ class Dense(WeightedLayer):
     def output_shape(self, x_shape: Sequence[int]) -> Ints:
         if len(x_shape) != 2:
             raise GeometryError(
-                f"{self.kind}: X.shape={tuple(x_shape)} has {len(x_shape)} axes, it takes 2: (N, in_ch). "
+                f"{self.kind}: X.shape={tuple(x_shape)} has {len(x_shape)} axes, but must have 2: (N, in_ch). "
                 "Put a Flatten layer before it."
             )
         if self.in_ch is not None and x_shape[1] != self.in_ch:
             raise GeometryError(
-                f"{self.kind}: X brings {x_shape[1]} channels, the layer takes {self.in_ch}: "
+                f"{self.kind}: X has {x_shape[1]} channels, but the layer takes {self.in_ch}: "
                 f"X.shape={tuple(x_shape)}, W.shape={self.params['W'].shape}."
             )
         return (x_shape[0], self.out_ch)
@@ -128,7 +128,7 @@ class Dense(WeightedLayer):
             return None
         shape = params["W"].shape
         if len(shape) != 2 or shape[1] != self.out_ch:
-            raise GeometryError(f"{self.kind}: W.shape={shape}, the layer needs (in_ch, {self.out_ch}).")
+            raise GeometryError(f"{self.kind}: W.shape is {shape}, but the layer needs (in_ch, {self.out_ch}).")
         return (0, shape[0])
 
     # On a GPU the product is a convolution of N positions with a kernel of one tap, which has the precision asked for.

@@ -1,11 +1,11 @@
-"""BatchNorm2D and Dropout: layers that do one thing in training and another in inference."""
+"""BatchNorm2D and Dropout: layers that act differently in training and in inference."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -24,9 +24,10 @@ class BatchNorm2D(Layer):
 
         output = scale (X - mean) / sqrt(var + epsilon) + shift          X (N, H, W, C)
 
-    In training, mean and (biased) variance are those of the batch, and running averages of them are kept, of the
-    unbiased variance as in the paper's algorithm 2; in inference (``retain_derived=False``) and in a frozen layer the
-    running ones are used, and stay. A batch of one value per channel, which has no variance, is refused in training.
+    In training, mean and (biased) variance are those of the batch, and the layer updates running averages of the mean
+    and, as in the paper's algorithm 2, of the unbiased variance. In inference (``retain_derived=False``) and in a
+    frozen layer, the running averages are used and do not change. In training, a batch of one value per channel, which
+    has no variance, is refused.
 
     Parameters
     ----------
@@ -70,7 +71,7 @@ class BatchNorm2D(Layer):
         n, spatial, c = split_x_shape(x_shape, 2, "channels_last", self.kind, "X.shape")
         if self.in_ch is not None and c != self.in_ch:
             raise GeometryError(
-                f"{self.kind}: X brings {c} channels, the layer takes {self.in_ch}: X.shape={tuple(x_shape)}, "
+                f"{self.kind}: X has {c} channels, but the layer takes {self.in_ch}: X.shape={tuple(x_shape)}, "
                 f"scale.shape={self.params['scale'].shape}."
             )
         return (n, *spatial, c)
@@ -78,7 +79,7 @@ class BatchNorm2D(Layer):
     def check_training(self, x_shape: Sequence[int]) -> None:
         if self.trainable and math.prod(x_shape[:-1]) == 1:
             raise GeometryError(
-                f"{self.kind}: X.shape={tuple(x_shape)} brings 1 value per channel, training needs at least 2: the "
+                f"{self.kind}: X.shape={tuple(x_shape)} has 1 value per channel, but training needs at least 2: the "
                 "variance of one is 0. Put more samples into a batch, freeze the layer, or pass retain_derived=False."
             )
 
@@ -137,7 +138,7 @@ class BatchNorm2D(Layer):
         factor = self.params["scale"] * inverse
         if not derived["by_batch"]:  # mean and variance did not depend on X
             return dLda * factor, gradients
-        # The formulas of the paper's section 3, gathered.
+        # the formulas of the paper's section 3, combined
         count = math.prod(X.shape[:-1])
         result = normal * (dscale / -count)
         result += dLda
@@ -152,10 +153,10 @@ class BatchNorm2D(Layer):
 
 class Dropout(Layer):
     """Set each element to zero with probability p in training, and scale the others by 1 / (1 - p) (Srivastava et al.,
-    "Dropout: a simple way to prevent neural networks from overfitting", 2014, with the scaling of section 10 turned
-    round). In inference (``retain_derived=False``) and in a frozen layer it lets everything through.
+    "Dropout: a simple way to prevent neural networks from overfitting", 2014, with the scaling of section 10 moved to
+    training). In inference (``retain_derived=False``) and in a frozen layer, it passes everything on.
 
-    Which ones is a function of the seed, of how many batches there were, and of the position alone: the same on every
+    The choice is a function of the seed, the number of batches so far and the position alone: it is the same on every
     device, and after a checkpoint.
 
     Parameters
@@ -163,7 +164,7 @@ class Dropout(Layer):
     p : float
         0 <= p < 1.
     rng : int or Generator, optional
-        Seed, or what to draw one from.
+        The seed, or the generator to draw one from.
 
     Attributes
     ----------
@@ -200,8 +201,7 @@ class Dropout(Layer):
     def _forward(self, xp: ModuleType, X: Array, training: bool) -> tuple[Array, Derived]:
         if not (training and self.trainable and self.p):
             return X, {"kept": None}
-        assert self.seed is not None
-        kept = counter_rng.coin(xp, self.seed, self.step, X.size, 1 - self.p).reshape(X.shape)
+        kept = counter_rng.coin(xp, cast("int", self.seed), self.step, X.size, 1 - self.p).reshape(X.shape)
         self.step += 1
         return self._masked(xp, X, kept), {"kept": kept}
 

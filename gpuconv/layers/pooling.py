@@ -1,4 +1,4 @@
-"""Layers that make images smaller: the largest or the mean value of each window."""
+"""Pooling layers, which shrink images: the largest or the mean value of each window."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ class _Pool2D(Layer):
 
 
 class MaxPool2D(_Pool2D):
-    """The largest value of each window: X (N, H, W, C) -> (N, OH, OW, C), as `max_pool2d`.
+    """Maximum of each window: X (N, H, W, C) -> (N, OH, OW, C). The operation is `max_pool2d`.
 
     Parameters
     ----------
     kernel_shape : (KH, KW), or int for a square
-    stride : int or one int an axis, optional
-        Default: `kernel_shape`, windows side by side.
+    stride : int or one int per axis, optional
+        Default: `kernel_shape`, so that windows do not overlap.
     pad, dilation
-        As in `conv2d`. Padding is never the largest.
+        As in `conv2d`. Padding is never the maximum.
 
     Examples
     --------
@@ -78,14 +78,14 @@ class MaxPool2D(_Pool2D):
 
 
 class AvgPool2D(_Pool2D):
-    """The mean of each window: X (N, H, W, C) -> (N, OH, OW, C), as `avg_pool2d`.
+    """Mean of each window: X (N, H, W, C) -> (N, OH, OW, C). The operation is `avg_pool2d`.
 
     Parameters
     ----------
     kernel_shape, stride, pad
         As for `MaxPool2D`.
     count_include_pad : bool
-        Divide by KH * KW, or by the positions of X in the window.
+        Whether to divide by KH * KW, or by the number of positions of X in the window.
 
     Examples
     --------

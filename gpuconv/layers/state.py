@@ -1,4 +1,4 @@
-"""The state of a layer: parameters that are made when first needed, hyperparams that make a layer anew, its device."""
+"""The state of a layer: parameters made at the first input, hyperparams that make an equal layer, and the device."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from gpuconv.support.from_string import FromString
 from gpuconv.typing import Array, DTypeLike, Ints
 
 DTYPES = ("float32", "float64")
-_DTYPES = frozenset(map(np.dtype, DTYPES))  # NumPy makes the name of a dtype anew each time
+_DTYPES = frozenset(map(np.dtype, DTYPES))  # NumPy computes the name of a dtype at each access
 
 Kind = TypeVar("Kind", bound="Stateful")
 
 
 class Stateful:
-    """All of a layer but its passes; `Layer` says what the attributes are."""
+    """Everything in a layer except its passes; `Layer` documents the attributes."""
 
     kind: ClassVar[str]
 
@@ -47,17 +47,17 @@ class Stateful:
         self.cache: Cache = {}
         self.X: list[Array] = []
         self.derived_variables: dict[str, list[Any]] = {}
-        self._used = False  # the kept forwards have been through a backward; the next forward starts anew
+        self._used = False  # whether the kept forwards have had their backward: then the next forward replaces them
         self._accumulated = False
 
     def __init_subclass__(cls) -> None:
         cls.kind = cls.__name__
         from_string.name_init_after(cls)
 
-    # ---------------------------------------------------------------------------------------- what a kind defines
+    # ---------------------------------------------------------------------------------------- what a subclass defines
 
     def output_shape(self, x_shape: Sequence[int]) -> Ints:
-        """The shape of the output for an input of this shape; nothing is computed.
+        """Return the shape of the output for an input of this shape, without computing anything.
 
         Raises
         ------
@@ -67,7 +67,7 @@ class Stateful:
         raise NotImplementedError
 
     def check_training(self, x_shape: Sequence[int]) -> None:
-        """Whether a forward in training can do with an input of this shape, which `output_shape` has accepted.
+        """Check that a training forward can take an input of this shape, which `output_shape` has accepted.
 
         Raises
         ------
@@ -76,37 +76,37 @@ class Stateful:
         """
 
     def flops(self, x_shape: Sequence[int]) -> int:
-        """Floating-point operations of one forward: two for each multiply-add, other work not counted."""
+        """Return the floating-point operations of one forward: two per multiply-add; other work is not counted."""
         return 0
 
     def _param_shapes(self, x_shape: Ints) -> dict[str, Ints]:
-        """The shapes of the parameters for inputs of this shape, which `output_shape` has accepted."""
+        """Return the shapes of the parameters for inputs of this shape, which `output_shape` has accepted."""
         return {}
 
     def _first_values(self, rng: np.random.Generator, shapes: dict[str, Ints]) -> dict[str, Array]:
-        """First values of the parameters, on the host; biases come by themselves."""
+        """Draw the first values of the parameters, on the host; those not returned, such as biases, start at 0."""
         return {}
 
     def _first_buffers(self, x_shape: Ints) -> dict[str, Array]:
         return {}
 
     def _x_shape_of(self, params: Mapping[str, Array]) -> Ints | None:
-        """An input shape that makes parameters of these shapes; None where they do not tell."""
+        """Return an input shape that leads to parameters of these shapes; None if they do not determine it."""
         return None
 
-    # ---------------------------------------------------------------------------------------- made when first needed
+    # ----------------------------------------------------------------------------------- initialised by the first input
 
     _initialised = False
 
     @property
     def is_initialised(self) -> bool:
-        """Whether the parameters are there."""
+        """Whether the parameters exist."""
         return self._initialised
 
     def build(self, x_shape: Sequence[int], dtype: DTypeLike = "float32", device: str = "cpu") -> Ints:
-        """Make the parameters for inputs of this shape, unless they are there; returns the shape of the output.
+        """Make the parameters for inputs of this shape, unless they exist, and return the shape of the output.
 
-        The first forward does it by itself.
+        The first forward calls this itself.
         """
         after = self.output_shape(x_shape)
         if not self.is_initialised:
@@ -130,7 +130,7 @@ class Stateful:
             self.rng = np.random.default_rng()
         values = self._first_values(self.rng, shapes) if self.rng is not None else {}
         buffers = self._first_buffers(x_shape)
-        if shapes or buffers:  # others serve whatever comes
+        if shapes or buffers:  # a layer without either takes any dtype on any device
             self.dtype, self.device = np.dtype(dtype), device
         for name, shape in shapes.items():
             value = values[name] if name in values else np.zeros(shape)
@@ -143,25 +143,25 @@ class Stateful:
 
     @property
     def param_count(self) -> int:
-        """How many numbers are trained."""
+        """The number of trained values."""
         return sum(value.size for value in self.params.values())
 
     def param_count_for(self, x_shape: Sequence[int]) -> int:
-        """The same, also of a layer that is not initialised, for inputs of this shape."""
+        """Return `param_count` for inputs of this shape, for a layer that is not initialised, too."""
         return sum(math.prod(shape) for shape in self._param_shapes(tuple(x_shape)).values())
 
     # ---------------------------------------------------------------------------------------------- as data
 
     @property
     def config(self) -> dict[str, Any]:
-        """The arguments that make a layer like this one, as numbers, strings, tuples and None."""
+        """The arguments that make an equal layer, as numbers, strings, tuples and None."""
         return {name: plain(getattr(self, name)) for name in _arguments(type(self)) if name != "rng"}
 
     @property
     def hyperparams(self) -> dict[str, Any]:
-        """All that describes the layer, except its parameters; every string can be given back to the constructor.
+        """The full description of the layer, except its parameters; the constructor accepts every string in it.
 
-        ``layers.from_hyperparams`` makes a layer of it. "optimizer" holds its cache, and its own hyperparams.
+        ``layers.from_hyperparams`` makes a layer from it. "optimizer" holds the optimizer's cache and hyperparams.
         """
         optimizer = self._optimizer
         found = {"layer": self.kind, **self.config, "trainable": self.trainable}
@@ -173,22 +173,22 @@ class Stateful:
         return found
 
     def summary(self) -> dict[str, Any]:
-        """{"layer": name, "params": dict, "hyperparams": dict}; `set_params` takes it."""
+        """Return {"layer": name, "params": dict, "hyperparams": dict}, which `set_params` accepts."""
         return {"layer": self.kind, "params": self.params, "hyperparams": self.hyperparams}
 
     def set_params(self, d: Mapping[str, Any]) -> None:
-        """Take over parameters: {"W": array, "b": array} or some of them, or a `summary` of a layer of this kind.
+        """Set all or some parameters from {"W": array, "b": array}, or from a `summary` of a layer of this class.
 
-        It may be called before the first forward too, which then keeps what was set. Arrays are copied, to the layer's
-        device and dtype. The hyperparams of a summary are taken over as well.
+        It may be called before the first forward, which then keeps these values. Arrays are copied to the layer's
+        device and dtype. The hyperparams of a summary are set as well.
 
         Raises
         ------
         ValueError, GeometryError
-            If the layer has no such parameter, or one of another shape. The layer stays as it was.
+            If the layer has no such parameter, or its shape is another. The layer stays as it was.
         """
         if not isinstance(d, Mapping):
-            raise TypeError(f"{self.kind}: set_params takes a dictionary, not {type(d).__name__}.")
+            raise TypeError(f"{self.kind}: set_params needs a dictionary, not {type(d).__name__}.")
         before = self.snapshot()
         try:
             if "params" in d or "hyperparams" in d:
@@ -202,11 +202,11 @@ class Stateful:
             raise
 
     def state_dict(self) -> dict[str, Array]:
-        """Copies of the parameters and buffers, on the layer's device."""
+        """Return copies of the parameters and buffers, on the layer's device."""
         return {name: value.copy() for name, value in {**self.params, **self.buffers}.items()}
 
     def load_state_dict(self, d: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned: all parameters and buffers, and no others.
+        """Set all parameters and buffers from what `state_dict` returned; no other names are accepted.
 
         Raises
         ------
@@ -215,16 +215,16 @@ class Stateful:
         """
         own = {**self.params, **self.buffers}
         if self.is_initialised and set(d) != set(own):
-            raise ValueError(f"{self.kind}: load_state_dict: {sorted(d)} given, the layer has {sorted(own)}.")
+            raise ValueError(f"{self.kind}: load_state_dict was given {sorted(d)}, but the layer has {sorted(own)}.")
         self.set_params(dict(d))
 
     @property
     def extra_state(self) -> dict[str, int | None]:
-        """Attributes beside the arrays that a checkpoint must hold for training to go on as if nothing had happened."""
+        """The attributes beside the arrays that a checkpoint must hold for a resumed training to have the same bits."""
         return {}
 
     def checked_extra_state(self, given: object) -> dict[str, int | None]:
-        """`given`, if it is what `extra_state` may have been: the same names, whole numbers from 0 on or None.
+        """Return `given` if it is a possible `extra_state`: the same names, with whole numbers from 0 on or None.
 
         Raises
         ------
@@ -234,7 +234,7 @@ class Stateful:
         own = self.extra_state
         if not isinstance(given, Mapping) or set(given) != set(own):
             names = sorted(given) if isinstance(given, Mapping) else given
-            raise ValueError(f"{self.kind}: extra state {names!r} given, the layer has {sorted(own)}.")
+            raise ValueError(f"{self.kind}: the extra state holds {names!r}, but the layer has {sorted(own)}.")
         for name, value in given.items():
             unset = value is None and own[name] is None
             if not unset and (type(value) is not int or not 0 <= value < 2**63):
@@ -242,17 +242,17 @@ class Stateful:
         return dict(given)
 
     def check_cache(self, cache: Cache) -> None:
-        """Whether the optimizer would find in `cache` what it looks for there."""
+        """Check that `cache` holds every array that the optimizer needs."""
         for name, slots in cache.items():
             missing = set(self._optimizer.slots) - set(slots) if name != "step" else set()
             if missing:
                 raise ValueError(
-                    f"{self.kind}: the optimizer's memory of {name} holds {sorted(slots)}, but {self._optimizer.name} "
+                    f"{self.kind}: the optimizer's state of {name} holds {sorted(slots)}, but {self._optimizer.name} "
                     f"also needs {sorted(missing)}."
                 )
 
     def to(self: Kind, device: str) -> Kind:  # noqa: PYI019  # typing.Self is there from Python 3.11 on
-        """Move to a device: parameters, buffers, gradients and the optimizer's cache. Kept forwards are forgotten.
+        """Move parameters, buffers, gradients and the optimizer's cache to a device. Kept forwards are forgotten.
 
         Raises
         ------
@@ -274,14 +274,14 @@ class Stateful:
     # ---------------------------------------------------------------------------------------------- going back
 
     def snapshot(self) -> dict[str, Any]:
-        """What `restore` puts back after an error. Dictionaries and lists are copied, the arrays in them are not."""
+        """Return what `restore` needs after an error. Dictionaries and lists are copied; the arrays in them are not."""
         return {
             name: value.copy() if isinstance(value, (dict, list)) else value for name, value in self.__dict__.items()
         } | {"derived_variables": {name: list(values) for name, values in self.derived_variables.items()}}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
-        """Go back to where `snapshot` was called; arrays that were written to since are not undone."""
-        self.__dict__ = dict(snapshot)  # in one step, which no interrupt can halve
+        """Go back to a `snapshot`, except for the contents of arrays that have been written to since."""
+        self.__dict__ = dict(snapshot)  # one assignment, which an interrupt cannot split
 
     # ---------------------------------------------------------------------------------------------- shown
 
@@ -324,32 +324,35 @@ class Stateful:
             x_shape = self._x_shape_of(arrays)
             if x_shape is None:
                 raise ValueError(
-                    f"{self.kind}: set_params before the first forward needs the parameter that tells how many "
-                    f"channels come in; {sorted(arrays)} do not."
+                    f"{self.kind}: before the first forward, set_params needs a parameter whose shape gives the number "
+                    f"of input channels; {sorted(arrays)} do not."
                 )
             device = self.device or backend.device_of(next(iter(arrays.values())))
             dtypes = [a.dtype for a in arrays.values() if a.dtype.name in DTYPES]
             self._initialise(x_shape, self.dtype or (dtypes or [np.dtype(np.float32)])[0], device)
-        assert self.device is not None
+        device = self.device or "cpu"
         for name, value in arrays.items():
             place = next((d for d in (self.params, self.buffers) if name in d), None)
             if place is None:
                 known = ", ".join([*self.params, *self.buffers]) or "none"
                 raise ValueError(f"{self.kind}: there is no parameter {name!r}; the layer has {known}.")
             if value.shape != place[name].shape:
-                raise GeometryError(f"{self.kind}: {name}.shape={value.shape}, the layer needs {place[name].shape}.")
+                raise GeometryError(
+                    f"{self.kind}: {name}.shape is {value.shape}, but the layer needs {place[name].shape}."
+                )
             if value.dtype.kind not in "fiub":
-                raise DTypeError(f"{self.kind}: {name} is {value.dtype}, a layer holds real numbers.")
-            copy = backend.to_device(value, self.device).astype(place[name].dtype, order="C", copy=True)
+                raise DTypeError(f"{self.kind}: {name} is {value.dtype}, but a layer holds real numbers.")
+            copy = backend.to_device(value, device).astype(place[name].dtype, order="C", copy=True)
             place[name] = copy
 
     def _adopt(self, hyperparams: Mapping[str, Any]) -> None:
-        """Become a layer of these hyperparams, as far as they are given; what has been learnt stays."""
+        """Take over these hyperparams, as far as they are given, and keep what has been learnt."""
         given = dict(hyperparams)
         kind = given.pop("layer", self.kind)
         if kind != self.kind:
             raise ValueError(f"{self.kind}: set_params was given the hyperparams of a {kind}.")
-        with from_string.known(map(type, from_string.parts_of(self)), "set_params"):  # parts of one's own it may keep
+        parts = map(type, from_string.parts_of(self))  # custom classes among them stay known
+        with from_string.known(parts, "set_params"):
             arguments, cache, trainable = split_hyperparams(type(self), given)
             other = type(self)(**{**self.config, **arguments})
         keep = ("params", "gradients", "buffers", "cache", "X", "derived_variables", "rng", "trainable")
@@ -360,7 +363,7 @@ class Stateful:
 
 
 def split_hyperparams(kind: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], Cache | None, bool | None]:
-    """The constructor's arguments, the optimizer's cache and whether it is trained, out of hyperparams."""
+    """Split hyperparams into the constructor's arguments, the optimizer's cache and whether the layer is trained."""
     arguments, cache = dict(given), None
     trainable = arguments.pop("trainable", None)
     arguments.pop("in_ch", None)
@@ -368,7 +371,8 @@ def split_hyperparams(kind: Any, given: Mapping[str, Any]) -> tuple[dict[str, An
     if isinstance(optimizer, Mapping):
         cache = _copied(optimizer.get("cache", {}))
         arguments["optimizer"] = optimizers.from_hyperparams(optimizer.get("hyperparams", {}))
-    unknown = set(arguments) - set(_arguments(kind)) if isinstance(kind, type) else set()  # a function says it itself
+    # A function, from `custom`, reports unknown arguments itself.
+    unknown = set(arguments) - set(_arguments(kind)) if isinstance(kind, type) else set()
     if unknown:
         raise ValueError(f"{kind.kind}: there is no hyperparameter {min(unknown)!r}.")
     return arguments, cache, trainable
@@ -379,7 +383,7 @@ def _arguments(kind: Any) -> tuple[str, ...]:
 
 
 def plain(value: object) -> Any:
-    """`value` in numbers, strings, tuples and None."""
+    """Return `value` as numbers, strings, tuples and None."""
     if isinstance(value, FromString):
         return str(value)
     if isinstance(value, np.dtype):
@@ -398,7 +402,7 @@ def plain(value: object) -> Any:
 
 def checked_dtype(dtype: np.dtype[Any], caller: str, name: str) -> np.dtype[Any]:
     if dtype not in _DTYPES:
-        raise DTypeError(f"{caller}: {name} is {dtype}, layers compute in {' or '.join(DTYPES)}. Cast with .astype.")
+        raise DTypeError(f"{caller}: {name} is {dtype}, but layers use {' or '.join(DTYPES)}. Cast with .astype.")
     return dtype
 
 

@@ -1,4 +1,4 @@
-"""What layers with weights, a bias and an activation have in common."""
+"""The base class of layers with weights, a bias and an activation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gpuconv.typing import Array, DTypeLike, Ints, Precision
 
 
 class WeightedLayer(Layer):
-    """Y = product of X and W + b, output = acti_fn(Y); a subclass says what the product is, and its gradients."""
+    """Y = product of X and W + b, output = acti_fn(Y); a subclass defines the product and its gradients."""
 
     fresh = True
 
@@ -100,11 +100,11 @@ class WeightedLayer(Layer):
 
 
 def column_sums(a: Array) -> Array:
-    """The sum over all axes but the last."""
+    """Return the sum over all axes but the last."""
     k = a.shape[-1]
     a_mk = a.reshape(math.prod(a.shape[:-1]), k)
-    # Several short rows as one long: NumPy adds (36864, 20) eight times as fast, and with smaller errors. BLAS, asked
-    # for a product with ones, would leave threads spinning that slow down the next convolution.
+    # Several short rows are added as one long row: NumPy adds (36864, 20) eight times as fast, and with smaller
+    # errors. A product with ones by BLAS would leave threads spinning that slow down the next convolution.
     rows = max(1, 512 // max(k, 1))
     whole = len(a_mk) // rows * rows
     sums: Array = a_mk[:whole].reshape(-1, rows * k).sum(axis=0).reshape(rows, k).sum(axis=0)

@@ -1,4 +1,4 @@
-"""Networks: layers in a row, trained, evaluated, saved and loaded.
+"""Networks of layers, which can be trained, evaluated, saved and loaded.
 
 >>> import numpy as np
 >>> from gpuconv.layers import Conv2D, Dense, Flatten, MaxPool2D

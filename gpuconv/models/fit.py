@@ -1,8 +1,8 @@
 """The training loop: batches, accumulation, validation, early stopping, checkpoints.
 
-Which samples make up which batch follows from the model's seed, the epoch and the batch number, so a checkpoint need
-not hold the state of any generator. On a GPU nothing is read back but the totals of the loss: for the progress bar as
-often as it is drawn, and at the end of an epoch.
+The samples of a batch follow from the model's seed, the epoch and the batch number, so a checkpoint need not hold the
+state of any generator. On a GPU, nothing is read back except the totals of the loss and of the correct predictions,
+whenever the progress bar is drawn and at the end of an epoch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SPLIT_STREAM, FIRST_EPOCH_STREAM = 0, 1
 
 @dataclass(frozen=True)
 class Position:
-    """Where training stands within an epoch."""
+    """The position of training within an epoch."""
 
     batch: int = 0
     """The number of batches of the current epoch that are done."""
@@ -52,27 +52,28 @@ IN_FILES = {"n_correct": "right", "epochs_without_improvement": "waited"}
 
 @dataclass(frozen=True)
 class Standing:
-    """What there is after a whole step, beside the parameters. The next takes its place by one assignment, so that an
-    interrupt comes before it or after.
+    """The state after a whole step, beside the parameters.
+
+    The next one replaces it by one assignment, so that an interrupt comes before it or after.
     """
 
     at: Position
     history: History
     best: dict[str, Array]
     epochs_done: int
-    """By all calls of `fit`."""
+    """The epochs done by all calls of `fit`."""
     passing: state.Passing
 
 
 class Fit:
     """One call of `Sequential.fit`.
 
-    A step changes three things that a checkpoint holds: forward the buffers and counters of layers, of which `standing`
-    has copies; update the parameters and what the optimizers remember; and then `standing` itself. From the first to
-    the last of them ``model.pending`` is `put_right`, which goes back to `standing`, and from the first change of a
-    parameter (`torn`) to the beginning of the epoch, of which there is a copy in any case. Whatever ends a step early
-    calls it, or whoever uses the model next. To copy the parameters for every step would lose less, and cost about as
-    much as an update.
+    A step changes three things that a checkpoint holds. `forward` changes the buffers and counters of layers, of which
+    `standing` has copies; `update` changes the parameters and the state of the optimizers; and then `standing` itself
+    is replaced. From the first change to the last, ``model.pending`` is `put_right`, which goes back to `standing`, or
+    once a parameter may have changed (`torn`) to the beginning of the epoch, of which there is a copy in any case.
+    Whatever ends a step early calls it; otherwise the next use of the model does. Copying the parameters for every step
+    would lose less, but cost about as much as an update.
     """
 
     def __init__(self, model: Trainable, X: Array, y: Array, settings: Settings) -> None:
@@ -96,7 +97,7 @@ class Fit:
         ctrl_c = CtrlC(lambda: self.torn or self.ending)
         with backend.on_device_of(self.X):
             self._prepare()
-            model.flush_gradients()  # of forwards before this call
+            model.flush_gradients()  # from forwards before this call
             try:
                 ctrl_c.install()
                 with Progress(s.progress, s.epochs, self.count) as bar:
@@ -121,11 +122,11 @@ class Fit:
         return self.history
 
     def _prepare(self) -> None:
-        """Make the layers, or take over the checkpoint that training goes on from; an error leaves all as it was."""
+        """Make the parameters, or load the checkpoint to continue from; an error leaves everything as it was."""
         s, model = self.settings, self.model
         found = None
         if s.resume and s.checkpoint is not None and Path(s.checkpoint).exists():
-            found = self._read(s.checkpoint)  # and refuse it before the layers draw their first values
+            found = self._read(s.checkpoint)  # before the layers draw their first values, because it may be refused
         go_back = state.way_back(model)
         model.pending = go_back
         try:
@@ -136,15 +137,15 @@ class Fit:
             if found is not None:
                 self._resume(*found)
         except BaseException:
-            model.pending = go_back  # `take` has one of its own
+            model.pending = go_back  # `take` sets its own
             model.settle()
             raise
         model.pending = None
 
     def put_right(self) -> None:
-        """Go back to the last whole step, or to the beginning of the epoch; nothing changes where a step is whole."""
+        """Go back to the last whole step, or to the beginning of the epoch; after a whole step, nothing changes."""
         model = self.model
-        model.pending = self.put_right  # this may be interrupted as well
+        model.pending = self.put_right  # this may be interrupted, too
         if self.torn:
             snapshot, standing = self.began
             snapshot.restore(model.layers)
@@ -156,7 +157,7 @@ class Fit:
         model.pending = None
 
     def _publish(self) -> None:
-        """Show what `standing` says."""
+        """Copy `standing` into the model and the history that users see."""
         self.model.epochs_done = self.standing.epochs_done
         self.history.__dict__.update(deepcopy(self.standing.history).__dict__)
 
@@ -168,7 +169,7 @@ class Fit:
     def _train(self, bar: Progress, ctrl_c: CtrlC) -> None:
         s = self.settings
         while self.history.epochs < s.epochs and not self.history.stopped_early:
-            if ctrl_c.asked:  # during the validation
+            if ctrl_c.requested:  # during the validation
                 raise KeyboardInterrupt
             self._epoch(bar, ctrl_c)
             if s.on_epoch is not None and s.on_epoch(self.history):
@@ -185,7 +186,7 @@ class Fit:
                 self._batch(order, start, min(start + self.settings.batch_size, self.count))
                 if bar.is_due():
                     bar.show(self.history.epochs, self.standing.at.seen, *self._means())
-                if ctrl_c.asked:
+                if ctrl_c.requested:
                     raise KeyboardInterrupt
             loss, accuracy = self._means()
         except FloatingPointError:
@@ -231,11 +232,11 @@ class Fit:
         model.pending = None
 
     def _number(self, value: Array) -> Any:
-        """A scalar array in float64; on the CPU a float."""
+        """Return a scalar array in float64, or on the CPU a float."""
         return float(value) if self.on_cpu else value.astype(np.float64)
 
     def _means(self) -> tuple[float, float | None]:
-        """Loss and accuracy over what was seen of this epoch; waits for the device."""
+        """Return loss and accuracy over the samples seen in this epoch; this waits for the device."""
         at = self.standing.at
         seen = max(1, at.seen)
         loss = float(at.loss_sum) / seen
@@ -283,7 +284,7 @@ class Fit:
     # ---------------------------------------------------------------------------------------------- samples
 
     def _check_batches(self) -> None:
-        """Whether every layer can be trained with the batches to come, the last of which may be a small one."""
+        """Check that every layer can be trained with the batches to come, the last of which may be small."""
         s = self.settings
         for batch in {min(s.batch_size, self.count), self.count % s.batch_size} - {0}:
             part = s.micro_batch or batch
@@ -291,7 +292,7 @@ class Fit:
                 self.model.check_training((size, *self.X.shape[1:]))
 
     def _split(self) -> tuple[Array | None, tuple[Array, Array] | None]:
-        """The rows of X to train on (None: all), and what to validate on."""
+        """Return the rows of X to train on (None means all), and the data to validate on."""
         validation = self.settings.validation
         if validation is None:
             return None, None
@@ -301,14 +302,17 @@ class Fit:
             return None, validation
         aside = round(validation * len(self.X))
         if not 0 < aside < len(self.X):
-            raise ValueError(f"fit: validation={validation} puts {aside} of {len(self.X)} samples aside.")
+            raise ValueError(
+                f"fit: validation={validation} puts {aside} of {len(self.X)} samples aside. Choose another "
+                "fraction: at least 1 sample is needed for validation, and 1 for training."
+            )
         with backend.on_device_of(self.X):
             order = counter_rng.permutation(self.xp, self.model.seed, SPLIT_STREAM, len(self.X))
             rows = order[:aside]
             return order[aside:], (self.xp.take(self.X, rows, axis=0), self.xp.take(self.y, rows, axis=0))
 
     def _order(self) -> Array | None:
-        """The rows of X in the order of this epoch; None: as they stand."""
+        """Return the rows of X in the order of this epoch; None means as they are."""
         if not self.settings.shuffle:
             return self.rows
         stream = FIRST_EPOCH_STREAM + self.standing.epochs_done
@@ -318,7 +322,7 @@ class Fit:
     # ---------------------------------------------------------------------------------------------- checkpoints
 
     def _checkpoint(self) -> None:
-        """Write what there is after the last whole step, unless it is written."""
+        """Write the state after the last whole step, unless it has been written."""
         standing = self.standing
         if self.settings.checkpoint is None or self.saved is standing:
             return
@@ -327,16 +331,23 @@ class Fit:
         sums = {"loss_sum": float(standing.at.loss_sum), "n_correct": float(standing.at.n_correct)}
         at = {IN_FILES.get(name, name): value for name, value in {**standing.at.__dict__, **sums}.items()}
         history = asdict(standing.history)
-        training = {"settings": self.settings.bits, "samples": len(self.X), "at": at, "history": history}
+        training = {
+            "settings": self.settings.common_with_checkpoint,
+            "samples": len(self.X),
+            "at": at,
+            "history": history,
+        }
         files.write(self.settings.checkpoint, {**arrays, **best}, {**description, "training": training})
         self.saved = standing
 
     def _read(self, path: str | os.PathLike[str]) -> tuple[Any, ...]:
-        """What is in a checkpoint: path, arrays, description, history and position; refused if it is of another run."""
+        """Return path, arrays, description, history and position of a checkpoint; refuse that of another run."""
         arrays, description = files.read(path)
         training = description.get("training")
         if training is None:
-            raise ValueError(f"fit: {path} holds a model, but no training to go on with. Load it and fit anew.")
+            raise ValueError(
+                f"fit: {path} holds a model, but no training to continue. Load it and call fit without resume."
+            )
         with state.hostile(path):
             self._compare(path, description["model"], training)
             return path, arrays, description, _history_of(training["history"]), _position_of(training["at"])
@@ -362,15 +373,15 @@ class Fit:
         self.standing = Standing(at, history, best, self.model.epochs_done, passing)
         self._publish()
         if not isinstance(self.settings.validation, tuple):
-            self.rows, self.validation = self._split()  # by the seed of the file
+            self.rows, self.validation = self._split()  # with the seed of the file
 
     def _compare(self, path: str | os.PathLike[str], saved: dict[str, Any], training: dict[str, Any]) -> None:
-        here = {**self.settings.bits, "samples": len(self.X)}
+        here = {**self.settings.common_with_checkpoint, "samples": len(self.X)}
         there = {**training["settings"], "samples": training["samples"]}
         for name, value in here.items():
             if there.get(name) != value:
-                raise ValueError(f"fit: {path} was made with {name}={there.get(name)}, now {name}={value}.")
-        # Dtype and trainable are told by the arrays and by what was called since.
+                raise ValueError(f"fit: {path} was made with {name}={there.get(name)}, but now {name}={value}.")
+        # Dtype and trainable follow from the arrays and from calls since.
         mine, theirs = (
             [{k: v for k, v in layers.as_json(d).items() if k not in {"dtype", "trainable"}} for d in found]
             for found in (self.model.config["layers"], saved["layers"])
@@ -382,22 +393,22 @@ class Fit:
 
 
 def _history_of(found: Mapping[str, Any]) -> History:
-    """A history from a file."""
+    """Make a history from its form in a file."""
     history = replace(History(**found), interrupted=False)
     curves: list[Any] = [history.loss, history.accuracy, history.val_loss, history.val_accuracy]
     flags: list[Any] = [history.stopped_early, history.best_epoch is None or history.best_epoch]
     numbers = all(isinstance(curve, list) and all(type(v) is float for v in curve) for curve in curves)
     if not numbers or type(flags[0]) is not bool or type(flags[1]) not in {int, bool}:
-        raise ValueError("the history is no history.")
+        raise ValueError("the history is not valid.")
     return history
 
 
 def _position_of(found: Mapping[str, Any]) -> Position:
-    """A position from a file."""
+    """Make a position from its form in a file."""
     known = {IN_FILES.get(field.name, field.name): field.name for field in fields(Position)}
     at = Position(**{known[name]: value for name, value in found.items()})
     counts: list[Any] = [at.batch, at.seen, at.epochs_without_improvement]
     sums: list[Any] = [at.loss_sum, at.n_correct, at.best_loss]
     if not all(type(v) is int and v >= 0 for v in counts) or not all(type(v) is float for v in sums):
-        raise ValueError("the position in the epoch is no position.")
+        raise ValueError("the position in the epoch is not valid.")
     return at

@@ -1,4 +1,4 @@
-"""The arguments of `Sequential.fit`, found wrong before the first epoch and stored as what they mean."""
+"""The arguments of `Sequential.fit`, checked and converted before the first epoch."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class Settings:
         if self.checkpoint is not None:
             check_writable(self.checkpoint)
         elif self.resume:
-            raise ValueError("fit: resume=True needs the checkpoint to go on from. Pass checkpoint=path.")
+            raise ValueError("fit: resume=True needs the checkpoint to continue from. Pass checkpoint=path.")
 
     @property
-    def bits(self) -> dict[str, Any]:
-        """What a checkpoint must have in common with the run that goes on from it."""
+    def common_with_checkpoint(self) -> dict[str, Any]:
+        """The arguments that a checkpoint and the run that continues from it must have in common."""
         fraction = self.validation if isinstance(self.validation, float) else self.validation is not None
         return {
             "batch_size": self.batch_size,
@@ -82,25 +82,25 @@ def _validation(given: Any) -> Any:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Whether a checkpoint could be written there: after the first epoch is too late to find that it could not.
+    """Check that a checkpoint could be written there, since the end of the first epoch is too late to find out.
 
     Raises
     ------
     TypeError
-        If it is no path.
+        If it is not a path.
     ImportError
-        Without safetensors.
+        If safetensors is not installed.
     OSError
-        Of the kind that writing would raise.
+        The error that writing would raise.
     """
     if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"fit: checkpoint={path!r} is no path. Pass a string or a pathlib.Path.")
+        raise TypeError(f"fit: checkpoint={path!r} is not a path. Pass a string or a pathlib.Path.")
     files.require("fit")
     target = Path(path)
     try:
         if target.is_dir():
             raise IsADirectoryError(f"{target} is a folder, where the name of a file is needed")
-        with tempfile.TemporaryFile(dir=target.parent) as file:  # what the system says of permissions may be wrong
+        with tempfile.TemporaryFile(dir=target.parent) as file:  # permissions as the system reports them may be wrong
             file.write(b"0")
     except OSError as error:
         raise type(error)(f"fit: checkpoint={str(path)!r} cannot be written: {error}. Choose another path.") from None

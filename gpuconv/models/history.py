@@ -1,4 +1,4 @@
-"""What training has found."""
+"""The record of a training run."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 @dataclass
 class History:
-    """What `fit` found, one number an epoch. Lists stay empty where there is nothing to tell."""
+    """The results of `fit`, one number per epoch. A list stays empty where its number does not exist."""
 
     loss: list[float] = field(default_factory=list)
     accuracy: list[float] = field(default_factory=list)
     val_loss: list[float] = field(default_factory=list)
     val_accuracy: list[float] = field(default_factory=list)
     best_epoch: int | None = None
-    """Counted from 1; with `patience` only."""
+    """The epoch, counted from 1, with the smallest loss; only with `patience`."""
     stopped_early: bool = False
     interrupted: bool = False
 

@@ -1,8 +1,8 @@
-"""Ctrl-C while a network trains: asked for between two batches, and put back whatever cuts the way out short.
+"""Ctrl-C while a network trains: noticed between two batches, with the old handler restored in any case.
 
-An interrupt may arrive between any two instructions of Python, in a ``finally`` too. What must hold afterwards is
-therefore kept as data that the next one to come by acts on: a handler that finds its training gone steps aside by
-itself, and a model whose step was cut short says so (`Sequential.pending`) until it is put right.
+An interrupt may arrive between any two instructions of Python, in a ``finally`` too. Whatever must be done afterwards
+is therefore kept as data for the next code that runs: a handler whose training is over restores the one before it, and
+a model whose step was cut short says so (`Sequential.pending`) until it is put right.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ RETRIES = 1000
 
 
 class CtrlC:
-    """A handler of SIGINT: the first sets `asked`, the second does what SIGINT did before, as a rule KeyboardInterrupt.
+    """A handler of SIGINT: the first one sets `requested`, the second does what SIGINT did before, which is to raise
+    KeyboardInterrupt as a rule.
 
-    Where SIGINT is ignored, or handled by other than Python code, it stays so; outside the main thread, too, nothing is
-    arranged. The function that calls `install` keeps the handler in a local variable: while it runs, so does this.
+    Where SIGINT is ignored, or handled by code other than Python, and outside the main thread, nothing is installed.
+    The function that calls `install` keeps the handler in a local variable: the handler is in use while it runs.
 
-    While `holding` returns True the second is held back too, and the third is the one that interrupts.
+    While `holding` returns True, the second is held back too, and the third one interrupts.
     """
 
     def __init__(self, holding: Callable[[], bool]) -> None:
-        self.asked = False
+        self.requested = False
         self._holding = holding
-        self._count = itertools.count(1)  # next() is one instruction: a handler may be interrupted by another
+        self._count = itertools.count(1)  # next() is one instruction, since another signal may interrupt a handler
         self._before: Any = None
         self._caller: CodeType | None = None
 
     def install(self) -> None:
-        """Take the place of the handler there is."""
+        """Replace the present handler."""
         if threading.current_thread() is not threading.main_thread():
             return
         frame = inspect.currentframe()
@@ -51,19 +52,19 @@ class CtrlC:
             self._before = None
 
     def put_back(self) -> None:
-        """Put back what `install` found, unless somebody has put a handler of their own there since."""
+        """Restore the handler that `install` found, unless another has been installed since."""
         found: object = signal.getsignal(signal.SIGINT)
         if self._before is not None and found is self:
             signal.signal(signal.SIGINT, self._before)
 
     def found_by_next(self, frame: FrameType | None) -> Any:
-        """The handler that counts where this one is installed: what it replaced, if its training is over."""
+        """Return the handler in effect where this one is installed: the one it replaced, if its training is over."""
         if self.is_in_use(frame):
             return self
         return self._before.found_by_next(frame) if isinstance(self._before, CtrlC) else self._before
 
     def is_in_use(self, frame: FrameType | None) -> bool:
-        """Whether the function that installed it is among the callers of `frame`."""
+        """Return whether the function that installed it is among the callers of `frame`."""
         while frame is not None:
             if frame.f_code is self._caller and any(value is self for value in frame.f_locals.values()):
                 return True
@@ -73,10 +74,10 @@ class CtrlC:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.is_in_use(frame):
             count = next(self._count)
-            self.asked = True
+            self.requested = True
             if count == 1 or (count == 2 and self._holding()):
                 return
-        else:  # an interrupt came in the way of put_back
+        else:  # an interrupt cut put_back short
             self.put_back()
         if callable(self._before):
             self._before(number, frame)
@@ -86,7 +87,7 @@ class CtrlC:
 
 
 def until_done(act: Callable[[], object]) -> KeyboardInterrupt | None:
-    """Call `act`, which may be called twice, again and again until no KeyboardInterrupt cuts it short; the last one."""
+    """Call `act`, which may be repeated, until no KeyboardInterrupt cuts it short, and return the last of these."""
     late = None
     for _ in range(RETRIES):
         try:

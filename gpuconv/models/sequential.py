@@ -1,4 +1,4 @@
-"""Layers in a row."""
+"""Sequential, a network whose layers follow one another: forward, backward, training, files."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Sequential:
     Parameters
     ----------
     layers : iterable of Layer
-        Each object once.
+        Each object may occur once.
     loss : str or Loss
         "softmax_cross_entropy" (the last layer gives logits) or "squared_error".
     optimizer : str or Optimizer, optional
-        For the layers that have none of their own.
+        The optimizer of layers without their own.
     rng : int or Generator, optional
-        Seed of the weights of layers that have none of their own, of the order of samples, and of dropout: the same
-        seed gives the same bits.
+        The seed of the weights of layers without their own, of the order of samples and of dropout: the same seed gives
+        the same bits.
 
     Attributes
     ----------
@@ -58,9 +58,9 @@ class Sequential:
         self.layers = list(layers)
         for layer in self.layers:
             if not isinstance(layer, Layer):
-                raise TypeError(f"Sequential: {layer!r} is no layer.")
+                raise TypeError(f"Sequential: {layer!r} is not a layer.")
         if not self.layers or len({id(layer) for layer in self.layers}) < len(self.layers):
-            raise ValueError("Sequential: layers must be at least one, each object once.")
+            raise ValueError("Sequential: layers must hold at least one layer, and each object only once.")
         self.loss = losses.parse(loss, "Sequential")
         self.optimizer = None if optimizer is None else optimizers.parse(optimizer, "Sequential")
         generator = counter_rng.generator(rng, "Sequential")
@@ -72,19 +72,19 @@ class Sequential:
         self.input_shape: Ints | None = None
         self.pending: Callable[[], object] | None = None
 
-    # ---------------------------------------------------------------------------------------------- the circle
+    # ---------------------------------------------------------------------------------------------- the training step
 
     def settle(self) -> None:
-        """Put right what an interrupt cut short: `pending`, if it is set, may be called several times."""
+        """Put right what an interrupt cut short, by `pending` if it is set, which may be called several times."""
         if self.pending is not None:
             self.pending()
             self.pending = None
 
     def forward(self, X: NDArray[Element], retain_derived: bool = True) -> NDArray[Element]:
-        """The output for a batch; see `Layer.forward`. An error leaves every layer as it was.
+        """Compute the output for a batch; see `Layer.forward`. An error leaves every layer as it was.
 
-        X and the output are the caller's, who may change them before `backward`: with `retain_derived` the layers keep
-        copies of the two where they need them.
+        The caller may change X and the output before `backward`: with `retain_derived`, the layers keep copies of the
+        two where they need them.
         """
         self.settle()
         backend.common_module("Sequential", X=X)
@@ -105,8 +105,9 @@ class Sequential:
         return y
 
     def run(self, X: NDArray[Element], retain_derived: bool) -> NDArray[Element]:
-        """`forward` for callers who leave X and the output as they are, and call `settle` or `flush_gradients` after an
-        error: nothing is copied.
+        """`forward` without copies, for callers who leave X and the output as they are until `backward` is called.
+
+        After an error, they call `settle` or `flush_gradients`.
         """
         y = X
         for layer in self.layers:
@@ -122,7 +123,7 @@ class Sequential:
     def backward(self, dLda: Sequence[NDArray[Element]], retain_grads: bool = True) -> list[NDArray[Element]]: ...
 
     def backward(self, dLda: Array | Sequence[Array], retain_grads: bool = True) -> Any:
-        """Gradients with respect to the inputs, adding to those of the parameters; see `Layer.backward`."""
+        """Return the gradients of the inputs, and add to those of the parameters; see `Layer.backward`."""
         single = not isinstance(dLda, (list, tuple))
         several: list[Array] = [dLda] if single else list(dLda)  # type: ignore[list-item]
         results = self.pull_back(several, retain_grads)
@@ -133,9 +134,9 @@ class Sequential:
     ) -> Any:
         """`backward` for a list of gradients; see `Layer.pull_back`.
 
-        Without `need_input_grad` it goes down to the last layer whose gradient any parameter below needs.
+        Without `need_input_grad`, it ends at the first layer that is trained.
         """
-        needed = [need_input_grad] * len(self.layers)  # whether the gradient of a layer's input is
+        needed = [need_input_grad] * len(self.layers)  # of each layer: is the gradient of its input needed?
         for number in range(1, len(self.layers)):
             below = self.layers[number - 1]
             needed[number] = needed[number - 1] or (below.trainable and bool(below.params))
@@ -148,24 +149,24 @@ class Sequential:
         return d
 
     def update(self, cur_loss: float | None = None) -> None:
-        """A step of every layer's optimizer; see `Layer.update`."""
+        """Take a step of every layer's optimizer; see `Layer.update`."""
         if cur_loss is not None and not np.isfinite(float(cur_loss)):
-            raise FloatingPointError(f"Sequential: update: cur_loss={cur_loss}, nothing was updated.")
+            raise FloatingPointError(f"Sequential: update: cur_loss={cur_loss} is not finite, so nothing was updated.")
         for layer in self.layers:
             layer.update(cur_loss)
 
     def flush_gradients(self) -> None:
-        """Forget what every layer keeps, and set the gradients to zero."""
+        """Forget the kept forwards of every layer and set the gradients to zero."""
         for layer in self.layers:
             layer.flush_gradients()
 
     def freeze(self) -> None:
-        """Stop training of every layer."""
+        """Stop training every layer."""
         for layer in self.layers:
             layer.freeze()
 
     def unfreeze(self) -> None:
-        """Take up training of every layer again."""
+        """Train every layer again."""
         for layer in self.layers:
             layer.unfreeze()
 
@@ -196,48 +197,49 @@ class Sequential:
         X, y : array (N, ...)
             Samples and targets, on the device of the model: nothing is moved. Labels are integers.
         epochs : int
-            How many times to go through the samples; with `resume`, together with those that were done.
+            The number of passes over the samples; with `resume`, it includes those that were done before.
         batch_size : int
-            Samples for each update; the last batch of an epoch may be smaller.
+            The number of samples per update; the last batch of an epoch may be smaller.
         shuffle : bool
-            A new order in each epoch, a function of the model's seed and of how many epochs there were.
+            Use a new order in each epoch, which is a function of the model's seed and the number of epochs before.
         validation : float or (X, y), optional
-            Samples to evaluate on after each epoch, or the fraction of X to put aside for that, chosen by the seed.
+            The samples to evaluate on after each epoch, or the fraction of X to set aside for that, chosen by the seed.
         micro_batch : int, optional
-            Put no more samples through the network at a time than this, and add up gradients until a batch is full:
-            the result of a large batch in the memory of a small one.
+            The most samples to put through the network at a time. Gradients are added up until a batch is full: the
+            result is that of a large batch, in the memory of a small one.
         clip_norm : float, optional
-            Scale the gradients of all layers together down to this Euclidean norm where they are longer.
+            The largest Euclidean norm of the gradients of all layers together; longer ones are scaled down to it.
         patience : int, optional
-            Stop when the loss (of the validation, if there is one) was not smaller than the smallest by more than
-            `min_delta` for so many epochs, and go back to the weights of the best.
+            Stop when the loss (of the validation, if there is one) has not fallen below the smallest by more than
+            `min_delta` for this many epochs, and go back to the weights of the best epoch.
         checkpoint : path, optional
             A file to write after each epoch, and when training is interrupted. It always holds the model after a whole
-            step. A model that could not be loaded again, see `save`, is refused before training begins.
+            step. A model that could not be loaded again (see `save`) is refused before training begins.
         resume : bool
-            Go on from `checkpoint` if it is there; the result is that of an uninterrupted run, bit for bit.
+            Continue from `checkpoint` if it exists; the result is that of an uninterrupted run, bit for bit.
         progress : bool, optional
-            Show a bar. Default: where standard error is a terminal.
+            Whether to show a progress bar. Default: if standard error is a terminal.
         on_epoch : callable, optional
             Called with the history after each epoch. Training ends if it returns True.
 
         Returns
         -------
         History
-            One number an epoch of loss, accuracy, val_loss, val_accuracy. Ctrl-C ends training after the current batch
-            and returns what there is, with ``interrupted=True``; the model can be used. A second Ctrl-C does not wait
-            for the batch, which is undone; it does wait while parameters change, or the last checkpoint is written. A
-            third ends that too: the model goes back to the beginning of the epoch, or KeyboardInterrupt is raised and
-            the checkpoint before stays. A KeyboardInterrupt from elsewhere is like a second Ctrl-C. Where SIGINT is
-            ignored, or handled by other than Python code, and outside the main thread, nothing of this is arranged.
+            Loss, accuracy, val_loss and val_accuracy, one number per epoch each. Ctrl-C ends training after the current
+            batch and returns the history so far, with ``interrupted=True``; the model can be used. A second Ctrl-C does
+            not wait for the batch, which is undone; but it does wait while parameters change, or while the last
+            checkpoint is written. A third ends that too: the model goes back to the beginning of the epoch, or
+            KeyboardInterrupt is raised and the previous checkpoint stays. A KeyboardInterrupt from elsewhere acts like
+            a second Ctrl-C. Where SIGINT is ignored, or handled by code other than Python, and outside the main thread,
+            Ctrl-C is not handled in this way.
 
         Raises
         ------
         FloatingPointError
             If the loss becomes NaN or infinite. The model is as it was when the epoch began. After any other error it
-            is as after the last whole step; as when the epoch began, if the error came while parameters changed.
+            is as after the last whole step, or as when the epoch began if the error came while parameters changed.
         GeometryError, DTypeError, DeviceError, TypeError, ValueError
-            If the data do not suit the network, each other or `checkpoint`; nothing was trained.
+            If the data do not suit the network, each other or `checkpoint`. Nothing was trained.
         """
         settings = Settings(
             epochs, batch_size, shuffle, validation, micro_batch, clip_norm, patience, min_delta, checkpoint, resume,
@@ -246,7 +248,7 @@ class Sequential:
         return Fit(self, X, y, settings).run()
 
     def predict(self, X: NDArray[Element], batch_size: int = 256) -> NDArray[Element]:
-        """The output for all samples, some at a time; nothing is kept for a backward.
+        """Compute the output for all samples, `batch_size` at a time; nothing is kept for a backward.
 
         >>> model = Sequential([layers.Flatten(), layers.Dense(3)], rng=0)
         >>> model.predict(np.ones((5, 2, 2), np.float32), batch_size=2).shape
@@ -266,7 +268,7 @@ class Sequential:
         return result
 
     def evaluate(self, X: Array, y: Array, batch_size: int = 256) -> dict[str, float]:
-        """{"loss": mean over the samples, "accuracy": part that is right}; no accuracy for losses that have none."""
+        """Return {"loss": mean over the samples, "accuracy": correct fraction}; some losses have no accuracy."""
         backend.common_module("evaluate", X=X, y=y)
         size = as_int(batch_size, "batch_size", "evaluate")
         self.check_data(X, y, "evaluate")
@@ -284,12 +286,12 @@ class Sequential:
         return found
 
     def check_data(self, X: Array, y: Array, caller: str) -> None:
-        """Whether samples and targets suit the network and each other. On a GPU this waits for the device once."""
+        """Check that samples and targets suit the network and each other. On a GPU this waits for the device once."""
         backend.common_module(caller, X=X, y=y)
         if not np.shape(X) or not np.shape(y) or len(X) != len(y) or not len(X):
             raise GeometryError(
-                f"{caller}: X.shape={X.shape} and y.shape={y.shape}: it takes one target for each sample, and at least "
-                "one sample."
+                f"{caller}: X.shape={X.shape} and y.shape={y.shape}, but there must be one target per sample, and at "
+                "least one sample."
             )
         shape = self.output_shape(X.shape)
         self.layers[0].check_input(X)
@@ -303,7 +305,7 @@ class Sequential:
     # ---------------------------------------------------------------------------------------------- shape and state
 
     def output_shape(self, x_shape: Sequence[int]) -> Ints:
-        """The shape of the output for an input of this shape; nothing is computed.
+        """Return the shape of the output for an input of this shape, without computing anything.
 
         Raises
         ------
@@ -319,7 +321,7 @@ class Sequential:
         return shape
 
     def check_training(self, x_shape: Sequence[int]) -> None:
-        """Whether the layers can be trained with a batch of this shape; see `Layer.check_training`."""
+        """Check that the layers can be trained with a batch of this shape; see `Layer.check_training`."""
         shape: Ints = tuple(x_shape)
         for number, layer in enumerate(self.layers):
             try:
@@ -329,7 +331,7 @@ class Sequential:
             shape = layer.output_shape(shape)
 
     def build(self, x_shape: Sequence[int], dtype: DTypeLike = "float32", device: str = "cpu") -> None:
-        """Make the parameters of every layer for inputs of this shape; the first forward does it by itself."""
+        """Make the parameters of every layer for inputs of this shape; the first forward calls this itself."""
         self.output_shape(x_shape)
         shape: Sequence[int] = x_shape
         for layer in self.layers:
@@ -337,7 +339,7 @@ class Sequential:
         self.input_shape = tuple(x_shape[1:])
 
     def summary(self, input_shape: Sequence[int] | None = None) -> ModelSummary:
-        """Layers, shapes, parameters and FLOPs for one sample of `input_shape`; default: that of the last forward.
+        """Summarise layers, shapes, parameters and FLOPs for one sample of `input_shape`, by default the last one seen.
 
         >>> model = Sequential([layers.Conv2D(4, 3, acti_fn="relu"), layers.Flatten(), layers.Dense(10)])
         >>> print(model.summary((8, 8, 1)))
@@ -346,20 +348,20 @@ class Sequential:
         Conv2D(4, (3, 3), acti_fn='relu')  6 x 6 x 4          40  2.59 k
         Flatten()                          144                 0       0
         Dense(10)                          10              1,450  2.88 k
-                                           a sample        1,490  5.47 k
+                                           per sample      1,490  5.47 k
         """
         shape = self.input_shape if input_shape is None else tuple(input_shape)
         if shape is None:
-            raise ValueError("summary: pass input_shape, as in (28, 28, 1), since the model has not seen any input.")
+            raise ValueError("summary: the model has not seen any input. Pass input_shape, such as (28, 28, 1).")
         return ModelSummary.of(self.layers, shape)
 
     @property
     def device(self) -> str | None:
-        """Where the model lives; None before it has seen any input."""
+        """The device of the model; None before it has seen any input."""
         return next((layer.device for layer in self.layers if layer.device is not None), None)
 
     def to(self, device: str) -> Sequential:
-        """Move every layer, see `Layer.to`."""
+        """Move every layer; see `Layer.to`."""
         self.settle()
         device = backend.check_device(device, "Sequential")
         for layer in self.layers:
@@ -367,18 +369,18 @@ class Sequential:
         return self
 
     def state_dict(self) -> dict[str, Array]:
-        """Copies of all parameters and running statistics, by "<layer number>.<name>"."""
+        """Return copies of all parameters and running statistics, by "<layer number>.<name>"."""
         self.settle()
         return {name: value.copy() for name, value in state.arrays_of(self.layers).items()}
 
     def load_state_dict(self, d: Mapping[str, Array]) -> None:
-        """Take over what `state_dict` returned, in copies; an error leaves every layer as it was."""
+        """Copy what `state_dict` returned into the layers; an error leaves every layer as it was."""
         self.settle()
         state.put_arrays(self.layers, d)
 
     @property
     def config(self) -> dict[str, Any]:
-        """All that makes a model like this one, except parameters: numbers, strings, lists."""
+        """The full description of the model, except its parameters, as numbers, strings and lists."""
         return {
             "layers": [
                 {"layer": layer.kind, **{k: v for k, v in layer.config.items() if k != "device"}}
@@ -392,50 +394,51 @@ class Sequential:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model, and what its optimizers remember, into one safetensors file, which is there whole or not.
+        """Write the model and the state of its optimizers into one safetensors file, whole or not at all.
 
-        A symbolic link stays one: the file that it points to is written. Permissions stay as they were.
+        A symbolic link stays one: its target is written. Permissions stay as they were.
 
         Raises
         ------
         ImportError
-            Without safetensors (``pip install 'gpuconv[models]'``).
+            If safetensors is not installed (``pip install 'gpuconv[models]'``).
         OSError
             If the file cannot be written: it is a folder, a pipe, a device or write-protected, its name is too long,
             its folder is missing or cannot be written, or the disk is full. An old file is unchanged.
         ValueError
-            If the model has more than 10,000 layers; or if a layer, or a part of one, is not gpuconv's own and could
-            not be loaded again, not with `custom` either.
+            If the model has more than 10,000 layers, or if a custom layer, or a custom part of one, could not be loaded
+            again even with `custom`.
         """
         self.check_savable("save")
         files.write(path, *self.content())
 
     def content(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        """The arrays and the description that a file of this model holds."""
+        """Return the arrays and the description that a file of this model holds."""
         self.settle()
         arrays = {**state.arrays_of(self.layers), **state.cache_arrays_of(self.layers)}
         return state.to_numpy(arrays), {"model": self.config, "numbers": state.numbers_of(self.layers)}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str = "cpu", custom: from_string.Custom = ()) -> Sequential:
-        """The model that `save` wrote, or that a checkpoint of `fit` holds, on `device`.
+        """Load the model that `save` wrote, or that a checkpoint of `fit` holds, onto `device`.
 
         Parameters
         ----------
         custom : iterable of classes, or {name: class or function}
-            What the file names and gpuconv does not have: layers (by the names of their classes), activations,
-            initializers, optimizers, schedulers, losses (by their `name`). A function is called with the arguments in
-            the file. Nothing but these and gpuconv's own is ever called.
+            Your own classes that the file names: layers (by the names of their classes), activations, initializers,
+            optimizers, schedulers, losses (by their `name`). A function is called with the arguments in the file.
+            Nothing but these and gpuconv's own is ever called.
 
         Raises
         ------
         OSError
             If the file cannot be read: FileNotFoundError if there is none, and others if it is a folder, a pipe or a
-            device, not ours to read, or if its name is too long.
+            device, not readable by this user, or if its name is too long.
         ValueError
-            If the file is damaged or not of this program, or names what is not in `custom`; the message says which.
+            If the file is damaged, was written by another program, or names a class that is not in `custom`. The
+            message says which.
         ImportError, MemoryError
-            Without safetensors, or if its arrays do not fit into memory.
+            If safetensors is not installed, or the arrays do not fit into memory.
         """
         backend.check_device(device, "load")
         arrays, description = files.read(path)
@@ -445,7 +448,7 @@ class Sequential:
         return model.to(device)
 
     def take(self, arrays: Mapping[str, Array], description: Mapping[str, Any]) -> None:
-        """Become what a file of a model with these layers holds: all of it, or an error and nothing.
+        """Take over a file of a model with these layers: all of it, or nothing if there is an error.
 
         Raises
         ------
@@ -458,7 +461,7 @@ class Sequential:
             raise ValueError(f"load: seed={seed!r} and epochs_done={epochs_done!r} must be whole numbers from 0 on.")
         input_shape = None if input_shape is None else tuple(input_shape)
         if any(type(size) is not int or size < 0 for size in input_shape or ()):
-            raise ValueError(f"load: input_shape={input_shape!r} is no shape.")
+            raise ValueError(f"load: input_shape={input_shape!r} is not a shape.")
         own = {name: value for name, value in arrays.items() if name.partition(".")[0].isdecimal()}
         snapshots = [layer.snapshot() for layer in self.layers]
         self.pending = partial(state.restore, self.layers, snapshots)
@@ -473,12 +476,12 @@ class Sequential:
         self.__dict__.update(seed=seed, epochs_done=epochs_done, input_shape=input_shape, pending=None)
 
     def check_savable(self, caller: str) -> None:
-        """Whether a file of this model could be loaded again.
+        """Check that a file of this model could be loaded again.
 
         Raises
         ------
         ValueError
-            If a layer or a part of one has no name or arguments that a file could hold.
+            If the name or the arguments of a layer, or of a part of one, could not be held in a file.
         """
         try:
             for number, layer in enumerate(self.layers):
@@ -494,17 +497,17 @@ class Sequential:
         return f"Sequential([{inner}], loss={str(self.loss)!r})"
 
     def _repr_html_(self) -> str:
-        """The summary; before any input only the layers."""
+        """Return the summary, or before any input the layers only."""
         if self.input_shape is not None:
             return self.summary()._repr_html_()
         return html.table("Sequential", ("layer",), [(repr(layer),) for layer in self.layers], "no input seen yet")
 
 
 def _layer_of(found: Any) -> Layer:
-    """A layer from a file, which says what `Layer.config` does, except where the layer lives, and whether it trains."""
+    """Make a layer from a file, which holds `Layer.config` without the device, and whether the layer is trained."""
     if not isinstance(found, dict):
-        raise TypeError(f"{found!r} is no layer")
+        raise TypeError(f"{found!r} is not a layer")
     strange = {"device", "rng"} & set(found)
     if strange or type(found.get("trainable", True)) is not bool:
-        raise ValueError(f"{found!r} holds what no file of a layer does.")
+        raise ValueError(f"{found!r} holds names or values that no layer in a file has.")
     return layers.from_hyperparams(found)

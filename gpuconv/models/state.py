@@ -1,4 +1,4 @@
-"""All that training changes in a list of layers, as named arrays and numbers: for checkpoints and for going back."""
+"""The state that training changes in a list of layers, as named arrays and numbers, for files and for going back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gpuconv.typing import Array
 
 
 def arrays_of(layers: Sequence[Layer]) -> dict[str, Array]:
-    """Parameters and buffers by the names of files; the arrays themselves."""
+    """Return parameters and buffers by their names in files; the arrays are not copied."""
     return {
         f"{number}.{name}": value
         for number, layer in enumerate(layers)
@@ -27,7 +27,7 @@ def arrays_of(layers: Sequence[Layer]) -> dict[str, Array]:
 
 
 def cache_arrays_of(layers: Sequence[Layer]) -> dict[str, Array]:
-    """What the optimizers remember, by the names of files."""
+    """Return the state arrays of the optimizers by their names in files."""
     return {
         f"optimizer.{number}.{parameter}.{slot}": value
         for number, layer in enumerate(layers)
@@ -38,17 +38,17 @@ def cache_arrays_of(layers: Sequence[Layer]) -> dict[str, Array]:
 
 
 def numbers_of(layers: Sequence[Layer]) -> list[dict[str, Any]]:
-    """What is no array: the steps taken, and counters of random numbers."""
+    """Return the state that is not arrays: the steps taken, and counters of random numbers."""
     return [{"step": layer.cache.get("step", 0), "extra": layer.extra_state} for layer in layers]
 
 
 def put_arrays(layers: Sequence[Layer], arrays: Mapping[str, Array]) -> None:
-    """Take over parameters and buffers by the names of files: all of them, or an error and none."""
+    """Set parameters and buffers by their names in files: all of them, or none if there is an error."""
     by_layer: list[dict[str, Array]] = [{} for _ in layers]
     for key, value in arrays.items():
         at, _, name = key.partition(".")
         if not at.isdecimal() or int(at) >= len(layers):
-            raise ValueError(f"load_state_dict: {key!r} names no layer; there are {len(layers)}, from 0.")
+            raise ValueError(f"load_state_dict: {key!r} names no layer; there are {len(layers)}, counted from 0.")
         by_layer[int(at)][name] = value
     before = [layer.snapshot() for layer in layers]
     try:
@@ -64,18 +64,18 @@ def put_arrays(layers: Sequence[Layer], arrays: Mapping[str, Array]) -> None:
 
 
 def restore(layers: Sequence[Layer], snapshots: Sequence[dict[str, Any]]) -> None:
-    """Put back what `Layer.snapshot` found."""
+    """Restore every layer from what `Layer.snapshot` returned."""
     for layer, snapshot in zip(layers, snapshots, strict=True):
         layer.restore(snapshot)
 
 
 def put_cache(layers: Sequence[Layer], arrays: Mapping[str, Array], numbers: object) -> None:
-    """Take over what `cache_arrays_of` and `numbers_of` gave, after the parameters: all of it, or an error and nothing.
+    """Set what `cache_arrays_of` and `numbers_of` returned, after the parameters: all of it, or nothing on an error.
 
     Raises
     ------
     ValueError
-        If it does not suit the layers, whose optimizers and counters alone say what can be there.
+        If it does not suit the layers, whose optimizers and counters determine what it may hold.
     """
     if not isinstance(numbers, list) or len(numbers) != len(layers):
         raise ValueError(f"load: the numbers must be a list with one entry for each of {len(layers)} layers.")
@@ -98,7 +98,7 @@ def _cache(number: int, layer: Layer, slots: Mapping[tuple[str, str], Array], nu
         raise ValueError(f"load: layer {number}: {numbers!r} has no step and extra.")
     step = numbers["step"]
     if type(step) is not int or step < 0:
-        raise ValueError(f"load: layer {number}: step={step!r} is no number of steps.")
+        raise ValueError(f"load: layer {number}: step={step!r} is not a number of steps.")
     cache: Cache = {"step": step} if step else {}
     for (parameter, slot), value in slots.items():
         like = layer.params.get(parameter)
@@ -115,7 +115,7 @@ def _cache(number: int, layer: Layer, slots: Mapping[tuple[str, str], Array], nu
 
 
 def way_back(model: Trainable) -> Callable[[], None]:
-    """What undoes all that happens to a model, its random numbers included, as long as no array is written to."""
+    """Return a function that undoes all changes to a model and its random numbers, if no array is written to."""
     names = ("seed", "epochs_done", "input_shape")
     found = {name: getattr(model, name) for name in names}
     snapshots = [layer.snapshot() for layer in model.layers]
@@ -135,12 +135,12 @@ Passing = list[tuple[dict[str, Array], dict[str, int | None]]]
 
 
 def passing_of(layers: Sequence[Layer]) -> Passing:
-    """What a forward of training changes: copies of the buffers, which are small, and the counters."""
+    """Return the state that a training forward changes: copies of the buffers, which are small, and the counters."""
     return [({name: value.copy() for name, value in layer.buffers.items()}, layer.extra_state) for layer in layers]
 
 
 def put_passing(layers: Sequence[Layer], kept: Passing) -> None:
-    """Go back to where `passing_of` was called."""
+    """Restore what `passing_of` returned."""
     for layer, (buffers, extra) in zip(layers, kept, strict=True):
         layer.buffers = {name: value.copy() for name, value in buffers.items()}
         layer.__dict__.update(extra)
@@ -148,7 +148,7 @@ def put_passing(layers: Sequence[Layer], kept: Passing) -> None:
 
 @contextmanager
 def hostile(path: str | os.PathLike[str]) -> Iterator[None]:
-    """For what is made of a file's contents: whatever is wrong with them, a ValueError that names the file."""
+    """Turn any error about the contents of a file into a ValueError that names the file."""
     try:
         yield
     except (ImportError, MemoryError, DeviceError):
@@ -158,7 +158,7 @@ def hostile(path: str | os.PathLike[str]) -> Iterator[None]:
         raise ValueError(whose if whose.startswith("fit: ") else f"load: {path}: {whose}") from None
     except Exception as error:
         kind = type(error).__name__
-        raise ValueError(f"load: {path} describes no model of gpuconv's: {kind}: {printable(error)}") from error
+        raise ValueError(f"load: {path} does not describe a model of gpuconv: {kind}: {printable(error)}") from error
 
 
 def to_numpy(arrays: Mapping[str, Array]) -> dict[str, Array]:
@@ -167,7 +167,7 @@ def to_numpy(arrays: Mapping[str, Array]) -> dict[str, Array]:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Copies, on the layers' own devices, of all that training changes."""
+    """Copies of everything that training changes, on the devices of the layers."""
 
     arrays: dict[str, Array]
     caches: dict[str, Array]

@@ -1,4 +1,4 @@
-"""What a network consists of, as a table."""
+"""The summary of a network, as a table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEAD = ("layer", "output", "parameters", "FLOP")
 
 @dataclass(frozen=True)
 class Row:
-    """One layer: its output for one sample, the numbers it trains, and two FLOPs for each multiply-add of a sample."""
+    """One layer: its output for one sample, its trained values, and two FLOPs per multiply-add of a sample."""
 
     layer: str
     output_shape: Ints
@@ -26,12 +26,12 @@ class Row:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """`str` is the table; the numbers are attributes.
+    """The layers, shapes, parameters and FLOPs of a network; `str` is the table, and the numbers are attributes.
 
     Attributes
     ----------
     input_shape : tuple of int
-        Of one sample.
+        The shape of one sample.
     rows : tuple of Row
     """
 
@@ -48,7 +48,7 @@ class ModelSummary:
 
     @classmethod
     def of(cls, layers: Sequence[Layer], input_shape: Ints) -> ModelSummary:
-        """Nothing is computed. GeometryError if the layers do not fit each other."""
+        """Summarise layers without computing anything; GeometryError if they do not fit each other."""
         shape: Ints = (1, *input_shape)
         rows = []
         for layer in layers:
@@ -59,7 +59,7 @@ class ModelSummary:
         return cls(tuple(input_shape), tuple(rows))
 
     def _lines(self) -> list[tuple[str, str, str, str]]:
-        """All cells: the input, the layers, and what they come to."""
+        """Return all cells: the input, the layers and the totals."""
         body = [
             (
                 row.layer if row.trainable or not row.params else f"{row.layer} (frozen)",
@@ -69,7 +69,7 @@ class ModelSummary:
             )
             for row in self.rows
         ]
-        foot = ("", "a sample", f"{self.params:,}", si(self.flops))
+        foot = ("", "per sample", f"{self.params:,}", si(self.flops))
         return [("input", _shape(self.input_shape), "", ""), *body, foot]
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""The part of a model that training uses, so that `fit` and `state` need not import the model that imports them."""
+"""The interface of a model for training, so that `fit` and `state` need not import the model that imports them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gpuconv.typing import Array, DTypeLike, Ints
 
 
 class Trainable(Protocol):
-    """What `Sequential` offers to training; its methods are documented there."""
+    """The attributes and methods that training uses; `Sequential` documents them."""
 
     layers: list[Layer]
     loss: Loss

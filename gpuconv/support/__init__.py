@@ -1,1 +1,1 @@
-"""What has nothing to do with convolution: checks of arguments, files, pages of HTML, random numbers."""
+"""Helpers that know nothing of convolution: checks of arguments, files, HTML tables, random numbers."""

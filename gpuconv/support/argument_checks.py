@@ -1,4 +1,4 @@
-"""Arguments that are integers, one an axis, flags, or one of some words: what is accepted, and errors for others."""
+"""Checks of arguments: integers, one integer per axis, finite numbers, flags, words; errors name the argument."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from gpuconv.errors import GeometryError
 from gpuconv.typing import Ints, IntsLike
 
 LARGEST = 2**63 - 1
-"""The largest number that arrays count with: no size, step or limit of bytes is larger."""
+"""The largest number that arrays count with; no size, step or limit in bytes is larger."""
 
 
 def is_int(value: object) -> bool:
-    """An integer of any kind, np.int64 and 0-d integer arrays included; a bool is none."""
+    """Return whether a value is an integer of any kind, such as an np.int64 or a 0-d integer array, but not a bool."""
     if isinstance(value, (bool, np.bool_)):
         return False
     try:
@@ -28,18 +28,18 @@ def is_int(value: object) -> bool:
 
 
 def is_one_of(value: object, words: Container[str]) -> bool:
-    """Whether a value is one of some words. A list or an array, which cannot be hashed or compared so, is none."""
+    """Return whether a value is one of some words; lists and arrays, which cannot be looked up, are not."""
     return isinstance(value, str) and value in words
 
 
 def is_scalar(value: object) -> bool:
-    """One value for all axes, right or wrong: an integer, or what has no entries to look at."""
+    """Return whether a value is meant for all axes, valid or not: an integer, or anything without entries."""
     return type(value) is int or is_int(value) or not hasattr(value, "__len__") or getattr(value, "ndim", 1) == 0
 
 
 def as_int(value: object, name: str, caller: str, least: int = 1) -> int:
-    """`value` as an int of at least `least`; a bool or a float is refused, not rounded."""
-    if type(value) is int and least <= value <= LARGEST:  # as nearly always, at a third of the time
+    """Return `value` as an int of at least `least`; a bool or a float is refused, not rounded."""
+    if type(value) is int and least <= value <= LARGEST:  # almost always; a third of the time of the checks below
         return value
     if not is_int(value):
         raise GeometryError(f"{caller}: {name}={shown(value)} is not an integer.")
@@ -52,7 +52,7 @@ def as_int(value: object, name: str, caller: str, least: int = 1) -> int:
 
 
 def as_ints(value: IntsLike, ndim: int, name: str, caller: str, least: int = 1) -> Ints:
-    """One int for each of the `ndim` axes, from one for all or one an axis."""
+    """Return one int per axis, from one for all `ndim` axes or one per axis."""
     if is_scalar(value):
         return (as_int(value, name, caller, least),) * ndim
     entries = list(value)  # type: ignore[arg-type]
@@ -62,12 +62,12 @@ def as_ints(value: IntsLike, ndim: int, name: str, caller: str, least: int = 1) 
 
 
 def as_float(value: float, name: str, caller: str) -> float:
-    """`value` as a finite float, from any number that is one: a NumPy scalar or a 0-d array as well.
+    """Return `value` as a finite float, from any real number, such as a NumPy scalar or a 0-d array.
 
     Raises
     ------
     ValueError
-        If it is a bool, a string, complex, or of several elements, NaN or infinite.
+        If it is a bool, a string, complex, NaN or infinite, or has several elements.
     """
     given: Any = value
     kind = getattr(getattr(given, "dtype", None), "kind", "f")
@@ -85,22 +85,22 @@ def as_float(value: float, name: str, caller: str) -> float:
 
 
 def non_negative(value: float, name: str, caller: str, least: float = 0.0, below: float = float("inf")) -> float:
-    """`value` as a float, least <= value < below.
+    """Return `value` as a float with least <= value < below.
 
     Raises
     ------
     ValueError
-        If it lies outside, or is not a number.
+        If it is outside that range, or not a number.
     """
     result = as_float(value, name, caller)
     if not least <= result < below:
         limit = f"from {least:g} to below {below:g}" if below < math.inf else f"finite and at least {least:g}"
-        raise ValueError(f"{caller}: {name}={value!r}, it must be {limit}.")
+        raise ValueError(f"{caller}: {name}={value!r}, but must be {limit}.")
     return result
 
 
 def flag(value: object, name: str, caller: str) -> bool:
-    """`value` as a bool: True, False, 1, 0, or a NumPy scalar or a 0-d array that is one.
+    """Return `value` as a bool, from True, False, 1 or 0, or a NumPy scalar or 0-d array of one of them.
 
     Raises
     ------
@@ -117,7 +117,7 @@ def flag(value: object, name: str, caller: str) -> bool:
 
 
 def shown(value: object) -> str:
-    """`value` as an error prints it; Python writes no integer of more than some thousand digits."""
+    """Return `value` as errors print it; Python refuses to print integers of more than a few thousand digits."""
     try:
         return repr(value)
     except ValueError:

@@ -1,9 +1,10 @@
-"""Random bits as a function of a seed and a position: the same on every backend, made where they are needed.
+"""Random bits as a function of a seed and a position, the same on every backend and computed where they are needed.
 
-A generator with a hidden state would have to live on one device, and to be saved with a checkpoint. Here number i of a
-stream depends on nothing but seed, stream and i, so NumPy and CuPy give the same bits, nothing crosses the bus, and two
-integers tell where a stream stands. The function is SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom
-number generators", OOPSLA 2014, figure 16): a bijection of 64-bit words, so the numbers of a stream are all different.
+A generator with a hidden state would belong to one device, and would have to be saved with a checkpoint. Here number i
+of a stream depends on nothing but seed, stream and i, so NumPy and CuPy give the same bits, nothing crosses the bus,
+and two integers are the whole state of a stream. The function is SplitMix64 (Steele, Lea & Flood, "Fast splittable
+pseudorandom number generators", OOPSLA 2014, figure 16): a bijection of 64-bit words, so the numbers of a stream are
+all different.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ GOLDEN = 0x9E3779B97F4A7C15
 
 
 def bits(xp: ModuleType, seed: int, stream: int, count: int) -> Array:
-    """`count` different 64-bit words, as uint64."""
+    """Return `count` different 64-bit words, as uint64."""
     start = mix(seed ^ mix(stream))
     z: Array = xp.arange(1, count + 1, dtype=np.uint64)
     z *= np.uint64(GOLDEN)
@@ -32,7 +33,7 @@ def bits(xp: ModuleType, seed: int, stream: int, count: int) -> Array:
 
 
 def mix(word: int) -> int:
-    """The first word of SplitMix64 from a seed.
+    """Return the first word of SplitMix64 from a seed.
 
     >>> hex(mix(0))  # as published with the algorithm's reference code
     '0xe220a8397b1dcdaf'
@@ -44,7 +45,7 @@ def mix(word: int) -> int:
 
 
 def coin(xp: ModuleType, seed: int, stream: int, count: int, p: float) -> Array:
-    """`count` booleans, each True with probability `p`.
+    """Return `count` booleans, each True with probability `p`.
 
     >>> float(coin(np, 1, 0, 100_000, 0.3).mean())
     0.29953
@@ -54,22 +55,22 @@ def coin(xp: ModuleType, seed: int, stream: int, count: int, p: float) -> Array:
 
 
 def permutation(xp: ModuleType, seed: int, stream: int, count: int) -> Array:
-    """The numbers 0 to count - 1 in random order.
+    """Return the numbers 0 to count - 1 in random order.
 
     >>> permutation(np, 1, 0, 5)
     array([0, 4, 3, 2, 1])
     """
-    order: Array = xp.argsort(bits(xp, seed, stream, count))  # no ties, so any way of sorting gives the same
+    order: Array = xp.argsort(bits(xp, seed, stream, count))  # no ties, so every algorithm sorts alike
     return order
 
 
 def seed_of(rng: int | np.random.Generator | None) -> int:
-    """A 63-bit seed: drawn from a generator, or from one seeded with an integer; from the system for None."""
+    """Draw a 63-bit seed from a generator, or from one seeded with an integer; for None, from the system."""
     return int(generator(rng, "seed_of").integers(2**63 - 1))
 
 
 def generator(rng: int | np.random.Generator | None, caller: str) -> np.random.Generator:
-    """The generator that an argument `rng` means: itself, or one with that seed; None takes a seed from the system.
+    """Return the generator for an argument `rng`: itself, or one with that seed; None takes a seed from the system.
 
     Raises
     ------
@@ -94,4 +95,4 @@ def generator(rng: int | np.random.Generator | None, caller: str) -> np.random.G
             f"{caller}: rng={rng!r} is neither a seed, which is an integer, nor a numpy Generator."
         ) from None
     except ValueError:
-        raise ValueError(f"{caller}: rng={rng!r}, a seed must be at least 0.") from None
+        raise ValueError(f"{caller}: rng={rng!r}, but a seed must be at least 0.") from None

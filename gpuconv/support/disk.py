@@ -1,8 +1,8 @@
-"""Files: written whole or not at all, read only where they are files, and shared by processes under locks.
+"""Files that are written whole or not at all, read only if they are regular files, and shared under locks.
 
-`write_whole` fills a temporary file beside the target and renames it. Its name says that it is gpuconv's, which machine
-made it and since which start of that machine: ``.gpuconv-<machine>-<start>-<process>-<random>.tmp``. Its writer holds a
-lock of the operating system on it, and only lets go when it is done or dead: whoever gets the lock may remove the file.
+`write_whole` fills a temporary file beside the target and renames it. The name tells that the file is gpuconv's, which
+machine made it and after which start of that machine: ``.gpuconv-<machine>-<start>-<process>-<random>.tmp``. The writer
+holds a lock of the operating system on the file until it is done or dead, so whoever gets the lock may remove the file.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ else:
 Entry = TypeVar("Entry")
 
 LARGEST_TEXT = 2**24
-"""Bytes of the largest text that is read: tables of what was tuned, records, descriptions of models."""
+"""Bytes of the largest text that is read: tuned problems, benchmark records, descriptions of models."""
 
 ABANDONED = 24 * 3600
-"""Seconds after which a temporary file of another machine, whose locks may not be seen here, counts as abandoned."""
+"""Seconds after which a temporary file of another machine, whose locks may be invisible here, counts as abandoned."""
 
-# Not on every system: do not follow a link at the end of a path, and do not wait for the other end of a pipe.
+# Flags that some systems lack: do not follow a link at the end of a path; do not wait for the other end of a pipe.
 _NO_LINK, _NOT_WAITING = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
 
 _TEMPORARY = re.compile(r"\.gpuconv-(?P<machine>[0-9a-f]{8})-(?P<start>[0-9a-f]{8})-[0-9]+-[0-9a-f]{16}\.tmp")
 
 
 def cache_dir() -> Path:
-    """Where gpuconv keeps files: GPUCONV_CACHE_DIR, or a folder of its own in the platform's cache directory.
+    """Return the folder for gpuconv's files: GPUCONV_CACHE_DIR, or its own in the platform's cache directory.
 
     Raises
     ------
@@ -70,17 +70,17 @@ def cache_dir() -> Path:
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes, caller: str, *, durable: bool = True) -> None:
-    """Put a whole new file in place of the old one: whoever reads, or stops in the middle, finds one or the other.
+    """Replace a file by a whole new one, so that a reader, or a crash in the middle, finds one or the other.
 
-    What `path` names through symbolic links is replaced, and the links stay. Permissions stay, as far as the file
-    system lets them; a new file has those that the umask leaves. Another hard link to the old file keeps the old
-    content. The folder must be writable, since the new file grows beside the old one. Temporary files that killed
-    processes left in the folder are removed.
+    The target of symbolic links is replaced, and the links stay. Permissions stay, as far as the file system allows; a
+    new file has those that the umask leaves. Another hard link to the old file keeps the old content. The folder must
+    be writable, since the new file is written beside the old one. Temporary files that killed processes left in the
+    folder are removed.
 
     Parameters
     ----------
     durable : bool
-        Wait until the content is on the disk, so that a power cut leaves the old file or the new one.
+        Whether to wait until the content is on the disk, so that a power cut leaves the old file or the new one.
 
     Raises
     ------
@@ -95,12 +95,12 @@ def write_whole(path: str | os.PathLike[str], content: bytes, caller: str, *, du
 
 
 def check_writable(path: str | os.PathLike[str], caller: str) -> None:
-    """Whether `write_whole` would write there, as far as that can be told before: nothing is made.
+    """Check that `write_whole` could write there, as far as that is known beforehand; nothing is created.
 
     Raises
     ------
     OSError
-        If not.
+        If it could not.
     """
     try:
         target = _behind(path)
@@ -116,12 +116,12 @@ def check_writable(path: str | os.PathLike[str], caller: str) -> None:
 
 @contextmanager
 def open_file(path: str | os.PathLike[str], caller: str) -> Iterator[IO[bytes]]:
-    """The bytes of a file; a pipe or a device, which could keep the reader waiting for ever, is refused.
+    """Open a file for reading bytes; a pipe or a device, which could keep the reader waiting forever, is refused.
 
     Raises
     ------
     OSError
-        If it cannot be read: it is missing, not a file, not ours to read, or its name is too long.
+        If it cannot be read: it is missing, not a file, or not readable by this user, or its name is too long.
     """
     try:
         _check_kind(Path(path).stat())
@@ -139,7 +139,7 @@ def open_file(path: str | os.PathLike[str], caller: str) -> Iterator[IO[bytes]]:
 
 
 def read_text(path: str | os.PathLike[str], caller: str) -> str:
-    """The text of a file of at most `LARGEST_TEXT` bytes.
+    """Return the text of a file of at most `LARGEST_TEXT` bytes.
 
     Raises
     ------
@@ -156,7 +156,7 @@ def read_text(path: str | os.PathLike[str], caller: str) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """What a text in JSON says.
+    """Parse a text in JSON.
 
     Raises
     ------
@@ -168,7 +168,7 @@ def parse_json(text: str) -> Any:
         found = dict(pairs)
         if len(found) < len(pairs):
             twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
-            raise ValueError(f"{printable(twice)!r} is there twice")
+            raise ValueError(f"{printable(twice)!r} occurs twice")
         return found
 
     try:
@@ -178,7 +178,7 @@ def parse_json(text: str) -> Any:
 
 
 def printable(text: object, most: int = 300) -> str:
-    r"""What a file says, for a message or a terminal: control characters are spelled out, and a long text is cut.
+    r"""Return text from a file, safe for a message or a terminal: control characters escaped, a long text cut.
 
     >>> printable("a\x1b[31mb")
     'a\\x1b[31mb'
@@ -189,7 +189,7 @@ def printable(text: object, most: int = 300) -> str:
 
 
 def _named(error: OSError | ValueError, path: object, what: str) -> OSError:
-    """An error that says what was not done and why, and names the path that the caller gave."""
+    """Return an error that says what was not done and why, and names the path that the caller gave."""
     number = (error.errno if isinstance(error, OSError) else None) or errno.EINVAL
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     return OSError(number, f"{what}: {reason}", os.fspath(path))  # type: ignore[call-overload]
@@ -203,14 +203,14 @@ def _check_kind(found: os.stat_result) -> None:
 
 
 def _behind(path: str | os.PathLike[str]) -> Path:
-    """What `path` names through symbolic links, unless it is a pipe: Linux says of those where they would be a file."""
+    """Return the target of `path` through symbolic links, unless it is a pipe, for which Linux gives a made-up path."""
     with suppress(FileNotFoundError):
         _check_kind(Path(path).stat())
     return Path(os.path.realpath(path))
 
 
 def _check_target(target: Path) -> os.stat_result | None:
-    """What is known of the file to be replaced; None if there is none."""
+    """Return the stat result of the file to be replaced; None if there is none."""
     try:
         old = target.stat()
     except FileNotFoundError:
@@ -233,7 +233,7 @@ def _replace(target: Path, content: bytes, durable: bool) -> None:
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-            if sys.platform != "win32":  # under the lock; Windows renames no open file, and removes none
+            if sys.platform != "win32":  # under the lock; Windows neither renames nor removes an open file
                 temporary.replace(target)
         if sys.platform == "win32":
             temporary.replace(target)
@@ -250,31 +250,31 @@ def _opened(name: str, flags: int, more: int, mode: int) -> int:
 
 
 def _created(path: Path, mode: int) -> IO[bytes]:
-    """A new file, where nothing is, not even a link; locked, if the file system has locks."""
+    """Create a file where there is none, not even a link; lock it, if the file system has locks."""
     opener = functools.partial(_opened, more=_NO_LINK, mode=mode)
     for _ in range(100):
         try:
-            file = open(path, "xb", opener=opener)  # noqa: SIM115  # it is handed on
+            file = open(path, "xb", opener=opener)  # noqa: SIM115  # the caller closes it
         except OSError as error:
             if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-                why = f"its folder cannot be written ({error.strerror}), and a new file grows beside the old one"
+                why = f"its folder cannot be written ({error.strerror}), and a new file is written beside the old one"
                 raise OSError(error.errno, why) from None
             raise
         try:
             _hold(file.fileno())
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
-        except FileNotFoundError:  # it was taken for abandoned before it was locked
+        except FileNotFoundError:  # it was removed as abandoned before it was locked
             pass
         except BaseException:
             file.close()
             raise
         file.close()
-    raise OSError(errno.EBUSY, "its temporary file is removed as soon as it is made")
+    raise OSError(errno.EBUSY, "its temporary file is removed as soon as it is created")
 
 
 def _give(handle: int, old: os.stat_result) -> None:
-    """Give a new file the owner and permissions of the old one; another group gets the permissions of others."""
+    """Give a new file the owner and permissions of the old one; if the group differs, it gets those of others."""
     if not hasattr(os, "fchmod"):
         return
     new, mode = os.fstat(handle), stat.S_IMODE(old.st_mode) & 0o777
@@ -291,7 +291,7 @@ def _give(handle: int, old: os.stat_result) -> None:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove the temporary files that processes which are gone have left in a folder, as far as that can be told."""
+    """Remove the temporary files that dead processes have left in a folder, as far as that can be known."""
     with suppress(OSError):
         with os.scandir(folder) as entries:
             found = [(entry.path, match) for entry in entries if (match := _TEMPORARY.fullmatch(entry.name))]
@@ -301,7 +301,10 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def _remove_if_abandoned(path: str, *, here: bool) -> None:
-    """Under its lock, which nobody has if its writer is gone. `here`: a lock of its writer would be seen."""
+    """Remove a file whose lock is free, which means that its writer is gone, or an old one.
+
+    `here` says that a lock of its writer would be visible on this machine.
+    """
     handle = os.open(path, os.O_RDONLY | _NO_LINK | _NOT_WAITING)
     try:
         found = os.fstat(handle)
@@ -320,14 +323,14 @@ def _temporary_name() -> str:
 
 @functools.cache
 def _this_machine() -> tuple[str, str]:
-    """Eight digits for the machine, and eight for its kernel since it was started."""
-    told = []
+    """Return eight digits for the machine, and eight for the start of its kernel."""
+    found = []
     for file in ("/etc/machine-id", "/proc/sys/kernel/random/boot_id"):
         try:
-            told.append(Path(file).read_text(encoding="ascii"))
+            found.append(Path(file).read_text(encoding="ascii"))
         except (OSError, ValueError):
-            told.append("")
-    machine, start = f"{platform.node()} {told[0]}", told[1] or platform.node()
+            found.append("")
+    machine, start = f"{platform.node()} {found[0]}", found[1] or platform.node()
     return _digits(machine), _digits(start)
 
 
@@ -336,7 +339,7 @@ def _digits(text: str) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the renaming last; not every system can."""
+    """Make the renaming durable, where the system can."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -348,26 +351,27 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-# -------------------------------------------------------------------------------------------------- tables
+# -------------------------------------------------------------------------------------------------- JSON caches
 
 
 class JsonCache(Generic[Entry]):
-    """A dictionary in a JSON file of the cache directory, made when the first entry is stored.
+    """A dictionary in a JSON file of the cache directory, created when the first entry is stored.
 
         {"version": 1, "entries": {key: entry, ...}}
 
-    Writers take turns under a lock of the operating system, merge with what the others wrote, and put a whole new file
-    in place of the old: a reader never sees half of one, and no entry is lost. A file that is damaged or of another
-    version counts as empty, one that cannot be written is left alone: with a warning, the first time.
+    Writers take turns under a lock of the operating system, merge their entries with those of others, and replace the
+    file by a whole new one: a reader never sees half of one, and no entry is lost. A file that is damaged or of another
+    version counts as empty, and one that cannot be written is left alone, each with a warning the first time.
 
     Parameters
     ----------
     name : str
-        Of the file.
+        The name of the file.
     version : int
-        Of the file's format; a file of another version is foreign. Increase it when entries change their meaning.
+        The version of the format; a file of another version is foreign. Increase it when entries change meaning.
     decode, encode : callable
-        An entry from JSON, and back. `decode` raises KeyError, TypeError or ValueError for what is none.
+        The conversions of an entry from JSON and back. `decode` raises KeyError, TypeError or ValueError for anything
+        that is not an entry.
     """
 
     def __init__(
@@ -382,7 +386,7 @@ class JsonCache(Generic[Entry]):
         return cache_dir() / self._name
 
     def load(self) -> dict[str, Entry]:
-        """All entries; none where there is no file, or not a good one."""
+        """Return all entries; none if there is no file, or not a valid one."""
         try:
             path = self.path
         except FileNotFoundError:
@@ -398,7 +402,7 @@ class JsonCache(Generic[Entry]):
         return {}
 
     def store(self, new: Mapping[str, Entry]) -> None:
-        """Add entries, or replace those of the same keys."""
+        """Add entries, replacing those with the same keys."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._locked():
@@ -408,7 +412,7 @@ class JsonCache(Generic[Entry]):
             self._warn("cannot be written", error)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all entries."""
         try:
             if self.path.exists():
                 with self._locked():
@@ -420,7 +424,7 @@ class JsonCache(Generic[Entry]):
         content = parse_json(text)
         if content["version"] != self._version:
             version = printable(repr(content["version"]))
-            raise ValueError(f"version {version} of its format, this gpuconv reads {self._version}")
+            raise ValueError(f"its format has version {version}, but this gpuconv reads {self._version}")
         return {key: self._decode(entry) for key, entry in content["entries"].items()}
 
     def _format(self, entries: Mapping[str, Entry]) -> str:
@@ -443,7 +447,7 @@ class JsonCache(Generic[Entry]):
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keeps every other process that locks this file outside, and other threads too. A process that dies lets go."""
+    """Hold a lock that keeps out all other processes and threads that lock this file; a dying process releases it."""
     with path.open("a+b") as file:
         _lock(file)
         try:
@@ -455,10 +459,10 @@ def locked(path: Path) -> Iterator[None]:
 if sys.platform == "win32":
 
     def _hold(handle: int) -> None:
-        """Nothing to do: an open file cannot be removed."""
+        """Do nothing, since an open file cannot be removed."""
 
     def _is_free(handle: int) -> bool | None:  # noqa: ARG001
-        """None: it cannot be told."""
+        """Return None, since it cannot be known."""
         return None
 
     def _lock(file: IO[bytes]) -> None:
@@ -472,12 +476,12 @@ if sys.platform == "win32":
 else:
 
     def _hold(handle: int) -> None:
-        """Lock a file until it is closed, if that can be done."""
+        """Lock a file until it is closed, where the file system has locks."""
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
 
     def _is_free(handle: int) -> bool | None:
-        """Whether nobody holds a file; if so nobody can, until it is closed. None: it cannot be told."""
+        """Return whether nobody holds a file, and then hold it until it is closed; None if it cannot be known."""
         try:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Things with a name and parameters that print as ``name(key=value)`` and read back: activations, optimizers."""
+"""Objects with a name and parameters, such as activations, printed as ``name(key=value)`` and parsed from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 Thing = TypeVar("Thing", bound="FromString")
 
 LONGEST = 10_000
-"""Characters of the longest string that is read: files hold such strings, and reading one takes a stack."""
+"""The most characters of a string that is parsed: files hold such strings, and parsing one takes stack."""
 
 
 def name_init_after(cls: type) -> None:
@@ -36,27 +36,27 @@ def name_init_after(cls: type) -> None:
 
 
 class FromString:
-    """The base of all that a string can name. The parameters of ``__init__`` are attributes of the same names.
+    """The base of all objects that a string can name. The parameters of ``__init__`` are attributes of the same names.
 
-    Its ``str`` can be given wherever the thing itself can, and means the same.
+    Its ``str`` can be passed wherever the object itself can, and means the same.
     """
 
     name: str
-    """What it is called in strings; upper and lower case, blanks, hyphens and underscores make no difference there."""
+    """The name in strings, where case, blanks, hyphens and underscores make no difference."""
 
     def __init_subclass__(cls) -> None:
         name_init_after(cls)
 
     @property
     def hyperparams(self) -> dict[str, Any]:
-        """Its parameters: numbers, strings, None."""
+        """The parameters, as numbers, strings and None."""
         return {key: _plain(getattr(self, key)) for key in _parameters(type(self))}
 
     def __str__(self) -> str:
         return self._spelled(self.hyperparams)
 
     def __repr__(self) -> str:
-        """Shorter: without what is at its default. It means the same."""
+        """Return a shorter text of the same meaning, without the parameters that are at their defaults."""
         defaults = _parameters(type(self))
         return self._spelled({key: value for key, value in self.hyperparams.items() if value != defaults[key]})
 
@@ -72,21 +72,21 @@ class FromString:
 
 
 def parse(base: type[Thing], kinds: Mapping[str, type[Thing]], given: object, caller: str, argument: str) -> Thing:
-    """What `given` names: an instance of `base`, or a string such as ``"leaky_relu(alpha=0.1)"`` for one of `kinds`.
+    """Return the object that `given` names: an instance of `base`, or a string such as ``"elu(alpha=0.1)"``.
 
     Raises
     ------
     ValueError
-        If there is none of that name, or it takes no such parameters.
+        If none of `kinds` has that name, or it does not take these parameters.
     TypeError
-        If `given` is neither.
+        If `given` is neither an instance of `base` nor a string.
     """
     if isinstance(given, base):
         return given
     if not isinstance(given, str):
         raise TypeError(f"{caller}: {argument}={given!r} is neither a name nor {_article(base.__name__)}.")
     if len(given) > LONGEST:
-        raise ValueError(f"{caller}: {argument} has {len(given)} characters, at most {LONGEST} are read.")
+        raise ValueError(f"{caller}: {argument} has {len(given)} characters, but at most {LONGEST} are read.")
     kinds = {**kinds, **known_kinds(base)}
     name, arguments = _split(given)
     kind = {_folded(known): kind for known, kind in kinds.items()}.get(_folded(name))
@@ -100,27 +100,27 @@ def parse(base: type[Thing], kinds: Mapping[str, type[Thing]], given: object, ca
         raise ValueError(f"{caller}: {argument}={given!r}: {error}. {name} takes {signature}.") from None
     made = kind(*positional, **named)
     if not isinstance(made, base):
-        raise TypeError(f"{caller}: {argument}={given!r}: custom made {made!r} of it, not {_article(base.__name__)}.")
+        raise TypeError(f"{caller}: {argument}={given!r}: custom returned {made!r}, not {_article(base.__name__)}.")
     return made
 
 
-# ------------------------------------------------------------------------------------------ of one's own, in files
+# ------------------------------------------------------------------------------------------ custom classes, in files
 
 
 Custom = Mapping[str, Callable[..., Any]] | Iterable[type]
-"""Classes by the names that files have for them, or the classes alone, whose names are known."""
+"""Classes by their names in files, or the classes alone, which know these names."""
 
 _KNOWN: ContextVar[Mapping[str, Sequence[Callable[..., Any]]] | None] = ContextVar("_KNOWN", default=None)
 
 
 @contextmanager
 def known(custom: Custom, caller: str) -> Iterator[None]:
-    """Where `parse` knows these, too, in this thread; they come before gpuconv's own.
+    """Let `parse` find these classes, too, in this thread; they come before gpuconv's own.
 
     Raises
     ------
     TypeError
-        If one is no class or function, or has no name.
+        If one is neither a class nor a function, or has no name.
     """
     if isinstance(custom, (str, type)) or not isinstance(custom, Iterable):
         raise TypeError(f"{caller}: custom={custom!r} must be a list of classes, or a dictionary of them by name.")
@@ -129,7 +129,7 @@ def known(custom: Custom, caller: str) -> Iterator[None]:
     for name, kind in pairs:
         if not callable(kind) or not isinstance(name, str):
             raise TypeError(
-                f"{caller}: custom: {name!r}: {kind!r} must be a class that has a name. In a dictionary it may "
+                f"{caller}: custom: {name!r}: {kind!r} must be a class that has a name. In a dictionary, it may "
                 "also be a function that makes an object."
             )
         found.setdefault(name, []).append(kind)
@@ -141,7 +141,7 @@ def known(custom: Custom, caller: str) -> Iterator[None]:
 
 
 def known_kinds(base: type) -> dict[str, Any]:
-    """Those that `known` was given and that may make a `base`: all but classes of something else."""
+    """Return the entries of `known` that may make a `base`: functions, and classes of that base."""
     return {
         name: kind
         for name, kinds in (_KNOWN.get() or {}).items()
@@ -151,29 +151,29 @@ def known_kinds(base: type) -> dict[str, Any]:
 
 
 def remedy() -> str:
-    """Where something is loaded, what to do about an unknown name."""
+    """Return the advice about an unknown name, where something is being loaded."""
     return "" if _KNOWN.get() is None else " If it is a class of your own, pass it to load: custom=[the class]."
 
 
 def name_of(kind: object) -> str | None:
-    """What files call a class: a layer by the class's name, anything else by its attribute `name`."""
+    """Return the name of a class in files: that of the class for a layer, its attribute `name` for anything else."""
     name = getattr(kind, "kind", None) or getattr(kind, "name", None)
     return name if isinstance(kind, type) and isinstance(name, str) else None
 
 
 def parts_of(thing: object) -> list[FromString]:
-    """All that has a name among the attributes of an object, and theirs."""
+    """Return all named objects among the attributes of an object, and among theirs."""
     parts = [value for value in vars(thing).values() if isinstance(value, FromString)]
     return [*parts, *(inner for part in parts for inner in parts_of(part))]
 
 
 def check_savable(thing: FromString) -> None:
-    """Whether the text of `thing` in a file could be read again, with `known` or without.
+    """Check that the text of `thing` in a file could be read again, with or without `known`.
 
     Raises
     ------
     ValueError
-        If not; the message says why.
+        If it could not; the message says why.
     """
     kind = type(thing)
     name = name_of(kind)
@@ -183,7 +183,7 @@ def check_savable(thing: FromString) -> None:
     taken = next((other for other in _gpuconvs_own(kind) if _folded(other.name) == _folded(name)), kind)
     if taken is not kind:
         raise ValueError(
-            f"{own} has name={name!r} as gpuconv's {taken.__name__} has, which would be loaded in its place. Give the "
+            f"{own} has name={name!r}, as gpuconv's {taken.__name__} has, which would be loaded in its place. Give the "
             "class a name of its own."
         )
     try:
@@ -202,11 +202,11 @@ def check_savable(thing: FromString) -> None:
 
 
 def check_distinct(kinds: Iterable[type]) -> None:
-    """Whether no two classes of one sort have the same name, which no file could tell apart."""
+    """Check that no two classes of one kind have the same name, since a file could not tell them apart."""
     found: dict[tuple[type, str], type] = {}
     for kind in kinds:
         name = name_of(kind) or ""
-        key = (_sort_of(kind), _folded(name)) if issubclass(kind, FromString) else (object, name)
+        key = (_base_of(kind), _folded(name)) if issubclass(kind, FromString) else (object, name)
         other = found.setdefault(key, kind)
         if other is not kind:
             raise ValueError(
@@ -215,14 +215,14 @@ def check_distinct(kinds: Iterable[type]) -> None:
             )
 
 
-def _sort_of(kind: type) -> type:
-    """What a class is the class of: Activation, Optimizer."""
+def _base_of(kind: type) -> type:
+    """Return the base that says what kind of object a class makes, such as Activation or Optimizer."""
     return next(k for k in reversed(kind.__mro__) if issubclass(k, FromString) and k is not FromString)
 
 
 def _gpuconvs_own(kind: type) -> Iterator[Any]:
-    """The classes that gpuconv has of this sort."""
-    base = _sort_of(kind)
+    """Yield gpuconv's own classes of this kind."""
+    base = _base_of(kind)
     waiting = [base]
     while waiting:
         one = waiting.pop()
@@ -232,7 +232,7 @@ def _gpuconvs_own(kind: type) -> Iterator[Any]:
 
 
 def _parameters(kind: Any) -> dict[str, Any]:
-    """The parameters of a class and their defaults."""
+    """Return the parameters of a class with their defaults."""
     if kind.__init__ is object.__init__:
         return {}
     return {name: parameter.default for name, parameter in inspect.signature(kind).parameters.items()}
@@ -243,7 +243,7 @@ def _plain(value: object) -> object:
 
 
 def _split(spelling: str) -> tuple[str, str]:
-    """The name in ``name(arguments)`` and what is between the parentheses, in one pass; no name if it has no such form.
+    """Split ``name(arguments)`` into name and arguments, in one pass; both are empty for any other form.
 
     >>> _split(" Leaky ReLU (alpha=0.1) "), _split("tanh"), _split("tanh(")
     (('Leaky ReLU', 'alpha=0.1'), ('tanh', ''), ('', ''))
@@ -264,12 +264,13 @@ def _article(noun: str) -> str:
 
 
 def _arguments(text: str, where: str) -> tuple[list[Any], dict[str, Any]]:
-    """The literals in ``1, alpha=0.1``; nothing is evaluated."""
+    """Return the literals in ``1, alpha=0.1``; nothing is evaluated."""
     try:
         call = ast.parse(f"f({text})", mode="eval").body
-        assert isinstance(call, ast.Call)
+        if not isinstance(call, ast.Call):
+            raise ValueError(text)  # noqa: TRY301, TRY004  # with the message below
         positional = [ast.literal_eval(value) for value in call.args]
         named = {keyword.arg or "**": ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (AssertionError, MemoryError, RecursionError, SyntaxError, ValueError):
-        raise ValueError(f"{where}: its arguments are no list of literals, such as (alpha=0.1).") from None
+    except (MemoryError, RecursionError, SyntaxError, ValueError):
+        raise ValueError(f"{where}: its arguments are not a list of literals, such as (alpha=0.1).") from None
     return positional, named

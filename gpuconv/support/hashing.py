@@ -1,4 +1,4 @@
-"""Frozen dataclasses that work out their hash once: caches of all kinds ask for it several times a call."""
+"""Frozen dataclasses that compute their hash once, because caches ask for it several times per call."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 
 class CachedHash:
-    """A base for frozen dataclasses, which take over ``__hash__`` by name: else they get one of their own."""
+    """A base for frozen dataclasses, which must assign its ``__hash__`` by name, or `dataclass` makes its own."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -20,5 +20,5 @@ class CachedHash:
         return hash(tuple(self.__getstate__().values()))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is remembered: strings hash to something else in another process."""
+        """Return the state without the cached hash, since strings have another hash in another process."""
         return {field.name: getattr(self, field.name) for field in fields(self)}

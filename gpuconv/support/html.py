@@ -1,4 +1,4 @@
-"""Tables for notebooks: what `_repr_html_` of plans, layers and models return."""
+"""HTML tables for notebooks, which `_repr_html_` of plans, layers and models returns."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from html import escape
 
 
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]], note: str = "") -> str:
-    """An HTML table of texts. All of it is escaped; the looks are the notebook's own.
+    """Return an HTML table of texts, all of them escaped, in the notebook's own style.
 
     >>> print(table("sizes", ["in", "out"], [(5, "<3>")], "valid"))
     <table>

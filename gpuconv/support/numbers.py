@@ -1,8 +1,8 @@
-"""Numbers as a person reads them."""
+"""Numbers formatted for people."""
 
 
 def si(count: float) -> str:
-    """Three digits and a decimal prefix, ready for its unit: ``57.8 M``.
+    """Format a number with three digits and a decimal prefix, ready for its unit: ``57.8 M``.
 
     >>> si(57802752) + "B", si(999999) + "B", si(12) + "FLOP", si(2.1e-5) + "s"
     ('57.8 MB', '1 MB', '12 FLOP', '21 us')

@@ -1,4 +1,4 @@
-"""Functions that must run to their end, whatever interrupts the caller: an import of Numba, a compilation.
+"""Functions that must run to their end even if the caller is interrupted, such as an import of Numba.
 
 A KeyboardInterrupt is raised in the main thread, at any bytecode. In the middle of an import it leaves half a package
 in `sys.modules`, which every later call of the process stumbles over. Here the function runs in a thread of its own,
@@ -50,7 +50,7 @@ def shielded(function: Callable[..., Result], *arguments: Hashable) -> Result:
 
 
 class _Run(Generic[Result]):
-    """A call. Only its own thread changes it, so no interrupt finds it half changed."""
+    """A call, which only its own thread changes, so that no interrupt finds it half changed."""
 
     def __init__(self, function: Callable[..., Result], arguments: tuple[Hashable, ...]) -> None:
         self._function, self._arguments = function, arguments

@@ -611,7 +611,7 @@ class TestHostileModels:
             os.truncate(path, path.stat().st_size + size)
         except OSError:
             pytest.skip("the file system takes no file of 4 TiB")
-        with pytest.raises(MemoryError, match=r"load: .* holds 4398\d+ bytes, and this machine has"):
+        with pytest.raises(MemoryError, match=r"load: .* holds 4398\d+ bytes, but this machine has"):
             gpuconv.models.Sequential.load(path)
 
     @posix
@@ -645,7 +645,7 @@ class TestHostileModels:
 
     def test_what_could_not_be_loaded_is_not_saved(self, path):
         model = gpuconv.models.Sequential([gpuconv.layers.Flatten() for _ in range(10_001)])
-        with pytest.raises(ValueError, match="save: the model has 10001 layers, and files hold at most 10000"):
+        with pytest.raises(ValueError, match="save: the model has 10001 layers, but files hold at most 10000"):
             model.save(path)
         assert not path.exists()
 
@@ -673,7 +673,9 @@ def test_a_name_is_read_in_one_pass(text, blanks):
 
 
 def test_a_name_of_any_length_is_refused_in_few_words():
-    with pytest.raises(ValueError, match=f"has 1000000 characters, at most {from_string.LONGEST} are read") as caught:
+    with pytest.raises(
+        ValueError, match=f"has 1000000 characters, but at most {from_string.LONGEST} are read"
+    ) as caught:
         optimizers.parse("x" * 10**6, "test")
     assert len(str(caught.value)) < 200
 

@@ -96,7 +96,7 @@ def test_fans(kernel, groups):
 
 
 def test_fans_of_a_vector():
-    with pytest.raises(GeometryError, match="1 axes, weights have at least 2"):
+    with pytest.raises(GeometryError, match="1 axes, but weights have at least 2"):
         initializers.fans_of((3,))
 
 

@@ -68,7 +68,7 @@ def test_moving_takes_everything_along(cupy, name, rng):
 def test_a_layer_may_be_given_a_device(cupy):
     layer = layers.Conv2D(2, 3, device="cuda", rng=0)
     with pytest.raises(
-        TypeError, match=r"Conv2D: X lives on cpu, the layer on cuda:0. Move one of them, with gpuconv.to_device"
+        TypeError, match=r"Conv2D: X is on cpu, but the layer is on cuda:0. Move one of them, with gpuconv.to_device"
     ):
         layer.forward(np.ones((1, 4, 4, 1), np.float32))
     assert not layer.is_initialised
@@ -85,9 +85,9 @@ def test_x_on_another_device(cupy):
     before = contents(layer)
     with cupy.cuda.Device(1):
         x = cupy.ones((1, 4, 4, 1), np.float32)
-    with pytest.raises(DeviceError, match="X lives on cuda:1, the layer on cuda:0"):
+    with pytest.raises(DeviceError, match="X is on cuda:1, but the layer is on cuda:0"):
         layer.forward(x)
-    with pytest.raises(TypeError, match="X lives on cpu, the layer on cuda:0"):
+    with pytest.raises(TypeError, match="X is on cpu, but the layer is on cuda:0"):
         layer.forward(np.ones((1, 4, 4, 1), np.float32))
     assert contents(layer) == before
 

@@ -35,7 +35,7 @@ class TestBadInput:
         shape = (*LAYERS[name][1][:-1], 8)
         with pytest.raises(
             GeometryError,
-            match=rf"{layer.kind}: X brings 8 channels, the layer takes {shape[-1] and LAYERS[name][1][-1]}",
+            match=rf"{layer.kind}: X has 8 channels, but the layer takes {shape[-1] and LAYERS[name][1][-1]}",
         ):
             layer.forward(np.ones(shape))
 
@@ -54,11 +54,11 @@ class TestBadInput:
 
     def test_shape_of_the_gradient(self, layer, name):
         shape = layer.output_shape(LAYERS[name][1])
-        with pytest.raises(GeometryError, match=rf"{layer.kind}: dLda.shape=.*the output for X"):
+        with pytest.raises(GeometryError, match=rf"{layer.kind}: dLda.shape is .*, but the output for X"):
             layer.backward(np.ones((*shape[:-1], shape[-1] + 1)))
 
     def test_dtype_of_the_gradient(self, layer, name):
-        with pytest.raises(DTypeError, match="dLda is float32, X was float64"):
+        with pytest.raises(DTypeError, match="dLda is float32, but X was float64"):
             layer.backward(np.ones(layer.output_shape(LAYERS[name][1]), np.float32))
 
     def test_too_many_gradients(self, layer, name):
@@ -89,7 +89,7 @@ def test_one_bad_gradient_among_good_ones(name, rng):
 @every_layer
 def test_backward_before_forward(name):
     layer, _ = make(name)
-    with pytest.raises(RuntimeError, match=rf"{layer.kind}: backward comes after forward\(X, retain_derived=True\)"):
+    with pytest.raises(RuntimeError, match=rf"{layer.kind}: backward needs a forward\(X, retain_derived=True\)"):
         layer.backward(np.ones((1, 1)))
 
 
@@ -125,12 +125,12 @@ def test_a_first_forward_that_runs_out_of_memory_leaves_no_trace(monkeypatch):
         (lambda: layers.Conv2D(2, 3, "reflect"), "pad='reflect'"),
         (lambda: layers.Conv2D(2, 3, -1), "pad"),
         (lambda: layers.Conv2D(2, 3, stride=0), "stride=0 is less than 1"),
-        (lambda: layers.Conv2D(3, 3, groups=2), "groups=2 must divide the channels, out_ch=3"),
+        (lambda: layers.Conv2D(3, 3, groups=2), "groups=2 must divide the output channels, out_ch=3"),
         (lambda: layers.Conv2D(2, 3, acti_fn="swish"), "Conv2D: acti_fn='swish' is none of"),
         (lambda: layers.Conv2D(2, 3, optimizer="adamax"), "Conv2D: optimizer='adamax' is none of"),
         (lambda: layers.Conv2D(2, 3, init_w="xavier"), "Conv2D: init_w='xavier' is none of"),
         (lambda: layers.Conv2D(2, 3, precision="exact"), "Conv2D: precision='exact' is none of"),
-        (lambda: layers.Dropout(1.0), "p=1.0, it must be from 0 to below 1"),
+        (lambda: layers.Dropout(1.0), "p=1.0, but must be from 0 to below 1"),
         (lambda: layers.BatchNorm2D(momentum=2), "momentum=2"),
         (lambda: layers.MaxPool2D(0), "kernel_shape=0 is less than 1"),
     ],
@@ -141,20 +141,22 @@ def test_arguments_are_checked_at_once(build, message):
 
 
 def test_dtypes_that_layers_have():
-    with pytest.raises(DTypeError, match="Conv2D: dtype is float16, layers compute in float32 or float64"):
+    with pytest.raises(DTypeError, match="Conv2D: dtype is float16, but layers use float32 or float64"):
         layers.Conv2D(2, 3, dtype="float16")
     layer = layers.Conv2D(2, 3, dtype="float32")
-    with pytest.raises(DTypeError, match="X is float64, the layer float32"):
+    with pytest.raises(DTypeError, match="X is float64, but the layer is float32"):
         layer.forward(np.ones((1, 4, 4, 1)))
 
 
 def test_groups_that_do_not_divide_the_input():
-    with pytest.raises(GeometryError, match=r"X brings 3 channels, which groups=2 does not divide"):
+    with pytest.raises(GeometryError, match=r"X has 3 channels, which groups=2 does not divide"):
         layers.Conv2D(4, 3, groups=2).forward(np.ones((1, 4, 4, 3)))
 
 
 def test_dense_takes_rows():
-    with pytest.raises(GeometryError, match=r"has 4 axes, it takes 2: \(N, in_ch\). Put a Flatten layer before it"):
+    with pytest.raises(
+        GeometryError, match=r"has 4 axes, but must have 2: \(N, in_ch\). Put a Flatten layer before it"
+    ):
         layers.Dense(3).forward(np.ones(IMAGE))
 
 

@@ -129,13 +129,13 @@ class TestParameters:
         key = next(iter(layer.params))
         with pytest.raises(ValueError, match=r"there is no parameter 'gamma'; the layer has"):
             layer.set_params({key: layer.params[key] + 1, "gamma": np.ones(3)})
-        with pytest.raises(GeometryError, match=rf"{key}.shape=\(2, 2, 2\), the layer needs"):
+        with pytest.raises(GeometryError, match=rf"{key}.shape is \(2, 2, 2\), but the layer needs"):
             layer.set_params({key: np.ones((2, 2, 2))})
-        with pytest.raises(ValueError, match=r"load_state_dict: .* given, the layer has"):
+        with pytest.raises(ValueError, match=r"load_state_dict was given .*, but the layer has"):
             layer.load_state_dict({"other": np.ones(2)})
         with pytest.raises(DTypeError, match="complex"):
             layer.set_params({key: layer.params[key] * 1j})
-        with pytest.raises(TypeError, match="takes a dictionary"):
+        with pytest.raises(TypeError, match="needs a dictionary"):
             layer.set_params([1])
         assert contents(layer) == before
 
@@ -165,9 +165,9 @@ def test_hyperparams_of_another_layer():
 
 def test_only_a_bias_before_the_first_forward():
     layer = layers.Conv2D(2, 3)
-    with pytest.raises(ValueError, match=r"needs the parameter that tells how many channels come in"):
+    with pytest.raises(ValueError, match=r"needs a parameter whose shape gives the number of input channels"):
         layer.set_params({"b": np.ones(2)})
-    with pytest.raises(GeometryError, match=r"W.shape=\(3, 3, 1, 4\), the layer needs \(3, 3\) \+ \(in_ch // 1, 2\)"):
+    with pytest.raises(GeometryError, match=r"W.shape is \(3, 3, 1, 4\), but must be \(3, 3\) \+ \(in_ch // 1, 2\)"):
         layer.set_params({"W": np.ones((3, 3, 1, 4))})
     assert not layer.is_initialised
     layer.forward(np.ones((1, 5, 5, 7)))

@@ -195,7 +195,7 @@ class TestBatchNorm:
         used.forward(xp.asarray(rng.standard_normal((2, 3, 3, shape[-1]))))
         for layer in (fresh, used):
             before = contents(layer)
-            with pytest.raises(GeometryError, match=r"BatchNorm2D: X.shape=\(1, 1, 1, .\) brings 1 value per channel"):
+            with pytest.raises(GeometryError, match=r"BatchNorm2D: X.shape=\(1, 1, 1, .\) has 1 value per channel"):
                 layer.forward(x)
             assert contents(layer) == before
             assert layer.forward(x, retain_derived=False).shape == shape
@@ -209,7 +209,7 @@ class TestBatchNorm:
         model = Sequential([layers.Conv2D(3, 2), layers.BatchNorm2D(), layers.Flatten(), layers.Dense(2)], rng=0)
         model.fit(X, y, batch_size=9)
         before = all_contents(model)
-        with pytest.raises(GeometryError, match=r"BatchNorm2D: X.shape=.* brings 1 value per channel"):
+        with pytest.raises(GeometryError, match=r"BatchNorm2D: X.shape=.* has 1 value per channel"):
             model.forward(X[:1])
         for keywords in ({"batch_size": 4}, {"batch_size": 1}, {"batch_size": 9, "micro_batch": 4}):
             with pytest.raises(GeometryError, match=r"layer 1: BatchNorm2D: .* at least 2"):

@@ -134,11 +134,16 @@ def test_how_many_are_right(xp, cross, logits, labels):
             np.zeros((3, 4)),
             np.zeros(2, int),
             GeometryError,
-            r"shape=\(2,\), logits \(3, 4\) need labels of shape \(3,\)",
+            r"shape is \(2,\), but logits \(3, 4\) need labels of shape \(3,\)",
         ),
         (np.zeros((3, 4)), np.zeros((3, 1), int), GeometryError, "need labels of shape"),
         (np.zeros((3, 4)), np.zeros(3), GeometryError, "need probabilities of that shape, or integer labels"),
-        (np.zeros((3, 4)), np.zeros((3, 4), "float32"), DTypeError, "target.dtype is float32. Labels are integers"),
+        (
+            np.zeros((3, 4)),
+            np.zeros((3, 4), "float32"),
+            DTypeError,
+            "target.dtype is float32, but labels must be integers",
+        ),
         (np.zeros(3), np.zeros(3, int), GeometryError, r"logits have the shape \(N, ..., classes\)"),
         (np.zeros((3, 4), int), np.zeros(3, int), DTypeError, "prediction.dtype is int64"),
         ([[0.0]], np.zeros(1, int), TypeError, "neither a NumPy nor a CuPy array"),
@@ -150,14 +155,14 @@ def test_cross_entropy_refuses(cross, prediction, target, error, message):
 
 
 def test_labels_out_of_range(xp, cross):
-    with pytest.raises(ValueError, match="labels go from 0 to 4, 4 logits allow 0 to 3"):
+    with pytest.raises(ValueError, match="labels go from 0 to 4, but 4 logits allow 0 to 3"):
         cross.check_values((3, 4), xp.asarray(np.array([0, 4, 1])))
     with pytest.raises(ValueError, match="labels go from -1 to 1"):
         cross.check_values((3, 4), xp.asarray(np.array([0, -1, 1])))
 
 
 def test_squared_error_refuses(square):
-    with pytest.raises(GeometryError, match=r"target.shape=\(3,\) must be prediction.shape=\(3, 1\)"):
+    with pytest.raises(GeometryError, match=r"target.shape=\(3,\) must equal prediction.shape=\(3, 1\)"):
         square(np.zeros((3, 1)), np.zeros(3))
-    with pytest.raises(DTypeError, match=r"target.dtype is int64, the prediction float64"):
+    with pytest.raises(DTypeError, match=r"target.dtype is int64, but the prediction is float64"):
         square(np.zeros((3, 1)), np.zeros((3, 1), int))

@@ -383,7 +383,7 @@ def test_a_handler_left_behind_holds_nothing_back(found, handler, monkeypatch):
     else:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert not left.asked
+    assert not left.requested
     assert signal.getsignal(signal.SIGINT) is not left
 
 

@@ -143,7 +143,7 @@ class TestRefusing:
     @pytest.mark.parametrize("kept", [0, 4, 8, 100, -1, -1000])
     def test_what_is_cut_off(self, content, path, kept):
         path.write_bytes(content[:kept])
-        with pytest.raises(ValueError, match=r"no safetensors file, or a damaged one"):
+        with pytest.raises(ValueError, match=r"not a safetensors file, or a damaged one"):
             Sequential.load(path)
 
     def test_a_flipped_bit(self, content, path):
@@ -165,14 +165,14 @@ class TestRefusing:
 
     def test_something_else(self, path):
         path.write_bytes(b"PK\x03\x04 a zip file, or anything")
-        with pytest.raises(ValueError, match="no safetensors file"):
+        with pytest.raises(ValueError, match="not a safetensors file"):
             Sequential.load(path)
 
     def test_of_a_newer_gpuconv(self, trained, path, monkeypatch):
         monkeypatch.setattr(files, "FORMAT", 99)
         trained.save(path)
         monkeypatch.undo()
-        with pytest.raises(ValueError, match=r"has format 99, gpuconv .* reads 1"):
+        with pytest.raises(ValueError, match=r"has format 99, but gpuconv .* reads 1"):
             Sequential.load(path)
 
     def test_a_missing_file(self, path):
@@ -278,9 +278,9 @@ class TestResuming:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"batch_size": 8}, "was made with batch_size=16, now batch_size=8"),
-            ({"validation": 0.5}, "validation=0.2, now validation=0.5"),
-            ({"clip_norm": None}, "clip_norm=5.0, now clip_norm=None"),
+            ({"batch_size": 8}, "was made with batch_size=16, but now batch_size=8"),
+            ({"validation": 0.5}, "validation=0.2, but now validation=0.5"),
+            ({"clip_norm": None}, "clip_norm=5.0, but now clip_norm=None"),
         ],
     )
     def test_other_settings_are_refused(self, path, change, message):
@@ -328,12 +328,12 @@ class TestResuming:
 
     def test_other_samples_and_other_networks_are_refused(self, path):
         network(noisy=True).fit(*images(), epochs=1, checkpoint=path)
-        with pytest.raises(ValueError, match="samples=60, now samples=59"):
+        with pytest.raises(ValueError, match="samples=60, but now samples=59"):
             network(noisy=True).fit(*(a[:-1] for a in images()), epochs=2, checkpoint=path, resume=True)
         with pytest.raises(ValueError, match="is of another network: their layers 1 differ"):
             network().fit(*images(), epochs=2, checkpoint=path, resume=True)
 
     def test_a_model_is_no_checkpoint(self, trained, path):
         trained.save(path)
-        with pytest.raises(ValueError, match="holds a model, but no training to go on with"):
+        with pytest.raises(ValueError, match="holds a model, but no training"):
             network(noisy=True).fit(*images(), checkpoint=path, resume=True)

@@ -502,7 +502,7 @@ def test_the_summary_counts():
     assert [row.params for row in found.rows] == [40, 0, 222, 0, 75]
     assert [row.output_shape for row in found.rows] == [(8, 8, 4), (4, 4, 4), (2, 2, 6), (24,), (3,)]
     assert found.flops == 2 * (64 * 9 * 4 + 4 * 9 * 4 * 6 + 24 * 3)
-    with pytest.raises(ValueError, match="summary: pass input_shape"):
+    with pytest.raises(ValueError, match="Pass input_shape"):
         model.summary()
     model.predict(images()[0])
     assert model.summary() == found
@@ -522,7 +522,7 @@ def test_state_dict_and_back():
     assert other.predict(X).tobytes() != model.predict(X).tobytes()
     before = all_contents(model)
     with pytest.raises(
-        ValueError, match=r"layer 0: Conv2D: load_state_dict: \['W'\] given, the layer has \['W', 'b'\]"
+        ValueError, match=r"layer 0: Conv2D: load_state_dict was given \['W'\], but the layer has \['W', 'b'\]"
     ):
         model.load_state_dict({"0.W": saved["0.W"]})
     with pytest.raises(GeometryError, match=r"layer 6: Dense: W.shape"):
@@ -578,7 +578,7 @@ def test_samples_and_targets_live_together(cupy):
         network().fit(cupy.asarray(X), y)
     model = network()
     model.fit(X, y)
-    with pytest.raises(TypeError, match="X lives on cuda:0, the layer on cpu"):
+    with pytest.raises(TypeError, match="X is on cuda:0, but the layer is on cpu"):
         model.predict(cupy.asarray(X))
 
 
@@ -586,18 +586,18 @@ def test_samples_and_targets_live_together(cupy):
 
 
 BAD = {
-    "lengths": (lambda X, y: (X, y[:-1], {}), GeometryError, "it takes one target for each sample"),
+    "lengths": (lambda X, y: (X, y[:-1], {}), GeometryError, "there must be one target per sample"),
     "no-samples": (lambda X, y: (X[:0], y[:0], {}), GeometryError, "at least one sample"),
-    "channels": (lambda X, y: (X[..., [0, 0]], y, {}), GeometryError, "layer 0: Conv2D: X brings 2 channels"),
+    "channels": (lambda X, y: (X[..., [0, 0]], y, {}), GeometryError, "layer 0: Conv2D: X has 2 channels"),
     "axes": (lambda X, y: (X[0], y[:8], {}), GeometryError, "layer 0: Conv2D: X.shape"),
-    "labels": (lambda X, y: (X, y + 1, {}), ValueError, "labels go from 1 to 3, 3 logits allow 0 to 2"),
+    "labels": (lambda X, y: (X, y + 1, {}), ValueError, "labels go from 1 to 3, but 3 logits allow 0 to 2"),
     "float-labels": (lambda X, y: (X, y.astype("float32"), {}), GeometryError, "integer labels of shape"),
-    "dtype": (lambda X, y: (X.astype("float64"), y, {}), DTypeError, "X is float64, the layer float32"),
+    "dtype": (lambda X, y: (X.astype("float64"), y, {}), DTypeError, "X is float64, but the layer is float32"),
     "ints": (lambda X, y: (X.astype(int), y, {}), DTypeError, "X.dtype is int64"),
     "list": (lambda X, y: (X.tolist(), y, {}), TypeError, "fit: X: list is neither a NumPy nor a CuPy array"),
     "batch": (lambda X, y: (X, y, {"batch_size": 0}), ValueError, "fit: batch_size=0 is less than 1"),
     "epochs": (lambda X, y: (X, y, {"epochs": 1.5}), ValueError, "epochs=1.5 is not an integer"),
-    "validation": (lambda X, y: (X, y, {"validation": 1.5}), ValueError, "validation=1.5, it must be"),
+    "validation": (lambda X, y: (X, y, {"validation": 1.5}), ValueError, "validation=1.5, but must be"),
     "too-little": (lambda X, y: (X, y, {"validation": 0.001}), ValueError, "puts 0 of 60 samples aside"),
     "validation-data": (lambda X, y: (X, y, {"validation": (X, y[:3])}), GeometryError, "fit: validation: X.shape"),
     "patience": (lambda X, y: (X, y, {"patience": 0}), ValueError, "patience=0 is less than 1"),
@@ -623,8 +623,8 @@ def test_bad_input_changes_nothing(spoil, error, message):
     ("build", "error", "message"),
     [
         (lambda: Sequential([]), ValueError, "at least one"),
-        (lambda: Sequential([layers.Flatten()] * 2), ValueError, "each object once"),
-        (lambda: Sequential(["Dense"]), TypeError, "'Dense' is no layer"),
+        (lambda: Sequential([layers.Flatten()] * 2), ValueError, "each object only once"),
+        (lambda: Sequential(["Dense"]), TypeError, "'Dense' is not a layer"),
         (lambda: Sequential([layers.Flatten()], loss="hinge"), ValueError, "loss='hinge' is none of softmax_cross"),
         (lambda: Sequential([layers.Flatten()], optimizer="x"), ValueError, "optimizer='x' is none of"),
     ],

@@ -151,7 +151,7 @@ def test_a_function_that_makes_something_else(path):
     network().save(path)
     for name in ("swish", "Scale"):
         custom = {from_string.name_of(kind): kind for kind in ALL} | {name: lambda **_: 5}
-        with pytest.raises(ValueError, match=r"load: .*custom made 5 of it"):
+        with pytest.raises(ValueError, match=r"load: .*custom returned 5"):
             Sequential.load(path, custom=custom)
 
 
@@ -249,8 +249,8 @@ class Other(activations.Activation):
 
 REFUSED = {
     "no-name": (lambda: [layers.Dense(2, Nameless())], "which no file can use"),
-    "inherited-name": (lambda: [layers.Dense(2, Impostor())], "name='relu' as gpuconv's ReLU has"),
-    "a-layer-of-that-name": (lambda: [Dense(2)], "is called 'Dense' in files, as gpuconv's layer is"),
+    "inherited-name": (lambda: [layers.Dense(2, Impostor())], "name='relu', as gpuconv's ReLU has"),
+    "a-layer-of-that-name": (lambda: [Dense(2)], "is called 'Dense' in files, as gpuconv's own layer is"),
     "a-function": (
         lambda: [layers.Dense(2, Holding(lambda x: x))],
         "holding.* cannot be read back|cannot be read back",

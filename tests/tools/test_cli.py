@@ -394,8 +394,10 @@ def test_demo_refuses_what_the_network_cannot_run_by(small_picture):
 
 
 def test_demo_refuses_where_it_cannot_save(tmp_path, small_picture):
-    assert "ends like no picture" in is_refused("demo", "--image", small_picture, "--out", tmp_path / "sheet.xyz")
-    assert "cannot be made" in is_refused("demo", "--image", small_picture, "--out", small_picture / "folder")
+    assert "does not end like a picture" in is_refused(
+        "demo", "--image", small_picture, "--out", tmp_path / "sheet.xyz"
+    )
+    assert "cannot be created" in is_refused("demo", "--image", small_picture, "--out", small_picture / "folder")
     folder = tmp_path / "folder.png"
     folder.mkdir()
     assert contact_sheet.target(folder, "name") == folder / "gpuconv-demo-name.png"
