@@ -44,9 +44,9 @@ struct alignas(16) Product {
 };
 struct Tables {
   Row rows[TILE_M];
-  index_t pixels[TILE_M];  // of the result, one a row
+  index_t pixels[TILE_M];  // of the result, one per row
   Product products[2][TILE_K];
-  index_t weights[2][TILE_K];  // where the products' weights start, for the input gradient
+  index_t weights[2][TILE_K];  // the start of each product's weights, for the input gradient
   Axis axes[3];
 };
 

@@ -17,7 +17,7 @@
 // 8 x 8, a quarter of a number each. A warp is 4 x 8 threads, so that the 8 lanes which read together need 4 chunks of
 // one factor and 2 of the other, each from banks of its own.
 //
-// Long sums are made of short ones: after DEPTH products a thread adds its sums to where they are collected and starts
+// Long sums are made of short ones: after DEPTH products a thread adds its sums to an array of collected sums and starts
 // anew. The error of a sum of K float32 products grows with K / DEPTH + DEPTH rather than with K.
 #pragma once
 #include "conv.cuh"
