@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 import signal
 import threading
 from pathlib import Path
@@ -10,16 +9,15 @@ from pathlib import Path
 import cupy_double
 import numpy as np
 import pytest
-from array_modules import CUPY, DOUBLE, array_module, skip_without_emulator
+from array_modules import ON_DEVICES, array_module, skip_without_emulator
 from hypothesis import HealthCheck, settings
+from listed_units import must_be_listed
+from on_gpu import cupy_with_a_device
 
 import gpuconv
 from gpuconv.cuda import loader
-from gpuconv.tools import kernel_report
 
 collect_ignore = ["support"]  # helpers, imported by their own names; no test or doctest among them
-
-KERNELS = {path.name for path in loader.folder().glob("*.cu")}
 
 if "GPUCONV_TEST_KERNELS" in os.environ:  # a copy with a mistake in it, see mutants.py
     loader.folder = lambda: Path(os.environ["GPUCONV_TEST_KERNELS"])
@@ -36,30 +34,23 @@ settings.register_profile("explore", settings.get_profile("default"), derandomiz
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
-def _must_be_listed(text, options):
-    """What is launched and not in the list of units is compiled by nobody before it comes to a user."""
-    file = re.match(r'#line 1 "([^"]+)"', text)
-    if file is None or file[1] not in KERNELS:
-        return  # a test's own
-    unit = file[1], frozenset(options)
-    if unit not in _listed:  # or the test has changed what may be launched
-        _listed.clear()
-        _listed.update((one.file, frozenset(loader.options(one))) for one in kernel_report.units())
-    assert unit in _listed, f"launched, but in no UNITS: {file[1]} {' '.join(options)}"
+cupy_double.watchers.append(must_be_listed)
 
 
-_listed = set()
-cupy_double.watchers.append(_must_be_listed)
+def pytest_terminal_summary(terminalreporter):
+    _, why_not = cupy_with_a_device()
+    if why_not:
+        terminalreporter.write_line(f"{why_not}: nothing ran on a device.")
 
 
-@pytest.fixture(params=["numpy", DOUBLE, CUPY])
+@pytest.fixture(params=["numpy", *ON_DEVICES])
 def xp(request):
     """Each array module there is: NumPy, a double of CuPy, and CuPy where it has a device."""
     with array_module(request.param) as module:
         yield module
 
 
-@pytest.fixture(params=[DOUBLE, CUPY])
+@pytest.fixture(params=ON_DEVICES)
 def gpu(request):
     """CuPy: its double, and itself where it has a device."""
     with array_module(request.param) as module:

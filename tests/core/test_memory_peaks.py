@@ -38,6 +38,9 @@ NAMES = [name for name in ALGORITHM_NAMES if name != "implicit_gemm"]
 SMALL = 1 / 64
 """Every element: no sum of products leaves float16."""
 
+ALONG_A_ROW = {"kernel": (2, 5), "stride": (1, 1, 3), "dilation": (1, 1, 2)}
+"""Of depthwise convolutions."""
+
 CAPS = (None, 2**16, 2**18, 2**20, 2**22)
 
 
@@ -216,6 +219,10 @@ def _draw(rng, which):
         cap=pick(rng, CAPS),
         invariant=chance(rng, 0.1),
     )
+    if depthwise:  # for each of these along a row, and each dtype, loops are compiled
+        drawn = replace(
+            drawn, **{name: (*getattr(drawn, name)[:-1], pick(rng, few)) for name, few in ALONG_A_ROW.items()}
+        )
     return replace(drawn, kernel=(3, 3), stride=one, dilation=one) if algorithm.startswith("winograd") else drawn
 
 

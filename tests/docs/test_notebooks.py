@@ -5,7 +5,7 @@ import re
 import nbformat
 import pytest
 import run_notebooks
-from array_modules import CUPY, DOUBLE, array_module
+from array_modules import ON_DEVICES, array_module
 from matplotlib import pyplot as plt
 from nbclient.exceptions import CellExecutionError
 
@@ -39,7 +39,7 @@ def differences(committed, fresh):
     return found
 
 
-@pytest.fixture(params=[DOUBLE, CUPY])
+@pytest.fixture(params=ON_DEVICES)
 def gpu_xp(request):
     with array_module(request.param) as module:
         yield module

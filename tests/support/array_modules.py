@@ -53,3 +53,5 @@ def forget_devices(cupy):
 
 CUPY = pytest.param("cupy", marks=pytest.mark.gpu)
 DOUBLE = pytest.param("double", marks=pytest.mark.emulated)
+ON_DEVICES = [DOUBLE] if cupy_with_a_device()[0] is None else [DOUBLE, CUPY]
+"""Without a device no test is made for one: thousands would be skipped. The summary of the run says so."""
