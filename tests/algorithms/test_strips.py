@@ -1,5 +1,8 @@
 """Strips and copies of windows: whatever the arrays look like, each value comes where it belongs, in as few steps."""
 
+import itertools
+import math
+
 import numpy as np
 import oracle
 import pytest
@@ -7,7 +10,7 @@ from campaigns.arrays import ORDERS
 from peaks import peak_beside
 
 import gpuconv
-from gpuconv.algorithms.strips import LONG_RUN, copy_windows
+from gpuconv.algorithms.strips import LONG_RUN, copy_windows, windows_ld
 
 
 def windows_of(tile, kernel):
@@ -92,3 +95,42 @@ def test_padding_that_repeats_takes_no_second_copy(mode, axis, pads):
     padded, most = peak_beside(lambda: gpuconv.pad(x, tuple(sides), mode=mode)[0])
     assert np.array_equal(padded, np.pad(x, ((0, 0), *sides, (0, 0)), mode=oracle.PAD_MODES[mode]))
     assert most < 20_000
+
+
+def places_of_windows(g):
+    """Where the elements of every window are in a contiguous x, (outputs, taps * channels), counted out."""
+    x = np.arange(math.prod(g.x_shape)).reshape(g.x_shape)
+    taps = list(itertools.product(*map(range, g.kernel)))
+    return np.array(
+        [
+            np.concatenate([x[(n, *np.multiply(p, g.stride) + np.multiply(tap, g.dilation))] for tap in taps])
+            for n in range(g.n)
+            for p in itertools.product(*map(range, g.out))
+        ]
+    )
+
+
+@pytest.mark.parametrize("spatial", [(1,), (6,), (4, 6), (1, 6), (4, 1), (2, 3, 4)])
+def test_windows_are_a_matrix_where_they_are_one(spatial):
+    """A matrix for BLAS: row i begins at i * ld and is contiguous, and rows do not overlap."""
+    matrices = 0
+    sizes = itertools.product((1, 2), (1, 3), *(range(1, size + 1) for size in spatial))
+    for (n, c, *kernel), stride, dilation in itertools.product(sizes, (1, 2, 3), (1, 2)):
+        try:
+            g = gpuconv.ConvGeometry.create(n, spatial, c, 2, tuple(kernel), stride=stride, dilation=dilation)
+        except gpuconv.GeometryError:  # the kernel is wider than the input
+            continue
+        places = places_of_windows(g)
+        rows, width = places.shape
+        ld = places[1, 0] if rows > 1 else width
+        is_matrix = ld >= width and np.array_equal(places, ld * np.arange(rows)[:, None] + np.arange(width))
+        assert windows_ld(g) == (ld if is_matrix else None), g
+        matrices += is_matrix
+    assert matrices > 0
+
+
+def test_windows_with_padding_or_groups_of_taps_are_no_matrix():
+    create = gpuconv.ConvGeometry.create
+    assert windows_ld(create(1, (4, 6), 4, 4, (1, 1), pad=((1, 0), (0, 0)))) is None
+    assert windows_ld(create(1, (4, 6), 4, 4, (1, 1), groups=2)) == 4
+    assert windows_ld(create(1, (4, 6), 4, 4, (4, 6), groups=2)) is None
