@@ -316,7 +316,9 @@ class TestFailing:
             raise OSError(number, os.strerror(number))
 
         failing(monkeypatch, "os.open", refuse)
-        with pytest.raises(OSError, match=r"its folder cannot be written .*, and a new file grows beside the old one"):
+        with pytest.raises(
+            OSError, match=r"its folder cannot be written .*, and a new file is written beside the old one"
+        ):
             write_whole(path, b"new", "save")
 
     def test_a_write_protected_file_is_not_replaced(self, path, monkeypatch):

@@ -61,7 +61,7 @@ class TestTrainedLayers:
             assert_near(value, before[key] - 0.5 * gradients[key], "float64", units=2)
             assert not to_numpy(layer.gradients[key]).any()
         assert not layer.X
-        with pytest.raises(RuntimeError, match="backward comes after forward"):
+        with pytest.raises(RuntimeError, match="backward needs a forward"):
             layer.backward(dy)
 
     def test_update_without_gradients_changes_nothing(self, ready):
@@ -126,7 +126,7 @@ class TestTrainedLayers:
         layer.forward(x)
         layer.backward(dy)
         before = contents(layer)
-        with pytest.raises(FloatingPointError, match="cur_loss=nan, nothing was updated"):
+        with pytest.raises(FloatingPointError, match="cur_loss=nan is not finite, so nothing was updated"):
             layer.update(cur_loss=float("nan"))
         assert contents(layer) == before
         layer.update(cur_loss=0.5)

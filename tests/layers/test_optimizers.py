@@ -190,8 +190,8 @@ def test_all_schedules_are_tested():
     ("given", "message"),
     [
         ("adamax", "optimizer='adamax' is none of SGD, AdaGrad, RMSProp, Adam, AdamW"),
-        ("SGD(lr=-1)", r"SGD: lr=-1, it must be finite and at least 0"),
-        ("SGD(momentum=1)", r"momentum=1, it must be from 0 to below 1"),
+        ("SGD(lr=-1)", r"SGD: lr=-1, but must be finite and at least 0"),
+        ("SGD(momentum=1)", r"momentum=1, but must be from 0 to below 1"),
         ("SGD(nesterov=True)", "nesterov=True needs momentum > 0"),
         ("Adam(lr='fast')", "lr='fast' is not a number"),
         ("Adam(scheduler='linear')", "scheduler='linear' is none of constant"),
