@@ -253,10 +253,10 @@ def merged_step(sizes: Ints, steps: Ints) -> int | None:
 
 @lru_cache(maxsize=1024)
 def windows_ld(g: ConvGeometry) -> int | None:
-    """Elements from one window of a contiguous x to the next where the windows, in place, are the rows of a matrix.
+    """The leading dimension of the matrix whose rows are the windows of a contiguous x, in place.
 
-    None where they are no matrix that a BLAS takes. They are one for 1x1 kernels of stride 1, kernels of the whole
-    input, and patches (kernel == stride) along one axis.
+    It is None where the windows are not a matrix that a BLAS takes. They are one for 1x1 kernels of stride 1, kernels
+    of the whole input, and patches (kernel == stride) along one axis.
 
     >>> [windows_ld(ConvGeometry.create(1, (8, 8), 3, 4, kernel)) for kernel in ((1, 1), (8, 8), (1, 8), (2, 2))]
     [3, 192, 24, None]
