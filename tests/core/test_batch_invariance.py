@@ -64,6 +64,7 @@ def differing(compute, batch, batches=BATCHES):
 
     Each sample alone is a copy, which begins where memory of its own does.
     """
+    batch = batch[-max(batches) :]
     alone = [to_numpy(compute(batch[n : n + 1].copy())).tobytes() for n in range(len(batch))]
     found = []
     for count in batches:

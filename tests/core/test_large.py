@@ -1,6 +1,6 @@
 """Problems too large for one thread and one strip: narrow products, long sums, blocks of channels."""
 
-from functools import partial
+from functools import cache, lru_cache, partial
 
 import numpy as np
 import pytest
@@ -29,6 +29,13 @@ CASES = {
 }
 
 
+@lru_cache(maxsize=2)
+def asked_of_the_oracle(case, direction, dtype):
+    """Arrays, their result, and what tells the largest sum: once for all ways to compute it, for it takes a while."""
+    arrays = case.arrays(integers, dtype)
+    return arrays, case.want(direction, *arrays), cache(partial(largest_sum, case, direction, *arrays))
+
+
 @pytest.mark.parametrize("way", [way for way in WAYS if way.algorithm != "loops"], ids=str)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
@@ -37,8 +44,7 @@ def test_is_right_on_integers(case, dtype, direction, way):
     assert problem(case).macs > SMALL_MACS, "the case is at fault: it is small"
     if not way.supports(case, direction, dtype):
         return  # that it then raises is tested with the small cases
-    arrays = case.arrays(integers, dtype)
-    want, largest = case.want(direction, *arrays), partial(largest_sum, case, direction, *arrays)
+    arrays, want, largest = asked_of_the_oracle(case, direction, dtype)
     way.assert_right(convolve(direction, case, *arrays, **way.keywords), want, DTYPES[dtype], largest)
     least = gpuconv.plan(problem(case), dtype, direction=direction, **way.keywords).workspace // 2
     try:

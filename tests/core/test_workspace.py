@@ -24,6 +24,7 @@ LARGE = {
     "3d": Case(1, (20, 21, 22), 6, 8, (3, 3, 3), (1, 1, 1), (1, 1, 1), ((1, 1), (1, 1), (1, 1))),
 }
 CAPS = [512 * KIB, MIB, 3 * MIB]
+SMALLEST = 256 * KIB
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -68,18 +69,21 @@ def test_a_plan_takes_next_to_nothing_however_large_the_problem(problem):
 
 @pytest.mark.parametrize("way", [way for way in WAYS if not way.is_exact], ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "complex64"])
-@pytest.mark.parametrize("cap", [256 * KIB, 2 * MIB, 64 * MIB])
+@pytest.mark.parametrize("cap", [SMALLEST, 2 * MIB, 64 * MIB])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("case", LARGE.values(), ids=LARGE)
 def test_the_peak_is_that_of_the_plan_where_auto_would_not_go(case, direction, cap, dtype, way):
     if not way.supports(case, direction, dtype):
         return  # that it then raises is tested with the convolutions
+    if cap == SMALLEST and dtype != "float32":
+        return  # thousands of tiles, by the same rule
     arrays, keywords = case.arrays(integers, dtype), {**way.keywords, "max_workspace": cap}
     try:
         plan = gpuconv.plan(problem(case), dtype, direction=direction, **keywords)
     except gpuconv.WorkspaceError:
         return  # as it may
-    convolve(direction, case, *arrays, **keywords)  # once before, for what is loaded at the first call
+    # Once before, in large steps, for what is loaded at the first call.
+    convolve(direction, case, *arrays, **way.keywords, max_workspace=2**31)
     _, most = peak_beside(lambda: convolve(direction, case, *arrays, **keywords))
     assert most <= 1.1 * plan.workspace + SLACK <= 1.1 * cap + SLACK
 

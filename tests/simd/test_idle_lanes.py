@@ -6,7 +6,6 @@ CPU notes that it met one: no clock is needed.
 """
 
 import ctypes
-import os
 import platform
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from calls import convolve, willing
 from cases import DIRECTIONS, Case, integers
+from processors import as_if_on
 
 import gpuconv
 from gpuconv.algorithms.cpu import compiled, direct_dense, direct_depthwise, direct_scatter, winograd_compiled
@@ -111,11 +111,10 @@ def test_no_loop_reads_what_nobody_wrote(fresh_memory_is_denormal, algorithm, di
 def test_nor_with_shorter_vectors():
     """AVX-512 leaves lanes out of an operation that others compute and drop."""
     pytest.importorskip("numba")
-    environment = {**os.environ, "NUMBA_CPU_NAME": "nehalem", "NUMBA_CPU_FEATURES": "+64bit,+sse4.2"}
     here = "test_no_loop_reads_what_nobody_wrote[direct-input_grad-float32]"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{__file__}::{here}"],
-        env=environment,
+        env=as_if_on("nehalem"),
         capture_output=True,
         text=True,
         check=False,

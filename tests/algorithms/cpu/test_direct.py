@@ -245,8 +245,8 @@ def test_nowhere_to_keep_what_was_compiled():
     """A read-only installation of a user without a home."""
     statement = (
         "from numba.core import caching; caching.CompileResultCacheImpl._locator_classes = []; "
-        "import numpy as np, gpuconv; ones = np.ones((1, 5, 5, 2)), np.ones((3, 3, 2, 2)); "
-        "assert gpuconv.conv2d(*ones, algorithm='direct').max() == 18"
+        "import numpy as np, gpuconv; ones = np.ones((1, 5, 5, 32), 'f'), np.ones((3, 3, 1, 32), 'f'); "
+        "assert gpuconv.conv2d(*ones, groups=32, algorithm='direct').max() == 9"
     )
     subprocess.run([sys.executable, "-c", statement], check=True)
 

@@ -50,6 +50,8 @@ def parts(x, w, **keywords):
 @pytest.mark.parametrize("c", [1, 2, 3, 4, 5, 7])
 def test_right(monkeypatch, c, pads, dtype):
     for width, stride, dilation, threads in ((18, 1, 2, 2), (40, 2, 1, 1), (75, 1, 1, 2), (75, 1, 2, 2)):
+        if dilation > 1 and dtype == "float64":
+            continue  # holes are cut alike for both, and each is compiled for seconds
         x, w, b = arrays(c, (3, 4), (6, width), dtype)
         keywords = {"stride": (stride, 1), "pad": pads, "dilation": dilation}
         assert any(part.columns > 1 for part in parts(x, w, **keywords)) or width == 18
