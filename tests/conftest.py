@@ -1,5 +1,6 @@
 """What every test may ask for: the array modules there are, the algorithms in the list, deterministic Hypothesis."""
 
+import gc
 import hashlib
 import os
 import signal
@@ -87,7 +88,11 @@ def _cache_of_the_session(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _interrupts():
-    """SIGINT raises KeyboardInterrupt in every test, and in what it starts. A script's background job ignores it."""
+    """SIGINT raises KeyboardInterrupt in every test, and in what it starts. A script's background job ignores it.
+
+    Hypothesis adds up the seconds of garbage collections in a callback of the collector. An interrupt there is lost.
+    """
+    gc.callbacks.clear()
     if threading.current_thread() is not threading.main_thread():
         yield
         return
