@@ -530,7 +530,7 @@ def test_bench_refuses_before_it_measures(tmp_path, monkeypatch):
     assert "no layer of the suite 'vgg16' has 'r9' in its name" in is_refused("bench", "--suite", "vgg16:r9")
     assert "no peer 'abacus'" in is_refused("bench", "--against", "abacus")
     assert "is not a folder" in is_refused("bench", "--problem", SMALL, "--json", tmp_path / "missing" / "rows.json")
-    assert "ends like no picture" in is_refused("bench", "--problem", SMALL, "--plot", tmp_path / "rows.xyz")
+    assert "does not end like a picture" in is_refused("bench", "--problem", SMALL, "--plot", tmp_path / "rows.xyz")
     assert "cannot be read" in is_refused("bench", "--show", tmp_path / "missing.json")
     (tmp_path / "other.json").write_text("[]")
     assert "holds no results" in is_refused("bench", "--show", tmp_path / "other.json")
