@@ -37,7 +37,9 @@ def check_target(path: Path) -> None:
     """Raise ValueError if no picture can be saved there."""
     known = sorted(FigureCanvasAgg(Figure()).get_supported_filetypes())
     if path.suffix[1:].lower() not in known:
-        raise ValueError(f"{path.name!r} does not end like a picture that can be saved. Known endings: {', '.join(known)}.")
+        raise ValueError(
+            f"{path.name!r} does not end like a picture that can be saved. Known endings: {', '.join(known)}."
+        )
 
 
 def save(record: Record, path: Path) -> None:
