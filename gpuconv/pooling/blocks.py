@@ -88,8 +88,8 @@ class Task(NamedTuple):
             threads = cpu.workers()
         if threads == 1 and self._images(1) == n and (need := self.need(n, self.rows, c)) <= self.limit:
             whole = Block(slice(0, n), slice(0, self.rows), slice(0, c))
-            if not self.errstate and need + NUMPY_BUFFERS <= self.limit:
-                make_worker(need)(whole)
+            if self.numpy_buffer == NUMPY_BUFFER and not self.errstate and need + NUMPY_BUFFERS <= self.limit:
+                make_worker(need)(whole)  # NumPy's own buffers are as good and fit: a small call need not wait for less
                 return
             with np.errstate(**self.errstate):
                 np.setbufsize(self.numpy_buffer)
