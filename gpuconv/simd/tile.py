@@ -17,7 +17,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, register_model
 from numba.np.arrayobj import make_array
 
-from gpuconv.simd.kept import kept as kept  # noqa: PLC0414  # the loops import it from here
+from gpuconv.simd.compiled_cache import kept as kept  # noqa: PLC0414  # the loops import it from here
 from gpuconv.simd.llvm import I64, broadcast, further, lanes_below, load, multiply_add, shuffle, store_value, tuple_of
 
 # The target that Numba compiles for. It is part of the key of Numba's cache, and so is all that follows from it.

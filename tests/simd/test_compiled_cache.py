@@ -19,7 +19,7 @@ import gpuconv
 
 numba = pytest.importorskip("numba")
 
-from gpuconv.simd import kept  # noqa: E402  # it imports Numba
+from gpuconv.simd import compiled_cache  # noqa: E402  # it imports Numba
 
 FILES = sorted((Path(gpuconv.__file__).parent / "simd").glob("[a-z]*.py"))
 
@@ -48,14 +48,14 @@ def test_no_two_loops_have_one_name(file):
 def folder(monkeypatch, tmp_path):
     """Where functions compiled now are kept; nothing was warned of yet."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(kept, "_warned", [])
+    monkeypatch.setattr(compiled_cache, "_warned", [])
     return tmp_path
 
 
 def double():
     """A function that is kept, as each process makes its own."""
 
-    @kept.kept
+    @compiled_cache.kept
     def twice(x):
         return 2 * x
 
@@ -74,11 +74,11 @@ def test_the_next_process_finds_it(folder):
 def test_what_was_made_of_something_else_is_compiled_anew_without_a_word(folder, monkeypatch, change):
     double()(1.5)
     if change == "sources":
-        monkeypatch.setattr(kept, "_sources", lambda: "edited")
+        monkeypatch.setattr(compiled_cache, "_sources", lambda: "edited")
     elif change == "numba":
         monkeypatch.setattr(numba, "__version__", "0.0")
     else:
-        monkeypatch.setattr(kept._Files, "_path", lambda self, key: next(folder.glob("*/*.kept")))
+        monkeypatch.setattr(compiled_cache._Files, "_path", lambda self, key: next(folder.glob("*/*.kept")))
     again = double()
     if change == "key":
         assert again(3) == 6  # of the same file, but for floats
@@ -114,7 +114,7 @@ def test_a_damaged_file_is_replaced_with_one_warning(folder, damage):
 
 
 def test_a_whole_file_that_numba_cannot_take_is_no_failure(folder, monkeypatch):
-    monkeypatch.setattr(kept.serialize, "dumps", lambda thing: pickle.dumps((thing[0], "no machine code")))
+    monkeypatch.setattr(compiled_cache.serialize, "dumps", lambda thing: pickle.dumps((thing[0], "no machine code")))
     double()(1.5)
     monkeypatch.undo()
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(folder))
@@ -127,7 +127,7 @@ def test_a_disk_that_takes_nothing_is_warned_of_once(folder, monkeypatch, number
     def fail(*_, **__):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(kept, "write_whole", fail)
+    monkeypatch.setattr(compiled_cache, "write_whole", fail)
     with pytest.warns(RuntimeWarning, match=re.escape(os.strerror(number))) as caught:
         results = double()(1.5), double()(2.5)
     assert results == (3, 5)
@@ -181,7 +181,7 @@ def test_a_numba_of_other_names_keeps_its_own_files(folder, monkeypatch):
     def no_files(cache):
         raise AttributeError("filename_base")
 
-    monkeypatch.setattr(kept, "_Files", no_files)
+    monkeypatch.setattr(compiled_cache, "_Files", no_files)
     with pytest.warns(RuntimeWarning, match="filename_base"):
         assert double()(1.5) == 3
 
@@ -211,7 +211,7 @@ def test_processes_that_keep_the_same_at_the_same_time(folder):
 
 
 def test_an_interrupt_is_raised_at_once_and_the_compilation_goes_on(folder, monkeypatch):
-    open_file, go_on, seen = kept.open_file, threading.Event(), []
+    open_file, go_on, seen = compiled_cache.open_file, threading.Event(), []
 
     def slowly(*arguments):
         _thread.interrupt_main()
@@ -219,7 +219,7 @@ def test_an_interrupt_is_raised_at_once_and_the_compilation_goes_on(folder, monk
         seen.append(threading.get_ident())
         return open_file(*arguments)
 
-    monkeypatch.setattr(kept, "open_file", slowly)
+    monkeypatch.setattr(compiled_cache, "open_file", slowly)
     loop = double()
     with pytest.raises(KeyboardInterrupt):
         loop(1.5)
