@@ -307,5 +307,5 @@ class TestMovedByName:
         moved = gpuconv.to_device(a, "cuda:1")
         assert moved.device.id == 1
         assert np.array_equal(gpuconv.to_numpy(moved), np.arange(6.0))
-        with pytest.raises(gpuconv.DeviceError, match=r"cuda:\d+' is not there"):
+        with pytest.raises(gpuconv.DeviceError, match=r"cuda:\d+' does not exist: CuPy sees"):
             gpuconv.to_device(a, f"cuda:{gpu.cuda.runtime.getDeviceCount()}")
