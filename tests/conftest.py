@@ -38,6 +38,12 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 cupy_double.watchers.append(must_be_listed)
 
 
+def pytest_configure(config):
+    """Let a process that is done take tests from the others: some take half a minute, and they may be the last."""
+    if getattr(config.option, "dist", "no") == "load":
+        config.option.dist = "worksteal"
+
+
 def pytest_terminal_summary(terminalreporter):
     _, why_not = cupy_with_a_device()
     if why_not:
