@@ -44,6 +44,12 @@ def pytest_configure(config):
         config.option.dist = "worksteal"
 
 
+def pytest_collection_finish():
+    """Keep what exists by now, 40,000 tests among it, out of garbage collections: each would take some 0.3 s."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_terminal_summary(terminalreporter):
     _, why_not = cupy_with_a_device()
     if why_not:
