@@ -1,7 +1,7 @@
 """The array-module shim: the library an array belongs to, and moves between devices. Only this file imports CuPy.
 
 CuPy is imported when one of its arrays appears (it is loaded by then) or when a CUDA device is named, but never by
-``import gpuconv``. No other file tests the type of an array.
+``import gpuconv``. Public functions ask here for the module of their arrays, and hand it down.
 """
 
 from __future__ import annotations

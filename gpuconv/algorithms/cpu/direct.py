@@ -5,8 +5,9 @@
     weight_grad  dw[(t,c),k] =  x[m at (t,c)]  dy[m,k]         summed over m, chunk by chunk
 
 direct_dense.py calls the loops of simd/dense.py for these. Where every channel is a group of its own,
-direct_depthwise.py calls those of simd/depthwise.py, and direct_scatter.py calls simd/scatter.py for input gradients
-with few channels. Every sum is made in an order that does not depend on the number of threads, so neither do the bits.
+direct_depthwise.py calls those of simd/depthwise.py, for few channels by way of direct_narrow.py. For input gradients
+with few channels direct_scatter.py calls simd/scatter.py. Every sum is made in an order that does not depend on the
+number of threads, so neither do the bits.
 """
 
 from __future__ import annotations
@@ -145,13 +146,10 @@ def _tilings(problem: Problem) -> list[tuple[DenseTiling | DepthwiseTiling | Sca
 @lru_cache(maxsize=1024)
 def _pieces(problem: Problem, g: ConvGeometry, _: int) -> tuple[tuple[Part, DenseTiling | DepthwiseTiling], ...]:
     """The parts of a correlation, each with its tiling, which depends on the number of threads as well."""
-    return tuple((part, _tiling_of(problem, part.g)) for part in parts_of(problem, g))
-
-
-def _tiling_of(problem: Problem, g: ConvGeometry) -> DenseTiling | DepthwiseTiling:
-    """The tiling of a problem, or of one of the correlations that it consists of."""
-    tiling_class = DepthwiseTiling if DepthwiseTiling.supports(problem, g) else DenseTiling
-    return tiling_class.of(problem, g)
+    return tuple(
+        (part, (DepthwiseTiling if DepthwiseTiling.supports(problem, part.g) else DenseTiling).of(problem, part.g))
+        for part in parts_of(problem, g)
+    )
 
 
 def _correlations(problem: Problem) -> Iterable[tuple[ConvGeometry, int]]:

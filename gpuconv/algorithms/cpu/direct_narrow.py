@@ -53,9 +53,7 @@ class Part(NamedTuple):
         return x, w, y, bias
 
     def between(self, x: Array, y: Array) -> tuple[Array, Array]:
-        """This part of x and y."""
-        if self.columns == 0:
-            return x, y
+        """This part of x and y, unless it is all of a row."""
         x = x[..., self.start : self.start + self.g.spatial[-1], :]
         y = y[..., self.out : self.out + self.g.out[-1] * self.columns, :]
         if self.columns == 1:
