@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from unittest import mock
 
+import alarms
 import numpy as np
 from threadpoolctl import threadpool_info
 
@@ -158,18 +159,15 @@ def interrupted_after(seconds: float, call: Callable[[], object]) -> bool:
             armed = False
             raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
+    with alarms.handled_by(interrupt):
         try:
-            signal.setitimer(signal.ITIMER_REAL, seconds)
-            call()
-        finally:
-            armed = False
-    except KeyboardInterrupt:
-        return True
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, seconds)
+                call()
+            finally:
+                armed = False
+        except KeyboardInterrupt:
+            return True
     return False
 
 

@@ -15,6 +15,7 @@ import types
 import warnings
 from pathlib import Path
 
+import alarms
 import pytest
 from odd_files import ESCAPE, no_file, posix, spoiled
 
@@ -508,18 +509,17 @@ class TestTables:
     def test_an_interrupt_ends_the_wait_for_another_process(self, table):
         """One that was stopped while it held the lock; what is there stays."""
         table.store({"a": TUNED})
-        before = signal.signal(signal.SIGALRM, signal.default_int_handler)
 
         def interrupted():
             signal.setitimer(signal.ITIMER_REAL, 0.2)
             table.store({"b": TUNED})
 
-        try:
-            with disk.locked(table.path.with_suffix(".lock")), pytest.raises(KeyboardInterrupt):
-                interrupted()
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+        with (
+            alarms.handled_by(signal.default_int_handler),
+            disk.locked(table.path.with_suffix(".lock")),
+            pytest.raises(KeyboardInterrupt),
+        ):
+            interrupted()
         assert set(table.load()) == {"a"}
         table.store({"c": TUNED})
         assert set(table.load()) == {"a", "c"}

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 
+import alarms
 import numpy as np
 import pytest
 from calls import same
@@ -76,12 +77,12 @@ class Storm:
 
     def __enter__(self):
         gc.disable()
-        self._before = signal.signal(signal.SIGALRM, self._strike)
+        self._alarms = alarms.handled_by(self._strike)
+        self._alarms.__enter__()
         return self
 
     def __exit__(self, *_):
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, self._before)
+        self._alarms.__exit__(None, None, None)
         gc.enable()
 
     def _strike(self, *_):
@@ -215,13 +216,17 @@ def ending_within(seconds):
     def strike(*_):
         raise TimeoutError
 
-    before = signal.signal(signal.SIGALRM, strike)
-    signal.alarm(seconds)
-    try:
+    with alarms.handled_by(strike):
+        signal.alarm(seconds)
         yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+
+
+def test_an_alarm_that_comes_late_strikes_nobody(recwarn):
+    """As one does that the system has handed to a busy thread."""
+    with ending_within(20):
+        pass
+    signal.raise_signal(signal.SIGALRM)
+    assert not recwarn
 
 
 def test_a_share_left_behind_is_not_taken_for_one_of_the_next_call():

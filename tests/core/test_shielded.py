@@ -13,6 +13,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import alarms
 import pytest
 
 import gpuconv
@@ -189,21 +190,19 @@ def test_interrupts_at_every_moment_leave_later_calls_whole():
         return number
 
     done, count = [], 0
-    signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
-        for number in range(400):
-            try:
-                signal.setitimer(signal.ITIMER_REAL, 1e-6 * (number % 100 + 1))
-                shielded(work, number)
-            except KeyboardInterrupt:
-                count += 1
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            assert shielded(work, number) == number
+        with alarms.handled_by(signal.default_int_handler):
+            for number in range(400):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 1e-6 * (number % 100 + 1))
+                    shielded(work, number)
+                except KeyboardInterrupt:
+                    count += 1
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                assert shielded(work, number) == number
     except KeyboardInterrupt:  # it came when the timer was being stopped
         count += 1
-    finally:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
     assert count
     assert done
 

@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import alarms
 import numpy as np
 import pytest
 from nvrtc_here import needs_nvrtc
@@ -276,23 +277,14 @@ SLOW = "".join(
 def test_an_interrupt_ends_running_compilations_at_once(kernels, after, processes):
     """While the processes start, while they import, and while they compile."""
     (kernels / "good.cu").write_text(SLOW)
-    before = {
-        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
-        signal.SIGALRM: signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT)),
-    }
     begin = time.monotonic()
 
     def interrupted():
         signal.setitimer(signal.ITIMER_REAL, after)
         list(compile_all([(unit, "sm_90") for unit in UNITS], processes))
 
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            interrupted()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with alarms.handled_by(lambda *_: signal.raise_signal(signal.SIGINT)), pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert time.monotonic() - begin - after < 10  # on a busy machine; on another, 0.1
     assert not multiprocessing.active_children()
 

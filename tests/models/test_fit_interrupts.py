@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+import alarms
 import numpy as np
 import pytest
 from training import all_contents
@@ -210,7 +211,6 @@ def test_a_storm_of_interrupts(make, size, path, handler, monkeypatch):
             frame = frame.f_back
 
     armed = []  # on a busy machine a signal may arrive long after its timer was stopped, by way of another thread
-    before = signal.signal(signal.SIGALRM, strike)
     streams = sys.stdout, sys.stderr
     make().fit(*data, **SETTINGS, checkpoint=path)
     started = time.monotonic()
@@ -218,7 +218,7 @@ def test_a_storm_of_interrupts(make, size, path, handler, monkeypatch):
     length = time.monotonic() - started
     threads = threading.active_count()
     ended = {"interrupted": 0, "raised": 0, "whole": 0}
-    try:
+    with alarms.handled_by(strike):
         while sum(ended.values()) < 300 and (time.monotonic() < started + 15 or ended["interrupted"] < 20):
             path.unlink(missing_ok=True)
             model = make()
@@ -241,10 +241,7 @@ def test_a_storm_of_interrupts(make, size, path, handler, monkeypatch):
             assert in_effect() is handler
             assert (sys.stdout, sys.stderr) == streams
             assert threading.active_count() == threads
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        gc.collect()
+    gc.collect()
     assert ended["interrupted"] >= 20
 
 
