@@ -43,6 +43,9 @@ CALLERS, CALLS_OF_EACH = 4, 3
 GROWTH = 3
 """Threads that there may be more than before: some may be about to end."""
 
+LOOKS = 20
+"""At what should be at rest soon, 50 ms apart."""
+
 CALLS_MORE = 8
 """Calls that are made beside, for what each of them leaves to show."""
 
@@ -84,7 +87,7 @@ def _is_idle() -> bool:
 
 
 def _soon(question: Callable[[], bool]) -> bool:
-    return any(question() or time.sleep(0.05) for _ in range(20))
+    return any(question() or time.sleep(0.05) for _ in range(LOOKS))
 
 
 # No memory

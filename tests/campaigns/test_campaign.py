@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from campaigns import check, reduction, running
+from campaigns import check, faults, reduction, running
 from campaigns.configuration import Wrong
 
 import gpuconv
@@ -123,6 +123,13 @@ def test_an_argument_that_is_changed(campaign, monkeypatch):
     assert small["function"] == "im2col"
 
 
+@pytest.fixture
+def _impatient(monkeypatch):
+    """What is planted never rests: each second that is waited for it, in every step of the reduction, is lost."""
+    monkeypatch.setattr(faults, "LOOKS", 5)
+
+
+@pytest.mark.usefixtures("_impatient")
 @pytest.mark.parametrize("fault", ["memory", "threads", "interrupts"])
 def test_threads_that_are_left(campaign, monkeypatch, fault):
     monkeypatch.setattr(gpuconv.settings, "threads", 2)
@@ -143,6 +150,7 @@ def test_threads_that_are_left(campaign, monkeypatch, fault):
     assert (small["function"], small["fault"]) == ("max_pool2d", fault)
 
 
+@pytest.mark.usefixtures("_impatient")
 def test_a_process_that_computes_at_rest(campaign, monkeypatch):
     over, started = threading.Event(), []
     max_pool = maxima.max_pool

@@ -1,11 +1,9 @@
 """Problems too large for one thread and one strip: narrow products, long sums, blocks of channels."""
 
-from functools import cache, lru_cache, partial
-
 import numpy as np
 import pytest
-from calls import WAYS, convolve, largest_sum, problem
-from cases import DIRECTIONS, DTYPES, Case, integers
+from calls import WAYS, convolve, problem
+from cases import DIRECTIONS, DTYPES, Case, integers, posed
 from tolerances import assert_exact
 
 import gpuconv
@@ -29,13 +27,6 @@ CASES = {
 }
 
 
-@lru_cache(maxsize=2)
-def asked_of_the_oracle(case, direction, dtype):
-    """Arrays, their result, and what tells the largest sum: once for all ways to compute it, for it takes a while."""
-    arrays = case.arrays(integers, dtype)
-    return arrays, case.want(direction, *arrays), cache(partial(largest_sum, case, direction, *arrays))
-
-
 @pytest.mark.parametrize("way", [way for way in WAYS if way.algorithm != "loops"], ids=str)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
@@ -44,14 +35,15 @@ def test_is_right_on_integers(case, dtype, direction, way):
     assert problem(case).macs > SMALL_MACS, "the case is at fault: it is small"
     if not way.supports(case, direction, dtype):
         return  # that it then raises is tested with the small cases
-    arrays, want, largest = asked_of_the_oracle(case, direction, dtype)
-    way.assert_right(convolve(direction, case, *arrays, **way.keywords), want, DTYPES[dtype], largest)
+    one = posed(case, direction, integers, dtype)
+    got = convolve(direction, case, *one.arrays, **way.keywords)
+    way.assert_right(got, one.want, DTYPES[dtype], lambda: one.largest)
     least = gpuconv.plan(problem(case), dtype, direction=direction, **way.keywords).workspace // 2
     try:
-        in_less = convolve(direction, case, *arrays, **way.keywords, max_workspace=least)
+        in_less = convolve(direction, case, *one.arrays, **way.keywords, max_workspace=least)
     except gpuconv.WorkspaceError:
         return  # what it needs is mostly weights, which are not cut
-    way.assert_right(in_less, want, DTYPES[dtype], largest)
+    way.assert_right(in_less, one.want, DTYPES[dtype], lambda: one.largest)
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "channels_first"])

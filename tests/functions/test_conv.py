@@ -7,7 +7,7 @@ import numpy as np
 import oracle
 import pytest
 from calls import ALGORITHM_NAMES, WAYS, Way, convolve, every_way, function, largest_sum, willing
-from cases import CASES, DIRECTIONS, DTYPES, PLAIN, Case, cases, integers, reals
+from cases import CASES, DIRECTIONS, DTYPES, PLAIN, Case, cases, integers, posed, reals
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import assert_close, assert_exact, to_numpy
@@ -44,12 +44,11 @@ class TestEveryAlgorithm:
     @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
     def test_is_right_on_integers(self, xp, device, case, dtype, direction, way):
         """Or it says beforehand that it will not serve, and then does not."""
-        arrays = case.arrays(integers, dtype)
-        x, w, dy = held(xp, *arrays)
+        one = posed(case, direction, integers, dtype)
+        x, w, dy = held(xp, *one.arrays)
         if way.supports(case, direction, dtype, device):
             got = convolve(direction, case, x, w, dy, **way.keywords)
-            want = case.want(direction, *arrays)
-            way.assert_right(got, want, DTYPES[dtype], lambda: largest_sum(case, direction, *arrays))
+            way.assert_right(got, one.want, DTYPES[dtype], lambda: one.largest)
         else:
             with pytest.raises(gpuconv.AlgorithmError, match=way.algorithm):
                 convolve(direction, case, x, w, dy, **way.keywords)
@@ -61,10 +60,9 @@ class TestEveryAlgorithm:
     def test_is_at_most_twice_as_far_off_as_numpy(self, xp, device, case, dtype, direction, algorithm):
         if algorithm not in willing(case, direction, dtype, device):
             return  # that it then raises is tested above
-        arrays = case.arrays(reals, dtype)
-        got = convolve(direction, case, *held(xp, *arrays), algorithm=algorithm)
-        want, numpy_result = case.want(direction, *arrays), case.numpy_result(direction, *arrays)
-        assert_close(got, want, DTYPES[dtype], numpy_result=numpy_result)
+        one = posed(case, direction, reals, dtype)
+        got = convolve(direction, case, *held(xp, *one.arrays), algorithm=algorithm)
+        assert_close(got, one.want, DTYPES[dtype], numpy_result=one.numpy_result)
 
     @every_way
     @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -74,10 +72,9 @@ class TestEveryAlgorithm:
         """The oracle has 64 bits too, so there is nothing to round against: what one step in less would lose, shows."""
         if not way.supports(case, direction, dtype, device):
             return  # that it then raises is tested above
-        arrays = tuple((2**19 + 1) * a for a in case.arrays(integers, dtype))
-        got = convolve(direction, case, *map(xp.asarray, arrays), **way.keywords)
-        want = case.want(direction, *arrays)
-        way.assert_right(got, want, DTYPES[dtype], lambda: largest_sum(case, direction, *arrays))
+        one = posed(case, direction, integers, dtype, 2**19 + 1)
+        got = convolve(direction, case, *map(xp.asarray, one.arrays), **way.keywords)
+        way.assert_right(got, one.want, DTYPES[dtype], lambda: one.largest)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

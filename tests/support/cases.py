@@ -5,7 +5,10 @@ Nothing here asks gpuconv for a size: shapes come from the oracle, which counts 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -157,6 +160,44 @@ class Case:
         cols_mj = oracle.im2col(among_zeros, self.kernel, stride=one, dilation=self.dilation, pads=pads)
         padded = plain_gemm(cols_mj, w_jc).reshape(self.n, *room, self.c)
         return oracle.unpad(padded, self.spatial, self.pads, self.mode)
+
+
+@dataclass(frozen=True)
+class Posed:
+    """One direction of a case, with its arrays, for every way to compute it. Nobody writes to them."""
+
+    case: Case
+    direction: str
+    fill: Callable[..., Any]
+    dtype: str
+    factor: int = 1
+
+    @cached_property
+    def arrays(self):
+        """x, w and dy."""
+        return tuple(_fixed(self.factor * a) for a in self.case.arrays(self.fill, self.dtype))
+
+    @cached_property
+    def want(self):
+        return _fixed(self.case.want(self.direction, *self.arrays))
+
+    @cached_property
+    def largest(self):
+        """The largest sum of absolute products."""
+        return np.max(self.case.want(self.direction, *map(np.abs, self.arrays)), initial=0)
+
+    @cached_property
+    def numpy_result(self):
+        return _fixed(self.case.numpy_result(self.direction, *self.arrays))
+
+
+posed = lru_cache(maxsize=64)(Posed)
+"""The oracle takes longer than what is tested: it is asked once for all ways to compute a case."""
+
+
+def _fixed(a):
+    a.flags.writeable = False
+    return a
 
 
 DIRECTIONS = ("forward", "input_grad", "weight_grad")
