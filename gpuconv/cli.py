@@ -157,7 +157,10 @@ def kernels(
     ] = False,
     json: Annotated[Path | None, typer.Option(help="Save every unit's numbers in this file.")] = None,
 ) -> None:
-    """Show registers, spills and shared memory of every CUDA kernel by architecture. Needs NVRTC, but no GPU."""
+    """Show registers, spills, shared memory and, with nvdisasm, instructions per step of every CUDA kernel.
+
+    It needs NVRTC, but no GPU.
+    """
     from gpuconv.tools import kernel_report, kernel_table
 
     with _usage_errors("kernels"):
@@ -171,7 +174,7 @@ def kernels(
         jobs = kernel_report.sample() if sampled else kernel_report.jobs(archs, kernel or ())
     done: list[kernel_report.Outcome] = []
     interrupted = False
-    with closing(kernel_report.compile_all(jobs)) as outcomes, _progress() as progress:
+    with closing(kernel_report.compile_all(jobs, count_all=bool(kernel))) as outcomes, _progress() as progress:
         task = progress.add_task("compiling", total=len(jobs))
         try:
             for outcome in outcomes:
@@ -185,6 +188,8 @@ def kernels(
     )
     console = _console()
     console.print(kernel_table.table(done, kernel or ()))
+    if steps := kernel_table.steps(done, kernel or ()):
+        console.print("instructions per turn of the main loop, and how many of them do its work", steps)
     faults = record["faults"]
     for fault in faults[:SHOWN_FAILURES]:
         console.print(f"[red]wrong[/]: {escape(fault)}", soft_wrap=True)

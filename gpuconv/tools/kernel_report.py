@@ -1,12 +1,19 @@
 """The resources of every kernel, as the compiler reports them: registers, spills, stack, shared memory. Needs no GPU.
 
+With a disassembler (sass.py) also the instructions of one turn of its main loop, on the architectures of `COUNTED`.
+
 A module that launches kernels lists all units it may launch as ``UNITS``. The head of a file in kernels/ holds budgets,
 and the oldest architecture that the file supports, if there is one:
 
     // budget: im2col 32 registers
+    // budget: implicit_gemm_forward 200 instructions per 32 HMMA where float16 bfloat16 TILE_M=128 TILE_N=128
     // needs: sm_80
 
-A kernel passes if it compiles, spills nothing, and stays in its budget in every unit on every architecture it supports.
+The second kind holds for the units of these dtypes and macros; without `where`, for all. The main loop must have at
+least as many of the named instruction, so that no part of a step hides in a loop of its own.
+
+A kernel passes if it compiles, spills nothing, and stays in its budgets in every unit on every architecture that it
+supports.
 """
 
 from __future__ import annotations
@@ -30,13 +37,20 @@ from gpuconv import cpu, cuda
 from gpuconv.cuda import Unit, loader, nvrtc
 from gpuconv.cuda.signature import signatures
 from gpuconv.errors import KernelError
+from gpuconv.tools import sass
+from gpuconv.tools.sass import Step
 
 ARCHITECTURES = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 REFERENCE = "sm_90"
+COUNTED = ("sm_80", "sm_90", "sm_120")
+"""The architectures whose instructions are counted."""
 LAUNCHING = "gpuconv.algorithms.cuda", "gpuconv.pooling"
 """The packages whose modules launch kernels."""
 
 _BUDGET = re.compile(r"^//\s*budget:\s*(\w+)\s+(\d+)\s+registers\b", re.MULTILINE)
+_STEP_BUDGET = re.compile(
+    r"^//\s*budget:\s*(\w+)\s+(\d+)\s+instructions\s+per\s+(\d+)\s+(\w+)(?:\s+where\s+(.*\S))?\s*$", re.MULTILINE
+)
 _NEEDS = re.compile(r"^//\s*needs:\s*sm_(\d+)\b", re.MULTILINE)
 _COMPILING = re.compile(r"Compiling entry function '(\w+)'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -64,13 +78,60 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class StepBudget:
+    """The instructions that one turn of a kernel's main loop may take for `work` of `kind`, in some of its units."""
+
+    kernel: str
+    instructions: int
+    work: int
+    kind: str
+    dtypes: tuple[str, ...] = ()
+    macros: tuple[tuple[str, int], ...] = ()
+
+    def __str__(self) -> str:
+        where = " ".join([*self.dtypes, *(f"{name}={value}" for name, value in self.macros)])
+        return f"{self.instructions} per {self.work} {self.kind}{f' where {where}' if where else ''}"
+
+    def holds_for(self, unit: Unit) -> bool:
+        """Whether it is a budget for this unit."""
+        return (not self.dtypes or unit.dtype.name in self.dtypes) and set(self.macros) <= set(unit.macros)
+
+    def is_exceeded_by(self, step: Step | None) -> bool:
+        return (
+            step is None
+            or step.kind != self.kind
+            or step.work < self.work
+            or step.instructions * self.work > self.instructions * step.work
+        )
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """A unit compiled for an architecture: its kernels, or the compiler's message if it fails."""
+    """A unit compiled for an architecture: its kernels, or the compiler's message if it fails.
+
+    `steps` is None where nothing was counted.
+    """
 
     unit: Unit
     arch: str
     usages: tuple[Usage, ...]
     error: str = ""
+    steps: tuple[Step, ...] | None = None
+
+    def step(self, kernel: str) -> Step | None:
+        """The step of one of its kernels, if it was counted."""
+        return next((step for step in self.steps or () if step.kernel == kernel), None)
+
+    def long_steps(self, budgets: Iterable[StepBudget]) -> Iterator[str]:
+        """The kernels whose steps take too many instructions, in words."""
+        there = {usage.kernel for usage in self.usages}
+        for budget in budgets:
+            if self.steps is None or budget.kernel not in there or not budget.holds_for(self.unit):
+                continue
+            step = self.step(budget.kernel)
+            if budget.is_exceeded_by(step):
+                taken = "has no such loop" if step is None else f"takes {step} per step"
+                yield f"{budget.kernel} ({self.unit} for {self.arch}) {taken}, but its budget is {budget}"
 
     def excesses(self, budgets: Mapping[str, int]) -> Iterator[str]:
         """The resources of which its kernels take too much, in words."""
@@ -101,6 +162,23 @@ def budgets(file: str) -> dict[str, int]:
     """The registers per kernel that the budgets in a file allow."""
     text = (loader.folder() / file).read_text(encoding="utf-8")
     return {name: int(count) for name, count in _BUDGET.findall(text)}
+
+
+def step_budgets(file: str) -> list[StepBudget]:
+    """The instructions per step that the budgets in a file allow."""
+    text = (loader.folder() / file).read_text(encoding="utf-8")
+    return [_step_budget(*found) for found in _STEP_BUDGET.findall(text)]
+
+
+def _step_budget(kernel: str, instructions: str, work: str, kind: str, where: str) -> StepBudget:
+    dtypes, macros = list[str](), list[tuple[str, int]]()
+    for word in where.split():
+        name, equals, value = word.partition("=")
+        if equals:
+            macros.append((name, int(value)))
+        else:
+            dtypes.append(name)
+    return StepBudget(kernel, int(instructions), int(work), kind, tuple(dtypes), tuple(macros))
 
 
 def oldest(file: str) -> int:
@@ -187,14 +265,23 @@ def sample() -> list[tuple[Unit, str]]:
     return chosen
 
 
-def compile_all(chosen: Sequence[tuple[Unit, str]], processes: int | None = None) -> Generator[Outcome, None, None]:
+def compile_all(
+    chosen: Sequence[tuple[Unit, str]], processes: int | None = None, count_all: bool = False
+) -> Generator[Outcome, None, None]:
     """Compile all of these in parallel, and yield each outcome when it is ready.
+
+    Instructions are counted where a file has a budget for them, or everywhere: it takes a third of a second per unit.
 
     The compiler runs in processes, because NVRTC lets only one thread of a process compile at a time, and because
     nothing interrupts it for seconds. An interrupt, or closing the iterator, kills them; they write no files.
     """
     count = processes or cpu.cores()
-    waiting, workers = list(reversed(chosen)), list[_Worker]()
+    budgeted = set(files()) if count_all else {file for file in files() if step_budgets(file)}
+    nvdisasm = sass.disassembler() or ""
+    waiting = [
+        (unit, arch, nvdisasm if unit.file in budgeted and arch in COUNTED else "") for unit, arch in reversed(chosen)
+    ]
+    workers = list[_Worker]()
     try:
         while waiting or workers:
             while waiting and len(workers) < count:
@@ -224,10 +311,10 @@ class _Worker:
         self.process.start()
         theirs.close()
 
-    def give(self, unit: Unit, arch: str) -> None:
+    def give(self, unit: Unit, arch: str, nvdisasm: str) -> None:
         self._job = unit, arch
         with suppress(BrokenPipeError):  # `take` will report it
-            self.pipe.send(_task(unit, arch))
+            self.pipe.send((*_task(unit, arch), nvdisasm))
 
     def take(self) -> Outcome:
         """The outcome of its job."""
@@ -235,8 +322,8 @@ class _Worker:
             compiled = self.pipe.recv()
         except (EOFError, OSError):
             self.process.join()
-            compiled = False, f"the process that compiled it has ended with status {self.process.exitcode}"
-        return _outcome(*self._job, compiled)
+            compiled = f"the process that compiled it has ended with status {self.process.exitcode}", "", None
+        return _outcome(*self._job, *compiled)
 
     def end(self) -> None:
         self.process.kill()
@@ -303,17 +390,19 @@ def _task(unit: Unit, arch: str) -> tuple[str, tuple[str, ...], str]:
     return loader.flatten(unit.file), (*cuda.options(unit), "--ptxas-options=-v"), arch
 
 
-def _compile(text: str, options: tuple[str, ...], arch: str) -> tuple[bool, str]:
-    """Whether the text compiles, and the log; the arguments and the result can be sent between processes."""
+def _compile(text: str, options: tuple[str, ...], arch: str, nvdisasm: str) -> tuple[str, str, tuple[Step, ...] | None]:
+    """What went wrong, the log, and the steps if there is an nvdisasm; all of it can be sent between processes."""
     try:
-        return True, nvrtc.compile_cubin(text, options, arch)[1]
+        cubin, log = nvrtc.compile_cubin(text, options, arch)
+        return "", log, tuple(sass.steps(sass.disassemble(cubin, nvdisasm))) if nvdisasm else None
     except KernelError as error:
-        return False, error.log or str(error)
+        return error.log or str(error), "", None
+    except RuntimeError as error:
+        return str(error), "", None
 
 
-def _outcome(unit: Unit, arch: str, compiled: tuple[bool, str]) -> Outcome:
-    right, log = compiled
-    return Outcome(unit, arch, tuple(usages(log)) if right else (), "" if right else log)
+def _outcome(unit: Unit, arch: str, error: str, log: str, steps: tuple[Step, ...] | None) -> Outcome:
+    return Outcome(unit, arch, tuple(usages(log)), error, steps)
 
 
 # ------------------------------------------------------------------------------------------------ a record
@@ -333,6 +422,11 @@ def summary(done: Sequence[Outcome], planned: Sequence[tuple[Unit, str]], sample
         lines.append(
             f"a sample, {len(done)} of {every} compilations: one unit per file and dtype for {archs[0]}, {REFERENCE} "
             f"and {archs[-1]}, one unit per file for the others. --arch, --kernel or --all compile every unit"
+        )
+    if sass.disassembler() is None and any(step_budgets(file) for file in files()):
+        lines.append(
+            "instructions per step were not counted: there is no nvdisasm. On Linux "
+            f"`python -m pip install {sass.PACKAGE}` brings one, or the CUDA toolkit on PATH"
         )
     without = [arch for arch in ARCHITECTURES if arch not in nvrtc.architectures()]
     if without:
@@ -354,12 +448,15 @@ def faults(done: Sequence[Outcome]) -> list[str]:
         for error, (first, *more) in errors.items()
     ]
     limits = {file: budgets(file) for file in {outcome.unit.file for outcome in done}}
-    return told + [excess for outcome in done for excess in outcome.excesses(limits[outcome.unit.file])]
+    told += [excess for outcome in done for excess in outcome.excesses(limits[outcome.unit.file])]
+    steps = {file: step_budgets(file) for file in limits}
+    return told + [excess for outcome in done for excess in outcome.long_steps(steps[outcome.unit.file])]
 
 
 def record(done: Sequence[Outcome], planned: Sequence[tuple[Unit, str]]) -> dict[str, Any]:
     """The whole report, for a JSON file."""
     limits = {file: budgets(file) for file in {outcome.unit.file for outcome in done}}
+    steps = {file: step_budgets(file) for file in limits}
     rows = [
         {
             "file": outcome.unit.file,
@@ -368,6 +465,12 @@ def record(done: Sequence[Outcome], planned: Sequence[tuple[Unit, str]]) -> dict
             "arch": outcome.arch,
             **asdict(usage),
             "budget": limits[outcome.unit.file].get(usage.kernel),
+            "step": asdict(step) if (step := outcome.step(usage.kernel)) else None,
+            "step_budgets": [
+                str(budget)
+                for budget in steps[outcome.unit.file]
+                if budget.kernel == usage.kernel and budget.holds_for(outcome.unit)
+            ],
         }
         for outcome in done
         for usage in outcome.usages

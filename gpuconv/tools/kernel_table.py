@@ -9,7 +9,8 @@ from rich import box
 from rich.table import Table
 
 from gpuconv.cuda import Unit
-from gpuconv.tools.kernel_report import Outcome, Usage, budgets, in_order
+from gpuconv.tools.kernel_report import Outcome, Usage, budgets, in_order, step_budgets
+from gpuconv.tools.sass import Step
 
 
 def table(done: Sequence[Outcome], named: Sequence[str] = ()) -> Table:
@@ -40,6 +41,33 @@ def table(done: Sequence[Outcome], named: Sequence[str] = ()) -> Table:
             "-" if budget is None else str(budget),
             *(_registers(by_arch[arch], budget) for arch in archs),
         )
+    return made
+
+
+def steps(done: Sequence[Outcome], named: Sequence[str] = ()) -> Table | None:
+    """Instructions per step: one row per kernel and budget, with the longest step of any unit.
+
+    If kernels are named, one row per unit. None if nothing was counted.
+    """
+    archs = in_order(outcome.arch for outcome in done if outcome.steps)
+    rows: dict[tuple[str, str, str], dict[str, Step]] = defaultdict(dict)
+    for outcome in done:
+        for step in outcome.steps or ():
+            if named and step.kernel not in named:
+                continue
+            allowed = [
+                b for b in step_budgets(outcome.unit.file) if b.kernel == step.kernel and b.holds_for(outcome.unit)
+            ]
+            for what in [_specialised(outcome.unit)] if named else [str(budget) for budget in allowed] or ["-"]:
+                row = rows[outcome.unit.file, step.kernel, what]
+                row[outcome.arch] = max(row.get(outcome.arch, step), step, key=lambda one: one.instructions / one.work)
+    if not rows:
+        return None
+    made = Table("file", "kernel", "unit" if named else "budget", box=box.SIMPLE_HEAD)
+    for arch in archs:
+        made.add_column(arch, justify="right")
+    for key, by_arch in sorted(rows.items()):
+        made.add_row(*key, *(str(by_arch.get(arch, "-")) for arch in archs))
     return made
 
 

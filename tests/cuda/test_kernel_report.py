@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 
 from gpuconv.cli import app
 from gpuconv.cuda import Unit, loader, nvrtc
-from gpuconv.tools import kernel_report
-from gpuconv.tools.kernel_report import Usage, compile_all, usages
+from gpuconv.tools import kernel_report, sass
+from gpuconv.tools.kernel_report import Outcome, StepBudget, Usage, compile_all, usages
+from gpuconv.tools.sass import Step
 
 F32, F64 = np.dtype(np.float32), np.dtype(np.float64)
 
@@ -169,6 +170,117 @@ def test_faults_in_words(kernels, monkeypatch):
     assert fault.startswith("good.cu float64 for sm_80 (and 2 alike) does not compile: good.cu(1): error:")
 
 
+# ------------------------------------------------------------------------------------------------ steps
+
+BUDGET = "// budget: turn 20 instructions per 4 FFMA"
+
+FAKE = """#!{python}
+print({text!r})
+"""
+"""A disassembler that says the same of everything."""
+
+
+def test_budgets_of_steps_are_read(kernels):
+    where = "// budget: more 9 instructions per 1 DFMA where float32 float64 WIDE=2 DEEP=1"
+    (kernels / "good.cu").write_text(f"{BUDGET}\n{where}\n{GOOD}")
+    plain, narrow = kernel_report.step_budgets("good.cu")
+    assert plain == StepBudget("turn", 20, 4, "FFMA")
+    assert narrow == StepBudget("more", 9, 1, "DFMA", ("float32", "float64"), (("WIDE", 2), ("DEEP", 1)))
+    assert [str(plain), str(narrow)] == ["20 per 4 FFMA", "9 per 1 DFMA where float32 float64 WIDE=2 DEEP=1"]
+    assert kernel_report.budgets("good.cu") == {"more": 32, "turn": 40}
+    assert [narrow.holds_for(Unit("good.cu", F32, macros)) for macros in ((), (("WIDE", 2),))] == [False, False]
+    assert narrow.holds_for(Unit("good.cu", F64, (("DEEP", 1), ("FAR", 0), ("WIDE", 2))))
+    assert not narrow.holds_for(Unit("good.cu", np.dtype(np.float16), (("DEEP", 1), ("WIDE", 2))))
+
+
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [
+        (Step("turn", 20, 4, "FFMA"), None),
+        (Step("turn", 40, 8, "FFMA"), None),  # twice the work
+        (Step("turn", 21, 4, "FFMA"), "takes 21/4 FFMA per step"),
+        (Step("turn", 5, 2, "FFMA"), "takes 5/2 FFMA per step"),  # the other half is in another loop
+        (Step("turn", 20, 4, "DFMA"), "takes 20/4 DFMA per step"),
+        (None, "has no such loop"),
+    ],
+)
+def test_a_long_step_is_a_fault(step, told):
+    used = Usage("turn", 8, 0, 0, 0, 0)
+    outcome = Outcome(UNITS[1], "sm_90", (used,), steps=(step,) if step else ())
+    budgets = [StepBudget("turn", 20, 4, "FFMA"), StepBudget("more", 1, 1, "FFMA")]  # `more` is in another unit
+    words = [f"turn (good.cu float64 for sm_90) {told}, but its budget is 20 per 4 FFMA"]
+    assert list(outcome.long_steps(budgets)) == (words if told else [])
+    assert list(Outcome(UNITS[1], "sm_90", (used,)).long_steps(budgets)) == []  # not counted
+
+
+@pytest.fixture
+def disassembler(tmp_path, monkeypatch):
+    """A program in the place of nvdisasm, for whose answer the caller asks."""
+
+    def install(text):
+        path = tmp_path / "nvdisasm"
+        path.write_text(FAKE.format(python=sys.executable, text=text))
+        path.chmod(0o755)
+        monkeypatch.setattr(sass, "disassembler", lambda: str(path))
+
+    return install
+
+
+LOOP = """
+.text.turn:
+        /*0000*/                   MOV R1, 0x1 ;
+.L_x_0:
+        /*0010*/                   FFMA R0, R0, R0, R0 ;
+        /*0020*/                   IADD3 R1, R1, 0x1, RZ ;
+        /*0030*/              @!P0 BRA `(.L_x_0) ;
+        /*0040*/                   EXIT ;
+"""
+
+
+@needs_nvrtc
+def test_the_command_counts_where_there_is_a_budget(kernels, disassembler, tmp_path):
+    disassembler(LOOP)
+    assert "FFMA" not in command("--arch", "sm_90").output
+    (kernels / "good.cu").write_text("// budget: turn 5 instructions per 2 FFMA where float64\n" + GOOD)
+    saved = tmp_path / "kernels.json"
+    result = command("--arch", "sm_75", "--arch", "sm_90", "--json", saved)
+    assert result.exit_code == 1
+    assert "turn (good.cu float64 for sm_90) takes 3/1 FFMA per step, but its budget is 5 per 2 FFMA" in " ".join(
+        result.output.split()
+    )
+    assert "float32 INDEX64=0 for sm_90) takes" not in result.output
+    steps = {
+        (row["dtype"], row["arch"]): (row["step"], row["step_budgets"])
+        for row in json.loads(saved.read_text())["results"]
+        if row["kernel"] == "turn"
+    }
+    step = {"kernel": "turn", "instructions": 3, "work": 1, "kind": "FFMA", "around": [3]}
+    assert steps["float64", "sm_90"] == (step, ["5 per 2 FFMA where float64"])
+    assert steps["float32", "sm_90"] == (step, [])
+    assert steps["float64", "sm_75"][0] is None  # not one of those that are counted
+
+
+@needs_nvrtc
+def test_a_disassembler_that_fails_is_a_fault(kernels, disassembler):
+    disassembler(LOOP)
+    (kernels / "nvdisasm").write_text("#!/bin/sh\necho too new >&2\nexit 3\n")
+    result = command("--kernel", "turn", "--arch", "sm_90")
+    assert result.exit_code == 1
+    assert "nvdisasm failed: too new" in result.output
+
+
+@needs_nvrtc
+def test_without_a_disassembler_it_says_so_and_counts_nothing(kernels, monkeypatch):
+    monkeypatch.setattr(sass, "disassembler", lambda: None)
+    assert "nvdisasm" not in command("--arch", "sm_90").output
+    (kernels / "good.cu").write_text(BUDGET + "\n" + GOOD)
+    result = command("--arch", "sm_90")
+    assert result.exit_code == 0
+    assert "instructions per step were not counted: there is no nvdisasm" in result.output
+    assert "python -m pip install nvidia-cuda-nvdisasm" in result.output
+    assert "FFMA" not in result.output
+
+
 # ------------------------------------------------------------------------------------------------ the command
 
 
@@ -244,7 +356,7 @@ def test_what_nothing_launches_is_told(kernels):
 def test_an_interrupt_leaves_what_is_done(kernels, monkeypatch, tmp_path):
     every = kernel_report.compile_all
 
-    def interrupted(jobs):
+    def interrupted(jobs, **_):
         yield next(every(jobs[:1]))
         signal.raise_signal(signal.SIGINT)
 
@@ -294,9 +406,9 @@ CTRL_C = """
 from gpuconv import __main__
 from gpuconv.tools import kernel_report
 every = kernel_report.compile_all
-def compile_all(jobs):
+def compile_all(jobs, **told):
     print("starting", flush=True)
-    yield from every(jobs)
+    yield from every(jobs, **told)
 kernel_report.compile_all = compile_all
 __main__.main()
 """
@@ -369,11 +481,11 @@ def test_workers_are_out_of_reach_of_ctrl_c_from_the_first():
 def test_a_compiler_that_is_killed_is_a_fault_and_the_rest_goes_on(kernels, monkeypatch):
     give = kernel_report._Worker.give
 
-    def killed(self, unit, arch):
+    def killed(self, unit, arch, nvdisasm):
         if unit.dtype == F32:
             self.process.kill()
             self.process.join()
-        give(self, unit, arch)
+        give(self, unit, arch, nvdisasm)
 
     monkeypatch.setattr(kernel_report._Worker, "give", killed)
     done = list(compile_all([(UNITS[0], "sm_80"), (UNITS[1], "sm_80"), (UNITS[0], "sm_90")], 1))

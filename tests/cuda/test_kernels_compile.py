@@ -58,3 +58,14 @@ def test_a_unit_that_is_launched_and_not_listed_is_named(double, emulated, monke
 def test_every_kernel_has_a_budget_and_a_signature_that_launches_check():
     for unit in kernel_report.units():
         assert set(kernel_report.budgets(unit.file)) == set(kernel_report.kernels(unit)), unit
+
+
+def test_every_budget_of_a_file_is_one_that_is_read_and_holds_for_something():
+    units = kernel_report.units()
+    for file in kernel_report.files():
+        lines = [line for line in TEXTS[file].splitlines() if "budget:" in line]
+        steps = kernel_report.step_budgets(file)
+        assert len(lines) == len(kernel_report.budgets(file)) + len(steps), file
+        for budget in steps:
+            holds = [unit for unit in units if unit.file == file and budget.holds_for(unit)]
+            assert any(budget.kernel in kernel_report.kernels(unit) for unit in holds), budget

@@ -1,0 +1,147 @@
+"""Instructions per turn of a main loop, counted in machine code as nvdisasm writes it."""
+
+import pytest
+from nvrtc_here import needs_nvrtc
+
+from gpuconv.cuda import nvrtc
+from gpuconv.tools import sass
+from gpuconv.tools.sass import Step
+
+NVDISASM = sass.disassembler() or ""
+needs_nvdisasm = pytest.mark.skipif(not NVDISASM, reason="there is no nvdisasm")
+
+
+def code(text):
+    """Words as nvdisasm writes them: a name before a colon, a label, or an instruction."""
+    lines, at = [], 0
+    for line in text.split("\n"):
+        word = line.strip()
+        if word.endswith(":"):
+            lines.append(word if word.startswith(".L") else f".text.{word}")
+        elif word:
+            predicate, _, rest = word.partition(" ") if word.startswith("@") else ("", "", word)
+            lines.append(f"        /*{at:04x}*/   {predicate:>6} {rest} ;")
+            at += 16
+    return "\t.headerflags\n" + "\n".join(lines)
+
+
+def steps(text):
+    return list(sass.steps(code(text)))
+
+
+def test_the_innermost_loop_with_most_of_the_work_and_those_around_it():
+    found = steps("""
+        product:
+        LDC R1, c[0x0][0x28]
+        .L_x_0:
+        IADD3 R1, R1, 0x1, RZ
+        .L_x_1:
+        HMMA.16816.F32.BF16 R4, R8, R12, R4
+        HMMA.16816.F32.BF16 R4, R8, R12, R4
+        FFMA R0, R0, R0, R0
+        FFMA R0, R0, R0, R0
+        FFMA R0, R0, R0, R0
+        @P1 BRA `(.L_x_1)
+        @!P0 BRA `(.L_x_0)
+        .L_x_2:
+        HMMA.16816.F32.BF16 R4, R8, R12, R4
+        @P0 BRA `(.L_x_2)
+        EXIT
+    """)
+    assert found == [Step("product", 6, 2, "HMMA", (6, 8))]
+    assert str(found[0]) == "6/2 HMMA"
+
+
+def test_a_block_that_is_elsewhere_belongs_to_its_loop():
+    """And one inside the loop's addresses does not, if it leaves the loop."""
+    [step] = steps("""
+        away:
+        MOV R0, R1
+        .L_x_0:
+        FFMA R0, R0, R0, R0
+        @P2 BRA `(.L_x_2)
+        .L_x_1:
+        @P3 BRA `(.L_x_3)
+        IADD3 R1, R1, 0x1, RZ
+        BRA.U !UP0, `(.L_x_0)
+        EXIT
+        .L_x_2:
+        MOV R1, R2
+        MOV R1, R3
+        BRA `(.L_x_1)
+        .L_x_3:
+        EXIT
+    """)
+    assert (step.instructions, step.work) == (8, 1)
+
+
+def test_a_jump_back_that_makes_no_loop():
+    assert (
+        steps("""
+        straight:
+        @P0 BRA `(.L_x_1)
+        .L_x_0:
+        FFMA R0, R0, R0, R0
+        EXIT
+        .L_x_1:
+        BRA `(.L_x_0)
+    """)
+        == []
+    )
+
+
+def test_two_branches_to_one_start_are_one_loop():
+    [step] = steps("""
+        again:
+        MOV R0, R1
+        .L_x_0:
+        FFMA R0, R0, R0, R0
+        @P0 BRA `(.L_x_0)
+        DFMA R0, R0, R0, R0
+        @P1 BRA `(.L_x_0)
+        EXIT
+    """)
+    assert step == Step("again", 4, 1, "FFMA", (4,))
+
+
+def test_kernels_of_one_text_and_one_without_loops():
+    text = "\n".join(
+        f"""{name}:
+        .L_x_{name}:
+        {opcode} R0, R0
+        @P0 BRA `(.L_x_{name})
+        EXIT"""
+        for name, opcode in {"a": "DFMA", "b": "MOV", "c": "LDG.E"}.items()
+    )
+    assert steps(text) == [Step("a", 2, 1, "DFMA", (2,)), Step("c", 2, 1, "LDG", (2,))]
+
+
+KERNEL = """
+extern "C" __global__ void powers(float* x, int n) {
+  float sums[8], a = x[threadIdx.x];
+  #pragma unroll
+  for (int i = 0; i < 8; i++) sums[i] = a * i;
+  #pragma unroll 1
+  for (int j = 0; j < n; j++)
+    #pragma unroll
+    for (int i = 0; i < 8; i++) sums[i] = sums[i] * a + x[i];
+  #pragma unroll
+  for (int i = 0; i < 8; i++) x[i * 32 + threadIdx.x] = sums[i];
+}
+"""
+
+
+@needs_nvrtc
+@needs_nvdisasm
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_120"])
+def test_what_nvdisasm_writes_is_read(arch):
+    [step] = sass.steps(sass.disassemble(nvrtc.compile_cubin(KERNEL, ("-std=c++17",), arch)[0], NVDISASM))
+    assert (step.kernel, step.work, step.kind) == ("powers", 8, "FFMA")
+    assert 8 + 2 <= step.instructions <= 40
+    assert step.around == (step.instructions,)
+
+
+@needs_nvdisasm
+def test_what_nvdisasm_refuses_is_told():
+    with pytest.raises(RuntimeError, match=r"nvdisasm failed: .*fatal"):
+        sass.disassemble(b"no cubin", NVDISASM)
