@@ -22,7 +22,8 @@ from gpuconv.backend import DTYPES, accumulator
 from gpuconv.cuda.signature import Parameter, signatures
 from gpuconv.errors import DeviceError, DTypeError, KernelError
 
-SHARED_BYTES = 48 * 1024  # any kernel may use this much; more must be requested per kernel
+NULL = np.uintp(0)
+"""A null pointer. CuPy takes None for one from 14.0 on; before, it hands over the address of something else."""
 
 _INCLUDE = re.compile(r'\s*#\s*include\s*(?:"(?P<ours>[^"]+)"|(?P<other>\S.*))')
 _ONCE = re.compile(r"\s*#\s*pragma\s+once\b")
@@ -94,13 +95,13 @@ def launch(
     kernel = _ready.get((xp, device, unit, name))
     if kernel is None:
         kernel = _load(xp, device, unit, name)
-    kernel.check(args)
+    given = kernel.checked(args)
     if 0 in grid:
         return
     try:
         if shared_bytes > kernel.shared_bytes:
             kernel.raise_shared_bytes(shared_bytes)
-        kernel.run(grid, block, tuple(args), shared_mem=shared_bytes)
+        kernel.run(grid, block, given, shared_mem=shared_bytes)
     except Exception as error:
         if type(error).__name__ not in ("CUDADriverError", "CUDARuntimeError"):
             raise
@@ -194,29 +195,41 @@ class _Kernel:
         self, xp: ModuleType, device: int, unit: Unit, name: str, parameters: tuple[Parameter, ...], run: Any
     ) -> None:
         self.run = run
-        self.shared_bytes = SHARED_BYTES
+        self.shared_bytes = 0  # how much was asked for
         self._array, self._device = xp.ndarray, device
         self._unit, self._name = unit, name
         self._parameters = parameters
-        self._expected = [(one.kind == "array", one.dtype, _scalars(one)) for one in parameters]
+        self._expected = [(one.kind, one.dtype, _passed_as(one)) for one in parameters]
 
-    def check(self, args: Sequence[Any]) -> None:
-        """Check the arguments of a launch: a quick test passes the right ones, `_look_again` examines the others."""
+    def checked(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        """The arguments as CuPy takes them. A quick test passes the right ones, `_look_again` examines the others."""
         if len(args) != len(self._expected):
             self._refuse_count(len(args))
         array, device = self._array, self._device
-        for place, (is_array, dtype, scalars) in enumerate(self._expected):
+        given = []
+        for place, (kind, dtype, passed_as) in enumerate(self._expected):
             x = args[place]
-            kind = type(x)
-            if is_array:
-                if x is not None and (
-                    kind is not array or x.dtype != dtype or not x.flags.c_contiguous or x.device.id != device
+            if kind == "array":
+                if x is None:
+                    x = NULL
+                elif (
+                    type(x) is not array or x.dtype != dtype or not x.flags.c_contiguous or x.data.device_id != device
                 ):
                     self._look_again(place, x)
-            elif kind not in scalars or (kind is np.ndarray and x.dtype is not dtype):
+            elif kind == "struct":
+                if type(x) is not np.ndarray or x.dtype is not dtype:
+                    self._look_again(place, x)
+                x = x.view(passed_as)
+            elif type(x) not in passed_as:
                 self._look_again(place, x)
+            given.append(x)
+        return tuple(given)
 
     def raise_shared_bytes(self, count: int) -> None:
+        """Ask for as much dynamic shared memory.
+
+        Without asking a block has 48 KB, its kernel's own included: how much that leaves depends on the compiler.
+        """
         with _lock:
             if count > self.shared_bytes:
                 self.run.max_dynamic_shared_size_bytes = count
@@ -247,7 +260,7 @@ class _Kernel:
                     f"but the array has {x.dtype.itemsize} as {x.dtype}."
                 )
             # Comparing two layouts takes microseconds: remember this very dtype for the next time.
-            self._expected[place] = (False, x.dtype, _scalars(parameter))
+            self._expected[place] = ("struct", x.dtype, _passed_as(parameter))
 
     def _check_array(self, x: Any, parameter: Parameter, where: str) -> None:
         if not isinstance(x, self._array):
@@ -307,10 +320,14 @@ def _module(xp: ModuleType, device: int, unit: Unit) -> tuple[Any, dict[str, tup
     return _modules[key]
 
 
-def _scalars(parameter: Parameter) -> frozenset[type]:
-    """The NumPy types that match a number's C type: several where a platform has two of one size."""
+def _passed_as(parameter: Parameter) -> Any:
+    """The NumPy types that match a number's C type, several where a platform has two of one size; a struct's bytes.
+
+    CuPy asks a struct for its ``__array_interface__``, which describes every field. Of mere bytes there is no more to
+    say than their number.
+    """
     if parameter.kind == "struct":
-        return frozenset({np.ndarray})
+        return np.dtype((np.void, parameter.dtype.itemsize))
     return frozenset(t for t in np.sctypeDict.values() if np.dtype(t) == parameter.dtype)
 
 

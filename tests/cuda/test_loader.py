@@ -43,16 +43,27 @@ scale(const T* __restrict__ x,   // may be null
 extern "C" __global__ void nothing() {}
 """
 
+OWN = """// Numbers from the last to the first.
+extern "C" __global__ void own(int* y) {
+  __shared__ int kept[1000];
+  kept[threadIdx.x] = threadIdx.x;
+  __syncthreads();
+  y[threadIdx.x] = kept[3 - threadIdx.x];
+}
+"""
+
 
 class Array(np.ndarray):
     """An array of the stand-in for CuPy below."""
 
-    device = SimpleNamespace(id=0)
+    number = 0
+    device = property(lambda self: SimpleNamespace(id=self.number))
+    data = property(lambda self: SimpleNamespace(device_id=self.number))
 
 
 def on_device(x, device=0):
     x = np.asarray(x).view(Array)
-    x.device = SimpleNamespace(id=device)
+    x.number = device
     return x
 
 
@@ -286,14 +297,26 @@ def test_launch_hands_all_of_it_over(kernels, cupy):
     args = arguments()
     launch(cupy, UNIT, "scale", (3, 2), (32, 8), args, shared_bytes=512)
     ((grid, block, given, shared, limit),) = cupy.calls
-    assert (grid, block, shared, limit) == ((3, 2), (32, 8), 512, 0)
-    assert all(a is b for a, b in zip(given, args, strict=True))
+    assert (grid, block, shared, limit) == ((3, 2), (32, 8), 512, 512)
+    assert all(a is b for a, b in zip(given[:2] + given[3:], args[:2] + args[3:], strict=True))
     assert isinstance(given, tuple)
+
+
+def test_structs_are_handed_over_as_bytes(kernels, cupy):
+    """CuPy has their fields described to itself, which takes longer than the launch."""
+    g = conv()
+    g["n"] = 7
+    launch(cupy, UNIT, "scale", (1,), (1,), arguments(g=g))
+    passed = cupy.calls[0][2][2]
+    assert (passed.dtype, passed.tobytes()) == (np.dtype("V72"), g.tobytes())
+    assert len(passed.__array_interface__["descr"]) == 1
+    assert np.shares_memory(passed, g)
 
 
 def test_null_pointers(kernels, cupy):
     launch(cupy, UNIT, "scale", (1,), (1,), arguments(x=None))
-    assert cupy.calls[0][2][0] is None
+    passed = cupy.calls[0][2][0]
+    assert (type(passed), passed) == (np.uintp, 0)
 
 
 def test_compiles_once_a_device(kernels, cupy):
@@ -311,10 +334,24 @@ def test_nothing_is_launched_for_an_empty_grid(kernels, cupy):
     assert cupy.calls == []
 
 
-def test_more_shared_memory_is_asked_for_and_never_taken_back(kernels, cupy):
-    for shared in (48 * 1024, 60_000, 50_000, 70_000):
+def test_shared_memory_is_asked_for_and_never_taken_back(kernels, cupy):
+    for shared in (0, 512, 60_000, 50_000, 70_000):
         launch(cupy, UNIT, "nothing", (1,), (32,), (), shared)
-    assert [call[3:] for call in cupy.calls] == [(49_152, 0), (60_000, 60_000), (50_000, 60_000), (70_000, 70_000)]
+    assert [call[3:] for call in cupy.calls] == [
+        (0, 0), (512, 512), (60_000, 60_000), (50_000, 60_000), (70_000, 70_000),
+    ]  # fmt: skip
+
+
+@pytest.mark.emulated
+def test_a_kernels_own_shared_memory_counts(kernels, double, emulated):
+    """Together with 48 KB of the launch, which need no asking by themselves."""
+    (kernels / "own.cu").write_text(OWN)
+    y = double.zeros(4, np.int32)
+    for shared in (16, 48 * 1024, 100 * 1024):
+        launch(double, Unit("own.cu", F32), "own", (1,), (4,), (y,), shared)
+        assert y.get().tolist() == [3, 2, 1, 0]
+    with pytest.raises(KernelError, match=r"with grid \(1,\), block \(4,\), 166912 bytes of shared .*INVALID_VALUE"):
+        launch(double, Unit("own.cu", F32), "own", (1,), (4,), (y,), 163 * 1024)
 
 
 def test_threads_do_not_take_shared_memory_back_from_each_other(kernels, cupy):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 
+import emulator
 import numpy as np
 
 from .arrays import ndarray
@@ -13,6 +14,8 @@ from .state import machine
 from .streams import ATTRIBUTES, current_queue
 
 SHARED_BYTES = ATTRIBUTES["MaxSharedMemoryPerBlock"]
+NONE = np.uintp(0xFFFF_FFFF)
+"""What a kernel gets for None. Up to 14.0 CuPy hands over the head of Python's 0, where Python 3.12 counts so many."""
 
 
 class CompileException(Exception):
@@ -32,6 +35,7 @@ class CUDADriverError(RuntimeError):
 
 
 CUDADriverError.__module__ = "cupy_backends.cuda.api.driver"
+INVALID = "CUDA_ERROR_INVALID_VALUE: invalid argument"
 
 # ------------------------------------------------------------------------------------------------ how kernels run
 
@@ -65,9 +69,7 @@ def emulation(**knobs):
 def _module(code, options):
     key = (code, options, *sorted(_knobs.items()))
     if key not in _modules:
-        from emulator import Module
-
-        _modules[key] = Module(code, options=options, **_knobs)
+        _modules[key] = emulator.Module(code, options=options, **_knobs)
     return _modules[key]
 
 
@@ -109,23 +111,33 @@ class RawKernel:
     def __init__(self, code, name, options=(), backend="nvrtc"):
         self.code, self.name, self.options, self.backend = code, name, options, backend
         self.max_threads_per_block = 1024
-        self._shared = SHARED_BYTES
+        self._dynamic = None
 
     @property
     def max_dynamic_shared_size_bytes(self):
-        return self._shared
+        raise NotImplementedError("the double does not know a kernel's own shared memory before it runs")
 
     @max_dynamic_shared_size_bytes.setter
     def max_dynamic_shared_size_bytes(self, count):
         if count > ATTRIBUTES["MaxSharedMemoryPerBlockOptin"]:
-            raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
-        self._shared = count
+            raise CUDADriverError(INVALID)
+        self._dynamic = count
+
+    def _shared_limit(self, dynamic):
+        """The most shared memory of a launch, the kernel's own included, or 0: it may not have so much of its own.
+
+        A device refuses the attribute where it and the kernel's own are too much. The double does at the launch.
+        """
+        if self._dynamic is None:
+            return SHARED_BYTES
+        return ATTRIBUTES["MaxSharedMemoryPerBlockOptin"] - self._dynamic + dynamic if dynamic <= self._dynamic else 0
 
     def __call__(self, grid, block, args, *, shared_mem=0):
         if not isinstance(grid, tuple) or not isinstance(block, tuple):
             raise TypeError("grid and block must be tuples")
-        if shared_mem > self._shared:
-            raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
+        limit = self._shared_limit(shared_mem)
+        if shared_mem > limit:
+            raise CUDADriverError(INVALID)
         grid, block = (tuple(max(1, n) for n in (*extent, 1, 1)[:3]) for extent in (grid, block))
         module = _module(self.code, self.options)
         written = [token[0] != "C" for token in module.signature(self.name)]  # all but pointers to const
@@ -138,7 +150,10 @@ class RawKernel:
                 (writes if place < len(written) and written[place] else reads).append(memory)
         machine.submit(current_queue(), reads, writes, self.name)
         launches.append((self.name, grid, block, shared_mem))
-        module.launch(self.name, grid, block, tuple(map(_passed, args)), shared_bytes=shared_mem)
+        try:
+            module.launch(self.name, grid, block, tuple(map(_passed, args)), shared_mem, limit)
+        except emulator.SharedMemoryFault as fault:
+            raise CUDADriverError(f"{INVALID} ({fault})") from None
 
 
 def _passed(x):
@@ -151,9 +166,12 @@ def _passed(x):
                 f"You are trying to pass a numpy.ndarray of shape {x.shape} as a kernel parameter. Only numpy.ndarrays "
                 "of size one can be passed by value."
             )
-        return x if x.dtype.names else x.reshape(())[()]
+        x.__array_interface__  # CuPy asks it for the address, and NumPy describes every field  # noqa: B018
+        return x.reshape(()) if issubclass(x.dtype.type, np.void) else x.reshape(())[()]
     if isinstance(x, MemoryPointer):
         raise NotImplementedError("the double passes arrays, not MemoryPointers")
-    if x is None or isinstance(x, (bool, int, float, complex, np.generic)):
+    if x is None:
+        return NONE
+    if isinstance(x, (bool, int, float, complex, np.generic)):
         return x
     raise TypeError(f"Unsupported type {type(x)}")

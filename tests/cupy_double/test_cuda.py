@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cupy_double import Hazard, machine
+from nvrtc_here import needs_nvrtc
 
 
 @pytest.fixture
@@ -170,6 +171,24 @@ extern "C" __global__ void twice(const float* x, float* y, int n) {
 }
 """
 
+OWN_SHARED = """
+extern "C" __global__ void own_shared(float* y, int at) {
+  __shared__ float kept[1000];
+  kept[at] = 0;
+  __syncthreads();
+  y[0] = kept[at];
+}
+"""
+
+NULL = """
+extern "C" __global__ void is_null(const int* x, int* y) { y[0] = x == nullptr; }
+"""
+
+STRUCT = """
+struct Two { int n; float x; };
+extern "C" __global__ void sum(const Two two, float* y) { y[0] = two.n + two.x; }
+"""
+
 
 @pytest.mark.emulated
 class TestKernels:
@@ -224,16 +243,48 @@ class TestKernels:
         stream.synchronize()
         other.synchronize()
 
-    def test_shared_memory_must_be_asked_for(self, cupy, emulated):
-        kernel = cupy.RawModule(code=KERNEL).get_function("twice")
-        x = cupy.arange(10, dtype=np.float32)
-        args = (x, x.copy(), np.int32(10))
-        with pytest.raises(Exception, match="INVALID_VALUE"):
-            kernel((1,), (16,), args, shared_mem=50_000)
-        kernel.max_dynamic_shared_size_bytes = 50_000
-        kernel((1,), (16,), args, shared_mem=50_000)
-        with pytest.raises(Exception, match="INVALID_VALUE"):
-            kernel.max_dynamic_shared_size_bytes = 200_000
+    @pytest.mark.parametrize("tier", ["source", pytest.param("ptx", marks=needs_nvrtc)])
+    def test_shared_memory_must_be_asked_for(self, cupy, emulated, tier):
+        """Of 48 KB that need no asking, and of all that may be asked for, the kernel's own 4000 bytes are a part."""
+        y, zero = cupy.ones(1, np.float32), np.int32(0)
+        with cupy_double.emulation(tier=tier):
+            kernel = cupy.RawModule(code=OWN_SHARED, options=("-std=c++17",)).get_function("own_shared")
+            kernel((2,), (1,), (y, zero), shared_mem=48 * 1024 - 4000)
+            for more in (48 * 1024 - 3999, 48 * 1024, 50_000):
+                with pytest.raises(Exception, match="INVALID_VALUE"):
+                    kernel((2,), (1,), (y, zero), shared_mem=more)
+            kernel.max_dynamic_shared_size_bytes = 50_000
+            kernel((2,), (1,), (y, zero), shared_mem=50_000)
+            with pytest.raises(Exception, match="INVALID_VALUE"):
+                kernel((2,), (1,), (y, zero), shared_mem=50_001)
+            with pytest.raises(Exception, match="INVALID_VALUE"):
+                kernel.max_dynamic_shared_size_bytes = 163 * 1024 + 1
+            kernel.max_dynamic_shared_size_bytes = 163 * 1024 - 4000
+            kernel((2,), (1,), (y, zero), shared_mem=50_000)
+            kernel.max_dynamic_shared_size_bytes = 163 * 1024 - 3999
+            with pytest.raises(Exception, match="4000 bytes of static and 0 of dynamic shared memory"):
+                kernel((2,), (1,), (y, zero))
+            assert y.get() == 0
+
+    def test_none_is_no_null_pointer(self, cupy, emulated):
+        """CuPy 13.6 hands over something else for it. An address is handed over as it is."""
+        kernel = cupy.RawModule(code=NULL).get_function("is_null")
+        y = cupy.full(1, -1, np.int32)
+        for pointer, is_null in ((None, 0), (np.uintp(0), 1), (y, 0), (cupy.empty(0, np.int32), 1)):
+            kernel((1,), (1,), (pointer, y))
+            assert y.get() == is_null
+
+    def test_structs_are_bytes(self, cupy, emulated):
+        """The fields tell CuPy nothing, and cost it time."""
+        kernel = cupy.RawModule(code=STRUCT).get_function("sum")
+        y, struct = cupy.zeros(1, np.float32), np.array((3, 0.5), [("n", "i4"), ("x", "f4")])
+        for given in (struct, struct.view("V8"), struct.reshape(1), np.array([3, 0x3F000000], "i4").view("V8")):
+            kernel((1,), (1,), (given, y))
+            assert y.get() == 3.5
+        with pytest.raises(TypeError, match="is a struct of 4 bytes"):
+            kernel((1,), (1,), (np.zeros((), "V4"), y))
+        with pytest.raises(TypeError, match="is a float64 scalar"):
+            kernel((1,), (1,), (np.float64(0), y))
 
     def test_what_does_not_compile_says_so(self, cupy, emulated):
         with pytest.raises(cupy.cuda.compiler.CompileException, match="nonsense"):

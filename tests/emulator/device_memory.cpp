@@ -153,7 +153,6 @@ namespace {
 Cell* arena_cells;
 std::vector<SharedVariable*> active;          // static variables that this launch has reached
 std::map<const char*, unsigned> static_ends;  // by module: where its next variable goes
-unsigned static_bytes;
 
 char* arena() {
   static char* begin = [] {
@@ -183,7 +182,7 @@ void prepare_arena() { g.shared = arena(); }
 void begin_shared(bool first_block) {
   if (first_block) {
     active.clear();
-    static_bytes = 0;
+    launch->static_bytes = 0;
     return;
   }
   for (const SharedVariable* v : active) poison(*v);
@@ -209,11 +208,12 @@ void* shared_address(SharedVariable& v) {
 
 void shared_register(SharedVariable& v) {
   v.launch = g.launch;
-  static_bytes += v.size;
-  if (static_bytes > STATIC_LIMIT) fault(Site{nullptr, 0}, "more than %u bytes of static shared memory", STATIC_LIMIT);
-  if (static_bytes + launch->shared_bytes > DYNAMIC_LIMIT)
-    fault(Site{nullptr, 0}, "%u bytes of shared memory, a device has up to %u", static_bytes + launch->shared_bytes,
-          DYNAMIC_LIMIT);
+  launch->static_bytes += v.size;
+  if (launch->static_bytes > STATIC_LIMIT)
+    fault(Site{nullptr, 0}, "more than %u bytes of static shared memory", STATIC_LIMIT);
+  if (launch->static_bytes + launch->shared_bytes > launch->shared_limit)
+    fault(Site{nullptr, 0}, "%u bytes of static and %u of dynamic shared memory, but a block may have %u together",
+          launch->static_bytes, launch->shared_bytes, launch->shared_limit);
   poison(v);
   active.push_back(&v);
 }

@@ -10,7 +10,7 @@ constexpr unsigned MAX_THREADS = 1024, MAX_WARPS = MAX_THREADS / 32;
 constexpr unsigned char POISON = 0xff;  // NaN in every float format, -1 in every integer
 
 // Shared memory addresses. Both zones begin at a multiple of 16 and of no more, as kernels may rely on no more.
-constexpr unsigned REDZONE = 64, DYNAMIC_BEGIN = 1024 + 16, DYNAMIC_LIMIT = 227 * 1024;
+constexpr unsigned REDZONE = 64, DYNAMIC_BEGIN = 1024 + 16;
 constexpr unsigned STATIC_BEGIN = 240 * 1024 + 16, STATIC_LIMIT = 48 * 1024, ARENA = 1024 * 1024;
 inline bool in_arena(const void* p) { return (const char*)p >= g.shared && (const char*)p < g.shared + ARENA; }
 
@@ -69,7 +69,7 @@ struct DeviceBuffer {  // the copy of a host array
 };
 
 // launch.cpp
-extern const Launch* launch;  // null outside of a launch
+extern Launch* launch;  // null outside of a launch
 extern const Kernel* kernel;
 extern void** kernel_arguments;
 

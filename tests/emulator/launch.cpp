@@ -7,7 +7,7 @@
 namespace emulator {
 Globals g;
 const Observer* observer;
-const Launch* launch;
+Launch* launch;
 const Kernel* kernel;
 void** kernel_arguments;
 

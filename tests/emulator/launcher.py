@@ -19,11 +19,15 @@ ORDERS = {"up": 0, "down": 1, "random": 2}
 ASYNC_COPIES = {"issue": 0, "late": 1, "random": 2}
 MMA_ROUNDING = {"nearest": 0, "zero": 1}
 MESSAGE_BYTES = 2048
-STATIC_SHARED, DYNAMIC_SHARED = 48 * 1024, 227 * 1024
+SHARED_BYTES = 227 * 1024  # the most that a block has on any device
 
 
 class KernelFault(RuntimeError):
     """A kernel did what it must not do."""
+
+
+class SharedMemoryFault(KernelFault):
+    """The kernel's own shared memory and that of the launch are together more than a block may have."""
 
 
 class Index3(ctypes.Structure):
@@ -65,6 +69,8 @@ class LaunchRecord(ctypes.Structure):
         ("barriers", ctypes.c_uint64),
         ("collectives", ctypes.c_uint64),
         ("seconds", ctypes.c_uint64),
+        ("shared_limit", ctypes.c_uint),
+        ("static_bytes", ctypes.c_uint),
     )
 
 
@@ -116,8 +122,13 @@ def kind_of(dtype: np.dtype) -> str:
     """The token of a signature for an array of that dtype, or a scalar."""
     kind = dtype.kind
     if kind == "V":
-        kind = "s" if dtype.names else "u"  # bfloat16 of ml_dtypes travels as u16 bits
+        kind = "s" if is_struct(dtype) else "u"  # bfloat16 of ml_dtypes travels as u16 bits
     return f"{'s' if kind == 'c' else kind}{dtype.itemsize}"
+
+
+def is_struct(dtype: np.dtype) -> bool:
+    """Whether a dtype has fields, or is nothing but a number of bytes."""
+    return issubclass(dtype.type, np.void)
 
 
 def pointer_fits(token: str, dtype: np.dtype) -> bool:
@@ -154,7 +165,9 @@ class Pack:
             if not pointer and token != "?8":
                 self.refuse(position, token, "None")
             self.add_value(bytes(8))
-        elif isinstance(value, np.ndarray) and (value.ndim or value.dtype.names is None):
+        elif pointer and isinstance(value, np.uintp):
+            self.add_value(value.tobytes())  # an address, as CuPy takes one
+        elif isinstance(value, np.ndarray) and (value.ndim or not is_struct(value.dtype)):
             if not pointer and token != "?8":
                 self.refuse(position, token, f"an array of {value.dtype}")
             if pointer and not pointer_fits(token[1:], value.dtype):
@@ -166,9 +179,9 @@ class Pack:
                 self.refuse(
                     position,
                     token,
-                    f"a {value.dtype} scalar"
-                    if value.dtype.names is None
-                    else f"a struct of {value.dtype.itemsize} bytes",
+                    f"a struct of {value.dtype.itemsize} bytes"
+                    if is_struct(value.dtype)
+                    else f"a {value.dtype} scalar",
                 )
             self.add_value(value.tobytes())
         else:
@@ -255,8 +268,8 @@ def check_limits(kernel: Kernel, grid: tuple, block: tuple, shared_bytes: int) -
     threads = block[0] * block[1] * block[2]
     if threads > 1024:
         raise ValueError(f"{name}: block {block} has {threads} threads, CUDA takes up to 1024")
-    if not 0 <= shared_bytes <= DYNAMIC_SHARED:
-        raise ValueError(f"{name}: {shared_bytes} bytes of dynamic shared memory, a device has up to {DYNAMIC_SHARED}")
+    if not 0 <= shared_bytes <= SHARED_BYTES:
+        raise ValueError(f"{name}: {shared_bytes} bytes of dynamic shared memory, a device has up to {SHARED_BYTES}")
     if kernel.max_threads and threads > kernel.max_threads:
         raise KernelFault(
             f"{name}: block {block} has {threads} threads, its __launch_bounds__ allow {kernel.max_threads}"
@@ -264,8 +277,9 @@ def check_limits(kernel: Kernel, grid: tuple, block: tuple, shared_bytes: int) -
 
 
 def launch(
-    kernel: Kernel, grid, block, args, shared_bytes=0, *, order, seed, async_copies, checks, slide, mma_rounding
-) -> LaunchRecord:
+    kernel: Kernel, grid, block, args, shared_bytes=0, shared_limit=SHARED_BYTES, *,
+    order, seed, async_copies, checks, slide, mma_rounding,
+) -> LaunchRecord:  # fmt: skip
     """Runs a kernel to its end; arrays among `args` are changed in place unless it fails."""
     grid, block = three(kernel.name, "grid", grid), three(kernel.name, "block", block)
     check_limits(kernel, grid, block, shared_bytes)
@@ -278,13 +292,14 @@ def launch(
     record = LaunchRecord(
         *(Index3(*grid), Index3(*block), shared_bytes, order, seed, async_copies, checks),
         *(count, len(pack.parts), slide, mma_rounding, ctypes.addressof(buffers), ctypes.addressof(arguments)),
-        *(ctypes.addressof(message), MESSAGE_BYTES, 0, 0, 0, seconds_allowed()),
+        *(ctypes.addressof(message), MESSAGE_BYTES, 0, 0, 0, seconds_allowed(), shared_limit),
     )
     with one_at_a_time:
         failed = runtime().emulator_launch(kernel.address, ctypes.addressof(record))
         record.traffic = traffic.read(runtime()) if checks & COUNT and not failed else None
     if failed:
-        raise KernelFault(f"{kernel.name}: {with_lines(message.value.decode(errors='replace'))}")
+        fault = SharedMemoryFault if record.static_bytes + shared_bytes > shared_limit else KernelFault
+        raise fault(f"{kernel.name}: {with_lines(message.value.decode(errors='replace'))}")
     return record
 
 

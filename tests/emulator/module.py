@@ -4,7 +4,7 @@ import threading
 
 from . import launcher, source
 from .build import unavailable
-from .launcher import ASYNC_COPIES, BOUNDS, COUNT, MMA_ROUNDING, ORDERS, RACES, UNWRITTEN, Library
+from .launcher import ASYNC_COPIES, BOUNDS, COUNT, MMA_ROUNDING, ORDERS, RACES, SHARED_BYTES, UNWRITTEN, Library
 from .traffic import Traffic
 
 _libraries: dict[tuple, Library] = {}
@@ -65,7 +65,7 @@ class Module:
         self.seed, self.slide = seed, {"end": 0, "begin": 1}[slide]
         self.mma_rounding = MMA_ROUNDING[mma_rounding]
         self.library = load(tier, text, tuple(options), check=check, ubsan=ubsan, arch=arch)
-        self.last = None  # the record of the last launch: switches, barriers, collectives
+        self.last = None  # the record of the last launch: switches, barriers, collectives, static_bytes
 
     @property
     def traffic(self) -> Traffic:
@@ -78,11 +78,14 @@ class Module:
         """The parameters of a kernel as tokens: `Cf4` is const float*, `i4` int, `s72` a struct of 72 bytes."""
         return self.library.kernel(name).signature
 
-    def launch(self, name: str, grid, block, args, shared_bytes: int = 0) -> None:
-        """Runs a kernel. Arrays are changed in place; other arguments are numpy scalars and structured 0-d arrays."""
+    def launch(self, name: str, grid, block, args, shared_bytes: int = 0, shared_limit: int = SHARED_BYTES) -> None:
+        """Runs a kernel. Arrays are changed in place; other arguments are numpy scalars and structured 0-d arrays.
+
+        A block may have `shared_limit` bytes of shared memory, its own and `shared_bytes` together.
+        """
         kernel = self.library.kernel(name)
         self.last = launcher.launch(
-            kernel, grid, block, args, int(shared_bytes),
+            kernel, grid, block, args, int(shared_bytes), shared_limit,
             order=self.order, seed=self.seed, async_copies=self.async_copies, checks=self.checks, slide=self.slide,
             mma_rounding=self.mma_rounding,
         )  # fmt: skip

@@ -204,6 +204,8 @@ struct Launch {
   uint64_t message_bytes;
   uint64_t switches, barriers, collectives;  // out: what was done
   uint64_t seconds;                          // of computing, after which a kernel is taken for one that never ends
+  unsigned shared_limit;                     // the most shared memory of a block, static and dynamic together
+  unsigned static_bytes;                     // out: that of the variables which the launch has come to
 };
 }  // namespace emulator
 
