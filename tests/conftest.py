@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from array_modules import ON_DEVICES, array_module, skip_without_emulator
 from hypothesis import HealthCheck, settings
-from listed_units import must_be_listed
+from listed_units import must_ask_for_no_more, must_be_listed
 from on_gpu import cupy_with_a_device
 
 import gpuconv
@@ -36,6 +36,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 cupy_double.watchers.append(must_be_listed)
+cupy_double.launch_watchers.append(must_ask_for_no_more)
 
 
 def pytest_configure(config):

@@ -212,9 +212,7 @@ class _Kernel:
             if kind == "array":
                 if x is None:
                     x = NULL
-                elif (
-                    type(x) is not array or x.dtype != dtype or not x.flags.c_contiguous or x.data.device_id != device
-                ):
+                elif type(x) is not array or x.dtype != dtype or not x.flags.c_contiguous or x.data.device_id != device:
                     self._look_again(place, x)
             elif kind == "struct":
                 if type(x) is not np.ndarray or x.dtype is not dtype:

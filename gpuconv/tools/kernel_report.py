@@ -23,13 +23,13 @@ import pkgutil
 import re
 import signal
 import threading
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 import gpuconv
@@ -46,6 +46,10 @@ COUNTED = ("sm_80", "sm_90", "sm_120")
 """The architectures whose instructions are counted."""
 LAUNCHING = "gpuconv.algorithms.cuda", "gpuconv.pooling"
 """The packages whose modules launch kernels."""
+
+SHARED_KIB = {70: 96, 75: 64, 80: 163, 86: 99, 87: 163, 88: 99, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99}
+"""KiB of shared memory that a block may have at most, by architecture: CUDA C++ Programming Guide, "Technical
+Specifications per Compute Capability"."""
 
 _BUDGET = re.compile(r"^//\s*budget:\s*(\w+)\s+(\d+)\s+registers\b", re.MULTILINE)
 _STEP_BUDGET = re.compile(
@@ -133,24 +137,47 @@ class Outcome:
                 taken = "has no such loop" if step is None else f"takes {step} per step"
                 yield f"{budget.kernel} ({self.unit} for {self.arch}) {taken}, but its budget is {budget}"
 
-    def excesses(self, budgets: Mapping[str, int]) -> Iterator[str]:
-        """The resources of which its kernels take too much, in words."""
+    def excesses(self, budgets: Mapping[str, int], dynamic: int = 0) -> Iterator[str]:
+        """The resources of which its kernels take too much, in words. Launches add `dynamic` bytes of shared memory."""
+        known = [arch for arch in SHARED_KIB if arch <= _number(self.arch)]
+        most = 1024 * SHARED_KIB[max(known)] if known else 48 * 1024
         for usage in self.usages:
             where = f"{usage.kernel} ({self.unit} for {self.arch})"
             if usage.spills:
                 yield f"{where} spills {usage.spills} bytes of registers to memory"
             budget = budgets.get(usage.kernel, usage.registers)
+            if usage.shared + dynamic > most:
+                yield (
+                    f"{where} takes {usage.shared} bytes of shared memory and a launch {dynamic} more, but a block may "
+                    f"have {most}"
+                )
             if usage.registers > budget:
                 yield f"{where} takes {usage.registers} registers, but its budget is {budget}"
 
 
 def units() -> list[Unit]:
     """Every unit that the library can launch, in the order of the files."""
-    found: dict[Unit, None] = {}
+    found = dict.fromkeys(unit for module in _modules() for unit in getattr(module, "UNITS", ()))
+    return sorted(found, key=lambda unit: (unit.file, cuda.options(unit)))
+
+
+def dynamic_bytes(chosen: Container[Unit]) -> dict[Unit, int]:
+    """The most dynamic shared memory that a launch of each unit asks for, of those that ask for any.
+
+    The module that launches a unit says so, in a function `shared_bytes`.
+    """
+    found: dict[Unit, int] = {}
+    for module in _modules():
+        if (says := getattr(module, "shared_bytes", None)) is not None:
+            found |= {unit: count for unit in module.UNITS if unit in chosen and (count := says(unit))}
+    return found
+
+
+def _modules() -> Iterator[ModuleType]:
+    """The modules that may launch kernels."""
     for package in map(import_module, LAUNCHING):
         for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-            found |= dict.fromkeys(getattr(import_module(info.name), "UNITS", ()))
-    return sorted(found, key=lambda unit: (unit.file, cuda.options(unit)))
+            yield import_module(info.name)
 
 
 def files() -> list[str]:
@@ -448,9 +475,12 @@ def faults(done: Sequence[Outcome]) -> list[str]:
         for error, (first, *more) in errors.items()
     ]
     limits = {file: budgets(file) for file in {outcome.unit.file for outcome in done}}
-    told += [excess for outcome in done for excess in outcome.excesses(limits[outcome.unit.file])]
-    steps = {file: step_budgets(file) for file in limits}
-    return told + [excess for outcome in done for excess in outcome.long_steps(steps[outcome.unit.file])]
+    dynamic, steps = dynamic_bytes({outcome.unit for outcome in done}), {file: step_budgets(file) for file in limits}
+    for outcome in done:
+        file = outcome.unit.file
+        told += outcome.excesses(limits[file], dynamic.get(outcome.unit, 0))
+        told += outcome.long_steps(steps[file])
+    return told
 
 
 def record(done: Sequence[Outcome], planned: Sequence[tuple[Unit, str]]) -> dict[str, Any]:

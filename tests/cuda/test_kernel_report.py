@@ -123,6 +123,24 @@ def test_units_are_collected_from_every_module_that_launches(monkeypatch):
 
 
 @needs_nvrtc
+def test_shared_memory_is_held_to_what_a_block_may_have(kernels, monkeypatch):
+    """The kernel's own, 512 bytes of doubles, and what a launch adds."""
+    jobs = [(UNITS[1], arch) for arch in ("sm_75", "sm_86", "sm_90")]
+    done = list(compile_all(jobs, 1))
+    for arch, most in (("sm_75", 64 * 1024), ("sm_86", 99 * 1024), ("sm_90", 227 * 1024)):
+        for dynamic, count in ((most - 512, 0), (most - 511, 1)):
+            monkeypatch.setattr(kernel_report, "dynamic_bytes", lambda _, more=dynamic: {UNITS[1]: more})
+            found = [fault for fault in kernel_report.faults(done) if arch in fault]
+            assert len(found) == count
+        assert f"turn (good.cu float64 for {arch}) takes 512 bytes of shared memory and a launch" in found[0]
+        assert found[0].endswith(f"{most - 511} more, but a block may have {most}")
+
+
+def test_every_architecture_has_its_limit():
+    assert {int(arch.removeprefix("sm_")) for arch in kernel_report.ARCHITECTURES} <= set(kernel_report.SHARED_KIB)
+
+
+@needs_nvrtc
 def test_the_sample(kernels, monkeypatch):
     every = [Unit(file, dtype, (("WIDE", wide),)) for file in "ab" for dtype in (F32, F64) for wide in range(3)]
     for file in "ab":

@@ -20,7 +20,7 @@ import numpy as np
 
 from . import arrays, cublas, fft, functions, indexing, memory, names, raw, streams, ufuncs
 from .cublas import calls as products
-from .raw import emulation, launches, watchers
+from .raw import emulation, launch_watchers, launches, watchers
 from .state import Hazard, Transfer, machine
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "cupy",
     "emulation",
     "installed",
+    "launch_watchers",
     "launches",
     "machine",
     "no_transfers",

@@ -52,6 +52,8 @@ launches = []
 """What was launched, in order: (name, grid, block, shared bytes)."""
 watchers = []
 """Functions of text and options, called for every module that is made."""
+launch_watchers = []
+"""Functions of text, options and shared bytes, called for every launch that asks for shared memory."""
 
 
 @contextmanager
@@ -150,6 +152,8 @@ class RawKernel:
                 (writes if place < len(written) and written[place] else reads).append(memory)
         machine.submit(current_queue(), reads, writes, self.name)
         launches.append((self.name, grid, block, shared_mem))
+        for watcher in launch_watchers if shared_mem else ():
+            watcher(self.code, self.options, shared_mem)
         try:
             module.launch(self.name, grid, block, tuple(map(_passed, args)), shared_mem, limit)
         except emulator.SharedMemoryFault as fault:

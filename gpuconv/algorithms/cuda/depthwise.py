@@ -106,6 +106,13 @@ class _Units:
 UNITS = _Units()
 
 
+def shared_bytes(unit: Unit) -> int:
+    """The most dynamic shared memory of a launch of one of them."""
+    if unit.file != "depthwise_weights.cu":
+        return 0
+    return THREADS * dict(unit.macros)["CHANNELS"] * accumulator(unit.dtype).itemsize
+
+
 class CudaDepthwise(PlainWeights):
     name = "depthwise"
     exact = True

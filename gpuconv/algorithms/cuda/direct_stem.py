@@ -47,6 +47,11 @@ class _Units:
 UNITS = _Units()
 
 
+def shared_bytes(unit: Unit) -> int:
+    """The most dynamic shared memory of a launch of one of them."""
+    return _SHARED_BYTES - _weight_bytes(dict(unit.macros)["KERNEL_H"])
+
+
 def supports(problem: Problem) -> bool:
     """Whether this kernel takes the problem: few channels in, taps that there is code for, no 64-bit indices."""
     g = problem.geometry
@@ -59,7 +64,7 @@ def supports(problem: Problem) -> bool:
         and g.c <= MOST_CHANNELS
         and g.k % 4 == 0
         and (int(conv["kernel"][1]), int(conv["stride"][1])) in STEMS
-        and _shared_bytes(g) + _weight_bytes(g) <= _SHARED_BYTES
+        and _shared_bytes(g) + _weight_bytes(int(conv["kernel"][1])) <= _SHARED_BYTES
         and not index64(g.x_shape, g.w_shape, g.y_shape)
     )
 
@@ -109,7 +114,7 @@ def _shared_bytes(g: ConvGeometry) -> int:
     return ((PIXELS_P - 1) * int(conv["stride"][1]) + int(conv["kernel"][1])) * _length(g) * 4
 
 
-def _weight_bytes(g: ConvGeometry) -> int:
-    taps = int(conv_struct(g)["kernel"][1])
+def _weight_bytes(taps: int) -> int:
+    """The kernel's own shared memory, by its taps along the rows."""
     stage = 4 if taps > 7 else 8  # as in the kernel
     return taps * stage * CHANNELS * 4

@@ -72,6 +72,13 @@ class _Units:
 UNITS = _Units()
 
 
+def shared_bytes(unit: Unit) -> int:
+    """Dynamic shared memory of a launch of one of them."""
+    macros = dict(unit.macros)
+    tile = next(one for one in (LARGE, MEDIUM, SMALL) if (one.m, one.n) == (macros["TILE_M"], macros["TILE_N"]))
+    return tile.shared_bytes(unit.dtype.itemsize, "INPUT_GRAD" not in macros, not macros.get("INPUT_GRAD"))
+
+
 class ImplicitGemm(PlainWeights):
     name = "implicit_gemm"
     exact = True
