@@ -88,7 +88,16 @@ def _attribute(number):
 
 _memory = {
     name: getattr(memory, name)
-    for name in ("Memory", "MemoryPointer", "MemoryPool", "MemoryHook", "OutOfMemoryError", "alloc")
+    for name in (
+        "Memory",
+        "UnownedMemory",
+        "MemoryPointer",
+        "MemoryPool",
+        "MemoryHook",
+        "OutOfMemoryError",
+        "alloc",
+        "get_allocator",
+    )
 }
 _streams = {name: getattr(streams, name) for name in ("Stream", "Event", "get_current_stream", "get_elapsed_time")}
 _hidden = {"OutOfMemoryError"}
@@ -98,6 +107,8 @@ _module(
     **{name: thing for name, thing in {**_memory, **_streams}.items() if name not in _hidden},
     Device=streams.Device,
     runtime=_runtime,
+    Graph=streams.Graph,
+    using_allocator=memory.using_allocator,
     is_available=lambda: True,
     get_device_id=lambda: machine.thread.device,
     get_cublas_handle=lambda: streams.Device().cublas_handle,

@@ -7,12 +7,13 @@ import math
 import ml_dtypes
 import numpy as np
 
-from .memory import Memory, MemoryPointer, memory_at
+from .memory import MemoryPointer, UnownedMemory, alloc, memory_at
 from .state import machine
 from .streams import current_queue, get_current_stream
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 SCALARS = (bool, int, float, complex)
+H2D = "the current stream is capturing, so H2D transfers are disallowed"
 _SUPPORTED = {np.dtype(char) for char in "?bhilqBHILQefdFD"} | {BFLOAT16}
 
 
@@ -58,9 +59,8 @@ class ndarray:
         if memptr is None:
             if strides is not None:
                 raise NotImplementedError("the double makes no strided array without memory for it")
-            self._memory, offset = Memory(math.prod(shape) * dtype.itemsize), 0
-        else:
-            self._memory, offset = memptr.mem, memptr._offset
+            memptr = alloc(math.prod(shape) * dtype.itemsize)
+        self._memory, offset = memptr.mem, memptr._offset
         self._hidden = np.ndarray(shape, dtype, self._memory.bytes, offset, strides, order or "C")
         self.base = None
 
@@ -99,6 +99,11 @@ class ndarray:
         return MemoryPointer(self._memory, offset)
 
     @property
+    def __cuda_array_interface__(self):
+        described = {"shape": self.shape, "typestr": self.dtype.str, "descr": self.dtype.descr, "version": 3}
+        return described | {"strides": self.strides, "data": (self.data.ptr, False), "stream": None}
+
+    @property
     def flags(self):
         flags = self._hidden.flags
         return Flags(flags.c_contiguous, flags.f_contiguous, self.base is None)
@@ -125,8 +130,10 @@ class ndarray:
 
     def get(self, stream=None, order="C", out=None, blocking=True):
         queue = (get_current_stream() if stream is None else stream).queue(self._memory.device_id)
+        if queue.capture is not None:
+            raise RuntimeError("the current stream is capturing, so D2H transfers are disallowed")
         machine.note("to host", f"{self.nbytes} bytes went to the host")
-        machine.submit(queue, [self._memory], [], "get")
+        machine.submit(queue, [self._memory._root], [], "get")
         if blocking:
             machine.wait_for(queue.now())
         if out is None:
@@ -148,8 +155,10 @@ class ndarray:
         if arr.shape != self.shape:
             raise ValueError(f"Shape mismatch. Old shape: {self.shape}, new shape: {arr.shape}")
         queue = (get_current_stream() if stream is None else stream).queue(self._memory.device_id)
+        if queue.capture is not None:
+            raise RuntimeError(H2D)
         machine.note("to device", f"{arr.nbytes} bytes went to the device")
-        machine.submit(queue, [], [self._memory], "set")
+        machine.submit(queue, [], [self._memory._root], "set")
         self._hidden[...] = arr
 
     def item(self):
@@ -250,14 +259,16 @@ class ndarray:
         try:
             return self._view(_reshaped(self._hidden, shape, order))
         except AttributeError:
-            return own(self._hidden.reshape(shape, order=order), [self], "reshape")
+            hidden = self._hidden
+            return own(lambda: hidden.reshape(shape, order=order), [self], "reshape")
 
     def ravel(self, order="C"):
         order = "C" if order == "K" and not self.flags.f_contiguous else order
         return self.reshape(-1, order="F" if order == "K" else order)
 
     def flatten(self, order="C"):
-        return own(self._hidden.flatten(order), [self], "flatten")
+        hidden = self._hidden
+        return own(lambda: hidden.flatten(order), [self], "flatten")
 
     def transpose(self, *axes):
         return self._view(self._hidden.transpose(*axes))
@@ -283,12 +294,14 @@ class ndarray:
         dtype = device_dtype(dtype)
         if not copy and dtype == self.dtype and np.asarray(self._hidden, order=order) is self._hidden:
             return self
-        return own(cast(self._hidden, dtype, order), [self], "astype", order)
+        hidden = self._hidden
+        return own(lambda: cast(hidden, dtype, order), [self], "astype", order)
 
     def copy(self, order="C"):
         if self.size and self._memory.device_id != machine.thread.device:
             return _copy_across(self, order)
-        return own(self._hidden, [self], "copy", order)
+        hidden = self._hidden
+        return own(lambda: hidden, [self], "copy", order)
 
     def fill(self, value):
         if isinstance(value, ndarray):
@@ -299,9 +312,7 @@ class ndarray:
             reads, value = [], np.asarray(value, self.dtype)
             if value.shape != ():
                 raise ValueError("non-scalar numpy.ndarray cannot be used for fill")
-        use(reads, [self], "fill")
-        with np.errstate(all="ignore"):
-            self._hidden[...] = value
+        use(reads, [self], "fill", storing(self._hidden, lambda: value))
 
 
 def _reshaped(hidden, shape, order="C"):
@@ -326,8 +337,11 @@ def _reshaped(hidden, shape, order="C"):
 # -------------------------------------------------------------------------------------------------- shared steps
 
 
-def use(reads, writes, what):
-    """Every operation: the arrays must live on the current device, and the stream must have been told to wait."""
+def use(reads, writes, what, action):
+    """Every operation: the arrays must live on the current device, and the stream must have been told to wait.
+
+    `action` does it, now or whenever a graph is replayed. It must hold no array, which would keep memory alive.
+    """
     here = machine.thread.device
     for array in (*reads, *writes):
         if array._memory.device_id != here:
@@ -335,7 +349,18 @@ def use(reads, writes, what):
                 f"The device where the array resides ({array._memory.device_id}) is different from the current device "
                 f"({here}). Peer access is unavailable between these devices."
             )
-    machine.submit(current_queue(), [a._memory for a in reads], [a._memory for a in writes], what)
+    reads, writes = ([a._memory._root for a in some] for some in (reads, writes))
+    machine.perform(current_queue(), reads, writes, what, action)
+
+
+def storing(hidden, compute, where=...):
+    """The action of storing what `compute` returns."""
+
+    def action():
+        with np.errstate(all="ignore"):
+            hidden[where] = compute()
+
+    return action
 
 
 def fresh(shape, dtype, order="C", like=None):
@@ -347,12 +372,13 @@ def fresh(shape, dtype, order="C", like=None):
     return ndarray(shape, dtype, order="F" if order == "F" else "C")
 
 
-def own(hidden, reads, what, order="C"):
-    """A new array that holds what an operation computed."""
-    hidden = np.asarray(hidden)
+def own(compute, reads, what, order="C"):
+    """A new array that holds what an operation computes."""
+    with np.errstate(all="ignore"):
+        hidden = np.asarray(compute())
     made = fresh(hidden.shape, hidden.dtype, order, hidden)
-    use(reads, [made], what)
-    made._hidden[...] = hidden
+    is_captured = current_queue().capture is not None  # then `hidden` is of no worth: a replay computes anew
+    use(reads, [made], what, storing(made._hidden, compute if is_captured else lambda: hidden))
     return made
 
 
@@ -362,7 +388,8 @@ def cast(hidden, dtype, order="K"):
 
 
 def _zeros_like(a):
-    return own(np.zeros_like(a._hidden), [a], "zeros")
+    shape, dtype = a.shape, a.dtype
+    return own(lambda: np.zeros(shape, dtype), [a], "zeros")
 
 
 def _copy_across(a, order):
@@ -382,11 +409,19 @@ def copy_across(source, target):
     if queue.is_null:
         for device_id in sides:
             queue.knows.learn(machine.everything(device_id))
-    machine.submit(queue, [source._memory], [target._memory], "copy between devices")
+    machine.submit(queue, [source._memory._root], [target._memory._root], "copy between devices")
     if queue.is_null:
         for device_id in sides:
             machine.null[device_id].knows.learn(queue.now())
     target._hidden[...] = source._hidden
+
+
+def lent(ptr, shape, strides, dtype, owner):
+    """An array over memory that belongs to `owner`, as CuPy makes of what it is lent."""
+    size = math.prod(shape) and sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + dtype.itemsize
+    if not size:
+        return ndarray(shape, dtype)
+    return ndarray(shape, dtype, MemoryPointer(UnownedMemory(ptr, size, owner), 0), strides)
 
 
 def from_host(values, dtype=None, order="K"):
@@ -395,9 +430,10 @@ def from_host(values, dtype=None, order="K"):
     values = values.astype(device_dtype(values.dtype), copy=False)
     made = ndarray(values.shape, values.dtype, order="F" if values.flags.fnc and order in {"K", "A", "F"} else "C")
     if values.ndim:
+        if current_queue().capture is not None:
+            raise RuntimeError(H2D)
         machine.note("to device", f"{values.nbytes} bytes went to the device")
-    use([], [made], "asarray")
-    made._hidden[...] = values
+    use([], [made], "asarray", storing(made._hidden, lambda: values))
     return made
 
 

@@ -108,7 +108,14 @@ def setPointerMode(handle, mode):
     modes[handle] = getMathMode(handle), mode
 
 
+def refuse_capture(library="BLAS"):
+    """As CuPy does for cuBLAS. Of cuFFT it does not ask; what a replay finds of a plan's work area is not known."""
+    if current_queue().capture is not None:
+        raise NotImplementedError(f"calling cu{library} API during stream capture is currently unsupported")
+
+
 def _gemm(function, handle, transposes, sizes, alpha, a, b, beta, c, batch, compute):
+    refuse_capture()
     if handle != Device().cublas_handle:
         raise CUBLASError(1)
     if getPointerMode(handle) != _CONSTANTS["CUBLAS_POINTER_MODE_HOST"]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .arrays import ndarray, own, use
+from .arrays import ndarray, own
+from .cublas import refuse_capture
 from .functions import lift
 from .names import NAMES
 
@@ -20,19 +21,19 @@ def _along_one_axis(name):
             raise TypeError("The input array a must be a cupy.ndarray")
         if a.dtype.kind == "V":
             raise TypeError(f"cuFFT transforms no {a.dtype}")
-        use([a], [], name)
+        refuse_capture("FFT")
         with np.errstate(all="ignore"):
             made = over(a._hidden, n, axis, norm)
         is_last = axis % a.ndim == a.ndim - 1
         # As CuPy does: cut or filled up with zeros, copied unless it is whole contiguous rows; then cuFFT is given a
         # work area of the size of what it writes.
         length = a.shape[axis] if n is None else n // 2 + 1 if name in {"irfft", "hfft"} else n
-        held = a if length == a.shape[axis] else own(_resized(a._hidden, length, axis), [a], name)
+        held = a if length == a.shape[axis] else own(lambda: _resized(a._hidden, length, axis), [a], name)
         spoilt = name in {"irfft", "hfft"}  # by cuFFT
         is_copied = spoilt or held.base is not None or not is_last or not held.flags.c_contiguous
-        read = own(held._hidden, [held], name) if is_copied else held
+        read = own(lambda: held._hidden, [held], name) if is_copied else held
         work = ndarray(made.nbytes, np.uint8)
-        rows = own(np.moveaxis(made, axis, -1), [read], name)
+        rows = own(lambda: np.moveaxis(made, axis, -1), [read], name)
         del work
         return rows if is_last else rows._view(np.moveaxis(rows._hidden, -1, axis))
 

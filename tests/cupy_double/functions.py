@@ -6,7 +6,21 @@ import itertools
 
 import numpy as np
 
-from .arrays import BFLOAT16, SCALARS, cast, copy_across, device_dtype, fresh, from_host, ndarray, own, use
+from .arrays import (
+    BFLOAT16,
+    SCALARS,
+    cast,
+    copy_across,
+    device_dtype,
+    fresh,
+    from_host,
+    lent,
+    ndarray,
+    own,
+    storing,
+    use,
+)
+from .cublas import refuse_capture
 from .indexing import take
 from .names import NAMES, signature
 from .state import machine
@@ -59,17 +73,17 @@ def full_like(a, fill_value, dtype=None, order="K", subok=None, shape=None):
 
 def arange(start, stop=None, step=1, dtype=None):
     made = np.arange(start, stop, step, dtype) if stop is not None else np.arange(0, start, step, dtype)
-    return own(made, [], "arange")
+    return own(lambda: made, [], "arange")
 
 
 def linspace(start, stop, num=50, endpoint=True, retstep=False, dtype=None, axis=0):
     if retstep or axis:
         raise NotImplementedError("the double's linspace is a plain one")
-    return own(np.linspace(start, stop, num, endpoint, dtype=dtype), [], "linspace")
+    return own(lambda: np.linspace(start, stop, num, endpoint, dtype=dtype), [], "linspace")
 
 
 def eye(N, M=None, k=0, dtype=float, order="C"):
-    return own(np.eye(N, M, k, dtype), [], "eye")
+    return own(lambda: np.eye(N, M, k, dtype), [], "eye")
 
 
 def array(obj, dtype=None, copy=True, order="K", subok=False, ndmin=0, *, blocking=False):
@@ -86,6 +100,10 @@ def _array(obj, dtype, copy, order, ndmin, blocking):
     order = order or "K"
     if isinstance(obj, (list, tuple)) and any(isinstance(x, ndarray) for x in _leaves(obj)):
         made = stack([_array(x, dtype, False, order, 0, False) for x in obj])
+    elif not isinstance(obj, ndarray) and hasattr(obj, "__cuda_array_interface__"):
+        told = obj.__cuda_array_interface__
+        made = lent(told["data"][0], told["shape"], told["strides"], np.dtype(told["typestr"]), obj)
+        return _array(made, dtype, copy, order, ndmin, blocking)
     elif not isinstance(obj, ndarray):
         made = from_host(obj, dtype, order)
         if blocking:
@@ -154,15 +172,26 @@ def copyto(dst, src, casting="same_kind", where=None):
         if where is None and src._memory.device_id != dst._memory.device_id:
             copy_across(src, dst)
             return
-    use([x for x in (src, where) if isinstance(x, ndarray)], [dst], "copyto")
-    with np.errstate(all="ignore"):
-        np.copyto(dst._hidden, values, casting, where=True if where is None else where._hidden)
+    hidden, mask = dst._hidden, True if where is None else where._hidden
+
+    def copy_there():
+        with np.errstate(all="ignore"):
+            np.copyto(hidden, values, casting, where=mask)
+
+    use([x for x in (src, where) if isinstance(x, ndarray)], [dst], "copyto", copy_there)
+
+
+def from_dlpack(array, *, device=None, copy=None):
+    if not isinstance(array, ndarray) or device is not None or copy is not None:
+        raise NotImplementedError("the double takes its own arrays for tensors of others, where they are")
+    return lent(array.data.ptr, array.shape, array.strides, array.dtype, array)
 
 
 def may_share_memory(a, b, max_work=None):
+    """As in CuPy: False where the two memories begin at different addresses, even if one lies in the other."""
     for x in (a, b):
         _refuse_host(x)
-    same = a._memory is b._memory and a.size and b.size
+    same = a._memory.ptr == b._memory.ptr and a.size and b.size
     return bool(same and np.may_share_memory(a._hidden, b._hidden))
 
 
@@ -183,7 +212,7 @@ def where(condition, x=None, y=None):
     given = (condition, x, y)
     values = [operand(v) for v in given]
     reads = [v for v in given if isinstance(v, ndarray)]
-    return own(np.where(*values), reads, "where")
+    return own(lambda: np.where(*values), reads, "where")
 
 
 def nonzero(a):
@@ -192,7 +221,7 @@ def nonzero(a):
         raise ValueError("Calling nonzero on 0d arrays is not allowed. Use cp.atleast_1d(scalar).nonzero() instead.")
     machine.note("to host", "the number of nonzero elements went to the host")
     machine.wait_for(current_queue().now())
-    return tuple(own(one, [a], "nonzero") for one in np.nonzero(a._hidden))
+    return tuple(own(lambda one=one: one, [a], "nonzero") for one in np.nonzero(a._hidden))
 
 
 # ------------------------------------------------------------------------------------------------------ products
@@ -210,20 +239,20 @@ def matmul(*args, out=None, axes=None, axis=None, keepdims=False, casting="same_
         raise TypeError("CuPy multiplies no stacks of bfloat16 matrices")
     made = _product(np.matmul, a, b, dtype)
     if out is None:
-        return own(made, [a, b], "matmul")
+        return own(lambda: made, [a, b], "matmul")
     if out.shape != made.shape:
         raise ValueError("Output array has an invalid size")
-    use([a, b], [out], "matmul")
     held = [x.copy() for x in (a, b) if not x.flags.c_contiguous]
     if out.dtype != dtype or not out.flags.c_contiguous:
-        held.append(own(made, [a, b], "matmul"))
-    out._hidden[...] = made
+        held.append(own(lambda: made, [a, b], "matmul"))
+    use([a, b], [out], "matmul", storing(out._hidden, lambda: made))
     del held  # these are what CuPy holds meanwhile
     return out
 
 
 def _product(function, a, b, dtype, **more):
     """16-bit factors are summed in float32."""
+    refuse_capture()
     work = np.dtype(np.float32) if dtype.itemsize == 2 and dtype.kind in "fV" else dtype
     with np.errstate(all="ignore"):
         return np.asarray(function(cast(a._hidden, work), cast(b._hidden, work), **more)).astype(dtype)
@@ -234,15 +263,16 @@ def dot(a, b, out=None):
     _refuse_host(b)
     made = _product(np.dot, a, b, np.promote_types(a.dtype, b.dtype))
     if out is not None:
-        copyto(out, own(made, [a, b], "dot"))
+        copyto(out, own(lambda: made, [a, b], "dot"))
         return out
-    return own(made, [a, b], "dot")
+    return own(lambda: made, [a, b], "dot")
 
 
 def tensordot(a, b, axes=2):
     _refuse_host(a)
     _refuse_host(b)
-    return own(_product(np.tensordot, a, b, np.promote_types(a.dtype, b.dtype), axes=axes), [a, b], "tensordot")
+    made = _product(np.tensordot, a, b, np.promote_types(a.dtype, b.dtype), axes=axes)
+    return own(lambda: made, [a, b], "tensordot")
 
 
 def einsum(*operands, **kwargs):
@@ -263,10 +293,11 @@ def einsum(*operands, **kwargs):
     result = np.result_type(*hidden) if dtype is None else device_dtype(dtype)
     if result == BFLOAT16:
         raise NotImplementedError("what CuPy's einsum does with bfloat16 is not known")
+    refuse_capture()
     with np.errstate(all="ignore"):
         cast_operands = [cast(x, result) if isinstance(x, np.ndarray) else x for x in operands]
         made = np.einsum(*cast_operands, optimize=bool(optimize))
-    return own(made, arrays, "einsum")
+    return own(lambda: made, arrays, "einsum")
 
 
 # ------------------------------------------------------------------------------------------------------ lifted
@@ -297,12 +328,15 @@ def lift(name, owner="cupy", function=None):
         if kwargs.get("out") is not None:
             outs = [kwargs["out"]]
             named["out"] = outs[0]._hidden
-        use(found, outs, name)
-        with np.errstate(all="ignore"):
-            made = over(*values, **named)
+
+        def compute():
+            with np.errstate(all="ignore"):
+                return over(*values, **named)
+
         if outs:
+            use(found, outs, name, compute)
             return outs[0]
-        return _raise_up(made, found, name)
+        return _raise_up(compute(), compute, found, name)
 
     lifted.__name__ = lifted.__qualname__ = name
     lifted.__module__ = owner
@@ -321,15 +355,17 @@ def _lower(x, found):
     return x
 
 
-def _raise_up(made, found, name):
+def _raise_up(made, compute, found, name):
+    """What `compute` made, as arrays of the device: views of those that were given, or new ones."""
     if isinstance(made, (list, tuple)):
-        return type(made)(_raise_up(one, found, name) for one in made)
+        parts = (_raise_up(one, lambda i=i: compute()[i], found, name) for i, one in enumerate(made))
+        return type(made)(parts)
     if isinstance(made, (np.ndarray, np.generic)) or (type(made) in SCALARS and found and name not in _HOST_ANSWERS):
         made = np.asarray(made)
         for a in found:
             if made.base is not None and made.size and np.shares_memory(made, a._memory.bytes):
                 return a._view(made)
-        return own(made, found, name)
+        return own(compute, found, name)
     return made
 
 
@@ -350,7 +386,7 @@ FUNCTIONS |= {
     for one in (
         empty, zeros, ones, full, empty_like, zeros_like, ones_like, full_like, arange, linspace, eye, array, asarray,
         asanyarray, ascontiguousarray, copy, asnumpy, copyto, may_share_memory, shares_memory, where, nonzero, matmul,
-        dot, tensordot, einsum, take,
+        dot, tensordot, einsum, take, from_dlpack,
     )
 }  # fmt: skip
 

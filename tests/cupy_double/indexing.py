@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .arrays import from_host, ndarray, own, use
+from .arrays import from_host, ndarray, own, storing, use
 from .state import Hazard, machine
 from .streams import current_queue
 
@@ -61,8 +61,8 @@ def getitem(a, index):
             parts.append(Ellipsis)  # a number is an array too
         return a._view(a._hidden[tuple(parts)])
     _wait_for_masks(arrays)
-    use([a, *arrays], [], "getitem")
-    return own(a._hidden[wrapped(a, parts)], [a, *arrays], "getitem")
+    hidden, where = a._hidden, wrapped(a, parts)
+    return own(lambda: hidden[where], [a, *arrays], "getitem")
 
 
 def setitem(a, index, value):
@@ -73,21 +73,16 @@ def setitem(a, index, value):
         if not isinstance(value, ndarray):
             target.fill(value)
             return
-        use([value], [target], "setitem")
-        _assign(target._hidden, Ellipsis, value._hidden)
+        hidden = value._hidden
+        use([value], [target], "setitem", storing(target._hidden, lambda: hidden))
         return
     _wait_for_masks(arrays)
     if not isinstance(value, ndarray):
         value = from_host(value, a.dtype)
     where = wrapped(a, parts)
     _check_once(a, where, value)
-    use([value, *arrays], [a], "setitem")
-    _assign(a._hidden, where, value._hidden)
-
-
-def _assign(hidden, where, values):
-    with np.errstate(all="ignore"):
-        hidden[where] = values
+    hidden = value._hidden
+    use([value, *arrays], [a], "setitem", storing(a._hidden, lambda: hidden, where))
 
 
 def _check_once(a, where, value):
@@ -101,6 +96,8 @@ def _check_once(a, where, value):
 
 def _wait_for_masks(arrays):
     """How many elements a mask selects is read back before they can be stored."""
+    if current_queue().capture is not None:
+        raise NotImplementedError("the double captures no arrays as indices")
     if any(part.dtype.kind == "b" and part.size for part in arrays):
         machine.note("to host", "the size of a masked selection went to the host")
         machine.wait_for(current_queue().now())
@@ -117,15 +114,18 @@ def take(a, indices, axis=None, out=None):
         indices = sent._hidden
     if a.size == 0 and np.size(indices):
         raise IndexError("cannot do a non-empty take from an empty axes.")
-    made = np.take(a._hidden, indices, axis, mode="wrap")
+    hidden = a._hidden
+
+    def compute():
+        return np.take(hidden, indices, axis, mode="wrap")
+
     if out is None:
-        return own(made, reads, "take")
+        return own(compute, reads, "take")
     if out.dtype != a.dtype:
         raise TypeError("Output dtype mismatch")
-    if out.shape != made.shape:
+    if out.shape != compute().shape:
         raise ValueError("Output shape mismatch")
-    use(reads, [out], "take")
-    out._hidden[...] = made
+    use(reads, [out], "take", storing(out._hidden, compute))
     return out
 
 

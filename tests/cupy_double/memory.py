@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import ctypes
 import weakref
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -64,6 +65,25 @@ class Memory:
             machine.released(self)
             _live.remove(self)
             self._free()
+
+    @property
+    def _root(self):
+        """The allocation, as the clocks know it."""
+        return self
+
+
+class UnownedMemory:
+    """Memory of someone else's, which `owner` keeps alive. CuPy makes one for each array that comes from elsewhere."""
+
+    def __init__(self, ptr, size, owner, device_id=-1):
+        self._root, self._offset = memory_at(ptr)
+        if self._offset + size > self._root.size:
+            raise ValueError(f"{size} bytes from {ptr:#x} reach past the end of their allocation")
+        self.ptr, self.size, self._owner = ptr, size, owner
+        self.bytes = self._root.bytes[self._offset : self._offset + size]
+
+    device = property(lambda self: self._root.device)
+    device_id = property(lambda self: self._root.device_id)
 
 
 class MemoryPointer:
@@ -200,8 +220,27 @@ def _pool_of(device_id):
     return default_pool._arenas[device_id]
 
 
+_allocator = default_pool.malloc
+
+
+def get_allocator():
+    return getattr(machine.thread, "allocator", None) or _allocator
+
+
+@contextmanager
+def using_allocator(allocator=None):
+    if allocator is None:
+        raise NotImplementedError("the double has no memory beside its pool")
+    thread, before = machine.thread, getattr(machine.thread, "allocator", None)
+    thread.allocator = allocator
+    try:
+        yield
+    finally:
+        thread.allocator = before
+
+
 def alloc(size):
-    return default_pool.malloc(size)
+    return get_allocator()(size)
 
 
 class MemoryHook:

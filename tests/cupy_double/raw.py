@@ -146,18 +146,22 @@ class RawKernel:
         reads, writes = [], []
         for place, x in enumerate(args):
             if isinstance(x, (ndarray, MemoryPointer)):
-                memory = x._memory if isinstance(x, ndarray) else x.mem
+                memory = (x._memory if isinstance(x, ndarray) else x.mem)._root
                 if memory.device_id != machine.thread.device:
                     raise ValueError(f"{self.name}: argument {place} lies on another device: an illegal access")
                 (writes if place < len(written) and written[place] else reads).append(memory)
-        machine.submit(current_queue(), reads, writes, self.name)
-        launches.append((self.name, grid, block, shared_mem))
         for watcher in launch_watchers if shared_mem else ():
             watcher(self.code, self.options, shared_mem)
-        try:
-            module.launch(self.name, grid, block, tuple(map(_passed, args)), shared_mem, limit)
-        except emulator.SharedMemoryFault as fault:
-            raise CUDADriverError(f"{INVALID} ({fault})") from None
+        name, passed = self.name, tuple(map(_passed, args))
+
+        def run():
+            launches.append((name, grid, block, shared_mem))
+            try:
+                module.launch(name, grid, block, passed, shared_mem, limit)
+            except emulator.SharedMemoryFault as fault:
+                raise CUDADriverError(f"{INVALID} ({fault})") from None
+
+        machine.perform(current_queue(), reads, writes, name, run)
 
 
 def _passed(x):
@@ -171,7 +175,7 @@ def _passed(x):
                 "of size one can be passed by value."
             )
         x.__array_interface__  # CuPy asks it for the address, and NumPy describes every field  # noqa: B018
-        return x.reshape(()) if issubclass(x.dtype.type, np.void) else x.reshape(())[()]
+        return x.copy().reshape(()) if issubclass(x.dtype.type, np.void) else x.reshape(())[()]
     if isinstance(x, MemoryPointer):
         raise NotImplementedError("the double passes arrays, not MemoryPointers")
     if x is None:

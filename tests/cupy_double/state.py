@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import itertools
 import threading
+import weakref
 from collections import Counter
 from contextlib import contextmanager
+from typing import ClassVar
 
 DEVICES = 2
 DEVICE_BYTES = 4 * 2**30
@@ -23,6 +25,24 @@ class Hazard(RuntimeError):
 
 class Transfer(AssertionError):
     """Something crossed the bus, or the host waited, where a test forbids it."""
+
+
+class CUDARuntimeError(RuntimeError):
+    NAMES: ClassVar = {
+        2: "cudaErrorMemoryAllocation: out of memory",
+        101: "cudaErrorInvalidDevice: invalid device ordinal",
+        401: "cudaErrorIllegalState: the operation cannot be performed in the present state",
+        900: "cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing",
+        906: "cudaErrorStreamCaptureImplicit: operation would make the legacy stream depend on a capturing blocking "
+        "stream",
+    }
+
+    def __init__(self, status):
+        self.status = status
+        super().__init__(self.NAMES.get(status, f"cudaError {status}"))
+
+
+CUDARuntimeError.__module__ = "cupy_backends.cuda.api.runtime"
 
 
 class Clock(dict):
@@ -45,6 +65,7 @@ class Queue:
         self.blocks = blocks  # it and the null stream wait for each other
         self.time = 0
         self.knows = Clock()
+        self.capture = None  # the steps of the graph that is being captured
         self.ptr = 0 if is_null else 0x5000_0000 + 0x100 * next(self.ids)
 
     def now(self):
@@ -54,6 +75,24 @@ class Queue:
 
     def __repr__(self):
         return f"the null stream of device {self.device_id}" if self.is_null else f"stream {self.ptr:#x}"
+
+
+class Step:
+    """An operation of a graph: it knows the memory that it touches by address, and keeps none of it alive."""
+
+    def __init__(self, reads, writes, what, action):
+        self._reads, self._writes = ([weakref.ref(memory) for memory in some] for some in (reads, writes))
+        self._what, self._action = what, action
+
+    def replay(self, queue):
+        reads, writes = ([memory() for memory in some] for some in (self._reads, self._writes))
+        if None in reads or None in writes:
+            raise Hazard(
+                f"a graph replays {self._what} on memory that was given back to the pool since the capture: it may be "
+                "anyone's by now."
+            )
+        machine.submit(queue, reads, writes, self._what)
+        self._action()
 
 
 class _Thread(threading.local):
@@ -77,16 +116,24 @@ class Machine:
 
     # ------------------------------------------------------------------------------------------ operations
 
+    def perform(self, queue, reads, writes, what, action):
+        """Put an operation on these memories at the end of a queue, or into the graph that is being captured."""
+        if queue.capture is None:
+            self.submit(queue, reads, writes, what)
+            action()
+        else:
+            queue.capture.append(Step(reads, writes, what, action))
+
     def submit(self, queue, reads, writes, what):
-        """Put an operation on these memories at the end of a queue; say so if it may run too early."""
+        """Note an operation that is done at once; say so if a device might run it too early."""
         with self.lock:
+            if queue.capture is not None:
+                raise NotImplementedError(f"the double captures no {what}")
             if self.faults:
                 raise Hazard(self.faults.pop())
             queue.knows.learn(self.host)
             if queue.is_null:
-                for other in self.others:
-                    if other.blocks and other.device_id == queue.device_id:
-                        queue.knows.learn(other.now())
+                self._wait_for_blocking(queue)
             elif queue.blocks:
                 queue.knows.learn(self.null[queue.device_id].now())
             for memory in (*reads, *writes):
@@ -100,6 +147,14 @@ class Machine:
             for memory in writes:
                 memory.writer = (queue, queue.time)
                 memory.readers = {}
+
+    def _wait_for_blocking(self, queue):
+        """What the null stream does by itself."""
+        for other in self.others:
+            if other.blocks and other.device_id == queue.device_id:
+                if other.capture is not None:
+                    raise CUDARuntimeError(906)
+                queue.knows.learn(other.now())
 
     @staticmethod
     def _check(queue, memory, earlier, what, did):
@@ -124,16 +179,23 @@ class Machine:
 
     def wait_for(self, clock):
         """The host waits."""
+        self._refuse_capturing(clock)
         self.note("synchronisations", "the host waited for the device")
         with self.lock:
             self.host.learn(clock)
 
     def everything(self, device_id):
         queues = [self.null[device_id], *(q for q in self.others if q.device_id == device_id)]
+        self._refuse_capturing(queues)
         clock = Clock()
         for queue in queues:
             clock.learn(queue.now())
         return clock
+
+    @staticmethod
+    def _refuse_capturing(queues):
+        if any(queue.capture is not None for queue in queues):
+            raise CUDARuntimeError(900)
 
     def note(self, kind, words):
         if self.forbidden:

@@ -3,23 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from typing import ClassVar
 
-from .state import DEVICE_BYTES, DEVICES, Clock, Queue, machine
-
-
-class CUDARuntimeError(RuntimeError):
-    NAMES: ClassVar = {
-        2: "cudaErrorMemoryAllocation: out of memory",
-        101: "cudaErrorInvalidDevice: invalid device ordinal",
-    }
-
-    def __init__(self, status):
-        self.status = status
-        super().__init__(self.NAMES.get(status, f"cudaError {status}"))
-
-
-CUDARuntimeError.__module__ = "cupy_backends.cuda.api.runtime"
+from .state import DEVICE_BYTES, DEVICES, Clock, CUDARuntimeError, Queue, machine
 
 
 def set_device(device):
@@ -165,12 +150,39 @@ class Stream:
                 clock.learn(other.now())
         machine.wait_for(clock)
 
+    def begin_capture(self, mode=None):
+        if self._queue is None:
+            raise RuntimeError("cannot capture on the default (legacy) stream")
+        if mode not in (None, RELAXED):
+            raise NotImplementedError("the double captures in relaxed mode only")
+        if self._queue.capture is not None:
+            raise CUDARuntimeError(401)
+        self._queue.capture = []
+
+    def end_capture(self):
+        steps = None if self._queue is None else self._queue.capture
+        if steps is None:
+            raise CUDARuntimeError(401)
+        self._queue.capture = None
+        graph = Graph.__new__(Graph)
+        graph._steps = steps
+        return graph
+
+    def is_capturing(self):
+        if self._queue is not None:
+            return self._queue.capture is not None
+        if any(queue.capture is not None and queue.blocks for queue in machine.others):
+            raise CUDARuntimeError(906)
+        return False
+
     def record(self, event=None):
         event = Event() if event is None else event
         event.record(self)
         return event
 
     def wait_event(self, event):
+        if self.queue().capture is not None:
+            raise NotImplementedError("the double captures no events")
         self.queue().knows.learn(event.clock)
 
     def _check_device(self):
@@ -208,6 +220,26 @@ class Stream:
 
 
 Stream.null = Stream(null=True)
+RELAXED = 2  # cudaStreamCaptureModeRelaxed
+
+
+class Graph:
+    """What was captured: it is done anew at each launch, with the memory that was used then."""
+
+    def __init__(self, *args, **kwargs):
+        raise NotImplementedError(
+            "currently this class cannot be initiated by the user and must be created via stream capture"
+        )
+
+    def launch(self, stream=None):
+        queue = (get_current_stream() if stream is None else stream).queue()
+        if queue.capture is not None:
+            raise NotImplementedError("the double captures no graph within a graph")
+        for step in self._steps:
+            step.replay(queue)
+
+    def upload(self, stream=None):
+        pass
 
 
 def _retire(queue):

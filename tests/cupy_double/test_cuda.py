@@ -103,6 +103,94 @@ class TestStreams:
         assert seen == [cupy.cuda.Stream.null]
 
 
+class TestGraphs:
+    def test_what_is_captured_is_done_at_each_launch_and_not_before(self, cupy, x, stream):
+        stream.wait_event(cupy.cuda.Stream.null.record())
+        with stream:
+            y = cupy.zeros_like(x)
+            stream.begin_capture()
+            assert stream.is_capturing()
+            z = x + 1
+            z *= 2
+            high = cupy.maximum(z, 5)
+            total = high.sum(axis=0)
+            y[...] = total
+            graph = stream.end_capture()
+            assert not stream.is_capturing()
+            assert not y.get().any()
+            for factor in (1, 2):
+                x *= factor
+                graph.launch()
+                assert np.array_equal(y.get(), np.maximum(2 * (x.get() + 1), 5).sum(axis=0) + np.zeros((2, 3)))
+
+    @pytest.mark.parametrize("is_kept", [False, True])
+    def test_memory_given_back_since_then_is_anyones(self, cupy, x, stream, is_kept):
+        stream.wait_event(cupy.cuda.Stream.null.record())
+        with stream:
+            stream.begin_capture()
+            temporary = x + 1
+            x[...] = temporary
+            graph = stream.end_capture()
+            if is_kept:
+                graph.launch(stream)
+            del temporary
+            with pytest.raises(Hazard, match="a graph replays add on memory that was given back to the pool"):
+                graph.launch(stream)
+        stream.synchronize()
+
+    def test_an_allocator_of_a_thread_may_keep_it(self, cupy, x, stream):
+        kept, pool = [], cupy.cuda.get_allocator()
+
+        def keeping(size):
+            kept.append(pool(size))
+            return kept[-1]
+
+        stream.wait_event(cupy.cuda.Stream.null.record())
+        with stream, cupy.cuda.using_allocator(keeping):
+            assert cupy.cuda.get_allocator() is keeping
+            stream.begin_capture()
+            x[...] = x + 1
+            graph = stream.end_capture()
+        assert cupy.cuda.get_allocator() is pool
+        graph.launch(stream)
+        assert len(kept) == 1
+        stream.synchronize()
+        assert x.get()[0, 0] == 1
+
+    def test_what_a_capture_refuses(self, cupy, x, stream):
+        a = cupy.ones((2, 2), np.float32)
+        stream.wait_event(cupy.cuda.Stream.null.record())
+        with pytest.raises(RuntimeError, match="cannot capture on the default"):
+            cupy.cuda.Stream.null.begin_capture()
+        with stream:
+            stream.begin_capture()
+            for call in (lambda: cupy.matmul(a, a), lambda: cupy.dot(a, a), lambda: cupy.einsum("ij,jk", a, a)):
+                with pytest.raises(NotImplementedError, match="calling cuBLAS API during stream capture"):
+                    call()
+            with pytest.raises(NotImplementedError, match="cuFFT API during stream capture"):
+                cupy.fft.fft(a)
+            for call in (x.get, x.item, lambda: bool(x[0, 0])):
+                with pytest.raises(RuntimeError, match="so D2H transfers are disallowed"):
+                    call()
+            for call in (lambda: cupy.asarray(np.ones(2)), lambda: a.set(np.ones((2, 2), np.float32))):
+                with pytest.raises(RuntimeError, match="so H2D transfers are disallowed"):
+                    call()
+            for call in (stream.synchronize, cupy.cuda.Device().synchronize):
+                with pytest.raises(cupy.cuda.runtime.CUDARuntimeError, match="StreamCaptureUnsupported"):
+                    call()
+            stream.end_capture()
+
+    def test_the_null_stream_would_wait_for_a_blocking_stream(self, cupy, x):
+        stream, error = cupy.cuda.Stream(), cupy.cuda.runtime.CUDARuntimeError
+        stream.begin_capture()
+        with pytest.raises(error, match="StreamCaptureImplicit"):
+            x + 1
+        with pytest.raises(error, match="StreamCaptureImplicit"):
+            cupy.cuda.Stream.null.is_capturing()
+        stream.end_capture()
+        assert not cupy.cuda.Stream.null.is_capturing()
+
+
 class TestDevices:
     def test_arrays_stay_where_they_were_made(self, cupy, x):
         with cupy.cuda.Device(1) as second:
@@ -221,6 +309,19 @@ class TestKernels:
         x = cupy.arange(10, dtype=np.float32)
         with cupy_double.emulation(check=True), pytest.raises(Exception, match="twice"):
             run(x, x.copy(), np.int32(11))
+
+    def test_a_graph_replays_them(self, cupy, run, stream):
+        x = cupy.arange(10, dtype=np.float32)
+        y, count = cupy.zeros_like(x), len(cupy_double.launches)
+        stream.wait_event(cupy.cuda.Stream.null.record())
+        with stream:
+            stream.begin_capture()
+            run(x, y, np.int32(10))
+            graph = stream.end_capture()
+            assert len(cupy_double.launches) == count
+            x += 1
+            graph.launch()
+            assert y.get().tolist() == list(range(2, 22, 2))
 
     def test_streams_and_devices_count_for_kernels_too(self, cupy, run, stream):
         x = cupy.arange(10, dtype=np.float32)
@@ -367,6 +468,13 @@ class TestProducts:
             self.gemm(cupy, a, a, c, "32F_FAST_TF32")
         with pytest.raises(error, match="INVALID_VALUE"):
             self.gemm(cupy, c, c, c.copy("F"), "32F", lead=2)
+
+    def test_none_while_a_stream_is_captured(self, cupy, stream):
+        a = self.matrix(cupy, np.eye(3), np.float32)
+        stream.begin_capture()
+        with stream, pytest.raises(NotImplementedError, match="calling cuBLAS API during stream capture"):
+            self.gemm(cupy, a, a, a.copy(), "32F")
+        stream.end_capture()
 
     def test_bounds_overlap_and_streams(self, cupy, stream):
         a = self.matrix(cupy, np.eye(3), np.float32)

@@ -191,6 +191,23 @@ class TestArrays:
         assert x.flags.owndata
         assert not y.flags.owndata
 
+    def test_of_memory_that_is_lent_cupy_sees_no_overlap(self, cupy, x):
+        """Each array from elsewhere has a memory of its own, and CuPy compares where those begin."""
+
+        class Tensor:
+            __cuda_array_interface__ = x[1:].__cuda_array_interface__
+
+        for part in (cupy.from_dlpack(x[1:]), cupy.asarray(Tensor())):
+            assert not cupy.may_share_memory(x, part)
+            assert not cupy.shares_memory(part, x)
+            assert cupy.may_share_memory(part, part.T)
+            assert cupy.may_share_memory(x, cupy.from_dlpack(x))
+            part += 1
+            assert part.data.ptr == x[1:].data.ptr
+        assert x.get().tolist() == [[0, 1, 2], [5, 6, 7]]
+        assert cupy.from_dlpack(x.T).strides == x.T.strides
+        assert cupy.from_dlpack(x[:0]).shape == (0, 3)
+
     def test_flags_have_no_writeable(self, x):
         assert x.flags.c_contiguous
         assert x.T.flags.f_contiguous

@@ -53,16 +53,19 @@ class ufunc:
         self._check_types(values)
         reads = [x for x in inputs if isinstance(x, ndarray)]
         more = {} if dtype is None else {"dtype": device_dtype(dtype)}
-        with np.errstate(all="ignore"):
-            if outs and outs[0] is not None:
-                use(reads, list(outs), self.__name__)
-                self._over(*values, out=tuple(x._hidden for x in outs), casting=casting, **more)
-                return outs[0] if self.nout == 1 else outs
-            use(reads, [], self.__name__)
-            made = self._over(*values, casting=casting, **more)
+        if outs and outs[0] is not None:
+            more["out"] = tuple(x._hidden for x in outs)
+
+        def compute():
+            with np.errstate(all="ignore"):
+                return self._over(*values, casting=casting, **more)
+
+        if "out" in more:
+            use(reads, list(outs), self.__name__, compute)
+            return outs[0] if self.nout == 1 else outs
         if self.nout == 1:
-            return own(made, reads, self.__name__, "K")
-        return tuple(own(one, reads, self.__name__, "K") for one in made)
+            return own(compute, reads, self.__name__, "K")
+        return tuple(own(lambda i=i: compute()[i], reads, self.__name__, "K") for i in range(self.nout))
 
     def _check_types(self, values):
         dtypes = [x.dtype for x in values if isinstance(x, (np.ndarray, np.generic))]
@@ -85,9 +88,13 @@ class ufunc:
             raise TypeError(f"cupy.{self.__name__}.at only supports {', '.join(dtypes)} as data type, not {a.dtype}")
         index = prepared(indices)
         reads = [x for x in (*index, b) if isinstance(x, ndarray)]
-        use(reads, [a], f"{self.__name__}.at")
-        with np.errstate(all="ignore"):
-            self._over.at(a._hidden, wrapped(a, index), operand(b))
+        hidden, where, value = a._hidden, wrapped(a, index), operand(b)
+
+        def add_there():
+            with np.errstate(all="ignore"):
+                self._over.at(hidden, where, value)
+
+        use(reads, [a], f"{self.__name__}.at", add_there)
 
     def reduce(self, array, axis=0, dtype=None, out=None, keepdims=False):
         from . import cupy
@@ -152,7 +159,8 @@ def _comparison(name, function):
         if isinstance(other, np.ndarray) and other.ndim == 0:
             other = other.item()
         if name in {"eq", "ne"} and (other is None or type(other).__eq__ is object.__eq__):
-            return own(np.full(self.shape, name == "ne"), [self], name)
+            shape = self.shape
+            return own(lambda: np.full(shape, name == "ne"), [self], name)
         return function(self, other)
 
     return compare
