@@ -7,6 +7,7 @@ CuPy is imported when one of its arrays appears (it is loaded by then) or when a
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, lru_cache
 from importlib.util import find_spec
@@ -85,6 +86,33 @@ def _home(x: object, caller: str, name: str) -> ModuleType:
             f"{caller}: {name}: {error}. Convert it first: np.asarray({name}), cupy.asarray({name}), "
             f"or from_dlpack({name}) of either for a tensor; a masked array needs .filled(value)."
         ) from None
+
+
+def may_overlap(xp: ModuleType) -> Callable[[Array, Array], bool]:
+    """The function that says whether two arrays may have memory in common: True unless their bytes are far apart.
+
+    CuPy's ``may_share_memory`` says False where two memories begin at different addresses. Those of a tensor and of a
+    part of it do, if both were lent by ``from_dlpack`` or ``__cuda_array_interface__``.
+    """
+    return np.may_share_memory if xp is np else _byte_ranges_meet
+
+
+def _byte_ranges_meet(a: Any, b: Any) -> bool:
+    (first, first_end), (second, second_end) = _byte_range(a), _byte_range(b)
+    return first < second_end and second < first_end
+
+
+def _byte_range(a: Any) -> tuple[int, int]:
+    """The address of the first byte of an array on a GPU, and the address after its last."""
+    start = end = int(a.data.ptr)
+    if a.size == 0:
+        return start, start
+    if a.flags.c_contiguous:
+        return start, start + int(a.nbytes)
+    for size, stride in zip(a.shape, a.strides, strict=True):
+        reach = (size - 1) * stride
+        start, end = (start, end + reach) if reach > 0 else (start + reach, end)
+    return start, end + int(a.itemsize)
 
 
 def module_for(device: str) -> ModuleType:

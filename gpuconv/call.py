@@ -252,8 +252,10 @@ class Call(NamedTuple):
         is_w: bool = False,
     ) -> Array:
         """The array to write into: `out`, or a new one if there is none or it overlaps an input."""
-        if out is not None and not any(xp.may_share_memory(out, x) for x in inputs if x is not None):
-            return out
+        if out is not None:
+            may_overlap = backend.may_overlap(xp)
+            if not any(may_overlap(out, x) for x in inputs if x is not None):
+                return out
         fresh: Array = xp.empty(self.in_layout(shape, is_w), dtype)
         return fresh
 

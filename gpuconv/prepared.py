@@ -212,7 +212,7 @@ class PreparedConv:
         whole = replace(problem, geometry=g)
         self.plan = plan_of(whole, call.algorithm, call.caller)
         self.nbytes = self._w.nbytes + (0 if self._bias is None else self._bias.nbytes)
-        if self._packed is not None and not xp.may_share_memory(self._packed.weights, self._w):
+        if self._packed is not None and not backend.may_overlap(xp)(self._packed.weights, self._w):
             self.nbytes += self._packed.weights.nbytes
         self._call = call._replace(caller="prepared")
 

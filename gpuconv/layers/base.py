@@ -111,7 +111,8 @@ class Layer(Stateful):
             return self.run(X, False)
         with backend.on_device_of(X):
             y = self.run(X.copy(order="K") if self.works_from_x else X, True)
-            return y.copy() if any(xp.may_share_memory(y, kept) for kept in self.kept()) else y
+            may_overlap = backend.may_overlap(xp)
+            return y.copy() if any(may_overlap(y, kept) for kept in self.kept()) else y
 
     def run(self, X: NDArray[Element], retain_derived: bool = True) -> NDArray[Element]:
         """`forward` without copies, for callers who leave X and the output as they are until `backward` is called."""

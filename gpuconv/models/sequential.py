@@ -96,7 +96,7 @@ class Sequential:
             with backend.on_device_of(X):
                 y = self.run(X.copy(order="K") if retain_derived else X, retain_derived)
                 kept = [array for layer in self.layers for array in layer.kept()] if retain_derived else []
-                if any(xp.may_share_memory(y, array) for array in kept):
+                if any(map(partial(backend.may_overlap(xp), y), kept)):
                     y = y.copy()
         except BaseException:
             self.settle()
@@ -260,7 +260,7 @@ class Sequential:
         with backend.on_device_of(X):
             first = self.forward(X[:size], retain_derived=False)
             if len(X) <= size:
-                return first.copy() if xp.may_share_memory(first, X) else first
+                return first.copy() if backend.may_overlap(xp)(first, X) else first
             result: NDArray[Element] = xp.empty(shape, first.dtype)
             result[:size] = first
             for start in range(size, len(X), size):

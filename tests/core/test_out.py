@@ -7,6 +7,7 @@ from cases import CASES, DIRECTIONS, PLAIN, Case
 from tolerances import to_numpy
 
 import gpuconv
+from gpuconv import backend
 
 OUT_CALLS = {name: call for name, call in CALLS.items() if call.has_layout}
 
@@ -93,6 +94,30 @@ class TestOverAnInput:
             want = convolve("forward", case, source.copy(), w=xp.asarray(w), dy=None, **keywords)
             convolve("forward", case, source, xp.asarray(w), None, **keywords, out=out)
             assert np.array_equal(to_numpy(out), to_numpy(want))
+
+    @pytest.mark.parametrize("lent", ["out", "x", "both"])
+    @pytest.mark.parametrize("over", [OVERLAPS["the next image"], OVERLAPS["the image before"]])
+    def test_memory_that_is_lent(self, gpu, over, lent):
+        """Arrays from DLPack have a memory each, in which CuPy sees no overlap."""
+        x, w, _ = self.SQUARE.arrays()
+        room = gpu.asarray(np.concatenate([x, x + 1]))
+        source, out = over(room)
+        source = gpu.from_dlpack(source) if lent != "out" else source
+        out = gpu.from_dlpack(out) if lent != "x" else out
+        want = gpuconv.conv2d(source.copy(), gpu.asarray(w), pad=1, algorithm="direct")
+        assert gpuconv.conv2d(source, gpu.asarray(w), pad=1, algorithm="direct", out=out) is out
+        assert np.array_equal(to_numpy(out), to_numpy(want))
+
+    @pytest.mark.parametrize("first", range(5))
+    def test_bytes_are_compared_as_numpy_does(self, gpu, first):
+        def parts(room):
+            return room, room[2:], room[:2], room[1, ::-1, 1:], room[:0]
+
+        ours, theirs = parts(gpu.zeros((4, 3, 2))), parts(np.zeros((4, 3, 2)))
+        may_overlap = backend.may_overlap(gpu)
+        for a, b in zip(ours, theirs, strict=True):
+            assert may_overlap(ours[first], a) is np.may_share_memory(theirs[first], b)
+        assert not may_overlap(ours[first], gpu.zeros(9))
 
     def test_a_weight_gradient_over_the_other_factor(self, xp):
         """A 1-D case where dw has the shape of dy."""
