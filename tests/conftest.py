@@ -13,7 +13,7 @@ import pytest
 from array_modules import ON_DEVICES, array_module, skip_without_emulator
 from hypothesis import HealthCheck, settings
 from listed_units import must_ask_for_no_more, must_be_listed
-from on_gpu import cupy_with_a_device
+from on_gpu import cupy_with_a_device, turn_on_the_device
 
 import gpuconv
 from gpuconv.cuda import loader
@@ -112,6 +112,19 @@ def _interrupts():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
+def _turn_on_the_device(request, tmp_path_factory):
+    """The processes of xdist share the device, but a test marked `alone` runs beside no other."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    cupy = cupy_with_a_device()[0] if workers > 1 and request.node.get_closest_marker("gpu") else None
+    if cupy is None:
+        yield
+        return
+    alone = request.node.get_closest_marker("alone") is not None
+    with turn_on_the_device(cupy, tmp_path_factory.getbasetemp().parent, workers, alone=alone):
+        yield
 
 
 @pytest.fixture

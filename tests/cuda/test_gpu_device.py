@@ -118,6 +118,7 @@ class TestBits:
                 assert same_bits(convolve(direction, case, *arrays, algorithm=name), once), name
 
 
+@pytest.mark.alone
 class TestMemory:
     def test_real_exhaustion_and_recovery(self, cupy):
         case = replace(SQUARE, n=256)  # a result of 205 MB
@@ -139,6 +140,7 @@ class TestMemory:
         assert same_bits(convolve("forward", SQUARE, x, w, dy), want)
 
 
+@pytest.mark.alone
 class TestMoreThan32Bits:
     """Arrays of more than 2**31 elements: an index of 32 bits would come around to the first of them."""
 

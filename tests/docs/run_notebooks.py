@@ -8,9 +8,6 @@ What differs between two runs, a timing say, stands in cells tagged `varies`.
 import pathlib
 import sys
 
-import nbformat
-from nbclient import NotebookClient
-
 from gpuconv.support.disk import write_whole
 
 FOLDER = pathlib.Path(__file__).parents[2] / "notebooks"
@@ -27,6 +24,9 @@ def execute(path):
     nbclient.exceptions.CellExecutionError
         If a cell raises.
     """
+    import nbformat  # here, so that a machine without it and without Jupyter can collect the tests
+    from nbclient import NotebookClient
+
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
         notebook,
@@ -56,6 +56,8 @@ def texts(cell):
 
 
 def main(paths):
+    import nbformat
+
     for path in map(pathlib.Path, paths):
         notebook = execute(path)
         write_whole(path, (nbformat.writes(notebook).rstrip("\n") + "\n").encode(), "notebooks")

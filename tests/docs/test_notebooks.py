@@ -2,12 +2,13 @@
 
 import re
 
-import nbformat
 import pytest
 import run_notebooks
 from array_modules import ON_DEVICES, array_module
 from matplotlib import pyplot as plt
-from nbclient.exceptions import CellExecutionError
+
+nbformat = pytest.importorskip("nbformat")
+exceptions = pytest.importorskip("nbclient.exceptions")
 
 LARGEST = 400_000
 """Bytes of a notebook, pictures included: a browser shows it at once, and the history stays light."""
@@ -127,7 +128,7 @@ def small(tmp_path):
 
 
 def test_an_error_in_a_cell_is_noticed(small):
-    with pytest.raises(CellExecutionError, match="no such luck"):
+    with pytest.raises(exceptions.CellExecutionError, match="no such luck"):
         run_notebooks.execute(small("raise ValueError('no such luck')", ""))
 
 

