@@ -323,9 +323,8 @@ def test_the_peak_stays_under_the_cap(function, cap, numba, monkeypatch):
                 patch.setattr(gpuconv.settings, "max_workspace", need)  # the need named is enough
                 call(function, case, x, dy, **more)
                 return
-            twice = [peak_beside(lambda: call(function, case, x, dy, **more)) for _ in range(2)]
-            most = min(held for _, held in twice)  # the first may have filled tables of Python's
-        assert most <= 1.1 * cap + 2 * SLACK
+            measure = partial(peak_beside, lambda: call(function, case, x, dy, **more))
+            assert any(measure()[1] <= 1.1 * cap + 2 * SLACK for _ in range(2))  # the first may fill tables of Python's
 
     check()
 
