@@ -26,6 +26,7 @@ import math
 import os
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,7 +212,15 @@ def _race(
         try:
             run_once(candidate)
             seconds = _timed(problem, candidate, run_once)
-        except (KernelError, MemoryError):
+        except MemoryError:
+            continue
+        except KernelError as error:  # without a word, "auto" would pass over it for good
+            warnings.warn(
+                f"gpuconv: {candidate.name} fails for the {problem.direction} of {problem.geometry} and is not tuned: "
+                f"{error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
             continue
         left -= 2 * seconds
         times[candidate] = [seconds]

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, lru_cache
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -135,6 +134,8 @@ def common_dtype(caller: str, **arrays: Array | None) -> np.dtype[Any]:
     """
     kinds = {x.dtype for x in arrays.values() if x is not None}
     if len(kinds) == 1 and (only := kinds.pop()).isnative and _is_known(only):
+        if only.kind == "V" and not all(isinstance(x, np.ndarray) for x in arrays.values() if x is not None):
+            _check_bfloat16_on_gpu(caller)
         return only
     dtypes = {name: native(x.dtype) for name, x in arrays.items() if x is not None}
     for name, dtype in dtypes.items():
@@ -148,13 +149,23 @@ def common_dtype(caller: str, **arrays: Array | None) -> np.dtype[Any]:
 def check_number(x: Array, caller: str, name: str) -> None:
     """Check the dtype for functions that only move or add values, which take integers as well."""
     if x.dtype.kind not in "iu":
-        check_dtype(native(x.dtype), caller, f"{name}.dtype")
+        common_dtype(caller, **{name: x})
 
 
 def check_dtype(dtype: np.dtype[Any], caller: str, name: str = "dtype") -> None:
     if not _is_known(dtype):
         raise DTypeError(
             f"{caller}: {name} is {dtype}, but gpuconv computes in {', '.join(DTYPES)}. Cast with .astype."
+        )
+
+
+def _check_bfloat16_on_gpu(caller: str) -> None:
+    """Raise if this CuPy has no bfloat16. Before 14.0 it makes such arrays unchecked, and fails when it copies them."""
+    version: str = sys.modules["cupy"].__version__
+    if int(version.partition(".")[0]) < 14:
+        raise DTypeError(
+            f"{caller}: dtype bfloat16 on a GPU needs CuPy 14.0 or newer, but this is CuPy {version}. Upgrade CuPy, or "
+            "use float16."
         )
 
 
@@ -227,13 +238,28 @@ def devices() -> list[str]:
     >>> devices()[0]
     'cpu'
     """
+    count, _ = _cuda_devices()
+    return ["cpu", *(f"cuda:{i}" for i in range(count))]
+
+
+def why_no_cuda() -> str:
+    """The reason why there is no CUDA device, in words that include CuPy's own; empty if there is one. Imports CuPy."""
+    return _cuda_devices()[1]
+
+
+def _cuda_devices() -> tuple[int, str]:
+    """The number of CUDA devices that CuPy sees, and the reason if there is none."""
     try:
         import cupy
-
-        count = cupy.cuda.runtime.getDeviceCount()
-    except Exception:  # no CuPy, no driver, no device: each raises its own kind
-        count = 0
-    return ["cpu", *(f"cuda:{i}" for i in range(count))]
+    except Exception as error:  # of any kind: a library may be missing, or too old
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+            return 0, "CuPy is not installed; for a CUDA GPU: pip install 'gpuconv[cuda13]' (or cuda12)"
+        return 0, f"CuPy cannot be imported: {type(error).__name__}: {error}"
+    try:
+        count: int = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:  # no driver, or one that is too old
+        return 0, f"CuPy finds no CUDA device: {error}"
+    return count, "" if count else "CuPy finds no CUDA device"
 
 
 def check_device(device: str, caller: str) -> str:
@@ -253,13 +279,11 @@ def check_device(device: str, caller: str) -> str:
     if kind != "cuda" or (colon and not number.isdecimal()):
         raise DeviceError(f"{caller}: device={device!r} is neither 'cpu' nor 'cuda' nor 'cuda:<number>'.")
     device = f"cuda:{number or 0}"
-    if find_spec("cupy") is None:
-        raise DeviceError(
-            f"{caller}: device={device!r} needs CuPy: pip install 'gpuconv[cuda12]' or 'gpuconv[cuda13]'."
-        )
-    found = devices()
-    if device not in found:
-        raise DeviceError(f"{caller}: device={device!r} does not exist: CuPy sees {len(found) - 1} CUDA devices.")
+    count, why_none = _cuda_devices()
+    if why_none:
+        raise DeviceError(f"{caller}: device={device!r} cannot be used. {why_none}.")
+    if ordinal(device) >= count:
+        raise DeviceError(f"{caller}: device={device!r} does not exist: CuPy sees {count} CUDA devices, from 0 on.")
     return device
 
 
@@ -304,6 +328,8 @@ def to_device(x: Array, device: str) -> Array:
     cupy = module_for(device)
     if home is cupy and device_of(x) == device:
         return x
+    if x.dtype.kind == "V":
+        _check_bfloat16_on_gpu("to_device")
     with cupy.cuda.Device(ordinal(device)):
         moved: Array = cupy.array(x)
     return moved

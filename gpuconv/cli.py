@@ -68,12 +68,15 @@ def info() -> None:
     versions = machine.versions()
     for name, version in versions.items():
         table.add_row(name, version)
+    why_no_cuda = escape(backend.why_no_cuda())
     if "cupy" not in versions:
-        table.add_row("cupy", "not installed; for a CUDA GPU: python -m pip install 'gpuconv\\[cuda13]' (or cuda12)")
+        table.add_row("cupy", why_no_cuda)
     cpu_row, *gpu_rows = backend.devices()
     table.add_row("devices", f"{cpu_row} {machine.cpu()}")
     for device in gpu_rows:
         table.add_row("", backend.device_name(device))
+    if "cupy" in versions and why_no_cuda:
+        table.add_row("", why_no_cuda)
     table.add_row("algorithms", ", ".join(algorithm.name for algorithm in ALGORITHMS))
     table.add_row("threads", str(cpu.workers()))
     table.add_row("max_workspace", f"{si(settings.max_workspace)}B")

@@ -20,7 +20,7 @@ import numpy as np
 
 from gpuconv.algorithms import ALGORITHMS
 from gpuconv.backend import DTYPES, accumulator, to_numpy
-from gpuconv.errors import AlgorithmError
+from gpuconv.errors import AlgorithmError, DTypeError
 from gpuconv.geometry import ConvGeometry
 from gpuconv.planning import DIRECTIONS
 from gpuconv.tools.workload import Workload
@@ -68,7 +68,12 @@ ROUNDING = 64
 def outcomes(devices: Sequence[str], dtypes: Sequence[str]) -> Iterator[Outcome]:
     """Run all cases: `count` of them, in the order device, dtype, problem, algorithm, direction."""
     for device, dtype, problem in itertools.product(devices, dtypes, PROBLEMS):
-        work = Workload.integers(ConvGeometry.parse(problem), dtype, device)
+        try:
+            work = Workload.integers(ConvGeometry.parse(problem), dtype, device)
+        except DTypeError:  # a CuPy without bfloat16
+            for algorithm, direction in itertools.product(ALGORITHMS, DIRECTIONS):
+                yield Outcome(device, algorithm.name, dtype, problem, direction, refused=True)
+            continue
         x, w, dy = (_exact(array) for array in (work.x, work.w, work.dy))
         y, largest = reference(x, w, work.geometry), reference(abs(x), abs(w), work.geometry)
         for algorithm, direction in itertools.product(ALGORITHMS, DIRECTIONS):

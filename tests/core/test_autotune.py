@@ -222,6 +222,20 @@ class TestTiming:
         assert (tuned.seconds["winograd"], tuned.fastest) == (None, "gemm")
         assert autotune.tune(problem(), names("winograd")) is None
 
+    @pytest.mark.usefixtures("level")
+    def test_a_kernel_that_fails_is_told_of(self, monkeypatch):
+        watch = Stopwatch(monkeypatch, {})
+
+        def run(algorithm, problem, arrays):
+            if algorithm.name == "winograd":
+                raise gpuconv.KernelError("refused by the device")
+            watch.run(algorithm, problem, arrays)
+
+        monkeypatch.setattr(autotune, "run", run)
+        with pytest.warns(RuntimeWarning, match=r"winograd fails for the forward of n8_.* not tuned: refused"):
+            tuned = autotune.tune(problem(), names("winograd", "gemm"))
+        assert (tuned.seconds["winograd"], tuned.fastest) == (None, "gemm")
+
     @pytest.mark.parametrize("direction", ["forward", "input_grad", "weight_grad"])
     def test_the_arrays_are_those_of_the_problem(self, direction):
         first, second, out = autotune.operands(problem("n1_h7w6_c4_k5_r3s2", direction=direction))

@@ -1,14 +1,19 @@
 """Where arrays live: one library and one device a call, nothing copied unasked. A class of its name plays CuPy."""
 
+import re
 import sys
 import types
 
+import ml_dtypes
 import numpy as np
 import pytest
 from calls import CALLS, same
+from typer.testing import CliRunner
 
 import gpuconv
 from gpuconv import backend
+from gpuconv.cli import app
+from gpuconv.tools import check
 
 MIXED = {name: call for name, call in CALLS.items() if len(call.shapes) > 1}
 
@@ -108,6 +113,50 @@ class TestBackend:
 
     def test_a_device_without_cupy(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "cupy", None)  # makes "import cupy" an ImportError
-        with pytest.raises(gpuconv.DeviceError, match=r"'cuda:1' needs CuPy: pip install 'gpuconv\[cuda12\]'"):
+        words = r"'cuda:1' cannot be used\. CuPy is not installed; .*pip install 'gpuconv\[cuda13\]'"
+        with pytest.raises(gpuconv.DeviceError, match=words):
             backend.to_device(np.ones(3), "cuda:1")
         assert backend.devices() == ["cpu"]
+
+    def test_a_broken_cupy_is_no_missing_cupy(self, tmp_path, monkeypatch):
+        (tmp_path / "cupy.py").write_text("raise ImportError('libcublas.so.13: cannot open shared object file')")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "cupy", raising=False)
+        words = "CuPy cannot be imported: ImportError: libcublas.so.13: cannot open shared object file"
+        with pytest.raises(gpuconv.DeviceError, match=rf"^to_device: device='cuda:0' cannot be used\. {words}\.$"):
+            backend.to_device(np.ones(3), "cuda")
+        assert backend.devices() == ["cpu"]
+        assert backend.why_no_cuda() == words
+
+    def test_where_there_is_no_device_cupy_says_why(self, double, monkeypatch):
+        def fails():
+            raise double.cuda.runtime.CUDARuntimeError(35)
+
+        with pytest.raises(gpuconv.DeviceError, match=r"'cuda:2' does not exist: CuPy sees 2 CUDA devices"):
+            backend.check_device("cuda:2", "plan")
+        assert backend.why_no_cuda() == ""
+        monkeypatch.setattr(double.cuda.runtime, "getDeviceCount", fails)
+        words = "cannot be used. CuPy finds no CUDA device: cudaErrorInsufficientDriver: CUDA driver version is insuff"
+        with pytest.raises(gpuconv.DeviceError, match=re.escape(words)):
+            gpuconv.plan("n1_h8w8_c4_k4_r1s1", device="cuda")
+        shown = " ".join(CliRunner().invoke(app, ["info"]).output.split())
+        assert "CuPy finds no CUDA device: cudaErrorInsufficientDriver: CUDA driver version" in shown
+
+
+def test_bfloat16_on_a_cupy_that_has_none(double, monkeypatch):
+    """CuPy 13.6 makes such arrays, and fails when it copies them."""
+    x = double.empty((1, 4, 4, 8), ml_dtypes.bfloat16)
+    monkeypatch.setattr(double, "__version__", "13.6.0")
+    words = (
+        r": dtype bfloat16 on a GPU needs CuPy 14\.0 or newer, but this is CuPy 13\.6\.0\. Upgrade CuPy, or use float16"
+    )
+    with pytest.raises(gpuconv.DTypeError, match=f"^conv2d{words}"):
+        gpuconv.conv2d(x, x.reshape(1, 1, 16, 8)[:, :, :8])
+    with pytest.raises(gpuconv.DTypeError, match=f"^max_pool2d{words}"):
+        gpuconv.max_pool2d(x, 2)
+    with pytest.raises(gpuconv.DTypeError, match=f"^im2col{words}"):
+        gpuconv.im2col(x, 2)
+    with pytest.raises(gpuconv.DTypeError, match=f"^to_device{words}"):
+        gpuconv.to_device(np.zeros(3, ml_dtypes.bfloat16), "cuda")
+    assert all(outcome.refused for outcome in check.outcomes(["cuda:0"], ["bfloat16"]))
+    gpuconv.conv2d(*(np.ones(shape, ml_dtypes.bfloat16) for shape in ((1, 4, 4, 8), (1, 1, 8, 8))))

@@ -30,6 +30,7 @@ class Transfer(AssertionError):
 class CUDARuntimeError(RuntimeError):
     NAMES: ClassVar = {
         2: "cudaErrorMemoryAllocation: out of memory",
+        35: "cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version",
         101: "cudaErrorInvalidDevice: invalid device ordinal",
         401: "cudaErrorIllegalState: the operation cannot be performed in the present state",
         900: "cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing",

@@ -1,6 +1,7 @@
 """What tests of CuPy and of its double measure with: memory in use, waits, streams, devices."""
 
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import cupy_double
 import emulator
@@ -19,10 +20,10 @@ POOLS = 0.7
 
 def cupy_with_a_device():
     """CuPy, or why it cannot be tested here."""
-    try:
-        import cupy
-    except ImportError:
+    if find_spec("cupy") is None:
         return None, "CuPy is not installed"
+    import cupy
+
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
