@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from gpuconv import autotune, settings
 from gpuconv.backend import devices, to_device, to_numpy
+from gpuconv.cuda.graphs import GraphMemory, graph_memory
 from gpuconv.errors import AlgorithmError, DeviceError, DTypeError, GeometryError, KernelError, WorkspaceError
 from gpuconv.functional import (
     conv1d,
@@ -65,6 +66,7 @@ __all__ = [
     "DTypeError",
     "DeviceError",
     "GeometryError",
+    "GraphMemory",
     "KernelError",
     "PreparedConv",
     "WorkspaceError",
@@ -87,6 +89,7 @@ __all__ = [
     "conv_transpose3d",
     "devices",
     "explain",
+    "graph_memory",
     "im2col",
     "initializers",
     "layers",

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from gpuconv import backend
 from gpuconv.algorithms import epilogue
+from gpuconv.cuda import graphs
 from gpuconv.errors import DTypeError
 from gpuconv.support import from_string
 from gpuconv.support.argument_checks import as_float, flag
@@ -37,12 +38,14 @@ class Activation(from_string.FromString):
         """Compute the value at each element, as a new array of x's dtype and device."""
         xp = _module(x, self.name)
         with backend.on_device_of(x):
+            graphs.check_if_captured(xp, self.name)
             return self.fn(xp, x)
 
     def grad(self, x: NDArray[Element]) -> NDArray[Element]:
         """Compute the derivative at each element."""
         xp = _module(x, self.name)
         with backend.on_device_of(x):
+            graphs.check_if_captured(xp, self.name)
             return self.slope(xp, self.fn(xp, x) if self.from_value else x)
 
     def fn(self, xp: ModuleType, x: Array) -> Array:

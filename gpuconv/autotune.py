@@ -59,6 +59,13 @@ class Tuned:
         timed = {name: seconds for name, seconds in self.seconds.items() if seconds is not None}
         return min(timed, key=timed.__getitem__)
 
+    def among(self, candidates: Sequence[Algorithm]) -> Tuned | None:
+        """The timings of these candidates, if they were timed among others."""
+        seconds = {candidate.name: self.seconds.get(candidate.name) for candidate in candidates}
+        if seconds.keys() <= self.seconds.keys() and any(seconds.values()):
+            return Tuned(self.date, seconds)
+        return None
+
     def is_of(self, candidates: Sequence[Algorithm]) -> bool:
         """Whether these are the candidates that were compared; if not, the problem is tuned again."""
         return self.seconds.keys() == {candidate.name for candidate in candidates}
@@ -99,11 +106,15 @@ def apply_to(problem: Problem) -> None:
 def consult(problem: Problem, candidates: Sequence[Algorithm], may_time: bool) -> Tuned | None:
     """The timings of a problem, made now with `may_time` if there are none; None if tuning was not asked for.
 
-    `candidates` are the algorithms that support it, in the order of the heuristics.
+    `candidates` are the algorithms that support it, in the order of the heuristics. While a CUDA graph is captured
+    nothing can be timed, and the timings from outside of it serve the candidates that are left.
     """
     key = _key(problem)
     if not settings.autotune and key not in _memory.warmed:
         return None
+    if problem.captured:
+        found = _memory.used.get(key) or _TABLE.load().get(key)
+        return None if found is None else found.among(candidates)
     with _memory.lock:
         used = _memory.used.get(key)
         if used is not None and used.is_of(candidates):

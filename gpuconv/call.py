@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import ModuleType
 from typing import Any, NamedTuple, SupportsIndex
@@ -14,6 +14,7 @@ import numpy as np
 from gpuconv import backend
 from gpuconv.algorithms import Algorithm, Problem
 from gpuconv.algorithms.epilogue import ACTIVATIONS, fill
+from gpuconv.cuda import graphs
 from gpuconv.errors import DTypeError, GeometryError, WorkspaceError
 from gpuconv.geometry import ConvGeometry, split_x_shape
 from gpuconv.planning import (
@@ -41,6 +42,12 @@ class PrepackedWeights:
     problem: Problem
     algorithm: Algorithm
     weights: Array
+
+    def serve(self, problem: Problem) -> bool:
+        """Whether they are of use for a problem: the one that they were packed for, maybe captured in a graph."""
+        if not problem.captured:
+            return self.problem == problem
+        return self.problem == replace(problem, captured=False) and self.algorithm.refusal(problem) is None
 
 
 class Call(NamedTuple):
@@ -103,14 +110,17 @@ class Call(NamedTuple):
         return self.run(xp, "input_grad", g, dtype, {"x": x, "w": w}, out, g.x_shape, bias, activation)
 
     def explain(self, x: Array, w: Array, direction: Direction) -> ConvPlan:
-        backend.common_module(self.caller, x=x, w=w)
+        xp = backend.common_module(self.caller, x=x, w=w)
         dtype = backend.common_dtype(self.caller, x=x, w=w)
         g = self.geometry(x.shape, w.shape)
         check_direction(direction, self.caller)
         x, w = self.channels_last(x), self.channels_last(w, is_w=True)
         if goes_by_sample(direction):
             x = x[:1]
-        problem = self.problem(direction, g, dtype, backend.device_of(x), [w], x)
+        device = backend.device_of(x)
+        with backend.on_device_of(x):
+            captured = device != "cpu" and graphs.is_captured(xp)
+        problem = self.problem(direction, g, dtype, device, [w], x, captured=captured)
         return plan_of(problem, self.algorithm, self.caller)
 
     # ---------------------------------------------------------------------------------------------- shared steps
@@ -130,11 +140,12 @@ class Call(NamedTuple):
         weights: list[Array],
         *arrays: Array,
         elsewhere: int = 0,
+        captured: bool = False,
     ) -> Problem:
         """The problem that these arrays pose, all that the algorithm will read and write, channels last.
 
         `arrays` are batches, or their first samples where samples are computed one by one. `elsewhere` counts the
-        bytes of a result that is made elsewhere because `out` overlaps an argument.
+        bytes of a result that is made elsewhere because `out` overlaps an argument. `captured`: in a CUDA graph.
         """
         precision = check_precision(self.precision, self.caller)
         limit = workspace_limit(self.max_workspace, self.caller)
@@ -154,13 +165,13 @@ class Call(NamedTuple):
             copies = [w for w in weights if not _is_served(w)] + [a for a in arrays if not _is_served(a, anywhere)]
             copied += sum(array.size * dtype.itemsize for array in copies)
         if not copied:
-            return _problem(g, dtype, device, direction, precision, limit, contiguous)
+            return _problem(g, dtype, device, direction, precision, limit, contiguous, 0, captured)
         if copied > limit:
             raise WorkspaceError(
                 f"{self.caller}: kernels take C-contiguous, channels-last arrays. Copies of those that are not take "
                 f"{copied} bytes, but max_workspace is {limit}. Raise it, or pass such arrays."
             )
-        return Problem(g, dtype, device, direction, precision, limit - copied, contiguous, copied)
+        return Problem(g, dtype, device, direction, precision, limit - copied, contiguous, copied, captured)
 
     def run(
         self,
@@ -195,10 +206,15 @@ class Call(NamedTuple):
             weights, batches = ([target], (read, other)) if is_w else ([other], pairs[0])
             posed = of_a_sample(g) if by_sample else g
             elsewhere = 0 if out is None or result is out else result.nbytes
-            problem = self.problem(direction, posed, dtype, device, weights, *batches, elsewhere=elsewhere)
-            if packed is not None and packed.problem != problem:
+            captured = xp is not np and graphs.is_captured(xp)
+            problem = self.problem(
+                direction, posed, dtype, device, weights, *batches, elsewhere=elsewhere, captured=captured
+            )
+            if packed is not None and not packed.serve(problem):
                 packed = None
             algorithm = packed.algorithm if packed else choose(problem, self.algorithm, self.caller)
+            if captured:
+                self.check_kept(problem, algorithm, bias)
             if g.macs == 0:
                 fill(xp, target, bias, activation)
                 return self.deliver(result, out)
@@ -239,6 +255,14 @@ class Call(NamedTuple):
             getattr(algorithm, problem.direction)(problem, read, other, written, *epilogue)
         if written is not target:
             target[...] = written
+
+    def check_kept(self, problem: Problem, algorithm: Algorithm, bias: Array | None) -> None:
+        """Raise if a call that is captured in a graph takes memory that nobody keeps for the replays."""
+        needed = problem.copied + algorithm.workspace_bytes(problem)
+        if problem.geometry.macs == 0 or not (bias is None or bias.flags.c_contiguous):
+            needed += math.prod(problem.geometry.y_shape[-1:]) * problem.dtype.itemsize  # one row, or the bias
+        if needed:
+            graphs.check_kept(problem.xp, self.caller, f"{algorithm.name} takes {needed} bytes beside its arrays")
 
     # ---------------------------------------------------------------------------------------------- results
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuconv import backend
+from gpuconv.cuda import graphs
 from gpuconv.errors import DTypeError, GeometryError
 from gpuconv.support import from_string
 from gpuconv.support.argument_checks import as_int
@@ -66,6 +67,7 @@ class Loss(from_string.FromString):
         if count is not None:
             count = as_int(count, "count", self.name, least=0)
         with backend.on_device_of(prediction):
+            graphs.check_if_captured(xp, self.name)
             return self.both(xp, prediction, target, count)
 
     def both(self, xp: ModuleType, prediction: Array, target: Array, count: int | None) -> tuple[Array, Array]:

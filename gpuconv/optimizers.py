@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from gpuconv import backend, schedulers
+from gpuconv.cuda import graphs
 from gpuconv.errors import DTypeError, GeometryError
 from gpuconv.schedulers import Scheduler, SchedulerLike
 from gpuconv.support import from_string
@@ -71,6 +72,7 @@ class Optimizer(from_string.FromString):
             return
         xp = self._check(params, gradients)
         with backend.on_device_of(next(iter(gradients.values()))):
+            graphs.refuse_training(xp, self.name)
             step = cache.get("step", 0) + 1
             rate = self.lr if self.scheduler is None else self.scheduler(step, cur_loss)
             rate = non_negative(rate, f"the learning rate of step {step}", self.name)

@@ -13,6 +13,7 @@ from gpuconv.algorithms import columns
 from gpuconv.algorithms.cuda import columns as columns_cuda
 from gpuconv.algorithms.strips import gather
 from gpuconv.call import checked_array
+from gpuconv.cuda import graphs
 from gpuconv.errors import GeometryError
 from gpuconv.geometry import ConvGeometry
 from gpuconv.support.argument_checks import as_ints
@@ -59,6 +60,8 @@ def im2col(
     n, *spatial, c = x.shape
     g = ConvGeometry.create(n, spatial, c, 1, kernel, stride, pad, dilation, caller="im2col")
     with backend.on_device_of(x):
+        if not (x.flags.c_contiguous and columns.by_kernel(xp, x, g)):
+            graphs.check_if_captured(xp, "im2col")
         return columns.im2col(xp, x, g)
 
 
@@ -118,6 +121,8 @@ def col2im(
         raise ValueError(f"col2im: method={method!r} is neither 'gather' nor 'scatter'.")
     make = columns.col2im_gather if method == "gather" else columns.col2im_scatter
     with backend.on_device_of(cols):
+        if method == "scatter" or not (cols.flags.c_contiguous and columns.sums_by_kernel(xp, cols, g)):
+            graphs.check_if_captured(xp, "col2im")
         return make(xp, cols, g)
 
 
@@ -170,6 +175,8 @@ def pad(
     pads = ConvGeometry.create(n, spatial, c, 1, kernel, stride, pad, dilation, pad_mode=mode, caller="pad").pad
     g = ConvGeometry.create(n, spatial, c, 1, (1,) * ndim, pad=pads, pad_mode=mode, caller="pad")
     with backend.on_device_of(x):
+        if not (x.flags.c_contiguous and columns.by_kernel(xp, x, g)):
+            graphs.check_if_captured(xp, "pad")
         padded: Array = xp.empty((n, *g.padded, c), backend.native(x.dtype))
         if padded.size and columns.by_kernel(xp, x, g):
             # With one tap a window is a position of the padded input.

@@ -58,6 +58,8 @@ class ConvPlan:
     by_sample : bool
         Whether samples are computed one by one, see `settings.batch_invariant`. Then `workspace` and `copied` are
         those of one sample.
+    captured : bool
+        Whether a CUDA graph was being captured; then algorithms that call cuBLAS or cuFFT are refused.
     flops : int
 
     Examples
@@ -82,6 +84,7 @@ class ConvPlan:
     candidates: tuple[Candidate, ...]
     copied: int = 0
     by_sample: bool = False
+    captured: bool = False
 
     @property
     def chosen(self) -> str:
@@ -110,6 +113,8 @@ class ConvPlan:
         )
         if self.by_sample:
             head += "  sample by sample"
+        if self.captured:
+            head += "  captured in a graph"
         return head + f"  {si(self.copied)}B copied to channels last" if self.copied else head
 
     def _repr_html_(self) -> str:
@@ -238,6 +243,7 @@ def _plan_of(problem: Problem, algorithm: str, caller: str) -> ConvPlan:
         tuple(candidates),
         problem.copied,
         by_sample,
+        problem.captured,
     )
 
 

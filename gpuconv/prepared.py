@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, SupportsIndex
 
 import numpy as np
 
 from gpuconv import autotune, backend
 from gpuconv.call import Call, PrepackedWeights, checked_array
+from gpuconv.cuda import graphs
 from gpuconv.errors import WorkspaceError
 from gpuconv.geometry import ConvGeometry
 from gpuconv.planning import (
@@ -179,12 +181,16 @@ class PreparedConv:
     The bits are those of `conv2d` with a C-contiguous w, by the algorithm that the plan names. An x or out that is
     not C-contiguous, or an out that overlaps x, works as well, without the prepacked weights.
 
+    A call may be captured in a CUDA graph, without `graph_memory`: what it allocates then, the result included, is kept
+    until this object is gone. Keep it for as long as the graph. If the plan names `gemm` or `fft`, which cannot be
+    captured, and that was the choice of "auto", "auto" chooses anew.
+
     Attributes
     ----------
     plan : ConvPlan
         The plan is made once: tuning the problem later does not change it.
     nbytes : int
-        Bytes kept: copies of w and bias, and the prepacked weights.
+        Bytes kept: copies of w and bias, the prepacked weights, and what captured graphs work in.
     """
 
     def __init__(
@@ -201,6 +207,11 @@ class PreparedConv:
             call.channels_last(_stand_in(call.in_layout(shape), dtype)) for shape in (posed.x_shape, posed.y_shape)
         ]
         with backend.on_device_of(w), call.out_of_memory(device, w.shape, dtype):
+            if xp is not np and graphs.is_captured(xp):
+                raise WorkspaceError(
+                    f"{call.caller}: a CUDA graph is being captured, so that nothing is computed now and w cannot be "
+                    "packed. Prepare before the capture begins."
+                )
             self._w = w.astype(dtype, order="C")
             self._bias = None if bias is None else bias.astype(dtype)
             w_last = call.channels_last(self._w, is_w=True)
@@ -211,10 +222,15 @@ class PreparedConv:
             self._packed = PrepackedWeights(problem, chosen, chosen.prepack(problem, w_last)) if g.macs else None
         whole = replace(problem, geometry=g)
         self.plan = plan_of(whole, call.algorithm, call.caller)
-        self.nbytes = self._w.nbytes + (0 if self._bias is None else self._bias.nbytes)
+        self._kept = self._w.nbytes + (0 if self._bias is None else self._bias.nbytes)
         if self._packed is not None and not backend.may_overlap(xp)(self._packed.weights, self._w):
-            self.nbytes += self._packed.weights.nbytes
+            self._kept += self._packed.weights.nbytes
+        self._graph_memory = graphs.GraphMemory()
         self._call = call._replace(caller="prepared")
+
+    @property
+    def nbytes(self) -> int:
+        return self._kept + self._graph_memory.nbytes
 
     def __call__(self, x: Array, out: Array | None = None) -> Array:
         """The convolution of x, of the shape, dtype and device that were prepared for.
@@ -229,7 +245,15 @@ class PreparedConv:
         dtype = backend.common_dtype(call.caller, x=x, w=self._w)
         call.check_shape("x", x, g.x_shape, "the convolution", g)
         arrays = {"x": x, "w": self._w}
-        return call.run(xp, "forward", g, dtype, arrays, out, g.y_shape, self._bias, self._activation, self._packed)
+        run = partial(
+            call.run, xp, "forward", g, dtype, arrays, out, g.y_shape, self._bias, self._activation, self._packed
+        )
+        if xp is not np:
+            with backend.on_device_of(x):
+                if graphs.is_captured(xp):
+                    with graphs.keeping(self._graph_memory, xp):
+                        return run()
+        return run()
 
     def __repr__(self) -> str:
         plan = self.plan

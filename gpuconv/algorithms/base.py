@@ -23,6 +23,7 @@ class Problem(CachedHash):
     arrays are C-contiguous in channels-last order, native and aligned, so that an algorithm may view them as matrices.
     On a GPU they always are: kernels take no strides, so other arrays are copied first. `copied` is the bytes of these
     copies, and of a result that is made elsewhere because `out` overlaps an argument. `max_workspace` is the rest.
+    `captured` says that the stream is being captured in a CUDA graph, where not everything can run.
     """
 
     geometry: ConvGeometry
@@ -33,6 +34,7 @@ class Problem(CachedHash):
     max_workspace: int = 0
     contiguous: bool = True
     copied: int = 0
+    captured: bool = False
 
     __hash__ = CachedHash.__hash__
 

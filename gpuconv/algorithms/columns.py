@@ -59,7 +59,7 @@ def col2im_gather(xp: ModuleType, cols: Array, g: ConvGeometry) -> Array:
     made: Array = xp.empty(g.x_shape, dtype)
     if made.size == 0:
         return made
-    if _sums_by_kernel(xp, cols, g):
+    if sums_by_kernel(xp, cols, g):
         columns_cuda.col2im_gather(xp, xp.ascontiguousarray(cols), g, made)
         return made
     by_tap, acc = _by_tap(cols, g), accumulator(dtype)
@@ -88,7 +88,7 @@ def col2im_scatter(xp: ModuleType, cols: Array, g: ConvGeometry) -> Array:
     the last. On a GPU the additions are atomic, and their order varies.
     """
     dtype = native(cols.dtype)
-    if _sums_by_kernel(xp, cols, g):
+    if sums_by_kernel(xp, cols, g):
         sums = xp.zeros(g.x_shape, accumulator(dtype))
         if cols.size:
             columns_cuda.col2im_scatter(xp, xp.ascontiguousarray(cols), g, sums)
@@ -148,6 +148,6 @@ def by_kernel(xp: ModuleType, array: Array, g: ConvGeometry) -> bool:
     return xp is not np and columns_cuda.refusal(g, array.itemsize) is None
 
 
-def _sums_by_kernel(xp: ModuleType, cols: Array, g: ConvGeometry) -> bool:
+def sums_by_kernel(xp: ModuleType, cols: Array, g: ConvGeometry) -> bool:
     """Whether a kernel sums these columns: as `by_kernel`, but not for integers."""
     return cols.dtype.name in DTYPES and by_kernel(xp, cols, g)

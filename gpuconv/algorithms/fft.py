@@ -46,6 +46,8 @@ class Fft(PlainWeights):
     exact = False
 
     def refusal(self, problem: Problem) -> str | None:
+        if problem.captured:
+            return "a CUDA graph is being captured, but cuFFT works in memory of CuPy's cache of plans"
         return None
 
     def why_not_auto(self, problem: Problem) -> str | None:

@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuconv import backend
+from gpuconv.cuda import graphs
 from gpuconv.errors import DeviceError, DTypeError, GeometryError
 from gpuconv.layers.state import Stateful, checked_dtype
 from gpuconv.typing import Array, Element
@@ -105,6 +106,8 @@ class Layer(Stateful):
         ------
         GeometryError, DTypeError, DeviceError, TypeError
             If X does not suit the layer, which stays as it was.
+        WorkspaceError, RuntimeError
+            While a CUDA graph is being captured, outside of `gpuconv.graph_memory` or with `retain_derived`.
         """
         xp = self.check_input(X)
         if not retain_derived:
@@ -121,6 +124,9 @@ class Layer(Stateful):
             self.check_training(X.shape)
         before = None if self.is_initialised else self.snapshot()
         with backend.on_device_of(X):
+            if retain_derived:
+                graphs.refuse_training(xp, self.kind)
+            graphs.check_if_captured(xp, self.kind)
             try:
                 self.build(X.shape, backend.native(X.dtype), backend.device_of(X))
                 y, derived = self._forward(xp, X, retain_derived)
@@ -189,6 +195,7 @@ class Layer(Stateful):
         wanted = retain_grads and self.trainable and bool(self.params)
         results, total = [], {}  # type: ignore[var-annotated]
         with backend.on_device_of(dLda[0]):
+            graphs.refuse_training(xp, self.kind)
             for i, d in enumerate(dLda):
                 derived = {name: values[i] for name, values in self.derived_variables.items()}
                 result, gradients = self._backward(xp, d, self.X[i], derived, wanted, need_input_grad, may_overwrite)

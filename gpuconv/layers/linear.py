@@ -14,6 +14,7 @@ from gpuconv.algorithms.epilogue import finish
 from gpuconv.algorithms.strips import split_axis
 from gpuconv.call import Call
 from gpuconv.cpu.threads import SMALL_MACS
+from gpuconv.cuda import graphs
 from gpuconv.errors import GeometryError
 from gpuconv.initializers import InitializerLike
 from gpuconv.layers.base import Derived, Layer
@@ -136,7 +137,8 @@ class Dense(WeightedLayer):
 
     @property
     def _call(self) -> Call:
-        return Call(self.kind, 1, algorithm="gemm", precision=self.precision)
+        captured = graphs.is_captured(backend.module_for(self.device or "cuda"))  # in a graph there is no cuBLAS
+        return Call(self.kind, 1, algorithm="auto" if captured else "gemm", precision=self.precision)
 
     def _product(self, X: Array, activation: str | None) -> Array:
         W, b = self.params["W"], self.params.get("b")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from gpuconv import backend
 from gpuconv.call import Call
+from gpuconv.cuda import graphs
 from gpuconv.cuda.arguments import too_long
 from gpuconv.errors import DTypeError, WorkspaceError
 from gpuconv.geometry import ConvGeometry, remembered, split_x_shape
@@ -360,9 +361,17 @@ class _Pool:
             result = self.call.result(self.xp, self.out, self.inputs.values(), shape, self.dtype)
             if result.size:
                 target = self.call.channels_last(result)
-                if self.xp is np or kernel is None or too_long(self.g) is not None:
+                if self.xp is np:
+                    write(target)
+                elif kernel is None or too_long(self.g) is not None:
+                    graphs.check_if_captured(
+                        self.xp, self.caller, "windows as large as these are read in several passes"
+                    )
                     write(target)
                 else:
+                    if result is not self.out and self.out is not None:
+                        what = "out overlaps an argument, so that the result is made elsewhere"
+                        graphs.check_if_captured(self.xp, self.caller, what)
                     self._launch(target, kernel, kernel_bytes)
             return self.call.deliver(result, self.out)
 
@@ -377,6 +386,9 @@ class _Pool:
                 f"settings.max_workspace is {self.limit}. Raise settings.max_workspace, or pass arrays that are "
                 f"C-contiguous, channels last."
             )
+        if image_bytes:
+            what = f"pooling takes {image_bytes} bytes per image beside its arrays"
+            graphs.check_if_captured(self.xp, self.caller, what)
         step = min(n, self.limit // image_bytes) if image_bytes else n
         for i in range(0, n, step):
             inputs = [self.xp.ascontiguousarray(view[i : i + step]) for view in self.views.values()]

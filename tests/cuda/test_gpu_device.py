@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: graphs, streams and threads that run at once, memory that really runs out."""
+"""What only a CUDA device can show: streams and threads that run at once, memory that really runs out."""
 
 import threading
 from dataclasses import replace
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from calls import CALLS, convolve, problem
 from cases import CASES, DIRECTIONS, Case, reals
-from on_gpu import cupy_with_a_device, own_stream, room_for, same_bits, sent
+from on_gpu import cupy_with_a_device, room_for, same_bits, sent
 
 import gpuconv
 from gpuconv.algorithms import ALGORITHMS
@@ -16,7 +16,6 @@ pytestmark = pytest.mark.gpu
 
 SQUARE = Case(4, (56, 56), 64, 64, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
 DEPTHWISE = Case(4, (56, 56), 64, 64, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)), 64)
-CAPTURED = {"direct": SQUARE, "depthwise": DEPTHWISE, "implicit_gemm": SQUARE}
 
 
 @pytest.fixture
@@ -34,31 +33,6 @@ def three(cupy, case, fill=reals, dtype="float32", seed=0):
 def served(case, direction="forward", dtype="float32"):
     plan = gpuconv.plan(problem(case), dtype, "cuda:0", direction=direction)
     return [one.name for one in plan.candidates if one.status != "refused"]
-
-
-class TestGraphs:
-    @pytest.mark.parametrize("direction", DIRECTIONS)
-    @pytest.mark.parametrize("algorithm", CAPTURED)
-    def test_captured_and_replayed(self, cupy, algorithm, direction):
-        """CuPy refuses cuBLAS while a stream is captured; kernels of our own can be."""
-        if algorithm not in [one.name for one in ALGORITHMS]:
-            pytest.skip(f"there is no algorithm {algorithm!r}")
-        case = CAPTURED[algorithm]
-        x, w, dy = three(cupy, case)
-        out = convolve(direction, case, x, w, dy, algorithm=algorithm)
-        other = three(cupy, case, seed=1)
-        want = convolve(direction, case, *other, algorithm=algorithm)
-        with own_stream(cupy) as stream:
-            convolve(direction, case, x, w, dy, algorithm=algorithm, out=out)  # compiles, and fills the stream's pool
-            stream.begin_capture()
-            convolve(direction, case, x, w, dy, algorithm=algorithm, out=out)
-            graph = stream.end_capture()
-            for target, source in zip((x, w, dy), other, strict=True):
-                target[...] = source
-            out.fill(0)
-            for _ in range(3):
-                graph.launch(stream)
-        assert same_bits(out, want)
 
 
 class TestAtOnce:

@@ -49,6 +49,8 @@ class CudaGemm(PlainWeights):
     exact = True
 
     def refusal(self, problem: Problem) -> str | None:
+        if problem.captured:
+            return "a CUDA graph is being captured, in which CuPy calls no cuBLAS"
         if problem.dtype.name == "bfloat16" and compute_capability(problem.device) < 80:
             return "cuBLAS multiplies bfloat16 only on devices of compute capability 8.0 and newer"
         return columns_cuda.refusal(problem.geometry, problem.dtype.itemsize)
