@@ -14,6 +14,28 @@ constexpr unsigned REDZONE = 64, DYNAMIC_BEGIN = 1024 + 16;
 constexpr unsigned STATIC_BEGIN = 240 * 1024 + 16, STATIC_LIMIT = 48 * 1024, ARENA = 1024 * 1024;
 inline bool in_arena(const void* p) { return (const char*)p >= g.shared && (const char*)p < g.shared + ARENA; }
 
+// How the host rounds. FLUSH: denormal numbers are taken for zero and come out as zero, doubles as well as floats.
+#if defined(__x86_64__)
+typedef unsigned FloatMode;
+constexpr FloatMode FLUSH = 0x8040;
+inline FloatMode float_mode() { return __builtin_ia32_stmxcsr(); }
+inline void set_float_mode(FloatMode mode) { __builtin_ia32_ldmxcsr(mode); }
+#elif defined(__aarch64__)
+typedef uint64_t FloatMode;
+constexpr FloatMode FLUSH = 1 << 24;
+inline FloatMode float_mode() {
+  FloatMode mode;
+  asm volatile("mrs %0, fpcr" : "=r"(mode));
+  return mode;
+}
+inline void set_float_mode(FloatMode mode) { asm volatile("msr fpcr, %0" : : "r"(mode) : "memory"); }
+#else
+typedef unsigned FloatMode;
+constexpr FloatMode FLUSH = 0;
+inline FloatMode float_mode() { return 0; }
+inline void set_float_mode(FloatMode) {}
+#endif
+
 enum Status : int { RUNNABLE, AT_BARRIER, AT_COLLECTIVE, EXITED };
 
 struct Copy {

@@ -69,7 +69,10 @@ int emulator_launch(const emulator::Kernel* which, emulator::Launch* l) {
 
     begin_signals();
     if (l->checks & COUNT && observer) observer->launch_begin();
+    const FloatMode before = float_mode();
+    if (l->flush) set_float_mode(before | FLUSH);
     run_grid();
+    set_float_mode(before);
     end_signals();
   }
   if (!take_buffers(*l, failed, l->message, l->message_bytes)) failed = true;

@@ -61,6 +61,7 @@ class LaunchRecord(ctypes.Structure):
         ("argument_count", ctypes.c_int),
         ("slide", ctypes.c_int),
         ("mma_rounding", ctypes.c_int),
+        ("flush", ctypes.c_int),
         ("buffers", ctypes.c_void_p),
         ("arguments", ctypes.c_void_p),
         ("message", ctypes.c_void_p),
@@ -278,7 +279,7 @@ def check_limits(kernel: Kernel, grid: tuple, block: tuple, shared_bytes: int) -
 
 def launch(
     kernel: Kernel, grid, block, args, shared_bytes=0, shared_limit=SHARED_BYTES, *,
-    order, seed, async_copies, checks, slide, mma_rounding,
+    order, seed, async_copies, checks, slide, mma_rounding, flush,
 ) -> LaunchRecord:  # fmt: skip
     """Runs a kernel to its end; arrays among `args` are changed in place unless it fails."""
     grid, block = three(kernel.name, "grid", grid), three(kernel.name, "block", block)
@@ -291,7 +292,7 @@ def launch(
     message = ctypes.create_string_buffer(MESSAGE_BYTES)
     record = LaunchRecord(
         *(Index3(*grid), Index3(*block), shared_bytes, order, seed, async_copies, checks),
-        *(count, len(pack.parts), slide, mma_rounding, ctypes.addressof(buffers), ctypes.addressof(arguments)),
+        *(count, len(pack.parts), slide, mma_rounding, flush, ctypes.addressof(buffers), ctypes.addressof(arguments)),
         *(ctypes.addressof(message), MESSAGE_BYTES, 0, 0, 0, seconds_allowed(), shared_limit),
     )
     with one_at_a_time:

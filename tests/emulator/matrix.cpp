@@ -138,7 +138,7 @@ void add_towards_zero(double (&sum)[8], const float (&a)[K], const float (&b)[K]
 }
 
 template <int K>
-void multiply(float (&a)[16][K], float (&b)[K][8], void* const slot[32]) {
+__attribute__((noinline)) void multiply(float (&a)[16][K], float (&b)[K][8], void* const slot[32]) {
   for (int row = 0; row < 16; row++) {
     double sum[8];
     const auto lane_of = [&](int col) -> const Fragments& { return *(const Fragments*)slot[row % 8 * 4 + col / 2]; };
@@ -154,9 +154,18 @@ float number(uint32_t pair, int which) {
   return BF16 ? bfloat16_to_float(bits) : half_to_float(bits);
 }
 
+// Tensor cores take and give denormal numbers, whatever the rest of the kernel does. `multiply` is called, not inlined,
+// so that no arithmetic moves out of the scope of this.
+struct KeepsDenormals {
+  const FloatMode before = float_mode();
+  KeepsDenormals() { set_float_mode(before & ~FLUSH); }
+  ~KeepsDenormals() { set_float_mode(before); }
+};
+
 template <bool BF16>
 void mma_16816(unsigned mask, void* const slot[32]) {
   all_lanes(mask, ((Fragments*)g.current->state->slot)->site);
+  const KeepsDenormals keeps;
   float a[16][16], b[16][8];
   for (int lane = 0; lane < 32; lane++) {
     const Fragments& f = *(const Fragments*)slot[lane];
@@ -171,6 +180,7 @@ void mma_16816(unsigned mask, void* const slot[32]) {
 
 void mma_1688(unsigned mask, void* const slot[32]) {
   all_lanes(mask, ((Fragments*)g.current->state->slot)->site);
+  const KeepsDenormals keeps;
   float a[16][8], b[8][8];
   for (int lane = 0; lane < 32; lane++) {
     const Fragments& f = *(const Fragments*)slot[lane];

@@ -7,6 +7,9 @@ from .build import unavailable
 from .launcher import ASYNC_COPIES, BOUNDS, COUNT, MMA_ROUNDING, ORDERS, RACES, SHARED_BYTES, UNWRITTEN, Library
 from .traffic import Traffic
 
+DOUBLES = ("f8", "c16")
+"""The types of arrays and numbers that are computed with in float64, as a signature has them."""
+
 _libraries: dict[tuple, Library] = {}
 _lock = threading.Lock()
 
@@ -35,7 +38,8 @@ class Module:
     tier="source" compiles the text itself as C++; tier="ptx" compiles it with NVRTC and runs the PTX.
     check=True looks for accesses out of bounds, races, reads of shared memory that nobody wrote. ubsan=True looks for
     overflow of signed integers and the like (source tier). `order` is that in which threads run between barriers, and
-    `async_copies` when cp.async delivers; `mma_rounding` is how tensor cores add up. `arch` is 80 for sm_80.
+    `async_copies` when cp.async delivers; `mma_rounding` is how tensor cores add up. `ftz` flushes
+    denormal numbers of float32, as CuPy compiles. `arch` is 80 for sm_80.
     count_traffic=True (PTX tier) fills `traffic`.
     """
 
@@ -54,12 +58,15 @@ class Module:
         count_traffic: bool = False,
         slide: str = "end",
         mma_rounding: str = "nearest",
+        ftz: bool = True,
     ):
         if (why := unavailable()) is not None:
             raise RuntimeError(why)
         if count_traffic and tier != "ptx":
             raise ValueError("count_traffic needs tier='ptx': only there an access is what the GPU would do")
-        self.tier = tier
+        if tier == "ptx" and not ftz:
+            raise ValueError("ftz=False needs tier='source': NVRTC is told -ftz=true, as CuPy tells it")
+        self.tier, self.flush = tier, ftz and tier == "source"
         self.checks = (BOUNDS | RACES | UNWRITTEN if check else 0) | (COUNT if count_traffic else 0)
         self.order, self.async_copies = ORDERS[order], ASYNC_COPIES[async_copies]
         self.seed, self.slide = seed, {"end": 0, "begin": 1}[slide]
@@ -84,8 +91,10 @@ class Module:
         A block may have `shared_limit` bytes of shared memory, its own and `shared_bytes` together.
         """
         kernel = self.library.kernel(name)
+        # The host's switch is one for floats and doubles, and nobody flushes doubles.
+        doubles = any(token.lstrip("C") in DOUBLES for token in kernel.signature)
         self.last = launcher.launch(
             kernel, grid, block, args, int(shared_bytes), shared_limit,
             order=self.order, seed=self.seed, async_copies=self.async_copies, checks=self.checks, slide=self.slide,
-            mma_rounding=self.mma_rounding,
+            mma_rounding=self.mma_rounding, flush=int(self.flush and not doubles),
         )  # fmt: skip

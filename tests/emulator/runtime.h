@@ -198,6 +198,7 @@ struct Launch {
   int buffer_count, argument_count;
   int slide;  // 0: a buffer ends at its unreadable page; 1: it begins at one (256-byte aligned)
   int mma_rounding;
+  int flush;  // 1: the arithmetic of the host takes and gives zero for denormal numbers
   Buffer* buffers;
   Argument* arguments;
   char* message;

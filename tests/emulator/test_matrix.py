@@ -234,6 +234,16 @@ def test_mma_rounds_to_the_nearest_or_towards_zero(name, products, c, nearest, z
     assert tile_of(name, a, b, c, mma_rounding="zero") == np.float32(zero)
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "zero"])
+@pytest.mark.parametrize("name", ["bf16", "tf32"])
+def test_mma_takes_and_gives_denormal_numbers(name, rounding):
+    """Whatever -ftz=true does to the rest of the kernel."""
+    tiny, great = 2.0**-130, 2.0**100
+    assert tile_of(name, [tiny], [great], 0, mma_rounding=rounding) == np.float32(tiny * great)
+    assert tile_of(name, [2.0**-65], [2.0**-65], 0, mma_rounding=rounding) == np.float32(tiny)
+    assert tile_of(name, [0], [1], tiny, mma_rounding=rounding) == np.float32(tiny)
+
+
 @pytest.mark.parametrize("name", ["f16", "bf16", "tf32"])
 def test_mma_that_rounds_towards_zero_is_exact_where_nothing_is_lost(name, rng):
     for exponent in (-9, 0, 9):
