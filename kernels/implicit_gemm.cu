@@ -19,8 +19,8 @@
 // Launch: block (THREADS), grid (jobs) with jobs = tiles_n * parts * tiles_m * groups * splits; dynamic shared memory
 // SHARED_BYTES of this file, which gpuconv/algorithms/cuda/implicit_gemm.py computes in the same way. More blocks than jobs
 // do no harm. A unit is one kernel: INPUT_GRAD=0 or 1. COPY=16 takes arrays aligned to 16 bytes whose channels per group,
-// in and out, are multiples of 16 bytes; COPY=4 of 4 bytes; COPY=2 takes all. With more than one split, split_k_reduce.cu
-// follows.
+// in and out, are multiples of 16 bytes; COPY=8 and COPY=4 of so many; COPY=2 takes all. With more than one split,
+// split_k_reduce.cu follows.
 //
 // Cost: 2 n y taps c k / groups FLOP (three times that as three TF32 products), sizeof(T) (x + w + y) bytes. mma.sync
 // reaches at most 63-65% of the tensor cores of an H200 (published): about 510 T/s in 16 bits, 83 T/s as three products.
@@ -38,8 +38,7 @@ typedef AlongK<TILE_N> Weights;
 typedef AcrossK<TILE_N> Weights;
 #endif
 constexpr int STAGE = STAGE_BYTES<Windows, Weights>;
-constexpr int SHARED_BYTES =
-    STAGES * STAGE > TILE_M * RESULT_PITCH * SIZE ? STAGES * STAGE : TILE_M * RESULT_PITCH * SIZE;
+constexpr int SHARED_BYTES = PIPELINE_BYTES<STAGE>;
 
 // The start of the window of a row.
 struct alignas(16) Window {
@@ -55,8 +54,8 @@ struct Table {
 constexpr int SIDE_BY_SIDE = 64 / COPY;               // copies of a row of a step, by neighbouring threads
 constexpr int AT_ONCE = THREADS / SIDE_BY_SIDE;       // rows that all threads copy at a time
 constexpr int OWN_WINDOWS = TILE_M / AT_ONCE;         // windows of a thread
-constexpr bool KEEPS = SIZE == 2 && OWN_WINDOWS <= 4; // whether it keeps them in registers: only if some are left
-constexpr int UNROLL = COPY < 16 ? 2 : SIZE == 4 ? 1 : 8;  // with more the addresses would spill
+constexpr bool KEEPS = OWN_WINDOWS <= 4;              // whether it keeps where they are in registers: if some are left
+constexpr int UNROLL = COPY < 8 ? 2 : 8;              // with more the addresses would spill
 
 template <bool BACK>
 __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __restrict__ w, const T* __restrict__ bias,
@@ -116,79 +115,93 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
   const int all_steps = (products + TILE_K - 1) / TILE_K;
   const int begin = (int)((i64)all_steps * split / plan.splits), end = (int)((i64)all_steps * (split + 1) / plan.splits);
 
-  // The numbers of a row that this thread copies: from product j on, channel `channel` of tap (tap[0], tap[1], tap[2]).
+  // The numbers of a row that this thread copies: from channel `channel` of tap (tap[0], tap[1], tap[2]) on. They are those
+  // of one tap back, and past its last channel: each load moves on to the tap that it needs.
   const int own_row = thread / SIDE_BY_SIDE, own_k = thread % SIDE_BY_SIDE * COPIED;
-  int j = begin * TILE_K + own_k, channel = 0, tap[3] = {0, 0, 0};
+  int channel = 0, tap[3] = {0, 0, 0};
   if (products > 0) {
-    const int number = divide(j, plan.by_depth, channel);
-    tap[2] = number % taps(2);
+    const int number = divide(begin * TILE_K + own_k, plan.by_depth, channel);
+    tap[2] = number % taps(2) - 1;
     tap[1] = number / taps(2) % taps(1);
     tap[0] = number / taps(2) / taps(1);
+    channel += depth;
   }
+  const T* from[KEEPS ? OWN_WINDOWS : 1];  // of the windows, or of all of them together
+  u32 inside = 0;                          // a bit per window: whether it has this tap
 
-  Window kept[KEEPS ? OWN_WINDOWS : 1];
-  i64 kept_offset[KEEPS ? OWN_WINDOWS : 1];
-  if (KEEPS)
+#if INPUT_GRAD
+  const T* weight = w;
+  int rows_left = 0;  // of the weights
+#else
+  constexpr int COPIES = TILE_N / COPIED;  // of a row of the weights
+  const int own_product = thread / COPIES, column = n0 + thread % COPIES * COPIED;
+  const T* weight = w + ((i64)(begin * TILE_K + own_product) * g.k + (group * width + column));
+  int products_left = column < width ? products - begin * TILE_K - own_product : 0;
+#endif
+
+  const auto load = [&](Shared stage) {
+    if (channel >= depth) {
+      do {
+        channel -= depth;
+        if (++tap[2] < taps(2)) continue;
+        tap[2] = 0;
+        if (++tap[1] < taps(1)) continue;
+        tap[1] = 0;
+        tap[0]++;
+      } while (channel >= depth);
+      const bool any = tap[0] < taps(0);
+      const int shift[3] = {tap[0] * step_of(0), tap[1] * step_of(1), tap[2] * step_of(2)};
+      const i64 delta = (((i64)shift[0] * in_size[1] + shift[1]) * in_size[2] + shift[2]) * in_channels + channel;
+      if (!KEEPS) from[0] = in + delta;
+      inside = 0;
+#pragma unroll UNROLL
+      for (int i = 0; i < OWN_WINDOWS; i++) {
+        const int row = own_row + i * AT_ONCE;
+        const Window window = table.windows[row];
+        if (any && (u32)(window.start[0] + shift[0]) < (u32)in_size[0] &&
+            (u32)(window.start[1] + shift[1]) < (u32)in_size[1] && (u32)(window.start[2] + shift[2]) < (u32)in_size[2])
+          inside |= 1u << i;
+        if (KEEPS) from[KEEPS ? i : 0] = in + (table.offsets[row] + delta);
+      }
+#if INPUT_GRAD
+      i64 number = 0;  // of the tap in the whole kernel
 #pragma unroll
-    for (int i = 0; i < (KEEPS ? OWN_WINDOWS : 1); i++) {
-      kept[i] = table.windows[own_row + i * AT_ONCE];
-      kept_offset[i] = table.offsets[own_row + i * AT_ONCE];
+      for (int axis = 0; axis < 3; axis++) {
+        const Axis& along = table.axes[axis];
+        number = number * g.kernel[axis] + (tap[axis] * along.tap_step + along.tap_first);
+      }
+      weight = w + ((number * width + (n0 + own_row)) * g.k + (group * depth + channel));
+      rows_left = any ? width - n0 - own_row : 0;
+#endif
     }
-
-  const auto load = [&](char* stage) {
-    const bool any = j < products;
-    const int shift[3] = {tap[0] * step_of(0), tap[1] * step_of(1), tap[2] * step_of(2)};
-    const i64 delta = (((i64)shift[0] * in_size[1] + shift[1]) * in_size[2] + shift[2]) * in_channels + channel;
 #pragma unroll UNROLL
     for (int i = 0; i < OWN_WINDOWS; i++) {
       const int row = own_row + i * AT_ONCE;
-      const Window window = KEEPS ? kept[KEEPS ? i : 0] : table.windows[row];
-      const i64 offset = KEEPS ? kept_offset[KEEPS ? i : 0] : table.offsets[row];
-      const bool inside = any && (u32)(window.start[0] + shift[0]) < (u32)in_size[0] &&
-                          (u32)(window.start[1] + shift[1]) < (u32)in_size[1] &&
-                          (u32)(window.start[2] + shift[2]) < (u32)in_size[2];
-      bring(stage, Windows::byte(row, own_k), inside ? in + (offset + delta) : in, inside);
+      bring(stage + Windows::byte(row, own_k), KEEPS ? from[KEEPS ? i : 0] : from[0] + table.offsets[row], inside >> i & 1);
+      if (KEEPS) from[KEEPS ? i : 0] += TILE_K;
     }
-    char* const weights = stage + Windows::BYTES;
+    if (!KEEPS) from[0] += TILE_K;
+    channel += TILE_K;
+    const Shared weights = stage + Windows::BYTES;
 #if INPUT_GRAD
-    i64 number = 0;  // of the tap in the whole kernel
-#pragma unroll
-    for (int axis = 0; axis < 3; axis++) {
-      const Axis& along = table.axes[axis];
-      number = number * g.kernel[axis] + (tap[axis] * along.tap_step + along.tap_first);
-    }
-    const i64 start = number * (out_channels / g.groups) * g.k + group * depth + channel;
 #pragma unroll UNROLL
-    for (int i = 0; i < TILE_N / AT_ONCE; i++) {
-      const int row = own_row + i * AT_ONCE;
-      const bool inside = any && n0 + row < width;
-      bring(weights, Weights::byte(row, own_k), inside ? w + (start + (i64)(n0 + row) * g.k) : w, inside);
-    }
+    for (int i = 0; i < TILE_N / AT_ONCE; i++)
+      bring(weights + Weights::byte(own_row + i * AT_ONCE, own_k), weight + (i64)(i * AT_ONCE) * g.k, i * AT_ONCE < rows_left);
+    weight += TILE_K;
 #else
-    constexpr int COPIES = TILE_N / COPIED;  // of a row
-    const int first_product = j - own_k;
 #pragma unroll UNROLL
     for (int i = 0; i < TILE_K * COPIES / THREADS; i++) {
-      const int copy = thread + i * THREADS, k = copy / COPIES, column = copy % COPIES * COPIED;
-      const bool inside = first_product + k < products && n0 + column < width;
-      bring(weights, Weights::byte(column, k), inside ? w + ((i64)(first_product + k) * g.k + (group * width + n0 + column)) : w, inside);
+      const int k = i * (THREADS / COPIES);
+      bring(weights + Weights::byte(column - n0, own_product + k), weight + (i64)k * g.k, k < products_left);
     }
+    weight += (i64)TILE_K * g.k;
+    products_left -= TILE_K;
 #endif
-    j += TILE_K;
-    channel += TILE_K;
-    while (channel >= depth) {
-      channel -= depth;
-      if (++tap[2] < taps(2)) continue;
-      tap[2] = 0;
-      if (++tap[1] < taps(1)) continue;
-      tap[1] = 0;
-      tap[0]++;
-    }
   };
 
   Sums sums;
   const Place place = place_of(thread);
-  product<Windows, Weights>(sums, shared, end - begin, place, load);
+  product<Windows, Weights>(sums, Shared{shared, smem_u32(shared)}, end - begin, place, load);
   i64 size = (i64)g.n * out_channels;
   for (int axis = 0; axis < 3; axis++) size *= out_size[axis];
   write(sums, shared, place, out, plan.splits > 1 ? partials + split * size : nullptr, width - n0, bias,

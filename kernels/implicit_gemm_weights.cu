@@ -14,9 +14,9 @@
 //
 // Launch: block (THREADS), grid (jobs) with jobs = tiles_n * tiles_m * groups * splits; dynamic shared memory SHARED_BYTES
 // of this file, which gpuconv/algorithms/cuda/implicit_gemm.py computes in the same way. More blocks than jobs do no harm.
-// COPY=16 takes arrays aligned to 16 bytes whose channels per group, in and out, are multiples of 16 bytes; COPY=4 of 4
-// bytes; COPY=2 takes all. There are few weights and many pixels: the pixels are split until the device is full, and
-// split_k_reduce.cu adds the partial sums in order.
+// COPY=16 takes arrays aligned to 16 bytes whose channels per group, in and out, are multiples of 16 bytes; COPY=8 and
+// COPY=4 of so many; COPY=2 takes all. There are few weights and many pixels: the pixels are split until the device is
+// full, and split_k_reduce.cu adds the partial sums in order.
 //
 // Cost: 2 n y taps c k / groups FLOP (three times that as three TF32 products), sizeof(T) (x + dy + dw) bytes, and
 // 8 splits * dw for the partial sums. The rates of implicit_gemm.cu.
@@ -26,9 +26,17 @@
 #include "jobs.cuh"
 #include "mma.cuh"
 
-// The part of a pixel's window in a chunk of the tile's rows: a tap, from the window's start, and a channel; -1 for none.
-struct alignas(16) View {
-  int shift[3], channel;
+// A place on the three axes: where a pixel's window begins, but for the padding; or the tap in a chunk of the tile's rows,
+// from there. They are added without sign. A pixel that is not there is far out on the first axis, and a tap on the second:
+// their sum is outside of every image.
+typedef Pack<u32, 4> At;
+constexpr u32 FAR = 0x80000000u;
+
+// A table of such places, and how many numbers each is away from the first; apart, so that no two lanes meet in a bank.
+template <int COUNT>
+struct Places {
+  At at[COUNT];
+  i64 offset[COUNT];
 };
 
 // The start of the tile in the result, and the size of the result from there on.
@@ -40,9 +48,8 @@ struct Result {
 typedef AcrossK<TILE_M> Seen;
 typedef AcrossK<TILE_N> Outputs;
 constexpr int STAGE = STAGE_BYTES<Seen, Outputs>;
-constexpr int SHARED_BYTES =
-    STAGES * STAGE > TILE_M * RESULT_PITCH * SIZE ? STAGES * STAGE : TILE_M * RESULT_PITCH * SIZE;
-constexpr int UNROLL = COPY < 16 ? 2 : 1;  // with more the addresses would spill
+constexpr int SHARED_BYTES = PIPELINE_BYTES<STAGE>;
+constexpr int UNROLL = COPY < 8 ? 2 : 8;  // with more the addresses would spill
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 implicit_gemm_weight_grad(const T* __restrict__ x, const T* __restrict__ dy, T* dw, float* partials, const Conv g,
@@ -64,64 +71,86 @@ implicit_gemm_weight_grad(const T* __restrict__ x, const T* __restrict__ dy, T* 
   // A thread copies the same tap and channel, and the same output channel, of every pixel. They are in shared memory:
   // registers are for sums.
   constexpr int ACROSS = TILE_M / COPIED, COPIES = TILE_N / COPIED;
-  __shared__ View views[ACROSS];
+  __shared__ Places<ACROSS> views;
   __shared__ int channels[COPIES];  // -1: there is none
   __shared__ Result result;
   if (thread == 0)
     result = Result{(i64)m0 * g.k + (group * width + n0), (i64)split * height * g.k, height - m0, width - n0};
   if (thread < ACROSS) {
-    View view = {{0, 0, 0}, -1};
+    At view = {{0, FAR, 0, 0}};
+    i64 offset = 0;
     if (m0 + thread * COPIED < height) {
-      int tap = divide(m0 + thread * COPIED, plan.by_depth, view.channel);
+      int channel, shift[3];
+      int tap = divide(m0 + thread * COPIED, plan.by_depth, channel);
 #pragma unroll
       for (int axis = 2; axis >= 0; axis--) {
-        view.shift[axis] = tap % g.kernel[axis] * g.dilation[axis] - g.pad[axis];
+        shift[axis] = tap % g.kernel[axis] * g.dilation[axis] - g.pad[axis];
         tap /= g.kernel[axis];
+        view.at[axis] = (u32)shift[axis];
       }
-      view.channel += group * depth;
+      offset = (((i64)shift[0] * g.x[1] + shift[1]) * g.x[2] + shift[2]) * g.c + (group * depth + channel);
     }
-    views[thread] = view;
+    views.at[thread] = view;
+    views.offset[thread] = offset;
   }
   if (thread < COPIES) {
     const int column = n0 + thread * COPIED;
     channels[thread] = column < width ? group * width + column : -1;
   }
+
+  // The pixels of the step that is loaded next, which the first threads look up one step ahead.
+  __shared__ Places<TILE_K> table[2];
+  int next = begin * TILE_K + thread;  // the pixel that this thread looks up
+  const auto look_up = [&](Places<TILE_K>& seen) {
+    int rest = next, at[3];
+    rest = divide(rest, g.by_y[2], at[2]);
+    rest = divide(rest, g.by_y[1], at[1]);
+    i64 offset = divide(rest, g.by_y[0], at[0]);
+#pragma unroll
+    for (int axis = 0; axis < 3; axis++) {
+      at[axis] *= g.stride[axis];
+      offset = offset * g.x[axis] + at[axis];
+    }
+    seen.at[thread] = At{{next < pixels ? (u32)at[0] : FAR, (u32)at[1], (u32)at[2], 0}};
+    seen.offset[thread] = offset * g.c;
+    next += TILE_K;
+  };
+  if (thread < TILE_K) look_up(table[0]);
   __syncthreads();
 
-  int first_pixel = begin * TILE_K;  // of the step that is loaded next
-  const auto load = [&](char* stage) {
-    const View view = views[thread % ACROSS];
+  constexpr int PIXELS_AT_ONCE = THREADS / ACROSS, OUTPUTS_AT_ONCE = THREADS / COPIES;
+  const int own_pixel = thread / ACROSS, own_output = thread / COPIES;
+  const int channel = channels[thread % COPIES];
+  const T* output = dy + ((i64)(begin * TILE_K + own_output) * g.k + channel);
+  int outputs_left = channel >= 0 ? pixels - begin * TILE_K - own_output : 0;
+  u32 turn = 0;
+  const auto load = [&](Shared stage) {
+    const At view = views.at[thread % ACROSS];
+    const T* const from = x + views.offset[thread % ACROSS];
 #pragma unroll UNROLL
-    for (int i = 0; i < TILE_K * ACROSS / THREADS; i++) {
-      const int k = thread / ACROSS + i * (THREADS / ACROSS), pixel = first_pixel + k;
-      bool inside = view.channel >= 0 && pixel < pixels;
-      int rest = inside ? pixel : 0, at[3];
-      rest = divide(rest, g.by_y[2], at[2]);
-      rest = divide(rest, g.by_y[1], at[1]);
-      i64 offset = divide(rest, g.by_y[0], at[0]);
+    for (int i = 0; i < TILE_K / PIXELS_AT_ONCE; i++) {
+      const int k = own_pixel + i * PIXELS_AT_ONCE;
+      const At seen = table[turn].at[k];
+      bool inside = true;
 #pragma unroll
-      for (int axis = 0; axis < 3; axis++) {
-        const int position = at[axis] * g.stride[axis] + view.shift[axis];
-        inside = inside && (u32)position < (u32)g.x[axis];
-        offset = offset * g.x[axis] + position;
-      }
-      bring(stage, Seen::byte(thread % ACROSS * COPIED, k), inside ? x + (offset * g.c + view.channel) : x, inside);
+      for (int axis = 0; axis < 3; axis++) inside = inside && seen.at[axis] + view.at[axis] < (u32)g.x[axis];
+      bring(stage + Seen::byte(thread % ACROSS * COPIED, k), from + table[turn].offset[k], inside);
     }
-    char* const outputs = stage + Seen::BYTES;
-    const int channel = channels[thread % COPIES];
+    turn ^= 1;
+    if (thread < TILE_K) look_up(table[turn]);
+    const Shared outputs = stage + Seen::BYTES;
 #pragma unroll UNROLL
-    for (int i = 0; i < TILE_K * COPIES / THREADS; i++) {
-      const int k = thread / COPIES + i * (THREADS / COPIES);
-      const bool inside = first_pixel + k < pixels && channel >= 0;
-      bring(outputs, Outputs::byte(thread % COPIES * COPIED, k),
-            inside ? dy + ((i64)(first_pixel + k) * g.k + channel) : dy, inside);
+    for (int i = 0; i < TILE_K / OUTPUTS_AT_ONCE; i++) {
+      const int k = i * OUTPUTS_AT_ONCE;
+      bring(outputs + Outputs::byte(thread % COPIES * COPIED, own_output + k), output + (i64)k * g.k, k < outputs_left);
     }
-    first_pixel += TILE_K;
+    output += (i64)TILE_K * g.k;
+    outputs_left -= TILE_K;
   };
 
   Sums sums;
   const Place place = place_of(thread);
-  product<Seen, Outputs>(sums, shared, end - begin, place, load);
+  product<Seen, Outputs>(sums, Shared{shared, smem_u32(shared)}, end - begin, place, load);
   const Result r = result;
   write(sums, shared, place, dw, plan.splits > 1 ? partials + r.partial : nullptr, r.width, nullptr, 0, 0,
         [&](int row) { return row < r.height ? r.start + (i64)row * g.k : (i64)-1; });

@@ -11,15 +11,16 @@
 //     |        |     |             | TILE_M
 //     +--------+     +-------------+
 //
-//   -DDTYPE= 0, 1 (16-bit floats) or 2 (float32 as TF32)    -DTILE_M= -DTILE_N=    -DCOPY= bytes of one copy: 16, 4 or 2
+//   -DDTYPE= 0, 1 (16-bit floats) or 2 (float32 as TF32)    -DTILE_M= -DTILE_N=    -DCOPY= bytes of one copy: 16, 8, 4 or 2
 //   -DPRODUCTS= TF32 products per product: 1, or 3 for the precision of float32; 1 with 16-bit floats
 //
 // Three products (Ootomo & Yokota, "Recovering single precision accuracy from Tensor Cores while surpassing the FP32
 // theoretical peak performance", 2022): with a = big + small, both TF32, a * b is big * big + big * small + small * big to
-// 22 bits. Tensor cores round sums towards zero, and by more than the last place, so that even short sums show it: after
-// every step their sums are added to those that are kept, rounded to nearest, and the tensor cores start anew from what
-// that rounded off (Kahan, "Further remarks on reducing truncation errors", 1965). The error then is that of a step's
-// sums, however many steps there are. An infinity, in an array or as a sum, becomes NaN.
+// 22 bits. Tensor cores round sums towards zero, and by more than the last place, so that even short sums show it: a step
+// adds up its small products first, for beside large sums they would lose the most, and after every step its sums are
+// added to those that are kept, rounded to nearest, and the tensor cores start anew from what that rounded off (Kahan,
+// "Further remarks on reducing truncation errors", 1965). The error then is that of a step's sums, however many steps
+// there are. An infinity, in an array or as a sum, becomes NaN.
 //
 // Shared memory that is read one column at a time would come from one bank: chunks of 16 bytes are permuted within 128
 // bytes (xor with the row) so that the eight rows of a fragment are in different banks; 32-bit numbers that are read along
@@ -36,24 +37,39 @@ constexpr int SIZE = sizeof(T);        // bytes of a number
 constexpr int CHUNK = 16 / SIZE;       // numbers in 16 bytes
 constexpr int TILE_K = 64 / SIZE;      // products per step
 constexpr int MMA_K = 32 / SIZE;       // products per instruction
-constexpr int WARP_M = TILE_M * TILE_N >= 128 * 128 ? 64 : 32, WARP_N = 32;
+constexpr int WARP_M = TILE_M * TILE_N > 64 * 64 ? 64 : 32, WARP_N = TILE_N > 64 ? 64 : 32;
 constexpr int WARPS_M = TILE_M / WARP_M, WARPS_N = TILE_N / WARP_N, THREADS = 32 * WARPS_M * WARPS_N;
-constexpr int RESIDENT = THREADS == 128 && PRODUCTS == 3 ? 3 : 512 / THREADS;  // blocks for which there shall be registers
+constexpr int SUMS = WARP_M * WARP_N / 32 * (PRODUCTS == 3 ? 2 : 1);    // of a thread
+constexpr int RESIDENT = SUMS >= 128 ? 2 : SUMS == 64 ? 3 : 4;         // blocks for which there shall be registers
 constexpr int ROWS = WARP_M / 16, COLUMNS = WARP_N / 8;  // fragments of a warp
-
-constexpr int MMA_UNROLL = PRODUCTS == 3 ? 1 : 2;  // with more the fragments would spill
 
 typedef float Sums[ROWS][COLUMNS][4];
 
 // ---------------------------------------------------------------------------------------------------------- shared memory
 
+// The stages of the pipeline, or a place in them, in the two forms that instructions take. The compiler drops the one that
+// a kernel does not use.
+struct Shared {
+  char* bytes;
+  u32 address;
+};
+__device__ __forceinline__ Shared operator+(Shared shared, u32 offset) {
+  return Shared{shared.bytes + offset, shared.address + offset};
+}
+
 // A factor with k innermost, in TILE rows of 64 bytes; byte() is the offset of number `k` of row `at`.
+//
+// A fragment is 16 numbers of the tile by MMA_K. fragment() is its offset: from the first one of a lane, whose offset is
+// `first` and whose row or column is a multiple of the warp's, each is a constant away, by xor or by addition.
 template <int TILE>
 struct AlongK {
   static constexpr bool K_FIRST = false;
   static constexpr int BYTES = TILE * 64;
   __device__ __forceinline__ static u32 chunk(int at, int number) { return (u32)(at * 64 + ((number ^ (at >> 1 & 3)) << 4)); }
   __device__ __forceinline__ static u32 byte(int at, int k) { return chunk(at, k / CHUNK) + (u32)(k % CHUNK * SIZE); }
+  __device__ __forceinline__ static u32 fragment(u32 first, int number, int step) {
+    return (first ^ (u32)(step * 32)) + (u32)(number * 16 * 64);
+  }
 };
 
 // A factor with k outermost, in TILE_K rows of TILE numbers; byte() is the offset of number `at` of row `k`.
@@ -66,55 +82,71 @@ struct AcrossK {
     return (u32)(k * PITCH + ((SIZE == 4 ? number : number ^ (k & 7)) << 4));
   }
   __device__ __forceinline__ static u32 byte(int at, int k) { return chunk(k, at / CHUNK) + (u32)(at % CHUNK * SIZE); }
+  __device__ __forceinline__ static u32 fragment(u32 first, int number, int step) {
+    const u32 across = (u32)(number * 16 * SIZE);
+    return (SIZE == 4 ? first + across : first ^ across) + (u32)(step * MMA_K * PITCH);
+  }
 };
 
-// Results wait here before they are written, in rows longer than the tile to avoid bank conflicts.
-constexpr int RESULT_PITCH = TILE_N + 8;
-
-// Brings COPY bytes into shared memory, or zeros where there is nothing to bring. `from` must be readable all the same.
-__device__ __forceinline__ void bring(char* shared, u32 byte, const T* from, bool there) {
+// Brings COPY bytes into shared memory, or zeros where there is nothing to bring; `from` may then point anywhere.
+__device__ __forceinline__ void bring(Shared to, const T* from, bool there) {
 #if COPY == 16
-  cp_async_16(smem_u32(shared + byte), from, there ? 16 : 0);
+  cp_async_16(to.address, from, there ? 16 : 0);
+#elif COPY == 8
+  cp_async_8(to.address, from, there ? 8 : 0);
 #elif COPY == 4
-  cp_async_4(smem_u32(shared + byte), from, there ? 4 : 0);
+  cp_async_4(to.address, from, there ? 4 : 0);
 #else
-  *reinterpret_cast<T*>(shared + byte) = there ? *from : zero<T>();
+  *reinterpret_cast<T*>(to.bytes) = there ? *from : zero<T>();
 #endif
 }
 constexpr int COPIED = COPY / SIZE;  // numbers of one copy
 
 // ---------------------------------------------------------------------------------------------------------- fragments
 
-__device__ __forceinline__ u32 number_at(const char* shared, u32 byte) { return *reinterpret_cast<const u32*>(shared + byte); }
+__device__ __forceinline__ u32 number_at(Shared at) { return *reinterpret_cast<const u32*>(at.bytes); }
+
+// The offset of what a lane reads of the first fragment of a, and of b, from row or column `at` on.
+template <class Layout>
+__device__ __forceinline__ u32 first_of_a(int at, int lane) {
+  if constexpr (!Layout::K_FIRST) return Layout::chunk(at + (lane & 15), lane >> 4);
+  if constexpr (SIZE == 2) return Layout::chunk((lane & 7) + (lane >> 4 << 3), at / 8 + (lane >> 3 & 1));
+  return Layout::byte(at + (lane >> 2), lane & 3);
+}
+template <class Layout>
+__device__ __forceinline__ u32 first_of_b(int at, int lane) {
+  if constexpr (!Layout::K_FIRST) return Layout::chunk(at + (lane & 7) + (lane >> 4 << 3), lane >> 3 & 1);
+  if constexpr (SIZE == 2) return Layout::chunk(lane & 15, at / 8 + (lane >> 4));
+  return Layout::byte(at + (lane >> 2), lane & 3);
+}
 
 template <class Layout>
-__device__ __forceinline__ void load_a(u32 (&a)[4], const char* tile, int row, int step, int lane) {
+__device__ __forceinline__ void load_a(u32 (&a)[4], Shared tile, u32 first, int number, int step) {
+  const Shared at = tile + Layout::fragment(first, number, step);
   if constexpr (!Layout::K_FIRST) {
-    ldmatrix_x4(a, smem_u32(tile + Layout::chunk(row + (lane & 15), step * 2 + (lane >> 4))));
+    ldmatrix_x4(a, at.address);
   } else if constexpr (SIZE == 2) {
-    const int k = step * MMA_K + (lane & 7) + (lane >> 4 << 3);
-    ldmatrix_x4_trans(a, smem_u32(tile + Layout::chunk(k, row / 8 + (lane >> 3 & 1))));
+    ldmatrix_x4_trans(a, at.address);
   } else {
-    const int g = lane >> 2, k = step * MMA_K + (lane & 3);
 #pragma unroll
-    for (int i = 0; i < 4; i++) a[i] = number_at(tile, Layout::byte(row + g + (i & 1) * 8, k + (i >> 1) * 4));
+    for (int i = 0; i < 4; i++) a[i] = number_at(at + Layout::byte((i & 1) * 8, (i >> 1) * 4));
   }
 }
 
 // Two neighbouring fragments of b.
 template <class Layout>
-__device__ __forceinline__ void load_b(u32 (&b)[2][2], const char* tile, int column, int step, int lane) {
+__device__ __forceinline__ void load_b(u32 (&b)[2][2], Shared tile, u32 first, int number, int step) {
+  const Shared at = tile + Layout::fragment(first, number, step);
   if constexpr (SIZE == 2 || !Layout::K_FIRST) {
     u32 both[4];
     if constexpr (Layout::K_FIRST)
-      ldmatrix_x4_trans(both, smem_u32(tile + Layout::chunk(step * MMA_K + (lane & 15), column / 8 + (lane >> 4))));
+      ldmatrix_x4_trans(both, at.address);
     else
-      ldmatrix_x4(both, smem_u32(tile + Layout::chunk(column + (lane & 7) + (lane >> 4 << 3), step * 2 + (lane >> 3 & 1))));
+      ldmatrix_x4(both, at.address);
     b[0][0] = both[0], b[0][1] = both[1], b[1][0] = both[2], b[1][1] = both[3];
   } else {
-    const int g = lane >> 2, k = step * MMA_K + (lane & 3);
 #pragma unroll
-    for (int i = 0; i < 4; i++) b[i >> 1][i & 1] = number_at(tile, Layout::byte(column + g + (i >> 1) * 8, k + (i & 1) * 4));
+    for (int i = 0; i < 4; i++) b[i >> 1][i & 1] = number_at(at + Layout::byte((i >> 1) * 8, (i & 1) * 4));
   }
 }
 
@@ -136,41 +168,59 @@ __device__ __forceinline__ void split(u32 (&big)[N], u32 (&small)[N]) {
 #if DTYPE == 2 && PRODUCTS == 3
     const float whole = __uint_as_float(big[i]);
     big[i] = f32_to_tf32(whole);  // to the nearest: cut off, small * small, which is left out, would add up
-    small[i] = f32_to_tf32(whole - __uint_as_float(big[i]));
+    small[i] = __float_as_uint(whole - __uint_as_float(big[i]));  // tensor cores do not look at the last 13 of its bits
 #elif DTYPE == 2
     big[i] = f32_to_tf32(__uint_as_float(big[i]));
 #endif
   }
 }
 
-// sums += a b for the TILE_K products of a step.
+// The offsets of a lane's first fragments in the tiles of a and b.
+struct Firsts {
+  u32 a, b;
+};
+
+// sums += a b for the TILE_K products of a step. Of three products the small ones come first, for all of the step: beside
+// the large sums they would be lost.
 template <class LayoutA, class LayoutB>
-__device__ __forceinline__ void multiply(Sums& sums, const char* a_tile, const char* b_tile, int row, int column, int lane) {
-#pragma unroll MMA_UNROLL
-  for (int step = 0; step < TILE_K / MMA_K; step++) {
-    u32 a[ROWS][4], b[COLUMNS][2], a_small[ROWS][4], b_small[COLUMNS][2];
+__device__ __forceinline__ void multiply(Sums& sums, Shared a_tile, Firsts first) {
+  const Shared b_tile = a_tile + LayoutA::BYTES;
+  constexpr int STEPS = TILE_K / MMA_K;
+  u32 a[STEPS][ROWS][4], b[STEPS][COLUMNS][2];
+#pragma unroll
+  for (int step = 0; step < STEPS; step++) {
+    u32 a_small[ROWS][4], b_small[COLUMNS][2];
 #pragma unroll
     for (int i = 0; i < ROWS; i++) {
-      load_a<LayoutA>(a[i], a_tile, row + i * 16, step, lane);
-      split(a[i], a_small[i]);
+      load_a<LayoutA>(a[step][i], a_tile, first.a, i, step);
+      split(a[step][i], a_small[i]);
     }
 #pragma unroll
     for (int j = 0; j < COLUMNS; j += 2) {
-      load_b<LayoutB>(reinterpret_cast<u32(&)[2][2]>(b[j]), b_tile, column + j * 8, step, lane);
-      split(b[j], b_small[j]);
-      split(b[j + 1], b_small[j + 1]);
+      load_b<LayoutB>(reinterpret_cast<u32(&)[2][2]>(b[step][j]), b_tile, first.b, j / 2, step);
+      split(b[step][j], b_small[j]);
+      split(b[step][j + 1], b_small[j + 1]);
     }
 #pragma unroll
     for (int i = 0; i < ROWS; i++)
 #pragma unroll
       for (int j = 0; j < COLUMNS; j++) {
 #if PRODUCTS == 3
-        mma(sums[i][j], a_small[i], b[j]);  // the small ones first: what they add up to is not lost
-        mma(sums[i][j], a[i], b_small[j]);
+        mma(sums[i][j], a_small[i], b[step][j]);
+        mma(sums[i][j], a[step][i], b_small[j]);
+#else
+        mma(sums[i][j], a[step][i], b[step][j]);
 #endif
-        mma(sums[i][j], a[i], b[j]);
       }
   }
+#if PRODUCTS == 3
+#pragma unroll
+  for (int step = 0; step < STEPS; step++)
+#pragma unroll
+    for (int i = 0; i < ROWS; i++)
+#pragma unroll
+      for (int j = 0; j < COLUMNS; j++) mma(sums[i][j], a[step][i], b[step][j]);
+#endif
 }
 
 __device__ __forceinline__ void clear(Sums& sums) {
@@ -209,84 +259,120 @@ __device__ __forceinline__ Place place_of(int thread) {
 template <class LayoutA, class LayoutB>
 constexpr int STAGE_BYTES = LayoutA::BYTES + LayoutB::BYTES;
 
+// In the end the stages hold 16 rows of each warp's sums, in rows longer than the tile to avoid bank conflicts.
+constexpr int SUM_PITCH = WARP_N + 8;
+template <int STAGE>
+constexpr int PIPELINE_BYTES = STAGES * STAGE;
+static_assert(STAGES * (TILE_M + TILE_N) * 64 >= THREADS / 32 * 16 * SUM_PITCH * 4, "the sums of a warp need more room");
+
 // sums = a b over `steps` steps. load(stage) starts the copies of the next step into the tiles of a stage, each time called
-// for the step after the one before.
+// for the step after the one before; all threads have then left the call before.
 template <class LayoutA, class LayoutB, class Load>
-__device__ __forceinline__ void product(Sums& sums, char* shared, int steps, Place place, Load load) {
-  constexpr int STAGE = STAGE_BYTES<LayoutA, LayoutB>;
+__device__ __forceinline__ void product(Sums& sums, Shared shared, int steps, Place place, Load load) {
+  constexpr u32 STAGE = STAGE_BYTES<LayoutA, LayoutB>;
   clear(sums);
-#pragma unroll
+#pragma unroll 1
   for (int step = 0; step < STAGES - 1; step++) {
-    if (step < steps) load(shared + step * STAGE);
+    if (step < steps) load(shared + (u32)step * STAGE);
     cp_async_commit();
+    __syncthreads();
   }
 #if PRODUCTS == 3
   Sums part;
   clear(part);
 #endif
+  const Firsts first{first_of_a<LayoutA>(place.row, place.lane), first_of_b<LayoutB>(place.column, place.lane)};
+  u32 stage = 0, filled = (STAGES - 1) * STAGE;  // offsets of the stage that is multiplied, and of the one before
   for (int step = 0; step < steps; step++) {
     cp_async_wait<STAGES - 2>();
     __syncthreads();  // every thread's copies are there, and everyone is done with the stage that is filled next
-    if (step + STAGES - 1 < steps) load(shared + (step + STAGES - 1) % STAGES * STAGE);
+    if (step + STAGES - 1 < steps) load(shared + filled);
     cp_async_commit();
-    const char* const a = shared + step % STAGES * STAGE;
 #if PRODUCTS == 3
-    multiply<LayoutA, LayoutB>(part, a, a + LayoutA::BYTES, place.row, place.column, place.lane);
+    multiply<LayoutA, LayoutB>(part, shared + stage, first);
     keep(sums, part);
 #else
-    multiply<LayoutA, LayoutB>(sums, a, a + LayoutA::BYTES, place.row, place.column, place.lane);
+    multiply<LayoutA, LayoutB>(sums, shared + stage, first);
 #endif
+    filled = stage;
+    stage = stage == (STAGES - 1) * STAGE ? 0 : stage + STAGE;
   }
   cp_async_wait<0>();
   __syncthreads();
 }
 
-// Hands every pair of neighbouring sums to visit(row, column, first, second).
-template <class Visit>
-__device__ __forceinline__ void each_pair(const Sums& sums, Place place, Visit visit) {
+// Writes 16 rows of a warp's sums, which are in shared memory, from row and column `row` and `column` of the tile on.
+template <int TOGETHER, class Out, class Start>
+__device__ __forceinline__ void put(const float* rows, int row, int column, int lane, Out* out, int width, bool relu, Start start) {
+  constexpr int ACROSS = WARP_N / TOGETHER;
+#pragma unroll 1
+  for (int i = lane; i < 16 * ACROSS; i += 32) {
+    const int own_row = i / ACROSS, own_column = i % ACROSS * TOGETHER;
+    const i64 at = start(row + own_row);
+    if (at < 0 || column + own_column >= width) continue;
+    const float* const from = rows + (own_row * SUM_PITCH + own_column);
+    Pack<float, TOGETHER> sums;
+    if constexpr (TOGETHER == 8) {  // of eight lanes, four begin with the second half: else two would meet in a bank
+      const int second = lane & 4;
+      const Pack<float, 4> a = *reinterpret_cast<const Pack<float, 4>*>(from + second);
+      const Pack<float, 4> b = *reinterpret_cast<const Pack<float, 4>*>(from + (4 - second));
 #pragma unroll
-  for (int i = 0; i < ROWS; i++)
+      for (int v = 0; v < 4; v++) sums.at[v] = second ? b.at[v] : a.at[v], sums.at[4 + v] = second ? a.at[v] : b.at[v];
+    } else {
+      sums = *reinterpret_cast<const Pack<float, TOGETHER>*>(from);
+    }
+    Pack<Out, TOGETHER> results;
 #pragma unroll
-    for (int half = 0; half < 2; half++)
-#pragma unroll
-      for (int j = 0; j < COLUMNS; j++)
-        visit(place.row + i * 16 + half * 8 + (place.lane >> 2), place.column + j * 8 + (place.lane & 3) * 2,
-              sums[i][j][half * 2], sums[i][j][half * 2 + 1]);
+    for (int v = 0; v < TOGETHER; v++) {
+      const float sum = relu && sums.at[v] < 0.0f ? 0.0f : sums.at[v];
+      if constexpr (sizeof(Out) == sizeof(T))
+        results.at[v] = from_acc(sum);
+      else
+        results.at[v] = sum;
+    }
+    *reinterpret_cast<Pack<Out, TOGETHER>*>(out + (at + column + own_column)) = results;
+  }
 }
 
 // Writes a tile of sums: its row r, of up to `width` numbers, goes to element `start(r)` (below 0: nowhere) of `out`, or of
-// `partials` where there are any, as float32. The bias of the tile's first column is number `channel`.
+// `partials` where there are any, as float32. The bias of the tile's first column is number `channel`. Each warp takes its
+// sums through shared memory, 16 rows at a time, so that neighbouring lanes write neighbouring numbers.
 template <class Start>
 __device__ __forceinline__ void write(const Sums& sums, char* shared, Place place, T* out, float* partials, int width,
                                       const T* bias, int channel, int activation, Start start) {
-  if (partials) {  // four lanes write 32 bytes side by side: whole sectors
-    each_pair(sums, place, [&](int row, int column, float first, float second) {
-      const i64 at = start(row);
-      if (at < 0) return;
-      if (COPY == 16 && column < width) {
-        *reinterpret_cast<Pack<float, 2>*>(partials + (at + column)) = Pack<float, 2>{{first, second}};
-      } else {
-        if (column < width) partials[at + column] = first;
-        if (column + 1 < width) partials[at + column + 1] = second;
+  float* const rows = reinterpret_cast<float*>(shared) + (int)threadIdx.x / 32 * (16 * SUM_PITCH);
+  const int row = place.lane >> 2, column = (place.lane & 3) * 2;
+  float shift[COLUMNS][2];
+#pragma unroll
+  for (int j = 0; j < COLUMNS; j++)
+#pragma unroll
+    for (int v = 0; v < 2; v++) {
+      const int own = place.column + column + j * 8 + v;
+      shift[j][v] = bias && !partials && own < width ? to_acc(bias[channel + own]) : 0.0f;
+    }
+#pragma unroll
+  for (int i = 0; i < ROWS; i++) {
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+#pragma unroll
+      for (int j = 0; j < COLUMNS; j++) {
+        const Pack<float, 2> pair = {{sums[i][j][half * 2] + shift[j][0], sums[i][j][half * 2 + 1] + shift[j][1]}};
+        *reinterpret_cast<Pack<float, 2>*>(rows + ((half * 8 + row) * SUM_PITCH + j * 8 + column)) = pair;
       }
-    });
-    return;
-  }
-  T* const results = reinterpret_cast<T*>(shared);
-  each_pair(sums, place, [&](int row, int column, float first, float second) {
-    if (column >= width) return;
-    Pack<T, 2> pair;
-    pair.at[0] = from_acc(finish(first, bias, channel + column, activation));
-    pair.at[1] = column + 1 < width ? from_acc(finish(second, bias, channel + column + 1, activation)) : zero<T>();
-    *reinterpret_cast<Pack<T, 2>*>(results + (row * RESULT_PITCH + column)) = pair;
-  });
-  __syncthreads();
-  constexpr int TOGETHER = COPY == 16 ? CHUNK : 1;
-  for (int i = (int)threadIdx.x; i < TILE_M * TILE_N / TOGETHER; i += THREADS) {
-    const int row = i / (TILE_N / TOGETHER), column = i % (TILE_N / TOGETHER) * TOGETHER;
-    const i64 at = start(row);
-    if (at < 0 || column >= width) continue;
-    typedef Pack<T, TOGETHER> Together;
-    *reinterpret_cast<Together*>(out + (at + column)) = *reinterpret_cast<const Together*>(results + (row * RESULT_PITCH + column));
+    __syncwarp();
+    if (partials) {
+      put<(COPIED < 4 ? COPIED : 4)>(rows, place.row + i * 16, place.column, place.lane, partials, width, false, start);
+    } else {
+      if (activation > 1) {  // sigmoid and tanh are long, and here only once
+#pragma unroll 1
+        for (int v = place.lane; v < 16 * WARP_N; v += 32) {
+          float& sum = rows[v / WARP_N * SUM_PITCH + v % WARP_N];
+          sum = finish(sum, nullptr, 0, activation);
+        }
+        __syncwarp();
+      }
+      put<COPIED>(rows, place.row + i * 16, place.column, place.lane, out, width, activation == 1, start);
+    }
+    __syncwarp();
   }
 }

@@ -37,18 +37,19 @@ __device__ __forceinline__ u16 f32_to_bf16(float f) {
 #endif
 }
 
-// The address of shared memory as 32 bits, the form in which asynchronous copies and ldmatrix take it.
-__device__ __forceinline__ u32 smem_u32(const void* p) {
-  u32 address;
-  asm("{ .reg .u64 t; cvta.to.shared.u64 t, %1; cvt.u32.u64 %0, t; }" : "=r"(address) : "l"(p));
-  return address;
-}
+// The address of shared memory as 32 bits, the form in which asynchronous copies and ldmatrix take it. The compiler sees
+// through this one, and adds offsets to the 32 bits; through asm it does not.
+__device__ __forceinline__ u32 smem_u32(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
 // ---- asynchronous copies from global to shared memory. `to` is aligned to the size of the copy. `bytes` of `from` are read
-// (all, or 0), and the rest is filled with zeros. The copies begun since the last commit are one group.
+// (all, or 0), and the rest is filled with zeros: with 0 bytes `from` may point anywhere. The copies begun since the last
+// commit are one group.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 __device__ __forceinline__ void cp_async_16(u32 to, const void* from, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void cp_async_8(u32 to, const void* from, int bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 __device__ __forceinline__ void cp_async_4(u32 to, const void* from, int bytes) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
@@ -91,10 +92,15 @@ __device__ __forceinline__ void mma_1688_tf32(float (&d)[4], const u32 (&a)[4], 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Rounds to the nearest TF32, ties away from zero; the result is the bits of a float.
+// Rounds to the nearest TF32; NaN and infinities stay. The result is the bits of a float. Ties go to even where the device
+// has an instruction for that, and before sm_90 away from zero, which takes three.
 __device__ __forceinline__ u32 f32_to_tf32(float f) {
   u32 bits;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm("cvt.rn.tf32.f32 %0, %1;" : "=r"(bits) : "f"(f));
+#else
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(f));
+#endif
   return bits;
 }
 #endif

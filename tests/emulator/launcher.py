@@ -17,7 +17,7 @@ from . import build, traffic
 BOUNDS, RACES, UNWRITTEN, COUNT = 1, 2, 4, 8
 ORDERS = {"up": 0, "down": 1, "random": 2}
 ASYNC_COPIES = {"issue": 0, "late": 1, "random": 2}
-MMA_ROUNDING = {"nearest": 0, "zero": 1}
+MMA_ROUNDING = {"nearest": 0, "zero": 1, "hopper": 2}
 MESSAGE_BYTES = 2048
 SHARED_BYTES = 227 * 1024  # the most that a block has on any device
 

@@ -105,12 +105,12 @@ void add_nearest(double (&sum)[8], const float (&a)[K], const float (&b)[K][8]) 
   for (int col = 0; col < 8; col++) sum[col] = products[col] + sum[col];
 }
 
-// ... as an A100 does, which rounds the most of the devices from sm_80 on: K / 2 products and the sum are aligned to the
-// largest of them, cut off a bit below a float's last place, added up, and the sum is cut off to a float (Fasi et al.,
-// "Numerical behavior of NVIDIA tensor cores", 2021; Khattak & Mikaitis, "Accurate models of NVIDIA tensor cores", 2025).
-template <int K>
+// ... as devices do: BLOCK products and the sum are aligned to the largest of them, cut off BITS bits below its first,
+// added up, and the sum is cut off to a float. An A100, which rounds the most of the devices from sm_80 on, takes K / 2
+// products and 24 bits, a Hopper device K and 25 (Fasi et al., "Numerical behavior of NVIDIA tensor cores", 2021; Khattak &
+// Mikaitis, "Accurate models of NVIDIA tensor cores", 2025).
+template <int K, int BLOCK, int BITS>
 void add_towards_zero(double (&sum)[8], const float (&a)[K], const float (&b)[K][8]) {
-  constexpr int BLOCK = K / 2;
   constexpr uint64_t MAGNITUDE = ~0ull >> 1, INFINITE = 0x7ff;
   for (int k = 0; k < K; k += BLOCK) {
     double product[BLOCK][8], plain[8];
@@ -129,7 +129,7 @@ void add_towards_zero(double (&sum)[8], const float (&a)[K], const float (&b)[K]
         sum[col] = plain[col];
         continue;
       }
-      const double unit = double_of((exponent - 24) << 52), per_unit = double_of((2046 - (exponent - 24)) << 52);
+      const double unit = double_of((exponent - BITS) << 52), per_unit = double_of((2046 - (exponent - BITS)) << 52);
       double units = trunc(sum[col] * per_unit);
       for (int i = 0; i < BLOCK; i++) units += trunc(product[i][col] * per_unit);
       sum[col] = double_of(bits_of(units * unit) & ~0x1fffffffull);
@@ -143,7 +143,11 @@ __attribute__((noinline)) void multiply(float (&a)[16][K], float (&b)[K][8], voi
     double sum[8];
     const auto lane_of = [&](int col) -> const Fragments& { return *(const Fragments*)slot[row % 8 * 4 + col / 2]; };
     for (int col = 0; col < 8; col++) sum[col] = lane_of(col).c[row / 8 * 2 + col % 2];
-    launch->mma_rounding == TOWARDS_ZERO ? add_towards_zero<K>(sum, a[row], b) : add_nearest<K>(sum, a[row], b);
+    switch (launch->mma_rounding) {
+      case TOWARDS_ZERO: add_towards_zero<K, K / 2, 24>(sum, a[row], b); break;
+      case AS_HOPPER: add_towards_zero<K, K, 25>(sum, a[row], b); break;
+      default: add_nearest<K>(sum, a[row], b);
+    }
     for (int col = 0; col < 8; col++) lane_of(col).d[row / 8 * 2 + col % 2] = (float)sum[col];
   }
 }

@@ -187,7 +187,7 @@ struct Argument {  // parameter i: either `value`, or the device address of byte
 };
 enum Order : int { UP, DOWN, RANDOM };
 enum AsyncCopies : int { AT_ISSUE, LATE, AT_RANDOM };
-enum MmaRounding : int { TO_NEAREST, TOWARDS_ZERO };
+enum MmaRounding : int { TO_NEAREST, TOWARDS_ZERO, AS_HOPPER };
 struct Launch {
   Index3 grid, block;
   unsigned shared_bytes;

@@ -1,5 +1,6 @@
 """Asynchronous copies, mbarriers, mma.sync and ldmatrix in the emulator."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -212,26 +213,28 @@ HALF = 2.0**-12  # of 2**-24, half a unit in the last place of 1
 
 
 @pytest.mark.parametrize(
-    ("name", "products", "c", "nearest", "zero"),
+    ("name", "products", "c", "nearest", "zero", "hopper"),
     [
-        ("tf32", [1.5], 1, 1 + 2**-23, 1),
-        ("tf32", [-1.5], -1, -1 - 2**-23, -1),
-        ("tf32", [-3], 2, 2 - 2**-22, 2 - 2**-23),
-        ("tf32", [1, 1], 1, 1 + 2**-23, 1 + 2**-23),  # of a block: a bit is kept below the last place
-        ("tf32", [0.5] * 4, 1, 1 + 2**-23, 1),  # ... and no other
-        ("tf32", [1, 0, 0, 0, 1], 1, 1 + 2**-23, 1),  # of two blocks
-        ("f16", [1, 0, 0, 0, 1], 1, 1 + 2**-23, 1 + 2**-23),
-        ("f16", [1] + 7 * [0] + [1], 1, 1 + 2**-23, 1),
-        ("bf16", [1] + 7 * [0] + [1], 1, 1 + 2**-23, 1),
-        ("bf16", [1, 0, 0, 0, 1], 1, 1 + 2**-23, 1 + 2**-23),
-        ("tf32", [0] * 8, 0, 0, 0),
-        ("tf32", [1], np.inf, np.inf, np.inf),
+        ("tf32", [1.5], 1, 1 + 2**-23, 1, 1),
+        ("tf32", [-1.5], -1, -1 - 2**-23, -1, -1),
+        ("tf32", [-3], 2, 2 - 2**-22, 2 - 2**-23, 2 - 2**-22),
+        ("tf32", [1, 1], 1, 1 + 2**-23, 1 + 2**-23, 1 + 2**-23),  # of a block: a bit is kept below the last place
+        ("tf32", [0.5] * 4, 1, 1 + 2**-23, 1, 1 + 2**-23),  # ... and no other, or two
+        ("tf32", [0.25] * 8, 1, 1 + 2**-23, 1, 1),
+        ("tf32", [1, 0, 0, 0, 1], 1, 1 + 2**-23, 1, 1 + 2**-23),  # of two blocks, or one
+        ("f16", [1, 0, 0, 0, 1], 1, 1 + 2**-23, 1 + 2**-23, 1 + 2**-23),
+        ("f16", [1] + 7 * [0] + [1], 1, 1 + 2**-23, 1, 1 + 2**-23),
+        ("bf16", [1] + 7 * [0] + [1], 1, 1 + 2**-23, 1, 1 + 2**-23),
+        ("bf16", [1, 0, 0, 0, 1], 1, 1 + 2**-23, 1 + 2**-23, 1 + 2**-23),
+        ("tf32", [0] * 8, 0, 0, 0, 0),
+        ("tf32", [1], np.inf, np.inf, np.inf, np.inf),
     ],
 )
-def test_mma_rounds_to_the_nearest_or_towards_zero(name, products, c, nearest, zero):
+def test_mma_rounds_to_the_nearest_or_towards_zero(name, products, c, nearest, zero, hopper):
     a, b = np.array(products) * HALF, np.full(len(products), HALF)
     assert tile_of(name, a, b, c) == np.float32(nearest)
     assert tile_of(name, a, b, c, mma_rounding="zero") == np.float32(zero)
+    assert tile_of(name, a, b, c, mma_rounding="hopper") == np.float32(hopper)
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "zero"])
@@ -246,10 +249,10 @@ def test_mma_takes_and_gives_denormal_numbers(name, rounding):
 
 @pytest.mark.parametrize("name", ["f16", "bf16", "tf32"])
 def test_mma_that_rounds_towards_zero_is_exact_where_nothing_is_lost(name, rng):
-    for exponent in (-9, 0, 9):
+    for exponent, rounding in itertools.product((-9, 0, 9), ("zero", "hopper")):
         a, b = (rng.integers(-8, 9, 8) * 2.0**exponent for _ in range(2))
         c = float(rng.integers(-99, 99)) * 4.0**exponent
-        assert tile_of(name, a, b, c, mma_rounding="zero") == a @ b + c
+        assert tile_of(name, a, b, c, mma_rounding=rounding) == a @ b + c
     assert np.isnan(tile_of(name, [np.nan], [1], 1, mma_rounding="zero"))
 
 

@@ -50,7 +50,7 @@ _TILES = {2: (LARGE, MEDIUM, SMALL), 4: (MEDIUM, SMALL)}
 """Tiles by the bytes of an element, for COPY=16; other copies use the smallest tile."""
 
 
-_REACH = {16: 1.0, 4: 0.5, 2: 0.25}
+_REACH = {16: 1.0, 8: 0.75, 4: 0.5, 2: 0.25}
 """The fraction of the tensor cores' rate that loading COPY bytes at a time allows, by COPY; estimates, not measured."""
 
 
@@ -60,7 +60,7 @@ class _Units:
     def __iter__(self) -> Iterator[Unit]:
         for names, size, products in ((("float16", "bfloat16"), 2, (1,)), (("float32",), 4, (1, 3))):
             for tile in _TILES[size]:
-                for copy in (16, 4, 2) if tile == SMALL else (16,):
+                for copy in (16, 8, 4, 2) if tile == SMALL else (16,):
                     if copy < size:
                         continue
                     macros: dict[str, Any] = {"TILE_M": [tile.m], "TILE_N": [tile.n], "COPY": [copy]}
@@ -148,10 +148,9 @@ def _launch_product(problem: Problem, read: Array, w: Array, out: Array, bias: A
 
 @lru_cache(maxsize=4096)
 def _tiling(problem: Problem, alignment: int = 16) -> tuple[int, ImplicitGemmTiling]:
-    """COPY, and the tiling of a problem whose arrays start at multiples of `alignment` bytes (16, 4 or 2)."""
+    """COPY, and the tiling of a problem whose arrays start at multiples of `alignment` bytes (16, 8, 4 or 2)."""
     g, size = problem.geometry, problem.dtype.itemsize
     copy = min(alignment, math.gcd(16, size * g.c_group), math.gcd(16, size * g.k_group))
-    copy = 16 if copy == 16 else 4 if copy >= 4 else 2
     tiles = _TILES[size] if copy == 16 else (SMALL,)
     budget = problem.max_workspace
     if alignment < 16:  # the alignment is not known when the workspace is computed

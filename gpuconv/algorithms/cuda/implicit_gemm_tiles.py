@@ -30,18 +30,19 @@ class Tile:
     n: int
     reach: float
 
-    @property
-    def warps(self) -> int:
-        return 8 if self.m * self.n > 64 * 64 else 4
+    warps = 4
+    threads = 32 * warps
 
-    @property
-    def threads(self) -> int:
-        return 32 * self.warps
+    def resident(self, strict: bool) -> int:
+        """The blocks for which a multiprocessor has registers: RESIDENT of the kernels. `strict` has two sums for one."""
+        sums = self.m * self.n // self.threads * (2 if strict else 1)
+        return 2 if sums >= 128 else 3 if sums == 64 else 4
 
     def shared_bytes(self, itemsize: int, a_across: bool, b_across: bool) -> int:
-        """SHARED_BYTES of the kernels: four stages of both factors, or the results. `across` means k outermost."""
-        stage = sum(_factor_bytes(size, itemsize, across) for size, across in ((self.m, a_across), (self.n, b_across)))
-        return max(4 * stage, self.m * (self.n + 8) * itemsize)
+        """SHARED_BYTES of the kernels: four stages of both factors. `across` means k outermost."""
+        return 4 * sum(
+            _factor_bytes(size, itemsize, across) for size, across in ((self.m, a_across), (self.n, b_across))
+        )
 
 
 def _factor_bytes(size: int, itemsize: int, across: bool) -> int:
@@ -152,7 +153,7 @@ def fastest(
 def _tiling(tile: Tile, shared: int, splits: int, product: Product, on: Device) -> ImplicitGemmTiling:
     tiles_m, tiles_n = -(-product.m // tile.m), -(-product.n // tile.n)
     blocks = tiles_m * tiles_n * product.times * splits
-    at_once = max(1, min(512 // tile.threads, on.shared_bytes // (shared + 5 * 1024)))
+    at_once = max(1, min(tile.resident(product.factor > 2), on.shared_bytes // (shared + 5 * 1024)))
     turns = max(1, -(-blocks // on.processors))
     busy = min(1.0, min(turns, at_once) * tile.warps / _WARPS_TO_BE_BUSY)
     tile_macs = tile.m * tile.n * (product.depth / splits + _START_DEPTH) * product.factor

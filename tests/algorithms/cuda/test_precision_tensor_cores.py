@@ -1,4 +1,4 @@
-"""What tensor cores round, in the worst way that is known of one: an A100's, which cuts sums off.
+"""What tensor cores round, in the worst way that is known of one: an A100's, which cuts sums off. Or in Hopper's way.
 
 The rule is that of tests/core/test_precision.py: at most twice the error of one plain NumPy product.
 """
@@ -58,9 +58,9 @@ def errs(gpu, monkeypatch):
     monkeypatch.setattr(implicit_gemm, "_TILES", {2: (SMALL,), 4: (SMALL,)})
     implicit_gemm._tiling.cache_clear()
 
-    def run(direction, case, fill, dtype="float32", **more):
+    def run(direction, case, fill, dtype="float32", rounding="zero", **more):
         arrays = case.arrays(fill, dtype)
-        with emulation(mma_rounding="zero"):
+        with emulation(mma_rounding=rounding):
             on_gpu = sent(gpu, dict(zip("xwd", arrays, strict=True))).values()
             got = convolve(direction, case, *on_gpu, algorithm="implicit_gemm", max_workspace=0, **more).get()
         return got, case.want(direction, *arrays), case.numpy_result(direction, *arrays)
@@ -75,17 +75,27 @@ def test_float32_errs_at_most_twice_as_much_as_a_plain_product(errs, products, f
     assert_close(got, want, "float32", numpy_result=by_numpy)
 
 
+@pytest.mark.emulated
+@every_fill
+@pytest.mark.parametrize("products", [16, 36, 64, 4608])
+def test_sums_cut_off_as_hopper_does(errs, gpu, products, fill):
+    if not is_double(gpu):
+        pytest.skip("a device rounds as it does")
+    got, want, by_numpy = errs(*SUMS[products], fill, rounding="hopper")
+    assert_close(got, want, "float32", numpy_result=by_numpy)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "products", "fill"),
     [
         ("    keep(sums, part);", "    if (step == steps - 1) keep(sums, part);", 4608, reals),
-        ("    keep(sums, part);", "    if (step % 2 || step == steps - 1) keep(sums, part);", 36, reals),
+        ("    keep(sums, part);", "    if (step % 4 == 3 || step == steps - 1) keep(sums, part);", 64, positive),
         ("part[i][j][v] -= sum - sums[i][j][v]", "part[i][j][v] = 0.0f", 16384, positive),
-        ("mma(sums[i][j], a_small[i], b[j]);", "", 64, reals),
-        ("mma(sums[i][j], a[i], b_small[j]);", "", 64, reals),
-        ("big[i] = f32_to_tf32(whole)", "big[i] &= 0xffffe000u", 16, positive),
+        ("mma(sums[i][j], a_small[i], b[step][j]);", "", 64, reals),
+        ("mma(sums[i][j], a[step][i], b_small[j]);", "", 64, reals),
+        ("big[i] = f32_to_tf32(whole)", "big[i] &= 0xffffe000u", 16, reals),
     ],
-    ids=["never", "every 32", "nothing carried on", "a's small part", "b's small part", "cut off"],
+    ids=["never", "every 64", "nothing carried on", "a's small part", "b's small part", "cut off"],
 )
 def test_what_that_takes(errs, gpu, monkeypatch, old, new, products, fill):
     """Without any of it the rule is broken."""
