@@ -97,9 +97,10 @@ __device__ __forceinline__ void gather(const S* __restrict__ cols, const T* __re
       }
     }
 
+    finish_all<V>(sums, bias, c, activation);
     Pack<T, V> done;
 #pragma unroll
-    for (int v = 0; v < V; v++) done.at[v] = from_acc(finish(sums[v], bias, c + v, activation));
+    for (int v = 0; v < V; v++) done.at[v] = from_acc(sums[v]);
     *(Pack<T, V>*)(x + pixel * g.c + c) = done;
   }
 }

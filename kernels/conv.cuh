@@ -109,6 +109,23 @@ struct alignas(sizeof(Element) * N) Pack {
   Element at[N];
 };
 
+// Replaces each of N values in registers by change(value), TOGETHER of them at a time, in a loop that has the code of
+// `change` as few times. Registers have no index, so the values take turns at the first places of the array.
+template <int TOGETHER, int N, class Value, class Change>
+__device__ __forceinline__ void in_turn(Value* values, Change change) {
+  static_assert(N % TOGETHER == 0, "every turn takes as many values");
+#pragma unroll 1
+  for (int turn = 0; turn < N / TOGETHER; turn++) {
+    Value done[TOGETHER];
+#pragma unroll
+    for (int i = 0; i < TOGETHER; i++) done[i] = change(values[i]);
+#pragma unroll
+    for (int i = 0; i < N - TOGETHER; i++) values[i] = values[i + TOGETHER];
+#pragma unroll
+    for (int i = 0; i < TOGETHER; i++) values[N - TOGETHER + i] = done[i];
+  }
+}
+
 // ---------------------------------------------------------------------------------------------------------- divisions
 
 // n / by for n >= 0 and 1 <= by < 2^31, by a multiplication (Granlund & Montgomery, "Division by invariant integers
@@ -172,6 +189,18 @@ __device__ __forceinline__ int source(const Conv& g, int axis, int p, int r) {
   return source(p * g.stride[axis] + r * g.dilation[axis] - g.pad[axis], g.x[axis], g.pad_mode);
 }
 
+// Replaces padded positions, which are counted from the first of x, by what `source` makes of them. Zero padding takes two
+// instructions per position; the code of the other modes, with their divisions, is there once.
+template <int N>
+__device__ __forceinline__ void sources(int* positions, int size, int pad_mode) {
+  if (pad_mode == 0) {
+#pragma unroll
+    for (int i = 0; i < N; i++) positions[i] = (u32)positions[i] < (u32)size ? positions[i] : -1;
+  } else {
+    in_turn<1, N>(positions, [&](int at) { return source(at, size, pad_mode); });
+  }
+}
+
 // The sample and the position of a row of y as a matrix (n * o * p * q, k).
 struct Output {
   int n, at[3];
@@ -197,18 +226,45 @@ __device__ __forceinline__ Output input_of(const Conv& g, index_t pixel) {
 
 // activation(sum + bias[channel]); bias may be null. 0 identity, 1 relu, 2 sigmoid, 3 tanh. A NaN stays one.
 #if IS_COMPLEX
-__device__ __forceinline__ A finish(A sum, const T* __restrict__ bias, int channel, int) {
-  return bias ? add(sum, bias[channel]) : sum;
-}
+__device__ __forceinline__ A activated(A sum, int) { return sum; }
 #else
 __device__ __forceinline__ float tanh_of(float a) { return tanhf(a); }
 __device__ __forceinline__ double tanh_of(double a) { return tanh(a); }
 
-__device__ __forceinline__ A finish(A sum, const T* __restrict__ bias, int channel, int activation) {
-  if (bias) sum = add(sum, to_acc(bias[channel]));
+// The sigmoid is made of tanh, because 1 / (1 + exp(-sum)) would overflow. Both take the same way, for one code: adding -0
+// changes nothing.
+__device__ __forceinline__ A activated(A sum, int activation) {
+  if (activation == 0) return sum;
   if (activation == 1) return sum < A(0) ? A(0) : sum;
-  if (activation == 2) return A(0.5) * tanh_of(A(0.5) * sum) + A(0.5);  // 1 / (1 + exp(-sum)) would overflow
-  if (activation == 3) return tanh_of(sum);
-  return sum;
+  const A scale = activation == 2 ? A(0.5) : A(1), shift = activation == 2 ? A(0.5) : A(-0.0);
+  return scale * tanh_of(scale * sum) + shift;
 }
 #endif
+
+__device__ __forceinline__ A finish(A sum, const T* __restrict__ bias, int channel, int activation) {
+  return activated(bias ? add(sum, to_acc(bias[channel])) : sum, activation);
+}
+
+// Applies the activation to N numbers in registers. Only the short ones are written out N times: with tanh the code of a
+// tile would be longer than all else of a kernel, and each warp would jump over it N times where it is not wanted.
+template <int N>
+__device__ __forceinline__ void activate(A* values, int activation) {
+#if !IS_COMPLEX
+  if (activation == 1) {
+#pragma unroll
+    for (int i = 0; i < N; i++) values[i] = activated(values[i], 1);
+  } else if (activation) {
+    in_turn<N % 4 ? 1 : 4, N>(values, [&](A value) { return activated(value, activation); });
+  }
+#endif
+}
+
+// Makes results of the sums of N neighbouring channels.
+template <int N>
+__device__ __forceinline__ void finish_all(A* sums, const T* __restrict__ bias, int channel, int activation) {
+  if (bias) {
+#pragma unroll
+    for (int i = 0; i < N; i++) sums[i] = add(sums[i], to_acc(bias[channel + i]));
+  }
+  activate<N>(sums, activation);
+}

@@ -36,11 +36,11 @@
 // budget: depthwise_input_grad 128 registers
 #include "conv.cuh"
 
-// `pixels` of the result along each axis; tiles along p and q start at tile number `first`, of which there are `blocks`
-// lots of blockDim. `by_repeat` divides an output channel by b.
+// Tiles along p and q start at tile number `first`. The first three divisors are the blocks along c, q and p, and by_outers
+// those along axis 0 of the result; by_repeat divides an output channel by b.
 struct DepthwisePlan {
-  int first_p, first_q, blocks_c, blocks_q, blocks_p, activation;
-  FastDiv by_repeat;
+  int first_p, first_q, activation;
+  FastDiv by_blocks_c, by_blocks_q, by_blocks_p, by_outers, by_repeat;
 };
 
 constexpr bool BACK = INPUT_GRAD;
@@ -71,23 +71,34 @@ __device__ __forceinline__ void add_product(Values& sum, const Values& a, const 
 struct Job {
   int sample, outer, p, q, channel;
 };
-__device__ __forceinline__ bool job_of(const DepthwisePlan& plan, int samples, int outers, int channels, Job& job) {
-  u32 rest = blockIdx.x;
-  job.channel = ((int)(rest % (u32)plan.blocks_c) * (int)blockDim.x + (int)threadIdx.x) * CHANNELS;
-  rest /= (u32)plan.blocks_c;
-  job.q = ((int)(rest % (u32)plan.blocks_q) * (int)blockDim.y + (int)threadIdx.y + plan.first_q) * TILE_Q;
-  rest /= (u32)plan.blocks_q;
-  job.p = ((int)(rest % (u32)plan.blocks_p) * (int)blockDim.z + (int)threadIdx.z + plan.first_p) * TILE_P;
-  rest /= (u32)plan.blocks_p;
-  job.outer = (int)(rest % (u32)outers);
-  job.sample = (int)(rest / (u32)outers);
+__device__ __forceinline__ bool job_of(const DepthwisePlan& plan, int samples, int channels, Job& job) {
+  int c, q, p;
+  int rest = divide((int)blockIdx.x, plan.by_blocks_c, c);
+  rest = divide(rest, plan.by_blocks_q, q);
+  rest = divide(rest, plan.by_blocks_p, p);
+  job.sample = divide(rest, plan.by_outers, job.outer);
+  job.channel = (c * (int)blockDim.x + (int)threadIdx.x) * CHANNELS;
+  job.q = (q * (int)blockDim.y + (int)threadIdx.y + plan.first_q) * TILE_Q;
+  job.p = (p * (int)blockDim.z + (int)threadIdx.z + plan.first_p) * TILE_P;
   return job.sample < samples && job.channel < channels;
 }
 
-__device__ __forceinline__ void write(T* out, const Values& sums, const T* __restrict__ bias, int channel, int activation) {
+// Turns the sums of N outputs into results, which are then to be rounded.
+template <int N>
+__device__ __forceinline__ void conclude(Values* sums, const T* __restrict__ bias, int channel, int activation) {
+  if (bias) {
+    const Values shift = load(bias + channel);
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+      for (int i = 0; i < CHANNELS; i++) sums[n].at[i] = add(sums[n].at[i], shift.at[i]);
+  }
+  activate<N * CHANNELS>(sums[0].at, activation);
+}
+__device__ __forceinline__ void write(T* out, const Values& sums) {
   Pack<T, CHANNELS> result;
 #pragma unroll
-  for (int i = 0; i < CHANNELS; i++) result.at[i] = from_acc(finish(sums.at[i], bias, channel + i, activation));
+  for (int i = 0; i < CHANNELS; i++) result.at[i] = from_acc(sums.at[i]);
   *reinterpret_cast<Pack<T, CHANNELS>*>(out) = result;
 }
 
@@ -106,7 +117,7 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
   const int(&in_size)[3] = BACK ? g.y : g.x;
   const int(&out_size)[3] = BACK ? g.x : g.y;
   Job job;
-  if (!job_of(plan, g.n, out_size[0], g.c, job)) return;
+  if (!job_of(plan, g.n, g.c, job)) return;
   const int pad_p = BACK ? g.pad[1] : 0, pad_q = BACK ? g.pad[2] : 0;  // tiles of a gradient count from the padding on
   if (job.p - pad_p >= out_size[1] || job.q - pad_q >= out_size[2]) return;
   const int mode = BACK ? 0 : g.pad_mode;
@@ -120,10 +131,16 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
     outer = source(g, 0, job.outer, 0);
   }
 
-  int columns[WINDOW_Q];
+  int rows[WINDOW_P], columns[WINDOW_Q];
+#pragma unroll
+  for (int a = 0; a < WINDOW_P; a++) rows[a] = (BACK ? job.p / STRIDE - HALO : job.p * STRIDE - g.pad[1]) + a;
+#pragma unroll
+  for (int b = 0; b < WINDOW_Q; b++) columns[b] = (BACK ? job.q / STRIDE - HALO : job.q * STRIDE - g.pad[2]) + b;
+  sources<WINDOW_P>(rows, in_size[1], mode);
+  sources<WINDOW_Q>(columns, in_size[2], mode);
 #pragma unroll
   for (int b = 0; b < WINDOW_Q; b++)
-    columns[b] = source((BACK ? job.q / STRIDE - HALO : job.q * STRIDE - g.pad[2]) + b, in_size[2], mode);
+    if (columns[b] >= 0) columns[b] *= g.c;
 
   Values kept[REGISTER_WEIGHTS ? KERNEL * KERNEL : 1];
   if (REGISTER_WEIGHTS)
@@ -138,17 +155,17 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
 #pragma unroll
       for (int k = 0; k < CHANNELS; k++) sums[i][j].at[k] = zero<A>();
 
+  const index_t image = ((index_t)job.sample * in_size[0] + outer) * in_size[1] * in_size[2] * g.c + job.channel;
 #pragma unroll
   for (int a = 0; a < WINDOW_P; a++) {
-    const int row = source((BACK ? job.p / STRIDE - HALO : job.p * STRIDE - g.pad[1]) + a, in_size[1], mode);
+    const int row = rows[a];
     if (row < 0 || outer < 0) continue;
-    const T* const line =
-        in + ((((index_t)job.sample * in_size[0] + outer) * in_size[1] + row) * in_size[2] * g.c + job.channel);
+    const index_t line = image + (index_t)row * in_size[2] * g.c;
     Values seen[WINDOW_Q];
 #pragma unroll
     for (int b = 0; b < WINDOW_Q; b++) {
       if (columns[b] >= 0) {
-        seen[b] = load(line + (index_t)columns[b] * g.c);
+        seen[b] = load(in + (line + columns[b]));
       } else {
 #pragma unroll
         for (int k = 0; k < CHANNELS; k++) seen[b].at[k] = zero<A>();
@@ -171,6 +188,7 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
     }
   }
 
+  conclude<TILE_P * TILE_Q>(sums[0], bias, job.channel, plan.activation);
 #pragma unroll
   for (int i = 0; i < TILE_P; i++) {
     const int p = job.p + i - pad_p;
@@ -180,7 +198,7 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
 #pragma unroll
     for (int j = 0; j < TILE_Q; j++) {
       const int q = job.q + j - pad_q;
-      if (q >= 0 && q < out_size[2]) write(line + (index_t)q * g.c, sums[i][j], bias, job.channel, plan.activation);
+      if (q >= 0 && q < out_size[2]) write(line + (index_t)q * g.c, sums[i][j]);
     }
   }
 }
@@ -203,7 +221,7 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
   const int in_channels = BACK ? g.k : g.c, out_channels = BACK ? g.c : g.k;
   const int repeat = plan.by_repeat.by;
   Job job;
-  if (!job_of(plan, g.n, out_size[0], out_channels, job)) return;
+  if (!job_of(plan, g.n, out_channels, job)) return;
   if (job.p >= out_size[1] || job.q >= out_size[2]) return;
   const int first = BACK ? job.channel * repeat : divide(job.channel, plan.by_repeat);  // of the channels that are read
   const int count = BACK ? repeat : 1;
@@ -235,11 +253,11 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
     }
   }
 
+  conclude<TILE_Q>(sums, bias, job.channel, plan.activation);
   const index_t line = (((index_t)job.sample * out_size[0] + job.outer) * out_size[1] + job.p) * out_size[2];
 #pragma unroll
   for (int j = 0; j < TILE_Q; j++)
-    if (job.q + j < out_size[2])
-      write(out + ((line + (job.q + j)) * out_channels + job.channel), sums[j], bias, job.channel, plan.activation);
+    if (job.q + j < out_size[2]) write(out + ((line + (job.q + j)) * out_channels + job.channel), sums[j]);
 }
 #endif
 

@@ -92,17 +92,24 @@ depthwise_weight_grad(const T* __restrict__ x, const T* __restrict__ dy, T* __re
     constexpr int WINDOW = (TILE_Q - 1) * STRIDE + KERNEL;
     const int outer = source(g, 0, o, 0);
     if (outer < 0) continue;
+    int rows[KERNEL], columns[WINDOW];
+#pragma unroll
+    for (int r = 0; r < KERNEL; r++) rows[r] = p * STRIDE - g.pad[1] + r;
+#pragma unroll
+    for (int b = 0; b < WINDOW; b++) columns[b] = q * STRIDE - g.pad[2] + b;
+    sources<KERNEL>(rows, g.x[1], g.pad_mode);
+    sources<WINDOW>(columns, g.x[2], g.pad_mode);
+#pragma unroll
+    for (int b = 0; b < WINDOW; b++)
+      if (columns[b] >= 0) columns[b] *= g.c;  // an offset in a row of x
+    const index_t plane = ((index_t)sample * g.x[0] + outer) * g.x[1] * g.x[2] * g.c + from;
 #pragma unroll
     for (int r = 0; r < KERNEL; r++) {
-      const int row = source(p * STRIDE - g.pad[1] + r, g.x[1], g.pad_mode);
-      if (row < 0) continue;
-      const index_t start = (((index_t)sample * g.x[0] + outer) * g.x[1] + row) * g.x[2];
+      if (rows[r] < 0) continue;
+      const index_t start = plane + (index_t)rows[r] * g.x[2] * g.c;
       Values seen[WINDOW];
 #pragma unroll
-      for (int b = 0; b < WINDOW; b++) {
-        const int column = source(q * STRIDE - g.pad[2] + b, g.x[2], g.pad_mode);
-        seen[b] = column < 0 ? zeros() : load(x + ((start + column) * g.c + from));
-      }
+      for (int b = 0; b < WINDOW; b++) seen[b] = columns[b] < 0 ? zeros() : load(x + (start + columns[b]));
 #pragma unroll
       for (int s = 0; s < KERNEL; s++)
 #pragma unroll
@@ -131,7 +138,7 @@ depthwise_weight_grad(const T* __restrict__ x, const T* __restrict__ dy, T* __re
     lanes[place] = sums[number];
     for (int distance = 1; distance < count; distance *= 2) {
       __syncthreads();
-      if (lane % (2 * distance) == 0 && lane + distance < count)
+      if ((lane & (2 * distance - 1)) == 0 && lane + distance < count)
 #pragma unroll
         for (int i = 0; i < CHANNELS; i++)
           lanes[place].at[i] = add(lanes[place].at[i], lanes[place + distance * width].at[i]);

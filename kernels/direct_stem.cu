@@ -8,7 +8,8 @@
 //     | . . . . . . . . . . . . . | --------> | by 64 channels   |      8 pixels by 8 channels. For each j it loads a
 //     | . . . . . . . . . . . . . |           +------------------+      column of the strip, ROWS numbers, once for all its
 //     +---------------------------+                                     pixels and all KERNEL_H taps: pixels below each
-//                                                                       other share most of them.
+//                                                                       other share most of them. So the strip is kept
+//                                                                       column by column, and 4 rows are one access.
 //
 //   -DKERNEL_H= -DSTRIDE_H=  of the rows; those of the columns are of any size
 //
@@ -16,7 +17,7 @@
 // y[2], k), bias (k) or null; w and y aligned to 4 elements, k a multiple of 4. No groups, no dilation of the last two
 // axes, kernel[0] = 1. Any pad mode.
 //
-// Launch: block (128), grid (blocks_k * blocks_q * blocks_p * n * y[0]), shared bytes ROWS * plan.length * sizeof(A).
+// Launch: block (128), grid (blocks_k * blocks_q * blocks_p * n * y[0]), shared bytes PITCH * plan.length * sizeof(A).
 // More blocks than that do no harm. ROWS = 7 * STRIDE_H + KERNEL_H; length = (15 * stride + kernel[2]) * c.
 //
 // Cost: 2 n y KERNEL_H kernel[2] c k FLOP; bytes are mostly those of y. Floor on an H200: FLOP / 67 T/s (float32), 450 us
@@ -29,6 +30,7 @@
 
 constexpr int PIXELS_P = 8, PIXELS_Q = 16, CHANNELS = 64, THREADS = 128;
 constexpr int ROWS = (PIXELS_P - 1) * STRIDE_H + KERNEL_H;
+constexpr int PITCH = ((ROWS + 3) / 4 | 1) * 4;  // of a column: an odd multiple of 16 bytes, for stores along a row
 constexpr int STAGE = KERNEL_H > 7 ? 4 : 8;  // values of j whose weights are in shared memory at a time
 constexpr int RESIDENT = ROWS > 24 ? 3 : 4;  // blocks for which a multiprocessor shall have registers
 
@@ -40,7 +42,7 @@ struct StemPlan {
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 direct_stem(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y,
             const Conv g, const StemPlan plan) {
-  extern __shared__ A strip[];
+  extern __shared__ __align__(16) A strip[];
   __shared__ alignas(16) A weights[KERNEL_H][STAGE][CHANNELS];
   typedef Pack<A, 4> Chunk;
   const int thread = (int)threadIdx.x;
@@ -59,15 +61,14 @@ direct_stem(const T* __restrict__ x, const T* __restrict__ w, const T* __restric
   const int outer = source(g, 0, o, 0);
   const int top = p0 * STRIDE_H - g.pad[1], left = q0 * g.stride[2] - g.pad[2];
   for (int i = thread; i < ROWS * plan.length; i += THREADS) {
-    int column, channel;
-    const int a = divide(i, plan.by_length, column);
-    column = divide(column, plan.by_c, channel);
+    int number, channel;
+    const int a = divide(i, plan.by_length, number), column = divide(number, plan.by_c, channel);
     // Rows and columns of outputs past the end may read any position of x: they are not written.
     const int row = source(top + a, g.x[1], g.pad_mode), at = source(left + column, g.x[2], g.pad_mode);
     A value = zero<A>();
     if (outer >= 0 && row >= 0 && at >= 0)
       value = to_acc(x[((((index_t)sample * g.x[0] + outer) * g.x[1] + row) * g.x[2] + at) * g.c + channel]);
-    strip[i] = value;
+    strip[number * PITCH + a] = value;
   }
 
   const int lane_k = thread % 8 * 4, q = thread / 8;  // a warp: 4 columns of pixels, 8 chunks of channels
@@ -93,11 +94,12 @@ direct_stem(const T* __restrict__ x, const T* __restrict__ w, const T* __restric
       *reinterpret_cast<Chunk*>(&weights[r][j][m]) = chunk;
     }
     __syncthreads();
-    const A* const column = strip + (q * g.stride[2] * g.c + first);
-    for (int j = 0; j < count; j++) {
+    const A* column = strip + (q * g.stride[2] * g.c + first) * PITCH;
+    for (int j = 0; j < count; j++, column += PITCH) {
       A seen[ROWS];
 #pragma unroll
-      for (int a = 0; a < ROWS; a++) seen[a] = column[a * plan.length + j];
+      for (int a = 0; a < ROWS; a++)
+        seen[a] = a < ROWS / 4 * 4 ? reinterpret_cast<const Chunk*>(column)[a / 4].at[a % 4] : column[a];
 #pragma unroll
       for (int r = 0; r < KERNEL_H; r++) {
         const Chunk low = *reinterpret_cast<const Chunk*>(&weights[r][j][lane_k]);
@@ -114,6 +116,20 @@ direct_stem(const T* __restrict__ x, const T* __restrict__ w, const T* __restric
   }
 
   if (q0 + q >= g.y[2]) return;
+  if (bias) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int k = k0 + lane_k + half * (CHANNELS / 2);
+      if (k >= g.k) continue;
+#pragma unroll
+      for (int m = 0; m < 4; m++) {
+        const A shift = to_acc(bias[k + m]);
+#pragma unroll
+        for (int i = 0; i < PIXELS_P; i++) sums[i][half * 4 + m] = add(sums[i][half * 4 + m], shift);
+      }
+    }
+  }
+  activate<PIXELS_P * 8>(sums[0], plan.activation);
 #pragma unroll
   for (int i = 0; i < PIXELS_P; i++) {
     if (p0 + i >= g.y[1]) continue;
@@ -125,7 +141,7 @@ direct_stem(const T* __restrict__ x, const T* __restrict__ w, const T* __restric
       if (k >= g.k) continue;
       Pack<T, 4> result;
 #pragma unroll
-      for (int m = 0; m < 4; m++) result.at[m] = from_acc(finish(sums[i][half * 4 + m], bias, k + m, plan.activation));
+      for (int m = 0; m < 4; m++) result.at[m] = from_acc(sums[i][half * 4 + m]);
       *reinterpret_cast<Pack<T, 4>*>(to) = result;
     }
   }

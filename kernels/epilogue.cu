@@ -19,10 +19,11 @@ extern "C" __global__ void __launch_bounds__(256, 4)
   for (index_t i = (index_t)blockIdx.x * blockDim.x + threadIdx.x; i < packs; i += step) {
     int pack;
     divide(i, by_packs, pack);
-    const Pack<A, V> values = *(const Pack<A, V>*)(sums + i * V);
+    Pack<A, V> values = *(const Pack<A, V>*)(sums + i * V);
+    finish_all<V>(values.at, bias, pack * V, activation);
     Pack<T, V> done;
 #pragma unroll
-    for (int v = 0; v < V; v++) done.at[v] = from_acc(finish(values.at[v], bias, pack * V + v, activation));
+    for (int v = 0; v < V; v++) done.at[v] = from_acc(values.at[v]);
     *(Pack<T, V>*)(y + i * V) = done;
   }
 }

@@ -79,8 +79,8 @@ MOST_JOBS = 2**31 - 1  # blocks per grid
 
 PLAN = np.dtype(
     [
-        *((name, "i4") for name in ("first_p", "first_q", "blocks_c", "blocks_q", "blocks_p", "activation")),
-        ("by_repeat", FAST_DIV),
+        *((name, "i4") for name in ("first_p", "first_q", "activation")),
+        *((name, FAST_DIV) for name in ("by_blocks_c", "by_blocks_q", "by_blocks_p", "by_outers", "by_repeat")),
     ]
 )
 """``struct DepthwisePlan``."""
@@ -198,7 +198,7 @@ class Patch:
 
     block: Ints
     first: tuple[int, int]
-    blocks: tuple[int, int, int]  # along c, q and p
+    blocks: tuple[int, int, int, int]  # along c, q, p, and axis 0 of the result
     jobs: int
 
 
@@ -252,8 +252,8 @@ def _patch(g: ConvGeometry, direction: str, variant: Variant) -> Patch:
     along_q = max(1, min(tiles_q, room, math.isqrt(2 * room)))
     along_p = max(1, min(tiles_p, room // along_q, 64))
     along_q = max(1, min(tiles_q, room // along_p))
-    blocks = (blocks_c, -(-tiles_q // along_q), -(-tiles_p // along_p))
-    return Patch((lanes, along_q, along_p), (first_p, first_q), blocks, math.prod(blocks) * g.n * outer)
+    blocks = (blocks_c, -(-tiles_q // along_q), -(-tiles_p // along_p), outer)
+    return Patch((lanes, along_q, along_p), (first_p, first_q), blocks, math.prod(blocks) * g.n)
 
 
 @lru_cache(maxsize=1024)
@@ -281,7 +281,8 @@ def _lanes(count: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=1024)
 def _plan(g: ConvGeometry, patch: Patch, activation: str) -> np.ndarray[Any, Any]:
-    plan = np.array((*patch.first, *patch.blocks, activation_code(activation), fast_div(g.k_group)), PLAN)
+    divisors = map(fast_div, (*patch.blocks, g.k_group))
+    plan = np.array((*patch.first, activation_code(activation), *divisors), PLAN)
     plan.setflags(write=False)
     return plan
 

@@ -104,14 +104,16 @@ def _plan(g: ConvGeometry, activation: str) -> np.ndarray[Any, Any]:
 
 
 def _length(g: ConvGeometry) -> int:
-    """Numbers in a row of a block's strip of x."""
+    """Columns of a block's strip of x."""
     conv = conv_struct(g)
     return ((PIXELS_Q - 1) * int(conv["stride"][2]) + int(conv["kernel"][2])) * g.c
 
 
 def _shared_bytes(g: ConvGeometry) -> int:
     conv = conv_struct(g)
-    return ((PIXELS_P - 1) * int(conv["stride"][1]) + int(conv["kernel"][1])) * _length(g) * 4
+    rows = (PIXELS_P - 1) * int(conv["stride"][1]) + int(conv["kernel"][1])
+    pitch = ((rows + 3) // 4 | 1) * 4  # as in the kernel
+    return pitch * _length(g) * 4
 
 
 def _weight_bytes(taps: int) -> int:
