@@ -34,27 +34,23 @@
 #include "axes.cuh"
 #include "tile.cuh"
 
-// A row of the result: its sample, and the start of its window. The sample is -1 where there is no such row.
-struct alignas(16) Row {
-  int sample, start[3];
-};
-// V neighbouring products: the step from a window's start, and the channel, which is -1 past the end of the sum.
-struct alignas(16) Product {
-  int shift[3], channel;
-};
+template <int V>
 struct Tables {
-  Row rows[TILE_M];
+  static constexpr int LOTS = TILE_K / V;       // of V neighbouring products, in a step
+  static constexpr int STEPS = THREADS / LOTS;  // whose products are looked up together, by one thread each
+  Window rows[TILE_M];
   index_t pixels[TILE_M];  // of the result, one per row
-  Product products[2][TILE_K];
-  index_t weights[2][TILE_K];  // the start of each product's weights, for the input gradient
+  Window products[THREADS];  // steps from the start of a row's window
+  index_t weights[THREADS];  // the start of each product's weights, or -1, for the input gradient
   Axis axes[3];
+  Job job;  // for the end: in registers it would be in the way of the products
 };
 
 template <int V, bool BACK>
 __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __restrict__ w, const T* __restrict__ bias,
                                          T* out, A* partials, const Conv& g, const ProductPlan& plan) {
   __shared__ Buffers shared;
-  __shared__ Tables tables;
+  __shared__ Tables<V> tables;
   typedef Along<V, TILE_M> Windows;
   typedef Along<V, TILE_N> Columns;  // of w for the input gradient
   typedef Across<V, TILE_N> Rows;    // of w else
@@ -63,7 +59,6 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
 
   Job job;
   if (!job_of(plan, (u32)plan.parts[0] * (u32)plan.parts[1] * (u32)plan.parts[2], g.groups, job)) return;
-  const int n0 = job.tile_n * TILE_N, group = job.group, split = job.split;
   const index_t m0 = (index_t)job.tile_m * TILE_M;
 
   const int(&in_size)[3] = BACK ? g.y : g.x;
@@ -71,6 +66,7 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
   const int in_channels = BACK ? g.k : g.c, out_channels = BACK ? g.c : g.k;
   const int depth = in_channels / g.groups, width = out_channels / g.groups;
 
+  if (thread == 0) tables.job = job;
   if (BACK) {
     if (thread == 0) {
       u32 rest = job.part;
@@ -89,53 +85,55 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
     m = divide(m, plan.by_outs[2], at[2]);
     m = divide(m, plan.by_outs[1], at[1]);
     m = divide(m, plan.by_outs[0], at[0]);
-    Row row = {m < g.n ? (int)m : -1, {0, 0, 0}};
+    Window row = {{0, 0, 0}, (Offset)m};
     index_t pixel = m;
+    bool is_there = m < g.n;
 #pragma unroll
     for (int axis = 0; axis < 3; axis++) {
       const Axis along = axis_of(axis);
-      if (at[axis] >= along.outs || row.sample < 0) {
-        row.sample = -1;
-        continue;
-      }
+      is_there = is_there && at[axis] < along.outs;
+      if (!is_there) continue;
       row.start[axis] = at[axis] * along.scale + along.first;
+      row.offset = along_axis(row.offset, in_size[axis], row.start[axis]);
       pixel = pixel * out_size[axis] + (at[axis] * along.out_step + along.out_first);
     }
+    row.offset = along_axis(row.offset, in_channels, job.group * depth);
+    if (!is_there) row.start[0] = NOWHERE;
     tables.rows[i] = row;
-    tables.pixels[i] = row.sample < 0 ? -1 : pixel;
+    tables.pixels[i] = is_there ? pixel : -1;
   }
 
-  int taps[3];
-#pragma unroll
-  for (int axis = 0; axis < 3; axis++) taps[axis] = axis_of(axis).taps;
-  const index_t sum_length = (index_t)taps[0] * taps[1] * taps[2] * depth;
+  const index_t sum_length = (index_t)axis_of(0).taps * axis_of(1).taps * axis_of(2).taps * depth;
   const i64 all_steps = (sum_length + TILE_K - 1) / TILE_K;
-  const int begin = (int)(all_steps * split / plan.splits), end = (int)(all_steps * (split + 1) / plan.splits);
+  const int begin = (int)(all_steps * job.split / plan.splits), end = (int)(all_steps * (job.split + 1) / plan.splits);
 
-  // Looks up the products of a step for all threads.
+  // Looks up the products of a step, and of those that share the table with it.
   const auto prepare = [&](int step) {
-    if (thread >= TILE_K / V) return;
-    const index_t j = (index_t)step * TILE_K + thread * V;
-    Product product = {{0, 0, 0}, -1};
+    const index_t j = (index_t)(step & ~(Tables<V>::STEPS - 1)) * TILE_K + thread * V;
+    Window product = {{NOWHERE, 0, 0}, 0};
+    index_t weights = -1;
     if (j < sum_length) {
       int channel, number[3];
       int tap = (int)divide(j, plan.by_depth, channel);
-      product.channel = group * depth + channel;
-      number[2] = tap % taps[2];
-      tap /= taps[2];
-      number[1] = tap % taps[1];
-      number[0] = tap / taps[1];
-      index_t weights = 0;
+      number[2] = tap % axis_of(2).taps;
+      tap /= axis_of(2).taps;
+      number[1] = tap % axis_of(1).taps;
+      number[0] = tap / axis_of(1).taps;
+      weights = 0;
 #pragma unroll
       for (int axis = 0; axis < 3; axis++) {
         const Axis along = axis_of(axis);
-        product.shift[axis] = number[axis] * along.step;
+        product.start[axis] = number[axis] * along.step;
+        product.offset = along_axis(product.offset, in_size[axis], product.start[axis]);
         weights = weights * g.kernel[axis] + (number[axis] * along.tap_step + along.tap_first);
       }
-      if (BACK) tables.weights[step & 1][thread] = weights * width * g.k + product.channel;
+      product.offset = along_axis(product.offset, in_channels, channel);
+      weights = weights * width * g.k + (job.group * depth + channel);
     }
-    tables.products[step & 1][thread] = product;
+    tables.products[thread] = product;
+    if (BACK) tables.weights[thread] = weights;
   };
+  const auto place_of_product = [&](int step, int k) { return (step & (Tables<V>::STEPS - 1)) * Tables<V>::LOTS + k; };
 
   Pack<T, V> next_a[Windows::SLOTS], next_b[SLOTS_B];
   const auto fetch = [&](int step) {
@@ -143,33 +141,24 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
     for (int slot = 0; slot < Windows::SLOTS; slot++) {
       next_a[slot] = nothing<V>();
       if (!Windows::has(slot)) continue;
-      const Row row = tables.rows[Windows::row(slot)];
-      const Product product = tables.products[step & 1][Windows::k(slot)];
-      if (row.sample < 0 || product.channel < 0) continue;
-      index_t pixel = row.sample;
-      bool inside = true;
-#pragma unroll
-      for (int axis = 0; axis < 3; axis++) {
-        int at = row.start[axis] + product.shift[axis];
-        if (!BACK && g.pad_mode) at = source(at, in_size[axis], g.pad_mode);
-        inside = inside && (u32)at < (u32)in_size[axis];
-        pixel = pixel * in_size[axis] + (inside ? at : 0);
-      }
-      if (inside) next_a[slot] = load<V>(in + (pixel * in_channels + product.channel));
+      index_t from;
+      if (lands(tables.rows[Windows::row(slot)], tables.products[place_of_product(step, Windows::k(slot))], in_size,
+                in_channels, BACK ? 0 : g.pad_mode, from))
+        next_a[slot] = load<V>(in + from);
     }
 #pragma unroll
     for (int slot = 0; slot < SLOTS_B; slot++) {
       next_b[slot] = nothing<V>();
       if (BACK) {
         if (!Columns::has(slot)) continue;
-        const int n = n0 + Columns::row(slot), k = Columns::k(slot);
-        if (n < width && tables.products[step & 1][k].channel >= 0)
-          next_b[slot] = load<V>(w + (tables.weights[step & 1][k] + (index_t)n * g.k));
+        const int n = job.tile_n * TILE_N + Columns::row(slot);
+        const index_t weights = tables.weights[place_of_product(step, Columns::k(slot))];
+        if (n < width && weights >= 0) next_b[slot] = load<V>(w + (weights + (index_t)n * g.k));
       } else {
         if (!Rows::has(slot)) continue;
-        const int n = n0 + Rows::row(slot);
+        const int n = job.tile_n * TILE_N + Rows::row(slot);
         const index_t j = (index_t)step * TILE_K + Rows::k(slot);
-        if (n < width && j < sum_length) next_b[slot] = load<V>(w + (j * g.k + (group * width + n)));
+        if (n < width && j < sum_length) next_b[slot] = load<V>(w + (j * g.k + (job.group * width + n)));
       }
     }
   };
@@ -190,54 +179,41 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
   const Place place = place_of(thread);
   A sums[THREAD_M][THREAD_N];
 
-  // Hands the sums on, WIDTH (or 1) neighbours at a time: to be collected, or with `last` as results.
-  const auto deliver = [&](bool first, bool last) {
-    constexpr int N = V == 1 ? 1 : WIDTH;
-    const index_t count = (index_t)g.n * out_size[0] * out_size[1] * out_size[2] * out_channels;
-    A* const collected = collection(out, partials, plan.splits, split, count);
-#pragma unroll
-    for (int i = 0; i < THREAD_M; i++) {
-      const index_t pixel = tables.pixels[row_of_tile(place, i)];
-      if (pixel < 0) continue;
-#pragma unroll
-      for (int j = 0; j < THREAD_N; j += N) {
-        const int n = n0 + column_of_tile(place, j);
-        if (n >= width) continue;
-        const int channel = group * width + n;
-        const index_t to = pixel * out_channels + channel;
-        if (last && plan.splits == 1)
-          conclude<N>(out + to, first ? nullptr : collected + to, &sums[i][j], bias, channel, plan.activation);
-        else
-          collect<N>(collected + to, &sums[i][j], first);
-      }
-    }
-  };
-
-  clear(sums);
-  bool first = true;
   if (begin < end) {
     prepare(begin);
-    prepare(begin + 1);
     __syncthreads();
     fetch(begin);
     keep(begin & 1);
   }
   __syncthreads();
-  int until = begin + DEPTH_STEPS;
-  for (int step = begin; step < end; step++) {
-    prepare(step + 2);
-    if (step + 1 < end) fetch(step + 1);
-    multiply(shared, step & 1, place, sums);
-    if (step + 1 < end) keep(~step & 1);
-    if (step + 1 == until && step + 1 < end && (!IS_16_BIT || plan.splits > 1)) {
-      deliver(first, false);
-      clear(sums);
-      first = false;
-      until += DEPTH_STEPS;
+  int step = begin;
+  do {
+    const bool first = step == begin;
+    const int until = (IS_16_BIT && plan.splits == 1) || end - step < DEPTH_STEPS ? end : step + DEPTH_STEPS;
+    clear(sums);
+    for (; step < until; step++) {
+      if (step + 1 < end) {
+        if (((step + 1) & (Tables<V>::STEPS - 1)) == 0) {  // the last of the table has been read before the last barrier
+          prepare(step + 1);
+          __syncthreads();
+        }
+        fetch(step + 1);
+      }
+      multiply(shared, step & 1, place, sums);
+      if (step + 1 < end) keep(~step & 1);
+      __syncthreads();
     }
-    __syncthreads();
-  }
-  deliver(first, true);
+    const Job mine = tables.job;
+    const index_t count = (index_t)g.n * out_size[0] * out_size[1] * out_size[2] * out_channels;
+    A* const collected = collection(out, partials, plan.splits, mine.split, count);
+    const int column = mine.group * width;
+    deliver<V == 1 ? 1 : WIDTH>(sums, place, mine.tile_n * TILE_N, width, out, collected, first,
+                                step >= end && plan.splits == 1, bias ? bias + column : nullptr, plan.activation,
+                                [&](int row) {
+                                  const index_t pixel = tables.pixels[row];
+                                  return pixel < 0 ? (index_t)-1 : pixel * out_channels + column;
+                                });
+  } while (step < end);
 }
 
 #if INPUT_GRAD

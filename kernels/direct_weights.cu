@@ -26,21 +26,13 @@
 #include "jobs.cuh"
 #include "tile.cuh"
 
-// An output pixel: its sample, and the start of its window. The sample is -1 past the last pixel.
-struct alignas(16) Pixel {
-  int sample, start[3];
-};
-// V neighbouring rows of the tile: the steps from a window's start, and the channel; -1 past the last row.
-struct alignas(16) Plane {
-  int shift[3], channel;
-};
-
 template <int V>
 __device__ __forceinline__ void weight_gradient(const T* __restrict__ x, const T* __restrict__ dy, T* dw, A* partials,
                                                 const Conv& g, const WeightPlan& plan) {
   __shared__ Buffers shared;
-  __shared__ Pixel pixels[2][TILE_K];
-  __shared__ Plane planes[TILE_M / V];
+  constexpr int STEPS = THREADS / TILE_K;  // whose pixels are looked up together, by one thread each
+  __shared__ Window pixels[THREADS];
+  __shared__ Window planes[TILE_M / V];  // of V neighbouring rows of the tile
   __shared__ index_t targets[TILE_M];  // where a row of dw starts; -1 for no such row
   typedef Across<V, TILE_M> Inputs;
   typedef Across<V, TILE_N> Outputs;
@@ -54,18 +46,20 @@ __device__ __forceinline__ void weight_gradient(const T* __restrict__ x, const T
   const int depth = g.c / g.groups, width = g.k / g.groups;
   const index_t rows = (index_t)g.kernel[0] * g.kernel[1] * g.kernel[2] * depth;
 
-  for (int i = thread; i < TILE_M; i += THREADS) targets[i] = m0 + i < rows ? (m0 + i) * g.k : -1;
+  for (int i = thread; i < TILE_M; i += THREADS) targets[i] = m0 + i < rows ? (m0 + i) * g.k + group * width : -1;
   for (int i = thread; i < TILE_M / V; i += THREADS) {
     const index_t row = m0 + i * V;
-    Plane plane = {{0, 0, 0}, -1};
+    Window plane = {{NOWHERE, 0, 0}, 0};
     if (row < rows) {
       int channel, tap = (int)divide(row, plan.by_depth, channel);
-      plane.channel = group * depth + channel;
 #pragma unroll
       for (int axis = 2; axis >= 0; axis--) {
-        plane.shift[axis] = tap % g.kernel[axis] * g.dilation[axis];
+        plane.start[axis] = tap % g.kernel[axis] * g.dilation[axis];
         tap /= g.kernel[axis];
       }
+#pragma unroll
+      for (int axis = 0; axis < 3; axis++) plane.offset = along_axis(plane.offset, g.x[axis], plane.start[axis]);
+      plane.offset = along_axis(plane.offset, g.c, group * depth + channel);
     }
     planes[i] = plane;
   }
@@ -75,18 +69,21 @@ __device__ __forceinline__ void weight_gradient(const T* __restrict__ x, const T
   const index_t begin = (index_t)(all_steps * split / plan.splits);
   const int steps = (int)(all_steps * (split + 1) / plan.splits - begin);
 
-  // Looks up the pixels of a step for all threads.
+  // Looks up the pixels of a step, and of those that share the table with it.
   const auto prepare = [&](int step) {
-    if (thread >= TILE_K) return;
-    const index_t m = (begin + step) * TILE_K + thread;
-    Pixel pixel = {-1, {0, 0, 0}};
+    const index_t m = (begin + (step & ~(STEPS - 1))) * TILE_K + thread;
+    Window pixel = {{NOWHERE, 0, 0}, 0};
     if (m < sum_length) {
       const Output out = output_of(g, m);
-      pixel.sample = out.n;
+      pixel.offset = (Offset)out.n;
 #pragma unroll
-      for (int axis = 0; axis < 3; axis++) pixel.start[axis] = out.at[axis] * g.stride[axis] - g.pad[axis];
+      for (int axis = 0; axis < 3; axis++) {
+        pixel.start[axis] = out.at[axis] * g.stride[axis] - g.pad[axis];
+        pixel.offset = along_axis(pixel.offset, g.x[axis], pixel.start[axis]);
+      }
+      pixel.offset = along_axis(pixel.offset, g.c, 0);
     }
-    pixels[step & 1][thread] = pixel;
+    pixels[thread] = pixel;
   };
 
   Pack<T, V> next_a[Inputs::SLOTS], next_b[Outputs::SLOTS];
@@ -95,19 +92,10 @@ __device__ __forceinline__ void weight_gradient(const T* __restrict__ x, const T
     for (int slot = 0; slot < Inputs::SLOTS; slot++) {
       next_a[slot] = nothing<V>();
       if (!Inputs::has(slot)) continue;
-      const Plane plane = planes[Inputs::row(slot) / V];
-      const Pixel pixel = pixels[step & 1][Inputs::k(slot)];
-      if (pixel.sample < 0 || plane.channel < 0) continue;
-      index_t from = pixel.sample;
-      bool inside = true;
-#pragma unroll
-      for (int axis = 0; axis < 3; axis++) {
-        int at = pixel.start[axis] + plane.shift[axis];
-        if (g.pad_mode) at = source(at, g.x[axis], g.pad_mode);
-        inside = inside && (u32)at < (u32)g.x[axis];
-        from = from * g.x[axis] + (inside ? at : 0);
-      }
-      if (inside) next_a[slot] = load<V>(x + (from * g.c + plane.channel));
+      index_t from;
+      if (lands(pixels[(step & (STEPS - 1)) * TILE_K + Inputs::k(slot)], planes[Inputs::row(slot) / V], g.x, g.c,
+                g.pad_mode, from))
+        next_a[slot] = load<V>(x + from);
     }
 #pragma unroll
     for (int slot = 0; slot < Outputs::SLOTS; slot++) {
@@ -131,51 +119,34 @@ __device__ __forceinline__ void weight_gradient(const T* __restrict__ x, const T
   const Place place = place_of(thread);
   A sums[THREAD_M][THREAD_N];
 
-  const auto deliver = [&](bool first, bool last) {
-    constexpr int N = V == 1 ? 1 : WIDTH;
-    A* const collected = collection(dw, partials, plan.splits, split, rows * g.k);
-#pragma unroll
-    for (int i = 0; i < THREAD_M; i++) {
-      const index_t target = targets[row_of_tile(place, i)];
-      if (target < 0) continue;
-#pragma unroll
-      for (int j = 0; j < THREAD_N; j += N) {
-        const int n = n0 + column_of_tile(place, j);
-        if (n >= width) continue;
-        const index_t to = target + (group * width + n);
-        if (last && plan.splits == 1)
-          conclude<N>(dw + to, first ? nullptr : collected + to, &sums[i][j], nullptr, 0, 0);
-        else
-          collect<N>(collected + to, &sums[i][j], first);
-      }
-    }
-  };
-
-  clear(sums);
-  bool first = true;
   if (steps > 0) {
     prepare(0);
-    prepare(1);
     __syncthreads();
     fetch(0);
     keep(0);
   }
   __syncthreads();
-  int until = DEPTH_STEPS;
-  for (int step = 0; step < steps; step++) {
-    prepare(step + 2);
-    if (step + 1 < steps) fetch(step + 1);
-    multiply(shared, step & 1, place, sums);
-    if (step + 1 < steps) keep(~step & 1);
-    if (step + 1 == until && step + 1 < steps && (!IS_16_BIT || plan.splits > 1)) {
-      deliver(first, false);
-      clear(sums);
-      first = false;
-      until += DEPTH_STEPS;
+  int step = 0;
+  do {
+    const bool first = step == 0;
+    const int until = (IS_16_BIT && plan.splits == 1) || steps - step < DEPTH_STEPS ? steps : step + DEPTH_STEPS;
+    clear(sums);
+    for (; step < until; step++) {
+      if (step + 1 < steps) {
+        if (((step + 1) & (STEPS - 1)) == 0) {  // the last of the table has been read before the last barrier
+          prepare(step + 1);
+          __syncthreads();
+        }
+        fetch(step + 1);
+      }
+      multiply(shared, step & 1, place, sums);
+      if (step + 1 < steps) keep(~step & 1);
+      __syncthreads();
     }
-    __syncthreads();
-  }
-  deliver(first, true);
+    A* const collected = collection(dw, partials, plan.splits, split, rows * g.k);
+    deliver<V == 1 ? 1 : WIDTH>(sums, place, n0, width, dw, collected, first, step >= steps && plan.splits == 1, nullptr,
+                                0, [&](int row) { return targets[row]; });
+  } while (step < steps);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)

@@ -26,7 +26,8 @@ constexpr int WIDTH = sizeof(A) < 16 ? 16 / (int)sizeof(A) : 1;
 constexpr int VECTOR = 16 / (int)sizeof(T);  // elements of one access of global memory
 constexpr int THREADS_M = TILE_M / THREAD_M, THREADS_N = TILE_N / THREAD_N, THREADS = THREADS_M * THREADS_N;
 constexpr int RESIDENT = THREADS < 512 ? 512 / THREADS : 1;  // blocks for which a multiprocessor shall have registers
-constexpr int UNROLL = THREAD_M * THREAD_N * (int)sizeof(A) / 4 >= 64 ? 1 : 2;  // with more the loads would spill
+constexpr bool CROWDED = THREAD_M * THREAD_N * (int)sizeof(A) / 4 >= 64 && (THREADS < 256 || IS_16_BIT || sizeof(index_t) == 8);
+constexpr int UNROLL = CROWDED ? 1 : 2;  // with more the loads would spill
 constexpr int DEPTH = 512;
 constexpr int DEPTH_STEPS = DEPTH / TILE_K;
 
@@ -62,15 +63,17 @@ __device__ __forceinline__ int column_of_tile(Place place, int j) {
 
 __device__ __forceinline__ void multiply(const Buffers& shared, int buffer, Place place, A (&sums)[THREAD_M][THREAD_N]) {
   typedef Pack<A, WIDTH> Chunk;
+  const A* rows = &shared.a[buffer][0][place.m * WIDTH];
+  const A* columns = &shared.b[buffer][0][place.n * WIDTH];
 #pragma unroll UNROLL
-  for (int k = 0; k < TILE_K; k++) {
+  for (int k = 0; k < TILE_K; k++, rows += TILE_M + WIDTH, columns += TILE_N + WIDTH) {
     Chunk a[THREAD_M / WIDTH], b[THREAD_N / WIDTH];
 #pragma unroll
     for (int i = 0; i < THREAD_M / WIDTH; i++)
-      a[i] = *reinterpret_cast<const Chunk*>(&shared.a[buffer][k][row_of_tile(place, i * WIDTH)]);
+      a[i] = *reinterpret_cast<const Chunk*>(rows + i * (THREADS_M * WIDTH));
 #pragma unroll
     for (int j = 0; j < THREAD_N / WIDTH; j++)
-      b[j] = *reinterpret_cast<const Chunk*>(&shared.b[buffer][k][column_of_tile(place, j * WIDTH)]);
+      b[j] = *reinterpret_cast<const Chunk*>(columns + j * (THREADS_N * WIDTH));
 #pragma unroll
     for (int i = 0; i < THREAD_M; i++)
 #pragma unroll
@@ -158,6 +161,51 @@ __device__ __forceinline__ void store_across(A (&buffer)[TILE_K][LENGTH], int k,
   }
 }
 
+// The start of a window, or the step from there to one of its taps: the positions, and the offset of the element that is
+// there if no position leaves the array, so that the sum of two offsets is the element that a tap reads. With start[0]
+// NOWHERE there is no such window or tap. Far out in the padding an offset may not fit an index; but the sum does, and
+// unsigned numbers come back to it.
+#if defined(INDEX64) && INDEX64
+typedef u64 Offset;
+#else
+typedef u32 Offset;
+#endif
+constexpr int NOWHERE = (int)0x80000000;  // below all positions
+struct alignas(sizeof(Offset) == 4 ? 16 : 8) Window {
+  int start[3];
+  Offset offset;
+};
+
+// Adds the position along the next axis, which is `size` long, to an offset.
+__device__ __forceinline__ Offset along_axis(Offset offset, int size, int position) {
+  return offset * (Offset)size + (Offset)position;
+}
+
+// Whether a tap of a window reads an element of an array of pixels, and its offset.
+__device__ __forceinline__ bool lands(const Window window, const Window tap, const int (&size)[3], int channels,
+                                      int pad_mode, index_t& element) {
+  bool inside = window.start[0] != NOWHERE && tap.start[0] != NOWHERE;
+  Offset offset = window.offset + tap.offset;
+  if (pad_mode == 0) {
+#pragma unroll
+    for (int axis = 0; axis < 3; axis++) inside = inside && (u32)(window.start[axis] + tap.start[axis]) < (u32)size[axis];
+  } else if (inside) {
+    struct Position {
+      int at, size;
+    } positions[3];
+#pragma unroll
+    for (int axis = 0; axis < 3; axis++) positions[axis] = {window.start[axis] + tap.start[axis], size[axis]};
+    Offset away = 0;  // pixels from there to the one that it repeats
+    in_turn<1, 3>(positions, [&](Position one) {
+      away = along_axis(away, one.size, source(one.at, one.size, pad_mode)) - (Offset)one.at;
+      return one;
+    });
+    offset += away * (Offset)channels;
+  }
+  element = (index_t)offset;
+  return inside;
+}
+
 // The array in which sums are collected: the sums of one split of the products among `partials`, or the result itself if
 // it can hold them. Null for 16-bit results that are not split: they are far less precise than one long float32 sum.
 __device__ __forceinline__ A* collection(T* out, A* partials, int splits, int split, index_t count) {
@@ -165,32 +213,58 @@ __device__ __forceinline__ A* collection(T* out, A* partials, int splits, int sp
   return IS_16_BIT ? nullptr : reinterpret_cast<A*>(out);
 }
 
-// Adds a chunk of sums to the array in which they are collected; the first sums overwrite it.
-template <int N>
-__device__ __forceinline__ void collect(A* to, const A* sums, bool first) {
-  Pack<A, N>* const place = reinterpret_cast<Pack<A, N>*>(to);
-  Pack<A, N> chunk;
+// Calls visit(offset, sums) for each N neighbouring sums of a thread that belong to the result: start(i) is where row i of
+// the thread begins in the result, or -1 if it is past the end, and the tile's columns end before number `width`.
+template <int N, class Start, class Visit>
+__device__ __forceinline__ void each_chunk(A (&sums)[THREAD_M][THREAD_N], Place place, int n0, int width, Start start,
+                                           Visit visit) {
 #pragma unroll
-  for (int j = 0; j < N; j++) chunk.at[j] = sums[j];
-  if (!first) {
-    const Pack<A, N> before = *place;
+  for (int i = 0; i < THREAD_M; i++) {
+    const index_t row = start(row_of_tile(place, i));
+    if (row < 0) continue;
 #pragma unroll
-    for (int j = 0; j < N; j++) chunk.at[j] = add(before.at[j], chunk.at[j]);
+    for (int j = 0; j < THREAD_N; j += N) {
+      const int n = n0 + column_of_tile(place, j);
+      if (n < width) visit(row + n, &sums[i][j]);
+    }
   }
-  *place = chunk;
 }
 
-// Writes a chunk of results: activation(sums + collected sums + bias).
-template <int N>
-__device__ __forceinline__ void conclude(
-    T* to, const A* collected, const A* sums, const T* __restrict__ bias, int channel, int activation) {
-  Pack<A, N> before;
-  if (collected) before = *reinterpret_cast<const Pack<A, N>*>(collected);
-  Pack<T, N> chunk;
+// Hands the sums of a thread on: to be collected, which the first sums begin, or with `last` as results,
+// activation(sums + collected sums + bias). The bias is that of column 0.
+template <int N, class Start>
+__device__ __forceinline__ void deliver(A (&sums)[THREAD_M][THREAD_N], Place place, int n0, int width, T* out, A* collected,
+                                        bool first, bool last, const T* __restrict__ bias, int activation, Start start) {
+  typedef Pack<A, N> Chunk;
+  if (!first)
+    each_chunk<N>(sums, place, n0, width, start, [&](index_t to, A* chunk) {
+      const Chunk before = *reinterpret_cast<const Chunk*>(collected + to);
 #pragma unroll
-  for (int j = 0; j < N; j++) {
-    const A sum = collected ? add(before.at[j], sums[j]) : sums[j];
-    chunk.at[j] = from_acc(finish(sum, bias, channel + j, activation));
+      for (int j = 0; j < N; j++) chunk[j] = add(before.at[j], chunk[j]);
+    });
+  if (!last) {
+    each_chunk<N>(sums, place, n0, width, start, [&](index_t to, const A* chunk) {
+      Chunk sum;
+#pragma unroll
+      for (int j = 0; j < N; j++) sum.at[j] = chunk[j];
+      *reinterpret_cast<Chunk*>(collected + to) = sum;
+    });
+    return;
   }
-  *reinterpret_cast<Pack<T, N>*>(to) = chunk;
+  if (bias) {
+#pragma unroll
+    for (int j = 0; j < THREAD_N; j++) {
+      const int n = n0 + column_of_tile(place, j);
+      const A shift = n < width ? to_acc(bias[n]) : zero<A>();
+#pragma unroll
+      for (int i = 0; i < THREAD_M; i++) sums[i][j] = add(sums[i][j], shift);
+    }
+  }
+  activate<THREAD_M * THREAD_N>(sums[0], activation);
+  each_chunk<N>(sums, place, n0, width, start, [&](index_t to, const A* chunk) {
+    Pack<T, N> result;
+#pragma unroll
+    for (int j = 0; j < N; j++) result.at[j] = from_acc(chunk[j]);
+    *reinterpret_cast<Pack<T, N>*>(out + to) = result;
+  });
 }
