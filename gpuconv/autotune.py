@@ -14,7 +14,9 @@ One problem is tuned as follows, on arrays made for it, as large as those of the
    predicted to take more than `HOPELESS` times as long as the leader, or longer than the rest of
    `settings.autotune_budget`, are skipped.
 2. Each of the others gets one warm-up run, which compiles its kernels and touches its memory, and one timed run. A
-   candidate over `BEHIND` times slower than the fastest so far is eliminated.
+   candidate over `BEHIND` times slower than the fastest so far is eliminated. On a CUDA device a run is timed by
+   events, without the time that Python takes to enqueue it, see `gpuconv.cuda.stopwatch`: it overlaps with the work
+   before it, or is saved by a CUDA graph.
 3. The remaining ones run in turns, so that other load on the machine affects all alike, up to `TURNS` times or until
    the budget is spent. The medians decide.
 """
@@ -29,14 +31,16 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from fastrlock.rlock import FastRLock
 
 from gpuconv import backend, cpu, heuristics, settings
 from gpuconv.algorithms import ALGORITHMS, Algorithm, Problem
+from gpuconv.cuda.stopwatch import Stopwatch
 from gpuconv.errors import KernelError
 from gpuconv.support.disk import JsonCache
 from gpuconv.typing import Array
@@ -45,6 +49,8 @@ from gpuconv.version import __version__
 HOPELESS = 10.0
 BEHIND = 3.0
 TURNS = 15
+RUNS = 3
+"""Runs of a candidate in its turn on a CUDA device, where one takes microseconds. Their median counts."""
 
 
 @dataclass(frozen=True)
@@ -196,10 +202,11 @@ def tune(problem: Problem, candidates: Sequence[Algorithm]) -> Tuned | None:
     contenders = [c for c in candidates if c is not ALGORITHMS[-1]] or list(candidates)
     try:
         arrays = operands(problem)
+        timed = _timed_on_cpu if problem.on_cpu else _DeviceTimer(problem.device)
     except MemoryError:
         return None
     with backend.on_device_of(arrays[-1]):
-        times = _race(problem, contenders, lambda candidate: run(candidate, problem, arrays))
+        times = _race(problem, contenders, lambda candidate: run(candidate, problem, arrays), timed)
     if not times:
         return None
     today = dt.datetime.now(tz=dt.timezone.utc).date().isoformat()
@@ -207,22 +214,27 @@ def tune(problem: Problem, candidates: Sequence[Algorithm]) -> Tuned | None:
     return Tuned(today, {candidate.name: medians.get(candidate.name) for candidate in candidates})
 
 
+Timer: TypeAlias = Callable[[Callable[[], None]], tuple[float, float]]
+"""A function that runs a call, and returns the seconds it took, and those spent on timing it, which may be more."""
+
+
 def _race(
-    problem: Problem, contenders: Sequence[Algorithm], run_once: Callable[[Algorithm], None]
+    problem: Problem, contenders: Sequence[Algorithm], run_once: Callable[[Algorithm], None], timed: Timer
 ) -> dict[Algorithm, list[float]]:
     """The seconds of all runs of the candidates that were not eliminated."""
     expected = {candidate: heuristics.seconds(problem, candidate) for candidate in contenders}
     times: dict[Algorithm, list[float]] = {}
+    spent: dict[Algorithm, float] = {}
     left = settings.autotune_budget
     for candidate in contenders:
         if times:
-            leader, best = min(((c, min(s)) for c, s in times.items()), key=lambda pair: pair[1])
+            leader = min(times, key=lambda one: min(times[one]))
             ratio = expected[candidate] / expected[leader]
-            if ratio > HOPELESS or 2 * ratio * best > left:
+            if ratio > HOPELESS or 2 * ratio * spent[leader] > left:
                 continue
         try:
             run_once(candidate)
-            seconds = _timed(problem, candidate, run_once)
+            seconds, spent[candidate] = timed(partial(run_once, candidate))
         except MemoryError:
             continue
         except KernelError as error:  # without a word, "auto" would pass over it for good
@@ -233,26 +245,37 @@ def _race(
                 stacklevel=2,
             )
             continue
-        left -= 2 * seconds
+        left -= 2 * spent[candidate]
         times[candidate] = [seconds]
     for _ in range(1, TURNS):
         limit = BEHIND * min((min(s) for s in times.values()), default=0)
         times = {candidate: s for candidate, s in times.items() if min(s) <= limit}
         for candidate, seconds_so_far in times.items():
-            if left < min(seconds_so_far):
+            if left < spent[candidate]:
                 return times
-            seconds = _timed(problem, candidate, run_once)
+            seconds, cost = timed(partial(run_once, candidate))
             seconds_so_far.append(seconds)
-            left -= seconds
+            spent[candidate] = min(spent[candidate], cost)
+            left -= cost
     return times
 
 
-def _timed(problem: Problem, candidate: Algorithm, run_once: Callable[[Algorithm], None]) -> float:
-    backend.synchronize(problem.device)
+def _timed_on_cpu(call: Callable[[], None]) -> tuple[float, float]:
     start = time.perf_counter()
-    run_once(candidate)
-    backend.synchronize(problem.device)
-    return time.perf_counter() - start
+    call()
+    seconds = time.perf_counter() - start
+    return seconds, seconds
+
+
+class _DeviceTimer:
+    def __init__(self, device: str) -> None:
+        self._stopwatch = Stopwatch(device)
+
+    def __call__(self, call: Callable[[], None]) -> tuple[float, float]:
+        """The median seconds of RUNS runs on the device, and the seconds of the wall clock."""
+        start = time.perf_counter()
+        seconds = statistics.median(self._stopwatch(call).device for _ in range(RUNS))
+        return seconds, time.perf_counter() - start
 
 
 def operands(problem: Problem) -> tuple[Array, Array, Array]:

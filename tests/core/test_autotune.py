@@ -1,5 +1,6 @@
 """Tuning: asked for or absent, bounded, remembered, shared by processes, and never in the way of a call."""
 
+import contextlib
 import datetime as dt
 import json
 import os
@@ -9,12 +10,14 @@ import sys
 import threading
 import warnings
 
+import cupy_double
 import numpy as np
 import pytest
 
 import gpuconv
 from gpuconv import autotune, heuristics, settings
 from gpuconv.algorithms import ALGORITHMS, Problem
+from gpuconv.cuda import stopwatch
 from gpuconv.planning import choose
 from gpuconv.support import disk
 
@@ -244,6 +247,74 @@ class TestTiming:
         assert [a.shape for a in (first, second, out)] == [shapes[letter] for letter in order]
         assert all(a.flags.c_contiguous and a.dtype == np.float32 for a in (first, second, out))
         assert np.ptp(first) > 0
+
+
+class TestTimingOnADevice:
+    """Algorithms that are so many kernels of so many seconds; Python takes 20 us to enqueue each of them."""
+
+    @pytest.fixture
+    def kernels(self, double, monkeypatch):
+        """Tells what each algorithm launches, and returns how often each has run, on the model's clock."""
+        pace, queue = cupy_double.machine.pace, cupy_double.machine.null[0]
+        monkeypatch.setitem(cupy_double.streams.PROPERTIES, "l2CacheSize", 2**10)
+        for module in (autotune, stopwatch):
+            monkeypatch.setattr(module.time, "perf_counter", lambda: pace.now)
+        launched, ran = {}, []
+
+        def run(algorithm, problem, arrays):
+            ran.append(algorithm.name)
+            for _ in range(launched[algorithm.name][0]):
+                cupy_double.machine.submit(queue, [], [], algorithm.name)
+
+        def take(**kernels):
+            launched.update(kernels)
+            costs = {name: seconds for name, (_, seconds) in kernels.items()}
+            stack.enter_context(pace.at(asking=20e-6, costs={"fill": 60e-6, **costs}))
+            return ran
+
+        monkeypatch.setattr(autotune, "run", run)
+        with contextlib.ExitStack() as stack:
+            yield take
+
+    @pytest.mark.usefixtures("level")
+    def test_python_is_not_tuned(self, kernels):
+        """Three kernels of 5 us beat one of 30 us, though a host that enqueues and waits takes longer over them."""
+        kernels(gemm=(3, 5e-6), direct=(1, 30e-6))
+        pace, asked = cupy_double.machine.pace, problem(device="cuda:0")
+        walls = []
+        for name in ("gemm", "direct"):
+            begin = pace.now
+            autotune.run(BY_NAME[name], asked, None)
+            cupy_double.machine.wait_for(cupy_double.machine.everything(0))
+            walls.append(pace.now - begin)
+        assert walls == [pytest.approx(65e-6), pytest.approx(50e-6)]  # so a wall clock would take direct
+        tuned = autotune.tune(asked, names("direct", "gemm"))
+        assert tuned.seconds == {"gemm": pytest.approx(15e-6), "direct": pytest.approx(30e-6)}
+        assert tuned.fastest == "gemm"
+
+    @pytest.mark.usefixtures("level")
+    def test_each_runs_several_times_in_its_turn(self, kernels):
+        ran = kernels(gemm=(1, 5e-6), direct=(1, 6e-6))
+        autotune.tune(problem(device="cuda:0"), names("direct", "gemm"))
+        turn = [name for name in ("direct", "gemm") for _ in range(autotune.RUNS)]
+        assert ran == ["direct", *turn[:3], "gemm", *turn[3:]] + turn * (autotune.TURNS - 1)
+
+    @pytest.mark.usefixtures("level")
+    def test_the_budget_is_that_of_the_wall_clock(self, kernels, monkeypatch):
+        """The fills before a run count as well."""
+        monkeypatch.setattr(settings, "autotune_budget", 4e-3)
+        ran = kernels(gemm=(1, 1e-6), direct=(1, 1e-6))
+        pace = cupy_double.machine.pace
+        autotune.tune(problem(device="cuda:0"), names("direct"))  # draws and sends the operands
+        begin = pace.now
+        autotune.tune(problem(device="cuda:0"), names("direct", "gemm"))
+        assert pace.now - begin < 5e-3
+        assert ran
+
+    def test_no_memory_for_the_buffer_leaves_the_choice_to_the_heuristics(self, kernels, monkeypatch):
+        kernels(gemm=(1, 1e-6))
+        monkeypatch.setitem(cupy_double.streams.PROPERTIES, "l2CacheSize", 2**40)
+        assert autotune.tune(problem(SMALL, device="cuda:0"), names("gemm")) is None
 
 
 class TestExplain:

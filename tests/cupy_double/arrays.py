@@ -341,6 +341,7 @@ def use(reads, writes, what, action):
     """Every operation: the arrays must live on the current device, and the stream must have been told to wait.
 
     `action` does it, now or whenever a graph is replayed. It must hold no array, which would keep memory alive.
+    One that writes nothing is a part of another.
     """
     here = machine.thread.device
     for array in (*reads, *writes):
@@ -350,7 +351,7 @@ def use(reads, writes, what, action):
                 f"({here}). Peer access is unavailable between these devices."
             )
     reads, writes = ([a._memory._root for a in some] for some in (reads, writes))
-    machine.perform(current_queue(), reads, writes, what, action)
+    machine.perform(current_queue(), reads, writes, what, action, takes_time=bool(writes))
 
 
 def storing(hidden, compute, where=...):

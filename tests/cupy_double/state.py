@@ -15,6 +15,8 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import ClassVar
 
+from .pace import Pace
+
 DEVICES = 2
 DEVICE_BYTES = 4 * 2**30
 
@@ -32,7 +34,9 @@ class CUDARuntimeError(RuntimeError):
         2: "cudaErrorMemoryAllocation: out of memory",
         35: "cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version",
         101: "cudaErrorInvalidDevice: invalid device ordinal",
+        400: "cudaErrorInvalidResourceHandle: invalid resource handle",
         401: "cudaErrorIllegalState: the operation cannot be performed in the present state",
+        600: "cudaErrorNotReady: device not ready",
         900: "cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing",
         906: "cudaErrorStreamCaptureImplicit: operation would make the legacy stream depend on a capturing blocking "
         "stream",
@@ -113,19 +117,20 @@ class Machine:
         self.counts = Counter()
         self.forbidden = []  # reasons, innermost last
         self.faults = []
+        self.pace = Pace()
         self.lock = threading.RLock()
 
     # ------------------------------------------------------------------------------------------ operations
 
-    def perform(self, queue, reads, writes, what, action):
+    def perform(self, queue, reads, writes, what, action, takes_time=True):
         """Put an operation on these memories at the end of a queue, or into the graph that is being captured."""
         if queue.capture is None:
-            self.submit(queue, reads, writes, what)
+            self.submit(queue, reads, writes, what, takes_time=takes_time)
             action()
         else:
             queue.capture.append(Step(reads, writes, what, action))
 
-    def submit(self, queue, reads, writes, what):
+    def submit(self, queue, reads, writes, what, takes_time=True):
         """Note an operation that is done at once; say so if a device might run it too early."""
         with self.lock:
             if queue.capture is not None:
@@ -133,29 +138,31 @@ class Machine:
             if self.faults:
                 raise Hazard(self.faults.pop())
             queue.knows.learn(self.host)
-            if queue.is_null:
-                self._wait_for_blocking(queue)
-            elif queue.blocks:
-                queue.knows.learn(self.null[queue.device_id].now())
+            before = self._waits_for_itself(queue)
+            for other in before:
+                queue.knows.learn(other.now())
             for memory in (*reads, *writes):
                 self._check(queue, memory, memory.writer, what, "wrote")
             for memory in writes:
                 for reader in memory.readers.items():
                     self._check(queue, memory, reader, what, "reads")
             queue.time += 1
+            if takes_time:
+                self.pace.add(queue, before, what, sum(memory.size for memory in (*reads, *writes)))
             for memory in reads:
                 memory.readers[queue] = queue.time
             for memory in writes:
                 memory.writer = (queue, queue.time)
                 memory.readers = {}
 
-    def _wait_for_blocking(self, queue):
-        """What the null stream does by itself."""
-        for other in self.others:
-            if other.blocks and other.device_id == queue.device_id:
-                if other.capture is not None:
-                    raise CUDARuntimeError(906)
-                queue.knows.learn(other.now())
+    def _waits_for_itself(self, queue):
+        """The queues whose work so far comes first unasked: the null stream's, and for it that of the others."""
+        if not queue.is_null:
+            return [self.null[queue.device_id]] if queue.blocks else []
+        others = [other for other in self.others if other.blocks and other.device_id == queue.device_id]
+        if any(other.capture is not None for other in others):
+            raise CUDARuntimeError(906)
+        return others
 
     @staticmethod
     def _check(queue, memory, earlier, what, did):
@@ -178,12 +185,13 @@ class Machine:
 
     # ------------------------------------------------------------------------------------------ waiting
 
-    def wait_for(self, clock):
-        """The host waits."""
+    def wait_for(self, clock, until=None):
+        """The host waits, for the last operation of each queue, or until that time of the model."""
         self._refuse_capturing(clock)
         self.note("synchronisations", "the host waited for the device")
         with self.lock:
             self.host.learn(clock)
+            self.pace.wait_on_host(max(map(self.pace.end, clock), default=0.0) if until is None else until)
 
     def everything(self, device_id):
         queues = [self.null[device_id], *(q for q in self.others if q.device_id == device_id)]

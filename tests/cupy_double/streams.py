@@ -184,6 +184,7 @@ class Stream:
         if self.queue().capture is not None:
             raise NotImplementedError("the double captures no events")
         self.queue().knows.learn(event.clock)
+        machine.pace.wait(self.queue(), event.at or 0.0)
 
     def _check_device(self):
         here = machine.thread.device
@@ -235,8 +236,10 @@ class Graph:
         queue = (get_current_stream() if stream is None else stream).queue()
         if queue.capture is not None:
             raise NotImplementedError("the double captures no graph within a graph")
-        for step in self._steps:
-            step.replay(queue)
+        machine.pace.spend(machine.pace.asking)
+        with machine.pace.at(asking=0.0):  # the host asks once for all of it
+            for step in self._steps:
+                step.replay(queue)
 
     def upload(self, stream=None):
         pass
@@ -251,22 +254,31 @@ def _retire(queue):
 
 
 class Event:
+    """`at` is when it happens, in the seconds of `pace`; None where it was not recorded."""
+
     def __init__(self, block=False, disable_timing=False, interprocess=False):
-        self.clock = Clock()
+        self.clock, self.at, self.disable_timing = Clock(), None, disable_timing
 
     @property
     def done(self):
-        return all(machine.host.get(queue, 0) >= time for queue, time in self.clock.items())
+        return self.at is None or machine.pace.now >= self.at
 
     def record(self, stream=None):
-        self.clock = (get_current_stream() if stream is None else stream).queue().now()
+        queue = (get_current_stream() if stream is None else stream).queue()
+        self.clock, self.at = queue.now(), max(machine.pace.now, machine.pace.end(queue))
 
     def synchronize(self):
-        machine.wait_for(self.clock)
+        machine.wait_for(self.clock, self.at)
 
 
 def get_elapsed_time(start_event, end_event):
-    return 1e-3
+    """Milliseconds by the model. On a device an event that the host has not waited for may not have happened yet."""
+    for event in (start_event, end_event):
+        if event.at is None or event.disable_timing:
+            raise CUDARuntimeError(400)
+        if not event.done:
+            raise CUDARuntimeError(600)
+    return 1e3 * (end_event.at - start_event.at)
 
 
 def get_current_stream(device_id=-1):

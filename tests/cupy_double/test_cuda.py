@@ -191,6 +191,91 @@ class TestGraphs:
         assert not cupy.cuda.Stream.null.is_capturing()
 
 
+class TestTime:
+    """A model: the host spends 5 us to ask for an operation, and a device so much on each as it is told."""
+
+    @pytest.fixture
+    def took(self, cupy, x):
+        def took(seconds):
+            start, end = cupy.cuda.Event(), cupy.cuda.Event()
+            with machine.pace.at(asking=5e-6, costs={"add": seconds}):
+                start.record()
+                for _ in range(10):
+                    x + x
+                end.record()
+                end.synchronize()
+            return cupy.cuda.get_elapsed_time(start, end)
+
+        return took
+
+    def test_events_measure_the_slower_of_host_and_device(self, cupy, took):
+        cupy.cuda.Stream.null.synchronize()
+        assert took(20e-6) == pytest.approx(0.205)
+        assert took(1e-6) == pytest.approx(0.051)  # ten times 5 us, and the last operation
+
+    def test_behind_other_work_they_measure_the_device(self, cupy, x, took):
+        with machine.pace.at(costs={"fill": 1.0}):
+            x.fill(0)
+        assert took(1e-6) == pytest.approx(0.01)
+
+    def test_an_event_happens_when_the_work_before_it_is_done(self, cupy, x):
+        event = cupy.cuda.Event()
+        assert event.done
+        with machine.pace.at(costs={"fill": 1e-3}):
+            x.fill(0)
+        event.record()
+        assert not event.done
+        machine.pace.spend(2e-3)
+        assert event.done
+
+    def test_streams_overlap_but_for_what_they_wait_for(self, cupy, x, stream):
+        start, middle, end = (cupy.cuda.Event() for _ in range(3))
+        start.record()
+        with machine.pace.at(asking=0.0, costs={"fill": 1e-3, "multiply": 2e-3}):
+            x.fill(1)
+            middle.record()
+            stream.wait_event(middle)
+            with stream:
+                y = x * x
+                end.record()
+        end.synchronize()
+        assert cupy.cuda.get_elapsed_time(start, end) == pytest.approx(3)
+        assert cupy.cuda.get_elapsed_time(start, middle) == pytest.approx(1)
+        del y
+
+    def test_a_graph_is_asked_for_once(self, cupy, x, stream):
+        stream.wait_event(cupy.cuda.Stream.null.record())
+        with stream, machine.pace.at(asking=5e-6, costs={"add": 1e-6}):
+            y = cupy.empty_like(x)
+            stream.begin_capture()
+            for _ in range(10):
+                cupy.add(x, x, y)
+            graph = stream.end_capture()
+            stream.synchronize()
+            before = machine.pace.now
+            graph.launch()
+            assert machine.pace.now - before == pytest.approx(5e-6)
+            stream.synchronize()
+            assert machine.pace.now - before == pytest.approx(15e-6)
+
+    def test_what_did_not_happen_yet_has_no_time(self, cupy, x):
+        start, end = cupy.cuda.Event(), cupy.cuda.Event()
+        error = cupy.cuda.runtime.CUDARuntimeError
+        with pytest.raises(error, match="invalid resource handle"):
+            cupy.cuda.get_elapsed_time(start, end)
+        start.record()
+        x.fill(0)
+        end.record()
+        with pytest.raises(error, match="NotReady"):
+            cupy.cuda.get_elapsed_time(start, end)
+        end.synchronize()
+        assert cupy.cuda.get_elapsed_time(start, end) > 0
+        untimed = cupy.cuda.Event(disable_timing=True)
+        untimed.record()
+        with pytest.raises(error, match="invalid resource handle"):
+            cupy.cuda.get_elapsed_time(start, untimed)
+
+
 class TestDevices:
     def test_arrays_stay_where_they_were_made(self, cupy, x):
         with cupy.cuda.Device(1) as second:
