@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from gpuconv import cpu
 from gpuconv.algorithms import Algorithm, Problem
+from gpuconv.algorithms.cuda.launch_cost import LAUNCH_SECONDS
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,26 @@ measured."""
 GPU_BYTES = 4e12
 """Bytes read or written per second; estimated from data sheets as well."""
 
-GPU_STEP = 8e-6
-"""Seconds to launch a kernel or a product; estimated."""
+WORTH_LOSING_GRAPHS = 2.0
+"""How many times as fast as the others an algorithm must be, for "auto" to take it for one sample on a GPU, if no CUDA
+graph can capture it. Such a layer is often quicker than Python, which only a graph leaves out."""
 
 
 def rank(problem: Problem, candidates: Iterable[Algorithm]) -> list[Algorithm]:
-    """The candidates, all of which support the problem, fastest first; equals stay in their order."""
-    return sorted(candidates, key=lambda algorithm: seconds(problem, algorithm))
+    """The candidates, all of which support the problem, in the order of preference; equals stay in their order.
+
+    The one expected to be the fastest comes first, but see `WORTH_LOSING_GRAPHS`.
+    """
+
+    def weighted(algorithm: Algorithm) -> float:
+        return seconds(problem, algorithm) * (WORTH_LOSING_GRAPHS if yields_to_graphs(problem, algorithm) else 1)
+
+    return sorted(candidates, key=weighted)
+
+
+def yields_to_graphs(problem: Problem, algorithm: Algorithm) -> bool:
+    """Whether "auto" takes the algorithm only if it is `WORTH_LOSING_GRAPHS` times as fast as the others."""
+    return not problem.on_cpu and problem.geometry.n == 1 and not algorithm.capturable
 
 
 def seconds(problem: Problem, algorithm: Algorithm) -> float:
@@ -76,4 +90,4 @@ def _rates(problem: Problem) -> Rates:
         return Rates(CPU.blas_macs * 4 / size, kernel_macs * 4 / size, CPU.elements * 4 / size, CPU.step)
     name = problem.dtype.name
     macs, kernel_macs = GPU["tf32" if name == "float32" and problem.precision == "fast" else name]
-    return Rates(macs, kernel_macs, GPU_BYTES / size, GPU_STEP)
+    return Rates(macs, kernel_macs, GPU_BYTES / size, LAUNCH_SECONDS)

@@ -346,6 +346,8 @@ def _judge(candidate: Algorithm, problem: Problem, choice: _Choice) -> Candidate
             note = f"tuned {choice.tuned.date}: {si(seconds)}s, {si(rate)}FLOP/s"
         return Candidate(candidate.name, "chosen", note, needed, seconds)
     reserved = candidate.why_not_auto(problem)
+    if reserved is None and heuristics.yields_to_graphs(problem, candidate):
+        reserved = "auto takes it for one sample only if twice as fast, as no CUDA graph captures it"
     note = _workspace_text(needed) + expected + (f"; {reserved}" if reserved else "")
     return Candidate(candidate.name, "possible", note, needed, seconds)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from gpuconv.algorithms.cuda import implicit_product
+from gpuconv.algorithms.cuda.launch_cost import LAUNCH_SECONDS
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ LEAST_DEPTH = 128
 
 # Estimates from data sheets (H200), not measured.
 _FMAS_PER_BYTE = 128 / 2500  # multiply-adds of a multiprocessor while the device moves a byte to or from memory
-_FMAS_PER_LAUNCH = 128 * 5000  # multiply-adds of a multiprocessor while a kernel is launched
+_FMAS_PER_LAUNCH = 128 * 1.755e9 * LAUNCH_SECONDS  # multiply-adds of a multiprocessor meanwhile
 _START_DEPTH = 64  # a block's start and end take as long as this many products of each sum
 _WARPS_TO_BE_BUSY = 12
 

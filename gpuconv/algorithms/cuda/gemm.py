@@ -28,7 +28,7 @@ from gpuconv.algorithms.cuda import columns as columns_cuda
 from gpuconv.algorithms.cuda import epilogue as epilogue_cuda
 from gpuconv.algorithms.cuda.columns import Box
 from gpuconv.algorithms.strips import Strips, windows_ld
-from gpuconv.backend import accumulator, compute_capability
+from gpuconv.backend import accumulator, compute_capability, multiprocessors
 from gpuconv.cuda.arguments import address
 from gpuconv.cuda.cublas import Matrix, product, rows_at_once
 from gpuconv.geometry import ConvGeometry
@@ -42,6 +42,15 @@ TILE_ROWS = 128
 
 LEAST_TILE = 32
 """Columns of the narrowest product that is efficient: narrower products take as long as one of this width."""
+
+BLOCK = (128, 64)
+"""Sums of a block of a product, on one multiprocessor; estimated, as are the next two: cuBLAS chooses for itself."""
+
+LEAST_DEPTH = 128
+"""The fewest products per sum that a block makes, where several share a sum because there are few blocks."""
+
+START_DEPTH = 64
+"""A block's start and end take as long as this many products of each sum."""
 
 
 class CudaGemm(PlainWeights):
@@ -74,8 +83,7 @@ class CudaGemm(PlainWeights):
         if g.macs == 0 or _writes_nothing(problem):
             return Cost()
         rows, width = g.n * math.prod(g.out), math.prod(g.kernel) * g.c
-        narrowest = min(g.k_group, width // g.groups)
-        macs = g.macs * max(1.0, LEAST_TILE / narrowest)
+        macs = _product_macs(problem)
         arrays = math.prod(g.x_shape) + math.prod(g.w_shape) + math.prod(g.y_shape)
         if problem.direction == "input_grad" and not _covers(g):
             strips = len(_box_blocks(problem).strips)
@@ -163,6 +171,28 @@ class CudaGemm(PlainWeights):
                         (count, width, g.k_group), precision=problem.precision, batch=g.groups, adjoint="b",
                     )  # fmt: skip
             columns_cuda.col2im_gather(xp, dcols, g, out, pixels, box, bias, activation)
+
+
+@lru_cache(maxsize=4096)
+def _product_macs(problem: Problem) -> float:
+    """The multiply-adds that a fully busy device makes in the time of the products, if it makes them in one strip.
+
+    A small product keeps few multiprocessors busy, so its time is that of the blocks that one of them makes in turn.
+    """
+    g = problem.geometry
+    rows, width = g.n * math.prod(g.out), math.prod(g.kernel) * g.c_group
+    m, n, depth = {
+        "forward": (rows, g.k_group, width),
+        "input_grad": (rows, width, g.k_group),
+        "weight_grad": (width, g.k_group, rows),
+    }[problem.direction]
+    blocks = -(-m // BLOCK[0]) * -(-n // BLOCK[1]) * g.groups
+    processors = multiprocessors(problem.device)
+    splits = max(1, min(depth // LEAST_DEPTH, processors // blocks))
+    turns = -(-blocks * splits // processors)
+    least = turns * processors * math.prod(BLOCK) * (depth / splits + START_DEPTH)
+    narrowest = min(g.k_group, width)
+    return max(least if turns == 1 else 0, g.macs * max(1.0, LEAST_TILE / narrowest))
 
 
 def _writes_nothing(problem: Problem) -> bool:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 
 from gpuconv.algorithms.cuda import implicit_product
+from gpuconv.algorithms.cuda.launch_cost import LAUNCH_SECONDS
 from gpuconv.backend import module_for, ordinal
 
 
@@ -81,9 +82,10 @@ _KNOWN = {
 
 _START_DEPTH = 64  # a block's start and end take as long as this many products of each sum
 _WARPS_TO_BE_BUSY = 8
-_REDUCE_SECONDS = 3e-6  # the least time for adding partial sums: one launch
-_LEAST_DEPTH = 256
+_IDLE = 0.5  # half of these warps wait more often, but not twice as long: they reach this power of their share
+_LEAST_DEPTH = 64
 """The fewest products per split: fewer are not worth a block's start and its partial sums."""
+_SPLITS = (*range(1, 17), 18, 20, 22, 24, 28, 32, 36, 40, 44, 48, 56, 64)
 
 
 @cache
@@ -144,10 +146,10 @@ def fastest(
 
     `shared` is the bytes of shared memory per block, by tile.
     """
-    affordable = max(1, min(64, product.depth // _LEAST_DEPTH, budget // max(1, product.sum_bytes)))
-    splits = [s for s in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if s <= affordable]
+    affordable = max(1, min(_SPLITS[-1], product.depth // _LEAST_DEPTH, budget // max(1, product.sum_bytes)))
+    splits = [s for s in _SPLITS if s <= affordable]
     tilings = [_tiling(tile, count, s, product, on) for tile, count in zip(tiles, shared, strict=True) for s in splits]
-    return min(tilings, key=lambda one: one.seconds + (_REDUCE_SECONDS if one.splits > 1 else 0))
+    return min(tilings, key=lambda one: one.seconds + (LAUNCH_SECONDS if one.splits > 1 else 0))
 
 
 def _tiling(tile: Tile, shared: int, splits: int, product: Product, on: Device) -> ImplicitGemmTiling:
@@ -155,7 +157,7 @@ def _tiling(tile: Tile, shared: int, splits: int, product: Product, on: Device) 
     blocks = tiles_m * tiles_n * product.times * splits
     at_once = max(1, min(tile.resident(product.factor > 2), on.shared_bytes // (shared + 5 * 1024)))
     turns = max(1, -(-blocks // on.processors))
-    busy = min(1.0, min(turns, at_once) * tile.warps / _WARPS_TO_BE_BUSY)
+    busy = min(1.0, min(turns, at_once) * tile.warps / _WARPS_TO_BE_BUSY) ** _IDLE
     tile_macs = tile.m * tile.n * (product.depth / splits + _START_DEPTH) * product.factor
     compute = turns * tile_macs / (on.macs / on.processors * tile.reach * product.reach * busy)
     partial_bytes = 2 * splits * product.sum_bytes if splits > 1 else 0
