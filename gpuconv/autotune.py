@@ -274,7 +274,7 @@ class _DeviceTimer:
     def __call__(self, call: Callable[[], None]) -> tuple[float, float]:
         """The median seconds of RUNS runs on the device, and the seconds of the wall clock."""
         start = time.perf_counter()
-        seconds = statistics.median(self._stopwatch(call).device for _ in range(RUNS))
+        seconds = statistics.median(self._stopwatch(call).seconds for _ in range(RUNS))
         return seconds, time.perf_counter() - start
 
 

@@ -405,6 +405,8 @@ def _report(record: Record, plot: Path | None) -> None:
     if not console.is_terminal:
         console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
     console.print(table)
+    if note := tables.exposed(record):
+        console.print(note)
     for peer in record.peers:
         console.print(tables.means(record, peer))
         console.print(tables.verdict(record, peer), markup=False, soft_wrap=True)

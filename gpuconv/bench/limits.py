@@ -8,6 +8,7 @@ import numpy as np
 
 from gpuconv import backend, cpu
 from gpuconv.bench import timer
+from gpuconv.tools.workload import Numbers
 from gpuconv.typing import Array
 
 SIDE = {"cpu": 1536, "cuda": 8192}
@@ -38,13 +39,14 @@ def measure(dtype: str, device: str) -> Limits:
     resolved = backend.as_dtype(dtype, "limits")
     if device == "cpu":
         resolved = backend.accumulator(resolved)
-    seconds = timer.stopwatch(device)
+    run = timer.stopwatch(device)
     side = SIDE[kind]
-    a = backend.to_device(np.random.default_rng(0).standard_normal((side, side), np.float32).astype(resolved), device)
-    product = min(seconds(lambda: a @ a) for _ in range(TRIALS))
-    source = backend.to_device(np.ones(COPIED[kind], np.uint8), device)
-    target = source.copy()
-    copy = min(seconds(lambda: _copy(target, source)) for _ in range(TRIALS))
+    a = Numbers(device).normal((side, side), resolved)
+    product = min(run(lambda: a @ a).seconds for _ in range(TRIALS))
+    with backend.on_device_of(a):
+        source = backend.module_for(device).ones(COPIED[kind], np.uint8)
+        target = source.copy()
+        copy = min(run(lambda: _copy(target, source)).seconds for _ in range(TRIALS))
     return Limits(gflops=2 * side**3 / product / 1e9, gbs=2 * source.nbytes / copy / 1e9)
 
 

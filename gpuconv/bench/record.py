@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shlex
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -18,6 +19,7 @@ import numpy as np
 
 from gpuconv import backend, cpu
 from gpuconv.bench.limits import Limits
+from gpuconv.cuda.stopwatch import Run
 from gpuconv.geometry import ConvGeometry
 from gpuconv.planning import DIRECTIONS, PRECISIONS
 from gpuconv.support.disk import parse_json, printable, read_text, write_whole
@@ -46,22 +48,30 @@ ENVIRONMENT = (
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of `count` calls: their median and quartiles."""
+    """Milliseconds of `count` calls: their median and quartiles.
+
+    `host` is the median of the microseconds that the host took to enqueue a call, None on the CPU. In `exposed` of the
+    calls the device waited for the host, and their milliseconds include that.
+    """
 
     median: float
     low: float
     high: float
     count: int
+    host: float | None = None
+    exposed: int = 0
 
     @classmethod
-    def of(cls, seconds: Sequence[float], scale: float = 1.0) -> Times:
-        """The times of calls that took these seconds.
+    def of(cls, runs: Sequence[Run], scale: float = 1.0) -> Times:
+        """The times of some runs of a call. `scale` multiplies their seconds, but not those of the host.
 
-        >>> Times.of([0.001, 0.002, 0.003])
-        Times(median=2.0, low=1.5, high=2.5, count=3)
+        >>> Times.of([Run(0.001), Run(0.002), Run(0.003)])
+        Times(median=2.0, low=1.5, high=2.5, count=3, host=None, exposed=0)
         """
-        low, median, high = (float(q) for q in np.percentile(seconds, [25, 50, 75]) * scale * 1e3)
-        return cls(median, low, high, len(seconds))
+        low, median, high = (float(q) for q in np.percentile([run.seconds for run in runs], [25, 50, 75]) * scale * 1e3)
+        host = [1e6 * run.host for run in runs if run.host is not None]
+        exposed = sum(not run.is_hidden for run in runs)
+        return cls(median, low, high, len(runs), statistics.median(host) if host else None, exposed)
 
     @property
     def spread(self) -> float:
@@ -239,7 +249,15 @@ def _row(saved: dict[str, Any]) -> Row:
 
 
 def _times(saved: dict[str, Any]) -> Times:
-    return Times(_rate(saved["median"]), _rate(saved["low"]), _rate(saved["high"]), _count(saved["count"]))
+    host = saved.get("host")  # this and the next are not in the files of older versions
+    return Times(
+        _rate(saved["median"]),
+        _rate(saved["low"]),
+        _rate(saved["high"]),
+        _count(saved["count"]),
+        None if host is None else _rate(host),
+        _count(saved.get("exposed", 0)),
+    )
 
 
 def _rate(value: Any) -> float:

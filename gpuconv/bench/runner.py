@@ -20,6 +20,8 @@ from gpuconv.tools.workload import Workload
 from gpuconv.typing import Array
 
 WINDOWS = 32
+AT_ONCE = 2**24
+"""Elements of a dot product at a time, which are widened to 8 or 16 bytes."""
 EXACT = {algorithm.name for algorithm in ALGORITHMS if algorithm.exact}
 
 TOLERANCES = {2: 5e-2, 4: 1e-4, 8: 1e-11}
@@ -67,7 +69,7 @@ def measure(case: Case, peers: Mapping[str, Peer], repeats: int) -> Row:
         for way, contestant in contestants.items():
             _compare(case, f"{name} ({way})", contestant, y)
             calls[f"{name} {way}"] = contestant.call
-    seconds = timer.interleaved(calls, repeats, timer.stopwatch(case.device))
+    runs = timer.interleaved(calls, repeats, timer.stopwatch(case.device), timer.turns(case.device))
     return Row(
         suite=case.layer.suite,
         layer=case.layer.name,
@@ -76,9 +78,9 @@ def measure(case: Case, peers: Mapping[str, Peer], repeats: int) -> Row:
         algorithm=plan.chosen,
         dtype=case.dtype,
         precision=case.precision,
-        times=Times.of(seconds["gpuconv"]),
+        times=Times.of(runs["gpuconv"]),
         peers={
-            name: {way: Times.of(seconds[f"{name} {way}"], c.scale) for way, c in contestants.items()}
+            name: {way: Times.of(runs[f"{name} {way}"], c.scale) for way, c in contestants.items()}
             for name, contestants in ways.items()
         },
         refusals=refusals,
@@ -117,34 +119,51 @@ def validate(case: Case) -> None:
 def _validate_exactly(case: Case, work: Workload) -> None:
     """Compare a forward result with the definition in some windows, a gradient with its adjoint identity, exactly."""
     g, name = case.geometry, case.plan().chosen
-    y = backend.to_numpy(case.run(work) if case.direction == "forward" else work.run("forward"))
-    x, w, dy = (backend.to_numpy(array) for array in (work.x, work.w, work.dy))
-    padded = check.pad(x, g)
+    y = case.run(work) if case.direction == "forward" else work.run("forward")
+    sums, padded, w = _over_samples(y), check.pad(_over_samples(work.x), g), backend.to_numpy(work.w)
     rng = np.random.default_rng(0)
     for at in [(0,) * g.ndim, tuple(size - 1 for size in g.out), *rng.integers(0, g.out, (WINDOWS, g.ndim))]:
         start = tuple(int(p) * stride for p, stride in zip(at, g.stride, strict=True))
-        if not np.array_equal(y[(slice(None), *at)], check.window_sum(padded, w, g, start)):
+        if not np.array_equal(sums[(slice(None), *at)], check.window_sum(padded, w, g, start)):
             raise WrongResult(f"{g} forward by {name} is wrong at output {tuple(map(int, at))}")
     if case.direction == "forward":
         return
-    gradient = backend.to_numpy(case.run(work))
-    left, right = _dot(y, dy), _dot(x if case.direction == "input_grad" else w, gradient)
+    left, right = _dot(y, work.dy), _dot(work.x if case.direction == "input_grad" else work.w, case.run(work))
     if not left == right:
         raise WrongResult(f"{case} by {name} is not the adjoint: {left:g} against {right:g}")
 
 
+def _over_samples(a: Array) -> Array:
+    """An exact sum of all samples, as a batch of one on the CPU, in which the samples have different weights.
+
+    A convolution of the sums is the sum of the convolutions, so one sample is compared in place of all, and only it
+    leaves the device. A prime number of weights keeps samples apart that are a power of two from each other.
+    """
+    with backend.on_device_of(a):
+        wide = np.result_type(a.dtype, np.float64)
+        total = backend.array_module(a).zeros((1, *a.shape[1:]), wide)
+        for number in range(len(a)):
+            total += (number % 97 + 1) * a[number].astype(wide)
+        return backend.to_numpy(total)
+
+
 def _dot(a: Array, b: Array) -> complex:
-    """The exact dot product of two arrays of integers."""
+    """The exact dot product of two arrays of integers, some at a time."""
     wide = np.result_type(a.dtype, np.float64)
-    a, b = (array.reshape(-1, array.shape[-1]) for array in (a, b))
-    return complex(np.einsum("ij,ij->", a.conj() if wide.kind == "c" else a, b, dtype=wide))
+    a, b = a.reshape(-1), b.reshape(-1)
+    total = 0j
+    with backend.on_device_of(a):
+        for start in range(0, a.size, AT_ONCE):
+            part = slice(start, start + AT_ONCE)
+            total += complex((a[part].conj().astype(wide) * b[part]).sum())
+    return total
 
 
 def _compare(case: Case, name: str, contestant: Contestant, ours: Array) -> None:
     """Raise if a peer's result differs from that of gpuconv: only a peer that agrees is timed."""
     if contestant.result is None:
         return
-    theirs = contestant.result(contestant.call())
+    theirs = backend.to_device(contestant.result(contestant.call()), case.device)
     if theirs.shape != ours.shape:
         raise WrongResult(f"{case}: {name} gives the shape {theirs.shape}, but gpuconv gives {ours.shape}")
     error, tolerance = _error(ours, theirs), _tolerance(case)
@@ -157,11 +176,13 @@ def _compare(case: Case, name: str, contestant: Contestant, ours: Array) -> None
 
 def _error(got: Array, want: Array) -> float:
     """The largest difference over the root mean square of `want`."""
-    got, want = (array.astype(backend.accumulator(array.dtype)) for array in map(backend.to_numpy, (got, want)))
     if not want.size:
         return 0.0
-    scale = float(np.linalg.norm(want.ravel())) / want.size**0.5
-    return float(np.abs(got - want).max()) / (scale or 1.0)
+    xp = backend.array_module(want)
+    with backend.on_device_of(want):
+        got, want = (array.astype(backend.accumulator(array.dtype)) for array in (got, want))
+        scale = float(xp.sqrt(xp.square(xp.abs(want)).mean(dtype=np.float64)))
+        return float(xp.abs(got - want).max()) / (scale or 1.0)
 
 
 def _tolerance(case: Case) -> float:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gpuconv.bench.limits import Limits
-from gpuconv.bench.record import Provenance, Record, Row
+from gpuconv.bench.record import Provenance, Record, Row, Times
 from gpuconv.bench.summary import Mean, groups
 from gpuconv.planning import DIRECTIONS
 from gpuconv.support.numbers import si
@@ -28,15 +28,17 @@ class Column:
 
 def rows(some: Sequence[Row], limits: Limits, peers: Sequence[str], width: int) -> Table:
     """A table with one line per row, and a rule between suites."""
+    on_device = any(row.times.host is not None for row in some)
     columns = [
-        Column("ms", lambda row: digits(row.times.median)),
+        Column("ms", lambda row: milliseconds(row.times)),
+        *([Column("host µs", lambda row: _host(row.times))] if on_device else []),
         Column("spread", lambda row: f"±{row.times.spread:.0%}", wide_only=True),
         Column("GFLOP/s", lambda row: digits(row.gflops)),
         Column("of peak", lambda row: f"{row.gflops / limits.gflops:.0%}"),
         Column("GB/s", lambda row: digits(row.gbs), wide_only=True),
         Column("workspace", lambda row: f"{si(row.workspace)}B", wide_only=True),
         Column("extra memory", lambda row: f"{si(row.extra_bytes)}B", wide_only=True),
-        *(column for peer in peers for column in _against(peer)),
+        *(column for peer in peers for column in _against(peer, on_device)),
     ]
     columns = [column for column in columns if width >= WIDE or not column.wide_only]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -92,6 +94,24 @@ def origin(provenance: Provenance) -> str:
     )
 
 
+def exposed(record: Record) -> str:
+    """The meaning of the star behind a time, empty if there is none."""
+    times = [row.times for row in record.rows]
+    times += [one for row in record.rows for ways in row.peers.values() for one in ways.values()]
+    if not any(one.exposed for one in times):
+        return ""
+    return "* the device waited for the host in some of the runs, and the time includes that"
+
+
+def milliseconds(times: Times) -> str:
+    """The median, with a star if the host could not be hidden.
+
+    >>> milliseconds(Times(2.5, 2.4, 2.6, 10)), milliseconds(Times(2.5, 2.4, 2.6, 10, host=900.0, exposed=3))
+    ('2.50', '2.50*')
+    """
+    return digits(times.median) + ("*" if times.exposed else "")
+
+
 def verdict(record: Record, peer: str) -> str:
     """The whole run against a peer in one line, and the rows that the peer cannot do."""
     ratios = [ratio for row in record.rows if (ratio := row.ratio(peer)) is not None]
@@ -110,19 +130,28 @@ def digits(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
 
 
-def _against(peer: str) -> tuple[Column, Column]:
-    def milliseconds(row: Row) -> str:
+def _host(times: Times | None) -> str:
+    return "-" if times is None or times.host is None else digits(times.host)
+
+
+def _against(peer: str, on_device: bool) -> tuple[Column, ...]:
+    def theirs(row: Row) -> str:
         best = row.best(peer)
         if best is None:
             return "-"
         way, times = best
-        return f"{escape(way)} {digits(times.median)}" if len(row.peers[peer]) > 1 else digits(times.median)
+        return f"{escape(way)} {milliseconds(times)}" if len(row.peers[peer]) > 1 else milliseconds(times)
+
+    def host(row: Row) -> str:
+        best = row.best(peer)
+        return _host(best and best[1])
 
     def ratio(row: Row) -> str:
         value = row.ratio(peer)
         return "-" if value is None else f"[{'green' if value >= 1 else 'yellow'}]{value:.2f}×"
 
-    return Column(f"{escape(peer)} ms", milliseconds), Column("ratio", ratio)
+    hosts = [Column(f"{escape(peer)} host µs", host, wide_only=True)] if on_device else []
+    return Column(f"{escape(peer)} ms", theirs), *hosts, Column("ratio", ratio)
 
 
 def _mean(mean: Mean | None) -> str:

@@ -5,90 +5,87 @@ from __future__ import annotations
 import time
 import tracemalloc
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from gpuconv import backend
+from gpuconv.cuda.stopwatch import Run
+from gpuconv.cuda.stopwatch import Stopwatch as DeviceStopwatch
 
 Call = Callable[[], object]
-Stopwatch = Callable[[Call], float]
+Stopwatch = Callable[[Call], Run]
 
 FEWEST = 3
 """The fewest turns, however long they take."""
-MOST = 2000
-"""The most calls in one turn, however short they are."""
-SLOT, WARM, BUDGET = 0.06, 0.04, 4.0
-"""Seconds that `interleaved` measures per turn, warms up per turn, and spends per call."""
-REST = 0.05
-"""Seconds between turns. The threads of a BLAS or of OpenMP go on spinning after a call, OpenBLAS's for some 26 ms, and
-take a core from the next call: right after NumPy's product gemm ran at 0.44 of its rate, after a rest at 0.70."""
+
+
+@dataclass(frozen=True)
+class Turns:
+    """How long calls take turns.
+
+    `slot` and `warm` are the seconds that are measured and not counted in a turn, and `most` the calls in it. `rest` is
+    the seconds before a turn. After `budget` seconds per call no new turn begins, once there have been three.
+    """
+
+    slot: float
+    warm: float
+    most: int
+    rest: float
+    budget: float
+
+
+ON_CPU = Turns(slot=0.06, warm=0.04, most=2000, rest=0.05, budget=4.0)
+"""The threads of a BLAS or of OpenMP go on spinning after a call, OpenBLAS's for some 26 ms, and take a core from the
+next call: right after NumPy's product gemm ran at 0.44 of its rate, after a rest at 0.70. Then its own threads wake and
+find their cores."""
+
+ON_DEVICE = Turns(slot=2e-3, warm=1e-9, most=10, rest=0.0, budget=0.2)
+"""A device has nothing to wake up: one call that is not counted brings back what the previous one displaced."""
 
 
 def stopwatch(device: str) -> Stopwatch:
-    """The function that measures the seconds of one call on a device."""
-    return seconds_on_cpu if device == "cpu" else _cuda_stopwatch(device)
+    """The function that times one call on a device."""
+    return run_on_cpu if device == "cpu" else DeviceStopwatch(device)
 
 
-def seconds_on_cpu(call: Call) -> float:
-    """The wall-clock seconds of one call."""
+def turns(device: str) -> Turns:
+    return ON_CPU if device == "cpu" else ON_DEVICE
+
+
+def run_on_cpu(call: Call) -> Run:
+    """One call by the wall clock."""
     start = time.perf_counter()
     call()
-    return time.perf_counter() - start
-
-
-def _cuda_stopwatch(device: str) -> Stopwatch:
-    """A stopwatch by events on the device, which flushes the second-level cache before each call."""
-    cuda = backend.module_for(device).cuda
-    ordinal = backend.ordinal(device)
-    with cuda.Device(ordinal):
-        cache = cuda.runtime.getDeviceProperties(ordinal)["l2CacheSize"]
-        flush = backend.module_for(device).empty(4 * cache, "uint8")
-        start, end = cuda.Event(), cuda.Event()
-
-    def seconds(call: Call) -> float:
-        with cuda.Device(ordinal):
-            flush.fill(0)  # the host queues the call while this runs
-            start.record()
-            call()
-            end.record()
-            end.synchronize()
-        return float(cuda.get_elapsed_time(start, end)) * 1e-3
-
-    return seconds
+    return Run(time.perf_counter() - start)
 
 
 def interleaved(
     calls: Mapping[str, Call],
     repeats: int,
-    seconds: Stopwatch = seconds_on_cpu,
+    run: Stopwatch = run_on_cpu,
+    turns: Turns = ON_CPU,
     *,
-    slot: float = SLOT,
-    warm: float = WARM,
-    budget: float = BUDGET,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, list[float]]:
-    """Seconds of each call, measured in turns, so that other load on the machine affects all of them alike.
-
-    In its turn a call is repeated for `slot` seconds, after a rest that lets the threads of the previous call fall
-    asleep, and after `warm` seconds that are not counted, in which its own threads wake and find their cores. After
-    `budget` seconds per call no new turn begins, once there have been three.
-    """
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+) -> dict[str, list[Run]]:
+    """Runs of each call, measured in turns, so that other load on the machine affects all of them alike."""
+    taken: dict[str, list[Run]] = {name: [] for name in calls}
     begin = clock()
     for turn in range(repeats):
-        if turn >= FEWEST and clock() - begin > budget * len(calls):
+        if turn >= FEWEST and clock() - begin > turns.budget * len(calls):
             break
         for name, call in calls.items():
-            time.sleep(REST)
-            spent, counted = -warm, len(taken[name])
-            for _ in range(MOST):
+            if turns.rest:
+                time.sleep(turns.rest)
+            spent, counted = -turns.warm, len(taken[name])
+            for _ in range(turns.most):
                 is_warm = spent >= 0
-                took = seconds(call)
-                spent += took
+                one = run(call)
+                spent += one.seconds
                 if is_warm:
-                    taken[name].append(took)
-                if spent >= slot and len(taken[name]) > counted:
+                    taken[name].append(one)
+                if spent >= turns.slot and len(taken[name]) > counted:
                     break
             if len(taken[name]) == counted:
-                taken[name].append(took)
+                taken[name].append(one)
     return taken
 
 

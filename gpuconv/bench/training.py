@@ -16,7 +16,7 @@ from gpuconv import backend, cpu
 from gpuconv.bench import timer
 from gpuconv.bench.record import Provenance, Times
 from gpuconv.bench.runner import WrongResult
-from gpuconv.bench.tables import digits
+from gpuconv.bench.tables import digits, milliseconds
 from gpuconv.demo.lenet import BATCH, lenet
 from gpuconv.models import Sequential
 from gpuconv.support.disk import write_whole
@@ -48,13 +48,15 @@ class Result:
     def table(self) -> Table:
         table = Table(box=box.SIMPLE_HEAD)
         table.add_column(f"a training step of LeNet, batch {self.batch}", no_wrap=True)
-        for header in ("ms", "spread", "images/s", "ratio"):
+        on_device = self.times.host is not None
+        for header in ("ms", "spread", *(["host µs"] if on_device else []), "images/s", "ratio"):
             table.add_column(header, justify="right")
         ours = self.times.median
         for name, times in {"gpuconv": self.times, **{f"torch, {way}": t for way, t in self.peers.items()}}.items():
             ratio = "" if name == "gpuconv" else f"{times.median / ours:.2f}×"
             rate = f"{1e3 * self.batch / times.median:,.0f}"
-            table.add_row(name, digits(times.median), f"±{times.spread:.0%}", rate, ratio)
+            host = [] if times.host is None else [digits(times.host)]
+            table.add_row(name, milliseconds(times), f"±{times.spread:.0%}", *host, rate, ratio)
         return table
 
     def write(self, path: Path, provenance: Provenance) -> None:
@@ -88,8 +90,8 @@ def measure(device: str, batch: int | None, repeats: int, *, against_torch: bool
     for name, way in ways.items():
         _compare(name, loss, gradients, *way.gradients())
         calls[name] = way.call
-    seconds = timer.interleaved(calls, repeats, timer.stopwatch(device))
-    return Result(n, device, Times.of(seconds["gpuconv"]), {name: Times.of(seconds[name]) for name in ways})
+    runs = timer.interleaved(calls, repeats, timer.stopwatch(device), timer.turns(device))
+    return Result(n, device, Times.of(runs["gpuconv"]), {name: Times.of(runs[name]) for name in ways})
 
 
 @dataclass

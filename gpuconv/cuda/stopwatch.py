@@ -29,15 +29,17 @@ class Run:
 
     Attributes
     ----------
-    device, host : float
-        Seconds that the device took, and that the host took to enqueue the work.
+    seconds : float
+        Seconds that the device took; on the CPU those of the call.
+    host : float or None
+        Seconds that the host took to enqueue the work of a device.
     is_hidden : bool
-        Whether the device had all of the work before it began. If not, `device` includes waits for the host.
+        Whether the device had all of the work before it began. If not, `seconds` includes waits for the host.
     """
 
-    device: float
-    host: float
-    is_hidden: bool
+    seconds: float
+    host: float | None = None
+    is_hidden: bool = True
 
 
 class Stopwatch:

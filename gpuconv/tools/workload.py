@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +11,71 @@ from typing import Any
 import numpy as np
 
 import gpuconv
-from gpuconv.backend import as_dtype, is_complex, to_device
+from gpuconv import backend
+from gpuconv.backend import as_dtype
 from gpuconv.geometry import ConvGeometry
+from gpuconv.support import counter_rng
 from gpuconv.typing import Array, Direction, DTypeLike, Ints, Precision
+
+PERIOD = 2**20 - 3
+"""Numbers after which those on a GPU repeat: a prime, so that no two rows of an array are alike. It is also the most
+that are drawn at a time, in some temporary arrays of 64-bit words."""
+
+
+class Numbers:
+    """Random arrays for tests and timings, drawn on the device that they are for: nothing crosses the bus.
+
+    On the CPU they come from NumPy's generator, on a GPU from `counter_rng`, which needs no library beside CuPy.
+    """
+
+    def __init__(self, device: str, seed: int = 0) -> None:
+        self._device, self._seed, self._streams = device, seed, itertools.count()
+        self._rng = np.random.default_rng(seed)
+
+    def integers(self, shape: Ints, dtype: np.dtype[Any]) -> Array:
+        """-2, -1, 1 and 2; complex numbers have two of them."""
+        if self._device == "cpu":
+            return self._complete(lambda: self._rng.choice(np.array([-2, -1, 1, 2], np.int8), shape), dtype)
+
+        def draw() -> Array:
+            quarter = (self._words(shape) >> np.uint64(62)).astype(np.int8)
+            beyond: Array = (quarter > 1).astype(np.int8)
+            return beyond + quarter - np.int8(2)
+
+        return self._repeated(draw, shape, dtype)
+
+    def normal(self, shape: Ints, dtype: np.dtype[Any]) -> Array:
+        """Normal deviates of variance 1, in real and imaginary parts."""
+        if self._device == "cpu":
+            return self._complete(lambda: self._rng.standard_normal(shape, np.float32), dtype)
+
+        def draw() -> Array:
+            """Box & Muller, "A note on the generation of random normal deviates", 1958."""
+            xp, words, unit = backend.module_for(self._device), self._words(shape), np.float32(2.0**-24)
+            radius = (words >> np.uint64(40)).astype(np.float32) * unit
+            angle = (words & np.uint64(2**24 - 1)).astype(np.float32) * unit
+            length: Array = xp.sqrt(np.float32(-2) * xp.log(np.float32(1) - radius))
+            length *= xp.cos(np.float32(2 * math.pi) * angle)
+            return length
+
+        return self._repeated(draw, shape, dtype)
+
+    def _words(self, shape: Ints) -> Array:
+        count = min(PERIOD, math.prod(shape))
+        return counter_rng.bits(backend.module_for(self._device), self._seed, next(self._streams), count)
+
+    def _repeated(self, draw: Callable[[], Array], shape: Ints, dtype: np.dtype[Any]) -> Array:
+        xp = backend.module_for(self._device)
+        with xp.cuda.Device(backend.ordinal(self._device)):
+            whole: Array = xp.resize(self._complete(draw, dtype), shape)
+        return whole
+
+    @staticmethod
+    def _complete(draw: Callable[[], Array], dtype: np.dtype[Any]) -> Array:
+        values = draw().astype(dtype)
+        if backend.is_complex(dtype):
+            values += dtype.type(1j) * draw()
+        return values
 
 
 @dataclass(frozen=True)
@@ -35,32 +99,18 @@ class Workload:
         >>> work.run("forward").shape, work.run("weight_grad").shape
         ((1, 3, 3), (3, 2, 3))
         """
-        resolved = as_dtype(dtype, "Workload.integers")
-        rng = np.random.default_rng(seed)
-
-        def filled(shape: Ints) -> Array:
-            values = rng.choice(np.array([-2, -1, 1, 2], np.int8), shape).astype(resolved)
-            if is_complex(resolved):
-                values += values.dtype.type(1j) * rng.choice(np.array([-2, -1, 1, 2], np.int8), shape)
-            return to_device(values, device)
-
-        return cls(geometry, filled(geometry.x_shape), filled(geometry.w_shape), filled(geometry.y_shape))
+        return cls._filled(geometry, Numbers(device, seed).integers, as_dtype(dtype, "Workload.integers"))
 
     @classmethod
     def normal(
         cls, geometry: ConvGeometry, dtype: DTypeLike = "float32", device: str = "cpu", seed: int = 0
     ) -> Workload:
         """Fill x, w and dy with normally distributed numbers, as in a network."""
-        resolved = as_dtype(dtype, "Workload.normal")
-        rng = np.random.default_rng(seed)
+        return cls._filled(geometry, Numbers(device, seed).normal, as_dtype(dtype, "Workload.normal"))
 
-        def filled(shape: Ints) -> Array:
-            values = rng.standard_normal(shape, np.float32).astype(resolved)
-            if is_complex(resolved):
-                values += values.dtype.type(1j) * rng.standard_normal(shape, np.float32)
-            return to_device(values, device)
-
-        return cls(geometry, filled(geometry.x_shape), filled(geometry.w_shape), filled(geometry.y_shape))
+    @classmethod
+    def _filled(cls, g: ConvGeometry, drawn: Callable[[Ints, np.dtype[Any]], Array], dtype: np.dtype[Any]) -> Workload:
+        return cls(g, drawn(g.x_shape, dtype), drawn(g.w_shape, dtype), drawn(g.y_shape, dtype))
 
     def run(
         self,

@@ -10,20 +10,25 @@ import random
 import time
 import types
 
+import cupy_double
 import numpy as np
 import pytest
 import rich.console
+from on_gpu import no_waits
+from typer.testing import CliRunner
 
 import gpuconv
-from gpuconv import backend, cpu
-from gpuconv.bench import case, peers, plots, record, runner, suites, summary, tables, timer
+from gpuconv import backend, cpu, layers, models
+from gpuconv.bench import case, limits, peers, plots, record, runner, suites, summary, tables, timer, training
 from gpuconv.bench.limits import Limits
 from gpuconv.bench.peers.base import Contestant
 from gpuconv.bench.training import Result
+from gpuconv.cli import app
+from gpuconv.cuda import stopwatch
 from gpuconv.geometry import ConvGeometry
 from gpuconv.planning import DIRECTIONS
 from gpuconv.support import disk
-from gpuconv.tools.workload import Workload
+from gpuconv.tools.workload import Numbers, Workload
 
 SMALL = "n1_h8w8_c4_k4_r3s3_p1"
 
@@ -63,33 +68,60 @@ def test_a_batch_replaces_those_of_the_suite_once():
 # ------------------------------------------------------------------------------------------------ turns
 
 
+def turns(**more):
+    return dataclasses.replace(timer.ON_CPU, rest=0.0, **more)
+
+
+def seconds_of(taken):
+    return {name: [run.seconds for run in runs] for name, runs in taken.items()}
+
+
 def test_calls_take_turns_of_a_slot_each():
     order = []
     costs = {"quick": 1.0, "slow": 5.0}
     calls = {name: lambda name=name: order.append(name) for name in costs}
 
-    def seconds(call):
+    def run(call):
         call()
-        return costs[order[-1]]
+        return timer.Run(costs[order[-1]])
 
-    taken = timer.interleaved(calls, 2, seconds, slot=3.0, warm=1.0, clock=lambda: 0.0)
+    taken = timer.interleaved(calls, 2, run, turns(slot=3.0, warm=1.0), clock=lambda: 0.0)
     assert order == (["quick"] * 4 + ["slow"] * 2) * 2  # the first of each turn is not counted
-    assert taken == {"quick": [1.0] * 6, "slow": [5.0] * 2}
+    assert seconds_of(taken) == {"quick": [1.0] * 6, "slow": [5.0] * 2}
 
 
 def test_a_call_without_duration_ends_its_turn():
-    assert timer.interleaved({"nothing": lambda: None}, 1, lambda call: 0.0, warm=0.0) == {
-        "nothing": [0.0] * timer.MOST
-    }
+    taken = timer.interleaved({"nothing": lambda: None}, 1, lambda call: timer.Run(0.0), turns(warm=0.0))
+    assert seconds_of(taken) == {"nothing": [0.0] * timer.ON_CPU.most}
 
 
 def test_after_its_budget_no_turn_begins_but_three_do():
-    ticks = itertools.count()
-    taken = timer.interleaved({"a": int}, 10, lambda call: 1.0, slot=1.0, budget=0.5, clock=lambda: float(next(ticks)))
-    assert len(taken["a"]) == 3
-    ticks = itertools.count()
-    taken = timer.interleaved({"a": int}, 10, lambda call: 1.0, slot=1.0, budget=2.5, clock=lambda: float(next(ticks)))
-    assert len(taken["a"]) == 5
+    for budget, count in ((0.5, 3), (2.5, 5)):
+        ticks = itertools.count()
+        taken = timer.interleaved(
+            {"a": int},
+            10,
+            lambda call: timer.Run(1.0),
+            turns(slot=1.0, budget=budget),
+            clock=lambda ticks=ticks: float(next(ticks)),
+        )
+        assert len(taken["a"]) == count
+
+
+def test_turns_on_a_device_are_few_and_short_and_rest_for_nothing(monkeypatch):
+    monkeypatch.setattr(timer.time, "sleep", lambda seconds: pytest.fail("a device needs no rest"))
+    for took, count in ((1e-6, timer.ON_DEVICE.most - 1), (1e-2, 1)):  # one is not counted
+        calls = []
+        taken = timer.interleaved(
+            {"a": lambda calls=calls: calls.append(1)},
+            3,
+            lambda call, took=took: call() or timer.Run(took),
+            timer.turns("cuda:0"),
+            clock=lambda: 0.0,
+        )
+        assert len(taken["a"]) == 3 * count
+        assert len(calls) == 3 * (count + 1)
+    assert timer.turns("cpu") is timer.ON_CPU
 
 
 def test_the_memory_of_a_call_is_its_peak():
@@ -101,54 +133,18 @@ def test_the_memory_of_a_call_is_its_peak():
 
 
 def test_the_clock_of_the_cpu_goes_forward():
-    assert timer.stopwatch("cpu")(int) > 0
+    run = timer.stopwatch("cpu")(int)
+    assert run.seconds > 0
+    assert (run.host, run.is_hidden) == (None, True)
 
 
 class Cuda:
-    """As much of CuPy as the timer touches. An event remembers how many milliseconds had passed on its stream."""
+    """As much of CuPy as the meter of memory touches."""
 
-    def __init__(self):
-        self.log, self.passed, self.held = [], 0.0, 100
-        self.cuda = types.SimpleNamespace(
-            Device=self.device,
-            Event=self.event,
-            get_elapsed_time=lambda start, end: end.at - start.at,
-            runtime=types.SimpleNamespace(getDeviceProperties=lambda ordinal: {"l2CacheSize": 50}),
-        )
-
-    def device(self, ordinal):
-        assert ordinal == 1
-        return self
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return None
-
-    def empty(self, size, dtype):
-        assert (size, dtype) == (200, "uint8")
-        return types.SimpleNamespace(fill=lambda value: self.work(1000, "flush"))
-
-    def work(self, milliseconds, name):
-        self.passed += milliseconds
-        self.log.append(name)
-
-    def event(self):
-        event = types.SimpleNamespace(at=0.0, synchronize=lambda: self.log.append("synchronize"))
-        event.record = lambda: setattr(event, "at", self.passed)
-        return event
+    held = 100
 
     def get_default_memory_pool(self):
         return types.SimpleNamespace(free_all_blocks=lambda: None, total_bytes=lambda: self.held)
-
-
-def test_on_a_gpu_events_time_the_call_alone_after_a_flush(monkeypatch):
-    cupy = Cuda()
-    monkeypatch.setattr(backend, "module_for", lambda device: cupy)
-    seconds = timer.stopwatch("cuda:1")
-    assert seconds(lambda: cupy.work(8, "call")) == 0.008
-    assert cupy.log == ["flush", "call", "synchronize"]
 
 
 def test_on_a_gpu_memory_is_what_the_pool_grows_by(monkeypatch):
@@ -232,6 +228,142 @@ def test_threads_hold_for_all_and_are_given_back():
     with runner.threads(1):
         assert cpu.workers() == 1
     assert gpuconv.settings.threads is None
+
+
+# ------------------------------------------------------------------------------------------------ a device
+
+
+@pytest.fixture
+def pace(monkeypatch, gpu):
+    """The double's clock. A fill takes 100 us, an operation 5 us, and the host 10 us to ask for one."""
+    if gpu is not cupy_double.cupy:
+        pytest.skip("the clock is that of the double")
+    model = cupy_double.machine.pace
+    for module in (timer, stopwatch):
+        monkeypatch.setattr(module.time, "perf_counter", lambda: model.now)
+    monkeypatch.setitem(cupy_double.streams.PROPERTIES, "l2CacheSize", 2**10)
+    with model.at(asking=10e-6, least=5e-6, bandwidth=1e30, costs={"fill": 100e-6}):
+        yield model
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "complex64"])
+@pytest.mark.usefixtures("pace")
+def test_a_row_from_a_device_has_its_time_and_the_hosts(direction, dtype):
+    row = runner.measure(
+        make_case(direction=direction, dtype=dtype, device="cuda:0"), {"matmul": peers.load("matmul")}, 1
+    )
+    launches = row.times.host / 10  # what Python itself takes does not count here
+    assert launches == pytest.approx(round(launches))
+    assert row.times.median == pytest.approx(5e-3 * round(launches))
+    assert row.times.exposed == 0
+    (theirs,) = row.peers["matmul"].values()
+    assert (theirs.host > 0, theirs.exposed) == (True, 0)
+
+
+def test_the_data_of_a_device_are_drawn_there_and_stay_there(gpu):
+    g = ConvGeometry.parse("n3_h9w8_c4_k6_r3s3_p1")
+    with no_waits(gpu):
+        for make in (Workload.integers, Workload.normal):
+            assert all(type(a) is gpu.ndarray for a in vars(make(g, "float32", "cuda:0")).values() if a is not g)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "complex64"])
+def test_what_is_drawn_on_a_device(gpu, dtype, monkeypatch):
+    monkeypatch.setattr("gpuconv.tools.workload.PERIOD", 9973)
+    numbers = Numbers("cuda:0", 1)
+    resolved = np.dtype(dtype)
+    small, normal = (backend.to_numpy(draw((5, 4001), resolved)) for draw in (numbers.integers, numbers.normal))
+    assert small.dtype == normal.dtype == resolved
+    parts = [small.real, small.imag] if resolved.kind == "c" else [small]
+    for part in parts:
+        values, counts = np.unique(part, return_counts=True)
+        assert values.tolist() == [-2, -1, 1, 2]
+        assert counts.min() > 0.23 * small.size
+    for part in [normal.real, normal.imag] if resolved.kind == "c" else [normal]:
+        part = part.astype(np.float64)
+        assert abs(part.mean()) < 0.05
+        assert abs(part.std() - 1) < 0.05
+        assert abs((part**4).mean() - 3) < 0.3
+        assert abs(np.corrcoef(part[0], part[1])[0, 1]) < 0.05
+    assert not np.array_equal(normal, backend.to_numpy(numbers.normal((5, 4001), resolved)))
+    again = Numbers("cuda:0", 1)
+    assert np.array_equal(small, backend.to_numpy(again.integers((5, 4001), resolved)))
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_wrong_result_on_a_device_does_not_pass(gpu, monkeypatch, direction):
+    suspect = make_case("n5_h6w6_c8_k8_r3s3_p1", direction, device="cuda:0")
+    runner.validate(suspect)
+    run = case.Case.run
+
+    def swapped(self, work):
+        result = run(self, work)
+        return result[::-1].copy() if self == suspect else result
+
+    monkeypatch.setattr(case.Case, "run", swapped)
+    with pytest.raises(runner.WrongResult):
+        runner.validate(suspect)
+
+
+def test_the_command_on_a_device(pace, monkeypatch, tmp_path):
+    monkeypatch.setitem(limits.SIDE, "cuda", 32)
+    monkeypatch.setitem(limits.COPIED, "cuda", 2**12)
+    words = ["bench", "--device", "cuda", "--problem", SMALL, "--direction", "forward", "--repeats", "2"]
+    result = CliRunner().invoke(app, [*words, "--json", str(tmp_path / "rows.json")])
+    assert result.exit_code == 0, result.output
+    assert "host µs" in result.output
+    (row,) = record.Record.read(tmp_path / "rows.json").rows
+    assert row.times.host > 0
+    assert row.times.exposed == 0
+
+
+def test_a_training_step_on_a_device(pace, monkeypatch):
+    monkeypatch.setattr(training, "lenet", lambda: models.Sequential([layers.Flatten(), layers.Dense(10)]))
+    result = training.measure("cuda:0", 1, 1, against_torch=False)
+    assert "host µs" in [column.header for column in result.table().columns]
+    assert result.times.host > 0
+
+
+def test_the_limits_of_a_device(pace, monkeypatch):
+    monkeypatch.setitem(limits.SIDE, "cuda", 64)
+    monkeypatch.setitem(limits.COPIED, "cuda", 2**12)
+    with pace.at(costs={"fill": 100e-6, "copyto": 2e-6}):
+        found = limits.measure("float32", "cuda:0")
+    assert found.gflops > 0
+    assert found.gbs > 0
+
+
+def test_tables_show_the_host_where_there_is_one():
+    def text(*rows):
+        console = rich.console.Console(width=200, file=io.StringIO())
+        console.print(tables.rows(rows, Limits(100.0, 10.0), ["echo"], 200))
+        return console.file.getvalue(), tables.exposed(make_record(rows))
+
+    row = make_row()
+    assert "host" not in text(row)[0]
+    on_device = dataclasses.replace(row, times=dataclasses.replace(row.times, host=12.34))
+    shown, note = text(on_device)
+    assert "host µs" in shown
+    assert "echo host µs" in shown
+    assert "12.3" in shown
+    assert note == ""
+    waited = dataclasses.replace(on_device, times=dataclasses.replace(on_device.times, exposed=2))
+    shown, note = text(waited)
+    assert "2.00*" in shown
+    assert note == "* the device waited for the host in some of the runs, and the time includes that"
+
+
+def test_the_host_is_read_as_it_was_written_and_older_files_have_none(tmp_path):
+    row = make_row()
+    row = dataclasses.replace(row, times=dataclasses.replace(row.times, host=12.5, exposed=1))
+    path = make_record([row]).write(tmp_path / "rows.json")
+    assert record.Record.read(path).rows == [row]
+    content = json.loads(path.read_text())
+    for times in (content["results"][0]["times"], *content["results"][0]["peers"]["echo"].values()):
+        del times["host"], times["exposed"]
+    path.write_text(json.dumps(content))
+    assert record.Record.read(path).rows == [make_row()]
 
 
 # ------------------------------------------------------------------------------------------------ peers

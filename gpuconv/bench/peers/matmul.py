@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from gpuconv import backend
 from gpuconv.bench.case import Case
 from gpuconv.bench.peers.base import Contestant
-from gpuconv.tools.workload import Workload
+from gpuconv.tools.workload import Numbers, Workload
 from gpuconv.typing import Array
 
 LARGEST_OPERAND = 256 * 2**20
@@ -35,11 +33,10 @@ def contestants(case: Case, work: Workload) -> dict[str, Contestant]:
     depth, width = math.prod(g.kernel) * g.c_group, g.k_group
     all_rows = g.n * math.prod(g.out)
     rows = min(all_rows, max(1, LARGEST_OPERAND // (dtype.itemsize * g.groups * max(depth, width))))
-    rng = np.random.default_rng(0)
+    numbers = Numbers(case.device)
 
     def matrix(height: int, length: int) -> Array:
-        values = rng.standard_normal((g.groups, height, length), np.float32).astype(dtype)
-        return backend.to_device(values, case.device)
+        return numbers.normal((g.groups, height, length), dtype)
 
     if case.direction == "forward":
         a, b = matrix(rows, depth), matrix(depth, width)
