@@ -9,7 +9,7 @@ sums of the same few terms are compared, and their proportions change slowly fro
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gpuconv import cpu
 from gpuconv.algorithms import Algorithm, Problem
@@ -73,7 +73,9 @@ def rank(problem: Problem, candidates: Iterable[Algorithm]) -> list[Algorithm]:
 
 def yields_to_graphs(problem: Problem, algorithm: Algorithm) -> bool:
     """Whether "auto" takes the algorithm only if it is `WORTH_LOSING_GRAPHS` times as fast as the others."""
-    return not problem.on_cpu and problem.geometry.n == 1 and not algorithm.capturable
+    if problem.on_cpu or problem.geometry.n != 1:
+        return False
+    return algorithm.refusal(problem) is None and algorithm.refusal(replace(problem, captured=True)) is not None
 
 
 def seconds(problem: Problem, algorithm: Algorithm) -> float:

@@ -93,10 +93,6 @@ class Algorithm(Protocol):
     exact: bool
     """Whether arrays of small integers, whose sums the dtype holds, are computed without any rounding."""
 
-    capturable: bool
-    """Whether a CUDA graph can capture it: it launches kernels of this package and CuPy, and no product or transform of
-    a library. False for algorithms that run on no GPU."""
-
     def refusal(self, problem: Problem) -> str | None:
         """The reason why this problem is not supported, in words; None if it is. This allocates nothing."""
 
@@ -134,8 +130,6 @@ class Algorithm(Protocol):
 
 class PlainWeights:
     """The base of algorithms that do not prepack w."""
-
-    capturable = False
 
     def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
         return False

@@ -21,7 +21,6 @@ class _Wrapper:
 
     name: str
     exact: bool
-    capturable: bool
 
     def _serving(self, problem: Problem) -> Algorithm:
         raise NotImplementedError
@@ -65,7 +64,7 @@ class ByDevice(_Wrapper):
     """An algorithm with two implementations: for the CPU, and in CUDA."""
 
     def __init__(self, cpu: Algorithm, cuda: Algorithm) -> None:
-        self.name, self.exact, self.capturable = cpu.name, cpu.exact and cuda.exact, cuda.capturable
+        self.name, self.exact = cpu.name, cpu.exact and cuda.exact
         self._cpu, self._cuda = cpu, cuda
 
     def _serving(self, problem: Problem) -> Algorithm:
@@ -76,7 +75,7 @@ class ByDtype(_Wrapper):
     """An algorithm with two implementations: compiled, for float32 and float64 if Numba is installed, and by NumPy."""
 
     def __init__(self, compiled: Algorithm, plain: Algorithm) -> None:
-        self.name, self.exact, self.capturable = plain.name, plain.exact and compiled.exact, False
+        self.name, self.exact = plain.name, plain.exact and compiled.exact
         self._compiled, self._plain = compiled, plain
 
     def _serving(self, problem: Problem) -> Algorithm:
@@ -92,7 +91,7 @@ class Folding(_Wrapper):
     """
 
     def __init__(self, algorithm: Algorithm) -> None:
-        self.name, self.exact, self.capturable = algorithm.name, algorithm.exact, algorithm.capturable
+        self.name, self.exact = algorithm.name, algorithm.exact
         self._algorithm = algorithm
 
     def _serving(self, problem: Problem) -> Algorithm:

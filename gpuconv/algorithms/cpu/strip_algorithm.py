@@ -128,7 +128,6 @@ class StripAlgorithm(ABC):
 
     name: str
     exact: bool = True
-    capturable = False
     task_macs: int
     """Multiply-adds that take one core about 100 us. Less is not worth a task, nor waking a thread."""
 

@@ -265,8 +265,6 @@ def _parts(count: int, most: int) -> int:
 class CompiledWinograd:
     """F(m x m, 3 x 3) in float32 and float64. It refuses the same problems as the algorithm on NumPy."""
 
-    capturable = False
-
     def __init__(self, plain: Winograd) -> None:
         self.name, self.exact = plain.name, plain.exact
         self._plain, self._f = plain, plain.transforms

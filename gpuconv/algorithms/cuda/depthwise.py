@@ -116,7 +116,6 @@ def shared_bytes(unit: Unit) -> int:
 class CudaDepthwise(PlainWeights):
     name = "depthwise"
     exact = True
-    capturable = True
 
     def refusal(self, problem: Problem) -> str | None:
         g = problem.geometry

@@ -56,7 +56,6 @@ UNITS = _Units()
 class CudaDirect(PlainWeights):
     name = "direct"
     exact = True
-    capturable = True
 
     def refusal(self, problem: Problem) -> str | None:
         g = problem.geometry

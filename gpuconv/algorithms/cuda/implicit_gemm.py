@@ -82,7 +82,6 @@ def shared_bytes(unit: Unit) -> int:
 class ImplicitGemm(PlainWeights):
     name = "implicit_gemm"
     exact = True
-    capturable = True
 
     def refusal(self, problem: Problem) -> str | None:
         if problem.on_cpu:
