@@ -7,7 +7,8 @@
 A forward pass over a few input channels has a kernel of its own, see direct_stem.py.
 
 A pass is one launch, or two where the products of a sum are split over several blocks, whose sums split_k_reduce.cu
-adds in order. Only raw kernels run, and workspace comes only from CuPy's pool, so that a CUDA graph can capture it all.
+adds in order. Only raw kernels run, so that a CUDA graph can capture it all; gpuconv/cuda/graphs.py says who keeps
+the partial sums.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ float32. ``precision="fast"`` makes one. Under "strict" an infinity, in an array
 definition may give an infinity; so does a number beyond 3.402e38, which TF32 rounds to infinity.
 
 A pass is one launch, or two where the products of a sum are split over several blocks, whose sums split_k_reduce.cu
-adds in order. Only raw kernels run, and workspace comes only from CuPy's pool, so that a CUDA graph can capture it all.
+adds in order. Only raw kernels run, so that a CUDA graph can capture it all; gpuconv/cuda/graphs.py says who keeps
+the partial sums.
 """
 
 from __future__ import annotations
