@@ -133,7 +133,7 @@ cupy = _module(
     **_constants("cupy"),
     **ufuncs.UFUNCS,
     **functions.FUNCTIONS,
-    __version__=names.VERSIONS[-1],
+    __version__=names.VERSIONS[0],
     ndarray=arrays.ndarray,
     ufunc=ufuncs.ufunc,
     newaxis=None,
