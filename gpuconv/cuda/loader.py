@@ -7,10 +7,11 @@ against the kernel's C signature, because CuPy takes any arguments and a GPU rea
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -58,30 +59,58 @@ class Unit:
         return hash((self.file, self.dtype, self.macros))
 
 
-def launch(
-    xp: ModuleType,
-    unit: Unit,
-    name: str,
-    grid: tuple[int, ...],
-    block: tuple[int, ...],
-    args: Sequence[Any],
-    shared_bytes: int = 0,
-) -> None:
-    """Launch a kernel on the current device and stream, and do not wait for it. An empty grid launches nothing.
+class Launch:
+    """A kernel with all that a launch of it is given beside its arrays, which come first among its parameters.
+
+    Keep one that is used again: `rest` is checked, and made into what CuPy takes, at its first launch on a device.
+
+    Attributes
+    ----------
+    unit, name
+        The kernel.
+    grid, block : tuple of int
+        Blocks, and threads per block. An empty grid launches nothing.
+    rest : tuple
+        For a number a NumPy scalar of exactly its C type, for a struct a 0-d structured array with its layout.
+    shared_bytes : int
+        Dynamic shared memory per block.
+    """
+
+    __slots__ = ("_ready", "block", "grid", "name", "rest", "shared_bytes", "unit")
+
+    def __init__(
+        self,
+        unit: Unit,
+        name: str,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        rest: tuple[Any, ...] = (),
+        shared_bytes: int = 0,
+    ) -> None:
+        self.unit, self.name, self.grid, self.block = unit, name, grid, block
+        self.rest, self.shared_bytes = rest, shared_bytes
+        self._ready: dict[int, tuple[_Kernel, tuple[Any, ...]]] = {}
+
+    def ready(self, xp: ModuleType, device: int) -> tuple[_Kernel, tuple[Any, ...]]:
+        """The kernel on a device, and `rest` as CuPy takes it."""
+        found = self._ready.get(device)
+        if found is None or found[0].xp is not xp:
+            key = (xp, device, self.unit, self.name)
+            kernel = _ready.get(key) or _load(*key)
+            found = self._ready[device] = kernel, kernel.numbers_and_structs(self.rest)
+        return found
+
+
+def launch(xp: ModuleType, what: Launch, *arrays: Any) -> None:
+    """Launch a kernel on the current device and stream, and do not wait for it.
 
     Parameters
     ----------
     xp : module
         CuPy.
-    unit, name
-        The kernel.
-    grid, block : tuple of int
-        Blocks, and threads per block.
-    args : sequence
-        For a pointer a C-contiguous array on the current device, or None for a null pointer; for a number a NumPy
-        scalar of exactly its C type; for a struct a 0-d structured array with the layout of the struct.
-    shared_bytes : int
-        Dynamic shared memory per block.
+    what : Launch
+    *arrays
+        C-contiguous arrays on the current device, or None for a null pointer.
 
     Raises
     ------
@@ -91,23 +120,22 @@ def launch(
     TypeError, DTypeError, DeviceError
         If the arguments do not match the kernel's signature.
     """
-    device: int = xp.cuda.runtime.getDevice()
-    kernel = _ready.get((xp, device, unit, name))
-    if kernel is None:
-        kernel = _load(xp, device, unit, name)
-    given = kernel.checked(args)
-    if 0 in grid:
+    kernel, rest = what.ready(xp, xp.cuda.runtime.getDevice())
+    given = kernel.pointers(arrays)
+    if 0 in what.grid:
         return
     try:
-        if shared_bytes > kernel.shared_bytes:
-            kernel.raise_shared_bytes(shared_bytes)
-        kernel.run(grid, block, given, shared_mem=shared_bytes)
+        if what.shared_bytes > kernel.shared_bytes:
+            kernel.raise_shared_bytes(what.shared_bytes)
+        kernel.run(what.grid, what.block, (*given, *rest), shared_mem=what.shared_bytes)
     except Exception as error:
         if type(error).__name__ not in ("CUDADriverError", "CUDARuntimeError"):
             raise
-        what = f"grid {grid}, block {block}, {shared_bytes} bytes of shared memory"
+        how = f"grid {what.grid}, block {what.block}, {what.shared_bytes} bytes of shared memory"
         raise KernelError(
-            f"{name} ({unit}) could not be launched with {what}: {error}", kernel=name, file=unit.file
+            f"{what.name} ({what.unit}) could not be launched with {how}: {error}",
+            kernel=what.name,
+            file=what.unit.file,
         ) from error
 
 
@@ -194,32 +222,47 @@ class _Kernel:
     def __init__(
         self, xp: ModuleType, device: int, unit: Unit, name: str, parameters: tuple[Parameter, ...], run: Any
     ) -> None:
-        self.run = run
+        self.xp, self.run = xp, run
         self.shared_bytes = 0  # how much was asked for
         self._array, self._device = xp.ndarray, device
         self._unit, self._name = unit, name
         self._parameters = parameters
-        self._expected = [(one.kind, one.dtype, _passed_as(one)) for one in parameters]
+        leading = itertools.takewhile(lambda parameter: parameter.kind == "array", parameters)
+        self._dtypes = [parameter.dtype for parameter in leading]
 
-    def checked(self, args: Sequence[Any]) -> tuple[Any, ...]:
-        """The arguments as CuPy takes them. A quick test passes the right ones, `_look_again` examines the others."""
-        if len(args) != len(self._expected):
-            self._refuse_count(len(args))
-        array, device = self._array, self._device
+    def pointers(self, arrays: tuple[Any, ...]) -> list[Any]:
+        """The arrays as CuPy takes them."""
+        if len(arrays) != len(self._dtypes):
+            self._refuse_count(f"{len(arrays)} arrays")
+        kind, device = self._array, self._device
+        given: list[Any] = []
+        for x, dtype in zip(arrays, self._dtypes, strict=True):
+            if x is None:
+                x = NULL
+            elif type(x) is not kind or x.dtype != dtype or not x.flags.c_contiguous or x.data.device_id != device:
+                self._check_array(len(given), x)
+            given.append(x)
+        return given
+
+    def numbers_and_structs(self, rest: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments behind the arrays, as CuPy takes them.
+
+        It asks a struct for its ``__array_interface__``, where NumPy describes every field. Of mere bytes there is no
+        more to say than their number.
+        """
+        if len(rest) + len(self._dtypes) != len(self._parameters):
+            self._refuse_count(f"{len(rest)} others")
         given = []
-        for place, (kind, dtype, passed_as) in enumerate(self._expected):
-            x = args[place]
-            if kind == "array":
-                if x is None:
-                    x = NULL
-                elif type(x) is not array or x.dtype != dtype or not x.flags.c_contiguous or x.data.device_id != device:
-                    self._look_again(place, x)
-            elif kind == "struct":
-                if type(x) is not np.ndarray or x.dtype is not dtype:
-                    self._look_again(place, x)
-                x = x.view(passed_as)
-            elif type(x) not in passed_as:
-                self._look_again(place, x)
+        for place, x in enumerate(rest, len(self._dtypes)):
+            parameter = self._parameters[place]
+            if parameter.kind == "struct":
+                self._check_struct(place, x)
+                x = x.view(np.dtype((np.void, x.dtype.itemsize)))
+            elif type(x) not in _spellings(parameter.dtype):
+                name = parameter.dtype.type.__name__
+                raise TypeError(
+                    f"{self._where(place)} takes a NumPy {name}, but this is {_described(x)}. Write np.{name}(...)."
+                )
             given.append(x)
         return tuple(given)
 
@@ -233,38 +276,34 @@ class _Kernel:
                 self.run.max_dynamic_shared_size_bytes = count
                 self.shared_bytes = count
 
-    def _refuse_count(self, count: int) -> None:
+    def _refuse_count(self, given: str) -> None:
         wanted = ", ".join(one.text for one in self._parameters)
         raise TypeError(
-            f"{self._name} ({self._unit}) takes {len(self._parameters)} arguments ({wanted}), but {count} were given."
+            f"{self._name} ({self._unit}) takes {len(self._dtypes)} arrays, {len(self._parameters)} arguments in all "
+            f"({wanted}), but {given} were given."
         )
 
-    def _look_again(self, place: int, x: Any) -> None:
-        parameter = self._parameters[place]
-        where = f"{self._name} ({self._unit}): argument {place + 1}, `{parameter.text}`,"
-        if parameter.kind == "array":
-            self._check_array(x, parameter, where)
-        elif parameter.kind == "number":
-            name = parameter.dtype.type.__name__
-            raise TypeError(f"{where} takes a NumPy {name}, but this is {_described(x)}. Write np.{name}(...).")
-        else:
-            if not isinstance(x, np.ndarray) or x.ndim or x.dtype.names is None:
-                raise TypeError(
-                    f"{where} takes a 0-d structured array of {parameter.dtype}, but this is {_described(x)}."
-                )
-            if x.dtype != parameter.dtype:
-                raise TypeError(
-                    f"{where} has {parameter.dtype.itemsize} bytes as {parameter.dtype}, "
-                    f"but the array has {x.dtype.itemsize} as {x.dtype}."
-                )
-            # Comparing two layouts takes microseconds: remember this very dtype for the next time.
-            self._expected[place] = ("struct", x.dtype, _passed_as(parameter))
+    def _where(self, place: int) -> str:
+        return f"{self._name} ({self._unit}): argument {place + 1}, `{self._parameters[place].text}`,"
 
-    def _check_array(self, x: Any, parameter: Parameter, where: str) -> None:
+    def _check_struct(self, place: int, x: Any) -> None:
+        dtype = self._parameters[place].dtype
+        if not isinstance(x, np.ndarray) or x.ndim or x.dtype.names is None:
+            raise TypeError(
+                f"{self._where(place)} takes a 0-d structured array of {dtype}, but this is {_described(x)}."
+            )
+        if x.dtype != dtype:
+            raise TypeError(
+                f"{self._where(place)} has {dtype.itemsize} bytes as {dtype}, but the array has {x.dtype.itemsize} as "
+                f"{x.dtype}."
+            )
+
+    def _check_array(self, place: int, x: Any) -> None:
+        where, dtype = self._where(place), self._parameters[place].dtype
         if not isinstance(x, self._array):
             raise TypeError(f"{where} takes a device array or None, but this is {_described(x)}.")
-        if x.dtype != parameter.dtype:
-            raise DTypeError(f"{where} takes an array of {parameter.dtype}, not of {x.dtype}.")
+        if x.dtype != dtype:
+            raise DTypeError(f"{where} takes an array of {dtype}, not of {x.dtype}.")
         if x.device.id != self._device:
             raise DeviceError(
                 f"{where} takes an array on the current device, cuda:{self._device}, not on cuda:{x.device.id}."
@@ -318,15 +357,10 @@ def _module(xp: ModuleType, device: int, unit: Unit) -> tuple[Any, dict[str, tup
     return _modules[key]
 
 
-def _passed_as(parameter: Parameter) -> Any:
-    """The NumPy types that match a number's C type, several where a platform has two of one size; a struct's bytes.
-
-    CuPy asks a struct for its ``__array_interface__``, which describes every field. Of mere bytes there is no more to
-    say than their number.
-    """
-    if parameter.kind == "struct":
-        return np.dtype((np.void, parameter.dtype.itemsize))
-    return frozenset(t for t in np.sctypeDict.values() if np.dtype(t) == parameter.dtype)
+@cache
+def _spellings(dtype: np.dtype[Any]) -> frozenset[type]:
+    """The NumPy types that match a number's C type: several where a platform has two of one size."""
+    return frozenset(t for t in np.sctypeDict.values() if np.dtype(t) == dtype)
 
 
 def _described(x: Any) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from gpuconv.cuda import Unit, launch
+from gpuconv.cuda import Launch, Unit, launch
 from gpuconv.cuda.arguments import THREADS, Units, address, blocks, conv_struct, fast_div, index64, is_wide
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array
@@ -47,15 +48,18 @@ def _tap_bytes(g: ConvGeometry) -> int:
 def _launch(xp: ModuleType, name: str, g: ConvGeometry, *arrays: Array, last: tuple[Any, ...] = ()) -> None:
     """Launch a kernel of the file: a thread makes a pack of channels of one pixel of the last of `arrays`."""
     first, made = arrays[0], arrays[-1]
-    wide = is_wide(g.c, first.itemsize, *map(address, arrays))
-    packs_a_pixel = g.c * first.itemsize // 16 if wide else g.c
+    at_once = 16 // first.itemsize if is_wide(g.c, first.itemsize, *map(address, arrays)) else 1
+    launch(xp, _launch_of(name, g, first.dtype, made.shape == g.x_shape, at_once, last), *arrays)
+
+
+@lru_cache(maxsize=4096)
+def _launch_of(
+    name: str, g: ConvGeometry, dtype: np.dtype[Any], makes_x: bool, at_once: int, last: tuple[Any, ...]
+) -> Launch:
+    """The launch for all pixels of x, or of y, of whose channels a thread takes `at_once` at a time."""
+    packs_a_pixel = g.c // at_once
     wide_index = index64(g.x_shape, g.y_shape)
-    macros = (("WIDE", wide), ("ARGMAX_BYTES", _tap_bytes(g)), ("INDEX64", wide_index))
-    unit = Unit("pool.cu", first.dtype, macros)
-    pixels = math.prod((g.x_shape if made.shape == g.x_shape else g.y_shape)[:-1])
-    packs = pixels * packs_a_pixel
-    grid = (blocks(packs),)
-    block = (THREADS,)
-    args = (*arrays, conv_struct(g), fast_div(packs_a_pixel), (np.int64 if wide_index else np.int32)(packs), *last)
-    shared_bytes = 0
-    launch(xp, unit, name, grid, block, args, shared_bytes)
+    macros = (("WIDE", int(at_once > 1)), ("ARGMAX_BYTES", _tap_bytes(g)), ("INDEX64", wide_index))
+    packs = math.prod((g.x_shape if makes_x else g.y_shape)[:-1]) * packs_a_pixel
+    rest = (conv_struct(g), fast_div(packs_a_pixel), (np.int64 if wide_index else np.int32)(packs), *last)
+    return Launch(Unit("pool.cu", dtype, macros), name, (blocks(packs),), (THREADS,), rest)

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 from nvrtc_here import needs_nvrtc
+from on_gpu import forget
 
 import gpuconv
 from gpuconv.algorithms.cuda import columns as columns_cuda
@@ -48,7 +49,7 @@ def test_a_unit_that_is_launched_and_not_listed_is_named(double, emulated, monke
     monkeypatch.setattr(loader, "_modules", {})
     monkeypatch.setattr(loader, "_ready", {})
     gpuconv.im2col(x, 3)
-    loader._modules.clear(), loader._ready.clear()
+    loader._modules.clear(), loader._ready.clear(), forget(columns_cuda)
     monkeypatch.setattr(columns_cuda, "UNITS", ())
     monkeypatch.setattr("listed_units.listed", set())
     with pytest.raises(AssertionError, match=r"in no UNITS: im2col\.cu .*-DBYTES=4 -DINDEX64=0"):

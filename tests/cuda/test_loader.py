@@ -10,7 +10,7 @@ import pytest
 from nvrtc_here import needs_nvrtc
 
 from gpuconv.backend import DTYPES
-from gpuconv.cuda import Unit, flatten, launch, loader, nvrtc, options
+from gpuconv.cuda import Launch, Unit, flatten, loader, nvrtc, options
 from gpuconv.cuda.signature import signatures
 from gpuconv.errors import DeviceError, DTypeError, KernelError
 
@@ -44,7 +44,7 @@ extern "C" __global__ void nothing() {}
 """
 
 OWN = """// Numbers from the last to the first.
-extern "C" __global__ void own(int* y) {
+extern "C" __global__ void own(int* y, int* again) {
   __shared__ int kept[1000];
   kept[threadIdx.x] = threadIdx.x;
   __syncthreads();
@@ -116,6 +116,11 @@ def cupy():
     fake.ndarray, fake.RawModule = Array, RawModule
     fake.cuda = SimpleNamespace(runtime=SimpleNamespace(getDevice=lambda: fake.device))
     return fake
+
+
+def launch(cupy, unit, name, grid, block, args, shared_bytes=0):
+    """A launch of which nothing is remembered; x and y, the first two arguments, are arrays."""
+    loader.launch(cupy, Launch(unit, name, grid, block, tuple(args[2:]), shared_bytes), *args[:2])
 
 
 UNIT = Unit("scale.cu", F32, (("INDEX64", 1),))
@@ -313,6 +318,24 @@ def test_structs_are_handed_over_as_bytes(kernels, cupy):
     assert np.shares_memory(passed, g)
 
 
+def test_a_launch_that_is_kept_is_made_ready_once_a_device(kernels, cupy, monkeypatch):
+    """Its arrays are checked each time, since they differ; the others are checked once."""
+    asked = []
+    plain = loader._Kernel.numbers_and_structs
+    monkeypatch.setattr(loader._Kernel, "numbers_and_structs", lambda *args: asked.append(1) or plain(*args))
+    kept = Launch(UNIT, "scale", (1,), (1,), tuple(arguments()[2:]))
+    for cupy.device in (0, 1, 0, 1):
+        x = on_device(np.zeros(4, F32), cupy.device)
+        loader.launch(cupy, kept, x, x)
+        with pytest.raises(DeviceError, match=f"current device, cuda:{cupy.device}, not on cuda:{1 - cupy.device}"):
+            loader.launch(cupy, kept, x, on_device(x, 1 - cupy.device))
+        with pytest.raises(DTypeError, match=r"an array of float32, not of float64"):
+            loader.launch(cupy, kept, x, on_device(np.zeros(4), cupy.device))
+        with pytest.raises(TypeError, match=r"takes 2 arrays, 6 arguments .* but 1 arrays were given"):
+            loader.launch(cupy, kept, x)
+    assert (len(asked), len(cupy.calls), len(cupy.compiled)) == (2, 4, 2)
+
+
 def test_null_pointers(kernels, cupy):
     launch(cupy, UNIT, "scale", (1,), (1,), arguments(x=None))
     passed = cupy.calls[0][2][0]
@@ -348,10 +371,10 @@ def test_a_kernels_own_shared_memory_counts(kernels, double, emulated):
     (kernels / "own.cu").write_text(OWN)
     y = double.zeros(4, np.int32)
     for shared in (16, 48 * 1024, 100 * 1024):
-        launch(double, Unit("own.cu", F32), "own", (1,), (4,), (y,), shared)
+        launch(double, Unit("own.cu", F32), "own", (1,), (4,), (y, y), shared)
         assert y.get().tolist() == [3, 2, 1, 0]
     with pytest.raises(KernelError, match=r"with grid \(1,\), block \(4,\), 166912 bytes of shared .*INVALID_VALUE"):
-        launch(double, Unit("own.cu", F32), "own", (1,), (4,), (y,), 163 * 1024)
+        launch(double, Unit("own.cu", F32), "own", (1,), (4,), (y, None), 163 * 1024)
 
 
 def test_threads_do_not_take_shared_memory_back_from_each_other(kernels, cupy):
@@ -497,7 +520,8 @@ def _layout(dtype):
 
 @pytest.mark.parametrize("count", [0, 5, 7])
 def test_the_number_of_arguments(kernels, cupy, count):
-    with pytest.raises(TypeError, match=rf"takes 6 arguments \(const T\* .*index_t at\), but {count} were given"):
+    given = f"{count - 2} others" if count else "0 others"
+    with pytest.raises(TypeError, match=rf"takes 2 arrays, 6 arguments in all \(const T.* at\), but {given} were"):
         launch(cupy, UNIT, "scale", (1,), (1,), [*arguments(), None][:count])
 
 

@@ -130,12 +130,20 @@ def same_bits(a, b):
     return bits(a) == bits(np.asarray(b) if isinstance(b, np.ndarray) else b)
 
 
+def forget(*modules):
+    """What these modules remember: a test that changes how they choose must not see the choices of others."""
+    for module in modules:
+        for thing in list(vars(module).values()):
+            if getattr(thing, "__module__", None) == module.__name__ and hasattr(thing, "cache_clear"):
+                thing.cache_clear()
+
+
 def launch_in_the_emulator(monkeypatch, modules, **how):
     """Launches of these modules run in the emulator, on NumPy arrays, with these settings of its Module."""
 
-    def launch(xp, unit, name, grid, block, args, shared_bytes=0):
-        module = emulator.Module(loader.flatten(unit.file), options=loader.options(unit), **how)
-        module.launch(name, grid, block, args, shared_bytes)
+    def launch(xp, what, *arrays):
+        module = emulator.Module(loader.flatten(what.unit.file), options=loader.options(what.unit), **how)
+        module.launch(what.name, what.grid, what.block, (*arrays, *what.rest), what.shared_bytes)
 
     for module in modules:
         monkeypatch.setattr(module, "launch", launch)

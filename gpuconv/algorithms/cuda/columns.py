@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.algorithms.cuda.epilogue import activation_code
-from gpuconv.cuda import Unit, launch
+from gpuconv.cuda import Launch, Unit, launch
 from gpuconv.cuda.arguments import (
     MOST_BLOCKS,
     THREADS,
@@ -70,21 +70,19 @@ def refusal(g: ConvGeometry, itemsize: int) -> str | None:
 def im2col(xp: ModuleType, x: Array, g: ConvGeometry, cols_bytes: Array, first: int, rows: int) -> None:
     """Rows `first` to `first + rows` of the columns, (m, r s c) or (g, m, r s c // groups), into a buffer of bytes."""
     word = math.gcd(16, g.c_group * x.itemsize, address(x), address(cols_bytes))
-    in_words = _in_words(g, g.c * x.itemsize // word)
+    what = _launch_of_im2col(g, g.c * x.itemsize // word, word, first, rows)
+    launch(xp, what, x.reshape(-1).view(np.uint8), cols_bytes)
+
+
+@lru_cache(maxsize=4096)
+def _launch_of_im2col(g: ConvGeometry, words: int, word: int, first: int, rows: int) -> Launch:
+    in_words = replace(g, c=words, k=g.groups)  # c counts words, and k does not matter
     width = math.prod(g.kernel) * in_words.c
     wide_index = index64(in_words.x_shape, (rows, width), in_words.y_shape)
     unit = Unit("im2col.cu", _WORDS, (("BYTES", word), ("INDEX64", wide_index)))
     index = np.int64 if wide_index else np.int32
     block, grid = _shape(width, rows, ROWS)
-    args = (x.reshape(-1).view(np.uint8), cols_bytes, conv_struct(in_words), index(first), index(rows))
-    shared_bytes = 0
-    launch(xp, unit, "im2col", grid, block, args, shared_bytes)
-
-
-@lru_cache(maxsize=1024)
-def _in_words(g: ConvGeometry, words: int) -> ConvGeometry:
-    """The same geometry for a kernel that moves words: c counts words, and k does not matter."""
-    return replace(g, c=words, k=g.groups)
+    return Launch(unit, "im2col", grid, block, (conv_struct(in_words), index(first), index(rows)))
 
 
 def _shape(width: int, rows: int, rows_a_thread: int) -> tuple[Ints, Ints]:
@@ -115,40 +113,45 @@ def col2im_gather(
     """
     box = whole_box(g) if box is None else box
     first, stop = (0, g.n * math.prod(g.spatial)) if pixels is None else pixels
-    rounded = cols.dtype == x.dtype
-    wide = is_wide(g.c_group, cols.itemsize, address(cols), address(x))
-    packs = g.c * cols.itemsize // 16 if wide else g.c
+    at_once = 16 // cols.itemsize if is_wide(g.c_group, cols.itemsize, address(cols), address(x)) else 1
+    name = "col2im_gather" if cols.dtype == x.dtype else "col2im_gather_acc"
+    launch(xp, _launch_of_gather(name, x.dtype, g, (first, stop), box, at_once, activation), cols, bias, x)
+
+
+@lru_cache(maxsize=4096)
+def _launch_of_gather(
+    name: str, dtype: np.dtype[Any], g: ConvGeometry, pixels: Pair, box: Box, at_once: int, activation: str
+) -> Launch:
+    """The launch for a range of pixels, of whose channels a thread takes `at_once` at a time."""
+    first, stop = pixels
+    packs = g.c // at_once
     wide_index = index64(g.x_shape, (math.prod(box.extents), math.prod(g.kernel), g.c))
-    unit = Unit("col2im.cu", x.dtype, (("WIDE", wide), ("INDEX64", wide_index)))
+    unit = Unit("col2im.cu", dtype, (("WIDE", int(at_once > 1)), ("INDEX64", wide_index)))
     index = np.int64 if wide_index else np.int32
-    name = "col2im_gather" if rounded else "col2im_gather_acc"
-    grid = (blocks((stop - first) * packs),)
-    block = (THREADS,)
-    args = (
-        cols, bias, x, conv_struct(g), _box_struct(box), fast_div(packs), index(first), index(stop - first),
+    rest = (
+        conv_struct(g), _box_struct(box), fast_div(packs), index(first), index(stop - first),
         activation_code(activation),
     )  # fmt: skip
-    shared_bytes = 0
-    launch(xp, unit, name, grid, block, args, shared_bytes)
+    return Launch(unit, name, (blocks((stop - first) * packs),), (THREADS,), rest)
 
 
 def col2im_scatter(xp: ModuleType, cols: Array, g: ConvGeometry, sums: Array) -> None:
     """Add every element of cols to its position in `sums`, of the accumulator's dtype, in any order."""
-    rows, width = cols.shape
-    wide_index = index64(cols.shape, g.x_shape)
-    unit = Unit("col2im.cu", cols.dtype, (("WIDE", 0), ("INDEX64", wide_index)))
-    index = np.int64 if wide_index else np.int32
-    block, grid = _shape(width, rows, 1)
-    args = (cols, sums, conv_struct(g), index(rows))
-    shared_bytes = 0
-    launch(xp, unit, "col2im_scatter", grid, block, args, shared_bytes)
+    launch(xp, _launch_of_scatter(cols.dtype, g, cols.shape), cols, sums)
 
 
 @lru_cache(maxsize=1024)
+def _launch_of_scatter(dtype: np.dtype[Any], g: ConvGeometry, shape: Ints) -> Launch:
+    rows, width = shape
+    wide_index = index64(shape, g.x_shape)
+    unit = Unit("col2im.cu", dtype, (("WIDE", 0), ("INDEX64", wide_index)))
+    index = np.int64 if wide_index else np.int32
+    block, grid = _shape(width, rows, 1)
+    return Launch(unit, "col2im_scatter", grid, block, (conv_struct(g), index(rows)))
+
+
 def _box_struct(box: Box) -> np.ndarray[Any, Any]:
     leading = 3 - len(box.ranges)
     low = (0,) * leading + tuple(start for start, _ in box.ranges)
     outputs = (1,) * leading + box.extents[1:]
-    struct = np.array((box.samples[0], box.extents[0], low, outputs), BOX)
-    struct.setflags(write=False)
-    return struct
+    return np.array((box.samples[0], box.extents[0], low, outputs), BOX)

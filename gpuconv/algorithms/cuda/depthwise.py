@@ -22,7 +22,7 @@ from gpuconv.algorithms.base import Cost, PlainWeights, Problem
 from gpuconv.algorithms.cuda.epilogue import activation_code
 from gpuconv.algorithms.cuda.split_k import split_k_reduce
 from gpuconv.backend import accumulator, multiprocessors
-from gpuconv.cuda import Unit, launch
+from gpuconv.cuda import Launch, Unit, launch
 from gpuconv.cuda.arguments import FAST_DIV, Units, address, conv_struct, fast_div, index64, too_long
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints
@@ -160,33 +160,40 @@ class CudaDepthwise(PlainWeights):
 def _launch(
     problem: Problem, name: str, read: Array, w: Array, out: Array, bias: Array | None, activation: str
 ) -> None:
-    g, xp = problem.geometry, problem.xp
-    variant = _variant(problem, math.gcd(16, *map(address, (read, w, out))))
+    what = _launch_of(problem, name, math.gcd(16, *map(address, (read, w, out))), activation)
+    launch(problem.xp, what, read, w, bias, out)
+
+
+@lru_cache(maxsize=4096)
+def _launch_of(problem: Problem, name: str, alignment: int, activation: str) -> Launch:
+    g = problem.geometry
+    variant = _variant(problem, alignment)
     patch = _patch(g, problem.direction, variant)
     back = ("INPUT_GRAD", int(problem.direction == "input_grad"))
     unit = Unit("depthwise.cu", problem.dtype, (back, ("INDEX64", _index64(g)), *variant.macros))
-    grid = (patch.jobs,)
-    block = patch.block
-    args = (read, w, bias, out, conv_struct(g), _plan(g, patch, activation))
-    shared_bytes = 0
-    launch(xp, unit, name, grid, block, args, shared_bytes)
+    divisors = map(fast_div, (*patch.blocks, g.k_group))
+    plan = np.array((*patch.first, activation_code(activation), *divisors), PLAN)
+    return Launch(unit, name, (patch.jobs,), patch.block, (conv_struct(g), plan))
 
 
 def _launch_weights(problem: Problem, x: Array, dy: Array, out: Array) -> None:
-    g, xp = problem.geometry, problem.xp
-    sums = _sums(problem, math.gcd(16, *map(address, (x, dy))))
-    acc = accumulator(problem.dtype)
-    partials = xp.empty((sums.splits, out.size), acc) if sums.splits > 1 else None
+    xp = problem.xp
+    sums, what = _launch_of_weights(problem, math.gcd(16, *map(address, (x, dy))))
+    partials = xp.empty((sums.splits, out.size), accumulator(problem.dtype)) if sums.splits > 1 else None
+    launch(xp, what, x, dy, out, partials)
+    if partials is not None:
+        split_k_reduce(xp, partials, out)
+
+
+@lru_cache(maxsize=4096)
+def _launch_of_weights(problem: Problem, alignment: int) -> tuple[Sums, Launch]:
+    g = problem.geometry
+    sums = _sums(problem, alignment)
     variant = sums.variant
     unit = Unit("depthwise_weights.cu", problem.dtype, (("INDEX64", _index64(g, sums.splits)), *variant.macros))
     plan = np.array((sums.blocks_c, sums.splits, fast_div(sums.strips), fast_div(g.k_group)), WEIGHT_PLAN)
-    grid = (sums.jobs,)
-    block = sums.block
-    args = (x, dy, out, partials, conv_struct(g), plan)
-    shared_bytes = math.prod(block) * variant.channels * acc.itemsize
-    launch(xp, unit, "depthwise_weight_grad", grid, block, args, shared_bytes)
-    if partials is not None:
-        split_k_reduce(xp, partials, out)
+    shared = math.prod(sums.block) * variant.channels * accumulator(problem.dtype).itemsize
+    return sums, Launch(unit, "depthwise_weight_grad", (sums.jobs,), sums.block, (conv_struct(g), plan), shared)
 
 
 # -------------------------------------------------------------------------------------------------- blocks
@@ -277,14 +284,6 @@ def _lanes(count: int) -> tuple[int, int]:
     """Threads along the channels, and blocks, with as few idle threads as possible."""
     pieces = -(-count // min(MOST_LANES, THREADS))
     return -(-count // pieces), pieces
-
-
-@lru_cache(maxsize=1024)
-def _plan(g: ConvGeometry, patch: Patch, activation: str) -> np.ndarray[Any, Any]:
-    divisors = map(fast_div, (*patch.blocks, g.k_group))
-    plan = np.array((*patch.first, activation_code(activation), *divisors), PLAN)
-    plan.setflags(write=False)
-    return plan
 
 
 def _jobs(problem: Problem) -> int:

@@ -23,11 +23,14 @@ from gpuconv.algorithms.cuda import direct_stem, direct_tiles
 from gpuconv.algorithms.cuda.direct_tiles import DirectTiling
 from gpuconv.algorithms.cuda.implicit_product import (
     MOST_JOBS,
+    Work,
     jobs,
     launch_product,
     launch_weights,
     partial_bytes,
     product_of,
+    product_work,
+    weights_work,
 )
 from gpuconv.backend import accumulator, multiprocessors
 from gpuconv.cuda import Unit
@@ -101,17 +104,32 @@ class CudaDirect(PlainWeights):
 
 
 def _launch_product(problem: Problem, read: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
-    aligned, tiling = _tiling(problem, not any(address(a) % 16 for a in (read, w, out)))
-    back = int(problem.direction == "input_grad")
-    unit = Unit("direct.cu", problem.dtype, (("INPUT_GRAD", back), *_macros(problem, aligned, tiling)))
-    name = "direct_input_grad" if back else "direct_forward"
-    launch_product(problem, tiling, unit, name, tiling.tile.threads, 0, read, w, out, bias, activation)
+    work = _product(problem, _are_aligned(read, w, out), activation)
+    launch_product(problem, work, read, w, out, bias, activation)
 
 
 def _launch_weights(problem: Problem, x: Array, dy: Array, out: Array) -> None:
-    aligned, tiling = _tiling(problem, not any(address(a) % 16 for a in (x, dy, out)))
+    launch_weights(problem, _weights(problem, _are_aligned(x, dy, out)), x, dy, out)
+
+
+def _are_aligned(*arrays: Array) -> bool:
+    return not any(address(a) % 16 for a in arrays)
+
+
+@lru_cache(maxsize=4096)
+def _product(problem: Problem, addresses_aligned: bool, activation: str) -> Work:
+    aligned, tiling = _tiling(problem, addresses_aligned)
+    back = int(problem.direction == "input_grad")
+    unit = Unit("direct.cu", problem.dtype, (("INPUT_GRAD", back), *_macros(problem, aligned, tiling)))
+    name = "direct_input_grad" if back else "direct_forward"
+    return product_work(problem, tiling, unit, name, tiling.tile.threads, 0, activation)
+
+
+@lru_cache(maxsize=4096)
+def _weights(problem: Problem, addresses_aligned: bool) -> Work:
+    aligned, tiling = _tiling(problem, addresses_aligned)
     unit = Unit("direct_weights.cu", problem.dtype, _macros(problem, aligned, tiling))
-    launch_weights(problem, tiling, unit, "direct_weight_grad", tiling.tile.threads, 0, x, dy, out)
+    return weights_work(problem, tiling, unit, "direct_weight_grad", tiling.tile.threads, 0)
 
 
 def _macros(problem: Problem, aligned: int, tiling: DirectTiling) -> tuple[tuple[str, int], ...]:

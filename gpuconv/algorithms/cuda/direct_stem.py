@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
 from gpuconv.algorithms.base import Problem
 from gpuconv.algorithms.cuda.epilogue import activation_code
-from gpuconv.cuda import Unit, launch
+from gpuconv.cuda import Launch, Unit, launch
 from gpuconv.cuda.arguments import FAST_DIV, Units, address, conv_struct, fast_div, index64
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array
@@ -81,26 +80,21 @@ def is_aligned(problem: Problem, *arrays: Array) -> bool:
 
 
 def forward(problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
-    g, xp = problem.geometry, problem.xp
+    launch(problem.xp, _launch_of(problem, activation), x, w, bias, out)
+
+
+@lru_cache(maxsize=1024)
+def _launch_of(problem: Problem, activation: str) -> Launch:
+    g = problem.geometry
     conv = conv_struct(g)
     macros = (("KERNEL_H", int(conv["kernel"][1])), ("STRIDE_H", int(conv["stride"][1])), ("INDEX64", 0))
     unit = Unit("direct_stem.cu", problem.dtype, macros)
-    plan = _plan(g, activation)
-    grid = (math.prod(int(plan[name]) for name in ("blocks_k", "blocks_q", "blocks_p")) * g.n * int(conv["y"][0]),)
-    block = (THREADS,)
-    args = (x, w, bias, out, conv, plan)
-    shared_bytes = _shared_bytes(g)
-    launch(xp, unit, "direct_stem", grid, block, args, shared_bytes)
-
-
-@lru_cache(maxsize=256)
-def _plan(g: ConvGeometry, activation: str) -> np.ndarray[Any, Any]:
-    _, p, q = (int(size) for size in conv_struct(g)["y"])
+    images, p, q = (int(size) for size in conv["y"])
     blocks = (-(-g.k // CHANNELS), -(-q // PIXELS_Q), -(-p // PIXELS_P))
     divisors = (fast_div(_length(g)), fast_div(g.c))
     plan = np.array((*blocks, _length(g), activation_code(activation), *divisors), PLAN)
-    plan.setflags(write=False)
-    return plan
+    grid = (math.prod(blocks) * g.n * images,)
+    return Launch(unit, "direct_stem", grid, (THREADS,), (conv, plan), _shared_bytes(g))
 
 
 def _length(g: ConvGeometry) -> int:

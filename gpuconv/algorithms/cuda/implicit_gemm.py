@@ -32,11 +32,14 @@ from gpuconv.algorithms.cuda.implicit_gemm_tiles import (
 )
 from gpuconv.algorithms.cuda.implicit_product import (
     MOST_JOBS,
+    Work,
     jobs,
     launch_product,
     launch_weights,
     partial_bytes,
     product_of,
+    product_work,
+    weights_work,
 )
 from gpuconv.cuda import Unit
 from gpuconv.cuda.arguments import Units, address, too_long
@@ -127,21 +130,29 @@ class ImplicitGemm(PlainWeights):
         _launch_product(problem, dy, w, out, bias, activation)
 
     def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
-        copy, tiling = _tiling(problem, _alignment(x, dy, out))
-        unit = Unit("implicit_gemm_weights.cu", problem.dtype, _macros(problem, tiling.tile, copy))
-        shared_bytes = _shared_bytes(problem, tiling.tile)
-        launch_weights(
-            problem, tiling, unit, "implicit_gemm_weight_grad", tiling.tile.threads, shared_bytes, x, dy, out
-        )
+        launch_weights(problem, _weights(problem, _alignment(x, dy, out)), x, dy, out)
 
 
 def _launch_product(problem: Problem, read: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
-    copy, tiling = _tiling(problem, _alignment(read, w, out))
+    work = _product(problem, _alignment(read, w, out), activation)
+    launch_product(problem, work, read, w, out, bias, activation)
+
+
+@lru_cache(maxsize=4096)
+def _product(problem: Problem, alignment: int, activation: str) -> Work:
+    copy, tiling = _tiling(problem, alignment)
     back = problem.direction == "input_grad"
     unit = Unit("implicit_gemm.cu", problem.dtype, (("INPUT_GRAD", int(back)), *_macros(problem, tiling.tile, copy)))
     name = "implicit_gemm_input_grad" if back else "implicit_gemm_forward"
-    shared_bytes = _shared_bytes(problem, tiling.tile)
-    launch_product(problem, tiling, unit, name, tiling.tile.threads, shared_bytes, read, w, out, bias, activation)
+    return product_work(problem, tiling, unit, name, tiling.tile.threads, shared_bytes(unit), activation)
+
+
+@lru_cache(maxsize=4096)
+def _weights(problem: Problem, alignment: int) -> Work:
+    copy, tiling = _tiling(problem, alignment)
+    unit = Unit("implicit_gemm_weights.cu", problem.dtype, _macros(problem, tiling.tile, copy))
+    name = "implicit_gemm_weight_grad"
+    return weights_work(problem, tiling, unit, name, tiling.tile.threads, shared_bytes(unit))
 
 
 # -------------------------------------------------------------------------------------------------- tiling
@@ -180,4 +191,4 @@ def _shared_bytes(problem: Problem, tile: Tile) -> int:
 
 def _alignment(*arrays: Array) -> int:
     """The largest power of 2, up to 16, that divides the addresses of all arrays."""
-    return min(math.gcd(16, address(a)) if address(a) else 16 for a in arrays)
+    return math.gcd(16, *map(address, arrays))

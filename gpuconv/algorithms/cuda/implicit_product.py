@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from gpuconv.algorithms.base import Problem
 from gpuconv.algorithms.cuda.epilogue import activation_code
 from gpuconv.algorithms.cuda.split_k import split_k_reduce
 from gpuconv.backend import accumulator
-from gpuconv.cuda import Unit, launch
+from gpuconv.cuda import Launch, Unit, launch
 from gpuconv.cuda.arguments import FAST_DIV, conv_struct, fast_div
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array, Ints
@@ -74,7 +73,13 @@ def parts_of(g: ConvGeometry) -> tuple[Ints, Ints, Ints]:
     return outs, tuple(strides), tap_stride
 
 
-@lru_cache(maxsize=1024)
+class Work(NamedTuple):
+    """A pass made ready for any arrays: the launch of its kernel, and the tiles that it is cut into."""
+
+    kernel: Launch
+    tiles: TileGrid
+
+
 def product_plan(g: ConvGeometry, direction: str, tiles: TileGrid, activation: str) -> np.ndarray[Any, Any]:
     back = direction == "input_grad"
     outs, parts, tap_stride = parts_of(g) if back else (tuple(map(int, conv_struct(g)["y"])), (1,) * 3, (1,) * 3)
@@ -88,48 +93,37 @@ def product_plan(g: ConvGeometry, direction: str, tiles: TileGrid, activation: s
     return plan
 
 
+def product_work(
+    problem: Problem, tiles: TileGrid, unit: Unit, name: str, threads: int, shared_bytes: int, activation: str
+) -> Work:
+    """A forward pass or an input gradient by a kernel."""
+    g = problem.geometry
+    rest = (conv_struct(g), product_plan(g, problem.direction, tiles, activation))
+    return Work(Launch(unit, name, (jobs(problem, tiles),), (threads,), rest, shared_bytes), tiles)
+
+
+def weights_work(problem: Problem, tiles: TileGrid, unit: Unit, name: str, threads: int, shared_bytes: int) -> Work:
+    """A weight gradient by a kernel."""
+    g = problem.geometry
+    plan = np.array((tiles.tiles_m, tiles.tiles_n, tiles.splits, fast_div(g.c_group)), WEIGHT_PLAN)
+    rest = (conv_struct(g), plan)
+    return Work(Launch(unit, name, (jobs(problem, tiles),), (threads,), rest, shared_bytes), tiles)
+
+
 def launch_product(
-    problem: Problem,
-    tiles: TileGrid,
-    unit: Unit,
-    name: str,
-    threads: int,
-    shared_bytes: int,
-    read: Array,
-    w: Array,
-    out: Array,
-    bias: Array | None,
-    activation: str,
+    problem: Problem, work: Work, read: Array, w: Array, out: Array, bias: Array | None, activation: str
 ) -> None:
-    """Launch a kernel for a forward pass or an input gradient, and add the partial sums of its splits."""
-    partials = partials_of(problem, tiles)
-    plan = product_plan(problem.geometry, problem.direction, tiles, activation)
-    grid = (jobs(problem, tiles),)
-    block = (threads,)
-    args = (read, w, bias, out, partials, conv_struct(problem.geometry), plan)
-    launch(problem.xp, unit, name, grid, block, args, shared_bytes)
+    """Launch the kernel of a forward pass or an input gradient, and add the partial sums of its splits."""
+    partials = partials_of(problem, work.tiles)
+    launch(problem.xp, work.kernel, read, w, bias, out, partials)
     if partials is not None:
         split_k_reduce(problem.xp, partials, out, bias, activation)
 
 
-def launch_weights(
-    problem: Problem,
-    tiles: TileGrid,
-    unit: Unit,
-    name: str,
-    threads: int,
-    shared_bytes: int,
-    x: Array,
-    dy: Array,
-    out: Array,
-) -> None:
-    """Launch a kernel for a weight gradient, and add the partial sums of its splits."""
-    g, partials = problem.geometry, partials_of(problem, tiles)
-    plan = np.array((tiles.tiles_m, tiles.tiles_n, tiles.splits, fast_div(g.c_group)), WEIGHT_PLAN)
-    grid = (jobs(problem, tiles),)
-    block = (threads,)
-    args = (x, dy, out, partials, conv_struct(g), plan)
-    launch(problem.xp, unit, name, grid, block, args, shared_bytes)
+def launch_weights(problem: Problem, work: Work, x: Array, dy: Array, out: Array) -> None:
+    """Launch the kernel of a weight gradient, and add the partial sums of its splits."""
+    partials = partials_of(problem, work.tiles)
+    launch(problem.xp, work.kernel, x, dy, out, partials)
     if partials is not None:
         split_k_reduce(problem.xp, partials, out)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from gpuconv.algorithms.cuda.epilogue import activation_code
-from gpuconv.cuda import Unit, launch
+from gpuconv.cuda import Launch, Unit, launch
 from gpuconv.cuda.arguments import THREADS, Units, blocks, fast_div, index64
 from gpuconv.typing import Array
 
@@ -18,12 +20,13 @@ def split_k_reduce(
     xp: ModuleType, partials: Array, out: Array, bias: Array | None = None, activation: str = "identity"
 ) -> None:
     """out = activation(partials[0] + partials[1] + ... + bias), summed in this order, rounded once."""
-    wide_index = index64(partials.shape)
-    unit = Unit("split_k_reduce.cu", out.dtype, (("INDEX64", wide_index),))
-    count = (np.int64 if wide_index else np.int32)(out.size)
-    splits, by_channels = np.int32(len(partials)), fast_div(out.shape[-1])
-    grid = (blocks(out.size),)
-    block = (THREADS,)
-    args = (partials, bias, out, count, splits, by_channels, activation_code(activation))
-    shared_bytes = 0
-    launch(xp, unit, "split_k_reduce", grid, block, args, shared_bytes)
+    launch(xp, _launch_of(out.dtype, len(partials), out.size, out.shape[-1], activation), partials, bias, out)
+
+
+@lru_cache(maxsize=4096)
+def _launch_of(dtype: np.dtype[Any], splits: int, count: int, channels: int, activation: str) -> Launch:
+    wide_index = index64((splits, count))
+    unit = Unit("split_k_reduce.cu", dtype, (("INDEX64", wide_index),))
+    index = np.int64 if wide_index else np.int32
+    rest = (index(count), np.int32(splits), fast_div(channels), activation_code(activation))
+    return Launch(unit, "split_k_reduce", (blocks(count),), (THREADS,), rest)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from calls import convolve, problem
 from cases import CASES, DIRECTIONS, Case, integers, reals
-from on_gpu import launch_in_the_emulator
+from on_gpu import forget, launch_in_the_emulator
 from tolerances import assert_close, assert_exact, to_numpy
 
 import gpuconv
@@ -15,7 +15,7 @@ from gpuconv.algorithms.base import Problem
 from gpuconv.algorithms.cuda import depthwise as depthwise_cuda
 from gpuconv.algorithms.cuda import split_k
 from gpuconv.algorithms.cuda.depthwise import Variant
-from gpuconv.cuda import loader
+from gpuconv.cuda import Launch, loader
 
 PLAIN = Case(2, (9, 7), 8, 8, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)), 8)
 FIVE, SEVEN = ((2, 2), (1, 2)), ((3, 3), (3, 3))
@@ -57,8 +57,7 @@ every_direction = pytest.mark.parametrize("direction", DIRECTIONS)
 def _fresh():
     """What was chosen is remembered: tests that change the choice must not see that of others."""
     yield
-    for remembered in (depthwise_cuda._variant, depthwise_cuda._patch, depthwise_cuda._sums):
-        remembered.cache_clear()
+    forget(depthwise_cuda, split_k)
 
 
 def check(gpu, case, direction, dtype="float32", **more):
@@ -116,7 +115,7 @@ def test_splits_of_a_weight_gradient(gpu, dtype, monkeypatch):
     for longest in (1, 30, 10**6):
         monkeypatch.setattr(depthwise_cuda, "LONGEST_SUM", longest)
         monkeypatch.setattr(depthwise_cuda, "BLOCKS_PER_PROCESSOR", 0)
-        depthwise_cuda._sums.cache_clear()
+        forget(depthwise_cuda)
         found.add(depthwise_cuda._sums(posed(case, "weight_grad", dtype)).splits)
         check(gpu, case, "weight_grad", dtype)
     assert len(found) == 3
@@ -125,8 +124,9 @@ def test_splits_of_a_weight_gradient(gpu, dtype, monkeypatch):
 
 @every_direction
 def test_more_blocks_than_jobs_do_no_harm(gpu, direction, monkeypatch):
-    def launch(xp, unit, name, grid, *more):
-        loader.launch(xp, unit, name, (grid[0] + 7,), *more)
+    def launch(xp, what, *arrays):
+        grid = (what.grid[0] + 7,)
+        loader.launch(xp, Launch(what.unit, what.name, grid, what.block, what.rest, what.shared_bytes), *arrays)
 
     monkeypatch.setattr(depthwise_cuda, "launch", launch)
     for name in ("3x3 of stride 2", "3x3, a block of channels not full", "two outputs a channel"):

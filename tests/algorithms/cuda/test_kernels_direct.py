@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from calls import convolve, problem
 from cases import CASES, DIRECTIONS, Case, integers, reals
-from on_gpu import launch_in_the_emulator
+from on_gpu import forget, launch_in_the_emulator
 from tolerances import assert_close, assert_exact, to_numpy
 
 import gpuconv
@@ -16,7 +16,7 @@ from gpuconv.algorithms.base import Problem
 from gpuconv.algorithms.cuda import direct as direct_cuda
 from gpuconv.algorithms.cuda import direct_stem, direct_tiles, implicit_product, split_k
 from gpuconv.algorithms.cuda.direct_tiles import Tile
-from gpuconv.cuda import loader
+from gpuconv.cuda import Launch, loader
 
 ONE, NONE = (1, 1), ((0, 0), (0, 0))
 SAME = ((1, 1), (1, 1))
@@ -47,8 +47,7 @@ every_direction = pytest.mark.parametrize("direction", DIRECTIONS)
 def _fresh():
     """Cuts are remembered: tests that change the tiles must not see those of others."""
     yield
-    direct_cuda._tiling.cache_clear()
-    direct_tiles.choose_tiling.cache_clear()
+    forget(direct_cuda, direct_tiles, direct_stem, split_k)
 
 
 def check(gpu, case, direction, dtype="float32", **more):
@@ -101,8 +100,7 @@ def test_splits(gpu, direction, dtype, monkeypatch):
     monkeypatch.setattr(direct_tiles, "LEAST_DEPTH", 1)
     for splits in (2, 3, 8):
         monkeypatch.setattr(direct_tiles, "_total_macs", lambda one, *_, wanted=splits: abs(one.splits - wanted))
-        direct_cuda._tiling.cache_clear()
-        direct_tiles.choose_tiling.cache_clear()
+        forget(direct_cuda, direct_tiles, direct_stem, split_k)
         size = case.want(direction, *case.arrays()).size
         sums = {"float16": 4, "float32": 4, "complex128": 16}[dtype]
         p = Problem(problem(case), np.dtype(dtype), "cuda:0", direction, max_workspace=2**24)
@@ -124,8 +122,9 @@ def test_long_sums_in_one_split(gpu, direction, dtype):
 
 @every_direction
 def test_more_blocks_than_jobs_do_no_harm(gpu, direction, monkeypatch):
-    def launch(xp, unit, name, grid, *more):
-        loader.launch(xp, unit, name, (grid[0] + 7,), *more)
+    def launch(xp, what, *arrays):
+        grid = (what.grid[0] + 7,)
+        loader.launch(xp, Launch(what.unit, what.name, grid, what.block, what.rest, what.shared_bytes), *arrays)
 
     monkeypatch.setattr(implicit_product, "launch", launch)
     monkeypatch.setattr(direct_stem, "launch", launch)

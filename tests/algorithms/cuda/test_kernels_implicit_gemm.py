@@ -8,7 +8,7 @@ from calls import convolve, problem
 from cases import DIRECTIONS, DTYPES, Case, integers, reals
 from cupy_double import emulation, streams
 from nvrtc_here import needs_nvrtc
-from on_gpu import peak, same_bits, sent
+from on_gpu import forget, peak, same_bits, sent
 from ptx_calls import needs_ptx
 from tolerances import assert_close, assert_exact, to_numpy
 
@@ -69,14 +69,13 @@ every_mode = pytest.mark.parametrize("mode", [HALF, BRAIN, STRICT, FAST], ids=st
 @pytest.fixture(autouse=True)
 def _cuts():
     """They are remembered: tests that change the tiles must not see those of others."""
-    forget()
+    forget_cuts()
     yield
-    forget()
+    forget_cuts()
 
 
-def forget():
-    for remembered in (implicit_gemm._tiling, implicit_gemm_tiles.fastest, implicit_gemm_tiles.device):
-        remembered.cache_clear()
+def forget_cuts():
+    forget(implicit_gemm, implicit_gemm_tiles)
 
 
 @pytest.fixture(autouse=True)
@@ -84,9 +83,9 @@ def launched(monkeypatch):
     """The units that were launched, in order; all of them are among those that are compiled for reports."""
     units, every, launch = [], set(UNITS), implicit_product.launch
 
-    def watched(xp, unit, *args):
-        units.append(unit)
-        launch(xp, unit, *args)
+    def watched(xp, what, *arrays):
+        units.append(what.unit)
+        launch(xp, what, *arrays)
 
     monkeypatch.setattr(implicit_product, "launch", watched)
     yield units
@@ -103,7 +102,7 @@ def cut(monkeypatch):
             return implicit_gemm_tiles._tiling(tiles[place], shared[place], splits, product, on)
 
         monkeypatch.setattr(implicit_gemm, "fastest", chosen)
-        forget()
+        forget_cuts()
 
     return install
 
@@ -276,7 +275,7 @@ def test_refusals(gpu):
 def test_devices_before_sm_80(double, monkeypatch, major, minor, refused):
     monkeypatch.setitem(streams.PROPERTIES, "major", major)
     monkeypatch.setitem(streams.PROPERTIES, "minor", minor)
-    forget()
+    forget_cuts()
     words = ImplicitGemm().refusal(posed(CHUNKS["1x1"], "forward"))
     assert words == (f"compute capability {major}.{minor}; needs 8.0" if refused else None)
 
