@@ -370,7 +370,7 @@ class _OutOfMemory(NamedTuple):
         ) from error
 
 
-def _is_served(array: Array, anywhere: bool = True) -> bool:
+def _is_served(array: Any, anywhere: bool = True) -> bool:
     """Whether the kernels of a GPU take an array in place: at any address, or only at multiples of 16 bytes.
 
     At such an address they load several elements at once, and may split sums another way. Whether the samples of a
@@ -379,8 +379,11 @@ def _is_served(array: Array, anywhere: bool = True) -> bool:
     """
     if not array.flags.c_contiguous:
         return False
-    start = getattr(array.data, "ptr", 0)  # a stand-in for an array of a device has none
-    return anywhere or array.nbytes % ALIGNMENT == start % ALIGNMENT == 0
+    if anywhere:
+        return True
+    start: int = 0 if isinstance(array, np.ndarray) else array.data.ptr  # NumPy's stands in for one of a device
+    size: int = array.nbytes
+    return size % ALIGNMENT == start % ALIGNMENT == 0
 
 
 @lru_cache(maxsize=4096)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from calls import same, willing
 from cases import CASES, DTYPES, Case, reals
+from on_gpu import sent
 
 import gpuconv
+from gpuconv import settings
 from gpuconv.algorithms import ALGORITHMS
 from gpuconv.algorithms.cpu import winograd_compiled
 from gpuconv.algorithms.cpu.winograd import Winograd
@@ -52,6 +54,14 @@ class TestBits:
         prepared = gpuconv.prepare(w, x.shape, **keywords)
         assert prepared.plan.chosen == name
         assert same(prepared(x), gpuconv.conv2d(x, w, **keywords))
+
+    @pytest.mark.parametrize("batch_invariant", [False, True])
+    def test_in_bfloat16(self, xp, monkeypatch, batch_invariant):
+        """NumPy knows the bytes of such an array, but gives them to nobody as a buffer."""
+        monkeypatch.setattr(settings, "batch_invariant", batch_invariant)
+        case = CASES["2d-four-pads"]
+        x, w, _ = sent(xp, dict(zip("xwd", case.arrays(reals, "bfloat16"), strict=True))).values()
+        assert same(gpuconv.prepare(w, x.shape, **case.keywords)(x), gpuconv.conv2d(x, w, **case.keywords))
 
     @pytest.mark.parametrize("max_workspace", [200_000, 2**28])
     def test_under_any_cap(self, max_workspace):
