@@ -1,5 +1,8 @@
 """Optimizers, which update parameters by their gradients, in place and on their device.
 
+On a GPU one kernel updates all parameters of a layer, see `gpuconv.cuda.optimizer_step`, with the bits of NumPy but for
+denormals in float32, which a GPU flushes to zero.
+
 An optimizer has parameters but no state: the state of a layer (momenta, squared gradients, the number of steps) is in a
 cache that the layer owns, so several layers may share one optimizer.
 """
@@ -14,7 +17,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from gpuconv import backend, schedulers
-from gpuconv.cuda import graphs
+from gpuconv.cuda import graphs, optimizer_step
+from gpuconv.cuda.optimizer_step import Rule
 from gpuconv.errors import DTypeError, GeometryError
 from gpuconv.schedulers import Scheduler, SchedulerLike
 from gpuconv.support import from_string
@@ -79,10 +83,14 @@ class Optimizer(from_string.FromString):
             slots = {name: self._slots(xp, cache, name, params[name]) for name in gradients}
             if self.clip_norm is not None:
                 clip(gradients.values(), self.clip_norm)
-            for name, gradient in gradients.items():
-                arrays = (params[name], gradient, *slots[name])
-                for pieces in _pieces(xp, arrays):
-                    self.step(xp, step, rate, *pieces)
+            group = [(params[name], gradient, *slots[name]) for name, gradient in gradients.items()]
+            rule = None if xp is np or type(self).step not in _WITH_RULES else self._rule(step, rate)
+            if rule is not None and all(map(optimizer_step.supports, group)):
+                optimizer_step.take(xp, rule, group)
+            else:
+                for arrays in group:
+                    for pieces in _pieces(xp, arrays):
+                        self.step(xp, step, rate, *pieces)
             cache["step"] = step
 
     def _check(self, params: Mapping[str, Array], gradients: Mapping[str, Array]) -> ModuleType:
@@ -114,6 +122,10 @@ class Optimizer(from_string.FromString):
 
     def step(self, xp: ModuleType, t: int, lr: float, p: Array, g: Array, *slots: Array) -> None:
         """Take step number t (from 1) of a vector p with gradient g, in place. g does not change."""
+        raise NotImplementedError
+
+    def _rule(self, t: int, lr: float) -> Rule:
+        """The same step for the kernel that takes it for all parameters at once, on a GPU, with the same bits."""
         raise NotImplementedError
 
     def _slots(self, xp: ModuleType, cache: Cache, name: str, parameter: Array) -> list[Array]:
@@ -149,6 +161,11 @@ class SGD(Optimizer):
         if self.nesterov and not self.momentum:
             raise ValueError(f"{self.name}: nesterov=True needs momentum > 0, momentum={momentum!r}.")
         self.slots = ("velocity",) if self.momentum else ()
+
+    def _rule(self, t: int, lr: float) -> Rule:
+        if not self.momentum:
+            return Rule("plain", (-lr,))
+        return Rule("nesterov" if self.nesterov else "momentum", (-lr, self.momentum))
 
     def step(self, xp: ModuleType, t: int, lr: float, p: Array, g: Array, *slots: Array) -> None:
         change = g * -lr
@@ -187,6 +204,9 @@ class AdaGrad(Optimizer):
         squares += scratch
         _descend(xp, p, g, squares, lr, self.eps, scratch)
 
+    def _rule(self, t: int, lr: float) -> Rule:
+        return Rule("AdaGrad", (lr, self.eps))
+
 
 class RMSProp(Optimizer):
     """h = decay h + (1 - decay) g**2, p = p - lr g / (sqrt(h) + eps) (Tieleman & Hinton, "Neural networks for machine
@@ -213,6 +233,9 @@ class RMSProp(Optimizer):
         scratch = g * g
         _average(squares, scratch, self.decay)
         _descend(xp, p, g, squares, lr, self.eps, scratch)
+
+    def _rule(self, t: int, lr: float) -> Rule:
+        return Rule("RMSProp", (lr, self.eps, self.decay, 1 - self.decay))
 
 
 class Adam(Optimizer):
@@ -247,9 +270,19 @@ class Adam(Optimizer):
         mean += scratch
         xp.multiply(g, g, out=scratch)
         _average(squares, scratch, self.decay2)
-        # m' / (sqrt(v') + eps) = m / (sqrt(v) + eps root) root / (1 - decay1**t), root = sqrt(1 - decay2**t)
+        _descend(xp, p, mean, squares, *self._corrected(t, lr), scratch)
+
+    def _corrected(self, t: int, lr: float) -> tuple[float, float]:
+        """The learning rate and eps with the correction of both averages.
+
+        m' / (sqrt(v') + eps) = m / (sqrt(v) + eps root) root / (1 - decay1**t), root = sqrt(1 - decay2**t)
+        """
         root = math.sqrt(1 - self.decay2**t)
-        _descend(xp, p, mean, squares, lr * root / (1 - self.decay1**t), self.eps * root, scratch)
+        return lr * root / (1 - self.decay1**t), self.eps * root
+
+    def _rule(self, t: int, lr: float) -> Rule:
+        averages = (self.decay2, 1 - self.decay2, self.decay1, 1 - self.decay1)
+        return Rule("Adam", (*self._corrected(t, lr), *averages, 1.0))
 
 
 class AdamW(Adam):
@@ -273,11 +306,21 @@ class AdamW(Adam):
         self.weight_decay = non_negative(weight_decay, "weight_decay", self.name)
 
     def step(self, xp: ModuleType, t: int, lr: float, p: Array, g: Array, *slots: Array) -> None:
-        p *= 1 - lr * self.weight_decay
+        p *= self._kept(lr)
         super().step(xp, t, lr, p, g, *slots)
+
+    def _rule(self, t: int, lr: float) -> Rule:
+        kind, scalars = super()._rule(t, lr)
+        return Rule(kind, (*scalars[:-1], self._kept(lr)))
+
+    def _kept(self, lr: float) -> float:
+        return 1 - lr * self.weight_decay
 
 
 _CLASSES: tuple[type[Optimizer], ...] = (SGD, AdaGrad, RMSProp, Adam, AdamW)
+
+_WITH_RULES = {kind.step for kind in _CLASSES}
+"""The steps that have a rule: a class that inherits a rule and has another step is not served by the kernel."""
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {kind.name: kind for kind in _CLASSES}
 

@@ -2,6 +2,7 @@
 
 import math
 
+import cupy_double
 import numpy as np
 import pytest
 from tolerances import assert_near, to_numpy
@@ -124,6 +125,106 @@ def test_one_optimizer_serves_two_layers(spelling, formula, rng):
         apart.append({"W": np.ones(4)})
         run(np, optimizers.parse(spelling), apart[i], grads[i])
     assert all(a["W"].tobytes() == b["W"].tobytes() for a, b in zip(together, apart, strict=True))
+
+
+# ---------------------------------------------------------------------------------------------- one kernel a group
+
+
+SHAPES = {"W": (3, 4), "b": (1,), "empty": (0, 2), "long": (1300,), "last": (7,)}
+
+
+def arrays_of(rng, dtype, shapes=SHAPES):
+    return {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+
+
+def states(cache):
+    return {name: {slot: to_numpy(a) for slot, a in held.items()} for name, held in cache.items() if name != "step"}
+
+
+@every_optimizer
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_a_gpu_gives_the_bits_of_numpy(gpu, spelling, formula, dtype, rng, monkeypatch):
+    monkeypatch.setattr("gpuconv.cuda.arguments.MOST_BLOCKS", 2)  # so that threads go round
+    optimizer, ours, theirs = optimizers.parse(spelling), {}, {}
+    params = arrays_of(rng, dtype)
+    on_gpu = {name: gpu.asarray(p) for name, p in params.items()}
+    for _ in range(STEPS):
+        gradients = arrays_of(rng, dtype)
+        optimizer.update(params, gradients, theirs)
+        optimizer.update(on_gpu, {name: gpu.asarray(g) for name, g in gradients.items()}, ours)
+    assert {name: to_numpy(p).tobytes() for name, p in on_gpu.items()} == {n: p.tobytes() for n, p in params.items()}
+    want, got = states(theirs), states(ours)
+    assert {(n, k): a.tobytes() for n, held in got.items() for k, a in held.items()} == {
+        (n, k): a.tobytes() for n, held in want.items() for k, a in held.items()
+    }
+
+
+@every_optimizer
+def test_a_layer_takes_one_launch(double, emulated, spelling, formula, rng):
+    """Nothing else runs on the device: what its stream was given is counted."""
+    queue, optimizer, cache = cupy_double.machine.null[0], optimizers.parse(spelling), {}
+    params, gradients = ({n: double.asarray(a) for n, a in arrays_of(rng, "float32").items()} for _ in range(2))
+    for names, launches in ((("W", "b"), 1), (("W",), 1), (SHAPES, 2)):
+        some = {name: gradients[name] for name in names}
+        optimizer.update(params, some, cache)  # which makes the state
+        before, count = queue.time, len(cupy_double.launches)
+        optimizer.update(params, some, cache)
+        assert [launch[0] for launch in cupy_double.launches[count:]] == ["optimizer_step"] * launches
+        assert queue.time - before == launches
+
+
+def test_parameters_of_two_dtypes_take_two_launches(double, emulated, rng):
+    params = {"a": double.ones(3, "float32"), "b": double.ones(3, "float64"), "c": double.ones(3, "float32")}
+    count = len(cupy_double.launches)
+    optimizers.SGD(1.0).update(params, {name: p.copy() for name, p in params.items()}, {})
+    assert len(cupy_double.launches) - count == 2
+    assert not any(to_numpy(p).any() for p in params.values())
+
+
+@every_optimizer
+def test_what_two_parameters_share_is_updated_twice(xp, spelling, formula, rng):
+    """In turn, as if each were alone; in one launch they would race."""
+    start, gradients = rng.standard_normal(9), arrays_of(rng, "float64", {"a": (6,), "b": (6,)})
+    found = []
+    for module in (np, xp):
+        whole, cache = module.array(start), {}
+        params = {"a": whole[:6], "b": whole[3:]}
+        optimizers.parse(spelling).update(params, {n: module.asarray(g) for n, g in gradients.items()}, cache)
+        found.append(to_numpy(whole).tobytes())
+    assert found[0] == found[1]
+
+
+def test_one_gradient_may_serve_two_parameters(double, emulated):
+    g = double.ones(3)
+    params = {"a": double.ones(3), "b": double.full(3, 2.0)}
+    count = len(cupy_double.launches)
+    optimizers.SGD(0.5).update(params, {"a": g, "b": g}, {})
+    assert [to_numpy(p).tolist() for p in params.values()] == [[0.5] * 3, [1.5] * 3]
+    assert len(cupy_double.launches) - count == 1
+
+
+def test_a_gradient_in_any_layout(xp, rng):
+    p, g = rng.standard_normal((3, 4)), rng.standard_normal((4, 3))
+    params = {"W": xp.array(p)}
+    optimizers.SGD(0.5).update(params, {"W": xp.asarray(g).T}, {})
+    assert_near(params["W"], p - 0.5 * g.T, "float64", units=4)
+
+
+def test_a_step_of_ones_own_is_what_runs(xp):
+    class Backwards(optimizers.Adam):
+        def step(self, xp, t, lr, p, g, *slots):
+            p += g
+
+    params = {"W": xp.zeros(3)}
+    Backwards().update(params, {"W": xp.ones(3)}, {})
+    assert to_numpy(params["W"]).tolist() == [1, 1, 1]
+
+
+def test_state_of_another_dtype_goes_without_the_kernel(xp):
+    """Somebody may have put it there; NumPy's rules serve it."""
+    params, cache = {"W": xp.ones(3, "float32")}, {"step": 1, "W": {"velocity": xp.ones(3, "float64")}}
+    optimizers.SGD(1.0, momentum=0.5).update(params, {"W": xp.ones(3, "float32")}, cache)
+    assert to_numpy(params["W"]).tolist() == [0.5] * 3
 
 
 @pytest.mark.parametrize("most", [0.5, 100.0, 0.0])

@@ -39,6 +39,7 @@ SUITES = {
     "im2col.cu": MEMORY,
     "col2im.cu": MEMORY,
     "pool.cu": (f"{CUDA}/test_kernels_memory.py", "functions/test_pooling.py"),
+    "optimizer_step.cu": ("layers/test_optimizers.py",),
     "epilogue.cu": (f"{CUDA}/test_gemm.py",),
     "split_k_reduce.cu": tuple(f"{DIRECT[0]}::{test}" for test in ("test_splits", "test_bias_and_activation")),
     "conv.cuh": (f"{CUDA}/test_kernels_memory.py", *EPILOGUES, *DEPTHWISE),
