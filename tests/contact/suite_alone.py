@@ -1,0 +1,15 @@
+"""Step 5: graphs, streams, threads and exhaustion, in one process that has the device to itself."""
+
+from __future__ import annotations
+
+from contact.journal import Journal
+from contact.setting import Setting
+from contact.suite import ALONE, run_tests
+
+
+def run(setting: Setting, journal: Journal) -> None:
+    if setting.double:
+        chosen = ["-m", "emulated", "tests/cuda/test_gpu_end_to_end.py", "-k", "test_on_the_current_stream and conv2d"]
+    else:
+        chosen = ["-m", "gpu", ALONE]
+    run_tests(setting, journal, ["-p", "no:xdist", *chosen])
