@@ -22,7 +22,14 @@
 // 8 splits * dw for the partial sums. The rates of implicit_gemm.cu.
 //
 // needs: sm_80
-// budget: implicit_gemm_weight_grad 168 registers
+// budget: implicit_gemm_weight_grad 240 registers
+// budget: implicit_gemm_weight_grad 335 instructions per 64 HMMA where float16 bfloat16 TILE_N=128
+// budget: implicit_gemm_weight_grad 265 instructions per 32 HMMA where float16 bfloat16 TILE_M=128 TILE_N=64
+// budget: implicit_gemm_weight_grad 180 instructions per 16 HMMA where float16 bfloat16 TILE_M=64 COPY=16
+// budget: implicit_gemm_weight_grad 355 instructions per 32 HMMA where float32 PRODUCTS=1 TILE_M=128
+// budget: implicit_gemm_weight_grad 250 instructions per 16 HMMA where float32 PRODUCTS=1 TILE_M=64 COPY=16
+// budget: implicit_gemm_weight_grad 830 instructions per 96 HMMA where float32 PRODUCTS=3 TILE_M=128
+// budget: implicit_gemm_weight_grad 510 instructions per 48 HMMA where float32 PRODUCTS=3 TILE_M=64 COPY=16
 #include "jobs.cuh"
 #include "mma.cuh"
 

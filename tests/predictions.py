@@ -1,57 +1,158 @@
-"""What the cost model of the tensor-core kernels expects of an H200, as Markdown: `python tests/predictions.py`.
+"""What models of the tensor-core kernels expect of an H200, as Markdown: `python tests/predictions.py`.
 
-No device is needed: the double of CuPy says that it is an H200. The first run on one is to be held to these numbers.
+There are two models. That of gpuconv/algorithms/cuda/implicit_gemm_tiles.py chooses tiles and splits. The one here
+counts, for the tile that was chosen, the clocks of a multiprocessor for one step of a block by each of four things
+alone, and takes the most of them:
+
+    tensor   multiply-adds, at the rate that mma.sync is said to reach
+    issue    instructions of the main loop in the machine code, one per clock and scheduler
+    shared   bytes that copies write into shared memory and fragments read from there
+    L2       bytes that copies bring
+
+A layer takes as long as the steps of the blocks that a multiprocessor takes one after the other, or as its bytes take
+from memory, whichever is longer. Nothing is added for what does not overlap, so that a device is likely to be slower.
+
+No device is needed: the double of CuPy says that it is an H200. NVRTC and nvdisasm are needed to count instructions.
+The first run on a device is to be held to these numbers.
 """
 
 import sys
+from dataclasses import dataclass
+from functools import cache
 
 import cupy_double
 from cupy_double import streams
 
+from gpuconv import cuda
 from gpuconv.algorithms import ALGORITHMS
-from gpuconv.algorithms.cuda.implicit_gemm import _tiling
+from gpuconv.algorithms.cuda import implicit_gemm
 from gpuconv.bench import suites
+from gpuconv.cuda import Unit, loader, nvrtc
 from gpuconv.planning import problem_of
+from gpuconv.tools import sass
 
 H200 = {"name": b"NVIDIA H200", "major": 9, "minor": 0, "multiProcessorCount": 132}
 WAYS = {"bfloat16": ("bfloat16", "strict"), "TF32": ("float32", "fast"), "float32": ("float32", "strict")}
 DIRECTIONS = ("forward", "input_grad", "weight_grad")
 NAME = "implicit_gemm"
 
+CLOCK, PROCESSORS = 1.755e9, 132
+MACS = 1310  # per clock: 64% of 2048 16-bit multiply-adds
+SHARED_BYTES = 128  # per clock
+L2_BYTES = 38  # per clock and multiprocessor: an estimate
+MEMORY_BYTES = 4.3e12  # per second
+START_DEPTH = 64  # a block's start and end take as long as this many products of each sum: an estimate
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The seconds that a layer takes by each bound of the main loop alone, and by its bytes."""
+
+    tiling: object
+    by: dict[str, float]
+    memory: float
+
+    @property
+    def seconds(self):
+        return max(*self.by.values(), self.memory)
+
+    @property
+    def bound(self):
+        return "memory" if self.memory == self.seconds else max(self.by, key=self.by.get)
+
+
+def posed(layer, way, direction):
+    dtype, precision = WAYS[way]
+    return problem_of(layer, dtype, "cuda:0", direction, precision, None, "predictions")
+
+
+@cache
+def instructions(unit):
+    """Of one turn of the main loop, for one warp."""
+    cubin, _ = nvrtc.compile_cubin(loader.flatten(unit.file), cuda.options(unit), "sm_90")
+    (step,) = sass.steps(sass.disassemble(cubin, sass.disassembler()))
+    return step.instructions
+
+
+def unit_of(problem, tile, copy):
+    macros = implicit_gemm._macros(problem, tile, copy)
+    if problem.direction == "weight_grad":
+        return Unit("implicit_gemm_weights.cu", problem.dtype, macros)
+    back = int(problem.direction == "input_grad")
+    return Unit("implicit_gemm.cu", problem.dtype, (("INPUT_GRAD", back), *macros))
+
+
+def step_of(problem, tile, copy):
+    """The clocks of a multiprocessor for one step of a block, by each bound alone."""
+    size = problem.dtype.itemsize
+    factor = 1 if size == 2 else 2 * implicit_gemm._products(problem)
+    warp_m, warp_n = 64 if tile.m * tile.n > 64 * 64 else 32, 64 if tile.n > 64 else 32
+    brought, read = 64 * (tile.m + tile.n), 64 * (warp_m + warp_n) * tile.warps
+    return {
+        "tensor": tile.m * tile.n * (64 // size) * factor / MACS,
+        "issue": tile.warps * instructions(unit_of(problem, tile, copy)) / 4,
+        "shared": (brought + read) / SHARED_BYTES,
+        "L2": brought / L2_BYTES,
+    }
+
 
 def expected(layer, way, direction):
-    """The cut of a layer, from the model."""
-    dtype, precision = WAYS[way]
-    problem = problem_of(layer, dtype, "cuda:0", direction, precision, None, "predictions")
+    problem = posed(layer, way, direction)
     (algorithm,) = (a for a in ALGORITHMS if a.name == NAME)
     assert algorithm.refusal(problem) is None
-    return _tiling(problem)[1]
+    copy, tiling = implicit_gemm._tiling(problem)
+    m, n, depth, times = implicit_gemm.product_of(problem)
+    blocks = tiling.tiles_m * tiling.tiles_n * times * tiling.splits
+    size = problem.dtype.itemsize
+    steps = -(-blocks // PROCESSORS) * (depth / tiling.splits + START_DEPTH) / (64 // size)
+    by = {what: steps * count / CLOCK for what, count in step_of(problem, tiling.tile, copy).items()}
+    partial_bytes = 2 * tiling.splits * m * n * times * 4 if tiling.splits > 1 else 0
+    return Expected(tiling, by, (layer.bytes(size) + partial_bytes) / MEMORY_BYTES)
+
+
+def told(one):
+    splits = f"/{one.tiling.splits}" if one.tiling.splits > 1 else ""
+    return f"{1e6 * one.seconds:.3g} {one.bound}, {one.tiling.tile.m}x{one.tiling.tile.n}{splits}"
 
 
 def table(suite, batch):
-    """Microseconds, expected and at least, of the forward pass of each layer; below, all layers once, in each pass."""
+    """Microseconds of the forward pass of each layer, what bounds it, tile and splits; below, sums over layers."""
     layers = [layer.geometry for layer in suites.layers(suite, batch)]
-    yield f"| {suite}, N={batch} | " + " | ".join(f"{way}: us (floor), tiles, waves" for way in WAYS) + " |"
+    yield f"| {suite}, N={batch} | " + " | ".join(f"{way}: us, bound, tile" for way in WAYS) + " |"
     yield "|-" * (len(WAYS) + 1) + "|"
     for layer in layers:
-        cuts = [expected(layer, way, "forward") for way in WAYS]
-        texts = [
-            f"{1e6 * c.seconds:.3g} ({1e6 * c.floor:.3g}), {c.tile.m}x{c.tile.n}"
-            + (f"/{c.splits}" if c.splits > 1 else "")
-            + f", {c.waves:.1f}"
-            for c in cuts
-        ]
-        yield f"| `{layer}` | " + " | ".join(texts) + " |"
+        yield f"| `{layer}` | " + " | ".join(told(expected(layer, way, "forward")) for way in WAYS) + " |"
+    wide = [layer for layer in layers if layer.c_group >= 8]  # "auto" takes another algorithm for the stem
+    flop = 2e-12 * sum(layer.macs for layer in wide)
     for direction in DIRECTIONS:
-        cuts = [[expected(layer, way, direction) for layer in layers] for way in WAYS]
-        texts = [f"{1e6 * sum(c.seconds for c in some):.4g} ({1e6 * sum(c.floor for c in some):.4g})" for some in cuts]
-        yield f"| all once, {direction} | " + " | ".join(texts) + " |"
+        cells = []
+        for way in WAYS:
+            every = [expected(layer, way, direction) for layer in wide]
+            whole, issue = sum(one.seconds for one in every), sum(max(one.by["issue"], one.memory) for one in every)
+            cells.append(f"{1e6 * whole:.4g} us, {flop / whole:.3g} TFLOP/s; by issue and memory {flop / issue:.3g}")
+        yield f"| all but the stem once, {direction} | " + " | ".join(cells) + " |"
+
+
+def steps():
+    """Clocks of a step by each bound, of the kernels with 16-byte copies."""
+    yield "| kernel, tile | instructions of a warp | tensor | issue | shared | L2 |"
+    yield "|-" * 6 + "|"
+    some = suites.layers("resnet50", 128)[1].geometry
+    for way, (dtype, _) in WAYS.items():
+        for tile in implicit_gemm._TILES[2 if dtype == "bfloat16" else 4]:
+            for direction in DIRECTIONS:
+                problem = posed(some, way, direction)
+                clocks = step_of(problem, tile, 16)
+                count = instructions(unit_of(problem, tile, 16))
+                cells = " | ".join(f"{value:.0f}" for value in clocks.values())
+                yield f"| {way} {direction}, {tile.m}x{tile.n} | {count} | {cells} |"
 
 
 def main():
     streams.PROPERTIES.update(H200)
     with cupy_double.installed():
         tables = ["\n".join(table(suite, batch)) + "\n" for suite, batch in (("resnet50", 128), ("resnet50", 1))]
+        tables.append("\n".join(steps()) + "\n")
         sys.stdout.write("\n".join(tables))
 
 

@@ -35,7 +35,7 @@ class Tile:
     threads = 32 * warps
 
     def resident(self, strict: bool) -> int:
-        """The blocks a multiprocessor has registers for, RESIDENT of the kernels. `strict` has two sums for one."""
+        """RESIDENT of the kernels: blocks for which there are registers. With `strict` each sum has a second."""
         sums = self.m * self.n // self.threads * (2 if strict else 1)
         return 2 if sums >= 128 else 3 if sums == 64 else 4
 
