@@ -28,9 +28,9 @@
 // memory. More blocks than jobs do no harm.
 //
 // Cost: 2 taps n y k FLOP, sizeof(T) (x + w + y) bytes. Floor on an H200: the bytes over 4.3 TB/s: 32 bytes for four
-// float32 outputs take a multiprocessor 1.7 clocks. Expected, not measured: 85 to 90% of it for 3 x 3 at stride 1 (3 window
-// and 1.1 weight loads per output, 0.5 clocks of cache; 36 of some 60 instructions multiply: 0.5 clocks), 80% for 5 x 5
-// (0.8 and 1.0 clocks), 55% for 7 x 7, where the 49 multiply-adds alone take 1.5 clocks, loads another 0.5.
+// float32 outputs take a multiprocessor 1.7 clocks. Expected, not measured: 85% of it for 3 x 3 at stride 1 (3 window and 1.1
+// weight loads per output, 0.5 clocks of cache; 36 of some 100 instructions multiply: 0.8 clocks), 65% for 5 x 5 (0.8
+// clocks of cache; 100 of some 220: 1.7 clocks), 40% for 7 x 7, where 196 of some 480 instructions multiply: 3.8 clocks.
 //
 // budget: depthwise_forward 128 registers
 // budget: depthwise_input_grad 128 registers
@@ -241,13 +241,19 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
       const index_t line = (((index_t)job.sample * in_size[0] + outer) * in_size[1] + row) * in_size[2];
       for (int s = 0; s < g.kernel[2]; s++) {
         const index_t tap = ((index_t)t * g.kernel[1] + r) * g.kernel[2] + s;
+        int columns[TILE_Q];
+#pragma unroll
+        for (int j = 0; j < TILE_Q; j++)
+          columns[j] = job.q + j >= out_size[2] ? -1
+                       : BACK                   ? seen_from(g, 2, job.q + j, s)
+                                                : (job.q + j) * g.stride[2] + s * g.dilation[2] - g.pad[2];
+        if (!BACK) sources<TILE_Q>(columns, in_size[2], g.pad_mode);
         for (int b = 0; b < count; b++) {
           const Values weight = weights_at(w + (tap * g.k + (BACK ? first + b : job.channel)));
 #pragma unroll
-          for (int j = 0; j < TILE_Q; j++) {
-            const int column = job.q + j < out_size[2] ? seen_from(g, 2, job.q + j, s) : -1;
-            if (column >= 0) add_product(sums[j], load(in + ((line + column) * in_channels + (first + b))), weight);
-          }
+          for (int j = 0; j < TILE_Q; j++)
+            if (columns[j] >= 0 && job.q + j < out_size[2])
+              add_product(sums[j], load(in + ((line + columns[j]) * in_channels + (first + b))), weight);
         }
       }
     }

@@ -25,6 +25,7 @@
 // 1.4 clocks of a multiprocessor, where memory takes 1.7 for four float32 channels); 40% for 7 x 7.
 //
 // budget: depthwise_weight_grad 128 registers
+// budget: depthwise_weight_grad 640 instructions per 144 FFMA where float32 KERNEL=3 STRIDE=1
 #include "conv.cuh"
 
 struct DepthwiseWeightPlan {
@@ -122,11 +123,15 @@ depthwise_weight_grad(const T* __restrict__ x, const T* __restrict__ dy, T* __re
     const int outer = source(g, 0, o, t), row = source(g, 1, p, r);
     if (outer < 0 || row < 0) continue;
     const index_t start = (((index_t)sample * g.x[0] + outer) * g.x[1] + row) * g.x[2];
+    int columns[TILE_Q];
 #pragma unroll
-    for (int j = 0; j < TILE_Q; j++) {
-      const int column = q + j < g.y[2] ? source(g, 2, q + j, s) : -1;
-      if (column >= 0) add_product(sums[0], load(x + ((start + column) * g.c + from)), gradient[j]);
-    }
+    for (int j = 0; j < TILE_Q; j++)
+      columns[j] = q + j < g.y[2] ? (q + j) * g.stride[2] + s * g.dilation[2] - g.pad[2] : -1;
+    sources<TILE_Q>(columns, g.x[2], g.pad_mode);
+#pragma unroll
+    for (int j = 0; j < TILE_Q; j++)
+      if (columns[j] >= 0 && q + j < g.y[2])
+        add_product(sums[0], load(x + ((start + columns[j]) * g.c + from)), gradient[j]);
 #endif
   }
 

@@ -25,12 +25,15 @@
 //
 // Cost: 2 n y taps c k / groups FLOP, sizeof(T) (x + w + y) bytes. Floor on an H200: FLOP / 67 T/s (float32), or bytes /
 // 4.3 TB/s where that is more (1 x 1 with c + k < 60, say). Expected, not measured: 60 to 70% of the multiply-add rate
-// for 128 x 128 tiles. Of every 73 instructions 64 multiply; shared memory delivers a number for every 4 products, about
-// half of what it could; 16 warps per multiprocessor (128 registers per thread) hide its latency, not all of the barrier's.
+// for 128 x 128 tiles. Of 141 instructions in the inner loop 128 multiply, and of some 660 in a step 512; shared memory
+// delivers a number for every 4 products, about half of what it could; 16 warps per multiprocessor (128 registers per
+// thread) hide its latency, not all of the barrier's.
 // 64 x 64: about 50%, and the 8 x 4 products of a thread read 3/8 of a number each.
 //
 // budget: direct_forward 128 registers
 // budget: direct_input_grad 128 registers
+// budget: direct_forward 144 instructions per 128 FFMA where float32 ALIGNED=1 INDEX64=0 TILE_M=128 TILE_N=128
+// budget: direct_input_grad 144 instructions per 128 FFMA where float32 ALIGNED=1 INDEX64=0 TILE_M=128 TILE_N=128
 #include "axes.cuh"
 #include "tile.cuh"
 
@@ -179,6 +182,17 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
   const Place place = place_of(thread);
   A sums[THREAD_M][THREAD_N];
 
+  constexpr int N = V == 1 ? 1 : WIDTH;  // neighbours of a row are handed on together
+  const auto n0 = [&] { return tables.job.tile_n * TILE_N; };
+  const auto collected = [&] {
+    const index_t count = (index_t)g.n * out_size[0] * out_size[1] * out_size[2] * out_channels;
+    return collection(out, partials, plan.splits, tables.job.split, count);
+  };
+  const auto start = [&](int row) {
+    const index_t pixel = tables.pixels[row];
+    return pixel < 0 ? (index_t)-1 : pixel * out_channels + tables.job.group * width;
+  };
+
   if (begin < end) {
     prepare(begin);
     __syncthreads();
@@ -186,8 +200,7 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
     keep(begin & 1);
   }
   __syncthreads();
-  int step = begin;
-  do {
+  for (int step = begin;;) {
     const bool first = step == begin;
     const int until = (IS_16_BIT && plan.splits == 1) || end - step < DEPTH_STEPS ? end : step + DEPTH_STEPS;
     clear(sums);
@@ -203,17 +216,14 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
       if (step + 1 < end) keep(~step & 1);
       __syncthreads();
     }
-    const Job mine = tables.job;
-    const index_t count = (index_t)g.n * out_size[0] * out_size[1] * out_size[2] * out_channels;
-    A* const collected = collection(out, partials, plan.splits, mine.split, count);
-    const int column = mine.group * width;
-    deliver<V == 1 ? 1 : WIDTH>(sums, place, mine.tile_n * TILE_N, width, out, collected, first,
-                                step >= end && plan.splits == 1, bias ? bias + column : nullptr, plan.activation,
-                                [&](int row) {
-                                  const index_t pixel = tables.pixels[row];
-                                  return pixel < 0 ? (index_t)-1 : pixel * out_channels + column;
-                                });
-  } while (step < end);
+    if (!first) add_collected<N>(sums, place, n0(), width, collected(), start);
+    if (step >= end) break;
+    collect<N>(sums, place, n0(), width, collected(), start);
+  }
+  if (plan.splits > 1)
+    collect<N>(sums, place, n0(), width, collected(), start);
+  else
+    conclude<N>(sums, place, n0(), width, out, bias ? bias + tables.job.group * width : nullptr, plan.activation, start);
 }
 
 #if INPUT_GRAD

@@ -22,10 +22,11 @@
 //
 // Cost: 2 n y KERNEL_H kernel[2] c k FLOP; bytes are mostly those of y. Floor on an H200: FLOP / 67 T/s (float32), 450 us
 // for 128 images of 224 x 224 and 64 channels; writing y takes 100. Expected, not measured: 65%. For each j 64 KERNEL_H of
-// 64 KERNEL_H + 2 KERNEL_H + ROWS + 4 instructions multiply (91% for 7 x 7), and the loads of shared memory take about half
-// the time of these. Partial tiles of 8 x 16 pixels are computed whole.
+// 64 KERNEL_H + 2 KERNEL_H + ROWS / 4 + 7 instructions multiply (95% for 7 x 7), and the loads of shared memory take about
+// half the time of these. Partial tiles of 8 x 16 pixels are computed whole.
 //
 // budget: direct_stem 168 registers
+// budget: direct_stem 480 instructions per 448 FFMA where float32 KERNEL_H=7
 #include "conv.cuh"
 
 constexpr int PIXELS_P = 8, PIXELS_Q = 16, CHANNELS = 64, THREADS = 128;

@@ -64,16 +64,24 @@ extern "C" __global__ void __launch_bounds__(256, 4)
     Word* const to = cols + (index_t)group * count * width + j;
 
     for (index_t top = (index_t)blockIdx.x * blockDim.y * ROWS + threadIdx.y; top < count; top += step) {
-      Word words[ROWS];
+      int samples[ROWS], at[3][ROWS];
 #pragma unroll
       for (int i = 0; i < ROWS; i++) {
         const index_t row = top + i * (int)blockDim.y;
+        const Output out = output_of(g, first + (row < count ? row : top));
+        samples[i] = out.n;
+#pragma unroll
+        for (int axis = 0; axis < 3; axis++)
+          at[axis][i] = out.at[axis] * g.stride[axis] + r[axis] * g.dilation[axis] - g.pad[axis];
+      }
+#pragma unroll
+      for (int axis = 0; axis < 3; axis++) sources<ROWS>(at[axis], g.x[axis], g.pad_mode);
+      Word words[ROWS];
+#pragma unroll
+      for (int i = 0; i < ROWS; i++) {
         words[i] = Word{};
-        if (row >= count) continue;
-        const Output out = output_of(g, first + row);
-        const int d = source(g, 0, out.at[0], r[0]), h = source(g, 1, out.at[1], r[1]), w = source(g, 2, out.at[2], r[2]);
-        if (d < 0 || h < 0 || w < 0) continue;
-        words[i] = x[((((index_t)out.n * g.x[0] + d) * g.x[1] + h) * g.x[2] + w) * g.c + c];
+        if (at[0][i] >= 0 && at[1][i] >= 0 && at[2][i] >= 0)
+          words[i] = x[((((index_t)samples[i] * g.x[0] + at[0][i]) * g.x[1] + at[1][i]) * g.x[2] + at[2][i]) * g.c + c];
       }
 #pragma unroll
       for (int i = 0; i < ROWS; i++) {

@@ -230,27 +230,33 @@ __device__ __forceinline__ void each_chunk(A (&sums)[THREAD_M][THREAD_N], Place 
   }
 }
 
-// Hands the sums of a thread on: to be collected, which the first sums begin, or with `last` as results,
-// activation(sums + collected sums + bias). The bias is that of column 0.
+// Adds what was collected before to the sums of a thread.
 template <int N, class Start>
-__device__ __forceinline__ void deliver(A (&sums)[THREAD_M][THREAD_N], Place place, int n0, int width, T* out, A* collected,
-                                        bool first, bool last, const T* __restrict__ bias, int activation, Start start) {
-  typedef Pack<A, N> Chunk;
-  if (!first)
-    each_chunk<N>(sums, place, n0, width, start, [&](index_t to, A* chunk) {
-      const Chunk before = *reinterpret_cast<const Chunk*>(collected + to);
+__device__ __forceinline__ void add_collected(A (&sums)[THREAD_M][THREAD_N], Place place, int n0, int width,
+                                              const A* collected, Start start) {
+  each_chunk<N>(sums, place, n0, width, start, [&](index_t to, A* chunk) {
+    const Pack<A, N> before = *reinterpret_cast<const Pack<A, N>*>(collected + to);
 #pragma unroll
-      for (int j = 0; j < N; j++) chunk[j] = add(before.at[j], chunk[j]);
-    });
-  if (!last) {
-    each_chunk<N>(sums, place, n0, width, start, [&](index_t to, const A* chunk) {
-      Chunk sum;
+    for (int j = 0; j < N; j++) chunk[j] = add(before.at[j], chunk[j]);
+  });
+}
+
+// Writes the sums of a thread to where they are collected.
+template <int N, class Start>
+__device__ __forceinline__ void collect(A (&sums)[THREAD_M][THREAD_N], Place place, int n0, int width, A* collected,
+                                        Start start) {
+  each_chunk<N>(sums, place, n0, width, start, [&](index_t to, const A* chunk) {
+    Pack<A, N> sum;
 #pragma unroll
-      for (int j = 0; j < N; j++) sum.at[j] = chunk[j];
-      *reinterpret_cast<Chunk*>(collected + to) = sum;
-    });
-    return;
-  }
+    for (int j = 0; j < N; j++) sum.at[j] = chunk[j];
+    *reinterpret_cast<Pack<A, N>*>(collected + to) = sum;
+  });
+}
+
+// Writes the results of a thread: activation(sums + bias), with the bias of column 0 first.
+template <int N, class Start>
+__device__ __forceinline__ void conclude(A (&sums)[THREAD_M][THREAD_N], Place place, int n0, int width, T* out,
+                                         const T* __restrict__ bias, int activation, Start start) {
   if (bias) {
 #pragma unroll
     for (int j = 0; j < THREAD_N; j++) {

@@ -297,17 +297,19 @@ def compile_all(
 ) -> Generator[Outcome, None, None]:
     """Compile all of these in parallel, and yield each outcome when it is ready.
 
-    Instructions are counted where a file has a budget for them, or everywhere: it takes a third of a second per unit.
+    Instructions are counted where a unit has a budget for them, or everywhere: it takes a third of a second per unit.
 
     The compiler runs in processes, because NVRTC lets only one thread of a process compile at a time, and because
     nothing interrupts it for seconds. An interrupt, or closing the iterator, kills them; they write no files.
     """
     count = processes or cpu.cores()
-    budgeted = set(files()) if count_all else {file for file in files() if step_budgets(file)}
+    of_file = {file: step_budgets(file) for file in files()}
     nvdisasm = sass.disassembler() or ""
-    waiting = [
-        (unit, arch, nvdisasm if unit.file in budgeted and arch in COUNTED else "") for unit, arch in reversed(chosen)
-    ]
+
+    def is_counted(unit: Unit, arch: str) -> bool:
+        return arch in COUNTED and (count_all or any(budget.holds_for(unit) for budget in of_file[unit.file]))
+
+    waiting = [(unit, arch, nvdisasm if is_counted(unit, arch) else "") for unit, arch in reversed(chosen)]
     workers = list[_Worker]()
     try:
         while waiting or workers:
