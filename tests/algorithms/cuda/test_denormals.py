@@ -29,9 +29,19 @@ TINY, GREAT = SMALLEST / 16, 2.0**100  # powers of two: exact in bfloat16
     ("algorithm", "keeps"), [("direct", False), ("depthwise", False), ("implicit_gemm", True), ("gemm", True)]
 )
 def test_a_denormal_factor(gpu, algorithm, keeps, dtype):
-    """Multiply-add units take it for zero, tensor cores and cuBLAS do not."""
+    """Multiply-add units take it for zero, tensor cores do not, and cuBLAS is expected not to."""
     assert product(gpu, TINY, GREAT, dtype, algorithm=algorithm) == (TINY * GREAT if keeps else 0)
     assert product(gpu, GREAT, TINY, dtype, algorithm=algorithm) == (TINY * GREAT if keeps else 0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("algorithm", ["direct", "depthwise", "implicit_gemm", "gemm"])
+def test_a_denormal_result(gpu, algorithm, dtype):
+    """It is flushed by the additions that follow, which a product of cuBLAS alone has not."""
+    factors = 2.0**-66, 2.0**-64
+    assert product(gpu, *factors, dtype, algorithm=algorithm) == (2.0**-130 if algorithm == "gemm" else 0)
+    bias = gpu.zeros(8, dtype)
+    assert product(gpu, *factors, dtype, algorithm=algorithm, bias=bias) == 0
 
 
 @pytest.mark.parametrize("algorithm", ["direct", "implicit_gemm", "gemm"])
