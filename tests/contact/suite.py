@@ -15,7 +15,7 @@ from contact.setting import Setting
 
 MOST_FAILURES = 50
 MOST_PROCESSES = 12
-ALONE = "tests/cuda/test_gpu_device.py"
+ALONE = ("tests/cuda/test_gpu_device.py", "tests/cuda/test_graphs.py")
 
 OUT, STEP = "GPUCONV_CONTACT_OUT", "GPUCONV_CONTACT_STEP"
 """The environment variables by which `reporting` finds the journal."""
@@ -26,7 +26,7 @@ def run(setting: Setting, journal: Journal) -> None:
     if find_spec("xdist") is None:
         processes = []
         journal.note("xdist", "not there: the tests run in one process, and perhaps not all in time")
-    chosen = ["-m", "gpu", f"--ignore={ALONE}"]
+    chosen = ["-m", "gpu", *(f"--ignore={file}" for file in ALONE)]
     if setting.double:
         chosen = ["-m", "emulated", "tests/quick/test_quick.py"]
     run_tests(setting, journal, [*processes, *chosen])

@@ -11,5 +11,5 @@ def run(setting: Setting, journal: Journal) -> None:
     if setting.double:
         chosen = ["-m", "emulated", "tests/cuda/test_gpu_end_to_end.py", "-k", "test_on_the_current_stream and conv2d"]
     else:
-        chosen = ["-m", "gpu", ALONE]
+        chosen = ["-m", "gpu", *ALONE]
     run_tests(setting, journal, ["-p", "no:xdist", *chosen])
