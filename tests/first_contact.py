@@ -7,7 +7,7 @@ that hangs, or dies, loses nothing. At the end FOLDER/page.txt says on one page 
     python tests/first_contact.py --out FOLDER --steps 1-3,6     # some steps
     python tests/first_contact.py --out FOLDER --seconds 300     # less time for each
     python tests/first_contact.py --out FOLDER --record gpuconv/bench/results
-    python tests/first_contact.py --show FOLDER                  # the page again, of an earlier run
+    python tests/first_contact.py --show FOLDER                  # the page again, of an earlier run; with --record
     python tests/first_contact.py --out FOLDER --double          # on the double of CuPy, small: does the program work?
 
 The exit status is 0 if all is right, and otherwise the number of the first step with a fault; 64 for wrong arguments.

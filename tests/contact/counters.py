@@ -17,12 +17,20 @@ from contact.processes import HUNG
 from contact.setting import Setting
 
 TOOL = "ncu"
-SECTIONS = ("SpeedOfLight", "SchedulerStats", "WarpStateStats", "MemoryWorkloadAnalysis", "LaunchStats", "Occupancy")
+SECTIONS = (
+    "SpeedOfLight",
+    "ComputeWorkloadAnalysis",
+    "SchedulerStats",
+    "WarpStateStats",
+    "MemoryWorkloadAnalysis_Tables",
+    "LaunchStats",
+    "Occupancy",
+)
 KERNELS = "implicit_gemm|direct|depthwise"
 
 METRICS = {
     "us": ("gpu__time_duration.sum",),
-    "issue slots busy": ("issue_active.avg.pct", "inst_issued.avg.pct", "issue_active.avg.per_cycle"),
+    "issue slots busy": ("issue_active.avg.per_cycle", "issue_active.avg.pct", "inst_issued.avg.pct"),
     "warps stalled for instructions": ("stalled_no_instruction",),
     "shared memory": ("mem_shared.sum.pct", "mem_shared.avg.pct", "data_pipe_lsu_wavefronts.avg.pct"),
     "tensor cores": ("pipe_tensor",),

@@ -16,6 +16,7 @@ def calls(cupy: ModuleType) -> Iterator[tuple[str, Callable[[], Any]]]:
     import numpy as np
 
     import gpuconv
+    from gpuconv import optimizers
     from gpuconv.backend import as_dtype
 
     def drawn(shape: tuple[int, ...], dtype: str = "float32") -> Any:
@@ -45,6 +46,8 @@ def calls(cupy: ModuleType) -> Iterator[tuple[str, Callable[[], Any]]]:
         yield from _passes(gpuconv, "implicit_gemm", *arrays, **steps)
     deep = drawn((1, 4, 4, 2048), "float16"), drawn((1, 1, 2048, 16), "float16")
     yield "a sum in splits", partial(gpuconv.conv2d, *deep, algorithm="implicit_gemm")
+    params, gradients = ({"W": drawn((3, 3, 24, 40)), "b": drawn((40,))} for _ in range(2))
+    yield "a step of Adam", partial(optimizers.Adam().update, params, gradients, {})
 
 
 def _passes(

@@ -10,7 +10,7 @@ from contact.journal import Finding
 from contact.steps import Step
 
 END = "end of the step"
-MOST_LINES = 40
+MOST_LINES = 60
 """The most lines that a step gets on the page, and as many again for its faults; all of them are in the results."""
 
 WIDTH, LONGEST = 120, 1500

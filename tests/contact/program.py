@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from importlib import import_module
 from pathlib import Path
 
 from contact import journal as journals
@@ -71,6 +72,9 @@ def run(step: Step, out: Path, seconds: float, double: bool, scratch: Path) -> N
         end = f"was ended at its limit of {seconds:.0f} s" if end == HUNG else end
         last = log.read_bytes()[before:].decode(errors="replace").splitlines()[-LAST_LINES:]
         text = "\n".join([f"its process {end}, and printed last:", *(f"    {line}" for line in last)])
+    if step.tells:
+        own = [finding for finding in journals.read(out) if finding.step == step.number]
+        import_module(step.module).tell(journal, own)
     journal.note(END, text, fault=bool(end), seconds=took, limit=seconds)
 
 

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 class Step:
     """A module with a function ``run(setting, journal)``, which a process of its own calls.
 
-    If the module also has a function ``part(setting, journal, name)``, the step has parts, see `parts`.
+    A step may have parts that take processes of their own: ``part(setting, journal, name)``. If `tells`, the program
+    calls ``tell(journal, findings)`` when the step has ended, however it has ended.
     """
 
     number: int
     title: str
     seconds: float
     module: str
+    tells: bool = False
 
 
 STEPS = (
@@ -26,7 +28,7 @@ STEPS = (
     Step(5, "the GPU tests that need the device for themselves", 45, "contact.suite_alone"),
     Step(6, "compute-sanitizer: memcheck, racecheck", 45, "contact.sanitizer"),
     Step(7, "what a call costs the host, and graph replay", 30, "contact.host"),
-    Step(8, "what a call costs the device, beside torch, the floor and the prediction", 120, "contact.times"),
+    Step(8, "what a call costs the device, beside torch, the floor and the models", 120, "contact.times", tells=True),
     Step(9, "Nsight Compute: issue slots, stalls, shared memory", 45, "contact.counters"),
 )
 SECONDS = sum(step.seconds for step in STEPS)

@@ -26,7 +26,7 @@ def run(setting: Setting, journal: Journal) -> None:
     if find_spec("xdist") is None:
         processes = []
         journal.note("xdist", "not there: the tests run in one process, and perhaps not all in time")
-    chosen = ["-m", "gpu", *(f"--ignore={file}" for file in ALONE)]
+    chosen = ["-m", "gpu", *(f"--ignore={path}" for path in ALONE)]
     if setting.double:
         chosen = ["-m", "emulated", "tests/quick/test_quick.py"]
     run_tests(setting, journal, [*processes, *chosen])

@@ -9,7 +9,7 @@ from contact.suite import ALONE, run_tests
 
 def run(setting: Setting, journal: Journal) -> None:
     if setting.double:
-        chosen = ["-m", "emulated", "tests/cuda/test_gpu_end_to_end.py", "-k", "test_on_the_current_stream and conv2d"]
+        chosen = ["-m", "emulated", ALONE[1], "-k", "test_every_function and conv2d-channels_last"]
     else:
         chosen = ["-m", "gpu", *ALONE]
     run_tests(setting, journal, ["-p", "no:xdist", *chosen])

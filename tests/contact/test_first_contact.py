@@ -12,7 +12,7 @@ from pathlib import Path
 
 import cupy_double
 import pytest
-from contact import arguments, exact, journal, launches, processes, program, setting
+from contact import arguments, exact, journal, launches, processes, program, setting, times
 from contact.steps import SECONDS, STEPS, Step
 
 from gpuconv.algorithms.cuda import implicit_product
@@ -72,6 +72,11 @@ def body(*lines):
     return "def run(setting, journal):\n" + "".join(f"    {line}\n" for line in lines)
 
 
+def pytest_step(*arguments):
+    """A step that runs pytest."""
+    return f"from contact.suite import run_tests\n{body(f'run_tests(setting, journal, {list(arguments)!r})')}"
+
+
 RIGHT = body('journal.note("what is right", "seen")')
 
 # ------------------------------------------------------------------------------------------------ the whole
@@ -110,10 +115,10 @@ class TestTheWhole:
             (2, "2 of 2 compiled"),
             (3, "13 results in 2 groups, by 1 units"),
             (4, "3 passed"),
-            (5, "3 passed"),
+            (5, "1 passed"),
             (6, "memcheck: ERROR SUMMARY: 0 errors"),
             (7, "us of the host per call"),
-            (8, "% of the floor, expected "),
+            (8, "of the floor, expected "),
             (9, "implicit_gemm_forward: us 72.5 us, issue slots busy 61.3 %, registers 128"),
         ],
     )
@@ -130,9 +135,13 @@ class TestTheWhole:
 
 
 def test_a_step_that_hangs_is_ended_with_what_it_started(run, tmp_path):
+    sleeping = "import os, time; print('begun', os.getpid(), flush=True); time.sleep(99)"
     hangs = body(
+        "import subprocess",
         'journal.note("before", "seen")',
-        'setting.start([sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(99)"])',
+        f"command = [sys.executable, '-c', {sleeping!r}]",
+        "setting.start(command)",
+        "subprocess.Popen(command)",
         "time.sleep(99)",
     )
     begin = time.monotonic()
@@ -142,9 +151,18 @@ def test_a_step_that_hangs_is_ended_with_what_it_started(run, tmp_path):
     assert "hangs: FAULTY, 2 s of 2\n   ! its process was ended at its limit of 2 s, and printed last:" in page
     assert 'File "' in page  # where it was
     assert [finding.name for finding in findings if finding.text == "seen"] == ["before", "what is right"]
-    started = int(re.search(r"^(\d+)$", (tmp_path / "out" / setting.LOG).read_text(), re.MULTILINE)[1])
-    with pytest.raises(ProcessLookupError):
-        os.kill(started, 0)
+    begun = re.findall(r"begun (\d+)$", (tmp_path / "out" / setting.LOG).read_text(), re.MULTILINE)
+    assert len(begun) == 2
+    for number in map(int, begun):
+        assert not is_running(number)
+
+
+def is_running(number):
+    """A process that was killed, and whose parent is gone, may stay around until somebody asks for its status."""
+    try:
+        return "Z" not in Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
 
 
 def test_a_step_whose_process_dies_takes_nothing_with_it(run):
@@ -201,18 +219,56 @@ def test_what_does_not_begin_in_time_is_in_no_answer(tmp_path):
 
 def test_a_failing_test_is_told_as_it_fails(run, tmp_path):
     (tmp_path / "test_two.py").write_text("def test_a():\n    assert 1 == 2, 'so it is'\n\n\ndef test_b():\n    pass\n")
-    text = f"from contact.suite import run_tests\n{body(f'run_tests(setting, journal, [{str(tmp_path)!r}])')}"
-    status, page, _ = run(tests=text)
+    status, page, _ = run(tests=pytest_step(str(tmp_path)))
     assert status == 1
     assert re.search(r"! .*test_two.py::test_a: AssertionError: so it is", page)
     assert "tests: 1 failed, 1 passed" in page
 
 
+LOSING = """
+import sys, types
+import pytest
+
+pytestmark = pytest.mark.gpu
+error = []
+
+def synchronize():
+    if error:
+        raise RuntimeError(error[0])
+
+sys.modules["cupy"] = cupy = types.SimpleNamespace(cuda=types.SimpleNamespace())
+cupy.cuda.runtime = types.SimpleNamespace(deviceSynchronize=synchronize)
+
+def test_a():
+    error.append("an illegal memory access was encountered")
+    synchronize()
+
+@pytest.mark.parametrize("number", range(3))
+def test_b(number):
+    synchronize()
+"""
+
+
+@pytest.mark.parametrize(
+    ("processes", "counts"),
+    [(["-n", "1"], "2 failed, 3 passed"), (["-p", "no:xdist"], "1 failed")],
+    ids=["xdist", "one process"],
+)
+def test_a_process_that_lost_the_device_spoils_no_other_test(run, tmp_path, processes, counts):
+    (tmp_path / "test_losing.py").write_text(LOSING)
+    arguments = [*processes, str(tmp_path)]
+    status, page, _ = run(
+        tests=f"from contact.suite import run_tests\n{body(f'run_tests(setting, journal, {arguments})')}"
+    )
+    assert status == 1
+    assert f"tests: {counts}" in page
+    assert "test_losing.py::test_a: RuntimeError: an illegal memory access was encountered" in page
+    assert ("the device was lost in test_losing.py::test_a" in page) == (counts == "1 failed")
+
+
 def test_a_run_without_a_test_is_a_fault(run, tmp_path):
     (tmp_path / "test_none.py").write_text("")
-    status, page, _ = run(
-        tests=f"from contact.suite import run_tests\n{body(f'run_tests(setting, journal, [{str(tmp_path)!r}])')}"
-    )
+    status, page, _ = run(tests=pytest_step(str(tmp_path)))
     assert status == 1
     assert "! pytest: no test passed: ended with status 5" in page
 
@@ -293,6 +349,13 @@ def test_the_units_of_the_tensor_cores_are_shared_out_and_all_launched(tmp_path,
     assert not [finding for finding in journal.read(tmp_path) if finding.fault]
 
 
+def test_a_unit_that_nothing_launches_is_a_fault(tmp_path, monkeypatch, double):
+    monkeypatch.setattr(exact, "_wrong", lambda *_: "")
+    exact._tensor_cores(setting.Setting(3, "", tmp_path, 60), journal.Journal(tmp_path, 3), "float16", "forward")
+    (fault,) = [finding for finding in journal.read(tmp_path) if finding.fault]
+    assert all(str(unit) in fault.text for unit in exact._units("float16", "forward"))
+
+
 def test_there_is_a_call_for_every_kernel(monkeypatch, double):
     seen = set()
 
@@ -323,6 +386,12 @@ def test_the_steps_take_nine_minutes():
 def test_wrong_arguments_have_a_status_of_their_own(words, tmp_path, capsys):
     assert program.main(["--out", str(tmp_path), *words]) == program.USAGE
     assert "first_contact.py: error" in capsys.readouterr().err
+
+
+def test_the_steps_do_not_take_themselves_for_a_process_of_xdist(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw3")
+    monkeypatch.setenv("CUPY_TF32", "1")
+    assert {"PYTEST_XDIST_WORKER", "CUPY_TF32"} & setting.environment(tmp_path).keys() == {"CUPY_TF32"}
 
 
 def test_results_have_to_go_somewhere(monkeypatch, capsys):
@@ -356,3 +425,21 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path):
         ("first", {"count": 3}),
         ("second", {}),
     ]
+
+
+def test_times_are_told_with_their_ratios_and_stars(tmp_path):
+    written = journal.Journal(tmp_path, 8)
+    for direction, us in (("forward", 10.0), ("input_grad", 20.0)):
+        one = times.Pass("n1_h7w7_c8_k8_r3s3_p1", "bfloat16", direction)
+        measured = {"us": us, "exposed": direction != "forward", "expected_us": 8.0, "floor_us": 5.0, "tflops": 300.0}
+        about = {"problem": one.problem, "mode": one.mode, "direction": direction, "algorithm": "implicit_gemm"}
+        written.note("", which=str(one), **about, **measured)
+    written.note("", which=str(times.Pass("n1_h7w7_c8_k8_r3s3_p1", "bfloat16", "forward")), torch_us=9.0)
+    times.tell(written, journal.read(tmp_path))
+    told = {finding.name: finding.text for finding in journal.read(tmp_path) if finding.text}
+    assert told == {
+        "n1 bfloat16 together": "30 us, 16 expected, 10 at least, "
+        "0.90 times as fast as torch in the geometric mean of 1",
+        "n1_h7w7_c8_k8_r3s3_p1 bfloat16": "10.0 20.0* us, 300 300 TFLOP/s, 50% 25% of the floor, expected 8.0 8.0, "
+        "torch x0.90 -, by implicit_gemm",
+    }
