@@ -53,7 +53,7 @@ def _factor_bytes(size: int, itemsize: int, across: bool) -> int:
 
 
 LARGE, MEDIUM, SMALL = Tile(128, 128, 0.9), Tile(128, 64, 0.8), Tile(64, 64, 0.65)
-"""The tiles. Their `reach` is an estimate from the rate at which shared memory delivers factors, not measured."""
+"""The tiles. Their `reach` is an estimate, not measured: tests/predictions.py has a model that counts more."""
 
 
 @dataclass(frozen=True)
