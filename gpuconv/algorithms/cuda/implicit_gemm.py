@@ -2,10 +2,11 @@
 
 The products are those of implicit_product.py, made by kernels/implicit_gemm.cu and implicit_gemm_weights.cu.
 
-``precision="strict"`` makes three TF32 products for one of float32 (Ootomo & Yokota 2022), the small ones of 16 products
-before their large ones, and adds these sums to sums in float32, by Kahan's method: the error is at most twice that of
-a plain product in float32. ``precision="fast"`` makes one. Under "strict" an infinity, in an array or as a sum, comes
-out as NaN where the definition may give an infinity; so does a number beyond 3.402e38, which TF32 rounds to infinity.
+``precision="strict"`` makes three TF32 products for one of float32 (Ootomo & Yokota 2022), the small ones of 16
+products before their large ones, and adds these sums to sums in float32, by Kahan's method: the error is at most twice
+that of a plain product in float32. ``precision="fast"`` makes one. Under "strict" an infinity, in an array or as a sum,
+comes out as NaN where the definition may give an infinity; so does a number beyond 3.402e38, which TF32 rounds to
+infinity.
 
 A pass is one launch, or two where the products of a sum are split over several blocks, whose sums split_k_reduce.cu
 adds in order. Only raw kernels run, so that a CUDA graph can capture it all; gpuconv/cuda/graphs.py says who keeps
