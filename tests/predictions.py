@@ -1,4 +1,4 @@
-"""What models of the tensor-core kernels expect of an H200, as Markdown: `python tests/predictions.py`.
+"""What models of the kernels expect of an H200, as Markdown: `python tests/predictions.py`.
 
 There are two models. That of gpuconv/algorithms/cuda/implicit_gemm_tiles.py chooses tiles and splits. The one here
 counts, for the tile that was chosen, the clocks of a multiprocessor for one step of a block by each of four things
@@ -12,6 +12,9 @@ alone, and takes the most of them:
 A layer takes as long as the steps of the blocks that a multiprocessor takes one after the other, or as its bytes take
 from memory, whichever is longer. Nothing is added for what does not overlap, so that a device is likely to be slower.
 
+For the kernels on multiply-add units it counts the clocks of a step alone. All code of a step is counted there, also
+what runs once in many steps, or only where an array is padded by other values than zeros.
+
 No device is needed: the double of CuPy says that it is an H200. NVRTC and nvdisasm are needed to count instructions.
 The first run on a device is to be held to these numbers.
 """
@@ -21,11 +24,12 @@ from dataclasses import dataclass
 from functools import cache
 
 import cupy_double
+import numpy as np
 from cupy_double import streams
 
 from gpuconv import cuda
 from gpuconv.algorithms import ALGORITHMS
-from gpuconv.algorithms.cuda import implicit_gemm
+from gpuconv.algorithms.cuda import direct_tiles, implicit_gemm
 from gpuconv.bench import suites
 from gpuconv.cuda import Unit, loader, nvrtc
 from gpuconv.planning import problem_of
@@ -67,11 +71,16 @@ def posed(layer, way, direction):
 
 
 @cache
-def instructions(unit):
-    """Of one turn of the main loop, for one warp."""
+def compiled(unit):
+    """The main loop of a unit's kernel, for sm_90."""
     cubin, _ = nvrtc.compile_cubin(loader.flatten(unit.file), cuda.options(unit), "sm_90")
     (step,) = sass.steps(sass.disassemble(cubin, sass.disassembler()))
-    return step.instructions
+    return step
+
+
+def instructions(unit):
+    """Of one turn of the main loop, for one warp."""
+    return compiled(unit).instructions
 
 
 def unit_of(problem, tile, copy):
@@ -148,11 +157,42 @@ def steps():
                 yield f"| {way} {direction}, {tile.m}x{tile.n} | {count} | {cells} |"
 
 
+def multiply_add_steps():
+    """Clocks of a step by each bound, of direct.cu and direct_weights.cu; a thread reads its factors of its own."""
+    yield "| kernel, tile | instructions of a warp | multiply-add | issue | shared | L2 | TFLOP/s |"
+    yield "|-" * 7 + "|"
+    for dtype in ("float32", "bfloat16"):
+        size = np.dtype(dtype).itemsize
+        for tile in direct_tiles.WIDE_TILES[size]:
+            for direction in DIRECTIONS:
+                macros = (("ALIGNED", 1), ("INDEX64", 0), *tile.macros)
+                if direction == "weight_grad":
+                    unit = Unit("direct_weights.cu", np.dtype(dtype), macros)
+                else:
+                    back = int(direction == "input_grad")
+                    unit = Unit("direct.cu", np.dtype(dtype), (("INPUT_GRAD", back), *macros))
+                step, products = compiled(unit), tile.k * tile.thread_m * tile.thread_n
+                inner, around, *_ = step.around  # the loop over the products of a step, and the loop over steps
+                count = products // step.work * inner + around - inner
+                warps = tile.threads / 32
+                numbers = tile.k * (tile.thread_m + tile.thread_n) * tile.threads + tile.k * (tile.m + tile.n)
+                clocks = {
+                    "multiply-add": products * warps / 4,
+                    "issue": count * warps / 4,
+                    "shared": 4 * numbers / SHARED_BYTES,
+                    "L2": size * tile.k * (tile.m + tile.n) / L2_BYTES,
+                }
+                cells = " | ".join(f"{value:.0f}" for value in clocks.values())
+                rate = 2e-12 * tile.m * tile.n * tile.k / max(clocks.values()) * CLOCK * PROCESSORS
+                yield f"| {dtype} {direction}, {tile.m}x{tile.n}x{tile.k} | {count} | {cells} | {rate:.0f} |"
+
+
 def main():
     streams.PROPERTIES.update(H200)
     with cupy_double.installed():
         tables = ["\n".join(table(suite, batch)) + "\n" for suite, batch in (("resnet50", 128), ("resnet50", 1))]
         tables.append("\n".join(steps()) + "\n")
+        tables.append("\n".join(multiply_add_steps()) + "\n")
         sys.stdout.write("\n".join(tables))
 
 
