@@ -399,5 +399,25 @@ def test_an_offset_beyond_32_bits_is_reached_without_overflow(checked, direction
         function(p, *arrays, *(() if direction == "weight_grad" else (None, "identity")))
 
 
+@pytest.mark.parametrize(("mode", "seen"), [("zeros", (None, (0, 1), None)), ("replicate", ((0, 0), (0, 1), (3, 3)))])
+def test_windows_far_out_in_the_padding_are_counted_without_overflow(checked, mode, seen):
+    """`seen`: the positions of x in each window. With its channels, where the first one starts is no 32-bit number."""
+    checked(ubsan=True)
+    far, rng = 2**26, np.random.default_rng(0)
+    g = gpuconv.ConvGeometry.create(1, (4,), 64, 8, (2,), far, ((far, far),), pad_mode=mode)
+    x, w, dy = (integers(rng, shape, "float32") for shape in (g.x_shape, g.w_shape, g.y_shape))
+    windows = np.stack([x[0, list(at)] if at else np.zeros((2, 64), "float32") for at in seen])
+    for direction, inputs, want in (
+        ("forward", (x, w), np.einsum("qsc,sck->qk", windows, w)[None]),
+        ("weight_grad", (x, dy), np.einsum("qsc,qk->sck", windows, dy[0])),
+    ):
+        p = Problem(g, np.dtype("float32"), "cuda:0", direction, max_workspace=0)
+        p.__dict__["xp"] = np
+        out = np.empty(want.shape, "float32")
+        epilogue = () if direction == "weight_grad" else (None, "identity")
+        getattr(direct_cuda.CudaDirect(), direction)(p, *inputs, out, *epilogue)
+        assert_exact(out, want, "float32")
+
+
 def test_is_in_the_list():
     assert "direct" in [algorithm.name for algorithm in ALGORITHMS]
