@@ -11,9 +11,10 @@ from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
-from gpuconv import backend
+from gpuconv import backend, repeats
 from gpuconv.algorithms import Algorithm, Problem
 from gpuconv.algorithms.epilogue import ACTIVATIONS, fill
+from gpuconv.algorithms.wrappers import unwrapped
 from gpuconv.cuda import graphs
 from gpuconv.errors import DTypeError, GeometryError, WorkspaceError
 from gpuconv.geometry import ConvGeometry, split_x_shape
@@ -66,19 +67,28 @@ class Call(NamedTuple):
     pad_mode: PadMode = "zeros"
 
     def forward(self, x: Array, w: Array, bias: Array | None, activation: str | None, out: Array | None) -> Array:
+        place = None if type(x) is np.ndarray else repeats.place((*self, "forward", activation), x, w, bias, out)
+        if place:
+            return self.repeat(place[0], x, w, out, bias)
         xp = backend.common_module(self.caller, x=x, w=w, bias=bias, out=out)
         dtype = backend.common_dtype(self.caller, x=x, w=w, bias=bias)
         g = self.geometry(x.shape, w.shape)
-        return self.run(xp, "forward", g, dtype, {"x": x, "w": w}, out, g.y_shape, bias, activation)
+        return self.run(xp, "forward", g, dtype, {"x": x, "w": w}, out, g.y_shape, bias, activation, place=place)
 
     def input_grad(self, dy: Array, w: Array, input_shape: Sequence[SupportsIndex], out: Array | None) -> Array:
+        place = None if type(dy) is np.ndarray else repeats.place((*self, "input_grad", input_shape), dy, w, out)
+        if place:
+            return self.repeat(place[0], dy, w, out, None)
         xp = backend.common_module(self.caller, dy=dy, w=w, out=out)
         dtype = backend.common_dtype(self.caller, dy=dy, w=w)
         g = self.geometry(input_shape, w.shape, "input_shape")
         self.check_shape("dy", dy, g.y_shape, "the convolution", g)
-        return self.run(xp, "input_grad", g, dtype, {"dy": dy, "w": w}, out, g.x_shape)
+        return self.run(xp, "input_grad", g, dtype, {"dy": dy, "w": w}, out, g.x_shape, place=place)
 
     def weight_grad(self, x: Array, dy: Array, kernel_shape: IntsLike, out: Array | None) -> Array:
+        place = None if type(x) is np.ndarray else repeats.place((*self, "weight_grad", kernel_shape), x, dy, out)
+        if place:
+            return self.repeat(place[0], x, dy, out)
         xp = backend.common_module(self.caller, x=x, dy=dy, out=out)
         dtype = backend.common_dtype(self.caller, x=x, dy=dy)
         kernel = as_ints(kernel_shape, self.ndim, "kernel_shape", self.caller)
@@ -89,7 +99,7 @@ class Call(NamedTuple):
             caller=self.caller,
         )  # fmt: skip
         self.check_shape("dy", dy, g.y_shape, "the convolution", g)
-        return self.run(xp, "weight_grad", g, dtype, {"x": x, "dy": dy}, out, g.w_shape)
+        return self.run(xp, "weight_grad", g, dtype, {"x": x, "dy": dy}, out, g.w_shape, place=place)
 
     def transpose(
         self,
@@ -101,13 +111,25 @@ class Call(NamedTuple):
         activation: str | None,
         out: Array | None,
     ) -> Array:
+        words = (*self, "transpose", output_pad, output_shape, activation)
+        place = None if type(x) is np.ndarray else repeats.place(words, x, w, bias, out)
+        if place:
+            return self.repeat(place[0], x, w, out, bias)
         xp = backend.common_module(self.caller, x=x, w=w, bias=bias, out=out)
         dtype = backend.common_dtype(self.caller, x=x, w=w, bias=bias)
         g = ConvGeometry.transposed(
             x.shape, w.shape, self.stride, self.pad, self.dilation, self.groups, output_pad, output_shape,
             layout=self.layout, ndim=self.ndim, caller=self.caller,
         )  # fmt: skip
-        return self.run(xp, "input_grad", g, dtype, {"x": x, "w": w}, out, g.x_shape, bias, activation)
+        return self.run(xp, "input_grad", g, dtype, {"x": x, "w": w}, out, g.x_shape, bias, activation, place=place)
+
+    def repeat(self, known: repeats.Known, read: Array, other: Array, out: Array | None, *bias: Array | None) -> Array:
+        """The result of a call like an earlier one."""
+        try:
+            return known(read, other, out, *bias)
+        except MemoryError:
+            with self.out_of_memory(known.problem.device, known.shape, known.problem.dtype):
+                raise
 
     def explain(self, x: Array, w: Array, direction: Direction) -> ConvPlan:
         xp = backend.common_module(self.caller, x=x, w=w)
@@ -185,10 +207,12 @@ class Call(NamedTuple):
         bias: Array | None = None,
         activation: str | None = None,
         packed: PrepackedWeights | None = None,
+        place: list[repeats.Known] | None = None,
     ) -> Array:
         """Check the rest, choose an algorithm, let it write into `out` or a new array of (channels-last) `shape`.
 
-        `packed` takes the place of w if the arrays pose the problem that it was packed for.
+        `packed` takes the place of w if the arrays pose the problem that it was packed for. Calls that repeat this one
+        look for what it learns in `place`.
         """
         first = next(iter(inputs.values()))
         device = "cpu" if xp is np else backend.device_of(first)
@@ -227,6 +251,11 @@ class Call(NamedTuple):
                 bias = None if bias is None else xp.ascontiguousarray(bias)
             for one, its_target in pairs:
                 self.compute(problem, algorithm, one, other, its_target, bias, activation, packed)
+            if place is not None and not problem.copied:
+                algorithm = unwrapped(algorithm, problem)
+                compute = algorithm.forward_prepacked if packed else getattr(algorithm, direction)
+                epilogue = () if is_w else (activation,)
+                place.append(repeats.Known(problem, compute, shape, epilogue, packed.weights if packed else None))
             return self.deliver(result, out)
 
     def compute(

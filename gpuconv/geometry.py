@@ -65,15 +65,16 @@ def remembered(make: Make) -> Make:
 
     @wraps(make)
     def remembering(*args: Any, **keywords: Any) -> Any:
-        return (memory if _are_exact(args) and _are_exact(keywords.values()) else make)(*args, **keywords)
+        return (memory if are_exact(args) and are_exact(keywords.values()) else make)(*args, **keywords)
 
     return remembering  # type: ignore[return-value]
 
 
-def _are_exact(values: Iterable[object]) -> bool:
+def are_exact(values: Iterable[object]) -> bool:
+    """Whether values are ints, strings, None, types and tuples of them: none of these equals another that is not."""
     for value in values:
         if type(value) is tuple:
-            if not (_EXACT.issuperset(map(type, value)) or _are_exact(value)):
+            if not (_EXACT.issuperset(map(type, value)) or are_exact(value)):
                 return False
         elif type(value) not in _EXACT:
             return False

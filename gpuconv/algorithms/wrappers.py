@@ -25,6 +25,10 @@ class _Wrapper:
     def _serving(self, problem: Problem) -> Algorithm:
         raise NotImplementedError
 
+    def passing_on(self, problem: Problem) -> Algorithm | None:
+        """The algorithm that computes the problem without this wrapper; None if the wrapper does some of it."""
+        return self._serving(problem)
+
     def refusal(self, problem: Problem) -> str | None:
         return self._serving(problem).refusal(problem)
 
@@ -97,6 +101,9 @@ class Folding(_Wrapper):
     def _serving(self, problem: Problem) -> Algorithm:
         return self._algorithm
 
+    def passing_on(self, problem: Problem) -> Algorithm | None:
+        return None if _folds(problem) else self._algorithm
+
     def refusal(self, problem: Problem) -> str | None:
         return self._algorithm.refusal(_Fold(problem).inner if _folds(problem) else problem)
 
@@ -134,6 +141,13 @@ class Folding(_Wrapper):
                 inner, dy[chunk].astype(wide) if plan.casts else dy[chunk], w, padded[:count], None, "identity"
             )
             xp.copyto(out[chunk], fold(xp, padded[:count], g), casting="unsafe")
+
+
+def unwrapped(algorithm: Algorithm, problem: Problem) -> Algorithm:
+    """The algorithm that computes a problem, without the wrappers that only pass it on."""
+    while isinstance(algorithm, _Wrapper) and (inner := algorithm.passing_on(problem)) is not None:
+        algorithm = inner
+    return algorithm
 
 
 def _folds(problem: Problem) -> bool:

@@ -76,7 +76,7 @@ class Launch:
         Dynamic shared memory per block.
     """
 
-    __slots__ = ("_ready", "block", "grid", "name", "rest", "shared_bytes", "unit")
+    __slots__ = ("block", "grid", "name", "ready", "rest", "shared_bytes", "unit")
 
     def __init__(
         self,
@@ -89,16 +89,14 @@ class Launch:
     ) -> None:
         self.unit, self.name, self.grid, self.block = unit, name, grid, block
         self.rest, self.shared_bytes = rest, shared_bytes
-        self._ready: dict[int, tuple[_Kernel, tuple[Any, ...]]] = {}
+        self.ready: dict[int, tuple[_Kernel, tuple[Any, ...]]] = {}  # by device
 
-    def ready(self, xp: ModuleType, device: int) -> tuple[_Kernel, tuple[Any, ...]]:
-        """The kernel on a device, and `rest` as CuPy takes it."""
-        found = self._ready.get(device)
-        if found is None or found[0].xp is not xp:
-            key = (xp, device, self.unit, self.name)
-            kernel = _ready.get(key) or _load(*key)
-            found = self._ready[device] = kernel, kernel.numbers_and_structs(self.rest)
-        return found
+    def make_ready(self, xp: ModuleType, device: int) -> tuple[_Kernel, tuple[Any, ...]]:
+        """Remember, and return, the kernel on a device and `rest` as CuPy takes it."""
+        key = (xp, device, self.unit, self.name)
+        kernel = _ready.get(key) or _load(*key)
+        made = self.ready[device] = kernel, kernel.numbers_and_structs(self.rest)
+        return made
 
 
 def launch(xp: ModuleType, what: Launch, *arrays: Any) -> None:
@@ -120,7 +118,11 @@ def launch(xp: ModuleType, what: Launch, *arrays: Any) -> None:
     TypeError, DTypeError, DeviceError
         If the arguments do not match the kernel's signature.
     """
-    kernel, rest = what.ready(xp, xp.cuda.runtime.getDevice())
+    device = xp.cuda.runtime.getDevice()
+    ready = what.ready.get(device)
+    if ready is None or ready[0].xp is not xp:
+        ready = what.make_ready(xp, device)
+    kernel, rest = ready
     given = kernel.pointers(arrays)
     if 0 in what.grid:
         return

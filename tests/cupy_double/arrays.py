@@ -49,6 +49,7 @@ class ndarray:
     """`_hidden` is a NumPy view of `_memory`; nothing outside of this package may look at it."""
 
     __array_priority__ = 100
+    _data = None
     __hash__ = None
 
     def __init__(self, shape, dtype=float, memptr=None, strides=None, order="C"):
@@ -95,8 +96,11 @@ class ndarray:
 
     @property
     def data(self):
-        offset = self._hidden.__array_interface__["data"][0] - self._memory.ptr if self.size else 0
-        return MemoryPointer(self._memory, offset)
+        """One object as long as the array lives, as in CuPy."""
+        if self._data is None:
+            offset = self._hidden.__array_interface__["data"][0] - self._memory.ptr if self.size else 0
+            self._data = MemoryPointer(self._memory, offset)
+        return self._data
 
     @property
     def __cuda_array_interface__(self):

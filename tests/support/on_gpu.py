@@ -130,6 +130,15 @@ def same_bits(a, b):
     return bits(a) == bits(np.asarray(b) if isinstance(b, np.ndarray) else b)
 
 
+class Nothing:
+    """A kernel that is launched and does nothing, so that what remains is the host's work."""
+
+    max_dynamic_shared_size_bytes = 0
+
+    def __call__(self, grid, block, args, *, shared_mem=0):
+        pass
+
+
 def forget(*modules):
     """What these modules remember: a test that changes how they choose must not see the choices of others."""
     for module in modules:

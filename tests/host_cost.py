@@ -1,0 +1,83 @@
+"""What a call on a GPU costs the host: `python tests/host_cost.py`, on the double of CuPy. No device is needed.
+
+Kernels are launched and do nothing. A row is the fastest of many turns in microseconds of this thread, and the part of
+it that a profile finds in the double. Compare two versions in turns: on a busy machine all of it takes longer.
+"""
+
+import cProfile
+import pstats
+import sys
+import time
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent / "support"))
+
+import cupy_double
+import numpy as np
+from on_gpu import Nothing
+
+import gpuconv
+from gpuconv import settings
+from gpuconv.algorithms.cuda import implicit_product
+from gpuconv.cuda import launch
+
+TURNS, CALLS = 40, 500
+
+
+def microseconds(call):
+    call()
+    best = float("inf")
+    for _ in range(TURNS):
+        start = time.thread_time()
+        for _ in range(CALLS):
+            call()
+        best = min(best, time.thread_time() - start)
+    return 1e6 * best / CALLS
+
+
+def share_of_the_double(call):
+    profile = cProfile.Profile()
+    profile.enable(builtins=False)
+    for _ in range(CALLS):
+        call()
+    profile.disable()
+    own = {(place, name): row[2] for (place, _, name), row in pstats.Stats(profile).stats.items()}
+    return sum(seconds for (place, _), seconds in own.items() if "cupy_double" in place) / sum(own.values())
+
+
+def calls(cupy):
+    """What is timed, by name."""
+    x, w = (cupy.ones(shape, np.float16) for shape in ((8, 14, 14, 64), (3, 3, 64, 64)))
+    bias, out, dw = cupy.ones(64, np.float16), cupy.empty((8, 14, 14, 64), np.float16), cupy.empty_like(w)
+    one_launch = {"pad": 1, "algorithm": "implicit_gemm"}
+    prepared = gpuconv.prepare(w, x.shape, bias, **one_launch)
+    yield "conv2d(out=)", lambda: gpuconv.conv2d(x, w, bias, out=out, **one_launch)
+    yield "conv2d(out=), auto", lambda: gpuconv.conv2d(x, w, bias, out=out, pad=1)
+    yield "prepare(...)(x, out)", lambda: prepared(x, out)
+    yield "conv2d_input_grad(out=)", lambda: gpuconv.conv2d_input_grad(out, w, x.shape, out=x, **one_launch)
+    yield "conv2d_weight_grad(out=)", lambda: gpuconv.conv2d_weight_grad(x, out, (3, 3), out=dw, **one_launch)
+    yield "max_pool2d", lambda: gpuconv.max_pool2d(x, 2)
+
+    last = []
+    implicit_product.launch = lambda *args: last.append(args)
+    gpuconv.conv2d(x, w, bias, out=out, **one_launch)
+    implicit_product.launch = launch
+    (args,), run = last, Nothing()
+    what, given = args[1], (*args[2:], *args[1].rest)
+    yield "gpuconv.cuda.launch", lambda: launch(*args)
+    yield "its kernel's own launch", lambda: run(what.grid, what.block, given, shared_mem=what.shared_bytes)
+
+
+def main():
+    settings.max_workspace = 2**20
+    with cupy_double.installed() as cupy:
+        cupy.RawModule.get_function = lambda self, name: Nothing()
+        for name, call in calls(cupy):
+            call()
+            share = share_of_the_double(call)
+            total = microseconds(call)
+            sys.stdout.write(f"{name:<26}{total:7.1f} us, {share * total:5.1f} us of it in the double\n")
+
+
+if __name__ == "__main__":
+    main()
