@@ -251,7 +251,7 @@ class Call(NamedTuple):
                 bias = None if bias is None else xp.ascontiguousarray(bias)
             for one, its_target in pairs:
                 self.compute(problem, algorithm, one, other, its_target, bias, activation, packed)
-            if place is not None and not problem.copied:
+            if place is not None and self.layout == "channels_last":
                 algorithm = unwrapped(algorithm, problem)
                 compute = algorithm.forward_prepacked if packed else getattr(algorithm, direction)
                 epilogue = () if is_w else (activation,)

@@ -334,6 +334,11 @@ def test_a_launch_that_is_kept_is_made_ready_once_a_device(kernels, cupy, monkey
         with pytest.raises(TypeError, match=r"takes 2 arrays, 6 arguments .* but 1 arrays were given"):
             loader.launch(cupy, kept, x)
     assert (len(asked), len(cupy.calls), len(cupy.compiled)) == (2, 4, 2)
+    monkeypatch.setattr(loader, "_ready", {})
+    other = ModuleType("another")
+    vars(other).update({**vars(cupy), "calls": []}, cuda=cupy.cuda)
+    loader.launch(other, kept, x, x)
+    assert len(asked) == 3
 
 
 def test_null_pointers(kernels, cupy):

@@ -7,7 +7,7 @@ import pytest
 from on_gpu import Nothing, forget
 
 import gpuconv
-from gpuconv import repeats, settings
+from gpuconv import autotune, repeats, settings
 from gpuconv.algorithms.cuda import implicit_gemm, split_k
 from gpuconv.call import Call
 from gpuconv.cuda import loader
@@ -118,7 +118,9 @@ def test_arrays_are_looked_at_each_time(cupy, arrays):
         conv(*arrays)
         with pytest.raises(gpuconv.GeometryError, match=r"out.shape is \(2, 9, 9, 24\)"):
             conv(x, w, bias, out[:, :, :9].copy())
-        with pytest.raises(gpuconv.DTypeError, match="float32"):
+        with pytest.raises(
+            gpuconv.DTypeError, match=r"^(conv2d|prepared): the arrays must share one dtype: x is float32"
+        ):
             conv(x.astype(np.float32), w, bias, out)
         with pytest.raises(TypeError, match=r"in NumPy|neither a NumPy nor a CuPy"):
             conv(x, w, bias, out.get())
@@ -126,7 +128,9 @@ def test_arrays_are_looked_at_each_time(cupy, arrays):
             conv(None, w, bias, out)
         with cupy.cuda.Device(1):
             elsewhere = cupy.asarray(out)
-        with pytest.raises(gpuconv.DeviceError, match=r"on cuda:1"):
+        with pytest.raises(
+            gpuconv.DeviceError, match=r"^(conv2d|prepared): the arrays must live on one device: .* out on cuda:1"
+        ):
             conv(x, w, bias, elsewhere)
         with cupy.cuda.Device(1):
             assert conv(x, w, bias, out) is out  # on the device of its arrays
@@ -156,11 +160,37 @@ def test_settings_are_looked_at_each_time(arrays, monkeypatch):
     splitting()
     monkeypatch.setattr(Call, "run", refuse)
     splitting()
-    for name, value in (("max_workspace", 10), ("max_workspace", 1.5), ("autotune", True), ("batch_invariant", True)):
+    for owner, name, value in (
+        (settings, "max_workspace", 10),
+        (settings, "max_workspace", 1.5),
+        (settings, "autotune", True),
+        (settings, "batch_invariant", True),
+        (autotune._memory, "generation", autotune.generation() + 1),
+    ):
         with monkeypatch.context() as patch:
-            patch.setattr(settings, name, value)
+            patch.setattr(owner, name, value)
             with pytest.raises(AssertionError, match="anew"):
                 splitting()
+
+
+def test_channels_first_is_turned_each_time(cupy):
+    """Of one channel it is contiguous either way, and its shape is another."""
+    x, w = cupy.ones((2, 1, 9, 10), np.float16), cupy.ones((1, 1, 3, 3), np.float16)
+    prepared = gpuconv.prepare(w, x.shape, layout="channels_first", **KEYWORDS)
+    for _ in range(3):
+        assert gpuconv.conv2d(x, w, layout="channels_first", **KEYWORDS).shape == (2, 1, 9, 10)
+        assert prepared(x).shape == (2, 1, 9, 10)
+
+
+def test_what_a_prepared_convolution_is_not_packed_for_is_chosen_each_time(arrays, monkeypatch):
+    x, w, bias, out = arrays
+    monkeypatch.setattr(settings, "batch_invariant", True)
+    prepared = gpuconv.prepare(w, x.shape, bias, pad=1)
+    monkeypatch.setattr(settings, "batch_invariant", False)
+    prepared(x, out)
+    monkeypatch.setattr(Call, "run", refuse)
+    with pytest.raises(AssertionError, match="anew"):
+        prepared(x, out)
 
 
 def test_a_capture_is_looked_at_each_time(cupy, arrays, monkeypatch):
