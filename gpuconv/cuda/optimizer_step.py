@@ -76,12 +76,15 @@ def _launches(group: list[tuple[Array, ...]]) -> Iterator[Group]:
 
 def _are_apart(group: Group) -> bool:
     """Whether no array that is written overlaps one of another parameter."""
+    if len(group) == 1:
+        return True
     spans = sorted(
-        (address(array), address(array) + array.nbytes, owner, place != 1)
+        (start := address(array), start + array.nbytes, owner, place != 1)
         for owner, arrays in enumerate(group)
         for place, array in enumerate(arrays)
-        if array.size
     )
+    if all(first[1] <= second[0] for first, second in itertools.pairwise(spans)):
+        return True
     return not any(
         second[0] < first[1] and first[2] != second[2] and (first[3] or second[3])
         for first, second in itertools.combinations(spans, 2)
