@@ -256,10 +256,7 @@ def test_b(number):
 )
 def test_a_process_that_lost_the_device_spoils_no_other_test(run, tmp_path, processes, counts):
     (tmp_path / "test_losing.py").write_text(LOSING)
-    arguments = [*processes, str(tmp_path)]
-    status, page, _ = run(
-        tests=f"from contact.suite import run_tests\n{body(f'run_tests(setting, journal, {arguments})')}"
-    )
+    status, page, _ = run(tests=pytest_step(*processes, str(tmp_path)))
     assert status == 1
     assert f"tests: {counts}" in page
     assert "test_losing.py::test_a: RuntimeError: an illegal memory access was encountered" in page
