@@ -8,10 +8,11 @@ import pytest
 from calls import convolve
 from cases import Case, reals
 from cupy_double import emulation
-from on_gpu import is_double, sent
+from on_gpu import forget, is_double, sent
 from tolerances import FLOOR, assert_close, assert_within
 
 import gpuconv
+from gpuconv import repeats
 from gpuconv.algorithms.cuda import implicit_gemm
 from gpuconv.algorithms.cuda.implicit_gemm_tiles import SMALL
 from gpuconv.cuda import loader
@@ -48,15 +49,16 @@ SUMS = {
 
 @pytest.fixture(autouse=True)
 def _fresh():
+    """No launch that is ready from another test, of another text or tile."""
+    forget(repeats, implicit_gemm)
     yield
-    implicit_gemm._tiling.cache_clear()
+    forget(repeats, implicit_gemm)
 
 
 @pytest.fixture
 def errs(gpu, monkeypatch):
     """Runs a pass with the fewest blocks, in one split, on tensor cores that cut off."""
     monkeypatch.setattr(implicit_gemm, "_TILES", {2: (SMALL,), 4: (SMALL,)})
-    implicit_gemm._tiling.cache_clear()
 
     def run(direction, case, fill, dtype="float32", rounding="zero", **more):
         arrays = case.arrays(fill, dtype)
