@@ -97,7 +97,7 @@ __device__ __forceinline__ void gather(const S* __restrict__ cols, const T* __re
       }
     }
 
-    finish_all<V>(sums, bias, c, activation);
+    finish<V>(sums, bias, c, activation);
     Pack<T, V> done;
 #pragma unroll
     for (int v = 0; v < V; v++) done.at[v] = from_acc(sums[v]);

@@ -241,10 +241,6 @@ __device__ __forceinline__ A activated(A sum, int activation) {
 }
 #endif
 
-__device__ __forceinline__ A finish(A sum, const T* __restrict__ bias, int channel, int activation) {
-  return activated(bias ? add(sum, to_acc(bias[channel])) : sum, activation);
-}
-
 // Applies the activation to N numbers in registers. Only the short ones are written out N times: with tanh the code of a
 // tile would be longer than all else of a kernel, and each warp would jump over it N times where it is not wanted.
 template <int N>
@@ -261,7 +257,7 @@ __device__ __forceinline__ void activate(A* values, int activation) {
 
 // Makes results of the sums of N neighbouring channels.
 template <int N>
-__device__ __forceinline__ void finish_all(A* sums, const T* __restrict__ bias, int channel, int activation) {
+__device__ __forceinline__ void finish(A* sums, const T* __restrict__ bias, int channel, int activation) {
   if (bias) {
 #pragma unroll
     for (int i = 0; i < N; i++) sums[i] = add(sums[i], to_acc(bias[channel + i]));

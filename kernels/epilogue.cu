@@ -20,7 +20,7 @@ extern "C" __global__ void __launch_bounds__(256, 4)
     int pack;
     divide(i, by_packs, pack);
     Pack<A, V> values = *(const Pack<A, V>*)(sums + i * V);
-    finish_all<V>(values.at, bias, pack * V, activation);
+    finish<V>(values.at, bias, pack * V, activation);
     Pack<T, V> done;
 #pragma unroll
     for (int v = 0; v < V; v++) done.at[v] = from_acc(values.at[v]);

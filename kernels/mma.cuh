@@ -367,7 +367,7 @@ __device__ __forceinline__ void write(const Sums& sums, char* shared, Place plac
 #pragma unroll 1
         for (int v = place.lane; v < 16 * WARP_N; v += 32) {
           float& sum = rows[v / WARP_N * SUM_PITCH + v % WARP_N];
-          sum = finish(sum, nullptr, 0, activation);
+          sum = activated(sum, activation);
         }
         __syncwarp();
       }

@@ -25,6 +25,7 @@ extern "C" __global__ void split_k_reduce(const A* __restrict__ partials, const 
     for (int split = 1; split < splits; split++) sum = add(sum, partials[split * count + i]);
     int channel;
     divide(i, by_channels, channel);
-    out[i] = from_acc(finish(sum, bias, channel, activation));
+    if (bias) sum = add(sum, to_acc(bias[channel]));
+    out[i] = from_acc(activated(sum, activation));
   }
 }
