@@ -253,7 +253,8 @@ class Call(NamedTuple):
                 self.compute(problem, algorithm, one, other, its_target, bias, activation, packed)
             if place is not None and self.layout == "channels_last":
                 algorithm = unwrapped(algorithm, problem)
-                compute = algorithm.forward_prepacked if packed else getattr(algorithm, direction)
+                is_packed = packed is not None and packed.weights is not other  # else w was left as it was
+                compute = algorithm.forward_prepacked if is_packed else getattr(algorithm, direction)
                 epilogue = () if is_w else (activation,)
                 place.append(repeats.Known(problem, compute, shape, epilogue, packed.weights if packed else None))
             return self.deliver(result, out)
