@@ -28,8 +28,8 @@ def kinds(*arrays: Array | None) -> tuple[Any, ...] | None:
     computed one by one.
     """
     cupy = sys.modules.get("cupy")
-    if cupy is None or settings.batch_invariant:
-        return None
+    if cupy is None or type(arrays[0]) is not cupy.ndarray or settings.batch_invariant:
+        return None  # without an array of CuPy's nothing may be asked of it: there may be no device
     kind, device = cupy.ndarray, cupy.cuda.runtime.getDevice()
     facts: list[Any] = [device]
     ranges: list[tuple[int, int]] = []

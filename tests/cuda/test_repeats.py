@@ -138,6 +138,20 @@ def test_arrays_are_looked_at_each_time(cupy, arrays):
         call(x, w, bias[:23], out)
 
 
+@pytest.mark.parametrize("kind", [np.memmap, np.ndarray])
+def test_nothing_is_asked_of_a_cupy_without_a_device(cupy, kind, tmp_path, monkeypatch):
+    def fails():
+        raise cupy.cuda.runtime.CUDARuntimeError(35)
+
+    monkeypatch.setattr(cupy.cuda.runtime, "getDevice", fails)
+    x = np.memmap(tmp_path / "x", np.float32, "w+", shape=(1, 4, 4, 2)).view(kind)
+    w = np.ones((3, 3, 2, 2), np.float32)
+    prepared = gpuconv.prepare(w, x.shape)
+    for _ in range(2):
+        assert gpuconv.conv2d(x, w).shape == prepared(x).shape == (1, 2, 2, 2)
+        assert gpuconv.conv2d_weight_grad(x, x[:, :2, :2], 3).shape == w.shape
+
+
 def test_what_is_not_contiguous_or_overlaps_goes_the_long_way(cupy, arrays, monkeypatch):
     x, w, bias, out = arrays
     call, prepared = CALLS["conv2d"], gpuconv.prepare(w, x.shape, bias, **KEYWORDS)
