@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from calls import convolve, problem
 from cases import DIRECTIONS, DTYPES, Case, integers, reals
-from cupy_double import emulation, streams
+from cupy_double import emulation, raw, streams
 from nvrtc_here import needs_nvrtc
 from on_gpu import forget, peak, same_bits, sent
 from ptx_calls import needs_ptx
@@ -363,3 +363,17 @@ def test_what_the_compiler_makes_of_the_large_tiles(double, mode, tile, directio
     with emulation(tier="ptx"):
         for name in ("tails in m, n and k", "stride 2, groups"):
             check(double, CHUNKS[name], direction, mode)
+
+
+@needs_nvrtc
+@pytest.mark.emulated
+def test_the_emulator_counts_a_kernels_own_shared_memory_as_the_compiler_does(double, emulated, launched, cut):
+    cut(MEDIUM)
+    check(double, CHUNKS["1x1"], "forward")
+    (unit,) = launched
+    text, told = loader.flatten(unit.file), loader.options(unit)
+    counted = raw._module(text, told).last.static_bytes
+    _, log = nvrtc.compile_cubin(text, (*told, "--ptxas-options=-v"), "sm_90")
+    (usage,) = (one for one in kernel_report.usages(log) if one.kernel == "implicit_gemm_forward")
+    assert counted == usage.shared > 0
+    assert usage.shared + implicit_gemm.shared_bytes(unit) > 48 * 1024  # which must be asked for
