@@ -61,8 +61,10 @@ extern "C" __global__ void echo(unsigned char* out, const float* nothing, const 
 def run(setting: Setting, journal: Journal) -> None:
     if not _packages(journal):
         return
-    _device(setting, journal)
-    _echo(setting, journal)
+    with journal.guarded("device"):
+        _device(setting, journal)
+    with journal.guarded("arguments"):
+        _echo(setting, journal)
 
 
 def _packages(journal: Journal) -> bool:

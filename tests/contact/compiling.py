@@ -46,13 +46,11 @@ def part(setting: Setting, journal: Journal, name: str) -> None:
         units = [unit for unit in units if unit.file in ("epilogue.cu", "split_k_reduce.cu")][:OF_THE_DOUBLE]
     journal.note(name, units=len(units))
     for unit in units:
-        try:
+        with journal.guarded(str(unit)):
             for values in _taken(setting, unit):
                 journal.note("", **values)
                 for fault in _excesses(setting, unit, values):
                     journal.fault(f"{values['kernel']} ({unit})", fault)
-        except Exception as error:
-            journal.fault(str(unit), f"{type(error).__name__}: {error}")
 
 
 def _taken(setting: Setting, unit: Any) -> Iterator[dict[str, Any]]:

@@ -49,9 +49,12 @@ def run(setting: Setting, journal: Journal) -> None:
         }
         for way, call in ways.items():
             _note_cost(setting, journal, f"{way} {dtype} {algorithm}", call)
-    _launches(setting, journal, ways["conv2d(out=)"])
-    _profile(setting, journal, ways["conv2d(out=)"])
-    _graph(setting, journal)
+    with journal.guarded("a launch"):
+        _launches(setting, journal, ways["conv2d(out=)"])
+    with journal.guarded("profile"):
+        _profile(setting, journal, ways["conv2d(out=)"])
+    with journal.guarded("a graph"):
+        _graph(setting, journal)
 
 
 def _launches(setting: Setting, journal: Journal, call: Callable[[], Any]) -> None:

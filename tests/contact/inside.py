@@ -8,7 +8,6 @@ from __future__ import annotations
 import faulthandler
 import signal
 import sys
-import traceback
 from importlib import import_module
 from pathlib import Path
 
@@ -25,11 +24,9 @@ def main(module: str, number: str, out: str, seconds: str, begin: str, part: str
     # A process that no longer runs Python is killed at its limit, and that does not tell where it was.
     faulthandler.dump_traceback_later(max(0.1, setting.left), file=sys.stderr)
     try:
-        loaded = import_module(module)
-        loaded.part(setting, journal, part) if part else loaded.run(setting, journal)
-    except Exception as error:
-        traceback.print_exc()
-        journal.fault(part or module.rpartition(".")[2], f"{type(error).__name__}: {error}"[:2000])
+        with journal.guarded(part or module.rpartition(".")[2]):
+            loaded = import_module(module)
+            loaded.part(setting, journal, part) if part else loaded.run(setting, journal)
     finally:
         faulthandler.cancel_dump_traceback_later()
         end_all()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,15 @@ class Journal:
 
     def fault(self, name: str, text: str, **values: Any) -> None:
         self.note(name, text, fault=True, **values)
+
+    @contextmanager
+    def guarded(self, name: str) -> Iterator[None]:
+        """A context whose exceptions are faults, and go no further."""
+        try:
+            yield
+        except Exception as error:
+            traceback.print_exc()
+            self.fault(name, f"{type(error).__name__}: {error}"[:2000])
 
 
 def read(out: Path) -> list[Finding]:

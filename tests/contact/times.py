@@ -77,10 +77,9 @@ def _measure(setting: Setting, journal: Journal, passes: list[Pass], way: _Ours 
         if setting.left < 1:
             journal.fault(way.name, f"time was up after {count} of {len(passes)} passes")
             break
-        try:
+        with journal.guarded(f"{one} by {way.name}"):
             journal.note("", which=str(one), **way.measure(one))
-        except Exception as error:
-            journal.fault(f"{one} by {way.name}", f"{type(error).__name__}: {error}")
+        setting.cupy.cuda.Device().synchronize()  # raises if this process has lost the device
 
 
 # ------------------------------------------------------------------------------------------------ measurements
