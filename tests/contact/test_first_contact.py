@@ -7,17 +7,18 @@ import re
 import subprocess
 import sys
 import time
+import types
 from importlib import import_module
 from pathlib import Path
 
 import cupy_double
 import pytest
-from contact import arguments, exact, journal, launches, processes, program, setting, times
+from contact import arguments, compiling, counters, exact, journal, launches, processes, program, setting, times
 from contact.steps import SECONDS, STEPS, Step
 
-from gpuconv.algorithms.cuda import implicit_product
+from gpuconv.algorithms.cuda import depthwise, implicit_product
 from gpuconv.algorithms.cuda.implicit_gemm import UNITS
-from gpuconv.tools import kernel_report
+from gpuconv.tools import kernel_report, workload
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it ends groups of processes, as POSIX has them")
 
@@ -351,6 +352,65 @@ def test_a_unit_that_nothing_launches_is_a_fault(tmp_path, monkeypatch, double):
     exact._tensor_cores(setting.Setting(3, "", tmp_path, 60), journal.Journal(tmp_path, 3), "float16", "forward")
     (fault,) = [finding for finding in journal.read(tmp_path) if finding.fault]
     assert all(str(unit) in fault.text for unit in exact._units("float16", "forward"))
+
+
+class Kernel:
+    """A kernel as CuPy tells of it, on a device that gives a block 64 KiB of shared memory and no more."""
+
+    num_regs, local_size_bytes, shared_size_bytes = 200, 8, 60 * 1024
+
+    @property
+    def max_dynamic_shared_size_bytes(self):
+        return 0
+
+    @max_dynamic_shared_size_bytes.setter
+    def max_dynamic_shared_size_bytes(self, count):
+        if count > 40 * 1024:
+            raise RuntimeError("CUDA_ERROR_INVALID_VALUE: invalid argument")
+
+
+def test_what_a_kernel_takes_too_much_of_is_told(tmp_path, monkeypatch):
+    runtime = types.SimpleNamespace(
+        cudaDevAttrMaxSharedMemoryPerBlockOptin=97, deviceGetAttribute=lambda number, device: {97: 64 * 1024}[number]
+    )
+    module = types.SimpleNamespace(get_function=lambda name: Kernel())
+    cupy = types.SimpleNamespace(RawModule=lambda **_: module, cuda=types.SimpleNamespace(runtime=runtime))
+    units = {unit.file: unit for unit in kernel_report.units()}
+    chosen = [units["im2col.cu"], units["depthwise_weights.cu"], units["implicit_gemm.cu"]]
+    monkeypatch.setattr(kernel_report, "units", lambda: chosen)
+    monkeypatch.setattr(kernel_report, "dynamic_bytes", lambda _: dict(zip(chosen[1:], (8192, 65536), strict=True)))
+    on_a_device = setting.Setting(2, "", tmp_path, 60)
+    vars(on_a_device)["cupy"] = cupy
+    compiling.part(on_a_device, journal.Journal(tmp_path, 2), "share 1 of 1")
+    told = [finding.text for finding in journal.read(tmp_path) if finding.fault]
+    assert told[0] == "takes 200 registers, but its budget is 64"
+    assert told[1].startswith("takes 8 bytes of local memory per thread")
+    assert told[4] == "takes 69632 bytes of shared memory, but the device allows 65536"
+    assert told[5] == "RuntimeError: CUDA_ERROR_INVALID_VALUE: invalid argument"
+    assert len(told) == 6
+
+
+def test_the_counted_kernels_are_those_that_are_named(tmp_path, monkeypatch, double):
+    """On the shapes of a device, whose arrays nobody fills here; nothing is computed either."""
+
+    def empty(g, dtype, device):
+        return workload.Workload(g, *(double.empty(shape, dtype) for shape in (g.x_shape, g.w_shape, (1,))))
+
+    launched = []
+    monkeypatch.setattr(workload.Workload, "integers", empty)
+    for module in (implicit_product, depthwise):
+        monkeypatch.setattr(module, "launch", lambda xp, what, *arrays: launched.append(what))
+    on_a_device = setting.Setting(9, "", tmp_path, 60)
+    vars(on_a_device)["cupy"] = double
+    counters.part(on_a_device, journal.Journal(tmp_path, 9), "four kernels")
+    names = ["implicit_gemm_forward", "implicit_gemm_forward", "depthwise_forward", "direct_forward"]
+    assert [what.name for what in launched] == names
+    tiles = [
+        (what.unit.dtype.name, dict(what.unit.macros)["TILE_M"], dict(what.unit.macros)["TILE_N"])
+        for what in launched[:2]
+    ]
+    assert tiles == [("bfloat16", 128, 128), ("float32", 128, 64)]
+    assert all(re.search(counters.KERNELS, name) for name in names)
 
 
 def test_there_is_a_call_for_every_kernel(monkeypatch, double):
