@@ -132,13 +132,15 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
   // The numbers of a row that this thread copies: from channel `channel` of tap (tap[0], tap[1], tap[2]) on. They are those
   // of one tap back, and past its last channel: each load moves on to the tap that it needs.
   const int own_row = thread / SIDE_BY_SIDE, own_k = thread % SIDE_BY_SIDE * COPIED;
-  int channel = 0, tap[3] = {0, 0, 0};
+  int tap[3] = {0, 0, 0};
+  u32 channel = 0;  // unsigned: it starts below twice the depth
   if (products > 0) {
-    const int number = divide(begin * TILE_K + own_k, plan.by_depth, channel);
+    int rest;
+    const int number = divide(begin * TILE_K + own_k, plan.by_depth, rest);
     tap[2] = number % taps(2) - 1;
     tap[1] = number / taps(2) % taps(1);
     tap[0] = number / taps(2) / taps(1);
-    channel += depth;
+    channel = (u32)rest + (u32)depth;
   }
   const T* from[KEEPS ? OWN_WINDOWS : 1];  // of the windows, or of all of them together
   u32 inside = 0;                          // a bit per window: whether it has this tap
@@ -154,15 +156,15 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
 #endif
 
   const auto load = [&](Shared stage) {
-    if (channel >= depth) {
+    if (channel >= (u32)depth) {
       do {
-        channel -= depth;
+        channel -= (u32)depth;
         if (++tap[2] < taps(2)) continue;
         tap[2] = 0;
         if (++tap[1] < taps(1)) continue;
         tap[1] = 0;
         tap[0]++;
-      } while (channel >= depth);
+      } while (channel >= (u32)depth);
       const bool any = tap[0] < taps(0);
       const int shift[3] = {tap[0] * step_of(0), tap[1] * step_of(1), tap[2] * step_of(2)};
       const i64 delta = (((i64)shift[0] * in_size[1] + shift[1]) * in_size[2] + shift[2]) * in_channels + channel;
@@ -184,14 +186,15 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
         const Axis& along = table.axes[axis];
         number = number * g.kernel[axis] + (tap[axis] * along.tap_step + along.tap_first);
       }
-      weight = w + ((number * width + (n0 + own_row)) * g.k + (group * depth + channel));
+      weight = w + ((number * width + (n0 + own_row)) * g.k + (group * depth + (int)channel));
       rows_left = any ? width - n0 - own_row : 0;
 #endif
     }
 #pragma unroll UNROLL
     for (int i = 0; i < OWN_WINDOWS; i++) {
       const int row = own_row + i * AT_ONCE;
-      bring(stage + Windows::byte(row, own_k), KEEPS ? from[KEEPS ? i : 0] : from[0] + table.offsets[row], inside >> i & 1);
+      const T* const number = KEEPS ? from[KEEPS ? i : 0] : from[0] + table.offsets[row];
+      bring(stage + Windows::byte(row, own_k), number, inside >> i & 1);
       if (KEEPS) from[KEEPS ? i : 0] += TILE_K;
     }
     if (!KEEPS) from[0] += TILE_K;
@@ -199,8 +202,10 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
     const Shared weights = stage + Windows::BYTES;
 #if INPUT_GRAD
 #pragma unroll UNROLL
-    for (int i = 0; i < TILE_N / AT_ONCE; i++)
-      bring(weights + Weights::byte(own_row + i * AT_ONCE, own_k), weight + (i64)(i * AT_ONCE) * g.k, i * AT_ONCE < rows_left);
+    for (int i = 0; i < TILE_N / AT_ONCE; i++) {
+      const int row = i * AT_ONCE;
+      bring(weights + Weights::byte(own_row + row, own_k), weight + (i64)row * g.k, row < rows_left);
+    }
     weight += TILE_K;
 #else
 #pragma unroll UNROLL

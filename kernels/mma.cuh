@@ -303,7 +303,8 @@ __device__ __forceinline__ void product(Sums& sums, Shared shared, int steps, Pl
 
 // Writes 16 rows of a warp's sums, which are in shared memory, from row and column `row` and `column` of the tile on.
 template <int TOGETHER, class Out, class Start>
-__device__ __forceinline__ void put(const float* rows, int row, int column, int lane, Out* out, int width, bool relu, Start start) {
+__device__ __forceinline__ void put(const float* rows, int row, int column, int lane, Out* out, int width, bool relu,
+                                    Start start) {
   constexpr int ACROSS = WARP_N / TOGETHER;
 #pragma unroll 1
   for (int i = lane; i < 16 * ACROSS; i += 32) {
