@@ -108,7 +108,11 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
 
   const index_t sum_length = (index_t)axis_of(0).taps * axis_of(1).taps * axis_of(2).taps * depth;
   const i64 all_steps = (sum_length + TILE_K - 1) / TILE_K;
-  const int begin = (int)(all_steps * job.split / plan.splits), end = (int)(all_steps * (job.split + 1) / plan.splits);
+  int begin = 0, end = (int)all_steps;
+  if (plan.splits > 1) {  // a division of 64 bits is a long function
+    begin = (int)(all_steps * job.split / plan.splits);
+    end = (int)(all_steps * (job.split + 1) / plan.splits);
+  }
 
   // Looks up the products of a step, and of those that share the table with it.
   const auto prepare = [&](int step) {

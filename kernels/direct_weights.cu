@@ -67,8 +67,12 @@ __device__ __forceinline__ void weight_gradient(const T* __restrict__ x, const T
 
   const index_t sum_length = (index_t)g.n * g.y[0] * g.y[1] * g.y[2];
   const i64 all_steps = (sum_length + TILE_K - 1) / TILE_K;
-  const index_t begin = (index_t)(all_steps * split / plan.splits);
-  const int steps = (int)(all_steps * (split + 1) / plan.splits - begin);
+  index_t begin = 0;
+  int steps = (int)all_steps;
+  if (plan.splits > 1) {  // a division of 64 bits is a long function
+    begin = (index_t)(all_steps * split / plan.splits);
+    steps = (int)(all_steps * (split + 1) / plan.splits - begin);
+  }
 
   // Looks up the pixels of a step, and of those that share the table with it.
   const auto prepare = [&](int step) {
