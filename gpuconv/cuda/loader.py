@@ -237,13 +237,18 @@ class _Kernel:
         if len(arrays) != len(self._dtypes):
             self._refuse_count(f"{len(arrays)} arrays")
         kind, device = self._array, self._device
-        given: list[Any] = []
-        for x, dtype in zip(arrays, self._dtypes, strict=True):
+        given = list(arrays)
+        for place, dtype in enumerate(self._dtypes):
+            x = given[place]
             if x is None:
-                x = NULL
-            elif type(x) is not kind or x.dtype != dtype or not x.flags.c_contiguous or x.data.device_id != device:
-                self._check_array(len(given), x)
-            given.append(x)
+                given[place] = NULL
+            elif (
+                type(x) is not kind
+                or ((found := x.dtype) is not dtype and found != dtype)
+                or not x.flags.c_contiguous
+                or x.data.device_id != device
+            ):
+                self._check_array(place, x)
         return given
 
     def numbers_and_structs(self, rest: tuple[Any, ...]) -> tuple[Any, ...]:
