@@ -4,6 +4,7 @@ import gc
 import hashlib
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -125,6 +126,13 @@ def _turn_on_the_device(request, tmp_path_factory):
     alone = request.node.get_closest_marker("alone") is not None
     with turn_on_the_device(cupy, tmp_path_factory.getbasetemp().parent, workers, alone=alone):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_double_is_left():
+    """In the place of CuPy it would make tests of a device believe that there is one."""
+    yield
+    assert sys.modules.get("cupy") is not cupy_double.cupy
 
 
 @pytest.fixture

@@ -131,7 +131,6 @@ def _wrong(setting: Setting, mode: str, direction: str, case: Any) -> str:
 def _check(setting: Setting, journal: Journal, dtype: str) -> None:
     from gpuconv.tools import check
 
-    _ = setting.cupy
     if setting.double:
         check.PROBLEMS = check.PROBLEMS[4:5]
     outcomes = list(check.outcomes(["cuda:0"], [dtype]))

@@ -36,7 +36,6 @@ def run(setting: Setting, journal: Journal) -> None:
     from gpuconv import ConvGeometry
     from gpuconv.tools.workload import Workload
 
-    _ = setting.cupy
     g = ConvGeometry.parse((OF_THE_DOUBLE if setting.double else LAYERS)[0])
     steps = {"stride": g.stride, "pad": g.pad}
     for dtype, algorithm in (("bfloat16", "auto"), ("float32", "auto"), ("float32", "implicit_gemm"))[setting.double :]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import faulthandler
 import signal
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from pathlib import Path
 
@@ -24,12 +25,21 @@ def main(module: str, number: str, out: str, seconds: str, begin: str, part: str
     # A process that no longer runs Python is killed at its limit, and that does not tell where it was.
     faulthandler.dump_traceback_later(max(0.1, setting.left), file=sys.stderr)
     try:
-        with journal.guarded(part or module.rpartition(".")[2]):
+        with _cupy(setting), journal.guarded(part or module.rpartition(".")[2]):
             loaded = import_module(module)
             loaded.part(setting, journal, part) if part else loaded.run(setting, journal)
     finally:
         faulthandler.cancel_dump_traceback_later()
         end_all()
+
+
+def _cupy(setting: Setting) -> AbstractContextManager[object]:
+    """Where `import cupy` finds what the setting wants."""
+    if not setting.double:
+        return nullcontext()
+    import cupy_double
+
+    return cupy_double.installed()
 
 
 def _end(*_: object) -> None:

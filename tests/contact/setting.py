@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 
@@ -18,10 +15,6 @@ from contact.processes import Process, run_several
 TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
 LOG = "log.txt"
-
-_INSTALLED = ExitStack()
-"""What holds the double in the place of CuPy, as long as the process lives."""
-atexit.register(_INSTALLED.close)
 
 MARGIN = 2.5
 """Seconds that a step keeps for its end, or a quarter of what it has, if that is less."""
@@ -58,13 +51,9 @@ class Setting:
         """The seconds that the step may still work."""
         return self.begin + self.seconds - min(MARGIN, self.seconds / 4) - time.monotonic()
 
-    @cached_property
+    @property
     def cupy(self) -> ModuleType:
-        """CuPy, or its double in the place of CuPy."""
-        if self.double:
-            import cupy_double
-
-            _INSTALLED.enter_context(cupy_double.installed())
+        """CuPy, or its double, which `contact.inside` has put in its place."""
         import cupy
 
         return cupy

@@ -307,7 +307,7 @@ def test_a_package_that_is_missing_is_named_with_the_remedy(tmp_path, monkeypatc
     assert re.match(r"fastrlock cannot be imported.*pip download", fault.text)
 
 
-def test_an_argument_that_arrives_wrong_is_named(tmp_path, monkeypatch, emulated):
+def test_an_argument_that_arrives_wrong_is_named(tmp_path, monkeypatch, double):
     """A CuPy before 14.0 hands over something else for None."""
     monkeypatch.setattr(cupy_double.raw, "_passed", swapped(cupy_double.raw._passed))
     arguments._echo(setting.Setting(1, "", tmp_path, 60, double=True), journal.Journal(tmp_path, 1))
@@ -380,7 +380,7 @@ def test_what_a_kernel_takes_too_much_of_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(kernel_report, "units", lambda: chosen)
     monkeypatch.setattr(kernel_report, "dynamic_bytes", lambda _: dict(zip(chosen[1:], (8192, 65536), strict=True)))
     on_a_device = setting.Setting(2, "", tmp_path, 60)
-    vars(on_a_device)["cupy"] = cupy
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
     compiling.part(on_a_device, journal.Journal(tmp_path, 2), "share 1 of 1")
     told = [finding.text for finding in journal.read(tmp_path) if finding.fault]
     assert told[0] == "takes 200 registers, but its budget is 64"
@@ -401,7 +401,6 @@ def test_the_counted_kernels_are_those_that_are_named(tmp_path, monkeypatch, dou
     for module in (implicit_product, depthwise):
         monkeypatch.setattr(module, "launch", lambda xp, what, *arrays: launched.append(what))
     on_a_device = setting.Setting(9, "", tmp_path, 60)
-    vars(on_a_device)["cupy"] = double
     counters.part(on_a_device, journal.Journal(tmp_path, 9), "four kernels")
     names = ["implicit_gemm_forward", "implicit_gemm_forward", "depthwise_forward", "direct_forward"]
     assert [what.name for what in launched] == names

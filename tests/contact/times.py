@@ -89,7 +89,6 @@ class _Meter:
     """Times calls on the device, each with a cold second-level cache, after one that is not counted."""
 
     def __init__(self, setting: Setting) -> None:
-        _ = setting.cupy
         from gpuconv.cuda.stopwatch import Stopwatch
 
         self._stopwatch, self._runs = Stopwatch("cuda:0"), 2 if setting.double else RUNS
