@@ -135,7 +135,7 @@ def common_dtype(caller: str, **arrays: Array | None) -> np.dtype[Any]:
     kinds = {x.dtype for x in arrays.values() if x is not None}
     if len(kinds) == 1 and (only := kinds.pop()).isnative and _is_known(only):
         if only.kind == "V" and not all(isinstance(x, np.ndarray) for x in arrays.values() if x is not None):
-            _check_bfloat16_on_gpu(caller)
+            check_bfloat16_on_gpu(caller)
         return only
     dtypes = {name: native(x.dtype) for name, x in arrays.items() if x is not None}
     for name, dtype in dtypes.items():
@@ -159,7 +159,7 @@ def check_dtype(dtype: np.dtype[Any], caller: str, name: str = "dtype") -> None:
         )
 
 
-def _check_bfloat16_on_gpu(caller: str) -> None:
+def check_bfloat16_on_gpu(caller: str) -> None:
     """Raise if this CuPy has no bfloat16. Before 14.0 it makes such arrays unchecked, and fails when it copies them."""
     version: str = sys.modules["cupy"].__version__
     if int(version.partition(".")[0]) < 14:
@@ -329,7 +329,7 @@ def to_device(x: Array, device: str) -> Array:
     if home is cupy and device_of(x) == device:
         return x
     if x.dtype.kind == "V":
-        _check_bfloat16_on_gpu("to_device")
+        check_bfloat16_on_gpu("to_device")
     with cupy.cuda.Device(ordinal(device)):
         moved: Array = cupy.array(x)
     return moved

@@ -70,13 +70,16 @@ def disassemble(cubin: bytes, nvdisasm: str) -> str:
     Raises
     ------
     RuntimeError
-        If nvdisasm refuses it, with its words.
+        If nvdisasm refuses it, with its words, or cannot be given it.
     """
-    with tempfile.TemporaryFile() as file:  # it has no name, and nothing is left of it if this process is killed
-        file.write(cubin + b"\0")  # NVRTC keeps the last byte to itself
-        file.seek(0)
-        command = nvdisasm, "-c", "-ndf", "/dev/stdin"
-        done = subprocess.run(command, stdin=file, capture_output=True, text=True, check=False)
+    try:
+        with tempfile.TemporaryFile() as file:  # it has no name, and nothing is left of it if this process is killed
+            file.write(cubin + b"\0")  # NVRTC keeps the last byte to itself
+            file.seek(0)
+            command = nvdisasm, "-c", "-ndf", "/dev/stdin"
+            done = subprocess.run(command, stdin=file, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise RuntimeError(f"{nvdisasm} cannot be run on a cubin in a temporary file: {error}") from error
     if done.returncode:
         raise RuntimeError(f"{nvdisasm} failed: {done.stderr.strip()}")
     return done.stdout

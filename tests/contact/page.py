@@ -57,4 +57,4 @@ def _line(finding: Finding) -> str:
 def _indented(lines: Sequence[str]) -> list[str]:
     more = [f"... and {len(lines) - MOST_LINES} more in the results"] if len(lines) > MOST_LINES else []
     parts = [part for line in [*lines[:MOST_LINES], *more] for part in line[:LONGEST].splitlines()]
-    return [row for part in parts for row in textwrap.wrap(part, WIDTH, **_INDENTS) or [""]]
+    return [row for part in parts for row in textwrap.wrap(part, WIDTH, break_on_hyphens=False, **_INDENTS) or [""]]

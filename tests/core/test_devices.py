@@ -24,12 +24,14 @@ class FakeArray:
     def __init__(self, a, device=0):
         self.shape, self.dtype, self.ndim, self.size = a.shape, a.dtype, a.ndim, a.size
         self.device = types.SimpleNamespace(id=device)
+        self.flags = types.SimpleNamespace(c_contiguous=False)
 
 
 @pytest.fixture
 def cupy(monkeypatch):
     module = types.ModuleType("cupy")
     module.ndarray = FakeArray
+    module.cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(getDevice=lambda: 0))
     monkeypatch.setitem(sys.modules, "cupy", module)
     return module
 

@@ -145,3 +145,8 @@ def test_what_nvdisasm_writes_is_read(arch):
 def test_what_nvdisasm_refuses_is_told():
     with pytest.raises(RuntimeError, match=r"nvdisasm failed: .*fatal"):
         sass.disassemble(b"no cubin", NVDISASM)
+
+
+def test_a_file_that_cannot_be_run_is_told_and_not_taken_for_the_end_of_the_process(tmp_path):
+    with pytest.raises(RuntimeError, match=r"nothing cannot be run on a cubin in a temporary file: .*No such file"):
+        sass.disassemble(b"cubin", str(tmp_path / "nothing"))
