@@ -47,6 +47,13 @@ MOST_STEPS = 10**5
 CAPS = (None, 2**16, 2**18, 2**20, 2**22)
 
 
+@pytest.fixture(autouse=True)
+def _what_tests_have_left_is_not_collected_again():
+    """There are hundreds of collections here, which would take a third of a second each at the end of a long run."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(params=["numpy", "compiled"])
 def path(request, monkeypatch):
     """By NumPy alone, and by compiled loops where they serve."""
