@@ -15,6 +15,7 @@ from ctypes import PYFUNCTYPE, c_int, c_void_p, cast
 from functools import cache, partial
 from typing import TypeVar
 
+import numpy as np
 from fastrlock.rlock import FastRLock
 from threadpoolctl import LibController, OpenBLASController, ThreadpoolController
 
@@ -85,11 +86,16 @@ def _blas_counters() -> tuple[tuple[Callable[[], int | None], ...], tuple[int | 
 
 @cache
 def blas_name() -> str:
-    """The BLAS that NumPy uses, and the architecture whose code it runs, such as "openblas 0.3.30 SkylakeX"."""
+    """The BLAS that NumPy uses, and the architecture whose code it runs, such as "openblas 0.3.30 SkylakeX".
+
+    A process that has imported SciPy has a second one, of another version, which may be the first that is found.
+    """
     found = _blas().info()
     if not found:
         return "unknown BLAS"
-    return " ".join(str(found[0][key]) for key in ("internal_api", "version", "architecture") if found[0].get(key))
+    own = os.path.realpath(np.__file__).rpartition(os.sep + "__init__")[0]  # and numpy.libs beside it
+    ours = next((one for one in found if str(one["filepath"]).startswith(own)), found[0])
+    return " ".join(str(ours[key]) for key in ("internal_api", "version", "architecture") if ours.get(key))
 
 
 SMALL_MACS = 2**18

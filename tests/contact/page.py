@@ -16,7 +16,13 @@ MOST_LINES = 60
 WIDTH, LONGEST = 120, 1500
 """The characters of a line on the page, and of a finding."""
 
-_INDENTS: dict[str, Any] = {"initial_indent": "   ", "subsequent_indent": "       ", "replace_whitespace": False}
+_WRAPPING: dict[str, Any] = {
+    "initial_indent": "   ",
+    "subsequent_indent": "       ",
+    "replace_whitespace": False,
+    "break_long_words": False,  # names of files among them
+    "break_on_hyphens": False,
+}
 
 
 def page(head: str, steps: Sequence[Step], findings: Sequence[Finding]) -> str:
@@ -57,4 +63,4 @@ def _line(finding: Finding) -> str:
 def _indented(lines: Sequence[str]) -> list[str]:
     more = [f"... and {len(lines) - MOST_LINES} more in the results"] if len(lines) > MOST_LINES else []
     parts = [part for line in [*lines[:MOST_LINES], *more] for part in line[:LONGEST].splitlines()]
-    return [row for part in parts for row in textwrap.wrap(part, WIDTH, break_on_hyphens=False, **_INDENTS) or [""]]
+    return [row for part in parts for row in textwrap.wrap(part, WIDTH, **_WRAPPING) or [""]]

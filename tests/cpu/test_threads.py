@@ -2,6 +2,8 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from cases import DIRECTIONS, Case, reals
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import gpuconv
+from gpuconv.cpu import threads as cpu_threads
 
 # Large enough to be cut into many strips under the cap.
 LARGE = Case(3, (40, 37), 12, 20, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
@@ -24,6 +27,21 @@ SHAPES = {
     "3d": Case(2, (11, 12, 13), 6, 10, (3, 3, 3), (1, 1, 1), (1, 1, 1), ((1, 1), (1, 1), (1, 1))),
     "1x1": Case(3, (40, 37), 48, 20, (1, 1), (1, 1), (1, 1), ((0, 0), (0, 0))),
 }
+
+
+@pytest.mark.parametrize("scipy_is_first", [False, True])
+def test_the_blas_that_is_named_is_numpys(monkeypatch, scipy_is_first):
+    """What was tuned is kept by its name; SciPy brings one of another version."""
+    packages = Path(np.__file__).resolve().parents[1]
+    found = [
+        {"internal_api": "openblas", "version": version, "filepath": str(packages / folder / "libscipy_openblas.so")}
+        for folder, version in (("numpy.libs", "0.3.31"), ("scipy.libs", "0.3.30"))
+    ]
+    found = found[::-1] if scipy_is_first else found
+    monkeypatch.setattr(cpu_threads, "_blas", lambda: SimpleNamespace(info=lambda: found))
+    assert cpu_threads.blas_name.__wrapped__() == "openblas 0.3.31"
+    del found[0]  # a NumPy that was built with the system's has none in its folders
+    assert cpu_threads.blas_name.__wrapped__().startswith("openblas 0.3.3")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "complex64"])
