@@ -97,11 +97,11 @@ def may_overlap(xp: ModuleType) -> Callable[[Array, Array], bool]:
 
 
 def _byte_ranges_meet(a: Any, b: Any) -> bool:
-    (first, first_end), (second, second_end) = _byte_range(a), _byte_range(b)
+    (first, first_end), (second, second_end) = byte_range(a), byte_range(b)
     return first < second_end and second < first_end
 
 
-def _byte_range(a: Any) -> tuple[int, int]:
+def byte_range(a: Any) -> tuple[int, int]:
     """The address of the first byte of an array on a GPU, and the address after its last."""
     start = end = int(a.data.ptr)
     if a.size == 0:
@@ -135,7 +135,7 @@ def common_dtype(caller: str, **arrays: Array | None) -> np.dtype[Any]:
     kinds = {x.dtype for x in arrays.values() if x is not None}
     if len(kinds) == 1 and (only := kinds.pop()).isnative and _is_known(only):
         if only.kind == "V" and not all(isinstance(x, np.ndarray) for x in arrays.values() if x is not None):
-            check_bfloat16_on_gpu(caller)
+            check_dtype_on_gpu(only, caller)
         return only
     dtypes = {name: native(x.dtype) for name, x in arrays.items() if x is not None}
     for name, dtype in dtypes.items():
@@ -159,8 +159,10 @@ def check_dtype(dtype: np.dtype[Any], caller: str, name: str = "dtype") -> None:
         )
 
 
-def check_bfloat16_on_gpu(caller: str) -> None:
+def check_dtype_on_gpu(dtype: np.dtype[Any], caller: str) -> None:
     """Raise if this CuPy has no bfloat16. Before 14.0 it makes such arrays unchecked, and fails when it copies them."""
+    if dtype.name != "bfloat16":
+        return
     version: str = sys.modules["cupy"].__version__
     if int(version.partition(".")[0]) < 14:
         raise DTypeError(
@@ -328,8 +330,7 @@ def to_device(x: Array, device: str) -> Array:
     cupy = module_for(device)
     if home is cupy and device_of(x) == device:
         return x
-    if x.dtype.kind == "V":
-        check_bfloat16_on_gpu("to_device")
+    check_dtype_on_gpu(x.dtype, "to_device")
     with cupy.cuda.Device(ordinal(device)):
         moved: Array = cupy.array(x)
     return moved

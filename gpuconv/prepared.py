@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -250,15 +250,10 @@ class PreparedConv:
         call.check_shape("x", x, g.x_shape, "the convolution", g)
         arrays = {"x": x, "w": self._w}
         place: list[repeats.Known] | None = None if kinds is None else []
-        run = partial(
-            call.run, xp, "forward", g, dtype, arrays, out, g.y_shape, self._bias, self._activation, self._packed, place
-        )
-        if xp is not np:
-            with backend.on_device_of(x):
-                if graphs.is_captured(xp):
-                    with graphs.keeping(self._graph_memory, xp):
-                        return run()
-        result = run()
+        with nullcontext() if xp is np else graphs.keeping(self._graph_memory, xp):
+            result = call.run(
+                xp, "forward", g, dtype, arrays, out, g.y_shape, self._bias, self._activation, self._packed, place
+            )
         if kinds is not None and place and place[0].packed is not None:
             self._known[kinds] = place[0]
         return result

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpuconv.backend import accumulator
-from gpuconv.cuda.arguments import THREADS, Units, address, blocks
+from gpuconv.backend import accumulator, byte_range
+from gpuconv.cuda.arguments import THREADS, Units, blocks
 from gpuconv.cuda.loader import Launch, Unit, launch
 from gpuconv.typing import Array, Ints
 
@@ -79,7 +79,7 @@ def _are_apart(group: Group) -> bool:
     if len(group) == 1:
         return True
     spans = sorted(
-        (start := address(array), start + array.nbytes, owner, place != 1)
+        (*byte_range(array), owner, place != 1)
         for owner, arrays in enumerate(group)
         for place, array in enumerate(arrays)
     )

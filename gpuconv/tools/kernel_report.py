@@ -100,6 +100,10 @@ class StepBudget:
         """Whether it is a budget for this unit."""
         return (not self.dtypes or unit.dtype.name in self.dtypes) and set(self.macros) <= set(unit.macros)
 
+    def is_of(self, kernel: str, unit: Unit) -> bool:
+        """Whether it is a budget for this kernel of this unit."""
+        return self.kernel == kernel and self.holds_for(unit)
+
     def is_exceeded_by(self, step: Step | None) -> bool:
         return (
             step is None
@@ -499,9 +503,7 @@ def record(done: Sequence[Outcome], planned: Sequence[tuple[Unit, str]]) -> dict
             "budget": limits[outcome.unit.file].get(usage.kernel),
             "step": asdict(step) if (step := outcome.step(usage.kernel)) else None,
             "step_budgets": [
-                str(budget)
-                for budget in steps[outcome.unit.file]
-                if budget.kernel == usage.kernel and budget.holds_for(outcome.unit)
+                str(budget) for budget in steps[outcome.unit.file] if budget.is_of(usage.kernel, outcome.unit)
             ],
         }
         for outcome in done

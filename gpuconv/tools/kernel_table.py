@@ -50,15 +50,14 @@ def steps(done: Sequence[Outcome], named: Sequence[str] = ()) -> Table | None:
     If kernels are named, one row per unit. None if nothing was counted.
     """
     archs = in_order(outcome.arch for outcome in done if outcome.steps)
+    budgets_of = {file: step_budgets(file) for file in {outcome.unit.file for outcome in done if outcome.steps}}
     rows: dict[tuple[str, str, str], dict[str, Step]] = defaultdict(dict)
     for outcome in done:
         for step in outcome.steps or ():
             if named and step.kernel not in named:
                 continue
-            allowed = [
-                b for b in step_budgets(outcome.unit.file) if b.kernel == step.kernel and b.holds_for(outcome.unit)
-            ]
-            for what in [_specialised(outcome.unit)] if named else [str(budget) for budget in allowed] or ["-"]:
+            allowed = [str(b) for b in budgets_of[outcome.unit.file] if b.is_of(step.kernel, outcome.unit)]
+            for what in [_specialised(outcome.unit)] if named else allowed or ["-"]:
                 row = rows[outcome.unit.file, step.kernel, what]
                 row[outcome.arch] = max(row.get(outcome.arch, step), step, key=lambda one: one.instructions / one.work)
     if not rows:

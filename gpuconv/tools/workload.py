@@ -66,8 +66,7 @@ class Numbers:
 
     def _repeated(self, draw: Callable[[], Array], shape: Ints, dtype: np.dtype[Any]) -> Array:
         xp = backend.module_for(self._device)
-        if dtype.name == "bfloat16":
-            backend.check_bfloat16_on_gpu("Workload")
+        backend.check_dtype_on_gpu(dtype, "Workload")
         with xp.cuda.Device(backend.ordinal(self._device)):
             whole: Array = xp.resize(self._complete(draw, dtype), shape)
         return whole

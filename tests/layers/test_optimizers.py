@@ -194,6 +194,19 @@ def test_what_two_parameters_share_is_updated_twice(xp, spelling, formula, rng):
     assert found[0] == found[1]
 
 
+@every_optimizer
+def test_a_gradient_that_reaches_into_another_parameter_is_read_in_turn(xp, spelling, formula, rng):
+    """It begins before it, with a stride, and is as long as what lies between."""
+    start, gradient = rng.standard_normal(12), rng.standard_normal(6)
+    found = []
+    for module in (np, xp):
+        whole, other = module.array(start), module.ones(6)
+        gradients = {"a": module.asarray(gradient), "b": whole[::2]}
+        optimizers.parse(spelling).update({"a": whole[6:], "b": other}, gradients, {})
+        found.append(to_numpy(other).tobytes())
+    assert found[0] == found[1]
+
+
 def test_one_gradient_may_serve_two_parameters(double, emulated):
     g = double.ones(3)
     params = {"a": double.ones(3), "b": double.full(3, 2.0)}
