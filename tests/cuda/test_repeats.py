@@ -157,13 +157,14 @@ def test_what_is_not_contiguous_or_overlaps_goes_the_long_way(cupy, arrays, monk
     call, prepared = CALLS["conv2d"], gpuconv.prepare(w, x.shape, bias, **KEYWORDS)
     room = cupy.empty(x.size + out.size, np.float16)
     under, over = room[: x.size].reshape(x.shape), room[x.size - 8 : -8].reshape(out.shape)
+    at_once, later = room[: out.size].reshape(out.shape), room[8 : x.size + 8].reshape(x.shape)
     turned = cupy.ones((16, 2, 9, 10), np.float16).transpose(1, 2, 3, 0)
     for conv in (call, lambda x, w, bias, out: prepared(x, out)):
         conv(x, w, bias, out), conv(under, w, bias, out)
         with monkeypatch.context() as patch:
             patch.setattr(Call, "run", refuse)
             conv(under, w, bias, room[x.size :].reshape(out.shape))
-            for read, written in ((under, over), (turned, out)):
+            for read, written in ((under, over), (under, at_once), (later, at_once), (turned, out)):
                 with pytest.raises(AssertionError, match="anew"):
                     conv(read, w, bias, written)
 
