@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import ModuleType
@@ -13,9 +13,11 @@ import numpy as np
 
 from gpuconv import backend, repeats
 from gpuconv.algorithms import Algorithm, Problem
+from gpuconv.algorithms.cuda.launching import Launching
 from gpuconv.algorithms.epilogue import ACTIVATIONS, fill
 from gpuconv.algorithms.wrappers import unwrapped
 from gpuconv.cuda import graphs
+from gpuconv.cuda.launches import ALIGNMENT, offsets
 from gpuconv.errors import DTypeError, GeometryError, WorkspaceError
 from gpuconv.geometry import ConvGeometry, split_x_shape
 from gpuconv.planning import (
@@ -31,9 +33,6 @@ from gpuconv.planning import (
 )
 from gpuconv.support.argument_checks import as_ints, is_one_of
 from gpuconv.typing import Array, Direction, Ints, IntsLike, Layout, PadLike, PadMode, Precision
-
-ALIGNMENT = 16
-"""The most bytes that a thread on a GPU loads at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +67,8 @@ class Call(NamedTuple):
 
     def forward(self, x: Array, w: Array, bias: Array | None, activation: str | None, out: Array | None) -> Array:
         place = None if type(x) is np.ndarray else repeats.place((*self, "forward", activation), x, w, bias, out)
-        if place:
-            return self.repeat(place[0], x, w, out, bias)
+        if place is not None and (known := place.known) is not None:
+            return self.repeat(known, x, w, out, bias)
         xp = backend.common_module(self.caller, x=x, w=w, bias=bias, out=out)
         dtype = backend.common_dtype(self.caller, x=x, w=w, bias=bias)
         g = self.geometry(x.shape, w.shape)
@@ -77,8 +76,8 @@ class Call(NamedTuple):
 
     def input_grad(self, dy: Array, w: Array, input_shape: Sequence[SupportsIndex], out: Array | None) -> Array:
         place = None if type(dy) is np.ndarray else repeats.place((*self, "input_grad", input_shape), dy, w, out)
-        if place:
-            return self.repeat(place[0], dy, w, out, None)
+        if place is not None and (known := place.known) is not None:
+            return self.repeat(known, dy, w, out, None)
         xp = backend.common_module(self.caller, dy=dy, w=w, out=out)
         dtype = backend.common_dtype(self.caller, dy=dy, w=w)
         g = self.geometry(input_shape, w.shape, "input_shape")
@@ -87,8 +86,8 @@ class Call(NamedTuple):
 
     def weight_grad(self, x: Array, dy: Array, kernel_shape: IntsLike, out: Array | None) -> Array:
         place = None if type(x) is np.ndarray else repeats.place((*self, "weight_grad", kernel_shape), x, dy, out)
-        if place:
-            return self.repeat(place[0], x, dy, out)
+        if place is not None and (known := place.known) is not None:
+            return self.repeat(known, x, dy, out)
         xp = backend.common_module(self.caller, x=x, dy=dy, out=out)
         dtype = backend.common_dtype(self.caller, x=x, dy=dy)
         kernel = as_ints(kernel_shape, self.ndim, "kernel_shape", self.caller)
@@ -113,8 +112,8 @@ class Call(NamedTuple):
     ) -> Array:
         words = (*self, "transpose", output_pad, output_shape, activation)
         place = None if type(x) is np.ndarray else repeats.place(words, x, w, bias, out)
-        if place:
-            return self.repeat(place[0], x, w, out, bias)
+        if place is not None and (known := place.known) is not None:
+            return self.repeat(known, x, w, out, bias)
         xp = backend.common_module(self.caller, x=x, w=w, bias=bias, out=out)
         dtype = backend.common_dtype(self.caller, x=x, w=w, bias=bias)
         g = ConvGeometry.transposed(
@@ -128,7 +127,7 @@ class Call(NamedTuple):
         try:
             return known(read, other, out, *bias)
         except MemoryError:
-            with self.out_of_memory(known.problem.device, known.shape, known.problem.dtype):
+            with self.out_of_memory(known.device, known.shape, known.dtype):
                 raise
 
     def explain(self, x: Array, w: Array, direction: Direction) -> ConvPlan:
@@ -207,12 +206,12 @@ class Call(NamedTuple):
         bias: Array | None = None,
         activation: str | None = None,
         packed: PrepackedWeights | None = None,
-        place: list[repeats.Known] | None = None,
+        place: repeats.Place | None = None,
     ) -> Array:
         """Check the rest, choose an algorithm, let it write into `out` or a new array of (channels-last) `shape`.
 
         `packed` takes the place of w if the arrays pose the problem that it was packed for. Calls that repeat this one
-        look for what it learns in `place`.
+        find what it learns in `place`; with `packed` they are given the prepacked weights in the place of w.
         """
         first = next(iter(inputs.values()))
         device = "cpu" if xp is np else backend.device_of(first)
@@ -235,7 +234,7 @@ class Call(NamedTuple):
                 direction, posed, dtype, device, weights, *batches, elsewhere=elsewhere, captured=captured
             )
             if packed is not None and not packed.serve(problem):
-                packed = None
+                packed = place = None
             algorithm = packed.algorithm if packed else choose(problem, self.algorithm, self.caller)
             if captured:
                 self.check_kept(problem, algorithm, bias)
@@ -254,9 +253,10 @@ class Call(NamedTuple):
             if place is not None and self.layout == "channels_last":
                 algorithm = unwrapped(algorithm, problem)
                 is_packed = packed is not None and packed.weights is not other  # else w was left as it was
-                compute = algorithm.forward_prepacked if is_packed else getattr(algorithm, direction)
-                epilogue = () if is_w else (activation,)
-                place.append(repeats.Known(problem, compute, shape, epilogue, packed.weights if packed else None))
+                anywhere = _computation(problem, algorithm, activation, is_packed)
+                starts = offsets(read, other, None if out is None else target)
+                launches = algorithm.launches(problem, starts, activation) if isinstance(algorithm, Launching) else None
+                place.leave(xp, device, shape, dtype, anywhere, launches)
             return self.deliver(result, out)
 
     def compute(
@@ -378,6 +378,13 @@ class Call(NamedTuple):
     def out_of_memory(self, device: str, shape: Ints, dtype: np.dtype[Any]) -> _OutOfMemory:
         """A context that turns a MemoryError of NumPy or CuPy into a WorkspaceError with the bytes and a remedy."""
         return _OutOfMemory(self, device, shape, dtype)
+
+
+def _computation(problem: Problem, algorithm: Algorithm, activation: str, is_packed: bool) -> Callable[..., None]:
+    """What an algorithm does for a problem, as a function of the arrays alone."""
+    compute = algorithm.forward_prepacked if is_packed else getattr(algorithm, problem.direction)
+    epilogue = () if problem.direction == "weight_grad" else (activation,)
+    return lambda read, other, out, *bias: compute(problem, read, other, out, *bias, *epilogue)
 
 
 class _OutOfMemory(NamedTuple):

@@ -226,7 +226,7 @@ class PreparedConv:
         if self._packed is not None and not backend.may_overlap(xp)(self._packed.weights, self._w):
             self._kept += self._packed.weights.nbytes
         self._graph_memory = graphs.GraphMemory()
-        self._known: dict[tuple[Any, ...], repeats.Known] = {}
+        self._places: dict[tuple[Any, ...], repeats.Place] = {}
         self._call = call._replace(caller="prepared")
 
     @property
@@ -242,21 +242,18 @@ class PreparedConv:
             If x or out is of another shape, library, dtype or device.
         """
         call, g = self._call, self.plan.geometry
-        kinds = None if type(x) is np.ndarray else repeats.kinds(x, out)
-        if kinds is not None and (known := self._known.get(kinds)) is not None:
-            return call.repeat(known, x, self._w, out, self._bias)
+        packed = self._packed
+        place = None if packed is None or type(x) is np.ndarray else repeats.place_among(self._places, x, out)
+        if place is not None and packed is not None and (known := place.known) is not None:
+            return call.repeat(known, x, packed.weights, out, self._bias)
         xp = backend.common_module(call.caller, x=x, w=self._w, out=out)
         dtype = backend.common_dtype(call.caller, x=x, w=self._w)
         call.check_shape("x", x, g.x_shape, "the convolution", g)
         arrays = {"x": x, "w": self._w}
-        place: list[repeats.Known] | None = None if kinds is None else []
         with nullcontext() if xp is np else graphs.keeping(self._graph_memory, xp):
-            result = call.run(
-                xp, "forward", g, dtype, arrays, out, g.y_shape, self._bias, self._activation, self._packed, place
+            return call.run(
+                xp, "forward", g, dtype, arrays, out, g.y_shape, self._bias, self._activation, packed, place
             )
-        if kinds is not None and place and place[0].packed is not None:
-            self._known[kinds] = place[0]
-        return result
 
     def __repr__(self) -> str:
         plan = self.plan

@@ -1,38 +1,105 @@
 """Calls on a GPU that repeat an earlier one: what was checked and chosen then is not checked and chosen again.
 
 A device is done with a small layer in microseconds, and Python would take longer to find out what to launch. So a call
-leaves behind its problem and its algorithm, for calls with the same keywords on arrays of the same kinds. Each call
-still finds out all that may have changed: the arrays' types, shapes, dtypes, contiguity and device, overlaps, settings,
-and whether a graph is being captured.
+leaves behind what it chose, and where it does nothing but launch kernels, these launches, for calls with the same
+keywords on arrays of the same kinds. Each call still finds out all that may have changed: the arrays' types, shapes,
+dtypes, contiguity, alignment and device, overlaps, settings, and whether a graph is being captured. It looks at each
+array once: the launches that it finds ask nothing again.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from gpuconv import autotune, settings
-from gpuconv.algorithms import Problem
+from gpuconv.backend import ordinal
 from gpuconv.cuda import graphs
+from gpuconv.cuda.arguments import address
+from gpuconv.cuda.launches import ALIGNMENT, Launches, Ready
 from gpuconv.geometry import are_exact
 from gpuconv.typing import Array, Ints
 
+MOST_PLACES = 64
+"""The most kinds of arrays that a prepared convolution remembers; there are few that it takes."""
 
-def kinds(*arrays: Array | None) -> tuple[Any, ...] | None:
-    """The kinds of some arrays on the current device, by which calls are told apart; missing ones are None.
+
+class Known(NamedTuple):
+    """What a call leaves behind for those that repeat it. `compute` and `anywhere` take the arrays of a call.
+
+    `compute` is for a result at the offset of that call, and `anywhere` for one at any address.
+    """
+
+    xp: ModuleType
+    device: str
+    shape: Ints
+    dtype: np.dtype[Any]
+    compute: Callable[..., None]
+    anywhere: Callable[..., None]
+
+    def __call__(self, read: Array, other: Array | None, out: Array | None, *bias: Array | None) -> Array:
+        if out is not None:
+            self.compute(read, other, out, *bias)
+            return out
+        result: Array = self.xp.empty(self.shape, self.dtype)
+        (self.anywhere if address(result) % ALIGNMENT else self.compute)(read, other, result, *bias)
+        return result
+
+
+class Place:
+    """Where calls with the same keywords, on arrays of the same kinds, find or leave what is known."""
+
+    __slots__ = ("_sizes", "known")
+
+    def __init__(self) -> None:
+        self.known: Known | None = None
+        self._sizes: list[int] | None = None
+
+    def leave(
+        self,
+        xp: ModuleType,
+        device: str,
+        shape: Ints,
+        dtype: np.dtype[Any],
+        anywhere: Callable[..., None],
+        launches: Launches | None = None,
+    ) -> None:
+        """Leave behind how to compute a call of this kind: by `launches` if it does nothing else, or by `anywhere`."""
+        compute = anywhere if launches is None else Ready(xp, ordinal(device), launches)
+        self.known = Known(xp, device, shape, dtype, compute, anywhere)
+
+    def has_overlap(self, arrays: Sequence[Array | None], starts: list[int]) -> bool:
+        """Whether the last array overlaps another. `starts` are the addresses of those that there are."""
+        sizes = self._sizes
+        if sizes is None:
+            sizes = self._sizes = [a.nbytes for a in arrays if a is not None]
+        if arrays[-1] is None:
+            return False
+        first = starts.pop()
+        end = first + sizes[-1]
+        for start, size in zip(starts, sizes, strict=False):  # noqa: SIM110
+            if start < end and first < start + size:
+                return True
+        return False
+
+
+def _look(arrays: Sequence[Array | None]) -> tuple[tuple[Any, ...], list[int]] | None:
+    """The kinds of some arrays on the current device, by which calls are told apart, and the addresses of the arrays.
 
     It is None if this is not all that a call depends on: if an array is of another library or device, or not
-    C-contiguous, or the last one, the result, overlaps another, or if a graph is being captured, or samples are
-    computed one by one.
+    C-contiguous, or if a graph is being captured, or samples are computed one by one.
     """
     cupy = sys.modules.get("cupy")
-    if cupy is None or type(arrays[0]) is not cupy.ndarray or settings.batch_invariant:
+    if cupy is None or type(arrays[0]) is not (kind := cupy.ndarray) or settings.batch_invariant:
         return None  # without an array of CuPy's nothing may be asked of it: there may be no device
-    kind, device = cupy.ndarray, cupy.cuda.runtime.getDevice()
-    facts: list[Any] = [device]
-    ranges: list[tuple[int, int]] = []
+    device = cupy.cuda.runtime.getDevice()
+    facts: list[Any] = [kind, device]
+    starts: list[int] = []
     for a in arrays:
         if a is None:
             facts.append(None)
@@ -43,47 +110,47 @@ def kinds(*arrays: Array | None) -> tuple[Any, ...] | None:
         if pointer.device_id != device:
             return None
         start = pointer.ptr
-        facts += (a.shape, a.dtype)
-        ranges.append((start, start + a.nbytes))
-    if a is not None:
-        first, end = ranges.pop()
-        for start, stop in ranges:
-            if start < end and first < stop:
-                return None
-    return None if graphs.is_captured(cupy) else tuple(facts)
-
-
-class Known(NamedTuple):
-    """What a call leaves behind for those that repeat it."""
-
-    problem: Problem
-    compute: Callable[..., None]
-    shape: Ints
-    epilogue: tuple[str, ...]  # the activation, where there is one
-    packed: Array | None  # what takes the place of w
-
-    def __call__(self, read: Array, other: Array, out: Array | None, *bias: Array | None) -> Array:
-        problem = self.problem
-        result: Array = problem.xp.empty(self.shape, problem.dtype) if out is None else out
-        self.compute(problem, read, other if self.packed is None else self.packed, result, *bias, *self.epilogue)
-        return result
+        facts += (a.shape, a.dtype, start % ALIGNMENT)
+        starts.append(start)
+    return None if graphs.is_captured(cupy) else (tuple(facts), starts)
 
 
 @lru_cache(maxsize=4096)
-def _place(*_: object) -> list[Known]:
-    """One list for equal arguments, empty until a call leaves something behind."""
-    return []
+def _place(*_: object) -> Place:
+    """One place for equal arguments."""
+    return Place()
 
 
-def place(words: tuple[Any, ...], *arrays: Array | None) -> list[Known] | None:
-    """Where a call with these keywords on these arrays, the last of which is `out`, finds or leaves what is known.
+def place(words: tuple[Any, ...], *arrays: Array | None) -> Place | None:
+    """The place of a call with these keywords on these arrays, the last of which is `out`.
 
     None if it must find out all by itself.
     """
-    found = kinds(*arrays)
-    if found is None:
+    seen = _look(arrays)
+    if seen is None:
         return None
     around = (settings.max_workspace, settings.autotune, autotune.generation())
     if not are_exact((*words, around[0])):
         return None
-    return _place(words, found, around)
+    facts, starts = seen
+    found = _place(words, facts, around)
+    return None if found.has_overlap(arrays, starts) else found
+
+
+def place_among(places: dict[tuple[Any, ...], Place], *arrays: Array | None) -> Place | None:
+    """The same among the places of a prepared convolution, whose keywords are always the same."""
+    seen = _look(arrays)
+    if seen is None:
+        return None
+    facts, starts = seen
+    found = places.get(facts)
+    if found is None:
+        if len(places) >= MOST_PLACES:
+            places.clear()
+        found = places[facts] = Place()
+    return None if found.has_overlap(arrays, starts) else found
+
+
+def forget() -> None:
+    """Forget all that calls have left behind, but for prepared convolutions: for those who change how they choose."""
+    _place.cache_clear()

@@ -18,9 +18,8 @@ import numpy as np
 from on_gpu import Nothing
 
 import gpuconv
-from gpuconv import settings
-from gpuconv.algorithms.cuda import implicit_product
-from gpuconv.cuda import launch
+from gpuconv import repeats, settings
+from gpuconv.cuda import launch, launches
 
 TURNS, CALLS = 40, 300
 
@@ -42,8 +41,14 @@ def share_of_the_double(call):
     for _ in range(CALLS):
         call()
     profile.disable()
-    own = {(place, name): row[2] for (place, _, name), row in pstats.Stats(profile).stats.items()}
-    return sum(seconds for (place, _), seconds in own.items() if "cupy_double" in place) / sum(own.values())
+    stats = pstats.Stats(profile).stats
+    entered = (
+        seconds[3]
+        for (place, _, _), (*_, callers) in stats.items()
+        for (caller, _, _), seconds in callers.items()
+        if "cupy_double" in place and "cupy_double" not in caller
+    )
+    return sum(entered) / sum(row[2] for row in stats.values())
 
 
 def calls(cupy):
@@ -60,9 +65,10 @@ def calls(cupy):
     yield "max_pool2d", lambda: gpuconv.max_pool2d(x, 2)
 
     last = []
-    implicit_product.launch = lambda *args: last.append(args)
+    launches.launch = lambda *args: last.append(args)
+    repeats.forget()
     gpuconv.conv2d(x, w, bias, out=out, **one_launch)
-    implicit_product.launch = launch
+    launches.launch = launch
     (args,), run = last, Nothing()
     what, given = args[1], (*args[2:], *args[1].rest)
     yield "gpuconv.cuda.launch", lambda: launch(*args)

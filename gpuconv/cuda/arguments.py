@@ -123,9 +123,10 @@ address: Callable[[Array], int] = operator.attrgetter("data.ptr")
 """The address of a device array; a launch asks for several, and this asks without a function of Python."""
 
 
-def is_wide(count: int, itemsize: int, *addresses: int) -> int:
-    """WIDE for kernels whose threads take 16 bytes at a time: 1 if these divide `count` elements and all addresses."""
-    return int(itemsize < 16 and count * itemsize % 16 == 0 and not any(address % 16 for address in addresses))
+def at_once(count: int, itemsize: int, *addresses: int) -> int:
+    """How many elements a thread takes at a time: 16 bytes if these divide `count` elements and all addresses, or 1."""
+    wide = count * itemsize % 16 == 0 and not any(address % 16 for address in addresses)
+    return 16 // itemsize if wide else 1
 
 
 class Units:

@@ -91,12 +91,24 @@ class Launch:
         self.rest, self.shared_bytes = rest, shared_bytes
         self.ready: dict[int, tuple[_Kernel, tuple[Any, ...]]] = {}  # by device
 
-    def make_ready(self, xp: ModuleType, device: int) -> tuple[_Kernel, tuple[Any, ...]]:
-        """Remember, and return, the kernel on a device and `rest` as CuPy takes it."""
-        key = (xp, device, self.unit, self.name)
-        kernel = _ready.get(key) or _load(*key)
-        made = self.ready[device] = kernel, kernel.numbers_and_structs(self.rest)
-        return made
+    def on(self, xp: ModuleType, device: int) -> tuple[_Kernel, tuple[Any, ...]]:
+        """The kernel on a device, and `rest` as CuPy takes it, which are remembered."""
+        ready = self.ready.get(device)
+        if ready is None or ready[0].xp is not xp:
+            key = (xp, device, self.unit, self.name)
+            kernel = _ready.get(key) or _load(*key)
+            ready = self.ready[device] = kernel, kernel.numbers_and_structs(self.rest)
+        return ready
+
+    def raise_if_refused(self, error: Exception) -> None:
+        """Raise a KernelError if `error` is how CuPy says that the device refused this launch."""
+        if type(error).__name__ in ("CUDADriverError", "CUDARuntimeError"):
+            how = f"grid {self.grid}, block {self.block}, {self.shared_bytes} bytes of shared memory"
+            raise KernelError(
+                f"{self.name} ({self.unit}) could not be launched with {how}: {error}",
+                kernel=self.name,
+                file=self.unit.file,
+            ) from error
 
 
 def launch(xp: ModuleType, what: Launch, *arrays: Any) -> None:
@@ -118,27 +130,16 @@ def launch(xp: ModuleType, what: Launch, *arrays: Any) -> None:
     TypeError, DTypeError, DeviceError
         If the arguments do not match the kernel's signature.
     """
-    device = xp.cuda.runtime.getDevice()
-    ready = what.ready.get(device)
-    if ready is None or ready[0].xp is not xp:
-        ready = what.make_ready(xp, device)
-    kernel, rest = ready
+    kernel, rest = what.on(xp, xp.cuda.runtime.getDevice())
     given = kernel.pointers(arrays)
     if 0 in what.grid:
         return
     try:
-        if what.shared_bytes > kernel.shared_bytes:
-            kernel.raise_shared_bytes(what.shared_bytes)
+        kernel.raise_shared_bytes(what.shared_bytes)
         kernel.run(what.grid, what.block, (*given, *rest), shared_mem=what.shared_bytes)
     except Exception as error:
-        if type(error).__name__ not in ("CUDADriverError", "CUDARuntimeError"):
-            raise
-        how = f"grid {what.grid}, block {what.block}, {what.shared_bytes} bytes of shared memory"
-        raise KernelError(
-            f"{what.name} ({what.unit}) could not be launched with {how}: {error}",
-            kernel=what.name,
-            file=what.unit.file,
-        ) from error
+        what.raise_if_refused(error)
+        raise
 
 
 def options(unit: Unit) -> tuple[str, ...]:
@@ -278,6 +279,8 @@ class _Kernel:
 
         Without asking a block has 48 KB, its kernel's own included: how much that leaves depends on the compiler.
         """
+        if count <= self.shared_bytes:
+            return
         with _lock:
             if count > self.shared_bytes:
                 self.run.max_dynamic_shared_size_bytes = count

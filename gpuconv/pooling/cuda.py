@@ -1,38 +1,38 @@
-"""Launches of kernels/pool.cu. Arrays are C-contiguous, channels last, and on the current device."""
+"""Launches of kernels/pool.cu, for arrays that are C-contiguous, channels last, and on the current device."""
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from gpuconv.cuda import Launch, Unit, launch
-from gpuconv.cuda.arguments import THREADS, Units, address, blocks, conv_struct, fast_div, index64, is_wide
+from gpuconv.cuda import Launch, Unit
+from gpuconv.cuda.arguments import THREADS, Units, at_once, blocks, conv_struct, fast_div, index64
+from gpuconv.cuda.launches import MADE, OTHER, OUT, READ, Launches, Step
 from gpuconv.geometry import ConvGeometry
-from gpuconv.typing import Array
+from gpuconv.typing import Ints
+
+_MAKE_X = "max_pool_grad", "avg_pool_grad"
 
 UNITS = Units("pool.cu", WIDE=(0, 1), ARGMAX_BYTES=(1, 4), INDEX64=(0, 1))
 
 
-def max_pool(xp: ModuleType, x: Array, g: ConvGeometry, y: Array) -> None:
-    _launch(xp, "max_pool", g, x, y)
+def max_pool(g: ConvGeometry, dtype: np.dtype[Any], starts: Ints) -> Launches:
+    return _launches(g, dtype, starts, "max_pool")
 
 
-def max_pool_grad(xp: ModuleType, dy: Array, x: Array, g: ConvGeometry, dx: Array) -> None:
-    argmax = xp.empty((*g.y_shape, _tap_bytes(g)), np.uint8)
-    _launch(xp, "max_pool_argmax", g, x, argmax)
-    _launch(xp, "max_pool_grad", g, dy, argmax, dx)
+def max_pool_grad(g: ConvGeometry, dtype: np.dtype[Any], starts: Ints) -> Launches:
+    return _launches(g, dtype, starts, "max_pool_grad")
 
 
-def avg_pool(xp: ModuleType, x: Array, g: ConvGeometry, y: Array, count_pads: bool) -> None:
-    _launch(xp, "avg_pool", g, x, y, last=(np.int32(count_pads),))
+def avg_pool(g: ConvGeometry, dtype: np.dtype[Any], starts: Ints, *, count_pads: bool) -> Launches:
+    return _launches(g, dtype, starts, "avg_pool", count_pads)
 
 
-def avg_pool_grad(xp: ModuleType, dy: Array, g: ConvGeometry, dx: Array, count_pads: bool) -> None:
-    _launch(xp, "avg_pool_grad", g, dy, dx, last=(np.int32(count_pads),))
+def avg_pool_grad(g: ConvGeometry, dtype: np.dtype[Any], starts: Ints, *, count_pads: bool) -> Launches:
+    return _launches(g, dtype, starts, "avg_pool_grad", count_pads)
 
 
 def argmax_bytes(g: ConvGeometry) -> int:
@@ -45,21 +45,28 @@ def _tap_bytes(g: ConvGeometry) -> int:
     return 1 if math.prod(g.kernel) <= 255 else 4
 
 
-def _launch(xp: ModuleType, name: str, g: ConvGeometry, *arrays: Array, last: tuple[Any, ...] = ()) -> None:
-    """Launch a kernel of the file: a thread makes a pack of channels of one pixel of the last of `arrays`."""
-    first, made = arrays[0], arrays[-1]
-    at_once = 16 // first.itemsize if is_wide(g.c, first.itemsize, *map(address, arrays)) else 1
-    launch(xp, _launch_of(name, g, first.dtype, made.shape == g.x_shape, at_once, last), *arrays)
-
-
 @lru_cache(maxsize=4096)
-def _launch_of(
-    name: str, g: ConvGeometry, dtype: np.dtype[Any], makes_x: bool, at_once: int, last: tuple[Any, ...]
-) -> Launch:
-    """The launch for all pixels of x, or of y, of whose channels a thread takes `at_once` at a time."""
-    packs_a_pixel = g.c // at_once
+def _launches(
+    g: ConvGeometry, dtype: np.dtype[Any], starts: Ints, name: str, count_pads: bool | None = None
+) -> Launches:
+    """The launches of a pass over arrays (both that it reads, and the result) that begin at these offsets."""
+    read, other, out = starts
+    if name != "max_pool_grad":
+        return Launches((Step(_launch(name, g, dtype, (read, out), count_pads), (READ, OUT)),))
+    steps = (
+        Step(_launch("max_pool_argmax", g, dtype, (other,)), (OTHER, MADE)),
+        Step(_launch("max_pool_grad", g, dtype, (read, out)), (READ, MADE, OUT)),
+    )
+    return Launches(steps, ((*g.y_shape, _tap_bytes(g)), np.dtype(np.uint8)))
+
+
+def _launch(name: str, g: ConvGeometry, dtype: np.dtype[Any], starts: Ints, count_pads: bool | None = None) -> Launch:
+    """The launch for all pixels of x, or of y: a thread makes a pack of channels of one pixel."""
+    pack = at_once(g.c, dtype.itemsize, *starts)
+    packs_a_pixel = g.c // pack
     wide_index = index64(g.x_shape, g.y_shape)
-    macros = (("WIDE", int(at_once > 1)), ("ARGMAX_BYTES", _tap_bytes(g)), ("INDEX64", wide_index))
-    packs = math.prod((g.x_shape if makes_x else g.y_shape)[:-1]) * packs_a_pixel
-    rest = (conv_struct(g), fast_div(packs_a_pixel), (np.int64 if wide_index else np.int32)(packs), *last)
+    macros = (("WIDE", int(pack > 1)), ("ARGMAX_BYTES", _tap_bytes(g)), ("INDEX64", wide_index))
+    packs = math.prod((g.x_shape if name in _MAKE_X else g.y_shape)[:-1]) * packs_a_pixel
+    counted = () if count_pads is None else (np.int32(count_pads),)
+    rest = (conv_struct(g), fast_div(packs_a_pixel), (np.int64 if wide_index else np.int32)(packs), *counted)
     return Launch(Unit("pool.cu", dtype, macros), name, (blocks(packs),), (THREADS,), rest)

@@ -12,15 +12,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuconv import backend
+from gpuconv import backend, repeats
 from gpuconv.call import Call
 from gpuconv.cuda import graphs
 from gpuconv.cuda.arguments import too_long
+from gpuconv.cuda.launches import Launches, offsets, run
 from gpuconv.errors import DTypeError, WorkspaceError
 from gpuconv.geometry import ConvGeometry, remembered, split_x_shape
 from gpuconv.planning import workspace_limit
@@ -83,6 +84,11 @@ def max_pool2d(
     array([[ 5.,  7.],
            [13., 15.]])
     """
+    place = None
+    if type(x) is not np.ndarray:
+        place = repeats.place(("max_pool2d", kernel_shape, stride, pad, dilation, layout), x, out)
+        if place is not None and (known := place.known) is not None:
+            return known(x, None, out)
     pool = _Pool("max_pool2d", {"x": x}, None, kernel_shape, stride, pad, dilation, layout, out)
     pool.refuse_complex()
     xp, x_nhwc = pool.xp, pool.views["x"]
@@ -94,7 +100,7 @@ def max_pool2d(
             way = large if pool.is_large and not pool.has_disjoint_windows else maxima
             way.max_pool(pool.caller, xp, x_nhwc, pool.g, y_nhwc, pool.limit)
 
-    return pool.run(pool.g.y_shape, write, None if pool.is_large else cuda.max_pool)
+    return pool.run(pool.g.y_shape, write, None if pool.is_large else cuda.max_pool, place=place)
 
 
 def max_pool2d_grad(
@@ -156,6 +162,11 @@ def max_pool2d_grad_by(
     out: Array | None,
 ) -> Array:
     """`max_pool2d_grad`, given the result of `max_pool2d` if it was kept."""
+    place = None
+    if type(dy) is not np.ndarray:
+        place = repeats.place(("max_pool2d_grad", kernel_shape, stride, pad, dilation, layout), dy, x, out)
+        if place is not None and (known := place.known) is not None:
+            return known(dy, x, out)
     pool = _Pool("max_pool2d_grad", {"dy": dy, "x": x}, None, kernel_shape, stride, pad, dilation, layout, out)
     pool.refuse_complex()
     xp, x_nhwc, dy_nhwc = pool.xp, pool.views["x"], pool.views["dy"]
@@ -169,7 +180,7 @@ def max_pool2d_grad_by(
         else:
             maxima.max_pool_grad(pool.caller, xp, dy_nhwc, x_nhwc, y_nhwc, pool.g, dx_nhwc, pool.limit)
 
-    return pool.run(pool.g.x_shape, write, cuda.max_pool_grad, cuda.argmax_bytes(pool.g))
+    return pool.run(pool.g.x_shape, write, cuda.max_pool_grad, cuda.argmax_bytes(pool.g), place)
 
 
 def avg_pool2d(
@@ -217,6 +228,12 @@ def avg_pool2d(
            [10.5, 12.5]])
     """
     include_pad = flag(count_include_pad, "count_include_pad", "avg_pool2d")
+    place = None
+    if type(x) is not np.ndarray:
+        words = ("avg_pool2d", kernel_shape, stride, pad, int(include_pad), layout)
+        place = repeats.place(words, x, out)
+        if place is not None and (known := place.known) is not None:
+            return known(x, None, out)
     pool = _Pool("avg_pool2d", {"x": x}, None, kernel_shape, stride, pad, 1, layout, out)
 
     def write(y_nhwc: Array) -> None:
@@ -224,7 +241,7 @@ def avg_pool2d(
         way.avg_pool(pool.caller, pool.xp, pool.views["x"], pool.g, y_nhwc, pool.divisor(include_pad), pool.limit)
 
     kernel = None if pool.is_large else partial(cuda.avg_pool, count_pads=include_pad)
-    return pool.run(pool.g.y_shape, write, kernel)
+    return pool.run(pool.g.y_shape, write, kernel, place=place)
 
 
 def avg_pool2d_grad(
@@ -269,6 +286,12 @@ def avg_pool2d_grad(
            [0.25, 0.25]])
     """
     include_pad = flag(count_include_pad, "count_include_pad", "avg_pool2d_grad")
+    place = None
+    if type(dy) is not np.ndarray:
+        words = ("avg_pool2d_grad", input_shape, kernel_shape, stride, pad, int(include_pad), layout)
+        place = repeats.place(words, dy, out)
+        if place is not None and (known := place.known) is not None:
+            return known(dy, None, out)
     shape = as_ints(input_shape, 4, "input_shape", "avg_pool2d_grad", least=0)
     pool = _Pool("avg_pool2d_grad", {"dy": dy}, shape, kernel_shape, stride, pad, 1, layout, out)
 
@@ -278,7 +301,11 @@ def avg_pool2d_grad(
         way.avg_pool_grad(pool.caller, pool.xp, pool.views["dy"], pool.g, dx_nhwc, divisor, pool.limit)
 
     kernel = None if pool.is_large else partial(cuda.avg_pool_grad, count_pads=include_pad)
-    return pool.run(pool.g.x_shape, write, kernel)
+    return pool.run(pool.g.x_shape, write, kernel, place=place)
+
+
+_Kernels: TypeAlias = Callable[[ConvGeometry, np.dtype[Any], Ints], Launches]
+"""What is launched for a geometry and a dtype, by the offsets of the arrays that are read and of the result."""
 
 
 class _Posed(NamedTuple):
@@ -348,12 +375,17 @@ class _Pool:
             )
 
     def run(
-        self, shape: Ints, write: Callable[[Array], None], kernel: Callable[..., None] | None, kernel_bytes: int = 0
+        self,
+        shape: Ints,
+        write: Callable[[Array], None],
+        kernels: _Kernels | None,
+        kernel_bytes: int = 0,
+        place: repeats.Place | None = None,
     ) -> Array:
         """Have `write` fill a channels-last view of `out`, or of a new array of (channels-last) `shape`.
 
-        On a GPU `kernel`, if there is one, fills it instead: it is given inputs, geometry and the array to fill, all of
-        them C-contiguous, and takes `kernel_bytes` per image.
+        On a GPU `kernels`, if there are any, fill it instead, which take `kernel_bytes` per image. Calls that repeat
+        this one find their launches in `place`.
         """
         self.call.check_out(self.out, self.g, shape, self.dtype)
         first = next(iter(self.inputs.values()))
@@ -363,7 +395,7 @@ class _Pool:
                 target = self.call.channels_last(result)
                 if self.xp is np:
                     write(target)
-                elif kernel is None or too_long(self.g) is not None:
+                elif kernels is None or too_long(self.g) is not None:
                     graphs.check_if_captured(
                         self.xp, self.caller, "windows as large as these are read in several passes"
                     )
@@ -372,11 +404,11 @@ class _Pool:
                     if result is not self.out and self.out is not None:
                         what = "out overlaps an argument, so that the result is made elsewhere"
                         graphs.check_if_captured(self.xp, self.caller, what)
-                    self._launch(target, kernel, kernel_bytes)
+                    self._launch(target, kernels, kernel_bytes, place)
             return self.call.deliver(result, self.out)
 
-    def _launch(self, target: Array, kernel: Callable[..., None], image_bytes: int) -> None:
-        """Have `kernel` fill `target`, by as many images at a time as can be copied under max_workspace."""
+    def _launch(self, target: Array, kernels: _Kernels, image_bytes: int, place: repeats.Place | None) -> None:
+        """Have `kernels` fill `target`, by as many images at a time as can be copied under max_workspace."""
         n = self.g.n
         for array in (*self.views.values(), target):
             image_bytes += 0 if array.flags.c_contiguous else array.nbytes // n
@@ -394,9 +426,27 @@ class _Pool:
             inputs = [self.xp.ascontiguousarray(view[i : i + step]) for view in self.views.values()]
             part = target[i : i + step]
             made = part if part.flags.c_contiguous else self.xp.empty(part.shape, self.dtype)
-            kernel(self.xp, *inputs, replace(self.g, n=len(part)), made)
+            self._compute(replace(self.g, n=len(part)), kernels, *inputs, out=made)
             if made is not part:
                 part[...] = made
+        if place is not None and step == n and self.call.layout == "channels_last":
+            self._leave(place, target, kernels)
+
+    def _compute(
+        self, g: ConvGeometry, kernels: _Kernels, read: Array, other: Array | None = None, *, out: Array
+    ) -> None:
+        run(self.xp, kernels(g, self.dtype, offsets(read, other, out)), read, other, out)
+
+    def _leave(self, place: repeats.Place, target: Array, kernels: _Kernels) -> None:
+        """Leave behind what calls like this one, of all images at once, launch."""
+        read, other = (*self.inputs.values(), None)[:2]
+        starts = offsets(read, other, None if self.out is None else target)
+
+        def anywhere(read: Array, other: Array | None, out: Array) -> None:
+            self._compute(self.g, kernels, read, other, out=out)
+
+        device = backend.device_of(target)
+        place.leave(self.xp, device, target.shape, self.dtype, anywhere, kernels(self.g, self.dtype, starts))
 
     def divisor(self, count_include_pad: bool) -> Divisor:
         return Divisor.of(self.xp, self.g, count_include_pad, backend.accumulator(self.dtype))

@@ -66,7 +66,7 @@ def _launches(setting: Setting, journal: Journal, call: Callable[[], Any]) -> No
     with watched() as launches:
         call()
     what, arrays = launches[0]
-    kernel, rest = what.make_ready(cupy, cupy.cuda.runtime.getDevice())
+    kernel, rest = what.on(cupy, cupy.cuda.runtime.getDevice())
     arguments = (*kernel.pointers(arrays), *rest)
     run = partial(kernel.run, what.grid, what.block, arguments, shared_mem=what.shared_bytes)
     _note_cost(setting, journal, "a launch by gpuconv.cuda", partial(launch, cupy, what, *arrays))

@@ -16,8 +16,9 @@ import pytest
 from contact import arguments, compiling, counters, exact, journal, launches, processes, program, setting, times
 from contact.steps import SECONDS, STEPS, Step
 
-from gpuconv.algorithms.cuda import depthwise, implicit_product
+from gpuconv import repeats
 from gpuconv.algorithms.cuda.implicit_gemm import UNITS
+from gpuconv.cuda import launches as launching
 from gpuconv.tools import kernel_report, workload
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it ends groups of processes, as POSIX has them")
@@ -339,8 +340,7 @@ def test_the_units_of_the_tensor_cores_are_shared_out_and_all_launched(tmp_path,
     from calls import convolve
 
     monkeypatch.setattr(exact, "_wrong", convolved)
-    monkeypatch.setattr(implicit_product, "launch", lambda *_: None)
-    monkeypatch.setattr(implicit_product, "split_k_reduce", lambda *_: None)
+    monkeypatch.setattr(launching, "launch", lambda *_: None)
     on_a_device = setting.Setting(3, "", tmp_path, 60)
     for mode in exact.MODES:
         for direction in exact.PASSES:
@@ -398,9 +398,9 @@ def test_the_counted_kernels_are_those_that_are_named(tmp_path, monkeypatch, dou
         return workload.Workload(g, *(double.empty(shape, dtype) for shape in (g.x_shape, g.w_shape, (1,))))
 
     launched = []
+    repeats.forget()
     monkeypatch.setattr(workload.Workload, "integers", empty)
-    for module in (implicit_product, depthwise):
-        monkeypatch.setattr(module, "launch", lambda xp, what, *arrays: launched.append(what))
+    monkeypatch.setattr(launching, "launch", lambda xp, what, *arrays: launched.append(what))
     on_a_device = setting.Setting(9, "", tmp_path, 60)
     counters.part(on_a_device, journal.Journal(tmp_path, 9), "four kernels")
     names = ["implicit_gemm_forward", "implicit_gemm_forward", "depthwise_forward", "direct_forward"]
@@ -423,6 +423,7 @@ def test_there_is_a_call_for_every_kernel(monkeypatch, double):
         for info in pkgutil.iter_modules(import_module(package).__path__, f"{package}."):
             if hasattr(module := import_module(info.name), "launch"):
                 monkeypatch.setattr(module, "launch", launch)
+    repeats.forget()
     for _, call in launches.calls(double):
         call()
     files = {unit.file: unit for unit in kernel_report.units()}

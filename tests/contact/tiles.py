@@ -29,7 +29,10 @@ def only_tile(m: int, n: int) -> Iterator[None]:
 
 
 def _forget(module: ModuleType) -> None:
-    """Forget the tiles and the launches that the functions of a module remember."""
+    """Forget the tiles and the launches that the functions of a module, and calls, remember."""
+    from gpuconv import repeats
+
+    repeats.forget()
     for thing in vars(module).values():
         if hasattr(thing, "cache_clear"):
             thing.cache_clear()
@@ -38,16 +41,19 @@ def _forget(module: ModuleType) -> None:
 @contextmanager
 def watched() -> Iterator[list[tuple[Any, tuple[Any, ...]]]]:
     """The launches of the tensor cores inside, in order, and their arrays."""
-    from gpuconv.algorithms.cuda import implicit_product
+    from gpuconv import repeats
+    from gpuconv.cuda import launches
 
-    launch, launches = implicit_product.launch, list[tuple[Any, tuple[Any, ...]]]()
+    launch, found = launches.launch, list[tuple[Any, tuple[Any, ...]]]()
 
     def noted(xp: Any, what: Any, *arrays: Any) -> None:
-        launches.append((what, arrays))
+        if what.unit.file.startswith("implicit_gemm"):
+            found.append((what, arrays))
         launch(xp, what, *arrays)
 
-    implicit_product.launch = noted  # type: ignore[assignment]
+    repeats.forget()
+    launches.launch = noted  # type: ignore[assignment]
     try:
-        yield launches
+        yield found
     finally:
-        implicit_product.launch = launch
+        launches.launch = launch

@@ -7,12 +7,13 @@ import pytest
 from on_gpu import Nothing, forget
 
 import gpuconv
-from gpuconv import autotune, repeats, settings
-from gpuconv.algorithms.cuda import implicit_gemm, split_k
+from gpuconv import autotune, settings
+from gpuconv.algorithms.cuda import implicit_gemm
 from gpuconv.call import Call
 from gpuconv.cuda import loader
+from gpuconv.pooling import cuda as pooling_cuda
 
-LAUNCHING = repeats, implicit_gemm, split_k
+LAUNCHING = implicit_gemm, pooling_cuda
 HERE = gpuconv.__path__[0]
 
 

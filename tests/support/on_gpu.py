@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from cases import DTYPES
 
+from gpuconv import repeats
 from gpuconv.cuda import loader
 
 ROUNDED = 512
@@ -140,8 +141,8 @@ class Nothing:
 
 
 def forget(*modules):
-    """What these modules remember: a test that changes how they choose must not see the choices of others."""
-    for module in modules:
+    """What these modules and calls remember: a test that changes how they choose must not see the choices of others."""
+    for module in (repeats, *modules):
         for thing in list(vars(module).values()):
             if getattr(thing, "__module__", None) == module.__name__ and hasattr(thing, "cache_clear"):
                 thing.cache_clear()

@@ -17,11 +17,11 @@ from gpuconv.cuda.arguments import (
     THREADS,
     Units,
     address,
+    at_once,
     blocks,
     conv_struct,
     fast_div,
     index64,
-    is_wide,
     too_long,
 )
 from gpuconv.geometry import ConvGeometry
@@ -113,20 +113,20 @@ def col2im_gather(
     """
     box = whole_box(g) if box is None else box
     first, stop = (0, g.n * math.prod(g.spatial)) if pixels is None else pixels
-    at_once = 16 // cols.itemsize if is_wide(g.c_group, cols.itemsize, address(cols), address(x)) else 1
+    pack = at_once(g.c_group, cols.itemsize, address(cols), address(x))
     name = "col2im_gather" if cols.dtype == x.dtype else "col2im_gather_acc"
-    launch(xp, _launch_of_gather(name, x.dtype, g, (first, stop), box, at_once, activation), cols, bias, x)
+    launch(xp, _launch_of_gather(name, x.dtype, g, (first, stop), box, pack, activation), cols, bias, x)
 
 
 @lru_cache(maxsize=4096)
 def _launch_of_gather(
-    name: str, dtype: np.dtype[Any], g: ConvGeometry, pixels: Pair, box: Box, at_once: int, activation: str
+    name: str, dtype: np.dtype[Any], g: ConvGeometry, pixels: Pair, box: Box, pack: int, activation: str
 ) -> Launch:
-    """The launch for a range of pixels, of whose channels a thread takes `at_once` at a time."""
+    """The launch for a range of pixels, of whose channels a thread takes `pack` at a time."""
     first, stop = pixels
-    packs = g.c // at_once
+    packs = g.c // pack
     wide_index = index64(g.x_shape, (math.prod(box.extents), math.prod(g.kernel), g.c))
-    unit = Unit("col2im.cu", dtype, (("WIDE", int(at_once > 1)), ("INDEX64", wide_index)))
+    unit = Unit("col2im.cu", dtype, (("WIDE", int(pack > 1)), ("INDEX64", wide_index)))
     index = np.int64 if wide_index else np.int32
     rest = (
         conv_struct(g), _box_struct(box), fast_div(packs), index(first), index(stop - first),

@@ -18,14 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.algorithms.base import Cost, PlainWeights, Problem
+from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.cuda.epilogue import activation_code
-from gpuconv.algorithms.cuda.split_k import split_k_reduce
+from gpuconv.algorithms.cuda.launching import Launching
+from gpuconv.algorithms.cuda.split_k import with_splits
 from gpuconv.backend import accumulator, multiprocessors
-from gpuconv.cuda import Launch, Unit, launch
-from gpuconv.cuda.arguments import FAST_DIV, Units, address, conv_struct, fast_div, index64, too_long
+from gpuconv.cuda import Launch, Unit
+from gpuconv.cuda.arguments import FAST_DIV, Units, conv_struct, fast_div, index64, too_long
+from gpuconv.cuda.launches import BIAS, OTHER, OUT, READ, Launches, Step
 from gpuconv.geometry import ConvGeometry
-from gpuconv.typing import Array, Ints
+from gpuconv.typing import Ints
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def shared_bytes(unit: Unit) -> int:
     return THREADS * dict(unit.macros)["CHANNELS"] * accumulator(unit.dtype).itemsize
 
 
-class CudaDepthwise(PlainWeights):
+class CudaDepthwise(Launching):
     name = "depthwise"
     exact = True
 
@@ -142,58 +144,39 @@ class CudaDepthwise(PlainWeights):
         general = 0.2 * g.macs if _variant(problem).kernel == 0 else 0.02 * g.macs
         return Cost(elements=moved + general, steps=1 + (problem.direction == "weight_grad")) if g.macs else Cost()
 
-    def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
-        _launch(problem, "depthwise_forward", x, w, out, bias, activation)
-
-    def input_grad(
-        self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
-    ) -> None:
-        _launch(problem, "depthwise_input_grad", dy, w, out, bias, activation)
-
-    def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
-        _launch_weights(problem, x, dy, out)
+    def launches(self, problem: Problem, starts: Ints, activation: str = "identity") -> Launches:
+        if problem.direction == "weight_grad":
+            return _launches_of_weights(problem, math.gcd(16, *starts[:2]))
+        return _launches(problem, math.gcd(16, *starts), activation)
 
 
 # -------------------------------------------------------------------------------------------------- launches
 
 
-def _launch(
-    problem: Problem, name: str, read: Array, w: Array, out: Array, bias: Array | None, activation: str
-) -> None:
-    what = _launch_of(problem, name, math.gcd(16, *map(address, (read, w, out))), activation)
-    launch(problem.xp, what, read, w, bias, out)
-
-
 @lru_cache(maxsize=4096)
-def _launch_of(problem: Problem, name: str, alignment: int, activation: str) -> Launch:
-    g = problem.geometry
+def _launches(problem: Problem, alignment: int, activation: str) -> Launches:
+    g, back = problem.geometry, problem.direction == "input_grad"
     variant = _variant(problem, alignment)
     patch = _patch(g, problem.direction, variant)
-    back = ("INPUT_GRAD", int(problem.direction == "input_grad"))
-    unit = Unit("depthwise.cu", problem.dtype, (back, ("INDEX64", _index64(g)), *variant.macros))
+    macros = (("INPUT_GRAD", int(back)), ("INDEX64", _index64(g)), *variant.macros)
     divisors = map(fast_div, (*patch.blocks, g.k_group))
     plan = np.array((*patch.first, activation_code(activation), *divisors), PLAN)
-    return Launch(unit, name, (patch.jobs,), patch.block, (conv_struct(g), plan))
-
-
-def _launch_weights(problem: Problem, x: Array, dy: Array, out: Array) -> None:
-    xp = problem.xp
-    sums, what = _launch_of_weights(problem, math.gcd(16, *map(address, (x, dy))))
-    partials = xp.empty((sums.splits, out.size), accumulator(problem.dtype)) if sums.splits > 1 else None
-    launch(xp, what, x, dy, out, partials)
-    if partials is not None:
-        split_k_reduce(xp, partials, out)
+    name = "depthwise_input_grad" if back else "depthwise_forward"
+    unit = Unit("depthwise.cu", problem.dtype, macros)
+    kernel = Launch(unit, name, (patch.jobs,), patch.block, (conv_struct(g), plan))
+    return Launches((Step(kernel, (READ, OTHER, BIAS, OUT)),))
 
 
 @lru_cache(maxsize=4096)
-def _launch_of_weights(problem: Problem, alignment: int) -> tuple[Sums, Launch]:
+def _launches_of_weights(problem: Problem, alignment: int) -> Launches:
     g = problem.geometry
     sums = _sums(problem, alignment)
-    variant = sums.variant
-    unit = Unit("depthwise_weights.cu", problem.dtype, (("INDEX64", _index64(g, sums.splits)), *variant.macros))
-    plan = np.array((sums.blocks_c, sums.splits, fast_div(sums.strips), fast_div(g.k_group)), WEIGHT_PLAN)
+    variant, splits = sums.variant, sums.splits
+    unit = Unit("depthwise_weights.cu", problem.dtype, (("INDEX64", _index64(g, splits)), *variant.macros))
+    plan = np.array((sums.blocks_c, splits, fast_div(sums.strips), fast_div(g.k_group)), WEIGHT_PLAN)
     shared = math.prod(sums.block) * variant.channels * accumulator(problem.dtype).itemsize
-    return sums, Launch(unit, "depthwise_weight_grad", (sums.jobs,), sums.block, (conv_struct(g), plan), shared)
+    kernel = Launch(unit, "depthwise_weight_grad", (sums.jobs,), sums.block, (conv_struct(g), plan), shared)
+    return with_splits(problem, splits, kernel, (READ, OTHER, OUT))
 
 
 # -------------------------------------------------------------------------------------------------- blocks

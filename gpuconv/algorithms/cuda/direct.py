@@ -18,24 +18,23 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from gpuconv.algorithms.base import Cost, PlainWeights, Problem
+from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.cuda import direct_stem, direct_tiles
 from gpuconv.algorithms.cuda.direct_tiles import DirectTiling
 from gpuconv.algorithms.cuda.implicit_product import (
     MOST_JOBS,
-    Work,
     jobs,
-    launch_product,
-    launch_weights,
     partial_bytes,
+    product_launches,
     product_of,
-    product_work,
-    weights_work,
+    weights_launches,
 )
+from gpuconv.algorithms.cuda.launching import Launching
 from gpuconv.backend import accumulator, multiprocessors
 from gpuconv.cuda import Unit
-from gpuconv.cuda.arguments import Units, address, index64, too_long
-from gpuconv.typing import Array
+from gpuconv.cuda.arguments import Units, index64, too_long
+from gpuconv.cuda.launches import Launches
+from gpuconv.typing import Ints
 
 _NAMES = {2: ("float16", "bfloat16"), 4: ("float32",), 8: ("float64", "complex64"), 16: ("complex128",)}
 
@@ -57,7 +56,7 @@ class _Units:
 UNITS = _Units()
 
 
-class CudaDirect(PlainWeights):
+class CudaDirect(Launching):
     name = "direct"
     exact = True
 
@@ -85,51 +84,24 @@ class CudaDirect(PlainWeights):
         tiling = _tiling(problem)[1]
         return Cost(kernel_macs=tiling.kernel_macs, steps=1 + (tiling.splits > 1))
 
-    def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
+    def launches(self, problem: Problem, starts: Ints, activation: str = "identity") -> Launches:
+        _, w, out = starts
         if direct_stem.supports(problem) and direct_stem.is_aligned(problem, w, out):
-            direct_stem.forward(problem, x, w, out, bias, activation)
-        else:
-            _launch_product(problem, x, w, out, bias, activation)
-
-    def input_grad(
-        self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
-    ) -> None:
-        _launch_product(problem, dy, w, out, bias, activation)
-
-    def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
-        _launch_weights(problem, x, dy, out)
-
-
-# -------------------------------------------------------------------------------------------------- launches
-
-
-def _launch_product(problem: Problem, read: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
-    work = _product(problem, _are_aligned(read, w, out), activation)
-    launch_product(problem, work, read, w, out, bias, activation)
-
-
-def _launch_weights(problem: Problem, x: Array, dy: Array, out: Array) -> None:
-    launch_weights(problem, _weights(problem, _are_aligned(x, dy, out)), x, dy, out)
-
-
-def _are_aligned(*arrays: Array) -> bool:
-    return not any(address(a) % 16 for a in arrays)
+            return direct_stem.launches(problem, activation)
+        return _launches(problem, not any(starts), activation)
 
 
 @lru_cache(maxsize=4096)
-def _product(problem: Problem, addresses_aligned: bool, activation: str) -> Work:
+def _launches(problem: Problem, addresses_aligned: bool, activation: str) -> Launches:
     aligned, tiling = _tiling(problem, addresses_aligned)
+    macros, threads = _macros(problem, aligned, tiling), tiling.tile.threads
+    if problem.direction == "weight_grad":
+        unit = Unit("direct_weights.cu", problem.dtype, macros)
+        return weights_launches(problem, tiling, unit, "direct_weight_grad", threads, 0)
     back = int(problem.direction == "input_grad")
-    unit = Unit("direct.cu", problem.dtype, (("INPUT_GRAD", back), *_macros(problem, aligned, tiling)))
+    unit = Unit("direct.cu", problem.dtype, (("INPUT_GRAD", back), *macros))
     name = "direct_input_grad" if back else "direct_forward"
-    return product_work(problem, tiling, unit, name, tiling.tile.threads, 0, activation)
-
-
-@lru_cache(maxsize=4096)
-def _weights(problem: Problem, addresses_aligned: bool) -> Work:
-    aligned, tiling = _tiling(problem, addresses_aligned)
-    unit = Unit("direct_weights.cu", problem.dtype, _macros(problem, aligned, tiling))
-    return weights_work(problem, tiling, unit, "direct_weight_grad", tiling.tile.threads, 0)
+    return product_launches(problem, tiling, unit, name, threads, 0, activation)
 
 
 def _macros(problem: Problem, aligned: int, tiling: DirectTiling) -> tuple[tuple[str, int], ...]:

@@ -10,10 +10,10 @@ import numpy as np
 
 from gpuconv.algorithms.base import Problem
 from gpuconv.algorithms.cuda.epilogue import activation_code
-from gpuconv.cuda import Launch, Unit, launch
-from gpuconv.cuda.arguments import FAST_DIV, Units, address, conv_struct, fast_div, index64
+from gpuconv.cuda import Launch, Unit
+from gpuconv.cuda.arguments import FAST_DIV, Units, conv_struct, fast_div, index64
+from gpuconv.cuda.launches import BIAS, OTHER, OUT, READ, Launches, Step
 from gpuconv.geometry import ConvGeometry
-from gpuconv.typing import Array
 
 STEMS: tuple[tuple[int, int], ...] = ((3, 1), (3, 2), (4, 4), (5, 1), (7, 2), (11, 4))
 """Taps and stride along the rows: each pair has code of its own."""
@@ -75,16 +75,12 @@ def computed(g: ConvGeometry) -> int:
     return g.n * math.prod(g.out[:-2]) * tiles * PIXELS_P * PIXELS_Q * CHANNELS * math.prod(g.kernel) * g.c
 
 
-def is_aligned(problem: Problem, *arrays: Array) -> bool:
-    return not any(address(a) % (4 * problem.dtype.itemsize) for a in arrays)
-
-
-def forward(problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
-    launch(problem.xp, _launch_of(problem, activation), x, w, bias, out)
+def is_aligned(problem: Problem, *starts: int) -> bool:
+    return not any(start % (4 * problem.dtype.itemsize) for start in starts)
 
 
 @lru_cache(maxsize=1024)
-def _launch_of(problem: Problem, activation: str) -> Launch:
+def launches(problem: Problem, activation: str) -> Launches:
     g = problem.geometry
     conv = conv_struct(g)
     macros = (("KERNEL_H", int(conv["kernel"][1])), ("STRIDE_H", int(conv["stride"][1])), ("INDEX64", 0))
@@ -94,7 +90,8 @@ def _launch_of(problem: Problem, activation: str) -> Launch:
     divisors = (fast_div(_length(g)), fast_div(g.c))
     plan = np.array((*blocks, _length(g), activation_code(activation), *divisors), PLAN)
     grid = (math.prod(blocks) * g.n * images,)
-    return Launch(unit, "direct_stem", grid, (THREADS,), (conv, plan), _shared_bytes(g))
+    kernel = Launch(unit, "direct_stem", grid, (THREADS,), (conv, plan), _shared_bytes(g))
+    return Launches((Step(kernel, (READ, OTHER, BIAS, OUT)),))
 
 
 def _length(g: ConvGeometry) -> int:

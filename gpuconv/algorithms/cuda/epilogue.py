@@ -11,7 +11,7 @@ import numpy as np
 
 from gpuconv.algorithms.epilogue import ACTIVATIONS
 from gpuconv.cuda import Launch, Unit, launch
-from gpuconv.cuda.arguments import THREADS, Units, address, blocks, fast_div, index64, is_wide
+from gpuconv.cuda.arguments import THREADS, Units, address, at_once, blocks, fast_div, index64
 from gpuconv.typing import Array, Ints
 
 UNITS = Units("epilogue.cu", WIDE=(0, 1), INDEX64=(0, 1))
@@ -26,17 +26,16 @@ def activation_code(activation: str) -> np.int32:
 
 def finish(xp: ModuleType, sums_mk: Array, bias: Array | None, activation: str, y_mk: Array) -> None:
     """y = activation(sums + bias), rounded once. `sums_mk` has the accumulator's dtype, and may be `y_mk` itself."""
-    wide = is_wide(y_mk.shape[-1], sums_mk.itemsize, address(sums_mk), address(y_mk))
-    at_once = 16 // sums_mk.itemsize if wide else 1
-    launch(xp, _launch_of(y_mk.dtype, y_mk.shape, at_once, activation), sums_mk, bias, y_mk)
+    pack = at_once(y_mk.shape[-1], sums_mk.itemsize, address(sums_mk), address(y_mk))
+    launch(xp, _launch_of(y_mk.dtype, y_mk.shape, pack, activation), sums_mk, bias, y_mk)
 
 
 @lru_cache(maxsize=4096)
-def _launch_of(dtype: np.dtype[Any], shape: Ints, at_once: int, activation: str) -> Launch:
-    """The launch for a y of this shape, of which a thread takes `at_once` elements at a time."""
+def _launch_of(dtype: np.dtype[Any], shape: Ints, pack: int, activation: str) -> Launch:
+    """The launch for a y of this shape, of which a thread takes `pack` elements at a time."""
     wide_index = index64(shape)
-    unit = Unit("epilogue.cu", dtype, (("WIDE", int(at_once > 1)), ("INDEX64", wide_index)))
+    unit = Unit("epilogue.cu", dtype, (("WIDE", int(pack > 1)), ("INDEX64", wide_index)))
     index = np.int64 if wide_index else np.int32
-    packs = math.prod(shape) // at_once
-    rest = (fast_div(shape[-1] // at_once), index(packs), activation_code(activation))
+    packs = math.prod(shape) // pack
+    rest = (fast_div(shape[-1] // pack), index(packs), activation_code(activation))
     return Launch(unit, "epilogue", (blocks(packs),), (THREADS,), rest)

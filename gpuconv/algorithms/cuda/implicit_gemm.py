@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from gpuconv.algorithms.base import Cost, PlainWeights, Problem
+from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.cuda.implicit_gemm_tiles import (
     LARGE,
     MEDIUM,
@@ -33,18 +33,17 @@ from gpuconv.algorithms.cuda.implicit_gemm_tiles import (
 )
 from gpuconv.algorithms.cuda.implicit_product import (
     MOST_JOBS,
-    Work,
     jobs,
-    launch_product,
-    launch_weights,
     partial_bytes,
+    product_launches,
     product_of,
-    product_work,
-    weights_work,
+    weights_launches,
 )
+from gpuconv.algorithms.cuda.launching import Launching
 from gpuconv.cuda import Unit
-from gpuconv.cuda.arguments import Units, address, too_long
-from gpuconv.typing import Array
+from gpuconv.cuda.arguments import Units, too_long
+from gpuconv.cuda.launches import Launches
+from gpuconv.typing import Ints
 
 LEAST_ARCH = 80
 
@@ -84,7 +83,7 @@ def shared_bytes(unit: Unit) -> int:
     return tile.shared_bytes(unit.dtype.itemsize, "INPUT_GRAD" not in macros, not macros.get("INPUT_GRAD"))
 
 
-class ImplicitGemm(PlainWeights):
+class ImplicitGemm(Launching):
     name = "implicit_gemm"
     exact = True
 
@@ -122,38 +121,21 @@ class ImplicitGemm(PlainWeights):
         tiling = _tiling(problem)[1]
         return Cost(steps=1 + (tiling.splits > 1), seconds=tiling.seconds, model=str(tiling))
 
-    def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
-        _launch_product(problem, x, w, out, bias, activation)
-
-    def input_grad(
-        self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
-    ) -> None:
-        _launch_product(problem, dy, w, out, bias, activation)
-
-    def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
-        launch_weights(problem, _weights(problem, _alignment(x, dy, out)), x, dy, out)
-
-
-def _launch_product(problem: Problem, read: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
-    work = _product(problem, _alignment(read, w, out), activation)
-    launch_product(problem, work, read, w, out, bias, activation)
+    def launches(self, problem: Problem, starts: Ints, activation: str = "identity") -> Launches:
+        return _launches(problem, math.gcd(16, *starts), activation)
 
 
 @lru_cache(maxsize=4096)
-def _product(problem: Problem, alignment: int, activation: str) -> Work:
+def _launches(problem: Problem, alignment: int, activation: str) -> Launches:
     copy, tiling = _tiling(problem, alignment)
+    macros, threads = _macros(problem, tiling.tile, copy), tiling.tile.threads
+    if problem.direction == "weight_grad":
+        unit = Unit("implicit_gemm_weights.cu", problem.dtype, macros)
+        return weights_launches(problem, tiling, unit, "implicit_gemm_weight_grad", threads, shared_bytes(unit))
     back = problem.direction == "input_grad"
-    unit = Unit("implicit_gemm.cu", problem.dtype, (("INPUT_GRAD", int(back)), *_macros(problem, tiling.tile, copy)))
+    unit = Unit("implicit_gemm.cu", problem.dtype, (("INPUT_GRAD", int(back)), *macros))
     name = "implicit_gemm_input_grad" if back else "implicit_gemm_forward"
-    return product_work(problem, tiling, unit, name, tiling.tile.threads, shared_bytes(unit), activation)
-
-
-@lru_cache(maxsize=4096)
-def _weights(problem: Problem, alignment: int) -> Work:
-    copy, tiling = _tiling(problem, alignment)
-    unit = Unit("implicit_gemm_weights.cu", problem.dtype, _macros(problem, tiling.tile, copy))
-    name = "implicit_gemm_weight_grad"
-    return weights_work(problem, tiling, unit, name, tiling.tile.threads, shared_bytes(unit))
+    return product_launches(problem, tiling, unit, name, threads, shared_bytes(unit), activation)
 
 
 # -------------------------------------------------------------------------------------------------- tiling
@@ -188,8 +170,3 @@ def _macros(problem: Problem, tile: Tile, copy: int) -> tuple[tuple[str, int], .
 def _shared_bytes(problem: Problem, tile: Tile) -> int:
     size, direction = problem.dtype.itemsize, problem.direction
     return tile.shared_bytes(size, direction == "weight_grad", direction != "input_grad")
-
-
-def _alignment(*arrays: Array) -> int:
-    """The largest power of 2, up to 16, that divides the addresses of all arrays."""
-    return math.gcd(16, *map(address, arrays))

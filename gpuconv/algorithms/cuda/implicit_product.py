@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from gpuconv.algorithms.base import Problem
 from gpuconv.algorithms.cuda.epilogue import activation_code
-from gpuconv.algorithms.cuda.split_k import split_k_reduce
+from gpuconv.algorithms.cuda.split_k import with_splits
 from gpuconv.backend import accumulator
-from gpuconv.cuda import Launch, Unit, launch
+from gpuconv.cuda import Launch, Unit
 from gpuconv.cuda.arguments import FAST_DIV, conv_struct, fast_div
+from gpuconv.cuda.launches import BIAS, OTHER, OUT, READ, Launches
 from gpuconv.geometry import ConvGeometry
-from gpuconv.typing import Array, Ints
+from gpuconv.typing import Ints
 
 PLAN = np.dtype(
     [
@@ -73,13 +74,6 @@ def parts_of(g: ConvGeometry) -> tuple[Ints, Ints, Ints]:
     return outs, tuple(strides), tap_stride
 
 
-class Work(NamedTuple):
-    """A pass made ready for any arrays: the launch of its kernel, and the tiles that it is cut into."""
-
-    kernel: Launch
-    tiles: TileGrid
-
-
 def product_plan(g: ConvGeometry, direction: str, tiles: TileGrid, activation: str) -> np.ndarray[Any, Any]:
     back = direction == "input_grad"
     outs, parts, tap_stride = parts_of(g) if back else (tuple(map(int, conv_struct(g)["y"])), (1,) * 3, (1,) * 3)
@@ -93,53 +87,30 @@ def product_plan(g: ConvGeometry, direction: str, tiles: TileGrid, activation: s
     return plan
 
 
-def product_work(
+def product_launches(
     problem: Problem, tiles: TileGrid, unit: Unit, name: str, threads: int, shared_bytes: int, activation: str
-) -> Work:
-    """A forward pass or an input gradient by a kernel."""
+) -> Launches:
+    """A forward pass or an input gradient by a kernel, and the sum of the partial sums of its splits."""
     g = problem.geometry
     rest = (conv_struct(g), product_plan(g, problem.direction, tiles, activation))
-    return Work(Launch(unit, name, (jobs(problem, tiles),), (threads,), rest, shared_bytes), tiles)
+    kernel = Launch(unit, name, (jobs(problem, tiles),), (threads,), rest, shared_bytes)
+    return with_splits(problem, tiles.splits, kernel, (READ, OTHER, BIAS, OUT), activation)
 
 
-def weights_work(problem: Problem, tiles: TileGrid, unit: Unit, name: str, threads: int, shared_bytes: int) -> Work:
-    """A weight gradient by a kernel."""
+def weights_launches(
+    problem: Problem, tiles: TileGrid, unit: Unit, name: str, threads: int, shared_bytes: int
+) -> Launches:
+    """A weight gradient by a kernel, and the sum of the partial sums of its splits."""
     g = problem.geometry
     plan = np.array((tiles.tiles_m, tiles.tiles_n, tiles.splits, fast_div(g.c_group)), WEIGHT_PLAN)
     rest = (conv_struct(g), plan)
-    return Work(Launch(unit, name, (jobs(problem, tiles),), (threads,), rest, shared_bytes), tiles)
-
-
-def launch_product(
-    problem: Problem, work: Work, read: Array, w: Array, out: Array, bias: Array | None, activation: str
-) -> None:
-    """Launch the kernel of a forward pass or an input gradient, and add the partial sums of its splits."""
-    partials = partials_of(problem, work.tiles)
-    launch(problem.xp, work.kernel, read, w, bias, out, partials)
-    if partials is not None:
-        split_k_reduce(problem.xp, partials, out, bias, activation)
-
-
-def launch_weights(problem: Problem, work: Work, x: Array, dy: Array, out: Array) -> None:
-    """Launch the kernel of a weight gradient, and add the partial sums of its splits."""
-    partials = partials_of(problem, work.tiles)
-    launch(problem.xp, work.kernel, x, dy, out, partials)
-    if partials is not None:
-        split_k_reduce(problem.xp, partials, out)
+    kernel = Launch(unit, name, (jobs(problem, tiles),), (threads,), rest, shared_bytes)
+    return with_splits(problem, tiles.splits, kernel, (READ, OTHER, OUT))
 
 
 def jobs(problem: Problem, tiles: TileGrid) -> int:
     parts = parts_of(problem.geometry)[1] if problem.direction == "input_grad" else (1,)
     return tiles.tiles_n * math.prod(parts) * tiles.tiles_m * problem.geometry.groups * tiles.splits
-
-
-def partials_of(problem: Problem, tiles: TileGrid) -> Array | None:
-    if tiles.splits == 1:
-        return None
-    sums: Array = problem.xp.empty(
-        (tiles.splits, math.prod(problem.geometry.result_shape(problem.direction))), accumulator(problem.dtype)
-    )
-    return sums
 
 
 def partial_bytes(problem: Problem, tiles: TileGrid) -> int:

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from types import ModuleType
+import math
 from typing import Any
 
 import numpy as np
 
+from gpuconv.algorithms.base import Problem
 from gpuconv.algorithms.cuda.epilogue import activation_code
-from gpuconv.cuda import Launch, Unit, launch
+from gpuconv.backend import accumulator
+from gpuconv.cuda import Launch, Unit
 from gpuconv.cuda.arguments import THREADS, Units, blocks, fast_div, index64
-from gpuconv.typing import Array
+from gpuconv.cuda.launches import BIAS, MADE, NONE, OUT, Launches, Step
+from gpuconv.typing import Ints
 
 UNITS = Units("split_k_reduce.cu", INDEX64=(0, 1))
 
 
-def split_k_reduce(
-    xp: ModuleType, partials: Array, out: Array, bias: Array | None = None, activation: str = "identity"
-) -> None:
-    """out = activation(partials[0] + partials[1] + ... + bias), summed in this order, rounded once."""
-    launch(xp, _launch_of(out.dtype, len(partials), out.size, out.shape[-1], activation), partials, bias, out)
+def with_splits(problem: Problem, splits: int, kernel: Launch, arrays: Ints, activation: str = "identity") -> Launches:
+    """A kernel, whose last parameter takes partial sums, and what adds up those of its splits, if it has several."""
+    if splits == 1:
+        return Launches((Step(kernel, (*arrays, NONE)),))
+    shape = problem.geometry.result_shape(problem.direction)
+    steps = Step(kernel, (*arrays, MADE)), _split_k_reduce(problem.dtype, splits, shape, activation)
+    return Launches(steps, ((splits, math.prod(shape)), accumulator(problem.dtype)))
 
 
-@lru_cache(maxsize=4096)
-def _launch_of(dtype: np.dtype[Any], splits: int, count: int, channels: int, activation: str) -> Launch:
+def _split_k_reduce(dtype: np.dtype[Any], splits: int, shape: Ints, activation: str) -> Step:
+    """out = activation(made[0] + made[1] + ... + bias), summed in this order, rounded once; out has this `shape`."""
+    count = math.prod(shape)
     wide_index = index64((splits, count))
     unit = Unit("split_k_reduce.cu", dtype, (("INDEX64", wide_index),))
     index = np.int64 if wide_index else np.int32
-    rest = (index(count), np.int32(splits), fast_div(channels), activation_code(activation))
-    return Launch(unit, "split_k_reduce", (blocks(count),), (THREADS,), rest)
+    rest = (index(count), np.int32(splits), fast_div(shape[-1]), activation_code(activation))
+    return Step(Launch(unit, "split_k_reduce", (blocks(count),), (THREADS,), rest), (MADE, BIAS, OUT))

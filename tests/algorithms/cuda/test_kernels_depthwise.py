@@ -15,7 +15,7 @@ from gpuconv.algorithms.base import Problem
 from gpuconv.algorithms.cuda import depthwise as depthwise_cuda
 from gpuconv.algorithms.cuda import split_k
 from gpuconv.algorithms.cuda.depthwise import Variant
-from gpuconv.cuda import Launch, loader
+from gpuconv.cuda import Launch, launches, loader
 
 PLAIN = Case(2, (9, 7), 8, 8, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)), 8)
 FIVE, SEVEN = ((2, 2), (1, 2)), ((3, 3), (3, 3))
@@ -128,7 +128,7 @@ def test_more_blocks_than_jobs_do_no_harm(gpu, direction, monkeypatch):
         grid = (what.grid[0] + 7,)
         loader.launch(xp, Launch(what.unit, what.name, grid, what.block, what.rest, what.shared_bytes), *arrays)
 
-    monkeypatch.setattr(depthwise_cuda, "launch", launch)
+    monkeypatch.setattr(launches, "launch", launch)
     for name in ("3x3 of stride 2", "3x3, a block of channels not full", "two outputs a channel"):
         check(gpu, ALL[name], direction)
 
@@ -225,8 +225,8 @@ def checked(monkeypatch):
         pytest.skip(why_not)
 
     def install(**how):
-        launch_in_the_emulator(monkeypatch, (depthwise_cuda, split_k), **how)
-        monkeypatch.setattr(depthwise_cuda, "address", lambda array: 0)
+        launch_in_the_emulator(monkeypatch, (launches,), **how)
+        monkeypatch.setattr(launches, "address", lambda array: 0)
         monkeypatch.setattr(depthwise_cuda, "multiprocessors", lambda device: 4)
 
     return install

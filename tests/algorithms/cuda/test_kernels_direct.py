@@ -14,9 +14,9 @@ import gpuconv
 from gpuconv.algorithms import ALGORITHMS
 from gpuconv.algorithms.base import Problem
 from gpuconv.algorithms.cuda import direct as direct_cuda
-from gpuconv.algorithms.cuda import direct_stem, direct_tiles, implicit_product, split_k
+from gpuconv.algorithms.cuda import direct_stem, direct_tiles, split_k
 from gpuconv.algorithms.cuda.direct_tiles import Tile
-from gpuconv.cuda import Launch, loader
+from gpuconv.cuda import Launch, launches, loader
 
 ONE, NONE = (1, 1), ((0, 0), (0, 0))
 SAME = ((1, 1), (1, 1))
@@ -126,8 +126,7 @@ def test_more_blocks_than_jobs_do_no_harm(gpu, direction, monkeypatch):
         grid = (what.grid[0] + 7,)
         loader.launch(xp, Launch(what.unit, what.name, grid, what.block, what.rest, what.shared_bytes), *arrays)
 
-    monkeypatch.setattr(implicit_product, "launch", launch)
-    monkeypatch.setattr(direct_stem, "launch", launch)
+    monkeypatch.setattr(launches, "launch", launch)
     for case in (LARGER["groups of vectors"], LARGER["one pixel, long sums"], STEMS["7x7 of stride 2"]):
         check(gpu, case, direction)
 
@@ -337,9 +336,8 @@ def checked(monkeypatch):
         pytest.skip(why_not)
 
     def install(**how):
-        launch_in_the_emulator(monkeypatch, (implicit_product, split_k, direct_stem), **how)
-        for module in (direct_cuda, direct_stem):
-            monkeypatch.setattr(module, "address", lambda array: 0)
+        launch_in_the_emulator(monkeypatch, (launches,), **how)
+        monkeypatch.setattr(launches, "address", lambda array: 0)
         monkeypatch.setattr(direct_cuda, "multiprocessors", lambda device: 16)
 
     return install

@@ -12,7 +12,6 @@ from on_gpu import forget, is_double, sent
 from tolerances import FLOOR, assert_close, assert_within
 
 import gpuconv
-from gpuconv import repeats
 from gpuconv.algorithms.cuda import implicit_gemm
 from gpuconv.algorithms.cuda.implicit_gemm_tiles import SMALL
 from gpuconv.cuda import loader
@@ -50,9 +49,9 @@ SUMS = {
 @pytest.fixture(autouse=True)
 def _fresh():
     """No launch that is ready from another test, of another text or tile."""
-    forget(repeats, implicit_gemm)
+    forget(implicit_gemm)
     yield
-    forget(repeats, implicit_gemm)
+    forget(implicit_gemm)
 
 
 @pytest.fixture
