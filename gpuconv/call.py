@@ -116,11 +116,11 @@ class Call(NamedTuple):
             return self.repeat(known, x, w, out, bias)
         xp = backend.common_module(self.caller, x=x, w=w, bias=bias, out=out)
         dtype = backend.common_dtype(self.caller, x=x, w=w, bias=bias)
-        g = ConvGeometry.transposed(
-            x.shape, w.shape, self.stride, self.pad, self.dilation, self.groups, output_pad, output_shape,
-            layout=self.layout, ndim=self.ndim, caller=self.caller,
-        )  # fmt: skip
-        return self.run(xp, "input_grad", g, dtype, {"x": x, "w": w}, out, g.x_shape, bias, activation, place=place)
+        sizes = (x.shape, w.shape, self.stride, self.pad, self.dilation, self.groups, output_pad, output_shape)
+        kind: dict[str, Any] = {"layout": self.layout, "ndim": self.ndim, "caller": self.caller}
+        g, shape = ConvGeometry.transposed(*sizes, **kind), ConvGeometry.transposed_shape(*sizes, **kind)
+        place = place if shape == g.x_shape else None
+        return self.run(xp, "input_grad", g, dtype, {"x": x, "w": w}, out, shape, bias, activation, place=place)
 
     def repeat(self, known: repeats.Known, read: Array, other: Array, out: Array | None, *bias: Array | None) -> Array:
         """The result of a call like an earlier one."""
@@ -221,7 +221,9 @@ class Call(NamedTuple):
         self.check_out(out, g, shape, dtype, is_w)
         with backend.on_device_of(first), self.out_of_memory(device, shape, dtype):
             result = self.result(xp, out, (*inputs.values(), bias), shape, dtype, is_w)
-            target = self.channels_last(result, is_w)
+            whole = self.channels_last(result, is_w)
+            computed = g.result_shape(direction)  # less where a transposed convolution has what no tap reaches
+            target = whole if shape == computed else whole[tuple(map(slice, computed))]
             read, other = (self.channels_last(x, name == "w") for name, x in inputs.items())
             by_sample, pairs = goes_by_sample(direction), [(read, target)]
             if by_sample and g.n > 0:
@@ -237,14 +239,16 @@ class Call(NamedTuple):
                 packed = place = None
             algorithm = packed.algorithm if packed else choose(problem, self.algorithm, self.caller)
             if captured:
-                self.check_kept(problem, algorithm, bias)
+                self.check_kept(problem, algorithm, bias, is_filled=target is not whole)
+            if target is not whole:
+                fill(xp, whole, bias, activation)
             if g.macs == 0:
                 fill(xp, target, bias, activation)
                 return self.deliver(result, out)
             if len(pairs) > 1 and problem.on_cpu:
-                whole = self.problem(direction, g, dtype, device, weights, read, target, elsewhere=elsewhere)
-                if may_be_whole(algorithm, whole, problem):
-                    problem, pairs = whole, [(read, target)]
+                batch = self.problem(direction, g, dtype, device, weights, read, target, elsewhere=elsewhere)
+                if may_be_whole(algorithm, batch, problem):
+                    problem, pairs = batch, [(read, target)]
             if not problem.on_cpu:
                 other = other if packed else xp.ascontiguousarray(other)
                 bias = None if bias is None else xp.ascontiguousarray(bias)
@@ -286,10 +290,10 @@ class Call(NamedTuple):
         if written is not target:
             target[...] = written
 
-    def check_kept(self, problem: Problem, algorithm: Algorithm, bias: Array | None) -> None:
+    def check_kept(self, problem: Problem, algorithm: Algorithm, bias: Array | None, *, is_filled: bool) -> None:
         """Raise if a call that is captured in a graph takes memory that nobody keeps for the replays."""
         needed = problem.copied + algorithm.workspace_bytes(problem)
-        if problem.geometry.macs == 0 or not (bias is None or bias.flags.c_contiguous):
+        if is_filled or problem.geometry.macs == 0 or not (bias is None or bias.flags.c_contiguous):
             needed += math.prod(problem.geometry.y_shape[-1:]) * problem.dtype.itemsize  # one row, or the bias
         if needed:
             graphs.check_kept(problem.xp, self.caller, f"{algorithm.name} takes {needed} bytes beside its arrays")

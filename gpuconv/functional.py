@@ -99,12 +99,13 @@ def conv2d(
     bias : array (F,), optional
     stride, dilation : int or one int per axis
     pad : int, one int an axis, ((top, bottom), (left, right)), (top, bottom, left, right), or a name
-        "valid": none. "same": output size ceil(in / stride), the odd one at the bottom and right. "full": dilation *
-        (kernel - 1) on all sides. "causal" (1-D only): the same, on the low side alone.
+        "valid": none. "same": output size ceil(in / stride), the odd one at the bottom and right; with "same_lower" at
+        the top and left. "full": dilation * (kernel - 1) on all sides. "causal" (1-D only): the same, on the low side
+        alone.
     groups : int
         Divides C and F. groups == C is depthwise convolution.
-    pad_mode : {"zeros", "reflect", "replicate", "circular"}
-        What the padding holds; the last three are `numpy.pad`'s "reflect", "edge" and "wrap".
+    pad_mode : {"zeros", "reflect", "replicate", "circular", "symmetric"}
+        What the padding holds; the last four are `numpy.pad`'s "reflect", "edge", "wrap" and "symmetric".
     activation : {"identity", "relu", "sigmoid", "tanh"}, optional
         Applied after the bias; real dtypes only.
     layout : {"channels_last", "channels_first"}
@@ -519,12 +520,12 @@ def conv_transpose2d(
         (in_ch, out_ch // groups, KH, KW) with layout="channels_first", as in PyTorch.
     bias : array (out_ch,), optional
     output_pad : int or one int per axis
-        0 <= output_pad < stride. It selects one of the input sizes that a strided convolution maps to H, and is added
-        on the high side.
+        0 <= output_pad < max(stride, dilation). It is added on the high side, and below stride it selects one of the
+        input sizes that a strided convolution maps to H.
     output_shape : int or (OH, OW), optional
         That size itself, instead of `output_pad`.
     stride, pad, dilation, groups, activation, layout, algorithm, precision, max_workspace, out
-        As in `conv2d`; `pad` crops the result. "same" gives OH = H * stride.
+        As in `conv2d`; `pad` crops the result. "same" and "same_lower" give OH = H * stride.
 
     Returns
     -------

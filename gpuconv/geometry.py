@@ -42,10 +42,15 @@ from gpuconv.typing import Array, Direction, Ints, IntsLike, Layout, PadLike, Pa
 
 PAD_MODES: tuple[str, ...] = get_args(PadMode)
 LAYOUTS: tuple[str, ...] = get_args(Layout)
-NAMED_PADS = ("same", "valid", "full", "causal")
+NAMED_PADS = ("same", "same_lower", "valid", "full", "causal")
+SAME = ("same", "same_lower")
+PADS_BY_KERNEL = (*SAME, "full", "causal")
 
 SPATIAL_LETTERS = {1: "w", 2: "hw", 3: "dhw"}
 KERNEL_LETTERS = {1: "s", 2: "rs", 3: "trs"}
+
+MIRRORS = {"reflect": 0, "symmetric": 1}
+"""Pad modes that turn round at both ends of the input, and how often they repeat an end there."""
 
 MAX_PROBLEM = 1000
 """The most characters of a problem string. A real one has some 50; Python reads no integer of thousands of digits."""
@@ -123,7 +128,7 @@ class ConvGeometry(CachedHash):
         Low and high pad per axis.
     groups : int
         Channel groups: the output channels of a group depend only on the c // groups input channels of that group.
-    pad_mode : {"zeros", "reflect", "replicate", "circular"}
+    pad_mode : {"zeros", "reflect", "replicate", "circular", "symmetric"}
         The values of the padding.
 
     Examples
@@ -257,58 +262,46 @@ class ConvGeometry(CachedHash):
 
             out = (in - 1) * stride + dilation * (kernel - 1) + 1 - lo - hi + output_pad
 
-        `output_pad` (less than stride) picks one of the sizes that a convolution of this stride maps to `in`;
-        `output_shape` names that size instead. With "same", out = in * stride.
+        `output_pad` is less than the larger of stride and dilation. Below stride it picks one of the sizes that a
+        convolution of this stride maps to `in`. From stride on it takes from the high pad, and what is more than that
+        lies beyond every tap: it belongs to the result (`transposed_shape`), but not to the `x_shape` of this geometry.
+        `output_shape` names the size instead. With "same" and "same_lower", out = in * stride.
 
         >>> g = ConvGeometry.transposed((1, 7, 7, 16), (3, 3, 8, 16), stride=2, pad=1, output_pad=1)
         >>> g.x_shape, g.y_shape
         ((1, 14, 14, 8), (1, 7, 7, 16))
         """
-        ndim = len(w_shape) - 2 if ndim is None else ndim
-        n, small, in_ch = split_x_shape(x_shape, ndim, layout, caller)
-        kernel, out_group, k = split_w_shape(w_shape, ndim, layout, caller)
-        if k != in_ch:
-            axis_w, axis_x = (ndim + 1, ndim + 1) if layout == "channels_last" else (0, 1)
-            raise GeometryError(
-                f"{caller}: w expects {k} input channels, but x has {in_ch}. w.shape={tuple(w_shape)} needs "
-                f"w.shape[{axis_w}] == x.shape[{axis_x}] (a transposed convolution's w is that of its adjoint conv)."
-            )
-        steps = as_ints(stride, ndim, "stride", caller)
-        holes = as_ints(dilation, ndim, "dilation", caller)
-        extra = as_ints(output_pad, ndim, "output_pad", caller, least=0)
-        spans = tuple(map(kernel_span, kernel, holes))
-        if output_shape is not None:
-            if any(extra):
-                raise GeometryError(
-                    f"{caller}: output_pad={output_pad!r} and output_shape={output_shape!r} are both given. "
-                    "Pass one of them."
-                )
-            large = as_ints(output_shape, ndim, "output_shape", caller, least=0)
-            pads = resolve_pad(pad, large, spans, steps, caller)
-        elif isinstance(pad, str) and pad == "same":
-            large = tuple(i * s + e for i, s, e in zip(small, steps, extra, strict=True))
-            pads = resolve_pad(pad, tuple(i * s for i, s in zip(small, steps, strict=True)), spans, steps, caller)
-        else:
-            pads = resolve_pad(pad, small, spans, steps, caller)
-            large = tuple(
-                (i - 1) * s + span - lo - hi + e if i else 0
-                for i, s, span, (lo, hi), e in zip(small, steps, spans, pads, extra, strict=True)
-            )
-        for letter, i, o, s, span, (lo, hi) in zip(
-            SPATIAL_LETTERS[ndim], small, large, steps, spans, pads, strict=True
-        ):
-            least = (i - 1) * s + span - lo - hi
-            if i and not least <= o < least + s:
-                raise GeometryError(
-                    f"{caller}: output size {o} along {letter} is out of reach: input {i}, stride {s}, span {span} and "
-                    f"pad ({lo}, {hi}) allow {least} to {least + s - 1} (output_pad 0 to {s - 1})."
-                )
-            if o < 0:
-                raise GeometryError(
-                    f"{caller}: pad ({lo}, {hi}) along {letter} crops the output to {o}; "
-                    f"input {i}, stride {s} and span {span} give {least + lo + hi} before cropping. Pad less."
-                )
-        return cls.create(n, large, out_group * groups, k, kernel, steps, pads, holes, groups, caller=caller)
+        return _transposed(
+            x_shape, w_shape, stride, pad, dilation, groups, output_pad, output_shape,
+            layout=layout, ndim=ndim, caller=caller,
+        )[0]  # fmt: skip
+
+    @classmethod
+    @remembered
+    def transposed_shape(
+        cls,
+        x_shape: Sequence[SupportsIndex],
+        w_shape: Sequence[SupportsIndex],
+        stride: IntsLike = 1,
+        pad: PadLike = 0,
+        dilation: IntsLike = 1,
+        groups: int = 1,
+        output_pad: IntsLike = 0,
+        output_shape: IntsLike | None = None,
+        *,
+        layout: str = "channels_last",
+        ndim: int | None = None,
+        caller: str = "ConvGeometry.transposed_shape",
+    ) -> Ints:
+        """The shape of a transposed convolution's result, channels last; `transposed` takes the same arguments.
+
+        >>> ConvGeometry.transposed_shape((1, 7, 16), (3, 8, 16), dilation=4, output_pad=3)
+        (1, 18, 8)
+        """
+        return _transposed(
+            x_shape, w_shape, stride, pad, dilation, groups, output_pad, output_shape,
+            layout=layout, ndim=ndim, caller=caller,
+        )[1]  # fmt: skip
 
     # ---------------------------------------------------------------------------------------------- sizes
 
@@ -397,10 +390,9 @@ class ConvGeometry(CachedHash):
             at = at.clip(0, size - 1)
         elif self.pad_mode == "circular":
             at = at % max(size, 1)
-        elif self.pad_mode == "reflect":
-            period = max(2 * (size - 1), 1)
-            at %= period
-            at = xp.where(at < size, at, period - at)
+        elif self.pad_mode in MIRRORS:
+            at %= self._period(axis)
+            at = xp.where(at < size, at, self._turn(axis) - at)
         else:
             at = xp.where((at >= 0) & (at < size), at, -1)
         return at
@@ -416,7 +408,7 @@ class ConvGeometry(CachedHash):
         if repeat is None:
             return -1
         at %= repeat
-        return at if at < size else repeat - at
+        return at if at < size else self._turn(axis) - at
 
     def source_runs(self, axis: int, positions: Pair) -> list[SourceRun]:
         """`source_index` as runs, in order, of a part without zeros; if it repeats more than twice, one period of it.
@@ -437,7 +429,7 @@ class ConvGeometry(CachedHash):
                 until = min(stop, 0 if at < 0 else size if step else stop)
             else:
                 place = at % repeat
-                first, step = (place, 1) if place < size else (repeat - place, -1)
+                first, step = (place, 1) if place < size else (self._turn(axis) - place, -1)
                 until = min(stop, at - place + (size if step == 1 else repeat))
             runs.append(SourceRun(at - start, until - at, first, step))
             at = until
@@ -445,10 +437,17 @@ class ConvGeometry(CachedHash):
 
     def repeat(self, axis: int) -> int | None:
         """The period of the padded axis in positions; None where it has none."""
-        size = self.spatial[axis]
         if self.pad_mode == "circular":
-            return max(size, 1)
-        return max(2 * (size - 1), 1) if self.pad_mode == "reflect" else None
+            return max(self.spatial[axis], 1)
+        return self._period(axis) if self.pad_mode in MIRRORS else None
+
+    def _period(self, axis: int) -> int:
+        """The number of positions from one end of a mirrored axis to the other and back."""
+        return max(self._turn(axis) + MIRRORS[self.pad_mode], 1)
+
+    def _turn(self, axis: int) -> int:
+        """The sum of a position beyond the high end of a mirrored axis and the position that it repeats."""
+        return 2 * self.spatial[axis] - 2 + MIRRORS[self.pad_mode]
 
     def taps(self) -> Iterator[Ints]:
         """Every kernel position, in row order."""
@@ -595,10 +594,11 @@ def resolve_pad(pad: PadLike, spatial: Ints, span: Ints, stride: Ints, caller: s
     Accepted: an int; one int per axis; one (lo, hi) per axis; the flat (lo, hi, lo, hi, ...), which in 2-D is
     (top, bottom, left, right); and the names
 
-        "valid"     no pad
-        "same"      out = ceil(in / stride), the odd one on the high side (TensorFlow, JAX, ONNX SAME_UPPER)
-        "full"      every position where kernel and input overlap: span - 1 on both sides
-        "causal"    1-D: span - 1 on the low side, so that no output depends on a later input
+        "valid"       no pad
+        "same"        out = ceil(in / stride), the odd one on the high side (TensorFlow, JAX, ONNX SAME_UPPER)
+        "same_lower"  the same with the odd one on the low side (ONNX SAME_LOWER)
+        "full"        every position where kernel and input overlap: span - 1 on both sides
+        "causal"      1-D: span - 1 on the low side, so that no output depends on a later input
     """
     ndim = len(spatial)
     if isinstance(pad, str):
@@ -612,9 +612,10 @@ def resolve_pad(pad: PadLike, spatial: Ints, span: Ints, stride: Ints, caller: s
             return tuple((s - 1, s - 1) for s in span)
         if pad == "causal":
             return ((span[0] - 1, 0),)
-        if pad == "same":
+        if pad in SAME:
             total = [max(0, (-(-i // st) - 1) * st + sp - i) for i, sp, st in zip(spatial, span, stride, strict=True)]
-            return tuple((t // 2, t - t // 2) for t in total)
+            pairs = tuple((t // 2, t - t // 2) for t in total)
+            return pairs if pad == "same" else tuple((hi, lo) for lo, hi in pairs)
         names = ", ".join(map(repr, NAMED_PADS))
         raise GeometryError(f"{caller}: pad={pad!r} is none of {names}. Use one, or numbers.")
     flat: list[Any]
@@ -693,6 +694,78 @@ def _within_reach(g: ConvGeometry) -> ConvGeometry:
 def interned(g: ConvGeometry) -> ConvGeometry:
     """One object for all equal geometries, so that caches find it by identity and compare no fields."""
     return g
+
+
+def _transposed(
+    x_shape: Sequence[SupportsIndex],
+    w_shape: Sequence[SupportsIndex],
+    stride: IntsLike,
+    pad: PadLike,
+    dilation: IntsLike,
+    groups: int,
+    output_pad: IntsLike,
+    output_shape: IntsLike | None,
+    *,
+    layout: str,
+    ndim: int | None,
+    caller: str,
+) -> tuple[ConvGeometry, Ints]:
+    """The convolution whose input gradient a transposed convolution is, and the shape of the latter's result."""
+    ndim = len(w_shape) - 2 if ndim is None else ndim
+    n, small, in_ch = split_x_shape(x_shape, ndim, layout, caller)
+    kernel, out_group, k = split_w_shape(w_shape, ndim, layout, caller)
+    if k != in_ch:
+        axis_w, axis_x = (ndim + 1, ndim + 1) if layout == "channels_last" else (0, 1)
+        raise GeometryError(
+            f"{caller}: w expects {k} input channels, but x has {in_ch}. w.shape={tuple(w_shape)} needs "
+            f"w.shape[{axis_w}] == x.shape[{axis_x}] (a transposed convolution's w is that of its adjoint conv)."
+        )
+    steps = as_ints(stride, ndim, "stride", caller)
+    holes = as_ints(dilation, ndim, "dilation", caller)
+    extra = as_ints(output_pad, ndim, "output_pad", caller, least=0)
+    spans = tuple(map(kernel_span, kernel, holes))
+    if output_shape is not None:
+        if any(extra):
+            raise GeometryError(
+                f"{caller}: output_pad={output_pad!r} and output_shape={output_shape!r} are both given. "
+                "Pass one of them."
+            )
+        large = as_ints(output_shape, ndim, "output_shape", caller, least=0)
+        pads = resolve_pad(pad, large, spans, steps, caller)
+    elif is_one_of(pad, SAME):
+        large = tuple(i * s + e for i, s, e in zip(small, steps, extra, strict=True))
+        pads = resolve_pad(pad, tuple(i * s for i, s in zip(small, steps, strict=True)), spans, steps, caller)
+    else:
+        pads = resolve_pad(pad, small, spans, steps, caller)
+        large = tuple(
+            (i - 1) * s + span - lo - hi + e if i else 0
+            for i, s, span, (lo, hi), e in zip(small, steps, spans, pads, extra, strict=True)
+        )
+    seen, used = [], []
+    for letter, i, o, s, d, span, (lo, hi) in zip(
+        SPATIAL_LETTERS[ndim], small, large, steps, holes, spans, pads, strict=True
+    ):
+        least, room = (i - 1) * s + span - lo - hi, max(s, d)
+        if i and not least <= o < least + room:
+            raise GeometryError(
+                f"{caller}: output size {o} along {letter} is out of reach: input {i}, stride {s}, dilation {d}, span "
+                f"{span} and pad ({lo}, {hi}) allow {least} to {least + room - 1} (output_pad 0 to {room - 1}, less "
+                "than the larger of stride and dilation)."
+            )
+        if o < 0:
+            raise GeometryError(
+                f"{caller}: pad ({lo}, {hi}) along {letter} crops the output to {o}; "
+                f"input {i}, stride {s} and span {span} give {least + lo + hi} before cropping. Pad less."
+            )
+        beyond = max(0, o - least - s + 1) if i else 0  # more than a convolution of this stride leaves unread
+        uncropped = min(hi, beyond)
+        size = o - (beyond - uncropped)
+        used.append((lo + min(0, size), hi - uncropped))
+        seen.append(max(0, size))
+    g = ConvGeometry.create(
+        n, tuple(seen), out_group * groups, k, kernel, steps, tuple(used), holes, groups, caller=caller
+    )
+    return g, (n, *large, g.c)
 
 
 # -------------------------------------------------------------------------------------------------- shapes and layouts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, SupportsIndex
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 
@@ -14,9 +14,9 @@ from gpuconv.algorithms.cuda import columns as columns_cuda
 from gpuconv.algorithms.strips import gather
 from gpuconv.call import checked_array
 from gpuconv.cuda import graphs
-from gpuconv.errors import GeometryError
-from gpuconv.geometry import ConvGeometry
-from gpuconv.support.argument_checks import as_ints
+from gpuconv.errors import DTypeError, GeometryError
+from gpuconv.geometry import PAD_MODES, PADS_BY_KERNEL, ConvGeometry
+from gpuconv.support.argument_checks import as_ints, is_one_of, shown
 from gpuconv.typing import Array, IntsLike, PadLike, PadMode, Pads
 
 
@@ -133,7 +133,8 @@ def pad(
     kernel_shape: IntsLike | None = None,
     stride: IntsLike = 1,
     dilation: IntsLike = 1,
-    mode: PadMode = "zeros",
+    mode: PadMode | Literal["constant"] = "zeros",
+    value: complex = 0,
 ) -> tuple[Array, Pads]:
     """Pad the spatial axes as a convolution would.
 
@@ -142,10 +143,14 @@ def pad(
     x : array (N, *spatial, C)
         1 to 3 spatial axes, of integers or of a dtype that `conv2d` takes.
     pad
-        As in `conv2d`; the names "same", "full" and "causal" need `kernel_shape`, and "same" `stride`.
+        As in `conv2d`; the names "same", "same_lower", "full" and "causal" need `kernel_shape`, and the first two
+        `stride`.
     kernel_shape, stride, dilation : int or one int per axis
         Those of the convolution to pad for.
-    mode : {"zeros", "reflect", "replicate", "circular"}
+    mode : {"zeros", "reflect", "replicate", "circular", "symmetric", "constant"}
+        As `pad_mode` of `conv2d`; "constant" repeats `value`.
+    value : number
+        For mode="constant" only. x's dtype must hold it: as an integer, if x has integers.
 
     Returns
     -------
@@ -167,17 +172,28 @@ def pad(
     (array([0., 1., 2., 2.]), ((0, 1),))
     """
     xp, ndim = checked_array(x, "x", "pad")
-    if kernel_shape is None and isinstance(pad, str) and pad in ("same", "full", "causal"):
+    if kernel_shape is None and is_one_of(pad, PADS_BY_KERNEL):
         raise GeometryError(f"pad: pad={pad!r} depends on the kernel. Pass kernel_shape, or pad with numbers.")
     kernel = as_ints(1 if kernel_shape is None else kernel_shape, ndim, "kernel_shape", "pad")
     backend.check_number(x, "pad", "x")
     n, *spatial, c = x.shape
+    constant = _constant(value, mode, backend.native(x.dtype))
+    if constant is not None:
+        mode = "zeros"
+    if not is_one_of(mode, PAD_MODES):
+        names = ", ".join(map(repr, (*PAD_MODES, "constant")))
+        raise GeometryError(f"pad: mode={shown(mode)} is none of {names}.")
     pads = ConvGeometry.create(n, spatial, c, 1, kernel, stride, pad, dilation, pad_mode=mode, caller="pad").pad
     g = ConvGeometry.create(n, spatial, c, 1, (1,) * ndim, pad=pads, pad_mode=mode, caller="pad")
     with backend.on_device_of(x):
+        if constant:
+            graphs.check_if_captured(xp, "pad")
+            padded = xp.full((n, *g.padded, c), constant, backend.native(x.dtype))
+            padded[(slice(None), *(slice(lo, lo + size) for (lo, _), size in zip(pads, spatial, strict=True)))] = x
+            return padded, pads
         if not (x.flags.c_contiguous and columns.by_kernel(xp, x, g)):
             graphs.check_if_captured(xp, "pad")
-        padded: Array = xp.empty((n, *g.padded, c), backend.native(x.dtype))
+        padded = xp.empty((n, *g.padded, c), backend.native(x.dtype))
         if padded.size and columns.by_kernel(xp, x, g):
             # With one tap a window is a position of the padded input.
             columns_cuda.im2col(
@@ -188,3 +204,37 @@ def pad(
             if not g.is_padded:
                 xp.copyto(padded, tile)
     return padded, pads
+
+
+def _constant(value: object, mode: object, dtype: np.dtype[Any]) -> Any:
+    """`value` in the dtype of x if the mode is "constant", else None.
+
+    Raises
+    ------
+    GeometryError
+        If another mode is given a value.
+    DTypeError
+        If the dtype does not hold the value. A float is rounded, as NumPy rounds scalars, but an integer is not.
+    """
+    try:
+        given = np.asarray(value)
+    except (TypeError, ValueError):
+        given = np.asarray(None)
+    if given.ndim or given.dtype.kind not in "iufc":
+        raise DTypeError(f"pad: value={shown(value)} is not a number. Pass one that {dtype} holds.")
+    number: Any = given.item()
+    if not is_one_of(mode, ("constant",)):
+        if number == 0:
+            return None
+        raise GeometryError(f"pad: value={value!r} goes with mode='constant', but mode={shown(mode)}. Leave it at 0.")
+    if given.dtype.kind == "c" and dtype.kind != "c":
+        raise DTypeError(f"pad: value={value!r} is complex, but x is {dtype}. Pass a real value, or cast x.")
+    if dtype.kind not in "iu":
+        return given.astype(dtype)[()]
+    limits = np.iinfo(dtype)
+    if not limits.min <= number <= limits.max or number != int(number):
+        raise DTypeError(
+            f"pad: value={value!r} is no {dtype}, which holds whole numbers from {limits.min} to {limits.max}. "
+            "Pass one of them, or cast x."
+        )
+    return dtype.type(int(number))

@@ -25,9 +25,11 @@ Ints: TypeAlias = tuple[int, ...]
 IntsLike: TypeAlias = SupportsIndex | Sequence[SupportsIndex]
 """One integer for all axes, or one per axis."""
 
-PadLike: TypeAlias = IntsLike | Sequence[Sequence[SupportsIndex]] | Literal["same", "valid", "full", "causal"]
+PadLike: TypeAlias = (
+    IntsLike | Sequence[Sequence[SupportsIndex]] | Literal["same", "same_lower", "valid", "full", "causal"]
+)
 
-PadMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
+PadMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular", "symmetric"]
 
 Layout: TypeAlias = Literal["channels_last", "channels_first"]
 

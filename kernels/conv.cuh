@@ -165,7 +165,7 @@ __device__ __forceinline__ i64 divide(i64 n, const FastDiv d, int& rest) {
 struct Conv {
   int n, c, k, groups;
   int x[3], y[3], kernel[3], stride[3], dilation[3], pad[3];
-  int pad_mode;  // 0 zeros   1 reflect   2 replicate   3 circular
+  int pad_mode;  // 0 zeros   1 reflect   2 replicate   3 circular   4 symmetric
   FastDiv by_x[3], by_y[3], by_stride[3];
 };
 
@@ -174,14 +174,13 @@ __device__ __forceinline__ int source(int at, int size, int pad_mode) {
   if ((u32)at < (u32)size) return at;
   if (pad_mode == 0) return -1;
   if (pad_mode == 2) return at < 0 ? 0 : size - 1;
-  const u32 away = at < 0 ? 0u - (u32)at : (u32)at;
-  if (pad_mode == 3) {
-    const int rest = (int)(away % (u32)size);
-    return at > 0 || rest == 0 ? rest : size - rest;
-  }
   if (size == 1) return 0;
-  const u32 period = 2u * ((u32)size - 1u), rest = away % period;  // there and back; reflection is even in `at`
-  return (int)(rest < (u32)size ? rest : period - rest);
+  // Below 0 each mode reads what it reads some way above: circular and reflect at -at, counted from the other end if
+  // circular; symmetric, which repeats both ends, at -at - 1.
+  const u32 twice = pad_mode == 4, away = at < 0 ? 0u - (u32)at - twice : (u32)at;
+  const u32 turn = 2u * (u32)size - 2u + twice, period = pad_mode == 3 ? (u32)size : turn + twice, rest = away % period;
+  if (pad_mode == 3) return (int)(at > 0 || rest == 0 ? rest : (u32)size - rest);
+  return (int)(rest < (u32)size ? rest : turn - rest);
 }
 
 // The position of x that output `p` reads through tap `r` along `axis`; -1 for a zero.

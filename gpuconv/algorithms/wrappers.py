@@ -88,7 +88,7 @@ class ByDtype(_Wrapper):
 
 
 class Folding(_Wrapper):
-    """A wrapper that adds the input gradient of reflect, replicate and circular padding to an algorithm.
+    """A wrapper that adds the input gradient of padding that repeats the input to an algorithm.
 
     The gradient of the padded input is made first, a few samples at a time, and folded: each padded position is added
     to the input position that it was read from. 16-bit floats are widened, so that these sums are made in float32.

@@ -166,7 +166,7 @@ class Conv2D(_ConvBase):
         Number of filters.
     kernel_shape : (KH, KW), or int for a square
     pad, stride, dilation
-        As in `conv2d`: numbers, pairs, "same", "valid", "full".
+        As in `conv2d`: numbers, pairs, "same", "same_lower", "valid", "full".
     acti_fn : str or Activation, optional
         For example "relu" or "leaky_relu(alpha=0.1)"; `gpuconv.activations` lists them. Default: identity.
     optimizer : str or Optimizer, optional
@@ -354,13 +354,17 @@ class ConvTranspose2D(_ConvBase):
     def _geometry_of(self, x_shape: Sequence[int], c: int) -> ConvGeometry:
         """Return the geometry of the convolution whose adjoint this layer is."""
         self._check_groups(c)
-        return ConvGeometry.transposed(
+        return ConvGeometry.transposed(*self._sizes(x_shape, c), ndim=2, caller=self.kind)
+
+    def _sizes(self, x_shape: Sequence[int], c: int) -> tuple[Any, ...]:
+        return (
             tuple(x_shape), self._w_shape(c), self.stride, self.pad, self.dilation, self.groups, self.output_pad,
-            self.target_shape, ndim=2, caller=self.kind,
+            self.target_shape,
         )  # fmt: skip
 
     def output_shape(self, x_shape: Sequence[int]) -> Ints:
-        return self._geometry(x_shape).x_shape
+        g = self._geometry(x_shape)
+        return ConvGeometry.transposed_shape(*self._sizes(x_shape, g.k), ndim=2, caller=self.kind)
 
     def _product(self, X: Array, activation: str | None) -> Array:
         W, b = self.params["W"], self.params.get("b")
@@ -372,7 +376,12 @@ class ConvTranspose2D(_ConvBase):
         return self._call._replace(stride=g.stride, pad=g.pad, dilation=g.dilation, groups=g.groups)
 
     def _weight_grad(self, X: Array, dY: Array) -> Array:
-        return self._adjoint(X).weight_grad(dY, X, self.kernel_shape, None)
+        return self._adjoint(X).weight_grad(self._reached(X, dY), X, self.kernel_shape, None)
 
     def _input_grad(self, X: Array, dY: Array) -> Array:
-        return self._adjoint(X).forward(dY, self.params["W"], None, None, None)
+        return self._adjoint(X).forward(self._reached(X, dY), self.params["W"], None, None, None)
+
+    def _reached(self, X: Array, dY: Array) -> Array:
+        """Return the part of dY that depends on X: all but what `output_pad` adds beyond the taps."""
+        reached = self._geometry(X.shape).x_shape
+        return dY if reached == dY.shape else dY[tuple(map(slice, reached))]

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 from gpuconv.simd.tile import compiled, inlined
 
-MODES = "zeros", "reflect", "replicate", "circular"
+MODES = "zeros", "reflect", "replicate", "circular", "symmetric"
 """Pad modes. Compiled code knows them by their index here."""
 
-ZEROS, REFLECT, REPLICATE, CIRCULAR = range(4)
+ZEROS, REFLECT, REPLICATE, CIRCULAR, SYMMETRIC = range(5)
 
 
 class Axis(NamedTuple):
@@ -53,9 +53,11 @@ def source(axis: Any, position: int) -> int:
     if axis.mode == CIRCULAR:
         found: int = position % axis.size
         return found
-    period = max(2 * (axis.size - 1), 1)
-    position %= period
-    return position if position < axis.size else period - position
+    # Mirrored: "symmetric" repeats the ends as well.
+    twice = int(axis.mode == SYMMETRIC)
+    turn = 2 * axis.size - 2 + twice
+    position %= max(turn + twice, 1)
+    return position if position < axis.size else turn - position
 
 
 @inlined

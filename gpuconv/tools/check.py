@@ -39,6 +39,7 @@ PROBLEMS = (
     "n1_h6w7_c3_k4_r3s3_p2x3_reflect",
     "n1_h6w7_c3_k4_r3s3_p1_st2_replicate",
     "n1_h5w6_c4_k4_r3s3_p2_g2_circular",
+    "n1_h4w5_c3_k4_r3s3_p6x2_symmetric",
     "n1_h4w4_c3_k5_r4s4",
     "n1_h2w3_c2_k3_r5s5_p4",
     "n1_d4h5w4_c2_k4_t2r3s3_p1",
@@ -46,7 +47,13 @@ PROBLEMS = (
     "n1_d4h4w4_c3_k3_t3r3s3_p1_g3",
 )
 
-NUMPY_PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+NUMPY_PAD_MODES = {
+    "zeros": "constant",
+    "reflect": "reflect",
+    "replicate": "edge",
+    "circular": "wrap",
+    "symmetric": "symmetric",
+}
 
 
 @dataclass(frozen=True)

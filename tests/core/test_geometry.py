@@ -125,6 +125,8 @@ class TestPads:
         g = create(1, spatial=size, kernel=kernel, stride=stride, dilation=dilation, pad="same")
         assert g.pad == (oracle.same_pads(size, kernel, stride, dilation),)
         assert g.out == (len(range(0, size, stride)),)
+        lower = create(1, spatial=size, kernel=kernel, stride=stride, dilation=dilation, pad="same_lower")
+        assert (lower.pad, lower.out) == ((g.pad[0][::-1],), g.out)
 
 
 class TestProblemString:
@@ -142,6 +144,7 @@ class TestProblemString:
                 "n2_h9w8_c4_k6_r3s2_p1x2_st2_dl1x3_g2_circular",
             ),
             ({"n": 0, "c": 0, "k": 0, "pad_mode": "replicate"}, "n0_h9w8_c0_k0_r3s2_replicate"),
+            ({"pad": "same_lower", "pad_mode": "symmetric"}, "n2_h9w8_c4_k6_r3s2_p1x1-0_symmetric"),
         ],
     )
     def test_golden(self, arguments, text):
@@ -247,7 +250,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("ndim", "pad", "says"),
         [
-            (2, "smae", r"pad='smae' is none of 'same', 'valid', 'full', 'causal'"),
+            (2, "smae", r"pad='smae' is none of 'same', 'same_lower', 'valid', 'full', 'causal'"),
             (2, "causal", r"pad='causal' is for 1 axis, but this convolution has 2"),
             (2, (1, 2, 3), r"pad=\(1, 2, 3\) has 3 entries; 2 axes take 1, 2 or 4"),
             (3, (1, 2), r"pad=\(1, 2\) has 2 entries; 3 axes take 1, 3 or 6"),
@@ -268,11 +271,11 @@ class TestErrors:
 
     def test_pad_mode(self):
         with pytest.raises(
-            GeometryError, match="pad_mode='mirror' is none of 'zeros', 'reflect', 'replicate', 'circular'"
+            GeometryError, match="pad_mode='mirror' is none of 'zeros', 'reflect', 'replicate', 'circular', 'symmetric'"
         ):
             create(pad_mode="mirror")
 
-    @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+    @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular", "symmetric"])
     def test_nothing_to_repeat(self, mode):
         with pytest.raises(GeometryError, match=rf"pad \(1, 1\) along h has nothing to {mode}: the input has size 0"):
             create(spatial=(0, 8), pad=1, pad_mode=mode)

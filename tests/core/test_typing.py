@@ -73,7 +73,7 @@ def test_an_editor_offers_the_names(call):
         if name in OFFERED:
             assert words_of(hints[name]) == set(typing.get_args(getattr(names, OFFERED[name])))
         if name == "pad":
-            assert {"same", "valid", "full", "causal"} <= words_of(hints[name])
+            assert {"same", "same_lower", "valid", "full", "causal"} <= words_of(hints[name])
 
 
 @pytest.mark.parametrize("owner", [layers.Layer.forward, layers.Layer.run, models.Sequential.predict])

@@ -47,6 +47,7 @@ SMALL = {
     "1d-circular": replace(CASES["1d-circular"], n=1, c=2, k=2, spatial=(4,)),
     "2d-groups": replace(CASES["2d-groups-strided"], n=1, spatial=(4, 3), c=4, k=4, groups=2),
     "2d-reflect": replace(CASES["2d-reflect"], n=1, spatial=(3, 3), c=2, k=2),
+    "2d-symmetric": replace(CASES["2d-reflect-beyond-the-input"], n=1, c=2, k=2, mode="symmetric"),
     "3d": replace(CASES["3d-everything"], spatial=(3, 2, 2), c=2, k=2),
 }
 

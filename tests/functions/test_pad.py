@@ -51,6 +51,8 @@ def test_any_sizes(xp):
         ("full", {"kernel_shape": (3, 2), "dilation": 2}, ((4, 4), (2, 2))),
         ("same", {"kernel_shape": (3, 4)}, ((1, 1), (1, 2))),
         ("same", {"kernel_shape": 3, "stride": 2}, ((0, 1), (1, 1))),
+        ("same_lower", {"kernel_shape": (3, 4)}, ((1, 1), (2, 1))),
+        ("same_lower", {"kernel_shape": 3, "stride": 2}, ((1, 0), (1, 1))),
     ],
 )
 def test_every_form(xp, pad, keywords, pairs):
@@ -69,7 +71,47 @@ def test_convolving_the_padded_array_is_padding_in_the_convolution(xp, rng):
         assert np.array_equal(to_numpy(apart), to_numpy(at_once))
 
 
-@pytest.mark.parametrize("name", ["same", "full", "causal"])
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [("float32", 2.5), ("bfloat16", -np.inf), ("complex64", 1 - 2j), ("float64", np.float32(3)), ("uint8", 255)],
+)
+def test_a_constant(xp, rng, dtype, value):
+    x = rng.integers(0, 5, (2, 3, 2, 1)).astype(DTYPES.get(dtype, dtype))
+    for pads in (((2, 0), (0, 9)), ((0, 0), (0, 0))):
+        padded, used = gpuconv.pad(xp.asarray(x)[:, ::-1], pads, mode="constant", value=value)
+        assert used == pads
+        assert padded.dtype == x.dtype
+        want = np.pad(x[:, ::-1], ((0, 0), *pads, (0, 0)), constant_values=x.dtype.type(value))
+        assert np.array_equal(to_numpy(padded), want)
+    zeros, _ = gpuconv.pad(xp.asarray(x), 1, mode="constant")
+    assert np.array_equal(to_numpy(zeros), to_numpy(gpuconv.pad(xp.asarray(x), 1)[0]))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "mode", "error", "says"),
+    [
+        (
+            "int8",
+            128,
+            "constant",
+            gpuconv.DTypeError,
+            "value=128 is no int8, which holds whole numbers from -128 to 12",
+        ),
+        ("int8", 1.5, "constant", gpuconv.DTypeError, "value=1.5 is no int8"),
+        ("int8", np.nan, "constant", gpuconv.DTypeError, "value=nan is no int8"),
+        ("float32", 1j, "constant", gpuconv.DTypeError, "value=1j is complex, but x is float32"),
+        ("float32", "1", "constant", gpuconv.DTypeError, "value='1' is not a number"),
+        ("float32", [1], "constant", gpuconv.DTypeError, r"value=\[1\] is not a number"),
+        ("float32", True, "constant", gpuconv.DTypeError, "value=True is not a number"),
+        ("float32", 1, "zeros", gpuconv.GeometryError, "value=1 goes with mode='constant', but mode='zeros'"),
+    ],
+)
+def test_what_is_no_constant(dtype, value, mode, error, says):
+    with pytest.raises(error, match=f"^pad: {says}"):
+        gpuconv.pad(np.ones((1, 5, 1), dtype), 1, mode=mode, value=value)
+
+
+@pytest.mark.parametrize("name", ["same", "same_lower", "full", "causal"])
 def test_a_named_pad_needs_a_kernel(name):
     with pytest.raises(gpuconv.GeometryError, match=f"^pad: pad='{name}'.*kernel_shape"):
         gpuconv.pad(np.ones((1, 5, 1)), name)

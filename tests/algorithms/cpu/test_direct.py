@@ -31,6 +31,7 @@ PROBLEMS = {
     "many outputs": "n3_h33w31_c2_k5_r3s3_p1",
     "runs of a row": "n2_h12w13_c3_k33_r5s5_p2_st2",
     "runs of a row, reflected": "n1_h9w12_c1_k16_r3s5_p2_reflect",
+    "runs of a row, symmetric": "n1_h9w3_c1_k16_r3s5_p2x8_symmetric",
     "dilated": "n1_h13w14_c17_k18_r3s3_p2_st2_dl2",
     "1-D": "n3_w50_c4_k35_s7_p3",
     "3-D": "n1_d5h6w7_c6_k20_t2r3s3_p1",
@@ -46,6 +47,7 @@ PROBLEMS = {
     "depthwise, few pixels": "n2_h4w3_c64_k64_r7s7_p3_g64",
     "depthwise, long rows": "n1_w600_c32_k32_s2_g32",
     "depthwise, circular": "n1_h9w12_c32_k32_r2s9_p4_g32_circular",
+    "depthwise, symmetric": "n1_h3w4_c32_k32_r2s9_p4_g32_symmetric",
 }
 
 

@@ -28,6 +28,7 @@ OWN = {  # by kernels with code of their own
     "3x3 of stride 2, pads before": replace(PLAIN, stride=(2, 2), spatial=(10, 12), pads=((2, 1), (1, 2))),
     "3x3 of stride 2, pads behind": replace(PLAIN, stride=(2, 2), spatial=(10, 12), pads=((0, 1), (0, 1))),
     "3x3, reflected": replace(PLAIN, mode="reflect", pads=((3, 2), (2, 1))),
+    "3x3, symmetric": replace(PLAIN, n=1, mode="symmetric", spatial=(3, 4), pads=((7, 2), (2, 9))),
     "3x3, circular, stride 2": replace(PLAIN, mode="circular", stride=(2, 2), pads=((9, 0), (1, 8))),
     "3x3, one pixel": replace(PLAIN, spatial=(1, 1)),
     "3x3, more channels than a block has threads": replace(PLAIN, n=1, spatial=(5, 3), c=304, k=304, groups=304),

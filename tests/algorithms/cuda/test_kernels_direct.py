@@ -172,6 +172,7 @@ STEMS = {
     "4x4 patches": Case(1, (36, 72), 3, 12, (4, 4), (4, 4), ONE, NONE),
     "5x5, one channel": Case(2, (9, 20), 1, 8, (5, 5), ONE, ONE, ((2, 2), (0, 0))),
     "3x3, mirrored": Case(2, (9, 18), 3, 16, (3, 3), ONE, ONE, ((2, 1), (1, 3)), 1, "reflect"),
+    "3x3, symmetric": Case(1, (4, 5), 3, 16, (3, 3), ONE, ONE, ((9, 1), (1, 4)), 1, "symmetric"),
     "3x3, circular, stride 2": Case(2, (9, 18), 4, 16, (3, 3), (2, 2), ONE, ((5, 1), (1, 8)), 1, "circular"),
     "3x4 of strides 2 and 3": Case(1, (17, 31), 2, 8, (3, 4), (2, 3), ONE, ((1, 1), (3, 0))),
     "3-D of single images": Case(1, (5, 6, 7), 2, 4, (1, 3, 3), (2, 1, 1), (1, 1, 1), ((1, 1), (1, 1), (0, 1))),
