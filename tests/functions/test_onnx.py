@@ -1,0 +1,236 @@
+"""ONNX's own tests of the operators that are convolutions, by a small adapter, and the layers of networks it brings.
+
+What the operators mean is thus said by others: by the node tests of the package `onnx`, with their results, and by the
+models that were once converted from PyTorch, with results of PyTorch. Each of its tests of these operators is named
+here, and a test sees to it that none is forgotten.
+
+The tests of pooling operators are named too. They are left out until `POOLING` is empty: move an operator from there to
+`OPERATORS`, and give `node_of` its adapter.
+"""
+
+import importlib
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tolerances import to_numpy
+
+import gpuconv
+
+onnx = pytest.importorskip("onnx")  # of the extra `test`
+
+NODES = {
+    "Conv": [
+        "test_basic_conv_with_padding",
+        "test_basic_conv_without_padding",
+        "test_conv_with_autopad_same",
+        "test_conv_with_strides_and_asymmetric_padding",
+        "test_conv_with_strides_no_padding",
+        "test_conv_with_strides_padding",
+    ],
+    "ConvTranspose": [
+        "test_convtranspose",
+        "test_convtranspose_1d",
+        "test_convtranspose_3d",
+        "test_convtranspose_autopad_same",
+        "test_convtranspose_dilations",
+        "test_convtranspose_group_2",
+        "test_convtranspose_group_2_image_3",
+        "test_convtranspose_kernel_shape",
+        "test_convtranspose_output_shape",
+        "test_convtranspose_pad",
+        "test_convtranspose_pads",
+    ],
+    "ConvInteger": ["test_convinteger_with_padding", "test_convinteger_without_padding"],
+    "MaxPool": [
+        "test_maxpool_1d_default",
+        "test_maxpool_2d_ceil",
+        "test_maxpool_2d_ceil_output_size_reduce_by_one",
+        "test_maxpool_2d_default",
+        "test_maxpool_2d_dilations",
+        "test_maxpool_2d_pads",
+        "test_maxpool_2d_precomputed_pads",
+        "test_maxpool_2d_precomputed_same_upper",
+        "test_maxpool_2d_precomputed_strides",
+        "test_maxpool_2d_same_lower",
+        "test_maxpool_2d_same_upper",
+        "test_maxpool_2d_strides",
+        "test_maxpool_2d_uint8",
+        "test_maxpool_3d_default",
+        "test_maxpool_3d_dilations",
+        "test_maxpool_3d_dilations_use_ref_impl",
+        "test_maxpool_3d_dilations_use_ref_impl_large",
+        "test_maxpool_with_argmax_2d_precomputed_pads",
+        "test_maxpool_with_argmax_2d_precomputed_strides",
+    ],
+    "AveragePool": [
+        "test_averagepool_1d_default",
+        "test_averagepool_2d_ceil",
+        "test_averagepool_2d_ceil_last_window_starts_on_pad",
+        "test_averagepool_2d_default",
+        "test_averagepool_2d_dilations",
+        "test_averagepool_2d_pads",
+        "test_averagepool_2d_pads_count_include_pad",
+        "test_averagepool_2d_precomputed_pads",
+        "test_averagepool_2d_precomputed_pads_count_include_pad",
+        "test_averagepool_2d_precomputed_same_upper",
+        "test_averagepool_2d_precomputed_strides",
+        "test_averagepool_2d_same_lower",
+        "test_averagepool_2d_same_upper",
+        "test_averagepool_2d_strides",
+        "test_averagepool_3d_default",
+        "test_averagepool_3d_dilations_large_count_include_pad_is_0_ceil_mode_is_False",
+        "test_averagepool_3d_dilations_large_count_include_pad_is_0_ceil_mode_is_True",
+        "test_averagepool_3d_dilations_large_count_include_pad_is_1_ceil_mode_is_False",
+        "test_averagepool_3d_dilations_large_count_include_pad_is_1_ceil_mode_is_True",
+        "test_averagepool_3d_dilations_small",
+    ],
+    "GlobalAveragePool": ["test_globalaveragepool", "test_globalaveragepool_precomputed"],
+    "GlobalMaxPool": ["test_globalmaxpool", "test_globalmaxpool_precomputed"],
+    "MaxUnpool": ["test_maxunpool_export_with_output_shape", "test_maxunpool_export_without_output_shape"],
+}
+POOLING = ["MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxUnpool"]
+OPERATORS = [operator for operator in NODES if operator not in POOLING]
+
+OUT_OF_SCOPE = {
+    "test_convinteger_with_padding": "convolutions of integers are still missing",
+    "test_convinteger_without_padding": "convolutions of integers are still missing",
+}
+"""Why a test is left out."""
+
+FROM_PYTORCH = [
+    *(
+        "Conv1d",
+        "Conv1d_dilated",
+        "Conv1d_groups",
+        "Conv1d_pad1",
+        "Conv1d_pad1size1",
+        "Conv1d_pad2",
+        "Conv1d_pad2size1",
+    ),
+    *("Conv1d_stride", "Conv2d", "Conv2d_depthwise", "Conv2d_depthwise_padded", "Conv2d_depthwise_strided"),
+    *("Conv2d_depthwise_with_multiplier", "Conv2d_dilated", "Conv2d_groups", "Conv2d_groups_thnn", "Conv2d_no_bias"),
+    *("Conv2d_padding", "Conv2d_strided", "Conv3d", "Conv3d_dilated", "Conv3d_dilated_strided", "Conv3d_groups"),
+    *("Conv3d_no_bias", "Conv3d_stride", "Conv3d_stride_padding", "ConvTranspose2d", "ConvTranspose2d_no_bias"),
+]
+AUTO_PADS = {"VALID": "valid", "SAME_UPPER": "same", "SAME_LOWER": "same_lower"}
+
+
+def folder():
+    return Path(onnx.__file__).parent / "backend/test/data"
+
+
+@cache
+def node_tests(operator):
+    """ONNX's node tests of an operator, by name. To import one of their modules is to make them."""
+    nodes = importlib.import_module("onnx.backend.test.case.node")
+    importlib.import_module(f"onnx.backend.test.case.node.{operator.lower()}")
+    made = nodes.collect_testcases.__globals__["_NodeTestCases"]
+    return {case.name: case for case in made if case.model.graph.node[0].op_type == operator}
+
+
+def attributes(node):
+    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+
+
+def keywords_of(given, ndim):
+    """The attributes that Conv and ConvTranspose share, in gpuconv's words."""
+    keywords = {"stride": given.get("strides", [1] * ndim), "dilation": given.get("dilations", [1] * ndim)}
+    keywords |= {"groups": given.get("group", 1), "layout": "channels_first"}
+    named = given.get("auto_pad", b"NOTSET").decode()
+    pads = given.get("pads", [0] * (2 * ndim))  # first all low sides, then all high ones
+    keywords["pad"] = list(zip(pads[:ndim], pads[ndim:], strict=True)) if named == "NOTSET" else AUTO_PADS[named]
+    return keywords
+
+
+def node_of(node, x, w, *rest):
+    """What gpuconv makes of a node with these inputs."""
+    given, ndim = attributes(node), x.ndim - 2
+    keywords = keywords_of(given, ndim)
+    assert tuple(given.get("kernel_shape", w.shape[2:])) == w.shape[2:]
+    if node.op_type == "Conv":
+        return getattr(gpuconv, f"conv{ndim}d")(x, w, *rest, **keywords)
+    assert node.op_type == "ConvTranspose"
+    size = {name: given[onnx_name] for name, onnx_name in SIZES.items() if onnx_name in given}
+    if len(size) > 1:  # the shape says it all
+        del size["output_pad"]
+    return getattr(gpuconv, f"conv_transpose{ndim}d")(x, w, *rest, **keywords, **size)
+
+
+SIZES = {"output_pad": "output_padding", "output_shape": "output_shape"}
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_every_node_test_is_named(operator):
+    """A newer ONNX may have more of them, or fewer."""
+    assert set(NODES[operator]) == set(node_tests(operator))
+
+
+@pytest.mark.parametrize(
+    ("operator", "name"),
+    [(operator, name) for operator in OPERATORS for name in NODES[operator] if name not in OUT_OF_SCOPE],
+)
+def test_nodes(xp, operator, name):
+    case = node_tests(operator)[name]
+    for inputs, (want,) in case.data_sets:
+        got = to_numpy(node_of(case.model.graph.node[0], *map(xp.asarray, inputs)))
+        assert got.dtype == want.dtype
+        assert got.shape == want.shape
+        np.testing.assert_allclose(got, want, rtol=case.rtol, atol=case.atol)
+
+
+@pytest.mark.parametrize("name", FROM_PYTORCH)
+def test_models_from_pytorch(xp, name):
+    """Groups, multipliers of depthwise filters and 3-D, none of which are among the node tests."""
+    place = folder() / f"pytorch-converted/test_{name}"
+    graph = onnx.load(place / "model.onnx").graph
+    x, want = (_tensor(place / f"test_data_set_0/{array}_0.pb") for array in ("input", "output"))
+    arrays = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
+    (node,) = graph.node
+    inputs = [arrays.get(one, x) for one in node.input]
+    got = to_numpy(node_of(node, *map(xp.asarray, inputs)))
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-6)
+
+
+def test_every_model_from_pytorch_is_named():
+    found = [path.name.removeprefix("test_") for path in (folder() / "pytorch-converted").glob("test_Conv*")]
+    assert sorted(found) == sorted(FROM_PYTORCH)
+
+
+def _tensor(path):
+    return onnx.numpy_helper.to_array(onnx.load_tensor(path))
+
+
+@pytest.mark.parametrize("network", ["resnet50", "shufflenet", "bvlc_alexnet"])
+def test_the_layers_of_a_network(network):
+    """Each convolution has the size that ONNX infers, and a pixel at each end of it is the sum that defines it."""
+    model = onnx.shape_inference.infer_shapes(onnx.load(folder() / f"light/light_{network}.onnx"))
+    shapes = {one.name: tuple(one.dims) for one in model.graph.initializer}
+    for one in (*model.graph.value_info, *model.graph.input):
+        shapes.setdefault(one.name, tuple(axis.dim_value for axis in one.type.tensor_type.shape.dim))
+    layers = {}
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            given = tuple(shapes[name] for name in (*node.input[:2], *node.output))
+            layers[given, repr(attributes(node))] = attributes(node)
+    assert len(layers) >= 5
+    for ((x_shape, w_shape, y_shape), _), given in layers.items():
+        keywords = keywords_of(given, 2)
+        g = gpuconv.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
+        assert (g.n, g.k, *g.out) == y_shape
+        assert gpuconv.ConvGeometry.parse(str(g)) == g
+        x, w = (np.resize(np.arange(-3, 4, dtype=np.float32), shape) for shape in (x_shape, w_shape))
+        y = gpuconv.conv2d(x, w, **keywords)
+        for at in ((0, 0), tuple(size - 1 for size in g.out)):
+            assert np.array_equal(y[(0, slice(None), *at)], _pixel(x[0], w, g, at))
+
+
+def _pixel(x, w, g, at):
+    """One output of all channels by its definition; x is (c, h, w)."""
+    padded = np.pad(x, ((0, 0), *g.pad))
+    rows, columns = (
+        slice(p * s, p * s + d * (t - 1) + 1, d) for p, s, d, t in zip(at, g.stride, g.dilation, g.kernel, strict=True)
+    )
+    window = padded[:, rows, columns].reshape(g.groups, -1).astype(np.float64)
+    return np.einsum("gj,gkj->gk", window, w.reshape(g.groups, g.k_group, -1)).ravel()
