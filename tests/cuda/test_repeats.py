@@ -1,17 +1,20 @@
 """Calls on a GPU that repeat an earlier one: what they skip, and what must never be skipped."""
 
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
+from cases import integers
 from on_gpu import Nothing, forget
 
 import gpuconv
-from gpuconv import autotune, settings
+from gpuconv import autotune, repeats, settings
 from gpuconv.algorithms.cuda import implicit_gemm
 from gpuconv.call import Call
 from gpuconv.cuda import loader
 from gpuconv.pooling import cuda as pooling_cuda
+from gpuconv.pooling import functions
 
 LAUNCHING = implicit_gemm, pooling_cuda
 HERE = gpuconv.__path__[0]
@@ -39,6 +42,10 @@ CALLS = {
     "conv2d_input_grad": lambda x, w, bias, out: gpuconv.conv2d_input_grad(out, w, (2, 9, 10, 16), out=x, **KEYWORDS),
     "conv2d_weight_grad": lambda x, w, bias, out: gpuconv.conv2d_weight_grad(x, out, (3, 3), out=w, **KEYWORDS),
     "conv_transpose2d": lambda x, w, bias, out: gpuconv.conv_transpose2d(out, w, bias[:16], out=x, **KEYWORDS),
+    "max_pool2d": lambda x, w, bias, out: gpuconv.max_pool2d(x, 3, stride=1, pad=1),
+    "max_pool2d_grad": lambda x, w, bias, out: gpuconv.max_pool2d_grad(x, x, 3, stride=1, pad=1),
+    "avg_pool2d": lambda x, w, bias, out: gpuconv.avg_pool2d(x, 3, stride=1, pad=1),
+    "avg_pool2d_grad": lambda x, w, bias, out: gpuconv.avg_pool2d_grad(x, x.shape, 3, stride=1, pad=1),
 }
 
 
@@ -50,9 +57,11 @@ def refuse(*args, **keywords):
 def test_a_repeated_call_is_launched_at_once(arrays, monkeypatch, call):
     call(*arrays)
     monkeypatch.setattr(Call, "run", refuse)
+    monkeypatch.setattr(functions, "_Pool", refuse)
     assert call(*arrays) is not None
-    with pytest.raises(AssertionError, match="anew"):
-        gpuconv.conv2d(arrays[0], arrays[1], pad=2)
+    for other in (lambda: gpuconv.conv2d(*arrays[:2], pad=2), lambda: gpuconv.max_pool2d(arrays[0], 2)):
+        with pytest.raises(AssertionError, match="anew"):
+            other()
 
 
 def test_a_result_of_its_own_has_the_shape_and_dtype(arrays, monkeypatch):
@@ -88,7 +97,7 @@ def test_few_functions_run(arrays):
     prepared = gpuconv.prepare(w, x.shape, bias, **KEYWORDS)
     counts = {name: python_calls(lambda call=call: call(*arrays)) for name, call in CALLS.items()}
     counts["prepared"] = python_calls(lambda: prepared(x, out))
-    assert {name: names for name, names in counts.items() if len(names) > (14 if name == "prepared" else 18)} == {}
+    assert {name: names for name, names in counts.items() if len(names) > (8 if name == "prepared" else 13)} == {}
 
 
 CHANGED = {
@@ -237,3 +246,135 @@ def test_running_out_of_memory_is_told_of_alike(cupy, arrays):
             pool.set_limit(0)
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
+
+
+# ------------------------------------------------------------------------------------------------ what it launches
+
+X, W, B, Y = (2, 9, 10, 16), (3, 3, 16, 24), (24,), (2, 9, 10, 24)
+
+
+def convolutions(algorithm):
+    """Every pass, by name, with the shapes of what it reads and of its result."""
+    more = {"pad": 1, "algorithm": algorithm}
+    yield "forward", ((X, W, B), Y, lambda x, w, b, out: gpuconv.conv2d(x, w, b, activation="relu", out=out, **more))
+    yield "input_grad", ((Y, W), X, lambda dy, w, out: gpuconv.conv2d_input_grad(dy, w, X, out=out, **more))
+    yield "weight_grad", ((X, Y), W, lambda x, dy, out: gpuconv.conv2d_weight_grad(x, dy, 3, out=out, **more))
+
+
+def poolings():
+    more = {"stride": 1, "pad": 1}
+    yield "max_pool2d", ((X,), X, lambda x, out: gpuconv.max_pool2d(x, 3, out=out, **more))
+    yield "max_pool2d_grad", ((X, X), X, lambda dy, x, out: gpuconv.max_pool2d_grad(dy, x, 3, out=out, **more))
+    yield "avg_pool2d", ((X,), X, lambda x, out: gpuconv.avg_pool2d(x, 3, count_include_pad=False, out=out, **more))
+    yield "avg_pool2d_grad", ((X,), X, lambda dy, out: gpuconv.avg_pool2d_grad(dy, X, 3, out=out, **more))
+
+
+REPEATED = {**dict(convolutions("implicit_gemm")), **dict(poolings())}
+
+
+def drawn(gpu, shapes, seed, start):
+    """Arrays of small integers that begin `start` elements into their memory."""
+    rng, made = np.random.default_rng(seed), []
+    for shape in shapes:
+        values = integers(rng, shape)
+        room = gpu.empty(values.size + start, np.float32)
+        room[start:] = gpu.asarray(values.reshape(-1))
+        made.append(room[start:].reshape(shape))
+    return made
+
+
+@pytest.mark.parametrize(("shapes", "shape", "call"), REPEATED.values(), ids=REPEATED)
+def test_a_repeated_call_computes_what_the_first_does(gpu, shapes, shape, call):
+    """On other numbers, at other offsets, with and without `out`."""
+    forget(*LAUNCHING)
+    (want,) = {call(*drawn(gpu, shapes, 1, 0), None).get().tobytes()}
+    forget(*LAUNCHING)
+    for seed, start in ((0, 0), (1, 0), (0, 2), (1, 2), (1, 0)):
+        (out,) = drawn(gpu, (shape,), 2, start)
+        read = drawn(gpu, shapes, seed, start)
+        made = call(*read, out).get().tobytes(), call(*read, None).get().tobytes()
+        assert [one == want for one in made] == [seed == 1] * 2
+
+
+POOL_KEYWORDS = {
+    "max_pool2d": [{}, {"stride": 2}, {"pad": 1}, {"dilation": 2}, {"layout": "channels_first"}],
+    "avg_pool2d": [{"pad": 1}, {"pad": 1, "stride": 2}, {"pad": 1, "count_include_pad": False}],
+    "max_pool2d_grad": [{"stride": 2}, {"stride": 2, "pad": ((0, 0), (0, 1))}],
+    "avg_pool2d_grad": [{"stride": 2}, {"stride": 2, "pad": ((0, 0), (0, 1))}],
+}
+
+
+def test_every_keyword_of_a_pooling_counts(gpu):
+    x, dy = drawn(gpu, ((2, 7, 7, 8), (2, 3, 3, 8)), 0, 0)
+    given = {"max_pool2d": (x,), "avg_pool2d": (x,), "max_pool2d_grad": (dy, x), "avg_pool2d_grad": (dy, x.shape)}
+    calls = [
+        partial(getattr(gpuconv, name), *given[name], 3, **more)
+        for name, kinds in POOL_KEYWORDS.items()
+        for more in kinds
+    ]
+    calls += [
+        partial(gpuconv.avg_pool2d_grad, dy, (2, size, 6, 8), 3, stride=2, pad=1, count_include_pad=flag)
+        for size in (5, 6)
+        for flag in (True, False)
+    ]
+    turns = [[call().get() for call in calls] for _ in range(2)]
+    for call, *made in zip(calls, *turns, strict=True):
+        forget(*LAUNCHING)
+        want = call().get()
+        assert all(np.array_equal(one, want) for one in made), call
+
+
+def test_a_pooling_by_several_images_at_a_time_goes_the_long_way(cupy, monkeypatch):
+    x = cupy.ones(X, np.float16)
+    pool = lambda: gpuconv.max_pool2d_grad(x, x, 3, stride=1, pad=1)  # noqa: E731
+    monkeypatch.setattr(settings, "max_workspace", 9 * 10 * 16)
+    pool()
+    monkeypatch.setattr(functions, "_Pool", refuse)
+    with pytest.raises(AssertionError, match="anew"):
+        pool()
+
+
+def test_a_result_in_memory_that_begins_anywhere(gpu):
+    """CuPy's pool hands out multiples of 512 bytes, but the allocator may be another."""
+    x, w = drawn(gpu, (X, W), 0, 0)
+    conv = lambda: gpuconv.conv2d(x, w, max_workspace=0, **KEYWORDS)  # noqa: E731
+    allocate = gpu.cuda.get_allocator()
+    for first in (True, False):
+        forget(*LAUNCHING)
+        loader._ready.clear()
+        want = None if first else conv().get()
+        with gpu.cuda.using_allocator(lambda size: allocate(size + 8) + 8):
+            y = conv()
+            with pytest.raises(gpuconv.WorkspaceError, match=r"need multiples of 16. Use an allocator of CuPy's own"):
+                gpuconv.max_pool2d_grad(x, x, 1)
+        assert (y.data.ptr % 16, conv().data.ptr % 16) == (8, 0)
+        assert np.array_equal(y.get(), conv().get() if want is None else want)
+
+
+def test_a_repeated_call_that_the_device_refuses(cupy, arrays):
+    class CUDADriverError(RuntimeError):
+        pass
+
+    class Refused(Nothing):
+        def __call__(self, *args, **keywords):
+            if refusing:
+                raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
+
+    cupy.RawModule.get_function = lambda self, name: Refused()
+    refusing = False
+    CALLS["conv2d"](*arrays), CALLS["max_pool2d"](*arrays)
+    refusing = True
+    for name, kernel in (("conv2d", "implicit_gemm_forward"), ("max_pool2d", "max_pool")):
+        with pytest.raises(gpuconv.KernelError, match=rf"^{kernel} .*could not be launched with grid .*INVALID_VALUE"):
+            CALLS[name](*arrays)
+
+
+def test_a_prepared_convolution_remembers_few_kinds_of_arrays(arrays):
+    x, w, bias, out = arrays
+    prepared = gpuconv.prepare(w, x.shape, bias, **KEYWORDS)
+    prepared(x, out)
+    for rows in range(2 * repeats.MOST_PLACES):
+        with pytest.raises(gpuconv.GeometryError, match=r"x\.shape"):
+            prepared(x.reshape(-1)[: 16 * rows].reshape(1, rows, 1, 16))
+    assert len(prepared._places) <= repeats.MOST_PLACES
+    assert prepared(x, out) is out
