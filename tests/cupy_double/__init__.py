@@ -145,6 +145,7 @@ cupy = _module(
     RawModule=raw.RawModule,
     RawKernel=raw.RawKernel,
     get_default_memory_pool=lambda: memory.default_pool,
+    get_array_module=lambda *args: cupy if any(isinstance(a, arrays.ndarray) for a in args) else np,
 )
 
 

@@ -308,7 +308,7 @@ broadcast_to clip column_stack concatenate count_nonzero cross cumprod cumsum di
 expand_dims flip fliplr flipud full hsplit hstack inner isclose ix_ kron max mean median min moveaxis nanmax nanmean
 nanmin nansum ndim outer pad prod ptp ravel repeat reshape resize roll rollaxis rot90 round shape size sort split
 squeeze stack std sum swapaxes tile trace transpose tril triu vdot vstack var isrealobj iscomplexobj broadcast_arrays
-unravel_index meshgrid
+unravel_index meshgrid real imag
 """
 _NUMBERS = ("result_type", "can_cast", "promote_types", "min_scalar_type", "isscalar", "dtype", "finfo", "iinfo")
 

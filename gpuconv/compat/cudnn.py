@@ -1,0 +1,278 @@
+"""The convolutions of `cupy.cudnn`, which CuPy had until version 13, for NumPy and CuPy arrays and without cuDNN.
+
+A program that imported `cupy.cudnn` changes that import and nothing else:
+
+    from gpuconv.compat import cudnn  # was: from cupy import cudnn
+
+Arguments have the order, the names and the layouts that they had there: x is (N, C, *spatial), W is
+(F, C // groups, *kernel), y is (N, F, *out), and results are written into arrays of the caller. The operation is
+cross-correlation, as with CUDNN_CROSS_CORRELATION, which is what `cupy.cudnn` used.
+
+Where these functions do more than their models:
+
+- They take NumPy arrays too, all dtypes of `gpuconv.conv2d`, one to three spatial axes, and arrays of any strides. The
+  adjoint of a complex convolution conjugates the filter.
+- Keywords that `cupy.cudnn` insisted on have defaults.
+- Results are deterministic, whether or not `deterministic` asks for it.
+- Wrong shapes raise a `GeometryError` that names both shapes.
+
+Where they differ:
+
+- `auto_tune` has no effect. Set `gpuconv.settings.autotune` to have algorithms timed.
+- `tensor_core="auto"` and "never" keep float32 exact ("strict" in the words of `gpuconv.conv2d`), and "always" permits
+  TF32 ("fast"). 16-bit arrays go to tensor cores by any of them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from gpuconv import settings
+from gpuconv.backend import common_module
+from gpuconv.call import Call
+from gpuconv.errors import GeometryError
+from gpuconv.support.argument_checks import is_one_of
+from gpuconv.typing import Array, IntsLike, Precision
+
+CUDNN_TENSOR_NCHW = 0
+"""The layout of arrays whose channels come before their spatial axes, and of filters (F, C // groups, *kernel)."""
+
+CUDNN_TENSOR_NHWC = 1
+"""The layout of arrays whose channels come last, and of filters (F, *kernel, C // groups)."""
+
+TensorCore = Literal["auto", "always", "never"]
+
+
+def convolution_forward(
+    x: Array,
+    W: Array,
+    b: Array | None,
+    y: Array,
+    pad: IntsLike,
+    stride: IntsLike,
+    dilation: IntsLike,
+    groups: int,
+    *,
+    auto_tune: bool = True,
+    tensor_core: TensorCore = "auto",
+    d_layout: int = CUDNN_TENSOR_NCHW,
+    w_layout: int = CUDNN_TENSOR_NCHW,
+) -> None:
+    """Convolve x with W, add b, and write the result into y.
+
+    Parameters
+    ----------
+    x : array (N, C, *spatial)
+        (N, *spatial, C) with d_layout=CUDNN_TENSOR_NHWC.
+    W : array (F, C // groups, *kernel)
+        (F, *kernel, C // groups) with w_layout=CUDNN_TENSOR_NHWC.
+    b : array of F elements, or None
+    y : array (N, F, *out)
+        Overwritten. out = floor((in + 2 * pad - dilation * (kernel - 1) - 1) / stride) + 1; in the layout of x.
+    pad, stride, dilation : tuple of one int per spatial axis
+    groups : int
+    auto_tune : bool
+        Without effect.
+    tensor_core : {"auto", "always", "never"}
+        "always" permits TF32 for float32 arrays.
+    d_layout, w_layout : int
+        CUDNN_TENSOR_NCHW or CUDNN_TENSOR_NHWC.
+
+    Raises
+    ------
+    GeometryError, TypeError, DTypeError, DeviceError, WorkspaceError
+        As `gpuconv.conv2d`. y is then as it was.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.compat import cudnn
+    >>> x, W = np.ones((1, 1, 3, 3)), np.ones((2, 1, 2, 2))
+    >>> y = np.empty((1, 2, 2, 2))
+    >>> cudnn.convolution_forward(x, W, None, y, (0, 0), (1, 1), (1, 1), 1, auto_tune=True, tensor_core="auto")
+    >>> y[0, 1]
+    array([[4., 4.],
+           [4., 4.]])
+    """
+    caller = "convolution_forward"
+    call = _call(caller, {"x": x, "W": W, "y": y}, pad, stride, dilation, groups, tensor_core)
+    x, y = (_channels_first(a, d_layout, caller, "d_layout") for a in (x, y))
+    w = _channels_first(W, w_layout, caller, "w_layout")
+    g = call.geometry(x.shape, w.shape)
+    call.check_shape("y", y, g.y_shape, "the convolution", g)
+    call.forward(x, w, _flat(b), None, y)
+
+
+def convolution_backward_data(
+    W: Array,
+    x: Array,
+    b: Array | None,
+    y: Array,
+    pad: IntsLike,
+    stride: IntsLike,
+    dilation: IntsLike,
+    groups: int,
+    *,
+    deterministic: bool = True,
+    auto_tune: bool = True,
+    tensor_core: TensorCore = "auto",
+    d_layout: int = CUDNN_TENSOR_NCHW,
+    w_layout: int = CUDNN_TENSOR_NCHW,
+) -> None:
+    """Apply the adjoint of `convolution_forward` to x, add b, and write the result into y.
+
+    It is the gradient with respect to the input, and also what is called transposed convolution or deconvolution.
+
+    Parameters
+    ----------
+    W : array (F, C // groups, *kernel)
+        As in `convolution_forward`.
+    x : array (N, F, *out)
+        Gradient with respect to the result of `convolution_forward`.
+    b : array of C elements, or None
+    y : array (N, C, *spatial)
+        Overwritten. Its shape is that of the input of `convolution_forward`.
+    deterministic : bool
+        Without effect: the result always is.
+    pad, stride, dilation, groups, auto_tune, tensor_core, d_layout, w_layout
+        As in `convolution_forward`.
+
+    Raises
+    ------
+    GeometryError, TypeError, DTypeError, DeviceError, WorkspaceError
+        As `gpuconv.conv_transpose2d`. y is then as it was.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.compat import cudnn
+    >>> W, gy = np.ones((1, 1, 2, 2)), np.ones((1, 1, 2, 2))
+    >>> gx = np.empty((1, 1, 3, 3))
+    >>> cudnn.convolution_backward_data(W, gy, None, gx, (0, 0), (1, 1), (1, 1), 1)
+    >>> gx[0, 0]
+    array([[1., 2., 1.],
+           [2., 4., 2.],
+           [1., 2., 1.]])
+    """
+    caller = "convolution_backward_data"
+    call = _call(caller, {"x": x, "W": W, "y": y}, pad, stride, dilation, groups, tensor_core)
+    x, y = (_channels_first(a, d_layout, caller, "d_layout") for a in (x, y))
+    w = _channels_first(W, w_layout, caller, "w_layout")
+    g = call.geometry(y.shape, w.shape, "y.shape")
+    call.check_shape("x", x, g.y_shape, "the convolution", g)
+    call.transpose(x, w, _flat(b), 0, y.shape[2:], None, y)
+
+
+def convolution_backward_filter(
+    x: Array,
+    gy: Array,
+    gW: Array,
+    pad: IntsLike,
+    stride: IntsLike,
+    dilation: IntsLike,
+    groups: int,
+    *,
+    deterministic: bool = True,
+    auto_tune: bool = True,
+    tensor_core: TensorCore = "auto",
+    d_layout: int = CUDNN_TENSOR_NCHW,
+    w_layout: int = CUDNN_TENSOR_NCHW,
+) -> None:
+    """Write the gradient of `convolution_forward` with respect to W into gW.
+
+    Parameters
+    ----------
+    x : array (N, C, *spatial)
+        As in `convolution_forward`.
+    gy : array (N, F, *out)
+        Gradient with respect to its result.
+    gW : array (F, C // groups, *kernel)
+        Overwritten.
+    deterministic : bool
+        Without effect: the result always is.
+    pad, stride, dilation, groups, auto_tune, tensor_core, d_layout, w_layout
+        As in `convolution_forward`.
+
+    Raises
+    ------
+    GeometryError, TypeError, DTypeError, DeviceError, WorkspaceError
+        As `gpuconv.conv2d_weight_grad`. gW is then as it was.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.compat import cudnn
+    >>> x, gy = np.arange(9.0).reshape(1, 1, 3, 3), np.ones((1, 1, 2, 2))
+    >>> gW = np.empty((1, 1, 2, 2))
+    >>> cudnn.convolution_backward_filter(x, gy, gW, (0, 0), (1, 1), (1, 1), 1)
+    >>> gW[0, 0]
+    array([[ 8., 12.],
+           [20., 24.]])
+    """
+    caller = "convolution_backward_filter"
+    call = _call(caller, {"x": x, "gy": gy, "gW": gW}, pad, stride, dilation, groups, tensor_core)
+    x, gy = (_channels_first(a, d_layout, caller, "d_layout") for a in (x, gy))
+    gw = _channels_first(gW, w_layout, caller, "w_layout")
+    g = call.geometry(x.shape, gw.shape)
+    call.check_shape("gy", gy, g.y_shape, "the convolution", g)
+    call.weight_grad(x, gy, gw.shape[2:], gw)
+
+
+def get_max_workspace_size() -> int:
+    """Bytes of extra memory that a call may use: `gpuconv.settings.max_workspace`."""
+    return settings.max_workspace
+
+
+def set_max_workspace_size(size: int) -> None:
+    """Set `gpuconv.settings.max_workspace`, the bytes of extra memory that a call may use.
+
+    Examples
+    --------
+    >>> from gpuconv.compat import cudnn
+    >>> before = cudnn.get_max_workspace_size()
+    >>> cudnn.set_max_workspace_size(64 * 2**20)
+    >>> cudnn.get_max_workspace_size()
+    67108864
+    >>> cudnn.set_max_workspace_size(before)
+    """
+    settings.max_workspace = size
+
+
+def _call(
+    caller: str,
+    arrays: dict[str, Array],
+    pad: IntsLike,
+    stride: IntsLike,
+    dilation: IntsLike,
+    groups: int,
+    tensor_core: TensorCore,
+) -> Call:
+    """The keywords of a call in the words of gpuconv, after a look at the axes of its arrays."""
+    common_module(caller, **arrays)
+    ndims = {name: a.ndim for name, a in arrays.items()}
+    ndim = next(iter(ndims.values()))
+    if not 3 <= ndim <= 5 or set(ndims.values()) != {ndim}:
+        found = ", ".join(f"{name}.shape={a.shape}" for name, a in arrays.items())
+        raise GeometryError(f"{caller}: the arrays need 3 to 5 axes, all as many: (N, C, *spatial). Found {found}.")
+    if not is_one_of(tensor_core, ("auto", "always", "never")):
+        raise ValueError(f"{caller}: tensor_core={tensor_core!r} is none of 'auto', 'always', 'never'.")
+    precision: Precision = "fast" if tensor_core == "always" else "strict"
+    return Call(caller, ndim - 2, stride, pad, dilation, groups, "channels_first", precision=precision)
+
+
+def _channels_first(array: Array, layout: int, caller: str, name: str) -> Array:
+    """A view of an array, or a filter, in the order (N, C, *spatial)."""
+    if layout == CUDNN_TENSOR_NCHW:
+        return array
+    if layout != CUDNN_TENSOR_NHWC:
+        raise ValueError(
+            f"{caller}: {name}={layout!r} is neither CUDNN_TENSOR_NCHW ({CUDNN_TENSOR_NCHW}) nor CUDNN_TENSOR_NHWC "
+            f"({CUDNN_TENSOR_NHWC})."
+        )
+    view: Array = array.transpose(0, array.ndim - 1, *range(1, array.ndim - 1))
+    return view
+
+
+def _flat(b: Array | None) -> Array | None:
+    """A bias of any shape, such as (1, F, 1, 1), as (F,)."""
+    return None if b is None else b.reshape(-1)
