@@ -27,6 +27,7 @@ from gpuconv.planning import DIRECTIONS
 from gpuconv.simd.host import try_numba
 from gpuconv.support import disk
 from gpuconv.support.numbers import si
+from gpuconv.tools import termination
 from gpuconv.tools.streams import INTERRUPTED
 from gpuconv.typing import AlgorithmName, Direction, Precision
 
@@ -288,7 +289,7 @@ def bench(
     ] = False,
 ) -> None:
     """Time convolution against its peers, or the machine's own matrix product, turn by turn after validation."""
-    from gpuconv.bench import case, peers, plots, suites
+    from gpuconv.bench import case, peers, plots, runner, suites
     from gpuconv.bench.limits import measure as measure_limits
     from gpuconv.bench.record import Provenance, Record
     from gpuconv.bench.runner import threads as held_to
@@ -321,7 +322,9 @@ def bench(
     versions = {package: version for name in against for package, version in peers.versions(name).items()}
     with held_to(threads):
         record = Record(Provenance.here(device, versions), measure_limits(dtype, device))
-        status = _measure(cases, opponents, repeats, record)
+        takes = runner.estimate(cases, against, repeats, record.limits)
+        _say(f"{len(cases)} cases to measure, {_roughly(takes)}", err=True)
+        status = _measure(cases, opponents, repeats, record, json)
     if json and not _is_saved("bench", lambda: record.write(json)):
         status = status or 1
     with _usage_errors("bench"):
@@ -359,12 +362,19 @@ def _training_step(
     console = _console()
     console.print(tables.origin(provenance), markup=False, soft_wrap=True)
     console.print(result.table())
+    if notes := tables.notes([result.times, *result.peers.values()]):
+        console.print(notes, markup=False, soft_wrap=True)
     if unsaved:
         raise typer.Exit(1)
 
 
-def _measure(cases: Sequence[Case], opponents: Mapping[str, Peer], repeats: int, record: Record) -> int:
-    """Add a row per case, show it at once, and return the exit status."""
+def _measure(
+    cases: Sequence[Case], opponents: Mapping[str, Peer], repeats: int, record: Record, json: Path | None
+) -> int:
+    """Add a row per case, save and show it at once, and return the exit status.
+
+    After each row the file holds all rows so far, whatever ends the process.
+    """
     from gpuconv.bench import runner, tables
 
     console, progress = _console(), _progress()
@@ -372,25 +382,45 @@ def _measure(cases: Sequence[Case], opponents: Mapping[str, Peer], repeats: int,
     wrong: list[str] = []
     try:
         # Drawn between the measurements: a drawing thread would slow them down.
-        with Live(progress, console=console, transient=True, auto_refresh=False) as live:
-            for case in cases:
+        with (
+            termination.as_an_interrupt(),
+            Live(progress, console=console, transient=True, auto_refresh=False) as live,
+        ):
+            for number, case in enumerate(cases, 1):
                 progress.update(task, description=str(case))
                 live.refresh()
                 try:
-                    record.rows.append(runner.measure(case, opponents, repeats))
+                    row = runner.measure(case, opponents, repeats)
                 except runner.WrongResult as error:
                     wrong.append(str(error))
                 except Exception as error:  # whatever went wrong, the other cases are still measured
                     wrong.append(f"{case}: {type(error).__name__}: {error}")
+                else:
+                    record.rows.append(row)
+                    if json:
+                        with suppress(OSError):  # said at the end, where it is written once more
+                            record.write(json)
+                    if not console.is_terminal:
+                        _say(f"{number} of {len(cases)}: {tables.line(row)}", err=True)
                 progress.advance(task)
                 latest = record.rows[-max(1, console.height - ROOM_BELOW) :]
                 live.update(Group(tables.rows(latest, record.limits, list(opponents), console.width), progress))
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except KeyboardInterrupt as interrupt:
+        return termination.status(interrupt)
     finally:
         for message in wrong:
             _say(f"gpuconv bench: {message}", err=True)
     return int(bool(wrong))
+
+
+def _roughly(seconds: float) -> str:
+    """A rough number of seconds in words.
+
+    >>> _roughly(3), _roughly(50), _roughly(400)
+    ('a few seconds', 'about a minute', 'about 7 minutes')
+    """
+    minutes = round(seconds / 60)
+    return "a few seconds" if seconds < 20 else "about a minute" if minutes <= 1 else f"about {minutes} minutes"
 
 
 def _report(record: Record, plot: Path | None) -> None:
@@ -405,8 +435,8 @@ def _report(record: Record, plot: Path | None) -> None:
     if not console.is_terminal:
         console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
     console.print(table)
-    if note := tables.exposed(record):
-        console.print(note)
+    if notes := tables.notes(record.times):
+        console.print(notes, markup=False, soft_wrap=True)
     for peer in record.peers:
         console.print(tables.means(record, peer))
         console.print(tables.verdict(record, peer), markup=False, soft_wrap=True)

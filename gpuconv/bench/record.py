@@ -19,7 +19,7 @@ import numpy as np
 
 from gpuconv import backend, cpu
 from gpuconv.bench.limits import Limits
-from gpuconv.cuda.stopwatch import Run
+from gpuconv.bench.timer import Taken
 from gpuconv.geometry import ConvGeometry
 from gpuconv.planning import DIRECTIONS, PRECISIONS
 from gpuconv.support.disk import parse_json, printable, read_text, write_whole
@@ -51,7 +51,8 @@ class Times:
     """Milliseconds of `count` calls: their median and quartiles.
 
     `host` is the median of the microseconds that the host took to enqueue a call, None on the CPU. In `exposed` of the
-    calls the device waited for the host, and their milliseconds include that.
+    calls the device waited for the host, and their milliseconds include that. `dropped` turns were left out because
+    another program had the core, and `disturbed` turns were counted although it had.
     """
 
     median: float
@@ -60,18 +61,31 @@ class Times:
     count: int
     host: float | None = None
     exposed: int = 0
+    dropped: int = 0
+    disturbed: int = 0
 
     @classmethod
-    def of(cls, runs: Sequence[Run], scale: float = 1.0) -> Times:
+    def of(cls, taken: Taken, scale: float = 1.0) -> Times:
         """The times of some runs of a call. `scale` multiplies their seconds, but not those of the host.
 
-        >>> Times.of([Run(0.001), Run(0.002), Run(0.003)])
-        Times(median=2.0, low=1.5, high=2.5, count=3, host=None, exposed=0)
+        >>> from gpuconv.bench.timer import Run
+        >>> Times.of(Taken([Run(0.001), Run(0.002), Run(0.003)], dropped=1))
+        Times(median=2.0, low=1.5, high=2.5, count=3, host=None, exposed=0, dropped=1, disturbed=0)
         """
+        runs = taken.runs
         low, median, high = (float(q) for q in np.percentile([run.seconds for run in runs], [25, 50, 75]) * scale * 1e3)
         host = [1e6 * run.host for run in runs if run.host is not None]
         exposed = sum(not run.is_hidden for run in runs)
-        return cls(median, low, high, len(runs), statistics.median(host) if host else None, exposed)
+        return cls(
+            median,
+            low,
+            high,
+            len(runs),
+            statistics.median(host) if host else None,
+            exposed,
+            taken.dropped,
+            taken.disturbed,
+        )
 
     @property
     def spread(self) -> float:
@@ -180,6 +194,15 @@ class Record:
         """Every peer of any row."""
         return list(dict.fromkeys(name for row in self.rows for name in (*row.peers, *row.refusals)))
 
+    @property
+    def times(self) -> list[Times]:
+        """The times of every row, and of every way of its peers."""
+        return [
+            times
+            for row in self.rows
+            for times in (row.times, *(one for ways in row.peers.values() for one in ways.values()))
+        ]
+
     def write(self, path: Path) -> Path:
         """Save as JSON, whole or not at all, in `path`, or under its own name in the folder `path`. Returns the path.
 
@@ -249,7 +272,7 @@ def _row(saved: dict[str, Any]) -> Row:
 
 
 def _times(saved: dict[str, Any]) -> Times:
-    host = saved.get("host")  # this and the next are not in the files of older versions
+    host = saved.get("host")  # this and what follows are not in the files of older versions
     return Times(
         _rate(saved["median"]),
         _rate(saved["low"]),
@@ -257,6 +280,8 @@ def _times(saved: dict[str, Any]) -> Times:
         _count(saved["count"]),
         None if host is None else _rate(host),
         _count(saved.get("exposed", 0)),
+        _count(saved.get("dropped", 0)),
+        _count(saved.get("disturbed", 0)),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -13,6 +13,7 @@ from gpuconv import backend, cpu, settings
 from gpuconv.algorithms import ALGORITHMS
 from gpuconv.bench import timer
 from gpuconv.bench.case import Case
+from gpuconv.bench.limits import Limits
 from gpuconv.bench.peers.base import Contestant, Peer
 from gpuconv.bench.record import Row, Times
 from gpuconv.tools import check
@@ -30,6 +31,14 @@ TOLERANCES = {2: 5e-2, 4: 1e-4, 8: 1e-11}
 FAST_TOLERANCE = 1e-2
 
 
+WAYS = {"torch": 2, "scipy": 2}
+"""How many ways of doing a pass a peer has, if more than one."""
+
+RESTS, SECONDS_BEFORE_TURNS = 3, 0.3
+"""For how many times its window a turn rests, and what a case takes before its first turn: for estimates of the whole
+(Xeon with AVX-512, 2026-11-30)."""
+
+
 class WrongResult(AssertionError):
     """A convolution gave a wrong result, and is not timed."""
 
@@ -43,6 +52,22 @@ def threads(count: int | None) -> Iterator[None]:
             yield
     finally:
         settings.threads = before
+
+
+def estimate(cases: Sequence[Case], peers: Sequence[str], repeats: int, limits: Limits) -> float:
+    """The seconds that it takes to measure these cases, roughly.
+
+    A call is taken to reach half of the rates of this machine. What takes longer per call than a turn lasts, such as an
+    algorithm in plain Python, takes longer than estimated.
+    """
+    total = 0.0
+    for case in cases:
+        g, pace, ways = case.geometry, timer.turns(case.device), 1 + sum(WAYS.get(name, 1) for name in peers)
+        moved = g.bytes(backend.as_dtype(case.dtype, "bench").itemsize)
+        call = 2e-9 * (g.flops / limits.gflops + moved / limits.gbs)
+        turn = pace.warm + pace.slot + RESTS * pace.rest + 2 * call
+        total += SECONDS_BEFORE_TURNS + ways * max(timer.FEWEST * turn, min(repeats * turn, pace.budget))
+    return total
 
 
 def measure(case: Case, peers: Mapping[str, Peer], repeats: int) -> Row:
@@ -69,7 +94,7 @@ def measure(case: Case, peers: Mapping[str, Peer], repeats: int) -> Row:
         for way, contestant in contestants.items():
             _compare(case, f"{name} ({way})", contestant, y)
             calls[f"{name} {way}"] = contestant.call
-    runs = timer.interleaved(calls, repeats, timer.stopwatch(case.device), timer.turns(case.device))
+    taken = timer.interleaved(calls, repeats, timer.stopwatch(case.device), timer.turns(case.device))
     return Row(
         suite=case.layer.suite,
         layer=case.layer.name,
@@ -78,9 +103,9 @@ def measure(case: Case, peers: Mapping[str, Peer], repeats: int) -> Row:
         algorithm=plan.chosen,
         dtype=case.dtype,
         precision=case.precision,
-        times=Times.of(runs["gpuconv"]),
+        times=Times.of(taken["gpuconv"]),
         peers={
-            name: {way: Times.of(runs[f"{name} {way}"], c.scale) for way, c in contestants.items()}
+            name: {way: Times.of(taken[f"{name} {way}"], c.scale) for way, c in contestants.items()}
             for name, contestants in ways.items()
         },
         refusals=refusals,

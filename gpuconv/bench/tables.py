@@ -94,22 +94,33 @@ def origin(provenance: Provenance) -> str:
     )
 
 
-def exposed(record: Record) -> str:
-    """The meaning of the star behind a time, empty if there is none."""
-    times = [row.times for row in record.rows]
-    times += [one for row in record.rows for ways in row.peers.values() for one in ways.values()]
-    if not any(one.exposed for one in times):
-        return ""
-    return "* the device waited for the host in some of the runs, and the time includes that"
+def line(row: Row) -> str:
+    """A row in one line, with its ratios to the peers, for where no table can grow."""
+    ratios = (f", {ratio:.2f} times as fast as {peer}" for peer in row.peers if (ratio := row.ratio(peer)) is not None)
+    return f"{row.problem} {row.direction} {row.algorithm} {milliseconds(row.times)} ms{''.join(ratios)}"
+
+
+def notes(times: Sequence[Times]) -> str:
+    """The meaning of the signs beside times, and how many turns were dropped; empty if there is nothing to say."""
+    lines = []
+    if any(one.exposed for one in times):
+        lines.append("* the device waited for the host in some of the runs, and the time includes that")
+    if any(one.disturbed for one in times):
+        lines.append("~ other programs had a core in some of the turns that count, because too few were left without")
+    if dropped := sum(one.dropped for one in times):
+        lines.append(f"turns dropped because another program had a core meanwhile: {dropped}")
+    return "\n".join(lines)
 
 
 def milliseconds(times: Times) -> str:
-    """The median, with a star if the host could not be hidden.
+    """The median, with a star if the host could not be hidden, and a tilde if other programs disturbed it.
 
     >>> milliseconds(Times(2.5, 2.4, 2.6, 10)), milliseconds(Times(2.5, 2.4, 2.6, 10, host=900.0, exposed=3))
     ('2.50', '2.50*')
+    >>> milliseconds(Times(2.5, 2.4, 2.6, 10, disturbed=1))
+    '~2.50'
     """
-    return digits(times.median) + ("*" if times.exposed else "")
+    return ("~" if times.disturbed else "") + digits(times.median) + ("*" if times.exposed else "")
 
 
 def verdict(record: Record, peer: str) -> str:

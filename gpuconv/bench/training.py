@@ -90,8 +90,8 @@ def measure(device: str, batch: int | None, repeats: int, *, against_torch: bool
     for name, way in ways.items():
         _compare(name, loss, gradients, *way.gradients())
         calls[name] = way.call
-    runs = timer.interleaved(calls, repeats, timer.stopwatch(device), timer.turns(device))
-    return Result(n, device, Times.of(runs["gpuconv"]), {name: Times.of(runs[name]) for name in ways})
+    taken = timer.interleaved(calls, repeats, timer.stopwatch(device), timer.turns(device))
+    return Result(n, device, Times.of(taken["gpuconv"]), {name: Times.of(taken[name]) for name in ways})
 
 
 @dataclass

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import random
+import threading
 import time
 import types
 
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 
 import gpuconv
 from gpuconv import backend, cpu, layers, models
-from gpuconv.bench import case, limits, peers, plots, record, runner, suites, summary, tables, timer, training
+from gpuconv.bench import case, limits, peers, plots, quiet, record, runner, suites, summary, tables, timer, training
 from gpuconv.bench.limits import Limits
 from gpuconv.bench.peers.base import Contestant
 from gpuconv.bench.training import Result
@@ -73,7 +74,7 @@ def turns(**more):
 
 
 def seconds_of(taken):
-    return {name: [run.seconds for run in runs] for name, runs in taken.items()}
+    return {name: [run.seconds for run in some.runs] for name, some in taken.items()}
 
 
 def test_calls_take_turns_of_a_slot_each():
@@ -85,7 +86,7 @@ def test_calls_take_turns_of_a_slot_each():
         call()
         return timer.Run(costs[order[-1]])
 
-    taken = timer.interleaved(calls, 2, run, turns(slot=3.0, warm=1.0), clock=lambda: 0.0)
+    taken = timer.interleaved(calls, 2, run, turns(slot=3.0, warm=1.0), clock=lambda: 0.0, waited=lambda: 0.0)
     assert order == (["quick"] * 4 + ["slow"] * 2) * 2  # the first of each turn is not counted
     assert seconds_of(taken) == {"quick": [1.0] * 6, "slow": [5.0] * 2}
 
@@ -103,9 +104,87 @@ def test_after_its_budget_no_turn_begins_but_three_do():
             10,
             lambda call: timer.Run(1.0),
             turns(slot=1.0, budget=budget),
+            waited=lambda: 0.0,
             clock=lambda ticks=ticks: float(next(ticks)),
         )
-        assert len(taken["a"]) == count
+        assert len(taken["a"].runs) == count
+
+
+def turns_that_wait(*shares):
+    """The taken runs of a call whose turns last one second, of which its threads wait for a core for these shares.
+
+    The number of the turn stands in the place of the host's time.
+    """
+    waited = [0.0]
+
+    def run(call):
+        waited.append(waited[-1] + shares[len(waited) - 1])
+        return timer.Run(1.0, host=float(len(waited) - 1))
+
+    taken = timer.interleaved(
+        {"a": int}, 5, run, turns(slot=0.0, warm=0.0), clock=lambda: 0.0, waited=lambda: waited[-1]
+    )
+    return [run.host for run in taken["a"].runs], taken["a"].dropped, taken["a"].disturbed
+
+
+def test_a_turn_in_which_another_program_had_a_core_is_dropped_and_taken_again():
+    assert turns_that_wait(*[0.1] * 5) == ([1, 2, 3, 4, 5], 0, 0)
+    assert turns_that_wait(0, 0.5, 0, 0, 0, 0) == ([1, 3, 4, 5, 6], 1, 0)
+    assert turns_that_wait(0, 0.5, 0.2, 0.9, 0, 0, 0, 0) == ([1, 5, 6, 7, 8], 3, 0)
+
+
+def test_the_least_disturbed_turns_count_where_all_are():
+    assert turns_that_wait(0.9, 0.8, 0.9, 0.3, 0.9, 0.9, 0.2, 0.9, 0.9, 0.9) == ([2, 4, 7], 7, 3)
+    assert turns_that_wait(0.9, 0.8, 0.9, 0, 0.9, 0.9, 0, 0.9, 0.9, 0.9) == ([2, 4, 7], 7, 1)
+
+
+def test_a_device_does_not_mind_who_has_the_cores():
+    pace = dataclasses.replace(timer.ON_DEVICE, slot=0.0, warm=0.0)
+    taken = timer.interleaved({"a": int}, 5, lambda call: timer.Run(1.0), pace, waited=lambda: pytest.fail("it asks"))
+    assert len(taken["a"].runs) == 5
+
+
+@pytest.mark.parametrize(("spins", "rests"), [(0.0, 0.03), (0.02, 0.06), (0.13, 0.18), (9.0, 1.02)])
+def test_a_rest_lasts_until_no_thread_spins(spins, rests):
+    now = [0.0]
+
+    def sleep(seconds):
+        now.append(now[-1] + seconds)
+
+    rest = quiet.wait_until_idle(0.03, sleep=sleep, clock=lambda: now[-1], used=lambda: min(now[-1], spins))
+    assert rest == pytest.approx(rests)
+
+
+def test_a_rest_sees_a_thread_that_computes():
+    a, stopped = np.ones((128, 128)), threading.Event()
+
+    def compute():
+        while not stopped.is_set():
+            a @ a
+
+    def sleep(seconds):
+        """At first as long as it takes the other thread to compute for so many seconds."""
+        begin = time.process_time()
+        while time.process_time() - begin < seconds and not stopped.is_set():
+            time.sleep(0.005)
+        stopped.set()
+        thread.join()
+        rests.append(seconds)
+
+    rests = []
+    thread = threading.Thread(target=compute)
+    thread.start()
+    quiet.wait_until_idle(0.06, sleep=sleep)
+    assert len(rests) >= 2
+
+
+def test_the_time_without_a_core_is_that_of_all_threads(tmp_path):
+    for number, line in enumerate(["7 250000000 9", "7 500000000 9", "gone", ""]):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "schedstat").write_text(line)
+    (tmp_path / "ended").mkdir()
+    assert quiet.waited_for_a_core(tmp_path) == 0.75
+    assert quiet.waited_for_a_core(tmp_path / "missing") == 0.0
 
 
 def test_turns_on_a_device_are_few_and_short_and_rest_for_nothing(monkeypatch):
@@ -119,7 +198,7 @@ def test_turns_on_a_device_are_few_and_short_and_rest_for_nothing(monkeypatch):
             timer.turns("cuda:0"),
             clock=lambda: 0.0,
         )
-        assert len(taken["a"]) == 3 * count
+        assert len(taken["a"].runs) == 3 * count
         assert len(calls) == 3 * (count + 1)
     assert timer.turns("cpu") is timer.ON_CPU
 
@@ -338,7 +417,7 @@ def test_tables_show_the_host_where_there_is_one():
     def text(*rows):
         console = rich.console.Console(width=200, file=io.StringIO())
         console.print(tables.rows(rows, Limits(100.0, 10.0), ["echo"], 200))
-        return console.file.getvalue(), tables.exposed(make_record(rows))
+        return console.file.getvalue(), tables.notes(make_record(rows).times)
 
     row = make_row()
     assert "host" not in text(row)[0]
@@ -348,6 +427,11 @@ def test_tables_show_the_host_where_there_is_one():
     assert "echo host µs" in shown
     assert "12.3" in shown
     assert note == ""
+    noisy = dataclasses.replace(row, times=dataclasses.replace(row.times, dropped=7, disturbed=2))
+    shown, note = text(noisy, row)
+    assert "~2.00" in shown
+    assert note.splitlines()[0].startswith("~ other programs had a core in some of the turns")
+    assert note.splitlines()[1] == "turns dropped because another program had a core meanwhile: 7"
     waited = dataclasses.replace(on_device, times=dataclasses.replace(on_device.times, exposed=2))
     shown, note = text(waited)
     assert "2.00*" in shown
@@ -356,12 +440,13 @@ def test_tables_show_the_host_where_there_is_one():
 
 def test_the_host_is_read_as_it_was_written_and_older_files_have_none(tmp_path):
     row = make_row()
-    row = dataclasses.replace(row, times=dataclasses.replace(row.times, host=12.5, exposed=1))
+    row = dataclasses.replace(row, times=dataclasses.replace(row.times, host=12.5, exposed=1, dropped=2, disturbed=3))
     path = make_record([row]).write(tmp_path / "rows.json")
     assert record.Record.read(path).rows == [row]
     content = json.loads(path.read_text())
     for times in (content["results"][0]["times"], *content["results"][0]["peers"]["echo"].values()):
-        del times["host"], times["exposed"]
+        for name in ("host", "exposed", "dropped", "disturbed"):
+            del times[name]
     path.write_text(json.dumps(content))
     assert record.Record.read(path).rows == [make_row()]
 

@@ -27,7 +27,7 @@ from gpuconv.algorithms.cpu.gemm import Gemm
 from gpuconv.bench import limits, peers, runner
 from gpuconv.cli import app
 from gpuconv.demo import contact_sheet, digits, lenet, pictures
-from gpuconv.tools import check
+from gpuconv.tools import check, termination
 
 NAMES = [algorithm.name for algorithm in ALGORITHMS]
 ROOT = pathlib.Path(gpuconv.__file__).parents[1]
@@ -438,7 +438,7 @@ def test_bench_saves_rows_with_their_provenance(tmp_path, small_limits):
 
 def test_bench_shows_what_it_saved(tmp_path, small_limits):
     words = ("--problem", SMALL, "--problem", "n1_w9_c4_k4_s3_g4", "--repeats", 1, "--against", "matmul")
-    measured = succeeds("bench", *words, "--json", tmp_path)
+    measured = gpuconv_command("bench", *words, "--json", tmp_path).stdout
     (saved,) = tmp_path.glob("*.json")
     assert saved.stem.endswith(json.loads(saved.read_text())["provenance"]["date"][:10])
     first, _, rest = measured.partition("\n")
@@ -519,6 +519,59 @@ def test_bench_leaves_what_is_done_when_interrupted(monkeypatch, tmp_path, small
     result = gpuconv_command("bench", "--problem", SMALL, "--repeats", 1, "--json", saved)
     assert result.exit_code == 130
     assert len(json.loads(saved.read_text())["results"]) == 2
+
+
+LIMITED_BENCH = """
+from gpuconv.bench import limits
+limits.SIDE, limits.COPIED = {"cpu": 8}, {"cpu": 2**21}
+from gpuconv.__main__ import main
+main()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM")
+def test_bench_keeps_and_shows_on_sigterm_what_is_done(tmp_path):
+    saved = tmp_path / "rows.json"
+    problems = [word for size in range(8, 48) for word in ("--problem", f"n1_h{size}w8_c4_k4_r1s1")]
+    words = ["bench", *problems, "--algorithm", "gemm", "--repeats", "1", "--json", str(saved)]
+    with subprocess.Popen(
+        [sys.executable, "-c", LIMITED_BENCH, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        first = process.stderr.readline(), process.stderr.readline()
+        kept_before = len(json.loads(saved.read_text())["results"])  # while it measures
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert first[0].startswith("120 cases to measure, about")
+    assert re.match(r"1 of 120: n1_h8w8_c4_k4_r1s1 forward gemm ~?[\d.]+ ms, [\d.]+ times as fast as matmul", first[1])
+    rows = json.loads(saved.read_text())["results"]
+    assert 1 <= kept_before <= len(rows) < 120
+    assert len(rows) == 1 + len(err.splitlines())
+    assert all(row["problem"] in out for row in rows)
+    assert f"saved: {saved}" in out
+
+
+def wait_for_sigterm():
+    with termination.as_an_interrupt():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+
+def test_a_handler_of_sigterm_that_is_there_stays_in_charge():
+    was, seen = signal.getsignal(signal.SIGTERM), []
+    try:
+        for handler in (signal.SIG_IGN, lambda *_: seen.append(1)):
+            signal.signal(signal.SIGTERM, handler)
+            with termination.as_an_interrupt():
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert signal.getsignal(signal.SIGTERM) is handler
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with pytest.raises(termination.Terminated):
+            wait_for_sigterm()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, was)
+    assert seen == [1]
 
 
 def test_bench_refuses_before_it_measures(tmp_path, monkeypatch):
