@@ -1,13 +1,20 @@
-"""Compiled loops on several threads, none of which outlives a call that is interrupted.
+"""Compiled loops on several threads, none of which is inside a loop when the call has ended, whatever ended it.
 
-The caller offers shares of its work to the workers of thread_pool.py, and works itself. threads.py does the same for
-jobs in Python. Compiled loops differ in one point: they know arrays by their addresses, so no worker may be inside a
-loop when the call has ended, whatever ended it. A KeyboardInterrupt is raised between bytecodes, and Python code that
-waits can be interrupted like any other. Therefore every loop has a gate, which is kept by compiled code
-(simd/waiting.py). The gate is open while the caller is inside the loop. Before the caller leaves, the same piece of
-compiled code closes the gate and waits until the workers have left. What an interrupt can skip in Python is of no
-consequence: a worker that comes late finds the gate closed. Each call has a ticket, a number of its own, by which a
-worker tells the gate of its call from one that has since been reused.
+A job is a compiled loop with its arguments, which lie in one block of integers. `run` hands the block's address to one
+piece of compiled code (`share` in simd/sharing.py). That calls workers of thread_pool.py, which need no GIL to come,
+runs the loop itself, and sees to it that they are out again. So there is no Python between the beginning and the end of
+a call, where a KeyboardInterrupt could be raised.
+
+    job = Job(dense.correlate, product, index_maps, bias_row, tasks, Each(tables), Each(panels), Each(sums))
+    run(2, [job], macs=g.macs)
+
+simd/arguments.py says how a loop receives its arguments, and how they lie in the block. A call that is repeated makes
+its job once, and writes new addresses into `job.block` before every `run`:
+
+    job.block[job.place(0) + Product._fields.index("x")] = address(x)
+
+A job serves one call at a time, and so belongs to one thread of Python. It keeps its arguments alive, but not the
+arrays whose addresses stand in a NamedTuple: `keeps` is for those.
 
 A long loop is split into slices, so that Ctrl-C does not have to wait for its end. Between two slices the caller is in
 Python for a moment, and nobody is inside the loop.
@@ -16,20 +23,17 @@ Python for a moment, and nobody is inside the loop.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
-from itertools import count
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from gpuconv.cpu import thread_pool
+from gpuconv.simd.lines import ASKED, LIMIT, LINE, LINK, NEXT, NONE_LEFT, lines
 from gpuconv.support.shielded import shielded
 from gpuconv.typing import Array
-
-Job = Callable[[Any], None]
-"""A compiled loop: with a turn it enters the gate, and takes one task after another until none is left."""
 
 SLICED_MACS = 2**32
 """Minimum multiply-adds of a call that is split into slices: about 50 ms of one core at its best, and up to 5 s at its
@@ -39,91 +43,171 @@ SLICE = 0.1
 """Target duration of a slice, in seconds."""
 
 
+class Each:
+    """Arrays of one shape, dtype and layout, one per thread: a loop sees that of its own thread."""
+
+    def __init__(self, arrays: Sequence[Array]) -> None:
+        self.arrays = arrays
+        self.addresses = np.array([array.ctypes.data for array in arrays], np.int64)
+
+
+class Job:
+    """A compiled loop and its arguments: `block` holds the head, see simd/lines.py, and then the arguments."""
+
+    def __init__(self, loop: Any, *arguments: Any, keeps: object = None) -> None:
+        words: list[int] = []
+        self._places: list[int] = []
+        keys = []
+        for argument in arguments:
+            self._places.append(LINE + len(words))
+            keys.append(_write(argument, words))
+        key = loop, tuple(keys)
+        function = _functions.get(key)
+        if function is None:
+            function = _functions[key] = _compile(loop, arguments)
+        self.block = np.array([function, 0, 0, NONE_LEFT, 0, 0, 0, 0, *words], np.int64)
+        self.address: int = self.block.ctypes.data
+        self._kept_alive = arguments, keeps
+
+    def place(self, argument: int) -> int:
+        """The index in `block` of the first word of an argument."""
+        return self._places[argument]
+
+
 def run(threads: int, jobs: Sequence[Job], *, macs: int = 0) -> None:
     """Run all jobs, of `macs` multiply-adds in total, on up to `threads` threads, the caller's among them.
 
-    Every thread goes through the jobs in order, and the call returns when no thread is inside one. A worker that fails,
-    for want of memory, leaves its tasks to the others.
+    Every thread goes through the jobs in order, and the call returns when no thread is inside one.
     """
     if not jobs:
         return
-    waiting, ticket = _waiting(), next(_tickets)
-    taken_gates = [_take_gate() for _ in jobs]
-    gates = [gate for gate, _ in taken_gates]
-    shares: list[thread_pool.Share] = []
-
-    def work() -> None:
-        for gate, job in zip(gates, jobs, strict=True):
-            job(waiting.Turn(gate, ticket, False))
-
+    gate, sharing = _take_gate(), _sharing()
     try:
-        if threads > 1:
-            thread_pool.offer(shares, threads - 1, work, (taken_gates[0][1], ticket))
-        for gate, job in zip(gates, jobs, strict=True):
-            turn = waiting.Turn(gate, ticket, True)
-            if macs < SLICED_MACS:
-                job(turn)
-            else:
-                _run_in_slices(job, turn, threads)
+        workers = thread_pool.mailboxes(threads - 1, len(_gates) - len(_spare_gates))
+        if macs < SLICED_MACS:
+            for i in range(len(jobs) - 1):
+                jobs[i].block[LINK] = jobs[i + 1].address
+            sharing.share(gate, jobs[0].address, True, threads, *workers)
+        else:
+            for job in jobs:
+                _run_in_slices(gate, job, threads, workers)
     finally:
-        if shares:
-            for gate in gates:
-                gate[waiting.OPEN] = -ticket  # nobody needs to wait for a loop that an error has kept from beginning
-            thread_pool.settle(shares)
-        _spare_gates.extend(taken_gates)
+        _spare_gates.append(gate)
 
 
-def _run_in_slices(job: Job, turn: Any, threads: int) -> None:
-    """Run a job as the caller, some tasks at a time, by raising the limit of its gate."""
-    gate, waiting = turn.gate, _waiting()
+def _run_in_slices(gate: int, job: Job, threads: int, workers: tuple[int, int]) -> None:
+    """Run a job, some tasks at a time, by raising its limit."""
     tasks = threads
-    gate[waiting.LIMIT] = tasks
+    job.block[LIMIT] = tasks
+    begins = True
     while True:
         start = time.perf_counter()
-        job(turn)
-        if gate[waiting.NEXT] < gate[waiting.LIMIT]:
+        _sharing().share(gate, job.address, begins, threads, *workers)
+        if job.block[NEXT] < job.block[LIMIT]:
             return
         seconds = time.perf_counter() - start
         tasks = max(threads, round(tasks * min(4, SLICE / max(seconds, 1e-6))))
-        gate[waiting.LIMIT] += tasks
+        job.block[LIMIT] += tasks
+        begins = False
 
 
-_tickets = count(1)
-"""The tickets of calls. No two calls have the same, so no worker mistakes the gate of one for that of another."""
+# -------------------------------------------------------------------------------------------------- gates
+
 
 _gates: list[Array] = []
 """All gates. Their memory is never freed: a late worker may look at a gate that belongs to another call by now."""
 
-_spare_gates: list[tuple[Array, int]] = []
-"""The gates that no call holds, and their addresses. An interrupt may lose one: 64 bytes and an object of Python."""
+_spare_gates: list[int] = []
+"""The addresses of the gates that no call holds. An interrupt may lose one: 64 bytes and an object of Python."""
 
 
-def _take_gate() -> tuple[Array, int]:
-    """A gate, and its address. The gate is closed, and its tasks have no limit."""
+def _take_gate() -> int:
+    """The address of a gate, which is closed."""
     try:
-        gate, gate_address = _spare_gates.pop()
+        return _spare_gates.pop()
     except IndexError:
-        gate = np.zeros(_waiting().GATE_SIZE, np.int64)
-        gate_address = gate.ctypes.data
+        gate, address = lines(1)
         _gates.append(gate)
-    gate[:] = _waiting().CLOSED_GATE
-    return gate, gate_address
+        return address
+
+
+# -------------------------------------------------------------------------------------------------- blocks
+
+
+_functions: dict[tuple[Any, ...], int] = {}
+"""The address of every loop that has been compiled, by the loop and what it is specialized for."""
+
+
+def _write(argument: Any, words: list[int]) -> Any:
+    """Append an argument to the words of a block. The result says what code has to be specialized for."""
+    if isinstance(argument, np.ndarray):
+        words += (argument.ctypes.data, *argument.shape, *argument.strides)
+        return argument.dtype, argument.ndim, argument.flags.c_contiguous
+    if isinstance(argument, Each):
+        first = argument.arrays[0]
+        words += (argument.addresses.ctypes.data, *first.shape, *first.strides)
+        return Each, first.dtype, first.ndim, first.flags.c_contiguous
+    if isinstance(argument, tuple):
+        if hasattr(argument, "_fields"):
+            words += argument
+            return type(argument)
+        if all(type(one) is int for one in argument):
+            return len(argument)
+        return tuple(_write(one, words) for one in argument)
+    if isinstance(argument, np.void):
+        words += argument.item()
+        return argument.dtype
+    words.append(argument)
+    return int
+
+
+def _compile(loop: Any, arguments: tuple[Any, ...]) -> int:
+    """The address of a loop for such arguments."""
+    from numba import types
+
+    kinds = types.TypeRef(types.Tuple([_kind(argument) for argument in arguments]))
+    signature = types.intp, types.intp, kinds
+    loop.compile(signature)
+    compiled = loop.overloads[signature]
+    address: int = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name)
+    return address
+
+
+def _kind(argument: Any) -> Any:
+    """The Numba type of an argument, see simd/arguments.py."""
+    from numba import typeof, types
+    from numba.np.numpy_support import from_dtype
+
+    from gpuconv.simd.arguments import EachType
+
+    if isinstance(argument, np.ndarray):
+        layout = "C" if argument.flags.c_contiguous else "A"
+        return types.Array(from_dtype(argument.dtype), argument.ndim, layout)
+    if isinstance(argument, Each):
+        return EachType(_kind(argument.arrays[0]))
+    if isinstance(argument, tuple) and not hasattr(argument, "_fields"):
+        return types.Tuple([_kind(one) for one in argument])
+    if isinstance(argument, int):
+        return types.intp
+    return typeof(argument)
 
 
 @cache
-def _waiting() -> ModuleType:
-    """The module simd/waiting.py, imported when it is first needed, since Numba takes long to import."""
-    waiting: ModuleType = shielded(_import_waiting)
-    return waiting
+def _sharing() -> ModuleType:
+    """The module simd/sharing.py, imported when it is first needed, since Numba takes long to import."""
+    sharing: ModuleType = shielded(_import_sharing)
+    return sharing
 
 
-def _import_waiting() -> ModuleType:
+def _import_sharing() -> ModuleType:
     """The module, after its functions have been compiled and the workers have them."""
-    from gpuconv.simd import waiting
+    from gpuconv.simd import sharing
 
-    mailbox = np.ones(3, np.int64)
-    mailbox[thread_pool.GATE] = 0
-    waiting.linger(mailbox, 0)  # compiled now, not while a worker is wanted
-    waiting.is_set(mailbox)
-    thread_pool.linger, thread_pool.spin = waiting.linger, waiting.is_set
-    return waiting
+    room, address = lines(1)  # compiled now, not while a worker is wanted
+    room[0, ASKED] = 1
+    sharing.attend(address, 0)
+    sharing.call_back(address)
+    sharing.share(address, 0, True, 1, address, 0)
+    sharing.is_set(address)
+    thread_pool.enter_compiled_code(sharing)
+    return sharing

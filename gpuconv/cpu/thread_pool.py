@@ -1,15 +1,15 @@
-"""The pool of worker threads, which take shares of a caller's work. No interrupt can leave it in disorder.
+"""The pool of worker threads, which help callers with their work. No interrupt can leave it in disorder.
 
-threads.py offers shares of jobs in Python, parallel_loops.py shares of compiled loops. A caller offers a share to each
-worker that it wants, works itself, and settles the shares in the end.
+Compiled loops (parallel_loops.py) and jobs in Python (threads.py) share it. Once Numba is there, a worker spends its
+life in compiled code (`attend` in simd/sharing.py): it helps callers with compiled loops, polls its mailbox for a short
+while when there is nothing to do, and then sleeps, without ever holding the GIL. It returns to Python for what callers
+in Python offer to it. Where there is no compiled code, it sleeps in Python.
 
-A KeyboardInterrupt is raised in the main thread, between any two bytecodes, also inside a `finally`. So every change
-that a caller makes to the pool is one step, which may be repeated: a share belongs to the first who claims it, the
-worker or the caller who withdraws it. Everything else is changed by workers only, which no interrupt reaches. A share
-that an interrupted caller leaves behind does no harm as long as its work checks by itself that the call still lasts.
-
-A worker that has nothing to do sleeps. Waking it takes about 50 us (2 cores of an AMD EPYC in a virtual machine), which
-is too long for compiled loops, so parallel_loops.py lets workers `linger` awake for a while.
+A caller in Python offers a share to each worker that it wants, works itself, and settles the shares in the end. A
+KeyboardInterrupt is raised in the main thread, between any two bytecodes, also inside a `finally`. So every change that
+a caller makes to the pool is one step, which may be repeated: a share belongs to the first who claims it, the worker or
+the caller who withdraws it. Everything else is changed by workers only, which no interrupt reaches. A share that an
+interrupted caller leaves behind does no harm as long as its work checks by itself that the call still lasts.
 """
 
 from __future__ import annotations
@@ -18,25 +18,22 @@ import _thread
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from types import ModuleType
 
 import numpy as np
 
-from gpuconv.typing import Array
+from gpuconv.simd.lines import HELPING, LINE, STATE, lines
 
 Work = Callable[[], None]
 
-ASKED, GATE, TICKET = range(3)
-"""Elements of a mailbox: how often the worker has been asked, and the gate and the ticket of the call that asked last.
-By the gate simd/waiting.py sees that the caller has begun."""
+MOST_WORKERS = 1023
+"""Maximum workers, each of which has a mailbox."""
 
-SPINS = 4
-"""Polls of a flag by `spin` before a caller sleeps until a share is done."""
+_compiled: list[ModuleType] = []
+"""The module simd/sharing.py, once it has been imported."""
 
-linger: Callable[[Array, int], int] | None = None
-"""Waits, without the GIL, until a mailbox has been asked more often than a number. Returns how often, or -1."""
 
-spin: Callable[[Array], bool] | None = None
-"""Waits for a short time, without the GIL, until a flag is set. Returns whether it is."""
+_mailboxes, _mailboxes_address = lines(MOST_WORKERS)
 
 
 class Share:
@@ -82,10 +79,9 @@ class Share:
             self._worker.offers.remove(self)
 
     def _wait(self) -> None:
-        """Wait until the worker is done."""
-        for _ in range(SPINS if spin is not None else 0):
-            if self._flag[0] or (spin is not None and spin(self._flag)):
-                return
+        """Wait until the worker is done: for a short time without the GIL, and then asleep."""
+        if _compiled and not self._flag[0]:
+            _compiled[0].is_set(self._flag.ctypes.data)
         while not self._flag[0]:
             self._unfinished.acquire()
             self._unfinished.release()
@@ -96,31 +92,39 @@ class _Worker:
 
     def __init__(self) -> None:
         self.offers: list[Share] = []
-        self.mailbox = np.zeros(3, np.int64)
         self.is_busy = False
+        self._number: int | None = None
         self._is_asleep = False
         self._wake = _thread.allocate_lock()
         self._wake.acquire()
 
     def wake(self) -> None:
         """Tell the worker that a share has been offered."""
-        self.mailbox[ASKED] += 1
+        if _compiled and self._number is not None:
+            _compiled[0].call_back(_mailbox(self._number))
         if self._is_asleep:
             with suppress(RuntimeError):  # another caller has woken it
                 self._wake.release()
 
-    def serve(self) -> None:
-        """Do what is offered, for ever. This is what the thread of the worker runs."""
-        _workers.append(self)
+    def helps(self) -> bool:
+        """Whether the worker is in a compiled loop."""
+        return self._number is not None and bool(_mailboxes[self._number, STATE] == HELPING)
+
+    def serve(self, most: int) -> None:
+        """Do what is offered, for ever, unless there are `most` workers. This is what the thread of the worker runs."""
+        number = next((i for i in range(most) if _workers.setdefault(i, self) is self), None)
+        self._number = number
         answered = 0
         while True:
             while self.offers:
                 self._do_one()
-            if linger is not None and (asked := linger(self.mailbox, answered)) >= 0:
-                answered = asked
+            if number is None:
+                return
+            if _compiled:
+                answered = _compiled[0].attend(_mailbox(number), answered)
                 continue
             self._is_asleep = True
-            if not self.offers:
+            if not self.offers and not _compiled:
                 self._wake.acquire()
             self._is_asleep = False
 
@@ -132,36 +136,46 @@ class _Worker:
         share.do(self)
 
 
-_workers: list[_Worker] = []
-"""All workers: as many as one call has ever asked for, or as there are cores. Each worker adds itself."""
+_workers: dict[int, _Worker] = {}
+"""All workers by their numbers, which are those of their mailboxes: as many as one call has ever asked for, or as there
+are cores. Each worker adds itself."""
 
 
-def offer(shares: list[Share], count: int, work: Work, gate: tuple[int, int] = (0, 0)) -> None:
+def _mailbox(number: int) -> int:
+    """The address of a mailbox."""
+    return _mailboxes_address + 8 * LINE * number
+
+
+def mailboxes(wanted: int, callers: int) -> tuple[int, int]:
+    """The address of all mailboxes, and their number, for one of some callers of which each wants so many workers."""
+    if wanted * callers > len(_workers):
+        most = _most_workers(wanted)
+        for _ in range(len(_workers), min(wanted * callers, most)):
+            if not _start(_Worker(), most):
+                break
+    return _mailboxes_address, len(_workers)
+
+
+def offer(shares: list[Share], count: int, work: Work) -> None:
     """Offer shares of some work to `count` workers, or to as many as are available.
 
-    Each share is added to `shares`, for `settle`, before any worker can know of it. `gate` is the address of a gate and
-    the ticket of the call, for `linger`.
+    Each share is added to `shares`, for `settle`, before any worker can know of it.
     """
-    free = [worker for worker in _workers if not worker.is_busy and not worker.offers]
-    for worker in tuple(_workers):
+    workers = list(_workers.values())
+    free = [worker for worker in workers if not (worker.is_busy or worker.offers or worker.helps())]
+    for worker in workers:
         if worker.offers:
             worker.wake()  # an interrupt may have come between the offer and the wake
     for i in range(count):
-        if i >= len(free) and len(_workers) >= max(count, (os.cpu_count() or 1) - 1):
-            return  # concurrent callers divide the workers there are: more threads than cores gain nothing
+        if i >= len(free) and len(_workers) >= _most_workers(count):
+            return
         worker = free[i] if i < len(free) else _Worker()
         share = Share(work, worker)
         shares.append(share)
-        if i < len(free):
-            worker.mailbox[GATE:] = gate
-            worker.offers.append(share)
-            worker.wake()
-            continue
         worker.offers.append(share)
-        try:
-            # Not threading.Thread: an interrupt inside its start() may leave the new thread waiting for ever.
-            _thread.start_new_thread(worker.serve, ())
-        except RuntimeError:  # no more threads can be started: the caller does it all
+        if i < len(free):
+            worker.wake()
+        elif not _start(worker, _most_workers(count)):
             worker.offers.clear()
             shares.remove(share)
             return
@@ -181,9 +195,32 @@ def settle(shares: list[Share]) -> None:
         raise interrupt
 
 
+def _most_workers(wanted: int) -> int:
+    """Maximum workers of all callers together, who divide them: more threads than cores gain nothing."""
+    return min(MOST_WORKERS, max(wanted, (os.cpu_count() or 1) - 1))
+
+
+def _start(worker: _Worker, most: int) -> bool:
+    """Start the thread of a worker. The result is False if the system has no more threads: the caller does it all."""
+    try:
+        # Not threading.Thread: an interrupt inside its start() may leave the new thread waiting for ever.
+        _thread.start_new_thread(worker.serve, (most,))
+    except RuntimeError:
+        return False
+    return True
+
+
+def enter_compiled_code(sharing: ModuleType) -> None:
+    """Have all workers help with compiled loops from now on. `sharing` is the module of simd/sharing.py."""
+    _compiled.append(sharing)
+    for worker in list(_workers.values()):
+        worker.wake()
+
+
 def _after_fork() -> None:
     """Forget the workers in the child, since threads do not survive a fork."""
     _workers.clear()
+    _mailboxes[...] = 0
 
 
 if hasattr(os, "register_at_fork"):

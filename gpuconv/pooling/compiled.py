@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv import cpu
-from gpuconv.cpu.parallel_loops import run
+from gpuconv.cpu.parallel_loops import Job, run
 from gpuconv.geometry import ConvGeometry
 from gpuconv.pooling.blocks import WORTH_A_THREAD
 from gpuconv.pooling.windows import windows_disjoint, windows_of
@@ -83,9 +83,5 @@ def _run(loop: Any, g: ConvGeometry, x: Array, y: Array, dx: Array) -> None:
             *(g.c * x.itemsize, rows, block, int(clears)),
         )
     )
-    tasks, like = -(-rows // block), np.empty(0, x.dtype)
-
-    def work(turn: Any) -> None:
-        loop(pooling, tasks, turn, like)
-
-    run(threads, [work], macs=math.prod(g.y_shape) * math.prod(g.kernel))
+    job = Job(loop, pooling, -(-rows // block), np.empty(0, x.dtype), keeps=(x, y, dx))
+    run(threads, [job], macs=math.prod(g.y_shape) * math.prod(g.kernel))

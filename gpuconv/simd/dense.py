@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpuconv.simd.arguments import arguments
 from gpuconv.simd.axes import addresses_along, axis_of, is_clear, seen
 from gpuconv.simd.tile import (
     ROWS,
@@ -37,7 +38,7 @@ from gpuconv.simd.tile import (
     transpose,
     variant,
 )
-from gpuconv.simd.waiting import enter, leave, next_task
+from gpuconv.simd.waiting import Turn, next_task
 
 
 class Product(NamedTuple):
@@ -324,13 +325,13 @@ def _scatter(p: Any, sums: Any, width: int, output_pointers: Any, count: int, to
 
 
 @kept
-def correlate(p: Any, maps: Any, bias: Any, tasks: int, turn: Any, table: Any, panel: Any, sums: Any) -> None:
+def correlate(job: Any, thread: Any, kinds: Any) -> None:
     """Compute y, task by task, until none is left. `table`, `panel` and `sums` belong to this thread.
 
     A task is a block of outputs by some of the panels. A panel is two vectors of channels of one group, or one vector.
     """
-    if not enter(turn):
-        return
+    turn = Turn(job, thread)
+    p, maps, bias, tasks, table, panel, sums = arguments(turn, kinds)
     size = size_of(panel)
     lanes = VECTOR_BYTES // size
     by_group = -(-p.k // (2 * lanes))
@@ -374,7 +375,6 @@ def correlate(p: Any, maps: Any, bias: Any, tasks: int, turn: Any, table: Any, p
                     start = 0
             if not in_place:
                 _scatter(p, sums, width, table[runs * rows :], count, (group * p.k + k0) * p.y_k, k_count)
-    leave(turn)
 
 
 def _make_gather(rows: int, vectors: int) -> Any:
@@ -472,15 +472,13 @@ _gather_run_1, _gather_run_2 = _make_gather_run(1), _make_gather_run(2)
 
 
 @kept
-def weight_gradient(  # noqa: C901, PLR0912, PLR0915  (one function for Numba)
-    p: Any, maps: Any, chunk: int, part_stride: int, tasks: int, turn: Any, table: Any, panel: Any, sums: Any
-) -> None:
+def weight_gradient(job: Any, thread: Any, kinds: Any) -> None:  # noqa: C901, PLR0912, PLR0915  (one function for Numba)
     """Compute dw, or one partial sum per chunk of outputs, with a stride of `part_stride`.
 
     A task is a chunk of outputs by some of the panels. `sums` holds all results of a task.
     """
-    if not enter(turn):
-        return
+    turn = Turn(job, thread)
+    p, maps, chunk, part_stride, tasks, table, panel, sums = arguments(turn, kinds)
     size = size_of(panel)
     lanes = VECTOR_BYTES // size
     by_group = -(-p.k // (2 * lanes))
@@ -537,4 +535,3 @@ def weight_gradient(  # noqa: C901, PLR0912, PLR0915  (one function for Numba)
                 for c in range(p.c):
                     _copy(sum_, size, target + c * p.w_c, p.w_k, k_count, width, panel)
                     sum_ += width * size
-    leave(turn)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from gpuconv.simd.arguments import arguments
 from gpuconv.simd.axes import addresses_along, axis_of, seen
 from gpuconv.simd.tile import (
     VECTOR_BYTES,
@@ -35,7 +36,7 @@ from gpuconv.simd.tile import (
     strided_pixels,
     tap_tile,
 )
-from gpuconv.simd.waiting import enter, leave, next_task
+from gpuconv.simd.waiting import Turn, next_task
 
 
 class Depthwise(NamedTuple):
@@ -131,15 +132,13 @@ def _make_others(p: Any, starts: Any, column_pointers: Any, count: int, y: int, 
 
 
 @kept
-def depthwise(
-    p: Any, maps: Any, shape: Any, tasks: int, turn: Any, starts: Any, column_pointers: Any, like: Any
-) -> None:
+def depthwise(job: Any, thread: Any, kinds: Any) -> None:
     """Compute y, one block of rows after another, until none is left.
 
     `starts` and `column_pointers` belong to this thread.
     """
-    if not enter(turn):
-        return
+    turn = Turn(job, thread)
+    p, maps, shape, tasks, starts, column_pointers, like = arguments(turn, kinds)
     taps, pixels, along = len(shape[0]), len(shape[3]), axis_of(maps[2])
     count = (pixels - 1) * p.stride + (taps - 1) * p.dilation + 1
     while True:
@@ -161,7 +160,6 @@ def depthwise(
                             some = column_pointers[(i * p.pieces + piece) * count :]
                             addresses_along(along, first, 1, starts[i], p.x_w, p.zeros, some, count)
                 _make_others(p, starts, column_pointers, count, y, like, shape)
-    leave(turn)
 
 
 @inlined
@@ -190,15 +188,13 @@ def _gather(
 
 
 @kept
-def depthwise_gradient(
-    p: Any, maps: Any, shape: Any, tasks: int, turn: Any, parts: Any, starts: Any, column_pointers: Any, sums: Any
-) -> None:
+def depthwise_gradient(job: Any, thread: Any, kinds: Any) -> None:
     """parts[task] = the contribution of a block of rows of outputs to dw, until no task is left.
 
     `starts`, `column_pointers` and `sums` belong to this thread; sums is (vectors of channels, taps, their channels).
     """
-    if not enter(turn):
-        return
+    turn = Turn(job, thread)
+    p, maps, shape, tasks, parts, starts, column_pointers, sums = arguments(turn, kinds)
     step, taps = len(shape[4]) * VECTOR_BYTES, len(shape[0])
     all_taps = p.t * p.r * p.pieces * taps
     width, channels = step // size_of(sums), p.pixel // size_of(sums)
@@ -223,4 +219,3 @@ def depthwise_gradient(
             for tap in range(all_taps):
                 for g in range(width):
                     parts[task, tap, first + g] = sums[start * all_taps + tap * width + g]
-    leave(turn)

@@ -17,9 +17,10 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from gpuconv.simd.arguments import arguments
 from gpuconv.simd.llvm import broadcast, load, store_value
 from gpuconv.simd.tile import VECTOR_BYTES, TileType, compiled, kept
-from gpuconv.simd.waiting import enter, leave, next_task
+from gpuconv.simd.waiting import Turn, next_task
 
 
 class Pooling(NamedTuple):
@@ -183,24 +184,23 @@ def _clear_band(p: Any, number: int, like: Any) -> None:
 
 
 @kept
-def max_pool(p: Any, tasks: int, turn: Any, like: Any) -> None:
+def max_pool(job: Any, thread: Any, kinds: Any) -> None:
     """Compute y, one block of rows after another, until none is left."""
-    if not enter(turn):
-        return
+    turn = Turn(job, thread)
+    p, tasks, like = arguments(turn, kinds)
     while True:
         task = next_task(turn)
         if task >= tasks:
             break
         for number in range(task * p.block, min((task + 1) * p.block, p.rows)):
             _pool_row(p, number, like, False)
-    leave(turn)
 
 
 @kept
-def max_pool_gradient(p: Any, tasks: int, turn: Any, like: Any) -> None:
+def max_pool_gradient(job: Any, thread: Any, kinds: Any) -> None:
     """Compute dx, for one block of rows of dy after another, until none is left."""
-    if not enter(turn):
-        return
+    turn = Turn(job, thread)
+    p, tasks, like = arguments(turn, kinds)
     while True:
         task = next_task(turn)
         if task >= tasks:
@@ -209,4 +209,3 @@ def max_pool_gradient(p: Any, tasks: int, turn: Any, like: Any) -> None:
             if p.clears:
                 _clear_band(p, number, like)
             _pool_row(p, number, like, True)
-    leave(turn)

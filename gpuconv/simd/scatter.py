@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from gpuconv.simd.arguments import arguments
 from gpuconv.simd.tile import (
     ROWS,
     VECTOR_BYTES,
@@ -29,7 +30,7 @@ from gpuconv.simd.tile import (
     tile_of,
     variant,
 )
-from gpuconv.simd.waiting import enter, leave, next_task
+from gpuconv.simd.waiting import Turn, next_task
 
 
 class Scatter(NamedTuple):
@@ -162,10 +163,10 @@ def _deliver(p: Any, target: int, source: int, bias: Any) -> None:
 
 
 @kept
-def scatter(p: Any, bias: Any, tasks: int, turn: Any, table: Any, sums: Any, buffer: Any) -> None:
+def scatter(job: Any, thread: Any, kinds: Any) -> None:
     """Compute dx, task by task, until none is left. `table`, `sums` and `buffer` belong to this thread."""
-    if not enter(turn):
-        return
+    turn = Turn(job, thread)
+    p, bias, tasks, table, sums, buffer = arguments(turn, kinds)
     size = size_of(sums)
     sums[:] = 0  # vectors extend past a run, into memory that may be unwritten and hold denormals
     while True:
@@ -188,4 +189,3 @@ def scatter(p: Any, bias: Any, tasks: int, turn: Any, table: Any, sums: Any, buf
         for h in range(h0, h1):
             source = address_of(buffer) + ((h - h0) * p.row + p.low_w * p.c) * size
             _deliver(p, p.x + n * p.x_n + d * p.x_d + h * p.x_h, source, bias)
-    leave(turn)

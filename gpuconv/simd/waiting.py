@@ -1,15 +1,11 @@
-"""Synchronization of threads without the GIL: a loop has begun, a task is done, all workers have left.
+"""How threads share the tasks of a loop, and how they wait, in compiled code and without the GIL.
 
-A gate is five integers that the threads of one loop share (gpuconv/cpu/parallel_loops.py says what it is for):
+Loops take their tasks here (`next_task`), and wait here for tasks of others (`wait_for`). simd/sharing.py has the pool
+whose threads run the loops.
 
-    NEXT      number of the next task
-    DONE      tasks that are done, where others wait for them
-    OPEN      number of the call while its caller is inside, minus that number when the loop has ended, 0 before
-    INSIDE    number of workers that are inside
-    LIMIT     number of the first task that must not begin yet
-
-A worker counts itself in before it checks whether the gate is open, and a caller closes the gate before it checks who
-is inside, so one of the two sees the other.
+Every wait begins with polls, since what a thread waits for mostly comes within a microsecond. Then it offers its core
+to other threads between polls, one of which may be the one that it waits for, and then it sleeps between polls: where
+other programs want the core as well, the system runs a thread that has slept before one that has not.
 """
 
 from __future__ import annotations
@@ -17,48 +13,34 @@ from __future__ import annotations
 import sys
 from typing import Any, NamedTuple
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
+from gpuconv.simd.lines import DONE, LIMIT, NEXT, NONE_LEFT
 from gpuconv.simd.llvm import I64
-from gpuconv.simd.tile import address_of, compiled, kept, value_at
+from gpuconv.simd.tile import compiled, value_at
 
-NEXT, DONE, OPEN, INSIDE, LIMIT = range(5)
+SPINS = 200
+"""Polls of a value that another thread is about to change, before the core is offered to others: 2 to 10 us."""
 
-GATE_SIZE = 8
-"""Elements of a gate: those above, and enough to fill a cache line."""
+YIELDS = SPINS + 50
+"""Polls before the thread sleeps between polls: some 20 us if nobody else wants the core."""
 
-NONE_LEFT = 2**62
-"""A number above that of every task."""
-
-CLOSED_GATE = np.array([0, 0, 0, 0, NONE_LEFT, 0, 0, 0])
-
-LINGER = 200_000
-"""Polls of the mailbox before a worker falls asleep: about 100 us."""
-
-FLAG_LOOKS = 100_000
-"""Polls of a flag before control returns to Python: about 50 us."""
-
-SPINS = 20_000
-"""Polls of a value that another thread is about to change, before the core is yielded between polls: about 10 us."""
-
-PATIENCE = SPINS + 20_000
-"""Polls of a gate that should open: 10 ms or more, in which a caller that was held up has every chance to go on. Only
-the gate of a call that an interrupt has ended never opens."""
+NAP = 50
+"""Microseconds of sleep between polls."""
 
 
 class Turn(NamedTuple):
-    """The turn of a thread at a loop: the gate, the number of the call, and whether this thread is the caller's."""
+    """The turn of a thread at a job: the address of its head, and the number of the thread, 0 for the caller's."""
 
-    gate: Any
-    number: int
-    is_caller: bool
+    job: int
+    thread: int
 
 
-# ---------------------------------------------------------------------------------------------- atomic operations
+# ---------------------------------------------------------------------------------------------- operations of the CPU
 
 
 def _place(builder: Any, address: Any) -> Any:
@@ -66,7 +48,7 @@ def _place(builder: Any, address: Any) -> Any:
 
 
 @intrinsic
-def _exchange(_: Any, _address: Any, _new: Any) -> Any:
+def exchange(_: Any, _address: Any, _new: Any) -> Any:
     """Store a new value, and return the old one."""
 
     def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
@@ -76,7 +58,18 @@ def _exchange(_: Any, _address: Any, _new: Any) -> Any:
 
 
 @intrinsic
-def _add(_: Any, _address: Any, _count: Any) -> Any:
+def replace(_: Any, _address: Any, _old: Any, _new: Any) -> Any:
+    """Store a new value if the value is `_old`; whether it was."""
+
+    def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
+        done = builder.cmpxchg(_place(builder, args[0]), args[1], args[2], "seq_cst", "seq_cst")
+        return builder.extract_value(done, 1)
+
+    return types.boolean(types.intp, types.intp, types.intp), build
+
+
+@intrinsic
+def add(_: Any, _address: Any, _count: Any) -> Any:
     """Add to an integer, and return its old value."""
 
     def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
@@ -86,7 +79,7 @@ def _add(_: Any, _address: Any, _count: Any) -> Any:
 
 
 @intrinsic
-def _value_now(_: Any, _address: Any) -> Any:
+def value_now(_: Any, _address: Any) -> Any:
     """An integer, read after everything that this thread did before."""
 
     def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
@@ -96,122 +89,161 @@ def _value_now(_: Any, _address: Any) -> Any:
 
 
 @intrinsic
-def _offer_core(_: Any) -> Any:
-    """Yield this core to another thread, if one is waiting."""
+def set_value(_: Any, _address: Any, _value: Any) -> Any:
+    """Store an integer that other threads read after an operation above."""
+
+    def build(context: Any, builder: Any, __: Any, args: Any) -> Any:
+        builder.store_atomic(args[1], _place(builder, args[0]), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), build
+
+
+_ARCHITECTURE = cpu_target.target_context.codegen().magic_tuple()[0].partition("-")[0]
+
+
+@intrinsic
+def _relax(_: Any) -> Any:
+    """Let the CPU know that this thread polls: it then takes less power, and less from a thread beside it."""
 
     def build(context: Any, builder: Any, __: Any, ___: Any) -> Any:
-        if sys.platform != "win32":
-            function = ir.FunctionType(ir.IntType(32), [])
-            builder.call(cgutils.get_or_insert_function(builder.module, function, "sched_yield"), [])
+        if _ARCHITECTURE in ("x86_64", "i686"):
+            _call(builder, "llvm.x86.sse2.pause", ir.VoidType(), [])
+        elif _ARCHITECTURE in ("aarch64", "arm64"):
+            _call(builder, "llvm.aarch64.hint", ir.VoidType(), [ir.IntType(32)(1)])
         return context.get_dummy_value()
 
     return types.void(), build
 
 
+# ---------------------------------------------------------------------------------------------- functions of the system
+
+
+def _call(builder: Any, name: str, result: Any, args: list[Any]) -> Any:
+    signature = ir.FunctionType(result, [arg.type for arg in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), args)
+
+
+@intrinsic
+def _offer_core(_: Any) -> Any:
+    """Yield this core to another thread, if one is waiting. On Windows naps must do."""
+
+    def build(context: Any, builder: Any, __: Any, ___: Any) -> Any:
+        if sys.platform != "win32":
+            _call(builder, "sched_yield", ir.IntType(32), [])
+        return context.get_dummy_value()
+
+    return types.void(), build
+
+
+# Python's own locks, which every system has, sleep without the GIL. A lock is taken until somebody releases it.
+
+
+@intrinsic
+def make_lock(_: Any) -> Any:
+    """The address of a new lock, which is taken; 0 if there is no memory."""
+
+    def build(_: Any, builder: Any, __: Any, ___: Any) -> Any:
+        lock = _call(builder, "PyThread_allocate_lock", ir.IntType(8).as_pointer(), [])
+        with builder.if_then(cgutils.is_not_null(builder, lock)):
+            _call(builder, "PyThread_acquire_lock", ir.IntType(32), [lock, ir.IntType(32)(0)])
+        return builder.ptrtoint(lock, I64)
+
+    return types.intp(), build
+
+
+@intrinsic
+def free_lock(_: Any, _lock: Any) -> Any:
+    def build(context: Any, builder: Any, __: Any, args: Any) -> Any:
+        _call(builder, "PyThread_free_lock", ir.VoidType(), [_lock_of(builder, args[0])])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), build
+
+
+@intrinsic
+def release_lock(_: Any, _lock: Any) -> Any:
+    """Wake the thread that waits for a lock."""
+
+    def build(context: Any, builder: Any, __: Any, args: Any) -> Any:
+        _call(builder, "PyThread_release_lock", ir.VoidType(), [_lock_of(builder, args[0])])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), build
+
+
+@intrinsic
+def wait_for_lock(_: Any, _lock: Any, _microseconds: Any) -> Any:
+    """Sleep until a lock is released, or for a time; for ever if the time is -1."""
+
+    def build(context: Any, builder: Any, __: Any, args: Any) -> Any:
+        no = ir.IntType(32)(0)  # a signal does not end the wait
+        arguments = [_lock_of(builder, args[0]), args[1], no]
+        _call(builder, "PyThread_acquire_lock_timed", ir.IntType(32), arguments)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), build
+
+
+def _lock_of(builder: Any, address: Any) -> Any:
+    return builder.inttoptr(address, ir.IntType(8).as_pointer())
+
+
+# ---------------------------------------------------------------------------------------------- waiting
+
+
 @compiled
-def _pause(looks: int) -> int:
+def nap(microseconds: int) -> None:
+    """Sleep for a time."""
+    lock = make_lock()
+    if lock != 0:
+        wait_for_lock(lock, microseconds)
+        release_lock(lock)
+        free_lock(lock)
+
+
+@compiled
+def pause(looks: int, naps: bool) -> int:
     """Wait between two polls of a value that another thread is about to change; the number of polls, one more."""
-    if looks >= SPINS:
+    if looks < SPINS:
+        _relax()
+    elif looks < YIELDS or not naps:
         _offer_core()
+    else:
+        nap(NAP)
     return looks + 1
 
 
-# ---------------------------------------------------------------------------------------------- the gate of a loop
-
-
-@compiled
-def enter(turn: Any) -> bool:
-    """Enter the gate, which the caller opens. The result is False for a worker that is too late, or much too early."""
-    gate = address_of(turn.gate)
-    if turn.is_caller:
-        _exchange(gate + 8 * OPEN, turn.number)
-        return True
-    looks = 0
-    while looks < PATIENCE:
-        number = value_at(gate + 8 * OPEN)
-        if number == turn.number:
-            _add(gate + 8 * INSIDE, 1)
-            if _value_now(gate + 8 * OPEN) == turn.number:
-                return True
-            _add(gate + 8 * INSIDE, -1)
-        elif number != 0:
-            return False
-        looks = _pause(looks)
-    return False
-
-
-@compiled
-def leave(turn: Any) -> None:
-    """Leave the gate. The caller closes it, and returns when all workers have left."""
-    gate = address_of(turn.gate)
-    if not turn.is_caller:
-        _add(gate + 8 * INSIDE, -1)
-        return
-    is_over = value_at(gate + 8 * NEXT) < value_at(gate + 8 * LIMIT)
-    _exchange(gate + 8 * OPEN, -turn.number if is_over else 0)
-    looks = 0
-    while _value_now(gate + 8 * INSIDE) > 0:
-        looks = _pause(looks)
+# ---------------------------------------------------------------------------------------------- the tasks of a job
 
 
 @compiled
 def next_task(turn: Any) -> int:
     """The number of the next task, which no other call returns; NONE_LEFT from the limit on."""
-    gate = address_of(turn.gate)
-    limit = value_at(gate + 8 * LIMIT)
-    task = _add(gate + 8 * NEXT, 1)
+    limit = value_at(turn.job + 8 * LIMIT)
+    task = add(turn.job + 8 * NEXT, 1)
     if task < limit:
         return int(task)
-    _add(gate + 8 * NEXT, -1)
+    add(turn.job + 8 * NEXT, -1)
     return NONE_LEFT
 
 
 @compiled
 def tasks_begun(turn: Any) -> int:
     """The number of tasks that have been taken."""
-    begun: int = value_at(address_of(turn.gate) + 8 * NEXT)
+    begun: int = value_at(turn.job + 8 * NEXT)
     return begun
 
 
 @compiled
 def finish_task(turn: Any) -> None:
     """Count a task as done: threads that wait for it then see everything that it wrote."""
-    _add(address_of(turn.gate) + 8 * DONE, 1)
+    add(turn.job + 8 * DONE, 1)
 
 
 @compiled
 def wait_for(turn: Any, count: int) -> None:
     """Wait until `count` tasks are done, whose numbers are below that of the task that waits: threads work on them."""
     looks = 0
-    while value_at(address_of(turn.gate) + 8 * DONE) < count:
-        looks = _pause(looks)
-
-
-# ---------------------------------------------------------------------------------------------- called from Python
-
-
-@kept
-def linger(mailbox: Any, seen: int) -> int:
-    """Wait until a worker has been asked more than `seen` times and its caller has begun; the result is how often.
-
-    It is -1 if the worker was not asked in time. The mailbox is that of gpuconv/cpu/thread_pool.py. A caller that has
-    begun has released the GIL.
-    """
-    left = LINGER
-    while value_at(address_of(mailbox)) == seen:
-        if left == 0:
-            return -1
-        left -= 1
-    asked, gate, looks = value_at(address_of(mailbox)), value_at(address_of(mailbox) + 8), 0
-    while gate != 0 and value_at(gate + 8 * OPEN) == 0 and looks < PATIENCE:
-        looks = _pause(looks)
-    return int(asked)
-
-
-@kept
-def is_set(flag: Any) -> bool:
-    """Whether a flag is set, now or within about 50 us."""
-    left = FLAG_LOOKS
-    while not value_at(address_of(flag)) and left:
-        left -= 1
-    return left > 0
+    while value_at(turn.job + 8 * DONE) < count:
+        looks = pause(looks, True)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
+from gpuconv.simd.arguments import arguments
 from gpuconv.simd.tile import (
     ROWS,
     VECTOR_BYTES,
@@ -31,7 +32,7 @@ from gpuconv.simd.tile import (
     transpose,
     variant,
 )
-from gpuconv.simd.waiting import enter, finish_task, leave, next_task, tasks_begun, wait_for
+from gpuconv.simd.waiting import Turn, finish_task, next_task, tasks_begun, wait_for
 from gpuconv.simd.winograd_tiles import (
     input_transform,
     load_part_of_tile,
@@ -423,17 +424,15 @@ def _make_block(
 
 
 @kept
-def correlate(
-    p: Any, f: Any, bias: Any, firsts: int, tasks: int, turn: Any, table: Any, room: Any, sums: Any, spare: Any
-) -> None:
+def correlate(job: Any, thread: Any, kinds: Any) -> None:
     """Compute y, task by task, until none is left. `table`, `room`, `sums` and `spare` belong to this thread.
 
     A panel is two vectors of channels of one group, or one vector. Either the first tasks transform weights, and each
     later task computes some panels of a block of tiles, which it transforms into its room. Or, with `by_panel`, the
     first tasks transform tiles, and each later task computes one panel, whose weights it transforms into its room.
     """
-    if not enter(turn):
-        return
+    turn = Turn(job, thread)
+    p, f, bias, firsts, tasks, table, room, sums, spare = arguments(turn, kinds)
     by_group = -(-p.k * size_of(bias) // (2 * VECTOR_BYTES))
     while True:
         task = next_task(turn)
@@ -450,7 +449,6 @@ def correlate(
         else:
             next_block = (tasks_begun(turn) - firsts) // p.pieces * p.block
             _make_block(p, f, task, by_group, next_block, bias, table, room, sums, spare)
-    leave(turn)
 
 
 # -------------------------------------------------------------------------------------------------- sums over tiles
@@ -540,14 +538,14 @@ def _deliver(p: Any, f: Any, number: int, by_group: int, c0: int, c1: int, table
 
 
 @kept
-def weight_gradient(p: Any, f: Any, turn: Any, table: Any, like: Any) -> None:
+def weight_gradient(job: Any, thread: Any, kinds: Any) -> None:
     """Compute w, task by task, until none is left. `table` belongs to this thread, and u, v and d are shared.
 
     Tiles are taken in rounds: the first tasks of a round transform its tiles, and each later task adds their
     contributions to one xi of some panels. After the last round, tasks of a third kind transform the sums.
     """
-    if not enter(turn):
-        return
+    turn = Turn(job, thread)
+    p, f, table, like = arguments(turn, kinds)
     n = len(f[1])
     lanes = VECTOR_BYTES // size_of(like)
     by_group = -(-p.k // (2 * lanes))
@@ -581,4 +579,3 @@ def weight_gradient(p: Any, f: Any, turn: Any, table: Any, like: Any) -> None:
             panel0, panel1 = piece * panels // p.pieces, (piece + 1) * panels // p.pieces
             _sum_over_tiles(p, xi, panel0, panel1, by_group, count, number == 0, like)
         finish_task(turn)
-    leave(turn)

@@ -22,7 +22,7 @@ from calls import same
 from threadpoolctl import threadpool_info
 
 import gpuconv
-from gpuconv.cpu import thread_pool
+from gpuconv.cpu import thread_pool, threads
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timed signals")
 
@@ -230,25 +230,20 @@ def test_an_alarm_that_comes_late_strikes_nobody(recwarn):
 
 
 def test_a_share_left_behind_is_not_taken_for_one_of_the_next_call():
-    """The caller is gone between asking and the loop; its gate is another call's by then."""
-    crew = pytest.importorskip("gpuconv.cpu.parallel_loops")
-    pytest.importorskip("numba")
-    call, other = CALLS["direct"], CALLS["direct, weight gradient"]
+    """The caller is gone between asking and its first task."""
+    call, other = CALLS["gemm"], CALLS["gemm, weight gradient"]
     want, want_other = call().copy(), other().copy()
-    real = thread_pool.offer
 
     def interrupted(*arguments):
-        real(*arguments)
+        thread_pool.offer(*arguments)
         raise KeyboardInterrupt
 
-    settle = thread_pool.settle
     for _ in range(20):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(crew.thread_pool, "offer", interrupted)
-            patch.setattr(crew.thread_pool, "settle", lambda _: None)
+            patch.setattr(threads, "offer", interrupted)
+            patch.setattr(threads, "settle", lambda _: None)
             with pytest.raises(KeyboardInterrupt):
                 call()
-        assert thread_pool.settle is settle
         assert same(other(), want_other)
         assert same(call(), want)
 

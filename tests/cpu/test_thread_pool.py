@@ -1,5 +1,6 @@
-"""Threads that compiled loops share their tasks with, asked awake or asleep, by one caller or several."""
+"""Threads that help with compiled loops and with jobs of Python, asked awake or asleep, by one caller or several."""
 
+import functools
 import os
 import pickle
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import threading
 import time
 import weakref
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -14,210 +16,282 @@ import pytest
 import gpuconv
 from gpuconv import cpu
 from gpuconv.cpu import parallel_loops, thread_pool
+from gpuconv.cpu.parallel_loops import Each, Job
+from gpuconv.simd import lines
 
 pytest.importorskip("numba")
 
 ASLEEP_BY_NOW = 0.05
-"""Seconds: workers stay awake for some 100 us."""
+"""Seconds: workers stay awake for less than a millisecond."""
 
 
-def counting_job(taken, tasks=200, seconds=1e-4):
-    """Takes tasks as a compiled loop does; each notes the thread that took it."""
-    from gpuconv.simd import waiting
+@functools.cache
+def counting_loop():
+    from numba import njit
 
-    def job(turn):
-        if not waiting.enter(turn):
-            return
-        try:
-            while (task := waiting.next_task(turn)) < tasks:
-                taken.append((task, threading.get_ident()))
-                time.sleep(seconds)
-        finally:
-            waiting.leave(turn)
+    from gpuconv.simd.arguments import arguments
+    from gpuconv.simd.waiting import Turn, nap, next_task
 
-    return job
+    @njit(nogil=True)
+    def count(job, thread, kinds):
+        turn = Turn(job, thread)
+        tasks, microseconds, times, threads = arguments(turn, kinds)
+        while True:
+            task = next_task(turn)
+            if task >= tasks:
+                break
+            times[task] += 1
+            threads[task] = thread
+            if microseconds > 0:
+                nap(microseconds)
+
+    return count
+
+
+class Count:
+    """A job that counts how often each of its tasks was taken, and notes by which thread."""
+
+    def __init__(self, tasks=200, microseconds=20, keeps=None):
+        self.times, self.threads = np.zeros(tasks, int), np.zeros(tasks, int)
+        self.job = Job(counting_loop(), tasks, microseconds, self.times, self.threads, keeps=keeps)
+
+    def run(self, threads, **keywords):
+        self.times[:], self.threads[:] = 0, -1
+        parallel_loops.run(threads, [self.job], **keywords)
+
+    def once(self):
+        return (self.times == 1).all()
 
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled():
     """Workers do not wait for a compiler."""
-    parallel_loops.run(1, [counting_job([], 1)])
+    Count().run(1)
+
+
+def mailbox_states():
+    return [int(thread_pool._mailboxes[i, lines.STATE]) for i in range(len(thread_pool._workers))]
 
 
 @pytest.mark.parametrize("pause", [0, ASLEEP_BY_NOW], ids=["awake", "asleep"])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_every_task_is_done_once_and_by_all_threads(threads, pause):
-    took_part = set()
+    took_part, count = set(), Count()
     for _ in range(50):
-        taken = []
-        parallel_loops.run(threads, [counting_job(taken)])
-        assert sorted(task for task, _ in taken) == list(range(200))
-        took_part.add(len({thread for _, thread in taken}))
+        count.run(threads)
+        assert count.once()
+        took_part.add(len(set(count.threads)))
         if threads in took_part:  # on a busy machine a worker may come too late for a call
             break
         time.sleep(pause)
     assert max(took_part) == threads
 
 
-def test_a_worker_waits_for_a_caller_that_is_held_up():
-    """As on a busy machine: if it gave up at once, the caller would do all of a long call alone."""
-    took_part = set()
-    for _ in range(20):
-        taken = []
-        job = counting_job(taken)
-
-        def late(turn, job=job):
-            if turn.is_caller:
-                time.sleep(0.002)
-            job(turn)
-
-        parallel_loops.run(2, [late])
-        took_part.add(len({thread for _, thread in taken}))
-    assert 2 in took_part
+def test_workers_fall_asleep_and_use_no_time():
+    for _ in range(3):
+        Count().run(3)
+    deadline = time.monotonic() + 60
+    while set(mailbox_states()) != {lines.ASLEEP} and time.monotonic() < deadline:
+        time.sleep(ASLEEP_BY_NOW)
+    assert set(mailbox_states()) == {lines.ASLEEP}
+    used = time.process_time()
+    time.sleep(0.2)
+    assert time.process_time() - used < 0.02
 
 
-def test_a_call_that_fails_before_its_loop_does_not_wait_for_its_workers_patience():
-    taken = []
+@pytest.mark.parametrize("state", [lines.FREE, lines.ASLEEP, lines.HELPING, lines.IN_PYTHON])
+def test_nobody_waits_for_a_worker_that_does_not_come(monkeypatch, state):
+    """Its thread has no core, say. When it comes to it, it finds that nobody needs it any more."""
+    from numba import njit
 
-    def failing(turn):
-        if turn.is_caller:
-            raise MemoryError("full")
-        counting_job(taken)(turn)
+    from gpuconv.simd import waiting
 
-    times = []
-    for _ in range(10):
-        start = time.perf_counter()
-        with pytest.raises(MemoryError, match="full"):
-            parallel_loops.run(2, [failing])
-        times.append(time.perf_counter() - start)
-        assert not taken
-    assert min(times) < 5e-3
+    @njit
+    def make_lock():
+        return waiting.make_lock()
+
+    mailbox, address = lines.lines(1)
+    mailbox[0, lines.STATE], mailbox[0, lines.LOCK] = state, make_lock()
+    monkeypatch.setattr(thread_pool, "mailboxes", lambda *_: (address, 1))
+    count = Count()
+    count.run(2)
+    assert count.once()
+    assert set(count.threads) == {0}
+    assert mailbox[0, lines.STATE] == (lines.FREE if state == lines.ASLEEP else state)
+
+
+def test_who_comes_late_finds_the_gate_closed_and_who_comes_in_time_does_not():
+    from gpuconv.simd import sharing
+
+    count, (gate, address) = Count(microseconds=0), lines.lines(1)
+    gate[0, lines.JOB], gate[0, lines.ENTERED], gate[0, lines.THREADS] = count.job.address, 1, 2
+    sharing._help(address)
+    assert not count.times.any()
+    gate[0, lines.OPEN] = 1
+    sharing._help(address)
+    assert count.once()
+    assert set(count.threads) == {1}
+    count.job.block[lines.NEXT] = 0
+    sharing._help(address)  # as many threads as the call asked for are there
+    assert count.once()
+    assert gate[0, lines.INSIDE] == 0
+
+
+def test_the_caller_leaves_last():
+    from gpuconv.simd import sharing
+
+    count, (gate, address), (mailbox, of_mailbox) = Count(microseconds=0), lines.lines(1), lines.lines(1)
+    gate[0, lines.INSIDE] = 1
+    leaving = threading.Thread(
+        target=sharing.share, args=(address, count.job.address, True, 2, of_mailbox, 1), daemon=True
+    )
+    leaving.start()
+    leaving.join(0.1)
+    assert leaving.is_alive()
+    assert count.once()
+    assert not mailbox.any()
+    gate[0, lines.INSIDE] = 0
+    leaving.join(60)
+    assert not leaving.is_alive()
 
 
 def test_jobs_one_after_another():
-    taken = [[], [], []]
-    parallel_loops.run(2, [counting_job(some, 20) for some in taken])
-    assert all(sorted(task for task, _ in some) == list(range(20)) for some in taken)
+    counts = [Count(20) for _ in range(3)]
+    for _ in range(2):
+        for count in counts:
+            count.times[:] = 0
+        parallel_loops.run(2, [count.job for count in counts])
+        assert all(count.once() for count in counts)
     parallel_loops.run(2, [])
 
 
-def test_a_long_job_is_cut_into_slices_with_nobody_inside_between_them():
-    taken, inside = [], []
-    job = counting_job(taken, 300, 1e-4)
+def test_a_long_job_is_cut_into_slices_with_nobody_inside_between_them(monkeypatch):
+    from gpuconv.simd import sharing
 
-    def watched(turn):
-        if turn.is_caller:
-            inside.append(int(turn.gate[parallel_loops._waiting().INSIDE]))
-        job(turn)
+    real, inside = sharing.share, []
 
-    parallel_loops.run(2, [watched], macs=parallel_loops.SLICED_MACS)
-    assert sorted(task for task, _ in taken) == list(range(300))
-    assert len(inside) > 2
-    assert not any(inside)
+    def watched(gate, *arguments):
+        real(gate, *arguments)
+        inside.append(next(int(line[0, lines.INSIDE]) for line in parallel_loops._gates if line.ctypes.data == gate))
+
+    monkeypatch.setattr(sharing, "share", watched)
+    counts = [Count(300, 100), Count(7)]
+    for _ in range(2):
+        del inside[:]
+        for count in counts:
+            count.times[:] = 0
+        parallel_loops.run(2, [count.job for count in counts], macs=parallel_loops.SLICED_MACS)
+        assert all(count.once() for count in counts)
+        assert len(inside) > 4
+        assert not any(inside)
+    counts[0].run(2)
+    assert counts[0].once()
 
 
 def test_no_more_threads_than_were_ever_asked_at_a_time():
     for _ in range(3):
-        parallel_loops.run(3, [counting_job([])])
+        Count().run(3)
     before = len(thread_pool._workers)
+    count = Count(3, 0)
     for _ in range(200):
-        parallel_loops.run(3, [counting_job([], 3, 0)])
+        count.run(3)
     assert len(thread_pool._workers) == before
 
 
-def test_workers_let_go_of_what_a_call_held():
+def test_a_call_and_its_workers_let_go_of_what_it_held():
     class Held:
         pass
 
-    for _ in range(100):
+    def work(held):
+        return lambda _: held
+
+    for _ in range(50):
         held = Held()
         seen = weakref.ref(held)
-        job = counting_job([], 8, 1e-5)
-        parallel_loops.run(2, [lambda turn, job=job, _=held: job(turn)])
+        Count(8, 0, keeps=held).run(2)
+        cpu.parallel_for(range(8), lambda held=held: work(held), 2)
         del held
         assert seen() is None
 
 
-def test_a_worker_that_fails_leaves_its_tasks_to_the_others():
-    taken = []
-    job = counting_job(taken)
-
-    def failing(turn):
-        if not turn.is_caller:
-            raise MemoryError
-        job(turn)
-
-    for _ in range(3):
-        taken.clear()
-        parallel_loops.run(3, [failing])
-        assert sorted(task for task, _ in taken) == list(range(200))
-    parallel_loops.run(3, [job])
+def test_jobs_of_python_between_compiled_ones():
+    count = Count(20, 10)
+    for i in range(100):
+        done = []
+        cpu.parallel_for(range(20), lambda done=done: done.append, 3)
+        assert sorted(done) == list(range(20))
+        count.run(3)
+        assert count.once()
+        if i % 25 == 0:
+            time.sleep(ASLEEP_BY_NOW)
 
 
-def test_an_error_of_the_caller_is_raised_when_the_others_are_done():
-    taken = []
-    job = counting_job(taken, 200)
+def test_a_job_of_python_reaches_workers_that_are_in_compiled_code():
+    took_part = set()
 
-    def failing(turn):
-        if turn.is_caller:
-            waiting = parallel_loops._waiting()
-            waiting.enter(turn)
-            started = time.monotonic()
-            while not taken and time.monotonic() < started + 60:  # on a busy machine a worker may come late
-                time.sleep(0.001)
-            turn.gate[waiting.LIMIT] = 0
-            waiting.leave(turn)
-            raise MemoryError("full")
-        job(turn)
+    def worker():
+        def work(_):
+            took_part.add(threading.get_ident())
+            time.sleep(0.001)
 
-    with pytest.raises(MemoryError, match="full"):
-        parallel_loops.run(2, [failing])
-    done = len(taken)
-    time.sleep(0.01)
-    assert len(taken) == done > 0
-    parallel_loops.run(2, [job])
+        return work
+
+    for pause in (0, ASLEEP_BY_NOW):
+        took_part.clear()
+        deadline = time.monotonic() + 60
+        while len(took_part) < 2 and time.monotonic() < deadline:
+            Count(20, 0).run(2)
+            time.sleep(pause)
+            cpu.parallel_for(range(20), worker, 2)
+        assert len(took_part) >= 2
 
 
-def test_who_belongs_to_another_call_finds_the_gate_closed():
-    """Even if that call is at its loop, with the very gate of the one that ended."""
-    waiting = parallel_loops._waiting()
-    gate, _ = parallel_loops._take_gate()
-    now, late = waiting.Turn(gate, 8, True), waiting.Turn(gate, 7, False)
-    assert waiting.enter(now)
-    assert not waiting.enter(late)
-    assert gate[waiting.INSIDE] == 0
-    assert waiting.enter(now._replace(is_caller=False))
-    waiting.leave(now._replace(is_caller=False))
-    waiting.leave(now)
-    assert not waiting.enter(now._replace(is_caller=False))
-    assert not waiting.enter(late)
+class Sizes(NamedTuple):
+    rows: int
+    columns: int
 
 
-def test_the_caller_leaves_last():
-    waiting = parallel_loops._waiting()
-    caller = waiting.Turn(parallel_loops._take_gate()[0], 9, True)
-    worker = caller._replace(is_caller=False)
-    waiting.enter(caller)
-    assert waiting.enter(worker)
-    leaving = threading.Thread(target=waiting.leave, args=(caller,), daemon=True)
-    leaving.start()
-    leaving.join(0.1)
-    assert leaving.is_alive()
-    waiting.leave(worker)
-    leaving.join(60)
-    assert not leaving.is_alive()
+def test_a_loop_receives_its_arguments_as_they_are():
+    from numba import njit
+
+    from gpuconv.simd.arguments import arguments
+    from gpuconv.simd.waiting import Turn
+
+    @njit(nogil=True)
+    def add_up(job, thread, kinds):
+        turn = Turn(job, thread)
+        sizes, record, shape, pair, x, out, last = arguments(turn, kinds)
+        for i in range(sizes.rows):
+            for j in range(sizes.columns):
+                out[i] += x[i, j] * pair[0][0] + pair[1][j, i]
+        out[0] += 1000 * record.b + 10000 * len(shape[0]) + 100000 * len(shape[1])
+        out[1] += last
+
+    x, both = np.arange(12.0).reshape(2, 6)[:, ::2], (np.array([10]), np.arange(6).reshape(3, 2))
+    record = np.array([(5, 7)], [("a", np.int64), ("b", np.int64)])[0]
+    outs = [np.zeros(2), np.zeros(2)]
+    job = Job(add_up, Sizes(2, 3), record, ((0,), (0, 0)), both, x, Each(outs), -3)
+    for thread in range(2):
+        parallel_loops.run(1, [job])
+        job.block[job.place(5)] += 8 * (1 - 2 * thread)  # the list of addresses begins with the next one, or the first
+    want = x.sum(1) * 10 + both[1].sum(0) + [217000, -3]
+    assert np.array_equal(outs[0], want)
+    assert np.array_equal(outs[1], want)
+    job.block[job.place(0) + Sizes._fields.index("rows")] = 1
+    parallel_loops.run(1, [job])
+    assert np.array_equal(outs[0] - want, [want[0], -3])
 
 
 def test_without_any_more_threads_the_caller_does_it_all(monkeypatch):
     def start(*_):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(thread_pool, "_workers", [])
+    monkeypatch.setattr(thread_pool, "_workers", {})
     monkeypatch.setattr(thread_pool._thread, "start_new_thread", start)
     monkeypatch.setattr(gpuconv.settings, "threads", 3)
-    taken = []
-    parallel_loops.run(3, [counting_job(taken)])
-    assert sorted(task for task, _ in taken) == list(range(200))
+    count = Count()
+    count.run(3)
+    assert count.once()
     done = []
     cpu.parallel_for(range(50), lambda: done.append, 3)
     assert sorted(done) == list(range(50))

@@ -14,7 +14,7 @@ from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.cpu.compiled import ONE_VECTOR, bias_size, budget, padded_bias
 from gpuconv.algorithms.groups import weights_by_group
 from gpuconv.algorithms.strips import gather, sum_in_order
-from gpuconv.cpu.parallel_loops import Job, run
+from gpuconv.cpu.parallel_loops import Each, Job, run
 from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import (
@@ -60,8 +60,8 @@ LEAST_ROWS = 4
 FEW_CHANNELS = 16
 """Input channels below which the taps of a row are merged into one run."""
 
-Buffers = tuple[Array, Array, Array]
-"""The buffers of a thread: the table of addresses, a panel of weights or of dy, and sums."""
+Buffers = tuple[Each, Each, Each]
+"""The buffers of each thread: the table of addresses, a panel of weights or of dy, and sums."""
 
 
 @dataclass(frozen=True)
@@ -123,12 +123,7 @@ class DenseTiling:
         index_maps = _index_maps(self.g, self.merges)
         bias_row = padded_bias(self.g, self.dtype, bias)
         tasks = -(-_outputs(self.g) // self.block) * self.pieces
-        kept_alive = read, w, kept  # the loop has only their addresses
-
-        def work(turn: Any, _: object = kept_alive) -> None:
-            dense.correlate(product, index_maps, bias_row, tasks, turn, *self._buffers())
-
-        return work
+        return Job(dense.correlate, product, index_maps, bias_row, tasks, *self._buffers(), keeps=(read, w, out, kept))
 
     def weight_gradient(self, x: Array, dy: Array, out: Array) -> None:
         """Compute out = the gradient of w, (*taps, c // groups, k)."""
@@ -142,10 +137,11 @@ class DenseTiling:
         index_maps = _index_maps(g, self.merges)
         tasks = chunks * self.pieces
 
-        def work(turn: Any, _: object = kept) -> None:
-            dense.weight_gradient(product, index_maps, self.chunk, parts.strides[0], tasks, turn, *self._buffers())
-
-        run(self.threads, [work], macs=g.macs)
+        job = Job(
+            *(dense.weight_gradient, product, index_maps, self.chunk, parts.strides[0], tasks, *self._buffers()),
+            keeps=(read, dy, parts, kept),
+        )
+        run(self.threads, [job], macs=g.macs)
         if not self.in_place:
             out[...] = sum_in_order(parts)
 
@@ -190,7 +186,9 @@ class DenseTiling:
         return zeros_at(_zeros_size(self.g, self.merges) * self.dtype.itemsize)
 
     def _buffers(self) -> Buffers:
-        return np.empty(self.table, np.int64), np.empty(self.panel, self.dtype), np.empty(self.sums, self.dtype)
+        kinds = (self.table, np.dtype(np.int64)), (self.panel, self.dtype), (self.sums, self.dtype)
+        table, panel, sums = (Each([np.empty(size, dtype) for _ in range(self.threads)]) for size, dtype in kinds)
+        return table, panel, sums
 
 
 # -------------------------------------------------------------------------------------------------- tiling

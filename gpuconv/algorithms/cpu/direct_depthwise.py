@@ -17,7 +17,7 @@ from gpuconv import cpu
 from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.cpu.compiled import budget
 from gpuconv.algorithms.strips import sum_in_order
-from gpuconv.cpu.parallel_loops import Job, run
+from gpuconv.cpu.parallel_loops import Each, Job, run
 from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import (
@@ -104,10 +104,9 @@ class DepthwiseTiling:
         problem = self._loop(x, out, rows, relu=relu)
         index_maps, tasks = _index_maps(self.g), -(-_rows(self.g) // self.block)
 
-        def work(turn: Any, _: object = x) -> None:  # the loop has only its address
-            _loops().depthwise(problem, index_maps, self._shape, tasks, turn, *self._address_buffers(), rows)
-
-        return work
+        return Job(
+            _loops().depthwise, problem, index_maps, self._shape, tasks, *self._address_buffers(), rows, keeps=(x, out)
+        )
 
     def weight_gradient(self, x: Array, dy: Array, out: Array) -> None:
         """Compute out = the gradient of w, (*taps, 1, channels)."""
@@ -116,14 +115,13 @@ class DepthwiseTiling:
         parts = np.empty((tasks, math.prod(self.g.kernel), self.g.k), self.dtype)
         problem = self._loop(x, dy, zeros := np.zeros(self.g.k, self.dtype), relu=False)
         index_maps = _index_maps(self.g)
-
-        def work(turn: Any, _: object = zeros) -> None:  # the loop has only their address
-            sums = np.empty(self.sums, self.dtype)
-            _loops().depthwise_gradient(
-                problem, index_maps, self._shape, tasks, turn, parts, *self._address_buffers(), sums
-            )
-
-        run(self.threads, [work], macs=self.g.macs)
+        sums = Each([np.empty(self.sums, self.dtype) for _ in range(self.threads)])
+        buffers = *self._address_buffers(), sums
+        job = Job(
+            *(_loops().depthwise_gradient, problem, index_maps, self._shape, tasks, parts, *buffers),
+            keeps=(x, dy, zeros),
+        )
+        run(self.threads, [job], macs=self.g.macs)
         out[...] = sum_in_order(parts).reshape(out.shape)
 
     @cached_property
@@ -137,9 +135,11 @@ class DepthwiseTiling:
         vectors = 2 if self.g.c >= 2 * lanes else 1
         return tuple((0,) * length for length in (self.taps, stride, dilation, self.at_once, vectors))
 
-    def _address_buffers(self) -> tuple[Array, Array]:
+    def _address_buffers(self) -> tuple[Each, Each]:
         """Buffers for the addresses of the rows of one window, and of the inputs that outputs read along a row."""
-        return np.empty(math.prod(self.g.kernel[:-1]), np.int64), np.empty(self.addresses, np.int64)
+        lengths = math.prod(self.g.kernel[:-1]), self.addresses
+        starts, columns = ([np.empty(length, np.int64) for _ in range(self.threads)] for length in lengths)
+        return Each(starts), Each(columns)
 
     @cached_property
     def _sizes(self) -> Ints:

@@ -16,7 +16,7 @@ import numpy as np
 from gpuconv import cpu
 from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.cpu.compiled import copied_bytes
-from gpuconv.cpu.parallel_loops import Job
+from gpuconv.cpu.parallel_loops import Each, Job
 from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import LONGEST_VECTOR, address, is_mostly_pads, three_axes, with_adjacent_channels
@@ -100,12 +100,9 @@ class ScatterTiling:
         bias_row = bias_row.ravel()
         tasks = self.blocks * _planes(g)
 
-        def work(turn: Any, _: object = (dy, w)) -> None:  # the loop has only their addresses
-            table = np.empty(CHUNK, np.int64)
-            sums, buffer = np.empty(self.sums, self.dtype), np.empty(self.buffer, self.dtype)
-            scatter.scatter(problem, bias_row, tasks, turn, table, sums, buffer)
-
-        return work
+        kinds = (CHUNK, np.dtype(np.int64)), (self.sums, self.dtype), (self.buffer, self.dtype)
+        buffers = (Each([np.empty(size, dtype) for _ in range(self.threads)]) for size, dtype in kinds)
+        return Job(scatter.scatter, problem, bias_row, tasks, *buffers, keeps=(dy, w, out))
 
     def _pack(self, w: Array) -> Array:
         """w in panels (k, two vectors of the last two kernel axes and c), contiguous, for each tap of the first axis.

@@ -25,7 +25,7 @@ from gpuconv.algorithms.cpu.compiled import ONE_VECTOR, PANEL, bias_size, budget
 from gpuconv.algorithms.cpu.winograd import SUM_CHANNELS, Winograd, tile_count
 from gpuconv.algorithms.epilogue import fill, finish
 from gpuconv.algorithms.groups import weights_by_group
-from gpuconv.cpu.parallel_loops import Job, run
+from gpuconv.cpu.parallel_loops import Each, Job, run
 from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import (
@@ -411,15 +411,12 @@ def _job(
         depth=blocking.depth,
     )
     record = winograd.record(filtering)
-    kept_alive = x, w, packed, v, y, kept  # the loop has only their addresses
-
-    def work(turn: Any, _: object = kept_alive) -> None:
-        buffers = (
-            _aligned(size, dtype) for size in (blocking.u if by_panel else blocking.v, blocking.sums, blocking.spare)
-        )
-        winograd.correlate(record, by_m, bias_row, firsts, tasks, turn, np.empty(blocking.table, np.int64), *buffers)
-
-    return work
+    sizes = blocking.u if by_panel else blocking.v, blocking.sums, blocking.spare
+    buffers = (Each([_aligned(size, dtype) for _ in range(blocking.threads)]) for size in sizes)
+    return Job(
+        *(winograd.correlate, record, by_m, bias_row, firsts, tasks, _tables(blocking), *buffers),
+        keeps=(x, w, packed, v, y, kept),
+    )
 
 
 def _compute_weight_gradient(blocking: WinogradBlocking, x: Array, dy: Array, out: Array) -> None:
@@ -446,11 +443,13 @@ def _compute_weight_gradient(blocking: WinogradBlocking, x: Array, dy: Array, ou
         d_plane=blocking.d_plane,
     )
     record = winograd.record(filtering)
+    job = Job(winograd.weight_gradient, record, by_m, _tables(blocking), u, keeps=(x, dy, out, v, d, kept))
+    run(blocking.threads, [job], macs=blocking.g.macs)
 
-    def work(turn: Any, _: object = kept) -> None:
-        winograd.weight_gradient(record, by_m, turn, np.empty(blocking.table, np.int64), u)
 
-    run(blocking.threads, [work], macs=blocking.g.macs)
+def _tables(blocking: WinogradBlocking) -> Each:
+    """The table of addresses of each thread."""
+    return Each([np.empty(blocking.table, np.int64) for _ in range(blocking.threads)])
 
 
 def _array_fields(

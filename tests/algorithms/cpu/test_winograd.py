@@ -17,6 +17,7 @@ import gpuconv
 from gpuconv.algorithms import wrappers
 from gpuconv.algorithms.cpu import compiled, winograd_compiled
 from gpuconv.cpu import parallel_loops
+from gpuconv.simd.lines import DONE, NEXT, lines
 
 # What the code tells apart: vectors and cache lines of channels that are whole and that are not, sums in pieces, blocks
 # of tiles and panels of weights, rounds of a weight gradient, tiles that hang over the edges, and padding beyond them.
@@ -202,15 +203,15 @@ def test_who_comes_second_waits(monkeypatch, direction, text, taken):
 
     def run(_, jobs, *, macs):
         (job,) = jobs
-        waiting = parallel_loops._waiting()
-        job(waiting.Turn(parallel_loops._take_gate()[0], 1, True))
-        gate = parallel_loops._take_gate()[0]
-        gate[waiting.NEXT], gate[waiting.DONE] = taken, taken - 1
-        second = threading.Thread(target=job, args=(waiting.Turn(gate, 1, True),), daemon=True)
+        parallel_loops.run(1, jobs)
+        job.block[NEXT], job.block[DONE] = taken, taken - 1
+        gate = lines(1)
+        alone = gate[1], job.address, False, 1, 0, 0
+        second = threading.Thread(target=parallel_loops._sharing().share, args=alone, daemon=True)
         second.start()
         second.join(0.1)
-        waits = second.is_alive() and gate[waiting.DONE] == taken - 1
-        gate[waiting.DONE] += 1
+        waits = second.is_alive() and job.block[DONE] == taken - 1
+        job.block[DONE] += 1
         second.join(60)
         assert waits
         assert not second.is_alive()
