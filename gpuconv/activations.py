@@ -9,11 +9,9 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 from types import ModuleType
 from typing import Any, TypeAlias
 
-import numpy as np
 from numpy.typing import NDArray
 
 from gpuconv import backend
@@ -22,6 +20,7 @@ from gpuconv.cuda import graphs
 from gpuconv.errors import DTypeError
 from gpuconv.support import from_string
 from gpuconv.support.argument_checks import as_float, flag
+from gpuconv.support.normal import normal_cdf
 from gpuconv.typing import Array, Element, LayerActivationName
 
 
@@ -76,9 +75,7 @@ class _Fused(Activation):
         return self.name
 
     def fn(self, xp: ModuleType, x: Array) -> Array:
-        y = xp.array(x)
-        epilogue.ACTIVATIONS[self.name](xp, y)
-        return y  # type: ignore[no-any-return]
+        return _applied(xp, x, self.name)
 
 
 class Identity(_Fused):
@@ -107,6 +104,18 @@ class ReLU(_Fused):
     def pull_back(self, xp: ModuleType, dy: Array, kept: Array, out: Array | None) -> Array:
         dx: Array = xp.multiply(dy, kept > 0, out=out)
         return dx
+
+
+class ReLU6(_Fused):
+    """f(x) = min(max(x, 0), 6) (Krizhevsky, "Convolutional deep belief networks on CIFAR-10", 2010).
+
+    Its derivative at 0 and at 6 is taken as 0.
+    """
+
+    name = "relu6"
+
+    def slope(self, xp: ModuleType, kept: Array) -> Array:
+        return ((kept > 0) & (kept < 6)).astype(kept.dtype)
 
 
 class Sigmoid(_Fused):
@@ -143,6 +152,11 @@ class LeakyReLU(Activation):
 
     def slope(self, xp: ModuleType, kept: Array) -> Array:
         return _step(xp, kept, 1.0, self.alpha)
+
+    @property
+    def fused(self) -> str | None:
+        """Its name where the slope is the one that convolutions know; the value then has the sign of the input."""
+        return self.name if self.alpha == epilogue.LEAK else None
 
 
 class ELU(Activation):
@@ -213,6 +227,34 @@ class GELU(Activation):
         return xp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))  # type: ignore[no-any-return]
 
 
+class SiLU(Activation):
+    """f(x) = x / (1 + exp(-x)), also called swish (Elfwing, Uchibe & Doya, "Sigmoid-weighted linear units for neural
+    network function approximation in reinforcement learning", 2018).
+    """
+
+    name = "silu"
+
+    def fn(self, xp: ModuleType, x: Array) -> Array:
+        return _applied(xp, x, self.name)
+
+    def slope(self, xp: ModuleType, kept: Array) -> Array:
+        sigmoid = 0.5 * xp.tanh(0.5 * kept) + 0.5
+        return sigmoid * (1 + kept * (1 - sigmoid))  # type: ignore[no-any-return]
+
+
+class HardSwish(Activation):
+    """f(x) = x clip(x / 6 + 0.5, 0, 1) (Howard et al., "Searching for MobileNetV3", 2019, section 5.2)."""
+
+    name = "hard_swish"
+
+    def fn(self, xp: ModuleType, x: Array) -> Array:
+        return _applied(xp, x, self.name)
+
+    def slope(self, xp: ModuleType, kept: Array) -> Array:
+        between = xp.where(kept < 3, kept * _like(kept, 1 / 3) + _like(kept, 0.5), _like(kept, 1.0))
+        return xp.where(kept > -3, between, _like(kept, 0.0))  # type: ignore[no-any-return]
+
+
 class HardSigmoid(Activation):
     """f(x) = clip(0.2 x + 0.5, 0, 1) (after Courbariaux, Bengio & David, "BinaryConnect", 2015, eq. 3, whose slope is
     0.5; the slope of 0.2 is from Keras).
@@ -273,7 +315,8 @@ class Affine(Activation):
 
 
 _CLASSES: tuple[type[Activation], ...] = (
-    Identity, ReLU, LeakyReLU, ELU, SELU, GELU, Sigmoid, HardSigmoid, Tanh, Softplus, Exponential, Affine,
+    Identity, ReLU, ReLU6, LeakyReLU, ELU, SELU, GELU, SiLU, HardSwish, Sigmoid, HardSigmoid, Tanh, Softplus,
+    Exponential, Affine,
 )  # fmt: skip
 
 ACTIVATIONS: dict[str, type[Activation]] = {kind.name: kind for kind in _CLASSES}
@@ -291,48 +334,18 @@ def parse(given: ActivationLike | None, caller: str = "activations.parse", argum
     return from_string.parse(Activation, ACTIVATIONS, "identity" if given is None else given, caller, argument)
 
 
-def normal_cdf(xp: ModuleType, x: Array) -> Array:
-    """Return P(X <= x) for a standard normal X, to within a few units in the last place of 1."""
-    # erfc(z) exp(z**2) is smooth in t = (z - 4) / (z + 4), -1 <= t < 1 for z >= 0, so a Chebyshev series in t
-    # converges fast (Shepherd & Laframboise, "Chebyshev approximation of (1 + 2x) exp(x^2) erfc x", 1981). Neither
-    # NumPy nor CuPy itself has erf.
-    z = xp.minimum(xp.abs(x) * math.sqrt(0.5), 26.0)
-    t2 = 2 * ((z - 4.0) / (z + 4.0))
-    before: Any = 0.0
-    last: Any = 0.0
-    series = _series(20 if x.dtype.itemsize <= 4 else 34)
-    for coefficient in series[:0:-1]:  # Clenshaw's recurrence
-        last, before = t2 * last - before + coefficient, last
-    scaled = 0.5 * t2 * last - before + series[0]
-    tail = 0.5 * scaled * xp.exp(-z * z)  # P(X > |x|)
-    return xp.where(x > 0, 1 - tail, tail)  # type: ignore[no-any-return]
-
-
-@cache
-def _series(terms: int) -> tuple[float, ...]:
-    """Return the Chebyshev coefficients of erfc(z) exp(z**2) in t = (z - 4) / (z + 4), interpolated on the host."""
-    nodes = np.cos(np.pi * (np.arange(64) + 0.5) / 64)
-    values = [_erfcx(4 * (1 + t) / (1 - t)) for t in nodes.tolist()]
-    waves = np.cos(np.pi * np.outer(np.arange(terms), np.arange(64) + 0.5) / 64)
-    coefficients = 2 / 64 * (waves @ np.array(values))
-    coefficients[0] /= 2
-    return tuple(coefficients.tolist())
-
-
-def _erfcx(z: float) -> float:
-    if z < 5:
-        return math.erfc(z) * math.exp(z * z)
-    fraction = 0.0  # its continued fraction (Abramowitz & Stegun 7.1.14), which converges fast for large z
-    for k in range(80, 0, -1):
-        fraction = 0.5 * k / (z + fraction)
-    return 1 / (math.sqrt(math.pi) * (z + fraction))
-
-
 def _module(x: Array, caller: str) -> ModuleType:
     xp = backend.common_module(caller, x=x)
     if x.dtype.kind != "f":
         raise DTypeError(f"{caller}: x.dtype is {x.dtype}, but an activation takes real floating-point numbers.")
     return xp
+
+
+def _applied(xp: ModuleType, x: Array, name: str) -> Array:
+    """Return what a convolution makes of its sums with the activation of that name."""
+    y: Array = xp.array(x)
+    epilogue.ACTIVATIONS[name](xp, y)
+    return y
 
 
 def _like(x: Array, value: float) -> Any:

@@ -106,8 +106,8 @@ def conv2d(
         Divides C and F. groups == C is depthwise convolution.
     pad_mode : {"zeros", "reflect", "replicate", "circular", "symmetric"}
         What the padding holds; the last four are `numpy.pad`'s "reflect", "edge", "wrap" and "symmetric".
-    activation : {"identity", "relu", "sigmoid", "tanh"}, optional
-        Applied after the bias; real dtypes only.
+    activation : {"identity", "relu", "sigmoid", "tanh", "relu6", "leaky_relu", "silu", "hard_swish", "gelu"}, optional
+        Applied after the bias; real dtypes only. The slope of "leaky_relu" is 0.01, and "gelu" is the exact one.
     layout : {"channels_last", "channels_first"}
         "channels_first" takes and returns what PyTorch and ONNX use: x (N, C, H, W), w (F, C // groups, KH, KW).
     algorithm : str

@@ -44,12 +44,14 @@ AlgorithmName: TypeAlias = Literal[
 ]
 """The algorithms of `gpuconv.algorithms`, and "auto" for the one that is expected to be the fastest."""
 
-ActivationName: TypeAlias = Literal["identity", "relu", "sigmoid", "tanh"]
+ActivationName: TypeAlias = Literal[
+    "identity", "relu", "sigmoid", "tanh", "relu6", "leaky_relu", "silu", "hard_swish", "gelu"
+]
 """The activations that a convolution applies while its result is in cache."""
 
 LayerActivationName: TypeAlias = Literal[
-    "identity", "relu", "leaky_relu", "elu", "selu", "gelu", "sigmoid", "hard_sigmoid", "tanh", "softplus",
-    "exponential", "affine",
+    "identity", "relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu", "hard_swish", "sigmoid", "hard_sigmoid",
+    "tanh", "softplus", "exponential", "affine",
 ]  # fmt: skip
 """The activations of `gpuconv.activations`, which layers take."""
 

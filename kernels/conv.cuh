@@ -223,18 +223,31 @@ __device__ __forceinline__ Output input_of(const Conv& g, index_t pixel) {
 
 // ---------------------------------------------------------------------------------------------------------- epilogue
 
-// activation(sum + bias[channel]); bias may be null. 0 identity, 1 relu, 2 sigmoid, 3 tanh. A NaN stays one.
+// activation(sum + bias[channel]); bias may be null. A NaN stays one. 0 identity, 1 relu, 2 sigmoid, 3 tanh, 4 relu6,
+// 5 leaky_relu, 6 silu, 7 hard_swish, 8 gelu.
 #if IS_COMPLEX
 __device__ __forceinline__ A activated(A sum, int) { return sum; }
 #else
 __device__ __forceinline__ float tanh_of(float a) { return tanhf(a); }
 __device__ __forceinline__ double tanh_of(double a) { return tanh(a); }
+__device__ __forceinline__ float exp_of(float a) { return expf(a); }
+__device__ __forceinline__ double exp_of(double a) { return exp(a); }
+__device__ __forceinline__ float erfc_of(float a) { return erfcf(a); }
+__device__ __forceinline__ double erfc_of(double a) { return erfc(a); }
 
 // The sigmoid is made of tanh, because 1 / (1 + exp(-sum)) would overflow. Both take the same way, for one code: adding -0
 // changes nothing.
 __device__ __forceinline__ A activated(A sum, int activation) {
   if (activation == 0) return sum;
   if (activation == 1) return sum < A(0) ? A(0) : sum;
+  if (activation == 4) return sum < A(0) ? A(0) : sum > A(6) ? A(6) : sum;
+  if (activation == 5) return sum < A(0) ? A(0.01) * sum : sum;
+  if (activation == 6) return sum / (A(1) + exp_of(-sum));  // exp may be infinite, and the result is then 0
+  if (activation == 7) {
+    const A factor = sum * A(1.0 / 6) + A(0.5);
+    return sum * (factor < A(0) ? A(0) : factor > A(1) ? A(1) : factor);
+  }
+  if (activation == 8) return A(0.5) * sum * erfc_of(sum * A(-0.70710678118654752440));
   const A scale = activation == 2 ? A(0.5) : A(1), shift = activation == 2 ? A(0.5) : A(-0.0);
   return scale * tanh_of(scale * sum) + shift;
 }

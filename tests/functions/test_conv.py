@@ -1,5 +1,7 @@
 """Convolution and both gradients, for every algorithm in the list: dtypes, axes, modes, bias and activation."""
 
+import itertools
+import math
 from dataclasses import replace
 
 import ml_dtypes
@@ -191,15 +193,23 @@ ACTIVATIONS = {
     "relu": lambda y: np.where(y > 0, y, 0),
     "sigmoid": lambda y: 1 / (1 + np.exp(-y)),
     "tanh": np.tanh,
+    "relu6": lambda y: np.clip(y, 0, 6),
+    "leaky_relu": lambda y: np.where(y > 0, y, 0.01 * y),
+    "silu": lambda y: y / (1 + np.exp(-y)),
+    "hard_swish": lambda y: y * np.clip(y / 6 + 0.5, 0, 1),
+    "gelu": lambda y: 0.5 * y * np.vectorize(math.erfc)(-y / math.sqrt(2)),
 }
 REAL_DTYPES = [name for name, dtype in DTYPES.items() if dtype.kind != "c"]
+FINISHED = [*itertools.product(("identity", "relu", "sigmoid", "tanh"), REAL_DTYPES, (False, True))]
+# Those below come after the sums in the same way, so some of the dtypes do.
+FINISHED += [
+    (name, dtype, name in {"relu6", "silu"}) for name in [*ACTIVATIONS][4:] for dtype in ("float16", "float32")
+]
 
 
 class TestActivation:
     @pytest.mark.parametrize("algorithm", ALGORITHM_NAMES)
-    @pytest.mark.parametrize("dtype", REAL_DTYPES)
-    @pytest.mark.parametrize("name", ACTIVATIONS)
-    @pytest.mark.parametrize("transposed", [False, True])
+    @pytest.mark.parametrize(("name", "dtype", "transposed"), FINISHED)
     def test_follows_the_bias(self, xp, rng, device, transposed, name, dtype, algorithm):
         """A pre-activation of integers is exact, so only the activation itself rounds."""
         case, direction = PLAIN[2], "input_grad" if transposed else "forward"
@@ -219,7 +229,7 @@ class TestActivation:
             Way(algorithm).assert_right(got, want, DTYPES[dtype], lambda: largest_sum(case, direction, x, w, dy))
             return
         assert_close(got, want, DTYPES[dtype], numpy_result=once_rounded)
-        if Way(algorithm).is_exact and name in {"identity", "relu"}:
+        if Way(algorithm).is_exact and name in {"identity", "relu", "relu6"}:
             assert_exact(got, want, DTYPES[dtype])
 
     def test_does_not_overflow_far_from_zero(self, xp):
@@ -227,6 +237,13 @@ class TestActivation:
         x, w = xp.full((1, 1, 2), 1e4, np.float32), xp.asarray(np.array([[[1.0, -1.0]] * 2], np.float32))
         y = to_numpy(gpuconv.conv1d(x, w, activation="sigmoid"))
         assert y.tolist() == [[[1.0, 0.0]]]
+
+    @pytest.mark.parametrize("name", [*ACTIVATIONS][4:])
+    def test_far_from_zero_it_is_zero_or_the_sum(self, xp, name):
+        x, w = xp.full((1, 20_000, 1), 3e4, np.float32), xp.asarray(np.array([[[1.0, -1.0]]], np.float32))
+        y = to_numpy(gpuconv.conv1d(x, w, activation=name))
+        want = {"relu6": [6, 0], "leaky_relu": [3e4, np.float32(0.01) * np.float32(-3e4)]}.get(name, [3e4, 0])
+        assert np.array_equal(y, np.broadcast_to(np.array(want, np.float32), y.shape))
 
     def test_keeps_a_nan(self, xp):
         x, w = xp.full((1, 1, 1), np.nan, np.float32), xp.ones((1, 1, 1), np.float32)

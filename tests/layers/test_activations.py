@@ -19,6 +19,10 @@ def below(x, alpha):
 FORMULAS = {
     "identity": lambda x: x,
     "relu": lambda x: max(x, 0.0),
+    "relu6": lambda x: min(max(x, 0.0), 6.0),
+    "leaky_relu": lambda x: x if x > 0 else 0.01 * x,
+    "silu": lambda x: x / (1 + math.exp(-x)),
+    "hard_swish": lambda x: x * min(max(x / 6 + 0.5, 0.0), 1.0),
     "leaky_relu(alpha=0.2)": lambda x: x if x > 0 else 0.2 * x,
     "elu(alpha=0.7)": lambda x: x if x > 0 else below(x, 0.7),
     "selu": lambda x: SELU[0] * (x if x > 0 else below(x, SELU[1])),
@@ -31,7 +35,7 @@ FORMULAS = {
     "exponential": math.exp,
     "affine(slope=-2.0, intercept=0.5)": lambda x: 0.5 - 2 * x,
 }
-X = np.concatenate([np.linspace(-6, 6, 48), [-20.25, 20.25, -2.75, 2.75]])  # clear of every kink
+X = np.concatenate([np.linspace(-6.1, 6.1, 48), [-20.25, 20.25, -2.75, 2.75]])  # clear of every kink
 every_activation = pytest.mark.parametrize(("spelling", "formula"), FORMULAS.items(), ids=FORMULAS)
 every_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
