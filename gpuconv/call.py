@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any, NamedTuple, SupportsIndex
 
@@ -66,7 +66,7 @@ class Call(NamedTuple):
     pad_mode: PadMode = "zeros"
 
     def forward(self, x: Array, w: Array, bias: Array | None, activation: str | None, out: Array | None) -> Array:
-        place = None if type(x) is np.ndarray else repeats.place((*self, "forward", activation), x, w, bias, out)
+        place = repeats.place((*self, "forward", activation), x, w, bias, out)
         if place is not None and (known := place.known) is not None:
             return self.repeat(known, x, w, out, bias)
         xp = backend.common_module(self.caller, x=x, w=w, bias=bias, out=out)
@@ -75,7 +75,7 @@ class Call(NamedTuple):
         return self.run(xp, "forward", g, dtype, {"x": x, "w": w}, out, g.y_shape, bias, activation, place=place)
 
     def input_grad(self, dy: Array, w: Array, input_shape: Sequence[SupportsIndex], out: Array | None) -> Array:
-        place = None if type(dy) is np.ndarray else repeats.place((*self, "input_grad", input_shape), dy, w, out)
+        place = repeats.place((*self, "input_grad", input_shape), dy, w, out)
         if place is not None and (known := place.known) is not None:
             return self.repeat(known, dy, w, out, None)
         xp = backend.common_module(self.caller, dy=dy, w=w, out=out)
@@ -85,7 +85,7 @@ class Call(NamedTuple):
         return self.run(xp, "input_grad", g, dtype, {"dy": dy, "w": w}, out, g.x_shape, place=place)
 
     def weight_grad(self, x: Array, dy: Array, kernel_shape: IntsLike, out: Array | None) -> Array:
-        place = None if type(x) is np.ndarray else repeats.place((*self, "weight_grad", kernel_shape), x, dy, out)
+        place = repeats.place((*self, "weight_grad", kernel_shape), x, dy, out)
         if place is not None and (known := place.known) is not None:
             return self.repeat(known, x, dy, out)
         xp = backend.common_module(self.caller, x=x, dy=dy, out=out)
@@ -111,7 +111,7 @@ class Call(NamedTuple):
         out: Array | None,
     ) -> Array:
         words = (*self, "transpose", output_pad, output_shape, activation)
-        place = None if type(x) is np.ndarray else repeats.place(words, x, w, bias, out)
+        place = repeats.place(words, x, w, bias, out)
         if place is not None and (known := place.known) is not None:
             return self.repeat(known, x, w, out, bias)
         xp = backend.common_module(self.caller, x=x, w=w, bias=bias, out=out)
@@ -122,7 +122,14 @@ class Call(NamedTuple):
         place = place if shape == g.x_shape else None
         return self.run(xp, "input_grad", g, dtype, {"x": x, "w": w}, out, shape, bias, activation, place=place)
 
-    def repeat(self, known: repeats.Known, read: Array, other: Array, out: Array | None, *bias: Array | None) -> Array:
+    def repeat(
+        self,
+        known: repeats.Known | repeats.KnownOnCPU,
+        read: Array,
+        other: Array,
+        out: Array | None,
+        *bias: Array | None,
+    ) -> Array:
         """The result of a call like an earlier one."""
         try:
             return known(read, other, out, *bias)
@@ -254,13 +261,10 @@ class Call(NamedTuple):
                 bias = None if bias is None else xp.ascontiguousarray(bias)
             for one, its_target in pairs:
                 self.compute(problem, algorithm, one, other, its_target, bias, activation, packed)
-            if place is not None and self.layout == "channels_last":
-                algorithm = unwrapped(algorithm, problem)
+            if place is not None:
                 is_packed = packed is not None and packed.weights is not other  # else w was left as it was
-                anywhere = _computation(problem, algorithm, activation, is_packed)
-                starts = offsets(read, other, None if out is None else target)
-                launches = algorithm.launches(problem, starts, activation) if isinstance(algorithm, Launching) else None
-                place.leave(xp, device, shape, dtype, anywhere, launches)
+                starts = () if problem.on_cpu else offsets(read, other, None if out is None else target)
+                self.leave(place, problem, unwrapped(algorithm, problem), shape, activation, is_packed, starts)
             return self.deliver(result, out)
 
     def compute(
@@ -289,6 +293,41 @@ class Call(NamedTuple):
             getattr(algorithm, problem.direction)(problem, read, other, written, *epilogue)
         if written is not target:
             target[...] = written
+
+    def leave(
+        self,
+        place: repeats.Place,
+        problem: Problem,
+        algorithm: Algorithm,
+        shape: Ints,
+        activation: str,
+        is_packed: bool,
+        starts: Ints,
+    ) -> None:
+        """Leave behind how an algorithm computes calls like this one, on a GPU of arrays with these offsets."""
+        compute = _computation(problem, algorithm, activation, is_packed)
+        is_w, is_turned = problem.direction == "weight_grad", self.layout != "channels_last"
+        if problem.on_cpu:
+            if is_turned:
+                compute = partial(self.compute_turned, compute, is_w=is_w, is_packed=is_packed)
+            place.leave_on_cpu(self.in_layout(shape, is_w), problem.dtype, compute)
+        elif not is_turned:
+            launches = algorithm.launches(problem, starts, activation) if isinstance(algorithm, Launching) else None
+            place.leave(problem.xp, problem.device, shape, problem.dtype, compute, launches)
+
+    def compute_turned(
+        self,
+        compute: Callable[..., None],
+        read: Array,
+        other: Array,
+        result: Array,
+        *bias: Array | None,
+        is_w: bool,
+        is_packed: bool,
+    ) -> None:
+        """Let `compute` write into `result`, where arrays are in the layout of this call. Packed weights have none."""
+        other = other if is_packed else self.channels_last(other, not is_w)
+        compute(self.channels_last(read), other, self.channels_last(result, is_w), *bias)
 
     def check_kept(self, problem: Problem, algorithm: Algorithm, bias: Array | None, *, is_filled: bool) -> None:
         """Raise if a call that is captured in a graph takes memory that nobody keeps for the replays."""

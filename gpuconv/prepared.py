@@ -243,7 +243,7 @@ class PreparedConv:
         """
         call, g = self._call, self.plan.geometry
         packed = self._packed
-        place = None if packed is None or type(x) is np.ndarray else repeats.place_among(self._places, x, out)
+        place = None if packed is None else repeats.place_among(self._places, x, out)
         if place is not None and packed is not None and (known := place.known) is not None:
             return call.repeat(known, x, packed.weights, out, self._bias)
         xp = backend.common_module(call.caller, x=x, w=self._w, out=out)

@@ -17,6 +17,7 @@ from listed_units import must_ask_for_no_more, must_be_listed
 from on_gpu import cupy_with_a_device, turn_on_the_device
 
 import gpuconv
+from gpuconv import repeats
 from gpuconv.cuda import loader
 
 collect_ignore = ["support"]  # helpers, imported by their own names; no test or doctest among them
@@ -56,6 +57,12 @@ def pytest_terminal_summary(terminalreporter):
     _, why_not = cupy_with_a_device()
     if why_not:
         terminalreporter.write_line(f"{why_not}: nothing ran on a device.")
+
+
+@pytest.fixture(autouse=True)
+def _no_call_is_remembered_from_another_test():
+    """A test that changes how calls are computed must not see what others have left behind."""
+    repeats.forget()
 
 
 @pytest.fixture(params=["numpy", *ON_DEVICES])
