@@ -9,6 +9,7 @@ from json import dumps
 from os import fstat
 from os.path import samestat
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -24,7 +25,7 @@ from gpuconv import autotune, backend, cpu, settings
 from gpuconv.algorithms import ALGORITHMS
 from gpuconv.errors import DeviceError
 from gpuconv.planning import DIRECTIONS
-from gpuconv.simd.host import try_numba
+from gpuconv.simd.host import try_numba, why_no_numba
 from gpuconv.support import disk
 from gpuconv.support.numbers import si
 from gpuconv.tools import termination
@@ -146,6 +147,53 @@ def explain(
                 max_workspace=max_workspace,
             )
         )
+
+
+@app.command()
+def warmup(
+    problem: Annotated[
+        list[str] | None, typer.Option(help="A problem whose loops are compiled instead of the usual ones; repeatable.")
+    ] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="float32 or float64; repeatable. Default: both.")] = None,
+) -> None:
+    """Compile the loops of the CPU ahead, on all cores, so that no later call on this machine waits for it.
+
+    It needs Numba. Without --problem these are the loops of direct, winograd and max pooling, and those of the
+    depthwise kernels of well-known networks.
+    """
+    from gpuconv.tools import compiled_loops
+
+    dtypes = dtype or compiled_loops.DTYPES
+    with _usage_errors("warmup"):
+        for name in dtypes:
+            if name not in compiled_loops.DTYPES:
+                known = ", ".join(compiled_loops.DTYPES)
+                raise ValueError(f"dtype={name!r} has no loops. Choose among {known}.")
+        jobs = compiled_loops.of_problems(problem, dtypes) if problem else compiled_loops.usual(dtypes)
+    try_numba()
+    if reason := why_no_numba():
+        _say(f"gpuconv warmup: {reason}", err=True)
+        raise typer.Exit(1)
+    from gpuconv.simd import compiled_cache
+
+    begin, done, interrupted = perf_counter(), list[compiled_loops.Outcome](), False
+    with closing(compiled_loops.compile_all(jobs)) as outcomes, _progress() as progress:
+        task = progress.add_task("compiling", total=len(jobs))
+        try:
+            for outcome in outcomes:
+                done.append(outcome)
+                progress.update(task, advance=1, description=f"compiling; done: {outcome.job}")
+        except KeyboardInterrupt:
+            interrupted = True
+    compiled, found = sum(outcome.compiled for outcome in done), sum(outcome.found for outcome in done)
+    failures = [outcome for outcome in done if outcome.error]
+    for outcome in failures[:SHOWN_FAILURES]:
+        _say(f"gpuconv warmup: {outcome.job}: {outcome.error}", err=True)
+    _say(
+        f"{compiled} loops compiled in {perf_counter() - begin:.0f} s, and {found} found that were there; "
+        f"they are kept in {compiled_cache.folder()}"
+    )
+    raise typer.Exit(INTERRUPTED if interrupted else int(bool(failures)))
 
 
 @app.command()

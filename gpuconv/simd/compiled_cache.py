@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import pickle
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from numba import njit
 from numba.core import serialize
 
 from gpuconv.support.disk import open_file, printable, write_whole
-from gpuconv.support.shielded import shielded
+from gpuconv.support.shielded import shielded_with_notice
 
 OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
 """The options with which loops are compiled."""
@@ -37,8 +38,40 @@ def kept(function: Callable[..., Any]) -> Any:
     """
     loop = njit(**OPTIONS)(function)
     _keep(loop)
-    loop.compile = functools.partial(shielded, loop.compile)
+    loop.compile = functools.partial(shielded_with_notice, functools.partial(_announce, loop.__name__), loop.compile)
+    _loops.append(loop)
     return loop
+
+
+_loops: list[Any] = []
+"""All functions that are kept."""
+
+announces = True
+"""Whether a compilation that takes more than a second says so, where somebody reads it."""
+
+
+def counts() -> tuple[int, int]:
+    """The numbers of functions and signatures that this process has compiled, and that it has found on disk."""
+    return (
+        sum(sum(loop.stats.cache_misses.values()) for loop in _loops),
+        sum(sum(loop.stats.cache_hits.values()) for loop in _loops),
+    )
+
+
+def folder() -> str:
+    """Where compiled functions are kept, or "" if there is no such folder."""
+    return str(getattr(_loops[0].stats, "cache_path", None) or "")
+
+
+def _announce(name: str, *_: object) -> None:
+    """Say that a function is being compiled: on a terminal, in a notebook or at a prompt, not in a program's output."""
+    if announces and sys.stderr is not None and (sys.stderr.isatty() or hasattr(sys, "ps1")):
+        print(  # noqa: T201  # a warning would be an error where warnings are
+            f"gpuconv: compiling the loop {name!r}, once for this machine, which takes some seconds. "
+            "`gpuconv warmup` does this ahead.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _keep(compiled: Any) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import _thread
 import atexit
+import math
 import os
 import sys
+import time
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
@@ -18,6 +20,10 @@ Result = TypeVar("Result")
 
 PATIENCE = 0.1
 """Seconds between two looks at a run that others wait for as well, or, on Windows, for an interrupt."""
+
+
+NOTICED = 1.0
+"""Seconds after which a run has become long enough to say so."""
 
 
 def shielded(function: Callable[..., Result], *arguments: Hashable) -> Result:
@@ -32,6 +38,13 @@ def shielded(function: Callable[..., Result], *arguments: Hashable) -> Result:
     thread. A fork waits until no run is going on, because the child would have no thread to finish it; so does the end
     of the process.
     """
+    return shielded_with_notice(_say_nothing, function, *arguments)
+
+
+def shielded_with_notice(
+    notice: Callable[..., object], function: Callable[..., Result], *arguments: Hashable
+) -> Result:
+    """As `shielded`, with a call of `notice(*arguments)` if that takes longer than `NOTICED`."""
     if _thread.get_ident() in _threads or sys.is_finalizing():
         return function(*arguments)
     run = _Run(function, arguments)
@@ -41,7 +54,9 @@ def shielded(function: Callable[..., Result], *arguments: Hashable) -> Result:
     except RuntimeError:
         return function(*arguments)
     try:
-        run.wait()
+        if not run.wait(NOTICED):
+            notice(*arguments)
+            run.wait()
         if run.error is not None:
             raise run.error
         return run.results[0]
@@ -87,10 +102,19 @@ class _Run(Generic[Result]):
             del self, first  # the error refers to this frame, and the run to the error
             unfinished.release()
 
-    def wait(self) -> None:
+    def wait(self, most: float = math.inf) -> bool:
+        """Wait for its end, or for `most` seconds; return whether it is over."""
+        until = time.monotonic() + most
         while not self._is_over:
             if self._unfinished.acquire(timeout=PATIENCE):
                 self._unfinished.release()  # if an interrupt skips this, others that wait notice a little later
+            elif time.monotonic() > until:
+                return False
+        return True
+
+
+def _say_nothing(*_: object) -> None:
+    """The notice of a run about which there is nothing to say."""
 
 
 _running: dict[tuple[Callable[..., Any], tuple[Hashable, ...]], _Run[Any]] = {}

@@ -18,18 +18,13 @@ supports.
 
 from __future__ import annotations
 
-import multiprocessing
 import pkgutil
 import re
-import signal
-import threading
 from collections.abc import Collection, Container, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from multiprocessing import connection, resource_tracker
-from multiprocessing.connection import Connection
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import gpuconv
@@ -37,7 +32,7 @@ from gpuconv import cpu, cuda
 from gpuconv.cuda import Unit, loader, nvrtc
 from gpuconv.cuda.signature import signatures
 from gpuconv.errors import KernelError
-from gpuconv.tools import sass
+from gpuconv.tools import sass, worker_processes
 from gpuconv.tools.sass import Step
 
 ARCHITECTURES = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
@@ -313,96 +308,12 @@ def compile_all(
     def is_counted(unit: Unit, arch: str) -> bool:
         return arch in COUNTED and (count_all or any(budget.holds_for(unit) for budget in of_file[unit.file]))
 
-    waiting = [(unit, arch, nvdisasm if is_counted(unit, arch) else "") for unit, arch in reversed(chosen)]
-    workers = list[_Worker]()
-    try:
-        while waiting or workers:
-            while waiting and len(workers) < count:
-                _start_one(workers)
-                workers[-1].give(*waiting.pop())
-            for pipe in connection.wait([worker.pipe for worker in workers]):
-                worker = next(worker for worker in workers if worker.pipe is pipe)
-                outcome = worker.take()
-                if waiting and worker.process.is_alive():
-                    worker.give(*waiting.pop())
-                else:
-                    worker.end()
-                    workers.remove(worker)
-                yield outcome
-    finally:
-        for worker in workers:
-            worker.end()
-
-
-class _Worker:
-    """A process that compiles one job after another. If forgotten, it ends after its job, when its pipe closes."""
-
-    def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs,), daemon=True)
-        self.process.start()
-        theirs.close()
-
-    def give(self, unit: Unit, arch: str, nvdisasm: str) -> None:
-        self._job = unit, arch
-        with suppress(BrokenPipeError):  # `take` will report it
-            self.pipe.send((*_task(unit, arch), nvdisasm))
-
-    def take(self) -> Outcome:
-        """The outcome of its job."""
-        try:
-            compiled = self.pipe.recv()
-        except (EOFError, OSError):
-            self.process.join()
-            compiled = f"the process that compiled it has ended with status {self.process.exitcode}", "", None
-        return _outcome(*self._job, *compiled)
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.join()
-        self.pipe.close()
-
-
-def _work(pipe: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group, and the parent handles it
-    with suppress(EOFError, OSError):  # the parent is gone
-        while True:
-            pipe.send(_compile(*pipe.recv()))
-
-
-def _start_one(workers: list[_Worker]) -> None:
-    with _interrupts_held_back():  # else one might come after a process has started and before it is in the list
-        workers.append(_Worker())
-
-
-@contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """A context in which a started process has SIGINT blocked from its first instruction, also while it imports.
-
-    An interrupt of this process is raised when the other has all that it reads. Blocking the signal here is not enough:
-    another thread, of BLAS for instance, may take it, and Python raises the interrupt in the main thread.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    came: list[tuple[int, FrameType | None]] = []
-    before = signal.getsignal(signal.SIGINT)
-    held = callable(before) and threading.current_thread() is threading.main_thread()
-    if held:
-        signal.signal(signal.SIGINT, lambda *what: came.append(what))
-    try:
-        resource_tracker.ensure_running()  # when it starts later, it would unblock SIGINT
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    finally:
-        if held:
-            signal.signal(signal.SIGINT, before)
-    if came and callable(before):
-        before(*came[0])
+    tasks = ((*_task(unit, arch), nvdisasm if is_counted(unit, arch) else "") for unit, arch in chosen)
+    with closing(worker_processes.results(_compile, tasks, count)) as results:
+        for number, compiled in results:
+            if isinstance(compiled, worker_processes.Ended):
+                compiled = f"the process that compiled it has ended with status {compiled.status}", "", None
+            yield _outcome(*chosen[number], *compiled)
 
 
 def usages(log: str) -> Iterator[Usage]:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from gpuconv.cli import app
 from gpuconv.cuda import Unit, loader, nvrtc
-from gpuconv.tools import kernel_report, sass
+from gpuconv.tools import kernel_report, sass, worker_processes
 from gpuconv.tools.kernel_report import Outcome, StepBudget, Usage, compile_all, usages
 from gpuconv.tools.sass import Step
 
@@ -472,12 +472,12 @@ def at_work(group):
 BLOCKED = """
 import signal
 from pathlib import Path
-from gpuconv.tools import kernel_report
+from gpuconv.tools import worker_processes
 if __name__ == "__main__":
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     for _ in range(2):
         workers = []
-        kernel_report._start_one(workers)
+        worker_processes._start_one(workers, print)
         [worker] = workers
         status = Path(f"/proc/{worker.process.pid}/status").read_text()
         worker.end()
@@ -496,15 +496,15 @@ def test_workers_are_out_of_reach_of_ctrl_c_from_the_first():
 
 @needs_nvrtc
 def test_a_compiler_that_is_killed_is_a_fault_and_the_rest_goes_on(kernels, monkeypatch):
-    give = kernel_report._Worker.give
+    give = worker_processes._Worker.give
 
-    def killed(self, unit, arch, nvdisasm):
-        if unit.dtype == F32:
+    def killed(self, number, task):
+        if number != 1:
             self.process.kill()
             self.process.join()
-        give(self, unit, arch, nvdisasm)
+        give(self, number, task)
 
-    monkeypatch.setattr(kernel_report._Worker, "give", killed)
+    monkeypatch.setattr(worker_processes._Worker, "give", killed)
     done = list(compile_all([(UNITS[0], "sm_80"), (UNITS[1], "sm_80"), (UNITS[0], "sm_90")], 1))
     gone = "the process that compiled it has ended with status -9"
     assert [outcome.error for outcome in done] == [gone, "", gone]

@@ -37,8 +37,15 @@ def execute(path):
         resources={"metadata": {"path": str(FOLDER)}},
     )
     client.execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":  # what has to be compiled depends on the machine, and on who was there before
+            cell.outputs = [output for output in cell.outputs if not _announces_a_compilation(output)]
     notebook.metadata.language_info = {"name": "python"}
     return notebook
+
+
+def _announces_a_compilation(output):
+    return output.get("name") == "stderr" and output.text.startswith("gpuconv: compiling the loop ")
 
 
 def images(cell):

@@ -56,10 +56,10 @@ def is_refused(*arguments):
 
 def test_help_names_every_command():
     text = succeeds("--help")
-    assert all(command in text for command in ("info", "check", "explain", "demo", "bench", "kernels"))
+    assert all(command in text for command in ("info", "check", "explain", "demo", "bench", "kernels", "warmup"))
 
 
-@pytest.mark.parametrize("command", ["info", "check", "explain", "demo", "bench", "kernels"])
+@pytest.mark.parametrize("command", ["info", "check", "explain", "demo", "bench", "kernels", "warmup"])
 def test_every_command_has_help(command):
     assert "Usage: " in succeeds(command, "--help")
 
