@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import oracle
 import pytest
+from calls import try_each
 from tolerances import FLOOR, ROUNDS, assert_close, assert_exact, assert_near, assert_rounded, assert_slope
 
 from gpuconv.algorithms import ALGORITHMS
@@ -32,6 +33,26 @@ CHECKS = {
         for name in ROUNDS
     },
 }
+
+
+def test_each_of_several_is_tried_and_each_that_fails_is_named():
+    tried = []
+
+    def check(thing):
+        tried.append(thing)
+        assert thing != 2, "two"
+        if thing == 3:
+            with pytest.raises(ValueError):  # noqa: PT011
+                ...
+        if thing == 5:
+            raise OverflowError("five")
+
+    try_each([1, 4], check)
+    with pytest.raises(
+        AssertionError, match=r"(?s)^2: AssertionError: two.*\n\n3: Failed: .*\n\n5: OverflowError: five$"
+    ):
+        try_each(range(1, 7), check)
+    assert tried == [1, 4, 1, 2, 3, 4, 5, 6]
 
 
 def test_what_may_round_is_what_says_so():

@@ -54,7 +54,31 @@ class Way:
 # Every algorithm as it is by default, and those that round also where they may do so in 32 bits.
 WAYS = [Way(name) for name in ALGORITHM_NAMES]
 WAYS += [Way(name, "fast") for name in ALGORITHM_NAMES if name not in EXACT_NAMES]
-every_way = pytest.mark.parametrize("way", WAYS, ids=str)
+
+
+def supporting(ways, case, direction="forward", dtype="float32", device="cpu"):
+    """Those of several ways that do not refuse a case; what they are willing to do is asked once per precision."""
+    names = {
+        precision: willing(case, direction, dtype, device, precision=precision)
+        for precision in dict.fromkeys(way.precision for way in ways)
+    }
+    return [way for way in ways if way.algorithm in names[way.precision]]
+
+
+def try_each(things, check):
+    """Call `check` with every one of several things, and only then fail, with the words of each that did not pass.
+
+    Thousands of tests that differ in one of these things alone would take longer to start than to run.
+    """
+    failed = {}
+    for thing in things:
+        try:
+            check(thing)
+        except (Exception, pytest.fail.Exception) as error:
+            failed[str(thing)] = error
+    if failed:
+        words = [f"{thing}: {type(error).__name__}: {error}" for thing, error in failed.items()]
+        raise AssertionError("\n\n".join(words)) from next(iter(failed.values()))
 
 
 def largest_sum(case, direction, *arrays):
