@@ -30,18 +30,24 @@
 // budget: implicit_gemm_forward 310 instructions per 64 HMMA where float16 bfloat16 TILE_N=128
 // budget: implicit_gemm_forward 240 instructions per 32 HMMA where float16 bfloat16 TILE_M=128 TILE_N=64
 // budget: implicit_gemm_forward 185 instructions per 16 HMMA where float16 bfloat16 TILE_M=64 COPY=16
+// budget: implicit_gemm_forward 125 instructions per 4 HMMA where float16 bfloat16 TILE_M=32
 // budget: implicit_gemm_forward 330 instructions per 32 HMMA where float32 PRODUCTS=1 TILE_M=128
 // budget: implicit_gemm_forward 230 instructions per 16 HMMA where float32 PRODUCTS=1 TILE_M=64 COPY=16
+// budget: implicit_gemm_forward 155 instructions per 4 HMMA where float32 PRODUCTS=1 TILE_M=32
 // budget: implicit_gemm_forward 790 instructions per 96 HMMA where float32 PRODUCTS=3 TILE_M=128
 // budget: implicit_gemm_forward 490 instructions per 48 HMMA where float32 PRODUCTS=3 TILE_M=64 COPY=16
+// budget: implicit_gemm_forward 255 instructions per 12 HMMA where float32 PRODUCTS=3 TILE_M=32
 // budget: implicit_gemm_input_grad 248 registers
 // budget: implicit_gemm_input_grad 355 instructions per 64 HMMA where float16 bfloat16 TILE_N=128
 // budget: implicit_gemm_input_grad 305 instructions per 32 HMMA where float16 bfloat16 TILE_M=128 TILE_N=64
 // budget: implicit_gemm_input_grad 235 instructions per 16 HMMA where float16 bfloat16 TILE_M=64 COPY=16
+// budget: implicit_gemm_input_grad 175 instructions per 4 HMMA where float16 bfloat16 TILE_M=32
 // budget: implicit_gemm_input_grad 375 instructions per 32 HMMA where float32 PRODUCTS=1 TILE_M=128
 // budget: implicit_gemm_input_grad 275 instructions per 16 HMMA where float32 PRODUCTS=1 TILE_M=64 COPY=16
+// budget: implicit_gemm_input_grad 195 instructions per 4 HMMA where float32 PRODUCTS=1 TILE_M=32
 // budget: implicit_gemm_input_grad 840 instructions per 96 HMMA where float32 PRODUCTS=3 TILE_M=128
 // budget: implicit_gemm_input_grad 535 instructions per 48 HMMA where float32 PRODUCTS=3 TILE_M=64 COPY=16
+// budget: implicit_gemm_input_grad 290 instructions per 12 HMMA where float32 PRODUCTS=3 TILE_M=32
 #include "axes.cuh"
 #include "mma.cuh"
 

@@ -30,6 +30,9 @@
 // budget: implicit_gemm_weight_grad 250 instructions per 16 HMMA where float32 PRODUCTS=1 TILE_M=64 COPY=16
 // budget: implicit_gemm_weight_grad 830 instructions per 96 HMMA where float32 PRODUCTS=3 TILE_M=128
 // budget: implicit_gemm_weight_grad 510 instructions per 48 HMMA where float32 PRODUCTS=3 TILE_M=64 COPY=16
+// budget: implicit_gemm_weight_grad 130 instructions per 4 HMMA where float16 bfloat16 TILE_M=32
+// budget: implicit_gemm_weight_grad 170 instructions per 4 HMMA where float32 PRODUCTS=1 TILE_M=32
+// budget: implicit_gemm_weight_grad 270 instructions per 12 HMMA where float32 PRODUCTS=3 TILE_M=32
 #include "jobs.cuh"
 #include "mma.cuh"
 

@@ -37,7 +37,7 @@ constexpr int SIZE = sizeof(T);        // bytes of a number
 constexpr int CHUNK = 16 / SIZE;       // numbers in 16 bytes
 constexpr int TILE_K = 64 / SIZE;      // products per step
 constexpr int MMA_K = 32 / SIZE;       // products per instruction
-constexpr int WARP_M = TILE_M * TILE_N > 64 * 64 ? 64 : 32, WARP_N = TILE_N > 64 ? 64 : 32;
+constexpr int WARP_M = TILE_M * TILE_N > 64 * 64 ? 64 : TILE_M / 2, WARP_N = TILE_N > 64 ? 64 : TILE_N == 64 ? 32 : 16;
 constexpr int WARPS_M = TILE_M / WARP_M, WARPS_N = TILE_N / WARP_N, THREADS = 32 * WARPS_M * WARPS_N;
 constexpr int SUMS = WARP_M * WARP_N / 32 * (PRODUCTS == 3 ? 2 : 1);    // of a thread
 constexpr int RESIDENT = SUMS >= 128 ? 2 : SUMS == 64 ? 3 : 4;         // blocks for which there shall be registers
@@ -79,7 +79,8 @@ struct AcrossK {
   static constexpr int PITCH = TILE * SIZE + (SIZE == 4 ? 32 : 0);
   static constexpr int BYTES = TILE_K * PITCH;
   __device__ __forceinline__ static u32 chunk(int k, int number) {
-    return (u32)(k * PITCH + ((SIZE == 4 ? number : number ^ (k & 7)) << 4));
+    if constexpr (SIZE == 4) return (u32)(k * PITCH + (number << 4));
+    return (u32)(k * PITCH + ((number ^ (TILE < 64 ? k >> 1 & 3 : k & 7)) << 4));
   }
   __device__ __forceinline__ static u32 byte(int at, int k) { return chunk(k, at / CHUNK) + (u32)(at % CHUNK * SIZE); }
   __device__ __forceinline__ static u32 fragment(u32 first, int number, int step) {

@@ -1,16 +1,7 @@
 """What models of the kernels expect of an H200, as Markdown: `python tests/predictions.py`.
 
-There are two models. That of gpuconv/algorithms/cuda/implicit_gemm_tiles.py chooses tiles and splits. The one here
-counts, for the tile that was chosen, the clocks of a multiprocessor for one step of a block by each of four things
-alone, and takes the most of them:
-
-    tensor   multiply-adds, at the rate that mma.sync is said to reach
-    issue    instructions of the main loop in the machine code, one per clock and scheduler
-    shared   bytes that copies write into shared memory and fragments read from there
-    L2       bytes that copies bring
-
-A layer takes as long as the steps of the blocks that a multiprocessor takes one after the other, or as its bytes take
-from memory, whichever is longer. Nothing is added for what does not overlap, so that a device is likely to be slower.
+The model of the kernels on tensor cores is that of gpuconv/algorithms/cuda/implicit_gemm_tiles.py, which chooses tiles
+and splits. Its instructions per step are written down there; here they are counted anew.
 
 For the kernels on multiply-add units it counts the clocks of a step alone. All code of a step is counted there, also
 what runs once in many steps, or only where an array is padded by other values than zeros.
@@ -20,7 +11,6 @@ The first run on a device is to be held to these numbers.
 """
 
 import sys
-from dataclasses import dataclass
 from functools import cache
 
 import cupy_double
@@ -29,7 +19,7 @@ from cupy_double import streams
 
 from gpuconv import cuda
 from gpuconv.algorithms import ALGORITHMS
-from gpuconv.algorithms.cuda import direct_tiles, implicit_gemm
+from gpuconv.algorithms.cuda import direct_tiles, implicit_gemm, implicit_gemm_tiles
 from gpuconv.bench import suites
 from gpuconv.cuda import Unit, loader, nvrtc
 from gpuconv.planning import problem_of
@@ -41,28 +31,8 @@ DIRECTIONS = ("forward", "input_grad", "weight_grad")
 NAME = "implicit_gemm"
 
 CLOCK, PROCESSORS = 1.755e9, 132
-MACS = 1310  # per clock: 64% of 2048 16-bit multiply-adds
 SHARED_BYTES = 128  # per clock
 L2_BYTES = 38  # per clock and multiprocessor: an estimate
-MEMORY_BYTES = 4.3e12  # per second
-START_DEPTH = 64  # a block's start and end take as long as this many products of each sum: an estimate
-
-
-@dataclass(frozen=True)
-class Expected:
-    """The seconds that a layer takes by each bound of the main loop alone, and by its bytes."""
-
-    tiling: object
-    by: dict[str, float]
-    memory: float
-
-    @property
-    def seconds(self):
-        return max(*self.by.values(), self.memory)
-
-    @property
-    def bound(self):
-        return "memory" if self.memory == self.seconds else max(self.by, key=self.by.get)
 
 
 def posed(layer, way, direction):
@@ -78,11 +48,6 @@ def compiled(unit):
     return step
 
 
-def instructions(unit):
-    """Of one turn of the main loop, for one warp."""
-    return compiled(unit).instructions
-
-
 def unit_of(problem, tile, copy):
     macros = implicit_gemm._macros(problem, tile, copy)
     if problem.direction == "weight_grad":
@@ -91,37 +56,16 @@ def unit_of(problem, tile, copy):
     return Unit("implicit_gemm.cu", problem.dtype, (("INPUT_GRAD", back), *macros))
 
 
-def step_of(problem, tile, copy):
-    """The clocks of a multiprocessor for one step of a block, by each bound alone."""
-    size = problem.dtype.itemsize
-    factor = 1 if size == 2 else 2 * implicit_gemm._products(problem)
-    warp_m, warp_n = 64 if tile.m * tile.n > 64 * 64 else 32, 64 if tile.n > 64 else 32
-    brought, read = 64 * (tile.m + tile.n), 64 * (warp_m + warp_n) * tile.warps
-    return {
-        "tensor": tile.m * tile.n * (64 // size) * factor / MACS,
-        "issue": tile.warps * instructions(unit_of(problem, tile, copy)) / 4,
-        "shared": (brought + read) / SHARED_BYTES,
-        "L2": brought / L2_BYTES,
-    }
-
-
-def expected(layer, way, direction):
+def tiling_of(layer, way, direction):
     problem = posed(layer, way, direction)
     (algorithm,) = (a for a in ALGORITHMS if a.name == NAME)
     assert algorithm.refusal(problem) is None
-    copy, tiling = implicit_gemm._tiling(problem)
-    m, n, depth, times = implicit_gemm.product_of(problem)
-    blocks = tiling.tiles_m * tiling.tiles_n * times * tiling.splits
-    size = problem.dtype.itemsize
-    steps = -(-blocks // PROCESSORS) * (depth / tiling.splits + START_DEPTH) / (64 // size)
-    by = {what: steps * count / CLOCK for what, count in step_of(problem, tiling.tile, copy).items()}
-    partial_bytes = 2 * tiling.splits * m * n * times * 4 if tiling.splits > 1 else 0
-    return Expected(tiling, by, (layer.bytes(size) + partial_bytes) / MEMORY_BYTES)
+    return implicit_gemm._tiling(problem)[1]
 
 
 def told(one):
-    splits = f"/{one.tiling.splits}" if one.tiling.splits > 1 else ""
-    return f"{1e6 * one.seconds:.3g} {one.bound}, {one.tiling.tile.m}x{one.tiling.tile.n}{splits}"
+    splits = f"/{one.splits}" if one.splits > 1 else ""
+    return f"{1e6 * one.seconds:.3g} {one.bound}, {one.tile.m}x{one.tile.n}{splits}"
 
 
 def table(suite, batch):
@@ -130,14 +74,14 @@ def table(suite, batch):
     yield f"| {suite}, N={batch} | " + " | ".join(f"{way}: us, bound, tile" for way in WAYS) + " |"
     yield "|-" * (len(WAYS) + 1) + "|"
     for layer in layers:
-        yield f"| `{layer}` | " + " | ".join(told(expected(layer, way, "forward")) for way in WAYS) + " |"
+        yield f"| `{layer}` | " + " | ".join(told(tiling_of(layer, way, "forward")) for way in WAYS) + " |"
     wide = [layer for layer in layers if layer.c_group >= 8]  # "auto" takes another algorithm for the stem
     flop = 2e-12 * sum(layer.macs for layer in wide)
     for direction in DIRECTIONS:
         cells = []
         for way in WAYS:
-            every = [expected(layer, way, direction) for layer in wide]
-            whole, issue = sum(one.seconds for one in every), sum(max(one.by["issue"], one.memory) for one in every)
+            every = [tiling_of(layer, way, direction) for layer in wide]
+            whole, issue = sum(one.seconds for one in every), sum(max(one.by.issue, one.memory) for one in every)
             cells.append(f"{1e6 * whole:.4g} us, {flop / whole:.3g} TFLOP/s; by issue and memory {flop / issue:.3g}")
         yield f"| all but the stem once, {direction} | " + " | ".join(cells) + " |"
 
@@ -151,9 +95,10 @@ def steps():
         for tile in implicit_gemm._TILES[2 if dtype == "bfloat16" else 4]:
             for direction in DIRECTIONS:
                 problem = posed(some, way, direction)
-                clocks = step_of(problem, tile, 16)
-                count = instructions(unit_of(problem, tile, 16))
-                cells = " | ".join(f"{value:.0f}" for value in clocks.values())
+                product = implicit_gemm.product_by(problem, 16)
+                clocks = implicit_gemm_tiles.step_clocks(tile, product, implicit_gemm_tiles.device("cuda:0"), 10**6)
+                count = compiled(unit_of(problem, tile, 16)).instructions
+                cells = " | ".join(f"{value:.0f}" for value in clocks)
                 yield f"| {way} {direction}, {tile.m}x{tile.n} | {count} | {cells} |"
 
 

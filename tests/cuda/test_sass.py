@@ -1,9 +1,13 @@
 """Instructions per turn of a main loop, counted in machine code as nvdisasm writes it."""
 
+import numpy as np
 import pytest
+from cases import DIRECTIONS
 from nvrtc_here import needs_nvrtc
 
-from gpuconv.cuda import nvrtc
+from gpuconv.algorithms.cuda import implicit_gemm
+from gpuconv.algorithms.cuda.implicit_gemm_tiles import INSTRUCTIONS, MEDIUM, SMALL, TINY
+from gpuconv.cuda import Unit, loader, nvrtc, options
 from gpuconv.tools import sass
 from gpuconv.tools.sass import Step
 
@@ -150,3 +154,27 @@ def test_what_nvdisasm_refuses_is_told():
 def test_a_file_that_cannot_be_run_is_told_and_not_taken_for_the_end_of_the_process(tmp_path):
     with pytest.raises(RuntimeError, match=r"nothing cannot be run on a cubin in a temporary file: .*No such file"):
         sass.disassemble(b"cubin", str(tmp_path / "nothing"))
+
+
+@needs_nvrtc
+@needs_nvdisasm
+@pytest.mark.parametrize("key", [(2, 1, SMALL, 16), (2, 1, TINY, 16), (4, 3, MEDIUM, 16), (4, 1, SMALL, 8)], ids=str)
+def test_the_model_counts_what_is_in_the_machine_code(key):
+    """Within a tenth: another compiler may count otherwise. tests/predictions.py counts the kernels with COPY=16."""
+    size, products, tile, copy = key
+    macros = (("TILE_M", tile.m), ("TILE_N", tile.n), ("COPY", copy), ("PRODUCTS", products))
+    dtype = np.dtype(np.float16 if size == 2 else np.float32)
+    for direction, wanted in zip(DIRECTIONS, INSTRUCTIONS[key], strict=True):
+        unit = Unit("implicit_gemm_weights.cu", dtype, macros)
+        if direction != "weight_grad":
+            unit = Unit("implicit_gemm.cu", dtype, (("INPUT_GRAD", int(direction == "input_grad")), *macros))
+        cubin, _ = nvrtc.compile_cubin(loader.flatten(unit.file), options(unit), "sm_90")
+        (step,) = sass.steps(sass.disassemble(cubin, NVDISASM))
+        assert step.instructions == pytest.approx(wanted, rel=0.1)
+
+
+def test_the_model_has_a_count_for_every_unit():
+    known = {(size, products, tile.m, tile.n, copy) for size, products, tile, copy in INSTRUCTIONS}
+    units = [(unit.dtype.itemsize, dict(unit.macros)) for unit in implicit_gemm.UNITS]
+    assert known == {(size, m["PRODUCTS"], m["TILE_M"], m["TILE_N"], m["COPY"]) for size, m in units}
+    assert all(count > 0 for counts in INSTRUCTIONS.values() for count in counts)

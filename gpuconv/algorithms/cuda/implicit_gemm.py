@@ -25,6 +25,7 @@ from gpuconv.algorithms.cuda.implicit_gemm_tiles import (
     LARGE,
     MEDIUM,
     SMALL,
+    TINY,
     ImplicitGemmTiling,
     Product,
     Tile,
@@ -50,12 +51,8 @@ LEAST_ARCH = 80
 _MOST = MOST_JOBS - 1023
 """The largest number that is counted in an int: steps may end past it by fewer than 1024."""
 
-_TILES = {2: (LARGE, MEDIUM, SMALL), 4: (MEDIUM, SMALL)}
-"""Tiles by the bytes of an element, for COPY=16; other copies use the smallest tile."""
-
-
-_REACH = {16: 1.0, 8: 0.75, 4: 0.5, 2: 0.25}
-"""The fraction of the tensor cores' rate that loading COPY bytes at a time allows, by COPY; estimates, not measured."""
+_TILES = {2: (LARGE, MEDIUM, SMALL, TINY), 4: (MEDIUM, SMALL, TINY)}
+"""Tiles by the bytes of an element, for COPY=16; other copies use one tile."""
 
 
 class _Units:
@@ -79,7 +76,7 @@ UNITS = _Units()
 def shared_bytes(unit: Unit) -> int:
     """Dynamic shared memory of a launch of one of them."""
     macros = dict(unit.macros)
-    tile = next(one for one in (LARGE, MEDIUM, SMALL) if (one.m, one.n) == (macros["TILE_M"], macros["TILE_N"]))
+    tile = next(one for one in (LARGE, MEDIUM, SMALL, TINY) if (one.m, one.n) == (macros["TILE_M"], macros["TILE_N"]))
     return tile.shared_bytes(unit.dtype.itemsize, "INPUT_GRAD" not in macros, not macros.get("INPUT_GRAD"))
 
 
@@ -150,12 +147,18 @@ def _tiling(problem: Problem, alignment: int = 16) -> tuple[int, ImplicitGemmTil
     budget = problem.max_workspace
     if alignment < 16:  # the alignment is not known when the workspace is computed
         budget = partial_bytes(problem, _tiling(problem)[1])
-    m, n, depth, times = product_of(problem)
-    factor = 1 if size == 2 else 2 * _products(problem)
-    count = math.prod(problem.geometry.result_shape(problem.direction))
-    product = Product(m, n, depth, times, g.macs, factor, g.bytes(size), 4 * count, _REACH[copy])
     shared = tuple(_shared_bytes(problem, tile) for tile in tiles)
-    return copy, fastest(tiles, product, shared, budget, device(problem.device))
+    return copy, fastest(tiles, product_by(problem, copy), shared, budget, device(problem.device))
+
+
+def product_by(problem: Problem, copy: int) -> Product:
+    """What the model has to know of a problem, by copies of so many bytes."""
+    g, size = problem.geometry, problem.dtype.itemsize
+    m, n, depth, times = product_of(problem)
+    sum_bytes = 4 * math.prod(g.result_shape(problem.direction))
+    return Product(
+        m, n, depth, times, g.macs, problem.direction, size, _products(problem), copy, g.bytes(size), sum_bytes
+    )
 
 
 def _products(problem: Problem) -> int:

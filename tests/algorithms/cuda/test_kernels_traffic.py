@@ -8,13 +8,16 @@ from calls import problem
 from cases import DIRECTIONS, DTYPES, Case, integers
 from cupy_double import emulation
 from emulator import Module
+from on_gpu import forget
 from ptx_calls import needs_ptx
 
 import gpuconv
 from gpuconv.algorithms.base import Problem
+from gpuconv.algorithms.cuda import implicit_gemm
 from gpuconv.algorithms.cuda.depthwise import CudaDepthwise
 from gpuconv.algorithms.cuda.direct import CudaDirect
 from gpuconv.algorithms.cuda.implicit_gemm import ImplicitGemm
+from gpuconv.algorithms.cuda.implicit_gemm_tiles import TINY
 
 pytestmark = needs_ptx
 
@@ -90,6 +93,16 @@ def test_products(double, monkeypatch, algorithm, dtype, direction):
     assert_within_budget(launches, [f"{algorithm.name}_{direction}"])
     if algorithm.name == "implicit_gemm":
         assert not sum(traffic.bank_conflicts for _, traffic in launches)
+
+
+@pytest.mark.parametrize(("dtype", "direction"), [("float16", "weight_grad"), ("float32", "forward")])
+def test_the_tile_for_small_products_has_no_bank_conflicts(double, monkeypatch, dtype, direction):
+    monkeypatch.setattr(implicit_gemm, "_TILES", {2: (TINY,), 4: (TINY,)})
+    forget(implicit_gemm)
+    case = Case(1, (8, 16), 32, 64, (1, 1), (1, 1), (1, 1), ((0, 0), (0, 0)))
+    launches = passed(double, monkeypatch, ImplicitGemm(), case, dtype, direction)
+    forget(implicit_gemm)
+    assert not sum(traffic.bank_conflicts for _, traffic in launches)
 
 
 def passed(gpu, monkeypatch, algorithm, case, dtype, direction):
