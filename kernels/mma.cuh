@@ -260,8 +260,12 @@ __device__ __forceinline__ Place place_of(int thread) {
 template <class LayoutA, class LayoutB>
 constexpr int STAGE_BYTES = LayoutA::BYTES + LayoutB::BYTES;
 
-// In the end the stages hold 16 rows of each warp's sums, in rows longer than the tile to avoid bank conflicts.
-constexpr int SUM_PITCH = WARP_N + 8;
+// In the end the stages hold 16 rows of each warp's sums. They are written by fragments and read by rows: so that no two
+// lanes meet in a bank, rows are longer than the warp's, or where they are 16 long, every other pair has its halves swapped.
+constexpr int SUM_PITCH = WARP_N == 16 ? 16 : WARP_N + 8;
+__device__ __forceinline__ int sum_at(int row, int column) {
+  return row * SUM_PITCH + (WARP_N == 16 ? column ^ (row & 2) << 2 : column);
+}
 template <int STAGE>
 constexpr int PIPELINE_BYTES = STAGES * STAGE;
 static_assert(STAGES * (TILE_M + TILE_N) * 64 >= THREADS / 32 * 16 * SUM_PITCH * 4, "the sums of a warp need more room");
@@ -312,7 +316,7 @@ __device__ __forceinline__ void put(const float* rows, int row, int column, int 
     const int own_row = i / ACROSS, own_column = i % ACROSS * TOGETHER;
     const i64 at = start(row + own_row);
     if (at < 0 || column + own_column >= width) continue;
-    const float* const from = rows + (own_row * SUM_PITCH + own_column);
+    const float* const from = rows + sum_at(own_row, own_column);
     Pack<float, TOGETHER> sums;
     if constexpr (TOGETHER == 8) {  // of eight lanes, four begin with the second half: else two would meet in a bank
       const int second = lane & 4;
@@ -359,7 +363,7 @@ __device__ __forceinline__ void write(const Sums& sums, char* shared, Place plac
 #pragma unroll
       for (int j = 0; j < COLUMNS; j++) {
         const Pack<float, 2> pair = {{sums[i][j][half * 2] + shift[j][0], sums[i][j][half * 2 + 1] + shift[j][1]}};
-        *reinterpret_cast<Pack<float, 2>*>(rows + ((half * 8 + row) * SUM_PITCH + j * 8 + column)) = pair;
+        *reinterpret_cast<Pack<float, 2>*>(rows + sum_at(half * 8 + row, j * 8 + column)) = pair;
       }
     __syncwarp();
     if (partials) {

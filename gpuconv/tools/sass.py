@@ -28,6 +28,9 @@ MULTIPLY_ADD = "FFMA", "DFMA", "HFMA2"
 LOADS = ("LDG",)
 """The instructions that a kernel is there for: of these three, the first kind that its loops hold."""
 
+EXPONENTIAL = "MUFU.EX2"
+"""The instruction of sigmoid, tanh and others: loops that make activations multiply as well, but are no main loops."""
+
 _LABEL = re.compile(r"^(\.[\w.$]+):")
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][A-Z0-9_]*)([\w.]*)(.*)")
 _TARGET = re.compile(r"`\((\.[\w.$]+)\)")
@@ -117,8 +120,8 @@ def _kernels(text: str) -> Iterator[tuple[str, list[_Block]]]:
                 blocks.append(_Block())
             blocks[-1].labels.append(label[1])
         elif instruction := _INSTRUCTION.match(line):
-            predicate, opcode, _, operands = instruction.groups()
-            blocks[-1].counts[opcode] += 1
+            predicate, opcode, suffix, operands = instruction.groups()
+            blocks[-1].counts[EXPONENTIAL if f"{opcode}{suffix}".startswith(EXPONENTIAL) else opcode] += 1
             if opcode in (*_BRANCHES, *_LEAVES):
                 blocks[-1].targets = _TARGET.findall(operands) if opcode in _BRANCHES else []
                 # A uniform branch names its predicate among its operands: `BRA.U !UP0, `(.L_x_1)`.
@@ -131,12 +134,17 @@ def _kernels(text: str) -> Iterator[tuple[str, list[_Block]]]:
 def _step(kernel: str, blocks: list[_Block]) -> Step | None:
     loops = _loops(blocks)
     totals = [sum((blocks[i].counts for i in loop), Counter[str]()) for loop in loops]
+    plain = [total for total in totals if not total[EXPONENTIAL]]
     for kinds in (TENSOR, MULTIPLY_ADD, LOADS):
-        kind = max(kinds, key=lambda one: max((total[one] for total in totals), default=0))
-        most = max((total[kind] for total in totals), default=0)
+        kind = max(kinds, key=lambda one: max((total[one] for total in plain), default=0))
+        most = max((total[kind] for total in plain), default=0)
         if most:
             loop, total = min(
-                ((loop, total) for loop, total in zip(loops, totals, strict=True) if total[kind] == most),
+                (
+                    (loop, total)
+                    for loop, total in zip(loops, totals, strict=True)
+                    if total[kind] == most and total in plain
+                ),
                 key=lambda found: found[1].total(),
             )
             around = sorted(outer.total() for other, outer in zip(loops, totals, strict=True) if loop <= other)

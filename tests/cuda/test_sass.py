@@ -135,6 +135,22 @@ extern "C" __global__ void powers(float* x, int n) {
 """
 
 
+def test_a_loop_that_makes_activations_is_no_main_loop():
+    own = """k:
+        .L_1:
+        FFMA R0, R1, R2, R0
+        @P0 BRA `(.L_1)
+        .L_2:
+        FFMA R0, R1, R2, R0
+        FFMA R0, R1, R2, R0
+        MUFU.EX2 R0, R0
+        MUFU.RCP R0, R0
+        @P0 BRA `(.L_2)
+        EXIT"""
+    assert steps(own) == [Step("k", 2, 1, "FFMA", (2,))]
+    assert [step.work for step in steps(own.replace("MUFU.EX2", "MUFU.RCP"))] == [2]
+
+
 @needs_nvrtc
 @needs_nvdisasm
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_120"])
