@@ -5,7 +5,8 @@ piece of compiled code (`share` in simd/sharing.py). That calls workers of threa
 runs the loop itself, and sees to it that they are out again. So there is no Python between the beginning and the end of
 a call, where a KeyboardInterrupt could be raised.
 
-    job = Job(dense.correlate, product, index_maps, bias_row, tasks, Each(tables), Each(panels), Each(sums))
+    buffers = Room(2, [bytes_per_thread]).buffers((100, np.int64), (200, x.dtype))
+    job = Job(dense.correlate, product, index_maps, bias_row, tasks, *buffers)
     run(2, [job], macs=g.macs)
 
 simd/arguments.py says how a loop receives its arguments, and how they lie in the block. A call that is repeated makes
@@ -49,6 +50,28 @@ class Each:
     def __init__(self, arrays: Sequence[Array]) -> None:
         self.arrays = arrays
         self.addresses = np.array([array.ctypes.data for array in arrays], np.int64)
+
+
+class Room:
+    """The buffers of the threads of a call. Its jobs, which need so many bytes per thread, use them one after another.
+
+    A single job has every buffer in an array of its own.
+    """
+
+    def __init__(self, threads: int, sizes: Sequence[int]) -> None:
+        self._threads = threads
+        self._shared = [np.empty(max(sizes), np.uint8) for _ in range(threads)] if len(sizes) > 1 else []
+
+    def buffers(self, *wanted: tuple[int, Any]) -> list[Each]:
+        """Buffers of a job: for each (length, dtype) one per thread."""
+        if not self._shared:
+            return [Each([np.empty(length, dtype) for _ in range(self._threads)]) for length, dtype in wanted]
+        made, start = [], 0
+        for length, dtype in wanted:
+            stop = start + length * np.dtype(dtype).itemsize
+            made.append(Each([room[start:stop].view(dtype) for room in self._shared]))
+            start = stop
+        return made
 
 
 class Job:

@@ -27,7 +27,7 @@ from gpuconv.algorithms.cpu.direct_narrow import Part, parts_of
 from gpuconv.algorithms.cpu.direct_scatter import ScatterTiling
 from gpuconv.algorithms.epilogue import fill, finish
 from gpuconv.algorithms.groups import weights_by_group
-from gpuconv.cpu.parallel_loops import run
+from gpuconv.cpu.parallel_loops import Room, run
 from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import has_adjacent_channels, native, why_no_numba
 from gpuconv.typing import Array
@@ -113,11 +113,14 @@ def _correlate(
 ) -> None:
     """Compute correlations, each a (geometry, x, w, target), concurrently."""
     relu = activation == "relu"
-    threads, jobs = 1, []
-    for g, x, w, target in correlations:
-        for part, tiling in _pieces(problem, g, cpu.workers()):
-            threads = max(threads, tiling.threads)
-            jobs.append(tiling.job(*part.of(x, w, target, bias), relu=relu))
+    pieces = [
+        (part, tiling, (x, w, target))
+        for g, x, w, target in correlations
+        for part, tiling in _pieces(problem, g, cpu.workers())
+    ]
+    threads = max((tiling.threads for _, tiling, _ in pieces), default=1)
+    room = Room(threads, [tiling.worker_bytes for _, tiling, _ in pieces])
+    jobs = [tiling.job(*part.of(*arrays, bias), room=room, relu=relu) for part, tiling, arrays in pieces]
     run(threads, jobs, macs=problem.geometry.macs)
 
 

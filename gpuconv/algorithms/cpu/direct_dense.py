@@ -14,7 +14,7 @@ from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.cpu.compiled import ONE_VECTOR, bias_size, budget, padded_bias
 from gpuconv.algorithms.groups import weights_by_group
 from gpuconv.algorithms.strips import gather, sum_in_order
-from gpuconv.cpu.parallel_loops import Each, Job, run
+from gpuconv.cpu.parallel_loops import Job, Room, run
 from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import (
@@ -59,9 +59,6 @@ LEAST_ROWS = 4
 
 FEW_CHANNELS = 16
 """Input channels below which the taps of a row are merged into one run."""
-
-Buffers = tuple[Each, Each, Each]
-"""The buffers of each thread: the table of addresses, a panel of weights or of dy, and sums."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ class DenseTiling:
 
     # ------------------------------------------------------------------------------------------ the passes
 
-    def job(self, x: Array, w: Array, out: Array, bias: Array | None, *, relu: bool) -> Job:
+    def job(self, x: Array, w: Array, out: Array, bias: Array | None, room: Room, *, relu: bool) -> Job:
         """The loop for out = relu(correlation of x with w + bias), with w (*taps, groups, c // groups, k // groups).
 
         Without `relu` it is the sum alone.
@@ -123,7 +120,8 @@ class DenseTiling:
         index_maps = _index_maps(self.g, self.merges)
         bias_row = padded_bias(self.g, self.dtype, bias)
         tasks = -(-_outputs(self.g) // self.block) * self.pieces
-        return Job(dense.correlate, product, index_maps, bias_row, tasks, *self._buffers(), keeps=(read, w, out, kept))
+        buffers = room.buffers(*self._buffers)
+        return Job(dense.correlate, product, index_maps, bias_row, tasks, *buffers, keeps=(read, w, out, kept))
 
     def weight_gradient(self, x: Array, dy: Array, out: Array) -> None:
         """Compute out = the gradient of w, (*taps, c // groups, k)."""
@@ -137,8 +135,9 @@ class DenseTiling:
         index_maps = _index_maps(g, self.merges)
         tasks = chunks * self.pieces
 
+        buffers = Room(self.threads, [self.worker_bytes]).buffers(*self._buffers)
         job = Job(
-            *(dense.weight_gradient, product, index_maps, self.chunk, parts.strides[0], tasks, *self._buffers()),
+            *(dense.weight_gradient, product, index_maps, self.chunk, parts.strides[0], tasks, *buffers),
             keeps=(read, dy, parts, kept),
         )
         run(self.threads, [job], macs=g.macs)
@@ -185,10 +184,10 @@ class DenseTiling:
     def _zeros(self) -> tuple[int, Array]:
         return zeros_at(_zeros_size(self.g, self.merges) * self.dtype.itemsize)
 
-    def _buffers(self) -> Buffers:
-        kinds = (self.table, np.dtype(np.int64)), (self.panel, self.dtype), (self.sums, self.dtype)
-        table, panel, sums = (Each([np.empty(size, dtype) for _ in range(self.threads)]) for size, dtype in kinds)
-        return table, panel, sums
+    @property
+    def _buffers(self) -> tuple[tuple[int, Any], ...]:
+        """The buffers of a thread: the table of addresses, a panel of weights or of dy, and sums."""
+        return (self.table, np.int64), (self.panel, self.dtype), (self.sums, self.dtype)
 
 
 # -------------------------------------------------------------------------------------------------- tiling

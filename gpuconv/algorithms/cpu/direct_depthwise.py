@@ -17,7 +17,7 @@ from gpuconv import cpu
 from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.cpu.compiled import budget
 from gpuconv.algorithms.strips import sum_in_order
-from gpuconv.cpu.parallel_loops import Each, Job, run
+from gpuconv.cpu.parallel_loops import Job, Room, run
 from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import (
@@ -94,7 +94,7 @@ class DepthwiseTiling:
 
     # ------------------------------------------------------------------------------------------ the passes
 
-    def job(self, x: Array, w: Array, out: Array, bias: Array | None, *, relu: bool) -> Job:
+    def job(self, x: Array, w: Array, out: Array, bias: Array | None, room: Room, *, relu: bool) -> Job:
         """The loop for out = correlation of x with w + bias, then relu; w is (*taps, channels, 1, 1)."""
         x = with_adjacent_channels(x)
         rows = np.zeros((2 + math.prod(self.g.kernel), self.g.k), self.dtype)  # zeros, bias, and all taps
@@ -104,9 +104,8 @@ class DepthwiseTiling:
         problem = self._loop(x, out, rows, relu=relu)
         index_maps, tasks = _index_maps(self.g), -(-_rows(self.g) // self.block)
 
-        return Job(
-            _loops().depthwise, problem, index_maps, self._shape, tasks, *self._address_buffers(), rows, keeps=(x, out)
-        )
+        buffers = room.buffers(*self._address_buffers)
+        return Job(_loops().depthwise, problem, index_maps, self._shape, tasks, *buffers, rows, keeps=(x, out))
 
     def weight_gradient(self, x: Array, dy: Array, out: Array) -> None:
         """Compute out = the gradient of w, (*taps, 1, channels)."""
@@ -115,8 +114,7 @@ class DepthwiseTiling:
         parts = np.empty((tasks, math.prod(self.g.kernel), self.g.k), self.dtype)
         problem = self._loop(x, dy, zeros := np.zeros(self.g.k, self.dtype), relu=False)
         index_maps = _index_maps(self.g)
-        sums = Each([np.empty(self.sums, self.dtype) for _ in range(self.threads)])
-        buffers = *self._address_buffers(), sums
+        buffers = Room(self.threads, [self.worker_bytes]).buffers(*self._address_buffers, (self.sums, self.dtype))
         job = Job(
             *(_loops().depthwise_gradient, problem, index_maps, self._shape, tasks, parts, *buffers),
             keeps=(x, dy, zeros),
@@ -135,11 +133,10 @@ class DepthwiseTiling:
         vectors = 2 if self.g.c >= 2 * lanes else 1
         return tuple((0,) * length for length in (self.taps, stride, dilation, self.at_once, vectors))
 
-    def _address_buffers(self) -> tuple[Each, Each]:
+    @property
+    def _address_buffers(self) -> tuple[tuple[int, type], tuple[int, type]]:
         """Buffers for the addresses of the rows of one window, and of the inputs that outputs read along a row."""
-        lengths = math.prod(self.g.kernel[:-1]), self.addresses
-        starts, columns = ([np.empty(length, np.int64) for _ in range(self.threads)] for length in lengths)
-        return Each(starts), Each(columns)
+        return (math.prod(self.g.kernel[:-1]), np.int64), (self.addresses, np.int64)
 
     @cached_property
     def _sizes(self) -> Ints:

@@ -16,7 +16,7 @@ import numpy as np
 from gpuconv import cpu
 from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.cpu.compiled import copied_bytes
-from gpuconv.cpu.parallel_loops import Each, Job
+from gpuconv.cpu.parallel_loops import Job, Room
 from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import LONGEST_VECTOR, address, is_mostly_pads, three_axes, with_adjacent_channels
@@ -100,8 +100,8 @@ class ScatterTiling:
         bias_row = bias_row.ravel()
         tasks = self.blocks * _planes(g)
 
-        kinds = (CHUNK, np.dtype(np.int64)), (self.sums, self.dtype), (self.buffer, self.dtype)
-        buffers = (Each([np.empty(size, dtype) for _ in range(self.threads)]) for size, dtype in kinds)
+        room = Room(self.threads, [self.worker_bytes])
+        buffers = room.buffers((CHUNK, np.int64), (self.sums, self.dtype), (self.buffer, self.dtype))
         return Job(scatter.scatter, problem, bias_row, tasks, *buffers, keeps=(dy, w, out))
 
     def _pack(self, w: Array) -> Array:
