@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
-from gpuconv import backend, repeats
+from gpuconv import backend, integers, repeats
 from gpuconv.algorithms import Algorithm, Problem
 from gpuconv.algorithms.cuda.launching import Launching
 from gpuconv.algorithms.epilogue import ACTIVATIONS, fill
@@ -21,6 +21,7 @@ from gpuconv.cuda.launches import ALIGNMENT, offsets
 from gpuconv.errors import DTypeError, GeometryError, WorkspaceError
 from gpuconv.geometry import ConvGeometry, split_x_shape
 from gpuconv.planning import (
+    Candidate,
     ConvPlan,
     check_direction,
     check_precision,
@@ -32,6 +33,7 @@ from gpuconv.planning import (
     workspace_limit,
 )
 from gpuconv.support.argument_checks import as_ints, is_one_of
+from gpuconv.support.numbers import si
 from gpuconv.typing import Array, Direction, Ints, IntsLike, Layout, PadLike, PadMode, Precision
 
 
@@ -70,6 +72,8 @@ class Call(NamedTuple):
         if place is not None and (known := place.known) is not None:
             return self.repeat(known, x, w, out, bias)
         xp = backend.common_module(self.caller, x=x, w=w, bias=bias, out=out)
+        if integers.is_integer(x) and integers.is_integer(w):
+            return self.forward_of_integers(xp, x, w, bias, activation, out)
         dtype = backend.common_dtype(self.caller, x=x, w=w, bias=bias)
         g = self.geometry(x.shape, w.shape)
         return self.run(xp, "forward", g, dtype, {"x": x, "w": w}, out, g.y_shape, bias, activation, place=place)
@@ -137,8 +141,38 @@ class Call(NamedTuple):
             with self.out_of_memory(known.device, known.shape, known.dtype):
                 raise
 
+    def forward_of_integers(
+        self, xp: ModuleType, x: Array, w: Array, bias: Array | None, activation: str | None, out: Array | None
+    ) -> Array:
+        """`forward` of integers, which have a result of another dtype than x, and no algorithm of their own."""
+        dtype = integers.result_dtype(self.caller, x, w)
+        if bias is not None and bias.dtype != dtype:
+            raise DTypeError(f"{self.caller}: bias is {bias.dtype}, but the result is {dtype}. Give bias that dtype.")
+        g = self.geometry(x.shape, w.shape)
+        activation = self.check_activation(activation, dtype)
+        check_precision(self.precision, self.caller)
+        self.check_bias(bias, g.k)
+        self.check_out(out, g, g.y_shape, dtype)
+        device = backend.device_of(x)
+        with backend.on_device_of(x), self.out_of_memory(device, g.y_shape, dtype):
+            graphs.check_if_captured(xp, f"{self.caller} of integers, which looks at the extremes of x first")
+            x_last, w_last = self.channels_last(x), self.channels_last(w, is_w=True)
+            reach = integers.reach_of(xp, x_last, w_last, bias)
+            integers.check_reach(self.caller, reach, dtype, g)
+            result = self.result(xp, out, (x, w, bias), g.y_shape, dtype)
+            target = self.channels_last(result)
+            limit = self.limit_beside(0 if out is None or result is out else result.nbytes)
+            plan = integers.plan_of(reach, g, device, limit, self.algorithm, self.caller)
+            if g.macs == 0:
+                fill(xp, target, bias, activation)
+            else:
+                integers.convolve(xp, plan, g, x_last, w_last, target, bias, relu=activation == "relu")
+            return self.deliver(result, out)
+
     def explain(self, x: Array, w: Array, direction: Direction) -> ConvPlan:
         xp = backend.common_module(self.caller, x=x, w=w)
+        if direction == "forward" and integers.is_integer(x) and integers.is_integer(w):
+            return self.explain_integers(xp, x, w)
         dtype = backend.common_dtype(self.caller, x=x, w=w)
         g = self.geometry(x.shape, w.shape)
         check_direction(direction, self.caller)
@@ -151,7 +185,36 @@ class Call(NamedTuple):
         problem = self.problem(direction, g, dtype, device, [w], x, captured=captured)
         return plan_of(problem, self.algorithm, self.caller)
 
+    def explain_integers(self, xp: ModuleType, x: Array, w: Array) -> ConvPlan:
+        """The plan of the floats that a strip is computed with, under the dtypes of the integers."""
+        dtype, g = integers.result_dtype(self.caller, x, w), self.geometry(x.shape, w.shape)
+        x, w = self.channels_last(x), self.channels_last(w, is_w=True)
+        with backend.on_device_of(x):
+            reach = integers.reach_of(xp, x, w, None)
+            integers.check_reach(self.caller, reach, dtype, g)
+            plan = integers.plan_of(reach, g, backend.device_of(x), self.limit_beside(0), self.algorithm, self.caller)
+        words = f"{x.dtype} by {w.dtype} in {len(plan.of_x) * len(plan.of_w)} x {plan.problem.dtype}"
+        of_floats = plan_of(plan.problem, plan.algorithm.name, self.caller)
+        candidates = [
+            one if one.name in integers.EXACT else replace(one, status="refused", note="rounds", workspace=None)
+            for one in of_floats.candidates
+        ]
+        candidates[0] = replace(
+            candidates[0], workspace=plan.bytes, note=f"{si(plan.bytes)}B workspace, widened strips included"
+        )
+        return replace(of_floats, geometry=g, dtype=words, candidates=tuple(sorted(candidates, key=_rank)))
+
     # ---------------------------------------------------------------------------------------------- shared steps
+
+    def limit_beside(self, elsewhere: int) -> int:
+        """The bytes that are left to a call whose result is made elsewhere, in `elsewhere` bytes."""
+        limit = workspace_limit(self.max_workspace, self.caller)
+        if elsewhere > limit:
+            raise WorkspaceError(
+                f"{self.caller}: out overlaps an argument, so the result is made elsewhere first, which takes "
+                f"{elsewhere} bytes, but max_workspace is {limit}. Raise it, or pass an out that overlaps nothing."
+            )
+        return limit - elsewhere
 
     def geometry(self, x_shape: Sequence[SupportsIndex], w_shape: Ints, x_name: str = "x.shape") -> ConvGeometry:
         return ConvGeometry.from_shapes(
@@ -182,11 +245,7 @@ class Call(NamedTuple):
             for array in (*weights, *arrays):
                 flags = array.flags
                 contiguous = contiguous and flags.c_contiguous and flags.aligned and array.dtype == dtype
-        if elsewhere > limit:
-            raise WorkspaceError(
-                f"{self.caller}: out overlaps an argument, so the result is made elsewhere first, which takes "
-                f"{elsewhere} bytes, but max_workspace is {limit}. Raise it, or pass an out that overlaps nothing."
-            )
+        self.limit_beside(elsewhere)
         copied = elsewhere
         if device != "cpu":
             anywhere = not goes_by_sample(direction)
@@ -412,6 +471,11 @@ class Call(NamedTuple):
         if not is_one_of(activation, ACTIVATIONS):
             names = ", ".join(map(repr, ACTIVATIONS))
             raise ValueError(f"{self.caller}: activation={activation!r} is none of {names}.")
+        if dtype.kind == "i" and activation not in ("identity", "relu"):
+            raise DTypeError(
+                f"{self.caller}: activation={activation!r} takes floating-point numbers, but the arrays hold integers. "
+                "Use 'relu', or cast x and w with .astype."
+            )
         if backend.is_complex(dtype) and activation != "identity":
             raise DTypeError(
                 f"{self.caller}: activation={activation!r} takes real numbers, but the arrays are {dtype}."
@@ -448,6 +512,10 @@ class _OutOfMemory(NamedTuple):
             f"{caller}: out of memory on {self.device}: {error}. The result takes {result_bytes} bytes, and workspace "
             f"up to {limit} more. Pass a smaller max_workspace, or fewer samples at a time."
         ) from error
+
+
+def _rank(candidate: Candidate) -> int:
+    return ("chosen", "possible", "refused").index(candidate.status)
 
 
 def _is_served(array: Any, anywhere: bool = True) -> bool:

@@ -93,7 +93,8 @@ def conv2d(
     Parameters
     ----------
     x : array (N, H, W, C)
-        NumPy or CuPy, of float16, bfloat16, float32, float64, complex64 or complex128; any strides.
+        NumPy or CuPy, of float16, bfloat16, float32, float64, complex64 or complex128; any strides. See below for
+        integers.
     w : array (KH, KW, C // groups, F)
         Of the same library, device and dtype, as all arrays of a call.
     bias : array (F,), optional
@@ -126,16 +127,25 @@ def conv2d(
     -------
     array (N, OH, OW, F)
         OH = floor((H + top + bottom - dilation * (KH - 1) - 1) / stride) + 1, OW alike. It has x's library, device
-        and dtype (in native byte order). 16-bit floats are summed in float32.
+        and dtype (in native byte order). 16-bit floats are summed in float32. Of integers it is int32 or int64.
 
     Raises
     ------
     GeometryError
         If shapes, pads, strides, dilation or groups do not fit.
+    OverflowError
+        If a sum of integers might not fit the result.
     TypeError, DTypeError, DeviceError
         If arguments are not arrays, or of different libraries, dtypes or devices.
     AlgorithmError, WorkspaceError
         If the named algorithm does not support the call, or not within `max_workspace`.
+
+    Notes
+    -----
+    Integers may be int8, uint8, int16, int32 or int64. x and w share one dtype, but int8 and uint8 may be mixed. The
+    result is int32 for 8 bits and int64 for the others, and so is bias. It is exact, or an OverflowError is raised
+    before anything is computed. What might overflow is decided from the data: with the weights as they are, each
+    element of x may be anything from the least to the greatest element of x, or 0. The only activation is "relu".
 
     Examples
     --------

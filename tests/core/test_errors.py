@@ -158,7 +158,11 @@ WRONG = {
         "conv2d_weight_grad", (X, DY.astype(complex), 3), {}, DTypeError, r".*x is float32, dy is complex128"
     ),
     "integers": Wrong(
-        "conv2d", (X.astype(int), W.astype(int)), {}, DTypeError, r"x\.dtype is int64, but gpuconv computes in float16"
+        "conv2d",
+        (X.astype("u4"), W.astype("u4")),
+        {},
+        DTypeError,
+        "x is uint32, .* but convolutions of integers take int8, ",
     ),
     "long doubles": Wrong(
         "conv2d",

@@ -1,0 +1,305 @@
+"""Convolutions of integers: exact, by the algorithms for floats, strip by strip.
+
+A float32 holds every integer up to 2**24, a float64 every one up to 2**53. Where no sum of products can be larger, not
+even a part of one, the convolution of floats makes no error. x is widened a strip at a time, together with its padding,
+and the results are narrowed again. Where sums are larger, both arrays are taken apart into pieces of fewer bits,
+
+    x = x0 + 2**a x1 + ...      w = w0 + 2**b w1 + ...      y = sum over i, j of  2**(a i + b j)  conv(xi, wj)
+
+such that each of these convolutions is exact in float64. They are added modulo 2**64, which is exact as y itself fits.
+
+How large a sum can be is found before anything is computed, from the data: each element of x may be anything from the
+least one to the greatest one, or 0, as padding is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+from functools import lru_cache
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpuconv import backend, cpu, heuristics
+from gpuconv.algorithms import ALGORITHMS, Algorithm, Problem
+from gpuconv.algorithms.strips import Strip, Strips, extents_of, gather, tile_elements
+from gpuconv.errors import AlgorithmError, DTypeError, WorkspaceError
+from gpuconv.geometry import ConvGeometry, interned
+from gpuconv.simd.host import numba_is_there, try_numba
+from gpuconv.typing import Array, Ints
+
+DTYPES = ("int8", "uint8", "int16", "int32", "int64")
+NARROW = ("int8", "uint8")
+
+EXACT = ("depthwise", "direct", "gemm", "loops")
+"""Algorithms that add the products themselves, in any order, so that no rounding occurs where every sum is held."""
+
+STRIP_ELEMENTS = 2**20
+"""Elements of x and y that are widened at a time: enough for all threads, and few enough to stay in cache."""
+
+
+def is_integer(array: Array) -> bool:
+    return array.dtype.kind in "iu"
+
+
+def result_dtype(caller: str, x: Array, w: Array) -> np.dtype[Any]:
+    """The dtype of the convolution: int32 for arrays of 8 bits, int64 for the others.
+
+    Raises
+    ------
+    DTypeError
+        If one of the arrays holds no integers of `DTYPES`, or they differ and are not both of 8 bits.
+    """
+    found = {"x": backend.native(x.dtype).name, "w": backend.native(w.dtype).name}
+    words = ", ".join(f"{name} is {dtype}" for name, dtype in found.items())
+    if not set(found.values()) <= set(DTYPES):
+        raise DTypeError(
+            f"{caller}: {words}, but convolutions of integers take {', '.join(DTYPES)}. Cast with .astype."
+        )
+    if set(found.values()) <= set(NARROW):
+        return np.dtype(np.int32)
+    if found["x"] != found["w"]:
+        raise DTypeError(
+            f"{caller}: the arrays must share one dtype, but for int8 with uint8: {words}. Cast some with .astype."
+        )
+    return np.dtype(np.int64)
+
+
+class Reach(NamedTuple):
+    """How far a convolution of integers may reach: x, w, and all sums of products together with the bias."""
+
+    x: int
+    w: int
+    sums: int
+    least: int
+    most: int
+
+
+def reach_of(xp: ModuleType, x: Array, w: Array, bias: Array | None) -> Reach:
+    """The least and the greatest that a result may be, from the extremes of x and the weights; w is channels last."""
+    if x.size == 0 or w.size == 0:
+        low, high = (0, 0) if bias is None or bias.size == 0 else (int(bias.min()), int(bias.max()))
+        return Reach(0, 0, 0, min(low, 0), max(high, 0))
+    x_min, x_max = min(int(x.min()), 0), max(int(x.max()), 0)
+    w_max = max(-int(w.min()), int(w.max()), 0)
+    x_most, terms = max(-x_min, x_max), math.prod(w.shape[:-1])
+    if bias is None and x_most * w_max * terms <= 2**24:  # no sum can be larger, whatever the weights
+        return Reach(x_most, w_max, x_most * w_max * terms, -x_most * w_max * terms, x_most * w_max * terms)
+    columns = w.reshape(-1, w.shape[-1])
+    above, below = _column_sums(xp, columns, positive=True), _column_sums(xp, columns, positive=False)
+    most, least = above * x_max + below * x_min, above * x_min + below * x_max
+    sums = max(int(most.max()), -int(least.min()))
+    if bias is not None:
+        offset = backend.to_numpy(bias).astype(object)
+        most, least = most + np.maximum(offset, 0), least + np.minimum(offset, 0)
+    return Reach(x_most, w_max, sums, int(least.min()), int(most.max()))
+
+
+def _column_sums(xp: ModuleType, columns: Array, *, positive: bool) -> Array:
+    """The sums of the positive or of the negative weights per output channel, as Python's integers."""
+    part = xp.maximum(columns, 0) if positive else xp.minimum(columns, 0)
+    if columns.dtype.itemsize < 8:
+        sums: Array = backend.to_numpy(part.sum(axis=0, dtype=np.int64)).astype(object)
+        return sums
+    high, low = part >> 32, part & 0xFFFFFFFF  # part = high 2**32 + low
+    sums_high, sums_low = (backend.to_numpy(one.sum(axis=0)).astype(object) for one in (high, low))
+    return sums_high * 2**32 + sums_low  # type: ignore[no-any-return]
+
+
+def check_reach(caller: str, reach: Reach, dtype: np.dtype[Any], g: ConvGeometry) -> None:
+    """Raise an OverflowError if a result might not fit."""
+    limits = np.iinfo(dtype)
+    if reach.least < limits.min or reach.most > limits.max:
+        terms = math.prod(g.kernel) * g.c_group
+        remedy = "Cast x and w to int16" if dtype == np.int32 else "Scale x or w down, or cast both to float64"
+        raise OverflowError(
+            f"{caller}: sums of {terms} products may reach from {reach.least} to {reach.most}, as far as the weights "
+            f"and the least and the greatest element of x can tell, but the result is {dtype}, which holds "
+            f"{limits.min} to {limits.max}. {remedy}."
+        )
+
+
+# -------------------------------------------------------------------------------------------------- pieces
+
+
+class Piece(NamedTuple):
+    """Some bits of the elements of an array: `bits` from number `first` on, and the sign with the last ones."""
+
+    first: int
+    bits: int
+    is_last: bool
+
+    def of(self, array: Array) -> Array:
+        if self.first:
+            array = array >> self.first
+        return array if self.is_last else array & ((1 << self.bits) - 1)
+
+
+def _pieces(most: int, bits: int) -> tuple[Piece, ...]:
+    length = max(most.bit_length(), 1)
+    return tuple(Piece(first, bits, first + bits >= length) for first in range(0, length, bits))
+
+
+def pieces_of(reach: Reach, g: ConvGeometry) -> tuple[np.dtype[Any], tuple[Piece, ...], tuple[Piece, ...]]:
+    """The dtype to compute in, and the pieces of x and of w."""
+    whole = (Piece(0, 64, is_last=True),)
+    if reach.sums <= 2**24:
+        return np.dtype(np.float32), whole, whole
+    if reach.sums <= 2**53:
+        return np.dtype(np.float64), whole, whole
+    room = 53 - (math.prod(g.kernel) * g.c_group - 1).bit_length()
+    of_x, of_w = max(reach.x.bit_length(), 1), max(reach.w.bit_length(), 1)
+    bits_x = min(of_x, max(room // 2, room - of_w))
+    return np.dtype(np.float64), _pieces(reach.x, bits_x), _pieces(reach.w, min(of_w, room - bits_x))
+
+
+# -------------------------------------------------------------------------------------------------- plans
+
+
+class Plan(NamedTuple):
+    """The strips of a convolution, the first and largest as a problem of floats, and who computes that one."""
+
+    strips: Strips
+    problem: Problem
+    algorithm: Algorithm
+    bytes: int
+    of_x: tuple[Piece, ...]
+    of_w: tuple[Piece, ...]
+
+    @property
+    def has_pieces(self) -> bool:
+        return len(self.of_x) * len(self.of_w) > 1
+
+
+def plan_of(reach: Reach, g: ConvGeometry, device: str, limit: int, algorithm: str, caller: str) -> Plan:
+    """Strips that stay under `limit` bytes, together with what the algorithm takes beside them."""
+    if device == "cpu" and algorithm in ("auto", "direct"):
+        try_numba()
+    return _plan_of(*pieces_of(reach, g), g, device, limit, algorithm, caller, cpu.workers(), numba_is_there())
+
+
+@lru_cache(maxsize=1024)
+def _plan_of(
+    dtype: np.dtype[Any],
+    of_x: tuple[Piece, ...],
+    of_w: tuple[Piece, ...],
+    g: ConvGeometry,
+    device: str,
+    limit: int,
+    algorithm: str,
+    caller: str,
+    *_: object,
+) -> Plan:
+    # Of each element of w, x and y: floats; and with pieces, integers before they are floats and after.
+    is_whole = len(of_x) * len(of_w) == 1
+    bytes_w, bytes_x, bytes_y = (dtype.itemsize,) * 3 if is_whole else (16, 24, 32)
+    rows = STRIP_ELEMENTS // max(1, g.k)
+    while True:
+        strips = Strips((g.n, *g.out), max(1, rows))
+        extents = extents_of(strips[0])
+        elements = tile_elements(g, extents), math.prod(extents) * g.k
+        widened = math.prod(g.w_shape) * bytes_w + elements[0] * bytes_x + elements[1] * bytes_y
+        inner = Problem(interned(_strip_geometry(g, extents)), dtype, device, max_workspace=max(0, limit - widened))
+        chosen = _choose(inner, algorithm, caller)
+        needed = widened + chosen.workspace_bytes(inner)
+        if needed <= limit and (sum(elements) <= 4 * STRIP_ELEMENTS or rows <= 1):
+            return Plan(strips, inner, chosen, needed, of_x, of_w)
+        if rows <= 1:
+            raise WorkspaceError(
+                f"{caller}: integers are widened to {dtype} strip by strip, which takes {needed} bytes for {g} by "
+                f"{chosen.name!r}, but max_workspace is {limit}. Raise it."
+            )
+        rows = max(1, min(rows, math.prod(extents)) // 2)
+
+
+def _strip_geometry(g: ConvGeometry, extents: Ints) -> ConvGeometry:
+    """The convolution of a strip of these extents, whose input has its padding already."""
+    sizes = ((e - 1) * s + span for e, s, span in zip(extents[1:], g.stride, g.span, strict=True))
+    return replace(g, n=extents[0], spatial=tuple(sizes), pad=((0, 0),) * g.ndim, pad_mode="zeros")
+
+
+def _choose(problem: Problem, algorithm: str, caller: str) -> Algorithm:
+    if algorithm not in ("auto", *EXACT):
+        raise AlgorithmError(
+            f"{caller}: algorithm={algorithm!r} is not for integers. Choose 'auto' or one of "
+            f"{', '.join(map(repr, EXACT))}, which are exact."
+        )
+    named = [a for a in ALGORITHMS if a.name == algorithm or (algorithm == "auto" and a.name in EXACT)]
+    willing = [a for a in named if a.refusal(problem) is None and (algorithm != "auto" or not a.why_not_auto(problem))]
+    if not willing:
+        raise AlgorithmError(
+            f"{caller}: algorithm={algorithm!r} does not support {problem.geometry} in {problem.dtype}: "
+            f"{named[0].refusal(problem)}. Choose another, or 'auto'."
+        )
+    fitting = [a for a in willing if a.workspace_bytes(problem) <= problem.max_workspace]
+    if not fitting:
+        return min(willing, key=lambda a: a.workspace_bytes(problem))
+    return heuristics.rank(problem, fitting)[0]
+
+
+# -------------------------------------------------------------------------------------------------- computation
+
+
+def convolve(
+    xp: ModuleType, plan: Plan, g: ConvGeometry, x: Array, w: Array, out: Array, bias: Array | None, *, relu: bool
+) -> None:
+    """out = conv(x, w) + bias, with 0 in the place of negative results if `relu`; arrays are channels last."""
+    largest = extents_of(plan.strips[0])
+    tiles, ys = (
+        xp.empty(tile_elements(g, largest), plan.problem.dtype),
+        xp.empty(math.prod(largest) * g.k, plan.problem.dtype),
+    )
+    compute = _in_pieces if plan.has_pieces else _at_once
+    w = xp.ascontiguousarray(w if plan.has_pieces else w.astype(plan.problem.dtype))
+    for strip in plan.strips:
+        extents = extents_of(strip)
+        problem = replace(plan.problem, geometry=interned(_strip_geometry(g, extents)))
+        y, target = ys[: math.prod(extents) * g.k].reshape(*extents, g.k), out[strip]
+        compute(xp, plan, problem, g, strip, x, w, tiles, y, target)
+        if bias is not None:
+            target += bias
+        if relu:
+            xp.maximum(target, 0, out=target)
+
+
+def _at_once(
+    xp: ModuleType,
+    plan: Plan,
+    problem: Problem,
+    g: ConvGeometry,
+    strip: Strip,
+    x: Array,
+    w: Array,
+    tiles: Array,
+    y: Array,
+    target: Array,
+) -> None:
+    tile = gather(xp, x, g, strip, tiles, copies=True)
+    plan.algorithm.forward(problem, tile, w, y, None, "identity")
+    xp.copyto(target, y, casting="unsafe")
+
+
+def _in_pieces(
+    xp: ModuleType,
+    plan: Plan,
+    problem: Problem,
+    g: ConvGeometry,
+    strip: Strip,
+    x: Array,
+    w: Array,
+    tiles: Array,
+    y: Array,
+    target: Array,
+) -> None:
+    whole = gather(xp, x, g, strip, xp.empty(len(tiles), backend.native(x.dtype)), copies=True)
+    tile = tiles[: whole.size].reshape(whole.shape)
+    total = xp.zeros(y.shape, np.uint64)
+    for a, b in itertools.product(plan.of_x, plan.of_w):
+        if a.first + b.first < 64:  # beyond that it adds multiples of 2**64
+            xp.copyto(tile, a.of(whole), casting="unsafe")
+            plan.algorithm.forward(problem, tile, b.of(w).astype(problem.dtype), y, None, "identity")
+            total += y.astype(np.int64).view(np.uint64) << np.uint64(a.first + b.first)
+    xp.copyto(target, total.view(np.int64), casting="unsafe")

@@ -1,0 +1,208 @@
+"""Convolutions of integers: exact to the edge of their results, or refused before anything is computed."""
+
+import itertools
+
+import numpy as np
+import oracle
+import pytest
+from calls import channels_first
+from peaks import peak_beside
+from tolerances import to_numpy
+
+import gpuconv
+from gpuconv import integers
+
+PAIRS = [("int8", "int8"), ("uint8", "int8"), ("uint8", "uint8"), ("int16",) * 2, ("int32",) * 2, ("int64",) * 2]
+KEYWORDS = {"stride": (2, 1), "dilation": (1, 2), "groups": 2}
+PADS = ((1, 3), (2, 0))
+MOST = 2**63 - 1
+
+
+def want_of(x, w, mode="zeros", bias=0):
+    """The sum of products of Python's integers, window by window."""
+    padded = oracle.pad(x.astype(object), PADS, mode)
+    axes = zip(padded.shape[1:-1], w.shape[:-2], KEYWORDS["stride"], KEYWORDS["dilation"], strict=True)
+    rows, columns = (oracle.starts(*axis) for axis in axes)
+    c, k = w.shape[-2], w.shape[-1] // 2
+    y = np.zeros((len(x), len(rows), len(columns), 2 * k), object)
+    for (p, i), (q, j) in itertools.product(enumerate(rows), enumerate(columns)):
+        window = padded[:, i : i + w.shape[0], j : j + 2 * w.shape[1] - 1 : 2]
+        for g in range(2):
+            part = w[..., g * k : (g + 1) * k].astype(object)
+            y[:, p, q, g * k : (g + 1) * k] = np.tensordot(window[..., g * c : (g + 1) * c], part, 3)
+    return y + bias
+
+
+def full_range(rng, shape, dtype, most=2**62):
+    """Integers of all the sizes that a dtype has, its ends among them, or up to `most`."""
+    limits = np.iinfo(dtype)
+    low, high = max(limits.min, -most), min(limits.max, most)
+    a = rng.integers(low, high, shape, dtype, endpoint=True)
+    a.flat[:2] = low, high
+    return a
+
+
+@pytest.mark.parametrize("mode", ["zeros", "symmetric"])
+@pytest.mark.parametrize("pair", PAIRS, ids=" ".join)
+def test_every_bit_is_right(xp, rng, pair, mode):
+    """Sums of float32, of float64, and of several float64 convolutions."""
+    x = full_range(rng, (2, 7, 6, 4), pair[0], 2**40)
+    w = full_range(rng, (3, 2, 2, 6), pair[1], 2**18)
+    dtype = "int32" if x.itemsize == 1 else "int64"
+    bias = rng.integers(-9, 9, 6).astype(dtype)
+    arrays = [xp.asarray(a) for a in (x, w, bias)]
+    got = gpuconv.conv2d(*arrays, pad=PADS, pad_mode=mode, activation="relu", **KEYWORDS)
+    want = want_of(x, w, mode, bias)
+    assert got.dtype == dtype
+    assert (to_numpy(got) == np.maximum(want, 0)).all()
+    turned = [channels_first(a, name) for a, name in zip(arrays, ("x", "w", "bias"), strict=True)]
+    got = gpuconv.conv2d(*turned, pad=PADS, pad_mode=mode, layout="channels_first", **KEYWORDS)
+    assert (np.moveaxis(to_numpy(got), 1, -1) == want).all()
+
+
+@pytest.mark.parametrize("algorithm", integers.EXACT)
+def test_every_algorithm_that_adds_products(xp, rng, algorithm):
+    x, w = full_range(rng, (1, 9, 6), "int16"), full_range(rng, (3, 1, 12), "int16")
+    if algorithm == "loops" and xp is not np:
+        with pytest.raises(gpuconv.AlgorithmError, match="runs on the CPU only"):
+            gpuconv.conv1d(xp.asarray(x), xp.asarray(w), groups=6, algorithm=algorithm)
+        return
+    got = gpuconv.conv1d(xp.asarray(x), xp.asarray(w), groups=6, algorithm=algorithm)
+    want = oracle.conv(x, w, stride=(1,), dilation=(1,), pads=((0, 0),), groups=6)  # below 2**53: exact in float64
+    assert np.array_equal(to_numpy(got), want.astype(np.int64))
+
+
+class TestEdges:
+    @pytest.mark.parametrize("power", [24, 53, 62])
+    def test_where_a_float_no_longer_holds_the_sum(self, xp, power):
+        x = np.array([2 ** (power // 2), 1]).reshape(1, 2, 1)
+        w = np.array([2 ** (power - power // 2), 1]).reshape(2, 1, 1)
+        got = gpuconv.conv1d(xp.asarray(x), xp.asarray(w))
+        assert int(to_numpy(got)[0, 0, 0]) == 2**power + 1
+
+    @pytest.mark.parametrize("bits", [(31, 31), (26, 36), (45, 17), (62, 1)])
+    def test_products_with_every_bit_set(self, xp, bits):
+        """Each product of pieces is as large as it may be, and odd."""
+        x, w = 2 ** bits[0] - 1, 2 ** bits[1] - 1
+        got = gpuconv.conv1d(xp.asarray(np.full((1, 2, 1), x)), xp.asarray(np.array([w, -w]).reshape(1, 1, 2)))
+        assert to_numpy(got).tolist() == [[[x * w, -x * w]] * 2]
+
+    # x times the sum of w is the end of int64
+    @pytest.mark.parametrize(
+        ("x", "w", "end"),
+        [(60247241209, [153092000, 23], MOST), (2**31, [-(2**32) + 1, -1], -MOST - 1), (1, [MOST, 0], MOST)],
+    )
+    def test_the_largest_sum_that_fits_and_one_more(self, xp, x, w, end):
+        x = xp.asarray(np.full((1, 3, 1), x))
+        w = xp.asarray(np.array(w).reshape(2, 1, 1))
+        assert to_numpy(gpuconv.conv1d(x, w)).ravel().tolist() == [end] * 2
+        says = rf"^conv1d: sums of 2 products may reach from .*{end + (1 if end > 0 else -1)}.* but the result is int64"
+        out = xp.zeros((1, 2, 1), np.int64)
+        with pytest.raises(OverflowError, match=says):
+            gpuconv.conv1d(x, w, xp.asarray(np.array([np.sign(end)])), out=out)
+        assert not to_numpy(out).any()
+
+    def test_of_8_bits(self, xp):
+        x, w = xp.full((1, 1, 2000), 255, np.uint8), xp.full((1, 2000, 1), 255, np.uint8)
+        left = 2**31 - 1 - 255 * 255 * 2000
+        got = gpuconv.conv1d(x, w, xp.asarray(np.array([left], np.int32)))
+        assert int(to_numpy(got)[0, 0, 0]) == 2**31 - 1
+        with pytest.raises(OverflowError, match=r"2147483648, .* int32, which holds .* Cast x and w to int16\.$"):
+            gpuconv.conv1d(x, w, xp.asarray(np.array([left + 1], np.int32)))
+
+    def test_the_data_count_and_not_their_dtype(self):
+        """Weights that cancel make no sum smaller than it may be for another x, and zeros make none."""
+        x, w = np.full((1, 4, 1), 2**40), np.array([2**22, -(2**22)]).reshape(2, 1, 1)
+        assert not gpuconv.conv1d(x, w).any()
+        with pytest.raises(OverflowError):
+            gpuconv.conv1d(x, 2 * w)
+        assert not gpuconv.conv1d(x, 0 * w).any()
+        assert not gpuconv.conv1d(0 * x, MOST + 0 * w).any()
+
+
+@pytest.mark.parametrize("algorithm", ["gemm", "direct"])
+@pytest.mark.parametrize(("dtype", "limit"), [("int8", 60_000), ("int64", 150_000)])
+def test_strips_stay_under_max_workspace(rng, algorithm, dtype, limit):
+    x, w = full_range(rng, (2, 40, 40, 8), dtype, 2**30), full_range(rng, (3, 3, 8, 8), dtype, 2**25)
+    want = gpuconv.conv2d(x, w, pad=1)
+    keywords = {"pad": 1, "max_workspace": limit, "algorithm": algorithm}
+    gpuconv.conv2d(x, w, **keywords)
+    got, most = peak_beside(lambda: gpuconv.conv2d(x, w, **keywords))
+    assert np.array_equal(got, want)
+    assert most <= limit + 30_000
+    with pytest.raises(
+        gpuconv.WorkspaceError, match=r"integers are widened to float.* strip by strip.* is 100\. Raise it"
+    ):
+        gpuconv.conv2d(x, w, pad=1, max_workspace=100)
+
+
+def test_arrays_of_any_kind(rng):
+    x, w = full_range(rng, (2, 9, 3), "int16"), full_range(rng, (2, 3, 4), "int16")
+    want = gpuconv.conv1d(x, w)
+    backwards = gpuconv.conv1d(x[:, ::-1].copy()[:, ::-1], w.astype(">i2"))
+    assert np.array_equal(backwards, want)
+    room = np.zeros(2 * want.size, np.int64)[::2].reshape(want.shape)
+    assert gpuconv.conv1d(x, w, out=room) is room
+    assert np.array_equal(room, want)
+    in_x = np.zeros((1, 6, 1), np.int64)
+    in_x[0, :, 0] = range(6)
+    assert gpuconv.conv1d(in_x, np.ones((2, 1, 1), int), out=in_x[:, :5]).ravel().tolist() == [1, 3, 5, 7, 9]
+
+
+@pytest.mark.parametrize("shapes", [((0, 5, 2), (2, 2, 3)), ((1, 5, 0), (2, 0, 3)), ((1, 5, 2), (2, 2, 0))])
+def test_empty_axes(xp, shapes):
+    x, w = (xp.ones(shape, np.int8) for shape in shapes)
+    y = gpuconv.conv1d(x, w, xp.full(shapes[1][-1], -7, np.int32))
+    assert y.shape == (shapes[0][0], 4, shapes[1][-1])
+    assert (to_numpy(y) == -7).all()
+
+
+def test_explain_says_what_computes(rng):
+    x, w = full_range(rng, (1, 6, 6, 8), "uint8"), full_range(rng, (3, 3, 8, 8), "int8")
+    plan = gpuconv.explain(x, w, pad=1)
+    assert str(plan).splitlines()[0].startswith("n1_h6w6_c8_k8_r3s3_p1  uint8 by int8 in 1 x float32 strict  cpu")
+    assert plan.chosen in integers.EXACT
+    assert {one.name for one in plan.candidates if one.note == "rounds"} >= {"winograd", "fft"}
+
+
+X, W = np.ones((1, 5, 2), np.int16), np.ones((2, 2, 3), np.int16)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "keywords", "error", "says"),
+    [
+        (
+            (X, W.astype("int32")),
+            {},
+            gpuconv.DTypeError,
+            "must share one dtype, but for int8 with uint8: x is int16, w is",
+        ),
+        ((X.astype("int8"), W), {}, gpuconv.DTypeError, "x is int8, w is int16. Cast some with .astype"),
+        (
+            (X.astype("uint16"), W),
+            {},
+            gpuconv.DTypeError,
+            "x is uint16, w is int16, but convolutions of integers take int8",
+        ),
+        ((X, W.astype("f4")), {}, gpuconv.DTypeError, "x.dtype is int16"),
+        ((X, W, np.ones(3, "i4")), {}, gpuconv.DTypeError, "bias is int32, but the result is int64"),
+        (
+            (X, W),
+            {"activation": "tanh"},
+            gpuconv.DTypeError,
+            "activation='tanh' takes floating-point numbers.* Use 'relu'",
+        ),
+        (
+            (X, W),
+            {"algorithm": "fft"},
+            gpuconv.AlgorithmError,
+            "algorithm='fft' is not for integers. Choose 'auto' or one",
+        ),
+        ((X, W), {"algorithm": "depthwise"}, gpuconv.AlgorithmError, "does not support .* needs groups == in_channels"),
+        ((X, W), {"out": np.ones((1, 4, 3), "i4")}, gpuconv.DTypeError, "out is int32, but the result is int64"),
+        ((X, W), {"precision": "slow"}, ValueError, "precision='slow'"),
+    ],
+)
+def test_what_is_refused(arrays, keywords, error, says):
+    with pytest.raises(error, match=f"^conv1d: .*{says}"):
+        gpuconv.conv1d(*arrays, **keywords)
