@@ -1,0 +1,484 @@
+"""Convolutions of PyTorch tensors, with the signatures of `torch.nn.functional` and the keywords of `gpuconv.conv2d`.
+
+    >>> import torch
+    >>> import gpuconv.torch
+    >>> x = torch.ones(1, 3, 8, 8, requires_grad=True)
+    >>> y = gpuconv.torch.conv2d(x, torch.ones(4, 3, 3, 3), padding=1)
+    >>> y.sum().backward()
+    >>> x.grad.shape
+    torch.Size([1, 3, 8, 8])
+
+What they add to PyTorch's own: float32 that means float32 on every GPU, bits that do not depend on the run, complex
+numbers, and the padding modes and algorithms of gpuconv. They are differentiable as often as one likes, because each
+gradient is again one of the three operations of a convolution.
+
+**Memory.** Tensors on the CPU are used as NumPy arrays, tensors on a GPU as CuPy arrays, in place. A result has the
+memory format of `input`. The loops of the CPU read any strides, while the kernels of a GPU copy what is not channels
+last (`memory_format=torch.channels_last`), which counts toward `max_workspace`. A conjugated or negated view of PyTorch
+is made real by a copy first.
+
+**Streams.** On a GPU everything runs on PyTorch's current stream, in order with PyTorch's own work there.
+
+**Automatic mixed precision.** Under `torch.autocast`, 16-bit and float32 arguments are cast to its dtype, as those of
+PyTorch's own convolutions are.
+
+**Compilation.** `torch.compile` does not look inside: the graph breaks at a call of these functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from gpuconv import backend
+from gpuconv.call import Call
+from gpuconv.errors import DeviceError, GeometryError
+from gpuconv.geometry import ConvGeometry
+from gpuconv.typing import AlgorithmName, Array, Ints, IntsLike, PadLike, PadMode, Precision
+
+__all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
+
+Tensor = torch.Tensor
+
+
+def conv1d(
+    input: Tensor,  # noqa: A002
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntsLike = 1,
+    padding: PadLike = 0,
+    dilation: IntsLike = 1,
+    groups: int = 1,
+    *,
+    pad_mode: PadMode = "zeros",
+    algorithm: AlgorithmName = "auto",
+    precision: Precision = "strict",
+    max_workspace: int | None = None,
+) -> Tensor:
+    """Convolve signals: input (N, C, W) or (C, W), weight (F, C // groups, KW) -> (N, F, OW) or (F, OW).
+
+    Everything else is as in `conv2d`, with one spatial axis.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import gpuconv.torch
+    >>> gpuconv.torch.conv1d(torch.arange(5.0).reshape(1, 5), torch.ones(1, 1, 2), padding="causal")
+    tensor([[0., 1., 3., 5., 7.]])
+    """
+    call = Call(
+        "conv1d", 1, stride, padding, dilation, groups, "channels_first", algorithm, precision, max_workspace, pad_mode
+    )
+    return _conv(call, input, weight, bias)
+
+
+def conv2d(
+    input: Tensor,  # noqa: A002
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntsLike = 1,
+    padding: PadLike = 0,
+    dilation: IntsLike = 1,
+    groups: int = 1,
+    *,
+    pad_mode: PadMode = "zeros",
+    algorithm: AlgorithmName = "auto",
+    precision: Precision = "strict",
+    max_workspace: int | None = None,
+) -> Tensor:
+    """Convolve images, as `torch.nn.functional.conv2d` does.
+
+    Parameters
+    ----------
+    input : Tensor (N, C, H, W) or (C, H, W)
+        On the CPU or a GPU, of float16, bfloat16, float32, float64, complex64 or complex128; of any strides.
+    weight : Tensor (F, C // groups, KH, KW)
+        Of the same device and dtype, as all tensors of a call.
+    bias : Tensor (F,), optional
+    stride, dilation : int or one int per axis
+    padding : int, one int per axis, or anything that `pad` of `gpuconv.conv2d` may be
+        "same" and "valid" are PyTorch's; with gpuconv "same" may have a stride.
+    groups : int
+    pad_mode, algorithm, precision, max_workspace
+        As in `gpuconv.conv2d`.
+
+    Returns
+    -------
+    Tensor (N, F, OH, OW) or (F, OH, OW)
+        In the memory format of `input`. Differentiable with respect to all tensors, any number of times.
+
+    Raises
+    ------
+    GeometryError, TypeError, DTypeError, DeviceError, AlgorithmError, WorkspaceError
+        As `gpuconv.conv2d`, where x is `input` and w is `weight`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import gpuconv.torch
+    >>> x = torch.ones(1, 1, 3, 3)
+    >>> gpuconv.torch.conv2d(x, torch.ones(1, 1, 3, 3), padding=1)[0, 0]
+    tensor([[4., 6., 4.],
+            [6., 9., 6.],
+            [4., 6., 4.]])
+    """
+    call = Call(
+        "conv2d", 2, stride, padding, dilation, groups, "channels_first", algorithm, precision, max_workspace, pad_mode
+    )
+    return _conv(call, input, weight, bias)
+
+
+def conv3d(
+    input: Tensor,  # noqa: A002
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntsLike = 1,
+    padding: PadLike = 0,
+    dilation: IntsLike = 1,
+    groups: int = 1,
+    *,
+    pad_mode: PadMode = "zeros",
+    algorithm: AlgorithmName = "auto",
+    precision: Precision = "strict",
+    max_workspace: int | None = None,
+) -> Tensor:
+    """Convolve volumes: input (N, C, D, H, W), weight (F, C // groups, KD, KH, KW) -> (N, F, OD, OH, OW).
+
+    Everything else is as in `conv2d`, with three spatial axes.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import gpuconv.torch
+    >>> gpuconv.torch.conv3d(torch.ones(1, 2, 4, 4, 4), torch.ones(8, 2, 2, 2, 2), stride=2).shape
+    torch.Size([1, 8, 2, 2, 2])
+    """
+    call = Call(
+        "conv3d", 3, stride, padding, dilation, groups, "channels_first", algorithm, precision, max_workspace, pad_mode
+    )
+    return _conv(call, input, weight, bias)
+
+
+def conv_transpose1d(
+    input: Tensor,  # noqa: A002
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntsLike = 1,
+    padding: PadLike = 0,
+    output_padding: IntsLike = 0,
+    groups: int = 1,
+    dilation: IntsLike = 1,
+    *,
+    algorithm: AlgorithmName = "auto",
+    precision: Precision = "strict",
+    max_workspace: int | None = None,
+) -> Tensor:
+    """Transposed convolution of signals: input (N, C, W), weight (C, F // groups, KW) -> (N, F, OW).
+
+    Everything else is as in `conv_transpose2d`, with one spatial axis.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import gpuconv.torch
+    >>> gpuconv.torch.conv_transpose1d(torch.ones(1, 4, 3), torch.ones(4, 8, 2), stride=2).shape
+    torch.Size([1, 8, 6])
+    """
+    call = Call(
+        "conv_transpose1d", 1, stride, padding, dilation, groups, "channels_first", algorithm, precision, max_workspace
+    )
+    return _conv_transpose(call, input, weight, bias, output_padding)
+
+
+def conv_transpose2d(
+    input: Tensor,  # noqa: A002
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntsLike = 1,
+    padding: PadLike = 0,
+    output_padding: IntsLike = 0,
+    groups: int = 1,
+    dilation: IntsLike = 1,
+    *,
+    algorithm: AlgorithmName = "auto",
+    precision: Precision = "strict",
+    max_workspace: int | None = None,
+) -> Tensor:
+    """Transposed convolution of images, as `torch.nn.functional.conv_transpose2d` has it.
+
+    Like PyTorch's, and unlike `gpuconv.conv_transpose2d`, it does not conjugate a complex weight.
+
+    Parameters
+    ----------
+    input : Tensor (N, C, H, W) or (C, H, W)
+    weight : Tensor (C, F // groups, KH, KW)
+    bias : Tensor (F,), optional
+    stride, padding, dilation, groups, algorithm, precision, max_workspace
+        As in `conv2d`; `padding` is that of the convolution of which this is the transpose.
+    output_padding : int or one int per axis
+        Added to the size of the result on the high side; less than the larger of stride and dilation.
+
+    Returns
+    -------
+    Tensor (N, F, OH, OW) or (F, OH, OW)
+        OH = (H - 1) * stride + dilation * (KH - 1) + 1 - top - bottom + output_padding, OW alike.
+
+    Raises
+    ------
+    GeometryError, TypeError, DTypeError, DeviceError, AlgorithmError, WorkspaceError
+        As `gpuconv.conv_transpose2d`, where x is `input` and w is `weight`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import gpuconv.torch
+    >>> x = torch.tensor([[[[1.0, 2.0]]]])
+    >>> gpuconv.torch.conv_transpose2d(x, torch.ones(1, 1, 2, 2), stride=2)[0, 0]
+    tensor([[1., 1., 2., 2.],
+            [1., 1., 2., 2.]])
+    """
+    call = Call(
+        "conv_transpose2d", 2, stride, padding, dilation, groups, "channels_first", algorithm, precision, max_workspace
+    )
+    return _conv_transpose(call, input, weight, bias, output_padding)
+
+
+def conv_transpose3d(
+    input: Tensor,  # noqa: A002
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntsLike = 1,
+    padding: PadLike = 0,
+    output_padding: IntsLike = 0,
+    groups: int = 1,
+    dilation: IntsLike = 1,
+    *,
+    algorithm: AlgorithmName = "auto",
+    precision: Precision = "strict",
+    max_workspace: int | None = None,
+) -> Tensor:
+    """Transposed convolution of volumes: input (N, C, D, H, W), weight (C, F // groups, KD, KH, KW).
+
+    Everything else is as in `conv_transpose2d`, with three spatial axes.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import gpuconv.torch
+    >>> gpuconv.torch.conv_transpose3d(torch.ones(1, 4, 2, 2, 2), torch.ones(4, 8, 2, 2, 2), stride=2).shape
+    torch.Size([1, 8, 4, 4, 4])
+    """
+    call = Call(
+        "conv_transpose3d", 3, stride, padding, dilation, groups, "channels_first", algorithm, precision, max_workspace
+    )
+    return _conv_transpose(call, input, weight, bias, output_padding)
+
+
+# -------------------------------------------------------------------------------------------------- the operations
+#
+# The adjoints that gpuconv computes conjugate what they take the place of: with dy for the gradient of y = conv(x, w),
+#
+#     input_grad(dy, w)  = sum of dy * conj(w)      weight_grad(x, dy) = sum of conj(x) * dy
+#
+# So the gradient of each of the three operations with respect to each of its arguments is one of the three, in complex
+# numbers too, where PyTorch's gradient of a real L is the conjugate of dL/dz ("Autograd for complex numbers").
+
+
+class _Convolution(torch.autograd.Function):
+    """y = conv(x, w) + bias."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.call, ctx.has_bias = call, bias is not None
+        ctx.save_for_backward(x, w)
+        return _forward(call, x, w, bias)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, w = ctx.saved_tensors
+        _, needs_x, needs_w, needs_bias = ctx.needs_input_grad
+        return (
+            None,
+            _InputGrad.apply(ctx.call, dy, w, None, x.shape) if needs_x else None,
+            _WeightGrad.apply(ctx.call, x, dy, w.shape) if needs_w else None,
+            _sum_over_positions(dy) if needs_bias else None,
+        )
+
+
+class _InputGrad(torch.autograd.Function):
+    """dx = input_grad(dy, w) + bias, for an x of a shape. Transposed convolutions have the bias."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, dy: Tensor, w: Tensor, bias: Tensor | None, shape: Ints) -> Tensor:
+        ctx.call = call
+        ctx.save_for_backward(dy, w)
+        return _input_grad(call, dy, w, bias, shape)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        dy, w = ctx.saved_tensors
+        _, needs_dy, needs_w, needs_bias, _ = ctx.needs_input_grad
+        return (
+            None,
+            _Convolution.apply(ctx.call, g, w, None) if needs_dy else None,
+            _WeightGrad.apply(ctx.call, g, dy, w.shape) if needs_w else None,
+            _sum_over_positions(g) if needs_bias else None,
+            None,
+        )
+
+
+class _WeightGrad(torch.autograd.Function):
+    """dw = weight_grad(x, dy), for a w of a shape."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, x: Tensor, dy: Tensor, shape: Ints) -> Tensor:
+        ctx.call = call
+        ctx.save_for_backward(x, dy)
+        return _weight_grad(call, x, dy, shape)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, dy = ctx.saved_tensors
+        _, needs_x, needs_dy, _ = ctx.needs_input_grad
+        return (
+            None,
+            _InputGrad.apply(ctx.call, dy, g, None, x.shape) if needs_x else None,
+            _Convolution.apply(ctx.call, x, g, None) if needs_dy else None,
+            None,
+        )
+
+
+def _sum_over_positions(dy: Tensor) -> Tensor:
+    """The gradient with respect to the bias: the sum over all samples and positions."""
+    return dy.sum((0, *range(2, dy.ndim)))
+
+
+@torch.compiler.disable
+def _conv(call: Call, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    x, w, bias, is_batch = _checked(call, x, w, bias)
+    y: Tensor = _Convolution.apply(call, x, w, bias) if _is_watched(x, w, bias) else _forward(call, x, w, bias)
+    return y if is_batch else y[0]
+
+
+@torch.compiler.disable
+def _conv_transpose(call: Call, x: Tensor, w: Tensor, bias: Tensor | None, output_padding: IntsLike) -> Tensor:
+    x, w, bias, is_batch = _checked(call, x, w, bias)
+    sizes = (x.shape, w.shape, call.stride, call.pad, call.dilation, call.groups, output_padding)
+    kind: dict[str, Any] = {"layout": call.layout, "ndim": call.ndim, "caller": call.caller}
+    g, whole = ConvGeometry.transposed(*sizes, **kind), ConvGeometry.transposed_shape(*sizes, **kind)
+    call = call._replace(pad=g.pad)  # that of the convolution whose input gradient this is, whatever name it had
+    beyond = [
+        more for size, all_of_it in zip(g.x_shape[1:-1], whole[1:-1], strict=True) for more in (all_of_it - size, 0)
+    ]
+    fused = None if any(beyond) else bias
+    run = _InputGrad.apply if _is_watched(x, w, bias) else _input_grad
+    y: Tensor = run(call, x, w.conj(), fused, call.in_layout(g.x_shape))
+    if any(beyond):  # what output_padding adds beyond every tap
+        y = torch.nn.functional.pad(y, beyond[::-1])
+        y = y if bias is None else y + bias.reshape(-1, *[1] * call.ndim)
+    return y if is_batch else y[0]
+
+
+def _is_watched(*tensors: Tensor | None) -> bool:
+    """Whether autograd has to know of an operation on these tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+# -------------------------------------------------------------------------------------------------- tensors as arrays
+
+
+def _forward(call: Call, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    y = _empty(call.in_layout(call.geometry(x.shape, w.shape).y_shape), x)
+    _on_arrays(lambda x, w, bias, y: call.forward(x, w, bias, None, y), x, w, bias, y)
+    return y
+
+
+def _input_grad(call: Call, dy: Tensor, w: Tensor, bias: Tensor | None, shape: Ints) -> Tensor:
+    dx = _empty(shape, dy)
+    if bias is None:
+        _on_arrays(lambda dy, w, dx: call.input_grad(dy, w, shape, dx), dy, w, dx)
+    else:
+        _on_arrays(lambda x, w, bias, y: call.transpose(x, w, bias, 0, shape[2:], None, y), dy, w, bias, dx)
+    return dx
+
+
+def _weight_grad(call: Call, x: Tensor, dy: Tensor, shape: Ints) -> Tensor:
+    dw = _empty(shape, x)
+    _on_arrays(lambda x, dy, dw: call.weight_grad(x, dy, shape[2:], dw), x, dy, dw)
+    return dw
+
+
+def _empty(shape: Ints, like: Tensor) -> Tensor:
+    """A new tensor of a shape, in the memory format of another."""
+    if like.stride(1) != 1 or like.is_contiguous():
+        return like.new_empty(shape)
+    return like.new_empty((shape[0], *shape[2:], shape[1])).movedim(-1, 1)
+
+
+def _on_arrays(run: Callable[..., Array], *tensors: Tensor | None) -> None:
+    """Call a function with the arrays that tensors are, on a GPU on PyTorch's current stream."""
+    first = next(t for t in tensors if t is not None)
+    if not first.is_cuda:
+        run(*(None if t is None else _as_numpy(t) for t in tensors))
+        return
+    cupy, device = backend.module_for(f"cuda:{first.device.index}"), first.device
+    stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, device.index)
+    with ExitStack() as stack:
+        stack.enter_context(cupy.cuda.Device(device.index))
+        stack.enter_context(stream)
+        run(*(None if t is None else cupy.from_dlpack(_plain(t)) for t in tensors))
+
+
+def _plain(t: Tensor) -> Tensor:
+    """A tensor without a history, whose memory holds its values as they are."""
+    return t.detach().resolve_conj().resolve_neg()
+
+
+def _as_numpy(t: Tensor) -> Array:
+    t = _plain(t)
+    if t.dtype is not torch.bfloat16:
+        array: Array = t.numpy()
+        return array
+    import ml_dtypes
+
+    return t.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+
+
+def _checked(call: Call, x: Tensor, w: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, bool]:
+    """The arguments as a batch, cast as autocast asks for, and whether they were a batch."""
+    for name, t in (("input", x), ("weight", w), ("bias", bias)):
+        if t is None and name == "bias":
+            continue
+        if not isinstance(t, Tensor):
+            raise TypeError(
+                f"{call.caller}: {name} is {type(t).__name__}, where a torch.Tensor is needed. Convert it with "
+                "torch.as_tensor, or call the function of gpuconv itself, which takes NumPy and CuPy arrays."
+            )
+        if t.layout is not torch.strided or t.device.type not in ("cpu", "cuda"):
+            raise DeviceError(
+                f"{call.caller}: {name} is a tensor of layout {t.layout} on {t.device}. gpuconv takes strided tensors "
+                f"on cpu and cuda. Convert it: {name}.to_dense(), or {name}.to('cpu')."
+            )
+        if t.device != x.device:
+            raise DeviceError(
+                f"{call.caller}: the tensors must live on one device, but input is on {x.device} and {name} on "
+                f"{t.device}. Move one with {name}.to(input.device)."
+            )
+    if not call.ndim + 1 <= x.ndim <= call.ndim + 2:
+        raise GeometryError(
+            f"{call.caller}: input.shape={tuple(x.shape)} has {x.ndim} axes. {call.caller} takes (N, C, *spatial) or "
+            f"(C, *spatial), which is {call.ndim + 2} or {call.ndim + 1}."
+        )
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):
+        target = torch.get_autocast_dtype(kind)
+        x, w, bias = (None if t is None else t.to(target) if t.dtype in _CAST else t for t in (x, w, bias))  # type: ignore[assignment]
+    is_batch = x.ndim == call.ndim + 2
+    return x if is_batch else x[None], w, bias, is_batch
+
+
+_CAST = (torch.float16, torch.bfloat16, torch.float32)
+"""The dtypes that autocast changes. float64 and complex numbers stay, as in PyTorch."""
