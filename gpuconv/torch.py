@@ -32,6 +32,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gpuconv import backend
 from gpuconv.call import Call
@@ -40,8 +41,6 @@ from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import AlgorithmName, Array, Ints, IntsLike, PadLike, PadMode, Precision
 
 __all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
-
-Tensor = torch.Tensor
 
 
 def conv1d(
@@ -297,7 +296,7 @@ class _Convolution(torch.autograd.Function):
         return _forward(call, x, w, bias)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors
         _, needs_x, needs_w, needs_bias = ctx.needs_input_grad
         return (
@@ -318,7 +317,7 @@ class _InputGrad(torch.autograd.Function):
         return _input_grad(call, dy, w, bias, shape)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         dy, w = ctx.saved_tensors
         _, needs_dy, needs_w, needs_bias, _ = ctx.needs_input_grad
         return (
@@ -340,7 +339,7 @@ class _WeightGrad(torch.autograd.Function):
         return _weight_grad(call, x, dy, shape)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, dy = ctx.saved_tensors
         _, needs_x, needs_dy, _ = ctx.needs_input_grad
         return (
@@ -392,22 +391,24 @@ def _is_watched(*tensors: Tensor | None) -> bool:
 
 def _forward(call: Call, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
     y = _empty(call.in_layout(call.geometry(x.shape, w.shape).y_shape), x)
-    _on_arrays(lambda x, w, bias, y: call.forward(x, w, bias, None, y), x, w, bias, y)
+    _on_arrays(call.caller, lambda x, w, bias, y: call.forward(x, w, bias, None, y), x, w, bias, y)
     return y
 
 
 def _input_grad(call: Call, dy: Tensor, w: Tensor, bias: Tensor | None, shape: Ints) -> Tensor:
     dx = _empty(shape, dy)
     if bias is None:
-        _on_arrays(lambda dy, w, dx: call.input_grad(dy, w, shape, dx), dy, w, dx)
+        _on_arrays(call.caller, lambda dy, w, dx: call.input_grad(dy, w, shape, dx), dy, w, dx)
     else:
-        _on_arrays(lambda x, w, bias, y: call.transpose(x, w, bias, 0, shape[2:], None, y), dy, w, bias, dx)
+        _on_arrays(
+            call.caller, lambda x, w, bias, y: call.transpose(x, w, bias, 0, shape[2:], None, y), dy, w, bias, dx
+        )
     return dx
 
 
 def _weight_grad(call: Call, x: Tensor, dy: Tensor, shape: Ints) -> Tensor:
     dw = _empty(shape, x)
-    _on_arrays(lambda x, dy, dw: call.weight_grad(x, dy, shape[2:], dw), x, dy, dw)
+    _on_arrays(call.caller, lambda x, dy, dw: call.weight_grad(x, dy, shape[2:], dw), x, dy, dw)
     return dw
 
 
@@ -418,11 +419,11 @@ def _empty(shape: Ints, like: Tensor) -> Tensor:
     return like.new_empty((shape[0], *shape[2:], shape[1])).movedim(-1, 1)
 
 
-def _on_arrays(run: Callable[..., Array], *tensors: Tensor | None) -> None:
+def _on_arrays(caller: str, run: Callable[..., Array], *tensors: Tensor | None) -> None:
     """Call a function with the arrays that tensors are, on a GPU on PyTorch's current stream."""
     first = next(t for t in tensors if t is not None)
     if not first.is_cuda:
-        run(*(None if t is None else _as_numpy(t) for t in tensors))
+        run(*(None if t is None else _as_numpy(t, caller) for t in tensors))
         return
     cupy, device = backend.module_for(f"cuda:{first.device.index}"), first.device
     stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, device.index)
@@ -437,14 +438,13 @@ def _plain(t: Tensor) -> Tensor:
     return t.detach().resolve_conj().resolve_neg()
 
 
-def _as_numpy(t: Tensor) -> Array:
+def _as_numpy(t: Tensor, caller: str) -> Array:
     t = _plain(t)
-    if t.dtype is not torch.bfloat16:
-        array: Array = t.numpy()
-        return array
-    import ml_dtypes
-
-    return t.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    if t.dtype is torch.bfloat16:  # which NumPy knows by ml_dtypes only
+        of_bits: Array = t.view(torch.int16).numpy()
+        return of_bits.view(backend.as_dtype("bfloat16", caller))
+    array: Array = t.numpy()
+    return array
 
 
 def _checked(call: Call, x: Tensor, w: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, bool]:
@@ -475,7 +475,7 @@ def _checked(call: Call, x: Tensor, w: Tensor, bias: Tensor | None) -> tuple[Ten
     kind = x.device.type
     if torch.is_autocast_enabled(kind):
         target = torch.get_autocast_dtype(kind)
-        x, w, bias = (None if t is None else t.to(target) if t.dtype in _CAST else t for t in (x, w, bias))  # type: ignore[assignment]
+        x, w, bias = (None if t is None else t.to(target) if t.dtype in _CAST else t for t in (x, w, bias))
     is_batch = x.ndim == call.ndim + 2
     return x if is_batch else x[None], w, bias, is_batch
 

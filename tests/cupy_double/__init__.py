@@ -99,7 +99,10 @@ _memory = {
         "get_allocator",
     )
 }
-_streams = {name: getattr(streams, name) for name in ("Stream", "Event", "get_current_stream", "get_elapsed_time")}
+_streams = {
+    name: getattr(streams, name)
+    for name in ("Stream", "ExternalStream", "Event", "get_current_stream", "get_elapsed_time")
+}
 _hidden = {"OutOfMemoryError"}
 
 _module(

@@ -220,6 +220,16 @@ class Stream:
         return f"<Stream {self.ptr} (device {self.device_id})>"
 
 
+class ExternalStream(Stream):
+    """A stream that someone else made, of which CuPy is told the address."""
+
+    def __init__(self, ptr, device_id=-1):
+        self.device_id = device_id
+        self._queue = next((queue for queue in machine.others if queue.ptr == ptr), None)
+        if self._queue is None and ptr:
+            raise CUDARuntimeError(400)
+
+
 Stream.null = Stream(null=True)
 RELAXED = 2  # cudaStreamCaptureModeRelaxed
 
