@@ -44,6 +44,14 @@ SLICE = 0.1
 """Target duration of a slice, in seconds."""
 
 
+WORTH_WAKING = 2**22
+"""Minimum multiply-adds of a call that wakes workers: it takes the caller some 20 us, and them as long to come."""
+
+FREQUENT = 5e-5
+"""Seconds since the last call for which a call wakes workers, however small it is: they stay awake for longer than
+that, and will be there for the next one."""
+
+
 class Each:
     """Arrays of one shape, dtype and layout, one per thread: a loop sees that of its own thread."""
 
@@ -105,17 +113,28 @@ def run(threads: int, jobs: Sequence[Job], *, macs: int = 0) -> None:
     if not jobs:
         return
     gate, sharing = _take_gate(), _sharing()
+    wakes = threads > 1 and (macs >= WORTH_WAKING or _calls_are_frequent())
     try:
         workers = thread_pool.mailboxes(threads - 1, len(_gates) - len(_spare_gates))
         if macs < SLICED_MACS:
             for i in range(len(jobs) - 1):
                 jobs[i].block[LINK] = jobs[i + 1].address
-            sharing.share(gate, jobs[0].address, True, threads, *workers)
+            sharing.share(gate, jobs[0].address, True, threads, wakes, *workers)
         else:
             for job in jobs:
                 _run_in_slices(gate, job, threads, workers)
     finally:
         _spare_gates.append(gate)
+
+
+def _calls_are_frequent() -> bool:
+    """Whether calls follow each other so fast that a worker, once awake, stays awake between them."""
+    global _last_call
+    before, _last_call = _last_call, time.perf_counter()
+    return _last_call - before < FREQUENT
+
+
+_last_call = -1.0
 
 
 def _run_in_slices(gate: int, job: Job, threads: int, workers: tuple[int, int]) -> None:
@@ -125,7 +144,7 @@ def _run_in_slices(gate: int, job: Job, threads: int, workers: tuple[int, int]) 
     begins = True
     while True:
         start = time.perf_counter()
-        _sharing().share(gate, job.address, begins, threads, *workers)
+        _sharing().share(gate, job.address, begins, threads, True, *workers)
         if job.block[NEXT] < job.block[LIMIT]:
             return
         seconds = time.perf_counter() - start
@@ -230,7 +249,7 @@ def _import_sharing() -> ModuleType:
     room[0, ASKED] = 1
     sharing.attend(address, 0)
     sharing.call_back(address)
-    sharing.share(address, 0, True, 1, address, 0)
+    sharing.share(address, 0, True, 1, True, address, 0)
     sharing.is_set(address)
     thread_pool.enter_compiled_code(sharing)
     return sharing

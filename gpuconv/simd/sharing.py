@@ -44,12 +44,13 @@ from gpuconv.simd.lines import (
 from gpuconv.simd.llvm import I64
 from gpuconv.simd.tile import compiled, kept, value_at
 from gpuconv.simd.waiting import (
-    YIELDS,
+    SPINS,
     add,
     exchange,
     make_lock,
     nap,
     pause,
+    relax,
     release_lock,
     replace,
     set_value,
@@ -57,11 +58,8 @@ from gpuconv.simd.waiting import (
     wait_for_lock,
 )
 
-LINGER = YIELDS + 200
-"""Polls of its mailbox before a worker falls asleep: some 100 us."""
-
-FLAG_LOOKS = YIELDS
-"""Polls of a flag before control returns to Python."""
+LINGER = 4000
+"""Polls of its mailbox before a worker falls asleep: some 100 us (Xeon with AVX-512)."""
 
 
 @intrinsic
@@ -100,10 +98,10 @@ def _ask(mailbox: int, state: int, gate: int) -> bool:
 
 
 @kept
-def share(gate: int, job: int, begins: bool, threads: int, mailboxes: int, workers: int) -> None:
+def share(gate: int, job: int, begins: bool, threads: int, wakes: bool, mailboxes: int, workers: int) -> None:
     """Run the jobs of a call on up to `threads` threads, the caller's and those of the first `workers` mailboxes.
 
-    The jobs begin with their first tasks, or go on where they are.
+    The jobs begin with their first tasks, or go on where they are. Workers that sleep are left alone unless `wakes`.
     """
     at = job if begins else 0
     while at != 0:
@@ -119,7 +117,7 @@ def share(gate: int, job: int, begins: bool, threads: int, mailboxes: int, worke
     exchange(gate + 8 * OPEN, 1)
     wanted = threads - 1
     for state in (FREE, ASLEEP):
-        for i in range(workers):
+        for i in range(workers if state == FREE or wakes else 0):
             if wanted > 0 and _ask(mailboxes + 8 * LINE * i, state, gate):
                 wanted -= 1
     _run_jobs(job, 0)
@@ -130,7 +128,7 @@ def share(gate: int, job: int, begins: bool, threads: int, mailboxes: int, worke
             replace(mailbox + 8 * STATE, gate, FREE)
     looks = 0
     while value_now(gate + 8 * INSIDE) > 0:
-        looks = pause(looks, True)
+        looks = pause(looks)
 
 
 # ---------------------------------------------------------------------------------------------- workers
@@ -170,7 +168,8 @@ def attend(mailbox: int, answered: int) -> int:
             if replace(state, FREE, IN_PYTHON):
                 return int(value_at(asked))
         elif looks < LINGER:
-            looks = pause(looks, False)
+            relax()
+            looks += 1
         elif lock == 0:
             nap(1000)
         elif replace(state, FREE, ASLEEP) and (value_now(asked) == answered or not replace(state, ASLEEP, FREE)):
@@ -193,6 +192,7 @@ def call_back(mailbox: int) -> None:
 def is_set(flag: int) -> bool:
     """Whether the flag at an address is set, now or within a few microseconds."""
     looks = 0
-    while value_at(flag) == 0 and looks < FLAG_LOOKS:
-        looks = pause(looks, False)
-    return looks < FLAG_LOOKS
+    while value_at(flag) == 0 and looks < SPINS:
+        relax()
+        looks += 1
+    return looks < SPINS

@@ -3,14 +3,13 @@
 Loops take their tasks here (`next_task`), and wait here for tasks of others (`wait_for`). simd/sharing.py has the pool
 whose threads run the loops.
 
-Every wait begins with polls, since what a thread waits for mostly comes within a microsecond. Then it offers its core
-to other threads between polls, one of which may be the one that it waits for, and then it sleeps between polls: where
-other programs want the core as well, the system runs a thread that has slept before one that has not.
+Every wait begins with polls, since what a thread waits for mostly comes within a microsecond. Then it sleeps between
+polls: where other programs want the core as well, the thread that it waits for may need that core, and the system runs
+a thread that has slept before one that has not. Yielding the core is worse, because Linux counts that as a turn taken.
 """
 
 from __future__ import annotations
 
-import sys
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -23,13 +22,10 @@ from gpuconv.simd.lines import DONE, LIMIT, NEXT, NONE_LEFT
 from gpuconv.simd.llvm import I64
 from gpuconv.simd.tile import compiled, value_at
 
-SPINS = 200
-"""Polls of a value that another thread is about to change, before the core is offered to others: 2 to 10 us."""
+SPINS = 100
+"""Polls of a value that another thread is about to change, before the thread sleeps between polls: 1 to 5 us."""
 
-YIELDS = SPINS + 50
-"""Polls before the thread sleeps between polls: some 20 us if nobody else wants the core."""
-
-NAP = 50
+NAP = 20
 """Microseconds of sleep between polls."""
 
 
@@ -103,7 +99,7 @@ _ARCHITECTURE = cpu_target.target_context.codegen().magic_tuple()[0].partition("
 
 
 @intrinsic
-def _relax(_: Any) -> Any:
+def relax(_: Any) -> Any:
     """Let the CPU know that this thread polls: it then takes less power, and less from a thread beside it."""
 
     def build(context: Any, builder: Any, __: Any, ___: Any) -> Any:
@@ -122,18 +118,6 @@ def _relax(_: Any) -> Any:
 def _call(builder: Any, name: str, result: Any, args: list[Any]) -> Any:
     signature = ir.FunctionType(result, [arg.type for arg in args])
     return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), args)
-
-
-@intrinsic
-def _offer_core(_: Any) -> Any:
-    """Yield this core to another thread, if one is waiting. On Windows naps must do."""
-
-    def build(context: Any, builder: Any, __: Any, ___: Any) -> Any:
-        if sys.platform != "win32":
-            _call(builder, "sched_yield", ir.IntType(32), [])
-        return context.get_dummy_value()
-
-    return types.void(), build
 
 
 # Python's own locks, which every system has, sleep without the GIL. A lock is taken until somebody releases it.
@@ -203,12 +187,10 @@ def nap(microseconds: int) -> None:
 
 
 @compiled
-def pause(looks: int, naps: bool) -> int:
+def pause(looks: int) -> int:
     """Wait between two polls of a value that another thread is about to change; the number of polls, one more."""
     if looks < SPINS:
-        _relax()
-    elif looks < YIELDS or not naps:
-        _offer_core()
+        relax()
     else:
         nap(NAP)
     return looks + 1
@@ -246,4 +228,4 @@ def wait_for(turn: Any, count: int) -> None:
     """Wait until `count` tasks are done, whose numbers are below that of the task that waits: threads work on them."""
     looks = 0
     while value_at(turn.job + 8 * DONE) < count:
-        looks = pause(looks, True)
+        looks = pause(looks)

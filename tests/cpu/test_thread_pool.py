@@ -55,9 +55,9 @@ class Count:
         self.times, self.threads = np.zeros(tasks, int), np.zeros(tasks, int)
         self.job = Job(counting_loop(), tasks, microseconds, self.times, self.threads, keeps=keeps)
 
-    def run(self, threads, **keywords):
+    def run(self, threads, *, macs=parallel_loops.WORTH_WAKING):
         self.times[:], self.threads[:] = 0, -1
-        parallel_loops.run(threads, [self.job], **keywords)
+        parallel_loops.run(threads, [self.job], macs=macs)
 
     def once(self):
         return (self.times == 1).all()
@@ -97,6 +97,23 @@ def test_workers_fall_asleep_and_use_no_time():
     used = time.process_time()
     time.sleep(0.2)
     assert time.process_time() - used < 0.02
+
+
+def test_a_small_call_leaves_sleepers_alone_unless_calls_are_frequent(monkeypatch):
+    from gpuconv.simd import sharing
+
+    real, woken = sharing.share, []
+    monkeypatch.setattr(sharing, "share", lambda *arguments: (woken.append(arguments[4]), real(*arguments)))
+    count = Count(3, 0)
+    monkeypatch.setattr(parallel_loops, "_last_call", -1.0)
+    count.run(2, macs=9)
+    monkeypatch.setattr(parallel_loops, "FREQUENT", 60)
+    count.run(2, macs=9)
+    monkeypatch.setattr(parallel_loops, "FREQUENT", 0)
+    count.run(2, macs=9)
+    count.run(2)
+    assert woken == [False, True, False, True]
+    assert count.once()
 
 
 @pytest.mark.parametrize("state", [lines.FREE, lines.ASLEEP, lines.HELPING, lines.IN_PYTHON])
@@ -143,7 +160,7 @@ def test_the_caller_leaves_last():
     count, (gate, address), (mailbox, of_mailbox) = Count(microseconds=0), lines.lines(1), lines.lines(1)
     gate[0, lines.INSIDE] = 1
     leaving = threading.Thread(
-        target=sharing.share, args=(address, count.job.address, True, 2, of_mailbox, 1), daemon=True
+        target=sharing.share, args=(address, count.job.address, True, 2, True, of_mailbox, 1), daemon=True
     )
     leaving.start()
     leaving.join(0.1)

@@ -206,7 +206,7 @@ def test_who_comes_second_waits(monkeypatch, direction, text, taken):
         parallel_loops.run(1, jobs)
         job.block[NEXT], job.block[DONE] = taken, taken - 1
         gate = lines(1)
-        alone = gate[1], job.address, False, 1, 0, 0
+        alone = gate[1], job.address, False, 1, False, 0, 0
         second = threading.Thread(target=parallel_loops._sharing().share, args=alone, daemon=True)
         second.start()
         second.join(0.1)
