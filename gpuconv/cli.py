@@ -335,6 +335,10 @@ def bench(
     training_step: Annotated[
         bool, typer.Option("--training-step", help="Instead of layers, one training step of the demo's LeNet.")
     ] = False,
+    neighbours: Annotated[
+        int | None,
+        typer.Option(help="Instead of speed, how much slower calls get beside this many busy processes.", min=1),
+    ] = None,
 ) -> None:
     """Time convolution against its peers, or the machine's own matrix product, turn by turn after validation."""
     from gpuconv.bench import case, peers, plots, runner, suites
@@ -365,8 +369,14 @@ def bench(
             cast("Precision", precision),
             device,
         )
-        against = list(dict.fromkeys(against or ["matmul"]))
+        if neighbours and (device != "cpu" or json or plot):
+            raise ValueError("--neighbours measures the CPU, and saves and draws nothing")
+        against = list(dict.fromkeys(against or ([] if neighbours else ["matmul"])))
         opponents = {name: peers.load(name) for name in against}
+    if neighbours:
+        with held_to(threads):
+            _beside_neighbours(cases, opponents, neighbours)
+        return
     versions = {package: version for name in against for package, version in peers.versions(name).items()}
     with held_to(threads):
         record = Record(Provenance.here(device, versions), measure_limits(dtype, device))
@@ -380,6 +390,22 @@ def bench(
     if left_out:
         _say(f"{len(left_out)} cases left out, for instance: {left_out[0]}")
     raise typer.Exit(status)
+
+
+def _beside_neighbours(cases: Sequence[Case], opponents: Mapping[str, Peer], count: int) -> None:
+    """Print how much slower each case gets beside busy processes, and the geometric mean of each side."""
+    from gpuconv.bench import neighbours
+
+    ratios: dict[str, list[float]] = {}
+    for case, side, slowdown, way in neighbours.measure(cases, opponents, count):
+        ratios.setdefault(side, []).append(slowdown.ratio)
+        _say(
+            f"{case}: {side} ({way}) {1e6 * slowdown.alone:.0f} us alone, {1e6 * slowdown.beside:.0f} us beside "
+            f"{count} busy processes, {slowdown.ratio:.2f} times as long"
+        )
+    for side, found in ratios.items():
+        mean = neighbours.geometric_mean(found)
+        _say(f"{side}: {mean:.2f} times as long in the geometric mean of {len(found)} cases, at most {max(found):.2f}")
 
 
 def _training_step(
