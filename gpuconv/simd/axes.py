@@ -15,9 +15,7 @@ ZEROS, REFLECT, REPLICATE, CIRCULAR, SYMMETRIC = range(5)
 class Axis(NamedTuple):
     """An axis of a convolution. Output p reads position p * stride + r * dilation - low through tap r.
 
-    The windows of outputs from `clear` to `clear_stop` hold no padding. Where a run is a row of taps, x may be a copy
-    that is padded along this axis, and the axis then has neither dilation nor pads: a run is `width` elements per
-    position, and positions from `first` to `stop` are those of the input. Elsewhere `width` is 0.
+    The windows of outputs from `clear` to `clear_stop` hold no padding.
     """
 
     size: int
@@ -27,18 +25,12 @@ class Axis(NamedTuple):
     mode: int
     clear: int
     clear_stop: int
-    width: int
-    first: int
-    stop: int
 
 
 @inlined
 def axis_of(numbers: Any) -> Any:
     """The axis that an array of integers stands for. An array is faster to pass to compiled code than a tuple."""
-    return Axis(
-        numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6], numbers[7], numbers[8],
-        numbers[9],
-    )  # fmt: skip
+    return Axis(numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6])
 
 
 @compiled

@@ -1,11 +1,13 @@
 """Convolution as products in registers: inputs are read in place, pixel by pixel, and no columns are made.
 
-    correlate          y[m,k]  =  x[m at (t,c)]  w[(t,c),k]    a tile is ROWS pixels m by two vectors of channels k
-    weight_gradient   dw[j,k]  =  x[m at j]     dy[m,k]        a tile is ROWS taps and channels j = (t,c) by two vectors
+    correlate          y[m,k]  =  x[m at (t,c)]  w[(t,c),k]    a tile is some pixels m by one, two or four vectors of k
+    weight_gradient   dw[j,k]  =  x[m at j]     dy[m,k]        a tile is some j = (t,c), taps and channels, by as many
 
-The address of each pixel, or of zeros for padding, stands in a table that serves all channels: the indirection buffer
-of Dukhan, "The indirect convolution algorithm", 2019. Sums are made in pieces of `depth` products, which are then added
-to memory: this suits the caches, and limits the error of a long sum. All addresses and steps are in bytes.
+A tile whose windows are inside the picture, in one row of outputs, finds its pixels by adding: the address of a pixel
+is that of the tile's first, plus a multiple of the stride, plus what the tap adds. For all other tiles the address of
+each pixel, or of zeros for padding, stands in a table that serves all channels: the indirection buffer of Dukhan, "The
+indirect convolution algorithm", 2019. Sums are made in pieces of `depth` products, which are then added to memory: this
+suits the caches, and limits the error of a long sum. All addresses and steps are in bytes.
 
 Padding takes no part in a sum. A tile in which some windows hold padding multiplies zeros there, which changes nothing
 unless the other factor is a NaN or an infinity: then the sums of the tile are computed again, output by output. Lanes
@@ -19,9 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpuconv.simd.arguments import arguments
-from gpuconv.simd.axes import addresses_along, axis_of, is_clear, seen
+from gpuconv.simd.axes import ZEROS, axis_of, is_clear, seen, source
 from gpuconv.simd.tile import (
-    ROWS,
+    MOST_VECTORS,
     VECTOR_BYTES,
     address_of,
     compiled,
@@ -30,22 +32,31 @@ from gpuconv.simd.tile import (
     inlined,
     kept,
     plus,
+    prefetch,
     put,
     relu,
+    rows_of,
     size_of,
     store_strided,
     tile_of,
     transpose,
     variant,
+    vector_at,
 )
 from gpuconv.simd.waiting import Turn, next_task
+
+LINE = 64
+"""Bytes of a cache line."""
+
+MOST_ROWS = max(map(rows_of, (1, 2, 4)))
+"""Rows of the tallest tile."""
 
 
 class Product(NamedTuple):
     """A convolution with all axes: addresses, steps in bytes, sizes. `w` is its gradient where that is made, `y` dy.
 
-    A run is `c` contiguous elements of x that one output reads through one tap: the channels of a pixel, or with few
-    channels those of a whole row of taps. `zeros` is a run of zeros, for taps in the padding.
+    A run is the contiguous elements of x that one output reads at a time: the `c` channels of one tap, or, if `merges`,
+    those of a row of taps. `zeros` is a run of zeros, for taps in the padding.
     """
 
     x: int
@@ -78,101 +89,267 @@ class Product(NamedTuple):
     k: int
     groups: int
     relu: int
+    merges: int
     block: int  # outputs per task
     rows: int  # outputs for which there is room in the buffers
     pieces: int  # into which a block's groups and channels are split
     depth: int  # products that are summed in registers
+    vectors: int  # maximum per row of a panel
+    strips: int  # element of `sums` at which the strips begin, see `_edge`
+    strip: int  # elements of the strips of a run at both ends of a row of outputs
+    left: int  # elements of the first of these
 
 
-@compiled
-def _build_indirection_buffer(p: Any, maps: Any, table: Any, first: int, count: int, rows: int, spare: int) -> None:
-    """table[run, i] = the address at which that run of output number first + i begins.
+# -------------------------------------------------------------------------------------------------- runs
 
-    Next in the table are `rows` output pointers, the addresses of the outputs, and as many marks. The mark of an output
-    whose window holds no padding is 0. Otherwise it is 1 + the position along the last axis, pads included, of the
-    output's first tap. From `count` to `rows` there is no output: its runs are zeros, and its pointer is `spare`.
-    """
-    along_d, along_h, along_w = axis_of(maps[0]), axis_of(maps[1]), axis_of(maps[2])
-    runs = p.t * p.r * p.s
-    output_pointers, marks = table[runs * rows :], table[(runs + 1) * rows :]
-    i = 0
-    while i < count:
-        # Outputs of one row read the same rows.
-        q, rest = (first + i) % p.q, (first + i) // p.q
-        row, rest = rest % p.p, rest // p.p
-        o, n = rest % p.o, rest // p.o
-        length = min(p.q - q, count - i)
-        place = p.y + n * p.y_n + o * p.y_o + row * p.y_p + q * p.y_q
-        has_rows = is_clear(along_d, o) and is_clear(along_h, row)
-        some, some_marks = output_pointers[i : i + length], marks[i : i + length]
-        for j in range(length):
-            some[j] = place + j * p.y_q
-            some_marks[j] = 0 if has_rows and is_clear(along_w, q + j) else (q + j) * along_w.stride + 1
-        run = 0
-        for t in range(p.t):
-            d = seen(along_d, o, t)
-            for r in range(p.r):
-                h = seen(along_h, row, r)
-                start = p.x + n * p.x_n + d * p.x_d + h * p.x_h
-                for s in range(p.s):
-                    some = table[run * rows + i : run * rows + i + length]
-                    if d >= 0 and h >= 0:
-                        column = q * along_w.stride + s * along_w.dilation - along_w.low
-                        addresses_along(along_w, column, along_w.stride, start, p.x_w, p.zeros, some, length)
-                    else:
-                        some[:] = p.zeros
-                    run += 1
-        i += length
-    for i in range(count, rows):
-        output_pointers[i], marks[i] = spare, 0
-        for run in range(runs):
-            table[run * rows + i] = p.zeros
+
+@inlined
+def _runs(p: Any) -> int:
+    """The number of runs of an output."""
+    return int(p.t * p.r * (1 if p.merges else p.s))
+
+
+@inlined
+def _run_length(p: Any) -> int:
+    """The elements of a run."""
+    return int(p.c * (p.s if p.merges else 1))
+
+
+@inlined
+def _tap_address(p: Any, run: int, element: int) -> int:
+    """The address in w, from that of the group and output channel on, of an element of a run."""
+    if p.merges:
+        s, rest = element // p.c, run
+    else:
+        s, rest = run % p.s, run // p.s
+    return int(rest // p.r * p.w_t + rest % p.r * p.w_r + s * p.w_s + element % p.c * p.w_c)
 
 
 @compiled
 def _elements(p: Any, last: Any, mark: int) -> Any:
     """The elements of a run, from the first to the end, that are x and not padding for an output with this mark."""
-    axis = axis_of(last)
-    if mark == 0 or axis.width == 0:
-        return 0, p.c
-    column = mark - 1
-    return max(0, (axis.first - column) * axis.width), min(p.c, (axis.stop - column) * axis.width)
+    axis, length = axis_of(last), _run_length(p)
+    if mark == 0 or not p.merges:
+        return 0, length
+    column = mark - 1 - axis.low
+    return max(0, -column * p.c), min(length, (axis.size - column) * p.c)
 
 
-def _make_move(vectors: int) -> Any:
-    tile = tile_of(1, vectors)
-    zeros = tile.zeros
-
-    @variant(vectors)
-    def move(source: int, target: int, like: Any) -> None:
-        """Copy the vectors of one row."""
-        store_strided(plus(zeros(like), source, 0), target, 0)
-
-    return move
+# -------------------------------------------------------------------------------------------------- addresses
 
 
-_move_1, _move_2 = _make_move(1), _make_move(2)
+NOTHING, SCATTERED = 0, 1
+"""Of a run of a tile, where there is no first address: all of its addresses are zeros, or stand in the table."""
+
+
+@compiled
+def _edge(axis: Any, c: int, taps: int, x: int, x_w: int, first: int, count: int, strip: int, like: Any) -> None:
+    """Fill a strip: what `count` outputs of a row read of the row of x at `x`, from output `first` on.
+
+    Where the taps of a row are merged, the run of an output at the end of a row would be cut off by the padding. Such
+    outputs read a strip, a copy of the columns that they read with the padding in its place.
+    """
+    size = size_of(like)
+    column, columns = first * axis.stride - axis.low, (count - 1) * axis.stride + taps
+    for i in range(columns):
+        position = source(axis, column + i)
+        for e in range(i * c, (i + 1) * c):
+            put(strip + e * size, like.dtype.type(0) if position < 0 else get(x + position * x_w, like))
+            x += size
+        x -= c * size
+
+
+@compiled
+def _count_on(table: Any, at: int, count: int, value: int, step: int) -> None:
+    """table[at + i] = value + i * step, for `count` numbers."""
+    for i in range(at, at + count):
+        table[i] = value
+        value += step
+
+
+@compiled
+def _build_indirection_buffer(  # noqa: C901, PLR0912, PLR0915  (one function for Numba)
+    p: Any, maps: Any, table: Any, sums: Any, tile: int, place: int, first: int, count: int, spare: int
+) -> None:
+    """table[run, i] = the address at which that run of output number first + i begins, for `count` outputs.
+
+    Next in the table are `rows` output pointers, the addresses of the outputs, and as many marks. The mark of an output
+    whose window holds no padding is 0. Otherwise it is 1 + the position along the last axis, pads included, of the
+    output's first tap.
+
+    If `tile` is not 0, outputs are computed in tiles of so many. The table then has, in one of three places, what is
+    said of the tiles. First there are two numbers for each: the address of its first output, or 0 if not all of them
+    are in one row, and whether it is in one row and all its windows are inside of the picture. For each run of each
+    tile there follows the address of the first output's run, if those of the others follow at equal distances, or
+    NOTHING or SCATTERED. For tiles that are inside, nothing else is filled in, except output pointers if `_scatter`
+    will need them. In the last tile there may be more rows than outputs: their runs are zeros, and their pointer is
+    `spare`.
+    """
+    along_d, along_h, along_w = axis_of(maps[0]), axis_of(maps[1]), axis_of(maps[2])
+    size = size_of(sums)
+    runs, rows = _runs(p), p.rows
+    output_pointers, marks = runs * rows, (runs + 1) * rows  # their numbers in the table
+    starts, firsts = _starts(runs, rows, place), _firsts(runs, rows, place)
+    is_scattered = p.y_k != size or p.k % (VECTOR_BYTES // size) > 0
+    none = np.intp(0)
+    x_step, strip_step = along_w.stride * p.x_w, along_w.stride * p.c * size
+    i, line = 0, 0
+    while i < count:
+        # Outputs of one row read the same rows.
+        q0, rest = (first + i) % p.q, (first + i) // p.q
+        row, rest = rest % p.p, rest // p.p
+        o, n = rest % p.o, rest // p.o
+        begin, end = i, min(i + p.q - q0, count)
+        is_clear_row = along_d.clear <= o < along_d.clear_stop and along_h.clear <= row < along_h.clear_stop
+        has_rows = is_clear(along_d, o) and is_clear(along_h, row)
+        y = p.y + n * p.y_n + o * p.y_o + row * p.y_p
+        while i < end:
+            q, stop = q0 + i - begin, end
+            in_row, is_inside, number = False, False, 0
+            if tile:
+                number = i // tile
+                stop = min(end, (number + 1) * tile)
+                in_row = stop - i == tile
+                is_inside = in_row and is_clear_row and along_w.clear <= q and q + tile <= along_w.clear_stop
+                table[starts + 2 * number] = y + q * p.y_q if in_row else 0
+                table[starts + 2 * number + 1] = is_inside
+            length = stop - i
+            if not is_inside or is_scattered:
+                _count_on(table, output_pointers + i, length, y + q * p.y_q, p.y_q)
+            if not is_inside:
+                for j in range(length):
+                    clear = has_rows and is_clear(along_w, q + j)
+                    table[marks + i + j] = 0 if clear else (q + j) * along_w.stride + 1
+            # Outputs that are cut off at the beginning and at the end of the row. All of a tile reads one strip.
+            left = min(max(along_w.clear - q, 0), length) if p.merges else 0
+            right = min(max(q + length - along_w.clear_stop, 0), length - left) if p.merges else 0
+            if in_row and left + right > 0:
+                left, right = (length, 0) if left > 0 else (0, length)
+            for run in range(runs):
+                s, rest = (0, run) if p.merges else (run % p.s, run // p.s)
+                d, h = seen(along_d, o, rest // p.r), seen(along_h, row, rest % p.r)
+                column = q * along_w.stride + s * along_w.dilation - along_w.low
+                x = p.x + n * p.x_n + d * p.x_d + h * p.x_h
+                value = x + column * p.x_w
+                if not is_inside:
+                    to = run * rows + i
+                    last = column + (length - 1) * along_w.stride
+                    is_there = d >= 0 and h >= 0
+                    if is_there and (p.merges or (column >= 0 and last < along_w.size)):
+                        _count_on(table, to, length, value, x_step)
+                        strip = address_of(sums) + (p.strips + (line * runs + run) * p.strip) * size
+                        if left > 0:
+                            value = strip + (q - q0) * strip_step
+                            _edge(along_w, p.c, p.s, x, p.x_w, q, left, value, sums)
+                            _count_on(table, to, left, value, strip_step)
+                        if right > 0:
+                            cut = length - right
+                            place_q = q + cut - max(q0, along_w.clear_stop - MOST_ROWS + 1)
+                            at = strip + p.left * size + place_q * strip_step
+                            _edge(along_w, p.c, p.s, x, p.x_w, q + cut, right, at, sums)
+                            _count_on(table, to + cut, right, at, strip_step)
+                            value = at
+                        value = value if in_row else SCATTERED
+                    elif not is_there or (along_w.mode == ZEROS and (last < 0 or column >= along_w.size)):
+                        _count_on(table, to, length, p.zeros, none)
+                        value = NOTHING if in_row else SCATTERED
+                    else:
+                        for j in range(length):
+                            position = source(along_w, column + j * along_w.stride)
+                            table[to + j] = p.zeros if position < 0 else x + position * p.x_w
+                        value = SCATTERED
+                if tile:
+                    table[firsts + number * runs + run] = value
+            i = stop
+        line += 1
+    if tile:
+        behind = -(-count // tile) * tile - count
+        _count_on(table, output_pointers + count, behind, spare, none)
+        _count_on(table, marks + count, behind, none, none)
+        for run in range(runs):
+            _count_on(table, run * rows + count, behind, p.zeros, none)
+
+
+@inlined
+def _starts(runs: int, rows: int, place: int) -> int:
+    """The number in the table at which what is said of tiles begins: two numbers per tile of at least six rows."""
+    return (runs + 2) * rows + place * (rows // 3)
+
+
+@inlined
+def _firsts(runs: int, rows: int, place: int) -> int:
+    """The number in the table at which what is said of the runs of these tiles begins."""
+    return (runs + 3) * rows + place * (rows // 6) * runs
+
+
+# -------------------------------------------------------------------------------------------------- panels
+
+# The output channels of a group, counted in vectors, are split into panels of `most` vectors, and what is left into one
+# panel of two vectors and one of one.
+
+
+@inlined
+def _is_used(vectors: int, most: int, width: int) -> bool:
+    """Whether some panel of a group of so many vectors has this width."""
+    return bool(vectors >= most if width == most else vectors % most & width)
+
+
+@inlined
+def _panels(vectors: int, most: int) -> int:
+    """The number of panels of a group."""
+    rest = vectors % most
+    return int(vectors // most + (rest >> 1) + (rest & 1))
+
+
+@inlined
+def _panel(vectors: int, most: int, number: int) -> Any:
+    """The first vector of a panel of a group, and its width."""
+    whole, rest = vectors // most, vectors % most
+    if number < whole:
+        return number * most, most
+    if number == whole and rest >= 2:
+        return whole * most, 2
+    return vectors - 1, 1
+
+
+_ROWS_1, _ROWS_2, _ROWS_4 = rows_of(1), rows_of(2), rows_of(4)
+
+
+@inlined
+def _rows_of(width: int) -> int:
+    """Rows of the tile of a panel."""
+    return _ROWS_4 if width == 4 else _ROWS_2 if width == 2 else _ROWS_1
+
+
+@inlined
+def _place_of(width: int) -> int:
+    """The number of the place in the table of what is said of the tiles of such panels, among three places."""
+    return 0 if width == 4 else 1 if width == 2 else 2
+
+
+@inlined
+def _lined_up(buffer: Any) -> Any:
+    """A buffer without a vector of it, that begins with a cache line: a vector in two lines takes longer to read."""
+    return buffer[(LINE - address_of(buffer) % LINE) // size_of(buffer) :]
+
+
+@inlined
+def _clear(target: int, width: int, like: Any) -> None:
+    """Store a row of `width` zeros, which are whole vectors."""
+    for at in range(0, width * size_of(like), VECTOR_BYTES):
+        store_strided(_vector(like), target + at, 0)
 
 
 _vector = tile_of(1, 1).zeros
 
 
 @inlined
-def _clear(target: int, width: int, like: Any) -> None:
-    """Store a row of `width` zeros, which are one or two vectors."""
-    for at in range(0, width * size_of(like), VECTOR_BYTES):
-        store_strided(_vector(like), target + at, 0)
-
-
-@compiled
 def _copy(source: int, step: int, target: int, target_step: int, count: int, width: int, like: Any) -> None:
     """Copy `count` scalars with a stride of `step` bytes: as vectors if they are contiguous, and `width` of them."""
     size = size_of(like)
     if step == size and target_step == size and count == width:
-        if width == VECTOR_BYTES // size:
-            _move_1(source, target, like)
-        else:
-            _move_2(source, target, like)
+        for at in range(0, width * size, VECTOR_BYTES):
+            store_strided(vector_at(source + at, like), target + at, 0)
     else:
         for k in range(count):
             put(target + k * target_step, get(source + k * step, like))
@@ -185,15 +362,7 @@ def _pack(source: int, step: int, step_k: int, depth: int, k_count: int, width: 
     lanes = VECTOR_BYTES // size
     target = address_of(panel) + at * width * size
     i = 0
-    if k_count == width and step_k == size:
-        if width == lanes:
-            for i in range(depth):
-                _move_1(source + i * step, target + i * VECTOR_BYTES, panel)
-        else:
-            for i in range(depth):
-                _move_2(source + i * step, target + i * 2 * VECTOR_BYTES, panel)
-        return
-    if k_count == width and step == size:
+    if k_count == width and step == size and step_k != size:
         while i + lanes <= depth:
             for k in range(0, width, lanes):
                 transpose(source + i * size + k * step_k, step_k, target + (i * width + k) * size, width * size, panel)
@@ -201,9 +370,22 @@ def _pack(source: int, step: int, step_k: int, depth: int, k_count: int, width: 
     while i < depth:
         if k_count < width:
             _clear(target + i * width * size, width, panel)
-        for k in range(k_count):
-            put(target + (i * width + k) * size, get(source + i * step + k * step_k, panel))
+        _copy(source + i * step, step_k, target + i * width * size, size, k_count, width, panel)
         i += 1
+
+
+@compiled
+def _pack_outputs(
+    pointers: Any, at: int, step_k: int, count: int, k_count: int, width: int, panel: Any
+) -> None:  # fmt: skip
+    """panel[i, k] = the scalar at pointers[i] + at + k * step_k; 0 for k from `k_count` to `width`."""
+    size = size_of(panel)
+    target = address_of(panel)
+    for i in range(count):
+        if k_count < width:
+            _clear(target, width, panel)
+        _copy(pointers[i] + at, step_k, target, size, k_count, width, panel)
+        target += width * size
 
 
 @compiled
@@ -215,102 +397,173 @@ def _is_finite(panel: Any, count: int) -> bool:
     return True
 
 
+# -------------------------------------------------------------------------------------------------- correlation
+
+_row = tile_of(1, 1)
+_add_to_row, _one_address = _row.add_products, _row.strided_addresses
+
+
+@compiled
+def _multiply_row(
+    table: Any, rows: int, zero_run: int, i: int, run: int, runs: int, at: int, first: int, stop: int, depth: int,
+    panel: Any, width: int, sums: Any, bias: int, is_relu: bool, y: int,
+) -> None:  # fmt: skip
+    """The sums of `_multiply` for output i, product by product, from element `first` to `stop` of each run.
+
+    They are stored at `y`, or in `sums` if that is 0.
+    """
+    size, step = size_of(panel), width * VECTOR_BYTES
+    for part in range(0, step, VECTOR_BYTES):
+        total, w = _vector(panel), address_of(panel) + part
+        for number in range(run, run + runs):
+            x = table[number * rows + i]
+            if x != zero_run:
+                for e in range(first, stop):
+                    total = _add_to_row(total, _one_address(x, 0), at + e * size, w + e * step)
+            w += depth * step
+        sum_ = address_of(sums) + i * step + part
+        total = plus(total, bias + part if bias else sum_, 0)
+        if y:
+            store_strided(relu(total) if is_relu else total, y + part, 0)
+        else:
+            store_strided(total, sum_, 0)
+
+
 def _make_multiply(vectors: int) -> Any:  # noqa: C901, PLR0915  (one function for Numba)
-    tile, row_tile = tile_of(ROWS, vectors), tile_of(1, vectors)
+    rows = rows_of(vectors)
+    tile = tile_of(rows, vectors)
     zeros, add_products, addresses = tile.zeros, tile.add_products, tile.addresses
+    spaced, further_on, add_spaced = tile.spaced, tile.further_on, tile.add_spaced
     store, all_at = tile.store, tile.all_at
-    row_of_zeros, add_to_row, one_address, store_row = (
-        row_tile.zeros,
-        row_tile.add_products,
-        row_tile.strided_addresses,
-        row_tile.store,
-    )
     step = vectors * VECTOR_BYTES
+    lines = max(1, step // LINE)
+    fetches = vectors > 1  # with one vector, there is as much to read as the processor can
 
     @variant(vectors)
-    def multiply_tiles(
-        table: Any, zero_run: int, start: int, rows: int, run: int, runs: int, at: int, depth: int, panel: Any,
-        sums: Any, bias: int, output_pointers: int, marks: int, to: int, is_relu: int, is_finite: bool,
+    def multiply_tiles(  # noqa: C901, PLR0912, PLR0915
+        table: Any, table_rows: int, starts: Any, firsts: Any, x_step: int, y_step: int, all_runs: int, start: int,
+        count: int, run: int, runs: int, at: int, depth: int, panel: Any, sums: Any, bias: int, to: int, is_relu: int,
+        is_finite: bool, ahead: int, ahead_step: int,
     ) -> int:  # fmt: skip
-        """The tiles of `multiply`, from row `start` on; the result is the first row that was not computed.
+        """The tiles of `_multiply`, from row `start` on; the result is the first row that was not computed.
 
-        That is `rows`, or the first row of a tile that may have multiplied padding by a NaN or an infinity.
+        That is `count` or above, or the first row of a tile that may have multiplied padding by a NaN or an infinity.
         """
         size = size_of(panel)
-        for i in range(start, rows, ROWS):
+        output_pointers = address_of(table) + all_runs * table_rows * 8
+        marks = output_pointers + table_rows * 8
+        for i in range(start, count, rows):
+            number = i // rows
+            y, is_inside = starts[2 * number], starts[2 * number + 1]
+            soon, soon_step = address_of(panel), 0
+            if ahead and number < lines:
+                soon, soon_step = ahead + number * LINE, ahead_step
             total = zeros(panel)
             w = address_of(panel)
-            for number in range(run, run + runs):
-                xs = addresses(address_of(table), number * rows + i)
-                if all_at(xs, zero_run):
+            for r in range(run, run + runs):
+                x = firsts[number * all_runs + r]
+                if x == NOTHING:
                     w += depth * step
                     continue
+                if x != SCATTERED:
+                    xs = spaced(x + at, x_step)
+                    c = 0
+                    for _ in range(depth // 4):  # integers would be a third of the instructions
+                        if fetches:
+                            prefetch(soon)
+                            prefetch(soon + soon_step)
+                            prefetch(soon + 2 * soon_step)
+                            prefetch(soon + 3 * soon_step)
+                            soon += 4 * soon_step
+                        near = further_on(xs, c)
+                        total = add_spaced(total, near, 0, w)
+                        total = add_spaced(total, near, size, w + step)
+                        total = add_spaced(total, near, 2 * size, w + 2 * step)
+                        total = add_spaced(total, near, 3 * size, w + 3 * step)
+                        c += 4 * size
+                        w += 4 * step
+                    for _ in range(depth % 4):
+                        total = add_spaced(total, further_on(xs, c), 0, w)
+                        c += size
+                        w += step
+                    continue
+                ys = addresses(address_of(table), r * table_rows + i)
                 for c in range(at, at + depth * size, size):
-                    total = add_products(total, xs, c, w)
+                    if fetches:
+                        prefetch(soon)
+                        soon += soon_step
+                    total = add_products(total, ys, c, w)
                     w += step
-            if not is_finite and not all_at(addresses(marks, i), 0) and has_nan(total):
+            if not is_inside and not is_finite and not all_at(addresses(marks, i), 0) and has_nan(total):
                 return i
             sum_ = address_of(sums) + i * step
-            total = plus(total, bias, 0) if bias else plus(total, sum_, step)
+            total = plus(total, bias or sum_, 0 if bias else step)
             if to < 0:
                 store_strided(total, sum_, step)
             else:
-                store(relu(total) if is_relu else total, addresses(output_pointers, i), to)
-        return rows
+                if is_relu:
+                    total = relu(total)
+                if y:
+                    store_strided(total, y + to, y_step)
+                else:
+                    store(total, addresses(output_pointers, i), to)
+        return count
 
-    @variant(vectors)
-    def multiply_row(
-        p: Any, last: Any, table: Any, i: int, rows: int, run: int, runs: int, group: int, c0: int, depth: int,
-        panel: Any, sums: Any, bias: int, to: int,
-    ) -> None:  # fmt: skip
-        """The sums of `multiply` for output i, product by product and without padding."""
-        size = size_of(panel)
-        behind = table[p.t * p.r * p.s * rows :]
-        first, stop = _elements(p, last, behind[rows + i])
-        total, w = row_of_zeros(panel), address_of(panel)
-        for number in range(run, run + runs):
-            x = table[number * rows + i]
-            for c in range(c0, c0 + depth):
-                if x != p.zeros and first <= c < stop:
-                    total = add_to_row(total, one_address(x, 0), (group * p.c + c) * size, w)
-                w += step
-        sum_ = address_of(sums) + i * step
-        total = plus(total, bias or sum_, 0)
-        if to < 0:
-            store_strided(total, sum_, 0)
-        else:
-            store_row(relu(total) if p.relu else total, one_address(behind[i], 0), to)
+    return multiply_tiles
 
-    @variant(vectors)
-    def multiply(
-        p: Any, last: Any, table: Any, rows: int, run: int, runs: int, group: int, c0: int, depth: int, panel: Any,
-        sums: Any, bias: int, to: int,
-    ) -> None:  # fmt: skip
-        """sums[i, :] = before + over `runs` runs of `depth` elements: the run of output i  *  panel.
 
-        `before` is the vector at `bias`, or sums[i, :] if `bias` is 0. The result is stored at the output pointer of
-        output i + `to`, or in `sums` if `to` is -1.
-        """
-        output_pointers = address_of(table) + p.t * p.r * p.s * rows * 8
-        at = (group * p.c + c0) * size_of(panel)
-        done, is_finite = 0, False
-        while True:
-            done = multiply_tiles(
-                table, p.zeros, done, rows, run, runs, at, depth, panel, sums, bias, output_pointers,
-                output_pointers + rows * 8, to, p.relu, is_finite,
+_multiply_tiles_1, _multiply_tiles_2 = _make_multiply(1), _make_multiply(2)
+_multiply_tiles_4 = _make_multiply(4) if MOST_VECTORS == 4 else _multiply_tiles_2
+
+
+@compiled
+def _multiply(
+    p: Any, last: Any, table: Any, count: int, run: int, runs: int, group: int, e0: int, depth: int, panel: Any,
+    width: int, sums: Any, bias: int, to: int, ahead: int,
+) -> None:  # fmt: skip
+    """sums[i, :] = before + over `runs` runs of `depth` elements: the run of output i  *  panel.
+
+    `before` is the vector at `bias`, or sums[i, :] if `bias` is 0. The result is stored at the output pointer of
+    output i + `to`, or in `sums` if `to` is -1. `ahead` is the address of the weights that are packed next, or 0.
+    """
+    all_runs, rows, tile = _runs(p), p.rows, _rows_of(width)
+    starts, firsts = (
+        table[_starts(all_runs, rows, _place_of(width)) :],
+        table[_firsts(all_runs, rows, _place_of(width)) :],
+    )
+    x_step, at = axis_of(last).stride * p.x_w, (group * p.c + e0) * size_of(panel)
+    done = np.intp(0)  # no constants, for which Numba would compile the loops anew
+    is_finite = done > 0
+    while True:
+        if width == 4:
+            done = _multiply_tiles_4(
+                table, rows, starts, firsts, x_step, p.y_q, all_runs, done, count, run, runs, at, depth, panel, sums,
+                bias, to, p.relu, is_finite, ahead, p.w_c,
             )  # fmt: skip
-            if done == rows:
+        elif width == 2:
+            done = _multiply_tiles_2(
+                table, rows, starts, firsts, x_step, p.y_q, all_runs, done, count, run, runs, at, depth, panel, sums,
+                bias, to, p.relu, is_finite, ahead, p.w_c,
+            )  # fmt: skip
+        else:
+            done = _multiply_tiles_1(
+                table, rows, starts, firsts, x_step, p.y_q, all_runs, done, count, run, runs, at, depth, panel, sums,
+                bias, to, p.relu, is_finite, ahead, p.w_c,
+            )  # fmt: skip
+        if done >= count:
+            return
+        is_finite = _is_finite(panel, runs * depth * width * VECTOR_BYTES // size_of(panel))
+        if not is_finite:
+            behind = table[all_runs * rows :]
+            for i in range(done, done + tile):
+                first, stop = _elements(p, last, behind[rows + i])
+                _multiply_row(
+                    table, rows, p.zeros, i, run, runs, at, max(first - e0, 0), min(stop - e0, depth), depth, panel,
+                    width, sums, bias, p.relu, behind[i] + to if to >= 0 else 0,
+                )  # fmt: skip
+            done += tile
+            if done >= count:
                 return
-            is_finite = _is_finite(panel, runs * depth * step // size_of(panel))
-            if not is_finite:
-                for i in range(done, done + ROWS):
-                    multiply_row(p, last, table, i, rows, run, runs, group, c0, depth, panel, sums, bias, to)
-                done += ROWS
-
-    return multiply
-
-
-_multiply_1, _multiply_2 = _make_multiply(1), _make_multiply(2)
 
 
 @compiled
@@ -325,22 +578,27 @@ def _scatter(p: Any, sums: Any, width: int, output_pointers: Any, count: int, to
 
 
 @kept
-def correlate(job: Any, thread: Any, kinds: Any) -> None:
+def correlate(job: Any, thread: Any, kinds: Any) -> None:  # noqa: C901, PLR0915  (one function for Numba)
     """Compute y, task by task, until none is left. `table`, `panel` and `sums` belong to this thread.
 
-    A task is a block of outputs by some of the panels. A panel is two vectors of channels of one group, or one vector.
+    A task is a block of outputs by some of the panels.
     """
     turn = Turn(job, thread)
     p, maps, bias, tasks, table, panel, sums = arguments(turn, kinds)
+    panel, sums = _lined_up(panel), _lined_up(sums)
     size = size_of(panel)
     lanes = VECTOR_BYTES // size
-    by_group = -(-p.k // (2 * lanes))
+    vectors = -(-p.k // lanes)
+    most = min(p.vectors, MOST_VECTORS)
+    by_group = _panels(vectors, most)
     panels = p.groups * by_group
     outputs = p.n * p.o * p.p * p.q
-    runs = p.t * p.r * p.s
-    spare = sums[(1 if p.k <= lanes else 2) * lanes * p.rows :]
-    c_most = min(p.c, p.depth)
-    run_most = max(1, p.depth // c_most)
+    runs, length = _runs(p), _run_length(p)
+    spare = address_of(sums) + min(most, vectors) * lanes * p.rows * size
+    e_most = min(length, p.depth)
+    run_most = max(1, p.depth // e_most)
+    by_run = -(-runs // run_most)
+    steps = -(-length // e_most) * by_run
     while True:
         task = next_task(turn)
         if task >= tasks:
@@ -348,84 +606,75 @@ def correlate(job: Any, thread: Any, kinds: Any) -> None:
         block, piece = task // p.pieces, task % p.pieces
         first = block * p.block
         count = min(p.block, outputs - first)
-        rows = -(-count // ROWS) * ROWS
-        _build_indirection_buffer(p, maps, table, first, count, rows, address_of(spare))
-        for number in range(piece * panels // p.pieces, (piece + 1) * panels // p.pieces):
-            group, k0 = number // by_group, number % by_group * 2 * lanes
-            k_count = min(2 * lanes, p.k - k0)
-            width = 2 * lanes if k_count > lanes else lanes
-            in_place = p.y_k == size and k_count == width
+        for width in (1, 2, 4):
+            if _is_used(vectors, most, width):
+                _build_indirection_buffer(
+                    p, maps, table, sums, _rows_of(width), _place_of(width), first, count, spare
+                )  # fmt: skip
+        begin, end = piece * panels // p.pieces, (piece + 1) * panels // p.pieces
+        for number in range(begin, end):
+            group = number // by_group
+            v0, width = _panel(vectors, most, number % by_group)
+            k0, wide = v0 * lanes, width * lanes
+            k_count = min(wide, p.k - k0)
+            in_place = p.y_k == size and k_count == wide
             weights = p.w + group * p.w_g + k0 * p.w_k
             start = address_of(bias) + (group * p.k + k0) * size
-            for c0 in range(0, p.c, c_most):
-                depth = min(c_most, p.c - c0)
-                for run in range(0, runs, run_most):
-                    some = min(run_most, runs - run)
-                    for i in range(some):
-                        s, rest = (run + i) % p.s, (run + i) // p.s
-                        r, t = rest % p.r, rest // p.r
-                        source = weights + t * p.w_t + r * p.w_r + s * p.w_s + c0 * p.w_c
-                        _pack(source, p.w_c, p.w_k, depth, k_count, width, panel, i * depth)
-                    is_last = c0 + depth == p.c and run + some == runs
-                    to = (group * p.k + k0) * size if is_last and in_place else -1
-                    if width == lanes:
-                        _multiply_1(p, maps[2], table, rows, run, some, group, c0, depth, panel, sums, start, to)
-                    else:
-                        _multiply_2(p, maps[2], table, rows, run, some, group, c0, depth, panel, sums, start, to)
-                    start = 0
+            for step in range(steps):
+                e0, run = step // by_run * e_most, step % by_run * run_most
+                depth, some = min(e_most, length - e0), min(run_most, runs - run)
+                for i in range(some):
+                    e = e0
+                    while e < e0 + depth:
+                        part = min(p.c - e % p.c, e0 + depth - e)
+                        tap = weights + _tap_address(p, run + i, e)
+                        _pack(tap, p.w_c, p.w_k, part, k_count, wide, panel, i * depth + e - e0)
+                        e += part
+                ahead = np.intp(0)
+                if p.w_k != size:
+                    pass  # what is read next is not in rows
+                elif step + 1 < steps:
+                    next_ = step + 1
+                    ahead = weights + _tap_address(p, next_ % by_run * run_most, next_ // by_run * e_most)
+                elif number + 1 < end:
+                    next_ = number + 1
+                    v0 = _panel(vectors, most, next_ % by_group)[0]
+                    ahead = p.w + next_ // by_group * p.w_g + v0 * lanes * p.w_k
+                is_last = step + 1 == steps
+                to = (group * p.k + k0) * size if is_last and in_place else -1
+                _multiply(
+                    p, maps[2], table, count, run, some, group, e0, depth, panel, width, sums, start, to, ahead
+                )  # fmt: skip
+                start = 0
             if not in_place:
-                _scatter(p, sums, width, table[runs * rows :], count, (group * p.k + k0) * p.y_k, k_count)
+                _scatter(p, sums, wide, table[runs * p.rows :], count, (group * p.k + k0) * p.y_k, k_count)
 
 
-def _make_gather(rows: int, vectors: int) -> Any:
-    tile = tile_of(rows, vectors)
-    zeros, add_products, strided_addresses = tile.zeros, tile.add_products, tile.strided_addresses
-
-    @variant(rows, vectors)
-    def gather(table: Any, zero_run: int, at: int, start: int, count: int, dy: Any, sums: int, is_first: bool) -> None:
-        """Rows at `sums` (+)= over `count` outputs: `rows` elements, `at` bytes into the run, times a row of dy."""
-        size = size_of(dy)
-        step = vectors * VECTOR_BYTES
-        total = zeros(dy)
-        row = address_of(dy)
-        for i in range(start, start + count):
-            if table[i] != zero_run:
-                total = add_products(total, strided_addresses(table[i] + at, size), 0, row)
-            row += step
-        store_strided(total if is_first else plus(total, sums, step), sums, step)
-
-    return gather
-
-
-def _make_gather_row(vectors: int) -> Any:
-    tile = tile_of(1, vectors)
-    zeros, add_products, strided_addresses = tile.zeros, tile.add_products, tile.strided_addresses
-
-    @variant(vectors)
-    def gather_row(
-        p: Any, last: Any, table: Any, marks: Any, c: int, at: int, start: int, count: int, dy: Any, sums: int,
-        is_first: bool,
-    ) -> None:  # fmt: skip
-        """Row at `sums` (+)= over the outputs: element c of the run, where it is not padding, times a row of dy."""
-        total = zeros(dy)
-        row = address_of(dy)
-        for i in range(count):
-            first, stop = _elements(p, last, marks[i])
-            if table[start + i] != p.zeros and first <= c < stop:
-                total = add_products(total, strided_addresses(table[start + i], 0), at + c * size_of(dy), row)
-            row += vectors * VECTOR_BYTES
-        store_strided(total if is_first else plus(total, sums, 0), sums, 0)
-
-    return gather_row
-
-
-_gather_row_1, _gather_row_2 = _make_gather_row(1), _make_gather_row(2)
+# -------------------------------------------------------------------------------------------------- weight gradient
 
 
 @compiled
-def _multiplies_padding(last: Any, marks: Any, count: int, dy: Any, width: int) -> bool:
+def _gather_row(
+    p: Any, last: Any, table: Any, marks: Any, e: int, at: int, count: int, dy: Any, width: int, sums: int,
+    is_first: bool,
+) -> None:  # fmt: skip
+    """Row at `sums` (+)= over the outputs: element e of the run, where it is not padding, times a row of dy."""
+    step = width * VECTOR_BYTES
+    for to in range(0, step, VECTOR_BYTES):
+        total = _vector(dy)
+        row = address_of(dy) + to
+        for i in range(count):
+            first, stop = _elements(p, last, marks[i])
+            if table[i] != p.zeros and first <= e < stop:
+                total = _add_to_row(total, _one_address(table[i], 0), at + e * size_of(dy), row)
+            row += step
+        store_strided(total if is_first else plus(total, sums + to, 0), sums + to, 0)
+
+
+@compiled
+def _multiplies_padding(p: Any, marks: Any, count: int, dy: Any, width: int) -> bool:
     """Whether a run, if it is a row of taps, holds padding for an output whose dy is not finite."""
-    if axis_of(last).width == 0:
+    if not p.merges:
         return False
     for i in range(count):  # noqa: SIM110  (Numba has no any)
         if marks[i] and not _is_finite(dy[i * width :], width):
@@ -433,105 +682,136 @@ def _multiplies_padding(last: Any, marks: Any, count: int, dy: Any, width: int) 
     return False
 
 
-def _make_gather_run(vectors: int) -> Any:
-    one, two, three, four, five, six, seven, eight = (_make_gather(rows, vectors) for rows in range(1, 9))
+def _make_gather(rows: int, vectors: int, *, is_full: bool) -> Any:
+    tile = tile_of(rows, vectors)
+    zeros, add_products, plus_rows, store = tile.zeros, tile.add_products, tile.plus_rows, tile.store
+    strided_addresses, first_addresses = tile.strided_addresses, tile.first_addresses
+    step = vectors * VECTOR_BYTES
 
-    @variant(vectors)
-    def gather_run(
-        table: Any, zero_run: int, at: int, start: int, count: int, depth: int, dy: Any, sums: int, is_first: bool
+    @variant(rows, vectors)
+    def gather(
+        table: Any, zero_run: int, at: int, count: int, elements: int, dy: Any, sums: int, is_first: bool
     ) -> None:
-        """All rows of a run, in nearly equal tiles of up to 8: products of a single row would wait for each other."""
-        size = size_of(dy)
-        step = vectors * VECTOR_BYTES
-        tiles = -(-depth // 8)
-        for tile in range(tiles):
-            rows = (tile + 1) * depth // tiles - tile * depth // tiles
-            if rows == 8:
-                eight(table, zero_run, at, start, count, dy, sums, is_first)
-            elif rows == 7:
-                seven(table, zero_run, at, start, count, dy, sums, is_first)
-            elif rows == 6:
-                six(table, zero_run, at, start, count, dy, sums, is_first)
-            elif rows == 5:
-                five(table, zero_run, at, start, count, dy, sums, is_first)
-            elif rows == 4:
-                four(table, zero_run, at, start, count, dy, sums, is_first)
-            elif rows == 3:
-                three(table, zero_run, at, start, count, dy, sums, is_first)
-            elif rows == 2:
-                two(table, zero_run, at, start, count, dy, sums, is_first)
+        """Rows at `sums` (+)= over `count` outputs: elements of the run, from `at` bytes into it, times a row of dy.
+
+        There are `elements` of them, up to the rows of the tile. Rows past these repeat the last one. A tile that
+        `is_full` has as many elements as rows, at distances that are constants.
+        """
+        none = np.intp(0)
+        xs = strided_addresses(none, size_of(dy)) if is_full else first_addresses(size_of(dy), elements)
+        total = zeros(dy)
+        row = address_of(dy)
+        for i in range(count):
+            x = table[i]
+            if x != zero_run:
+                total = add_products(total, xs, x + at, row)
+            row += step
+        to = strided_addresses(none, step) if is_full else first_addresses(step, elements)
+        store(total if is_first else plus_rows(total, to, sums), to, sums)
+
+    return gather
+
+
+def _few(width: int) -> int:
+    """Rows of the smaller tile of a weight gradient."""
+    return max(4, rows_of(width) // 2)
+
+
+def _make_gathers(vectors: int) -> tuple[Any, Any]:
+    return _make_gather(rows_of(vectors), vectors, is_full=True), _make_gather(_few(vectors), vectors, is_full=False)
+
+
+_gather_1, _gather_few_1 = _make_gathers(1)
+_gather_2, _gather_few_2 = _make_gathers(2)
+_gather_4, _gather_few_4 = _make_gathers(4) if MOST_VECTORS == 4 else (_gather_2, _gather_few_2)
+_FEW_1, _FEW_2, _FEW_4 = _few(1), _few(2), _few(4)
+
+
+@compiled
+def _gather_run(
+    table: Any, zero_run: int, at: int, count: int, elements: int, dy: Any, width: int, sums: int, is_first: bool
+) -> None:
+    """All elements of a run, in tiles of many rows and of few: a single one's products would wait for each other."""
+    size, step = size_of(dy), width * VECTOR_BYTES
+    rows, few = _rows_of(width), _FEW_4 if width == 4 else _FEW_2 if width == 2 else _FEW_1
+    done = 0
+    while done < elements:
+        left = elements - done
+        is_full = left == rows or left > max(rows, 2 * few)
+        some = rows if is_full else min(left, few)
+        x, to = at + done * size, sums + done * step
+        if width == 4:
+            if is_full:
+                _gather_4(table, zero_run, x, count, some, dy, to, is_first)
             else:
-                one(table, zero_run, at, start, count, dy, sums, is_first)
-            at += rows * size
-            sums += rows * step
-
-    return gather_run
-
-
-_gather_run_1, _gather_run_2 = _make_gather_run(1), _make_gather_run(2)
+                _gather_few_4(table, zero_run, x, count, some, dy, to, is_first)
+        elif width == 2:
+            if is_full:
+                _gather_2(table, zero_run, x, count, some, dy, to, is_first)
+            else:
+                _gather_few_2(table, zero_run, x, count, some, dy, to, is_first)
+        elif is_full:
+            _gather_1(table, zero_run, x, count, some, dy, to, is_first)
+        else:
+            _gather_few_1(table, zero_run, x, count, some, dy, to, is_first)
+        done += some
 
 
 @kept
-def weight_gradient(job: Any, thread: Any, kinds: Any) -> None:  # noqa: C901, PLR0912, PLR0915  (one function for Numba)
+def weight_gradient(job: Any, thread: Any, kinds: Any) -> None:
     """Compute dw, or one partial sum per chunk of outputs, with a stride of `part_stride`.
 
     A task is a chunk of outputs by some of the panels. `sums` holds all results of a task.
     """
     turn = Turn(job, thread)
     p, maps, chunk, part_stride, tasks, table, panel, sums = arguments(turn, kinds)
+    panel, sums = _lined_up(panel), _lined_up(sums)
     size = size_of(panel)
     lanes = VECTOR_BYTES // size
-    by_group = -(-p.k // (2 * lanes))
+    vectors = -(-p.k // lanes)
+    most = min(p.vectors, MOST_VECTORS)
+    by_group = _panels(vectors, most)
     panels = p.groups * by_group
     outputs = p.n * p.o * p.p * p.q
-    runs = p.t * p.r * p.s
-    panel_bytes = runs * p.c * (1 if p.k <= lanes else 2) * VECTOR_BYTES
+    runs, length = _runs(p), _run_length(p)
+    none = np.intp(0)
     while True:
         task = next_task(turn)
         if task >= tasks:
             break
         part, piece = task // p.pieces, task % p.pieces
-        panel0, panel1 = piece * panels // p.pieces, (piece + 1) * panels // p.pieces
+        begin, end = piece * panels // p.pieces, (piece + 1) * panels // p.pieces
         stop = min((part + 1) * chunk, outputs)
         for first in range(part * chunk, stop, p.block):
             count = min(p.block, stop - first)
-            _build_indirection_buffer(p, maps, table, first, count, count, 0)
-            output_pointers, marks = table[runs * count :], table[(runs + 1) * count :]
-            for number in range(panel0, panel1):
-                group, k0 = number // by_group, number % by_group * 2 * lanes
-                k_count = min(2 * lanes, p.k - k0)
-                width = 2 * lanes if k_count > lanes else lanes
-                for i in range(count):
-                    dy = output_pointers[i] + (group * p.k + k0) * p.y_k
-                    if k_count < width:
-                        _clear(address_of(panel) + i * width * size, width, panel)
-                    _copy(dy, p.y_k, address_of(panel) + i * width * size, size, k_count, width, panel)
-                sum_ = address_of(sums) + (number - panel0) * panel_bytes
+            _build_indirection_buffer(p, maps, table, sums, none, none, first, count, none)
+            output_pointers, marks = table[runs * p.rows :], table[(runs + 1) * p.rows :]
+            sum_ = address_of(sums)
+            for number in range(begin, end):
+                group = number // by_group
+                v0, width = _panel(vectors, most, number % by_group)
+                k0, wide = v0 * lanes, width * lanes
+                k_count = min(wide, p.k - k0)
+                _pack_outputs(output_pointers, (group * p.k + k0) * p.y_k, p.y_k, count, k_count, wide, panel)
                 at, is_first = group * p.c * size, first == part * chunk
-                by_row = _multiplies_padding(maps[2], marks, count, panel, width)
+                by_row = _multiplies_padding(p, marks, count, panel, wide)
                 for run in range(runs):
-                    start = run * count
+                    some = table[run * p.rows :]
                     if by_row:
-                        for c in range(p.c):
-                            to = sum_ + c * width * size
-                            if width == lanes:
-                                _gather_row_1(p, maps[2], table, marks, c, at, start, count, panel, to, is_first)
-                            else:
-                                _gather_row_2(p, maps[2], table, marks, c, at, start, count, panel, to, is_first)
-                    elif width == lanes:
-                        _gather_run_1(table, p.zeros, at, start, count, p.c, panel, sum_, is_first)
+                        for e in range(length):
+                            to = sum_ + e * wide * size
+                            _gather_row(p, maps[2], some, marks, e, at, count, panel, width, to, is_first)
                     else:
-                        _gather_run_2(table, p.zeros, at, start, count, p.c, panel, sum_, is_first)
-                    sum_ += p.c * width * size
-        for number in range(panel0, panel1):
-            group, k0 = number // by_group, number % by_group * 2 * lanes
-            k_count = min(2 * lanes, p.k - k0)
-            width = 2 * lanes if k_count > lanes else lanes
-            sum_ = address_of(sums) + (number - panel0) * panel_bytes
+                        _gather_run(some, p.zeros, at, count, length, panel, width, sum_, is_first)
+                    sum_ += length * wide * size
+        sum_ = address_of(sums)
+        for number in range(begin, end):
+            group = number // by_group
+            v0, width = _panel(vectors, most, number % by_group)
+            k0, wide = v0 * lanes, width * lanes
+            k_count = min(wide, p.k - k0)
+            target = p.w + part * part_stride + group * p.w_g + k0 * p.w_k
             for run in range(runs):
-                s, rest = run % p.s, run // p.s
-                r, t = rest % p.r, rest // p.r
-                target = p.w + part * part_stride + t * p.w_t + r * p.w_r + s * p.w_s + group * p.w_g + k0 * p.w_k
-                for c in range(p.c):
-                    _copy(sum_, size, target + c * p.w_c, p.w_k, k_count, width, panel)
-                    sum_ += width * size
+                for e in range(length):
+                    _copy(sum_, size, target + _tap_address(p, run, e), p.w_k, k_count, wide, panel)
+                    sum_ += wide * size

@@ -112,7 +112,7 @@ Axes = tuple[Array, Array, Array]
 
 def axes_of(axes: Sequence[Axis]) -> Axes:
     """Up to three axes as three: those that are missing come first, with one position each."""
-    filler = (1, 1, 1, 0, 0, 0, 1, 0, 0, 1)
+    filler = (1, 1, 1, 0, 0, 0, 1)
     d, h, w = (np.array(axis, np.int64) for axis in (*(filler,) * (3 - len(axes)), *axes))
     return d, h, w
 
@@ -130,9 +130,6 @@ def axis_of(g: ConvGeometry, axis: int) -> Axis:
         mode=axes.MODES.index(g.pad_mode),
         clear=start,
         clear_stop=stop,
-        width=0,
-        first=0,
-        stop=g.spatial[axis],
     )
 
 

@@ -23,6 +23,22 @@ def store_value(builder: Any, value: Any, address: Any) -> None:
     builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=1)
 
 
+def prefetch_to_second_cache(builder: Any, address: Any) -> None:
+    """Begin to read a line of memory, for later."""
+    i8, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+    args = [builder.inttoptr(address, i8), i32(0), i32(2), i32(1)]  # to read, moderately local, data
+    call(builder, "llvm.prefetch.p0i8", ir.VoidType(), args)
+
+
+def unrelated(builder: Any, value: Any) -> Any:
+    """The same integer, of which LLVM no longer knows how it was made.
+
+    From addresses that it can relate to each other LLVM makes one register each, more than there are. A processor adds
+    one register, and another times 1, 2, 4 or 8, as part of every instruction that reads memory.
+    """
+    return builder.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [value], False)
+
+
 def broadcast(builder: Any, scalar: Any, vector: ir.VectorType) -> Any:
     """A vector with one scalar in every lane."""
     undefined = ir.Constant(vector, ir.Undefined)

@@ -18,7 +18,19 @@ from numba.extending import intrinsic, models, register_model
 from numba.np.arrayobj import make_array
 
 from gpuconv.simd.compiled_cache import kept as kept  # noqa: PLC0414  # the loops import it from here
-from gpuconv.simd.llvm import I64, broadcast, further, lanes_below, load, multiply_add, shuffle, store_value, tuple_of
+from gpuconv.simd.llvm import (
+    I64,
+    broadcast,
+    further,
+    lanes_below,
+    load,
+    multiply_add,
+    prefetch_to_second_cache,
+    shuffle,
+    store_value,
+    tuple_of,
+    unrelated,
+)
 
 # The target that Numba compiles for. It is part of the key of Numba's cache, and so is all that follows from it.
 _TRIPLE, _, _FEATURES = cpu_target.target_context.codegen().magic_tuple()
@@ -26,8 +38,24 @@ _TRIPLE, _, _FEATURES = cpu_target.target_context.codegen().magic_tuple()
 VECTOR_BYTES = 64 if "+avx512f" in _FEATURES else 32 if "+avx" in _FEATURES else 16
 """Bytes of one vector register."""
 
-ROWS = 8 if VECTOR_BYTES == 64 or not _TRIPLE.startswith(("x86", "i")) else 6
-"""Rows of the tile of a product: with two vectors each, they fill the 32 registers of AVX-512 and NEON, or AVX's 16."""
+_HAS_32_REGISTERS = VECTOR_BYTES == 64 or not _TRIPLE.startswith(("x86", "i"))
+"""Whether there are the 32 vector registers of AVX-512 and NEON, and not AVX's 16."""
+
+ROWS = 8 if _HAS_32_REGISTERS else 6
+"""Rows of the tile of a product whose rows are two vectors each."""
+
+MOST_VECTORS = 4 if _HAS_32_REGISTERS else 2
+"""Maximum vectors in a row of a tile. The more there are, the more products follow each scalar that is read."""
+
+
+def rows_of(vectors: int) -> int:
+    """Rows of the tile of a product whose rows are so many vectors each, 1, 2 or 4.
+
+    A tile of 6 x 4 needs four registers for the factor that is a row of vectors and one for the scalar, so it fills
+    32. Rows of one vector are twice as many as rows of two, or products would wait for each other.
+    """
+    return {1: 2 * ROWS, 2: ROWS, 4: 6}[vectors]
+
 
 compiled = njit(nogil=True, boundscheck=False, error_model="numpy")
 inlined = njit(nogil=True, boundscheck=False, error_model="numpy", forceinline=True)
@@ -75,18 +103,28 @@ class Tile(NamedTuple):
 
     zeros(like)
     add_products(tile, xs, at, ws)          row i of the tile + the scalar at xs[i] + at  *  the vectors at ws
+    plus_rows(tile, xs, at)                 row i of the tile + memory at xs[i] + at
     store(tile, xs, at)                     memory at xs[i] + at = row i of the tile
     addresses(table, i)                     xs, from number i of a table of addresses
     strided_addresses(first, step)          xs, with a stride of `step` bytes
+    first_addresses(step, count)            xs from 0, with a stride of `step` bytes; from `count` on, the last repeats
     all_at(xs, address)                     whether all xs are this address
+    spaced(first, step)                     strided addresses in few registers: of every fourth row, and 1 and 3 steps
+    further_on(spaced, at)                  such addresses, `at` bytes further
+    add_spaced(tile, spaced, at, ws)        add_products for such addresses, where `at` is a constant
     """
 
     zeros: Callable[..., Any]
     add_products: Callable[..., Any]
+    plus_rows: Callable[..., Any]
     store: Callable[..., Any]
     addresses: Callable[..., Any]
     strided_addresses: Callable[..., Any]
+    first_addresses: Callable[..., Any]
     all_at: Callable[..., Any]
+    spaced: Callable[..., Any]
+    further_on: Callable[..., Any]
+    add_spaced: Callable[..., Any]
 
 
 def tile_of(rows: int, vectors: int) -> Tile:
@@ -102,6 +140,10 @@ def tile_of(rows: int, vectors: int) -> Tile:
         return tile(tile, xs, address, address), _built(_add_products, tile)
 
     @intrinsic
+    def plus_rows(_: Any, tile: Any, _xs: Any, _at: Any) -> Any:
+        return tile(tile, xs, address), _built(_plus_rows, tile)
+
+    @intrinsic
     def store(_: Any, tile: Any, _xs: Any, _at: Any) -> Any:
         return types.void(tile, xs, address), _built(_store_rows, tile)
 
@@ -114,10 +156,54 @@ def tile_of(rows: int, vectors: int) -> Tile:
         return xs(address, address), _built(_strided_addresses, rows)
 
     @intrinsic
+    def first_addresses(_: Any, _step: Any, _count: Any) -> Any:
+        return xs(address, address), _built(_first_addresses, rows)
+
+    @intrinsic
     def all_at(_: Any, _xs: Any, _address: Any) -> Any:
         return types.boolean(xs, address), _built(_all_at, rows)
 
-    return Tile(zeros, add_products, store, addresses, strided_addresses, all_at)
+    few = types.UniTuple(types.intp, -(-rows // 4) + 2)
+
+    @intrinsic
+    def spaced(_: Any, _first: Any, _step: Any) -> Any:
+        return few(address, address), _built(_spaced, rows)
+
+    @intrinsic
+    def further_on(_: Any, _spaced: Any, _at: Any) -> Any:
+        return few(few, address), _built(_further_on, -(-rows // 4))
+
+    @intrinsic
+    def add_spaced(_: Any, tile: Any, _spaced: Any, _at: Any, _ws: Any) -> Any:
+        return tile(tile, few, address, address), _built(_add_spaced, tile)
+
+    return Tile(
+        zeros, add_products, plus_rows, store, addresses, strided_addresses, first_addresses, all_at, spaced,
+        further_on, add_spaced,
+    )  # fmt: skip
+
+
+@intrinsic
+def vector_at(_: Any, _address: Any, like: Any) -> Any:
+    """A tile of one vector, read from memory."""
+    tile = TileType(1, 1, like.dtype)
+
+    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
+        found = ir.Constant(context.get_value_type(tile), ir.Undefined)
+        return builder.insert_value(found, load(builder, args[0], tile.vector), 0)
+
+    return tile(types.intp, like), build
+
+
+@intrinsic
+def prefetch(_: Any, _address: Any) -> Any:
+    """Ask for the line of memory at an address, to be read soon. The address need not be valid."""
+
+    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
+        prefetch_to_second_cache(builder, args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), build
 
 
 @intrinsic
@@ -257,6 +343,25 @@ def _built(operation: Callable[..., Any], of: Any) -> Callable[..., Any]:
 # -------------------------------------------------------------------------------------------------- of tiles
 
 
+def _spaced(builder: Any, rows: int, first: Any, step: Any) -> Any:
+    starts = [builder.add(first, builder.mul(step, I64(row))) for row in range(0, rows, 4)]
+    return tuple_of(builder, [*starts, unrelated(builder, step), unrelated(builder, builder.mul(step, I64(3)))])
+
+
+def _further_on(builder: Any, starts: int, spaced: Any, at: Any) -> Any:
+    for number in range(starts):
+        start = builder.add(builder.extract_value(spaced, number), at)
+        spaced = builder.insert_value(spaced, unrelated(builder, start), number)
+    return spaced
+
+
+def _add_spaced(builder: Any, tile: TileType, total: Any, spaced: Any, at: Any, ws: Any) -> Any:
+    *starts, one, three = (builder.extract_value(spaced, i) for i in range(-(-tile.rows // 4) + 2))
+    steps = [I64(0), one, builder.mul(one, I64(2)), three]
+    xs = tuple_of(builder, [builder.add(starts[row // 4], steps[row % 4]) for row in range(tile.rows)])
+    return _add_products(builder, tile, total, xs, at, ws)
+
+
 def _add_products(builder: Any, tile: TileType, total: Any, xs: Any, at: Any, ws: Any) -> Any:
     w = _row_at(builder, tile, ws)
     for i, j, number in tile.numbers:
@@ -348,6 +453,14 @@ def _plus(builder: Any, tile: TileType, total: Any, address: Any, step: Any) -> 
     return total
 
 
+def _plus_rows(builder: Any, tile: TileType, total: Any, xs: Any, at: Any) -> Any:
+    for i, j, number in tile.numbers:
+        address = further(builder, builder.add(builder.extract_value(xs, i), at), j * VECTOR_BYTES)
+        found = load(builder, address, tile.vector)
+        total = builder.insert_value(total, builder.fadd(builder.extract_value(total, number), found), number)
+    return total
+
+
 def _relu(builder: Any, tile: TileType, total: Any) -> Any:
     zero = ir.Constant(tile.vector, None)
     for _, _, number in tile.numbers:
@@ -387,6 +500,12 @@ def _addresses(builder: Any, rows: int, table: Any, i: Any) -> Any:
 
 def _strided_addresses(builder: Any, rows: int, first: Any, step: Any) -> Any:
     return tuple_of(builder, [builder.add(first, builder.mul(step, I64(row))) for row in range(rows)])
+
+
+def _first_addresses(builder: Any, rows: int, step: Any, count: Any) -> Any:
+    last = builder.sub(count, I64(1))
+    numbers = [builder.select(builder.icmp_signed("<", I64(row), last), I64(row), last) for row in range(rows)]
+    return tuple_of(builder, [builder.mul(step, number) for number in numbers])
 
 
 def _all_at(builder: Any, rows: int, xs: Any, address: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -13,7 +13,7 @@ from gpuconv import cpu
 from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.cpu.compiled import ONE_VECTOR, bias_size, budget, padded_bias
 from gpuconv.algorithms.groups import weights_by_group
-from gpuconv.algorithms.strips import gather, sum_in_order
+from gpuconv.algorithms.strips import sum_in_order
 from gpuconv.cpu.parallel_loops import Job, Room, run
 from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
@@ -23,13 +23,14 @@ from gpuconv.simd.host import (
     address,
     axes_of,
     axis_of,
+    clear_along,
     is_mostly_pads,
     tasks_for,
     three_axes,
     with_adjacent_channels,
     zeros_at,
 )
-from gpuconv.typing import Array, Ints
+from gpuconv.typing import Array, Ints, Pair
 
 TASK_MACS = 2**21
 """Minimum multiply-adds per task: about 20 us of one core."""
@@ -48,11 +49,17 @@ DEPTH = 256
 """Products that are summed in registers before they are added to memory. So their weights, or rows of dy, stay in the
 first-level cache, and a long sum has a smaller error in pieces."""
 
-LEAST_OUTPUTS = 256
-"""Minimum outputs per block. Fewer are not worth the packing of the weights."""
+LEAST_OUTPUTS = 128
+"""Minimum outputs per block, unless a block is one of few tasks. Fewer are not worth the packing of the weights."""
 
-ROWS = 24
+ROWS = 48
 """A multiple of the rows of every tile. The buffers of a block hold a multiple of this number of rows."""
+
+MOST_ROWS = 16
+"""Maximum rows of a tile."""
+
+VECTORS = 4
+"""Maximum vectors per row of a tile, which some processors have registers for."""
 
 LEAST_ROWS = 4
 """Minimum rows of a tile of a weight gradient. With fewer, its products wait for each other."""
@@ -67,7 +74,9 @@ class DenseTiling:
 
     `merges` says that a run is a row of taps, not one tap. The tasks of a correlation are blocks of outputs by pieces
     of the channels. Those of a weight gradient are chunks of outputs, computed block after block, by pieces of the
-    channels. `table`, `panel` and `sums` are the lengths of a thread's buffers.
+    channels. `vectors` is the maximum width of a panel of channels, and `table`, `panel` and `sums` are the lengths of
+    a thread's buffers, where `strips` elements behind the sums are for what simd/dense.py calls strips. The last two
+    buffers have room for a vector more, since the loops begin with the first cache line in them.
     """
 
     g: ConvGeometry
@@ -79,9 +88,11 @@ class DenseTiling:
     pieces: int
     in_place: bool
     depth: int
+    vectors: int
     table: int
     panel: int
     sums: int
+    strips: int
     threads: int
     shared_bytes: int
 
@@ -91,7 +102,7 @@ class DenseTiling:
 
     @property
     def worker_bytes(self) -> int:
-        return 8 * self.table + (self.panel + self.sums) * self.dtype.itemsize
+        return 8 * self.table + (self.panel + self.sums + self.strips) * self.dtype.itemsize
 
     @property
     def cost(self) -> Cost:
@@ -113,11 +124,8 @@ class DenseTiling:
         """
         from gpuconv.simd import dense
 
-        if self.merges:
-            w = np.ascontiguousarray(w)
         read, (zeros, kept) = self._readable(x), self._zeros()
-        product = self._product(read, w.strides, address(w), out, zeros, relu=relu)
-        index_maps = _index_maps(self.g, self.merges)
+        product, index_maps = self._product(read, w.strides, address(w), out, zeros, relu=relu)
         bias_row = padded_bias(self.g, self.dtype, bias)
         tasks = -(-_outputs(self.g) // self.block) * self.pieces
         buffers = room.buffers(*self._buffers)
@@ -131,8 +139,7 @@ class DenseTiling:
         parts = out[None] if self.in_place else np.empty((chunks, *out.shape), out.dtype)
         read, (zeros, kept) = self._readable(x), self._zeros()
         by_group = weights_by_group(parts[0], g)
-        product = self._product(read, by_group.strides, address(parts), dy, zeros, relu=False)
-        index_maps = _index_maps(g, self.merges)
+        product, index_maps = self._product(read, by_group.strides, address(parts), dy, zeros, relu=False)
         tasks = chunks * self.pieces
 
         buffers = Room(self.threads, [self.worker_bytes]).buffers(*self._buffers)
@@ -146,37 +153,43 @@ class DenseTiling:
 
     # ------------------------------------------------------------------------------------------ arguments
 
-    def _product(self, x: Array, w_strides: Ints, w_address: int, y: Array, zeros: int, *, relu: bool) -> Any:
+    def _product(
+        self, x: Array, w_strides: Ints, w_address: int, y: Array, zeros: int, *, relu: bool
+    ) -> tuple[Any, Axes]:
+        """The product as the loops take it, and its axes."""
         from gpuconv.simd.dense import Product
 
+        g = self.g
         *taps, w_g, w_c, w_k = w_strides
         x_n, *x_strides, _ = x.strides
         y_n, *y_strides, y_k = y.strides
-        return Product._make(
+        outputs, index_maps = (g.n, *three_axes(g.out, 1)), _index_maps(g)
+        if _is_pointwise(g) and _is_one_row(x) and _is_one_row(y):
+            outputs, index_maps = (1, 1, 1, _outputs(g)), _one_row(_outputs(g))
+        product = Product._make(
             (
                 *(address(x), x_n, *three_axes(x_strides, 0)),
                 *(w_address, *three_axes(taps, 0), w_g, w_c, w_k),
                 *(address(y), y_n, *three_axes(y_strides, 0), y_k, zeros),
-                *(*self._sizes, int(relu), *self._blocks),
+                *(*outputs, *self._sizes, int(relu), int(self.merges), *self._blocks),
             )
         )
+        return product, index_maps
 
     @cached_property
     def _sizes(self) -> Ints:
         g = self.g
-        kernel = (*g.kernel[:-1], 1) if self.merges else g.kernel
-        depth = g.c_group * (g.kernel[-1] if self.merges else 1)
-        return (g.n, *three_axes(g.out, 1), *three_axes(kernel, 1), depth, g.k_group, g.groups)
+        return (*three_axes(g.kernel, 1), g.c_group, g.k_group, g.groups)
 
     @cached_property
     def _blocks(self) -> Ints:
-        return (self.block, -(-self.block // ROWS) * ROWS, self.pieces, self.depth)
+        left, right = _strip_sizes(self.g, self.block)
+        rows = _rounded(self.block)
+        return (self.block, rows, self.pieces, self.depth, self.vectors, self.sums, left + right, left)
 
     def _readable(self, x: Array) -> Array:
-        """x, or a copy of it, in which a run is contiguous and is not cut off by padding."""
+        """x, or a copy of it in which a run is contiguous."""
         g = self.g
-        if self.merges and g.pad[-1] != (0, 0):
-            return _padded_along_rows(x, g)
         if self.merges and g.spatial[-1] > 1 and x.strides[-2] != g.c * x.itemsize:
             return np.ascontiguousarray(x)
         return with_adjacent_channels(x)
@@ -186,8 +199,8 @@ class DenseTiling:
 
     @property
     def _buffers(self) -> tuple[tuple[int, Any], ...]:
-        """The buffers of a thread: the table of addresses, a panel of weights or of dy, and sums."""
-        return (self.table, np.int64), (self.panel, self.dtype), (self.sums, self.dtype)
+        """The buffers of a thread: the table of addresses, a panel of weights or of dy, and sums, strips behind."""
+        return (self.table, np.int64), (self.panel, self.dtype), (self.sums + self.strips, self.dtype)
 
 
 # -------------------------------------------------------------------------------------------------- tiling
@@ -196,49 +209,57 @@ class DenseTiling:
 @lru_cache(maxsize=1024)
 def _choose_tiling(problem: Problem, g: ConvGeometry, threads: int) -> DenseTiling:
     dtype, is_w, outputs = problem.dtype, problem.direction == "weight_grad", _outputs(g)
-    padded = math.prod((g.n, *g.spatial[:-1], g.padded[-1], g.c)) * dtype.itemsize if any(g.pad[-1]) else 0
-    merges = _may_merge(problem, g) and padded <= problem.max_workspace // 4
-    taps = math.prod(g.kernel[:-1]) * (1 if merges else g.kernel[-1])
-    widest = (1 if g.k_group * dtype.itemsize <= LONGEST_VECTOR else 2) * LONGEST_VECTOR // dtype.itemsize
-    panels = g.groups * -(-g.k_group // widest)
+    merges = _may_merge(problem, g) and _strips_size(g, ROWS) * dtype.itemsize <= problem.max_workspace // 4
+    runs = math.prod(g.kernel[:-1]) * (1 if merges else g.kernel[-1])
+    lanes = LONGEST_VECTOR // dtype.itemsize
+    vectors_k = -(-g.k_group // lanes)
+    panels = g.groups * (vectors_k // VECTORS + (vectors_k % VECTORS).bit_count())
     tasks = max(1, min(tasks_for(threads, sums=is_w), g.macs // TASK_MACS))
 
-    shared = _zeros_size(g, merges) * dtype.itemsize + merges * padded
+    shared = _zeros_size(g, merges) * dtype.itemsize
     in_place, chunk = False, outputs
-    most = max(ROWS, min(MOST_OUTPUTS, MOST_ADDRESSES // taps))
+    most = max(ROWS, min(MOST_OUTPUTS, MOST_ADDRESSES // runs))
     if is_w:
         dw_bytes = math.prod(g.w_shape) * dtype.itemsize
         parts = min(MOST_PARTS, problem.max_workspace // 4) // dw_bytes
         chunk = -(-outputs // max(1, min(tasks, -(-outputs // DEPTH), parts)))
         chunks = -(-outputs // chunk)
         pieces = min(panels, -(-tasks // chunks))
-        in_place = chunks == 1 and (problem.contiguous or not merges)
+        in_place = chunks == 1
         shared += 0 if in_place else chunks * dw_bytes
         block, tasks = min(DEPTH, most, chunk), chunks * pieces
     else:
         shared += bias_size(g, dtype) * dtype.itemsize
         # As few blocks as possible, since each packs all weights, or those of its piece, anew.
         blocks = max(-(-outputs // most), min(tasks, outputs // LEAST_OUTPUTS))
-        block = -(-outputs // blocks)
         pieces = min(panels, -(-tasks // blocks))
-        tasks = blocks * pieces
+        blocks = max(blocks, min(-(-tasks // pieces), outputs // ROWS))
+        block = -(-outputs // blocks)
+        tasks = -(-outputs // block) * pieces
 
-    def tiling_of(block: int, threads: int) -> DenseTiling:
+    def tiling_of(block: int, vectors: int, threads: int) -> DenseTiling:
         depth = min(DEPTH, math.prod(g.kernel) * g.c_group)
-        rows = -(-block // ROWS) * ROWS
+        rows, widest = _rounded(block), min(vectors, vectors_k) * lanes
         if is_w:
-            panel, sums = rows * widest, -(-panels // pieces) * math.prod(g.kernel) * g.c_group * widest
+            # With vectors of other lengths there may be a panel more in a piece, which is then narrower.
+            wide = -(-panels // pieces) * min(VECTORS, vectors_k) * lanes + (lanes if pieces > 1 else 0)
+            panel, sums = rows * widest, math.prod(g.kernel) * g.c_group * wide
         else:
             panel, sums = depth * widest, rows * widest + g.k + widest
-        table = (taps + 2) * rows  # two more per output: its own address, and whether its window holds padding
+        # Three more per output: its own address, whether its window holds padding, and what is said of the tiles, for
+        # three widths of panels. Of these each has a number per run, and at least six rows.
+        table = (runs + 3) * rows + 3 * runs * (rows // 6)
+        strips = _strips_size(g, block) if merges else 0
         return DenseTiling(
-            g, dtype, is_w, merges, block, chunk, pieces, in_place, depth, table, panel, sums, threads, shared
+            g, dtype, is_w, merges, block, chunk, pieces, in_place, depth, vectors, table, panel + lanes, sums,
+            strips + lanes, threads, shared,
         )  # fmt: skip
 
-    room = budget(problem, shared)
-    while tiling_of(block, 1).worker_bytes > room and block > ROWS:
-        block = max(ROWS, block // 2)
-    return tiling_of(block, affordable_threads(tasks, room, tiling_of(block, 1).worker_bytes, threads))
+    room, vectors = budget(problem, shared), VECTORS
+    while tiling_of(block, vectors, 1).worker_bytes > room and max(block - ROWS, vectors - 1) > 0:
+        block, vectors = max(min(block, ROWS), block // 2), vectors if block > ROWS else vectors // 2
+    worker = tiling_of(block, vectors, 1).worker_bytes
+    return tiling_of(block, vectors, affordable_threads(tasks, room, worker, threads))
 
 
 def _may_merge(problem: Problem, g: ConvGeometry) -> bool:
@@ -248,13 +269,50 @@ def _may_merge(problem: Problem, g: ConvGeometry) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _index_maps(g: ConvGeometry, merges: bool) -> Axes:
-    """The axes. Where the taps of a row are merged, the last axis is that of a copy of x that is padded along it."""
-    *others, last = (axis_of(g, axis) for axis in range(g.ndim))
-    if merges:
-        inside = (last.low, last.low + last.size) if g.pad_mode == "zeros" else (0, g.padded[-1])
-        last = last._replace(size=g.padded[-1], dilation=1, low=0, width=g.c, first=inside[0], stop=inside[1])
-    return axes_of([*others, last])
+def _index_maps(g: ConvGeometry) -> Axes:
+    return axes_of([axis_of(g, axis) for axis in range(g.ndim)])
+
+
+def _rounded(block: int) -> int:
+    """The rows of the buffers of a block."""
+    return -(-block // ROWS) * ROWS
+
+
+def _strip_sizes(g: ConvGeometry, block: int) -> Pair:
+    """Elements of the strips of one row of taps at both ends of a row of outputs, in a block of this many outputs.
+
+    All of a tile is computed from a strip if any of it is.
+    """
+    first, stop = clear_along(g, g.ndim - 1)
+    cut = (min(count, block) + MOST_ROWS - 1 if count else 0 for count in (first, g.out[-1] - stop))
+    left, right = (((count - 1) * g.stride[-1] + g.kernel[-1]) * g.c if count else 0 for count in cut)
+    return left, right
+
+
+def _strips_size(g: ConvGeometry, block: int) -> int:
+    """Elements of all strips of a block: those of every row of outputs in it, for every row of taps."""
+    q = g.out[-1]
+    rows = min(_outputs(g) // q, (block + q - 2) // q + 1)
+    return rows * math.prod(g.kernel[:-1]) * sum(_strip_sizes(g, block))
+
+
+def _is_pointwise(g: ConvGeometry) -> bool:
+    """Whether every output reads the one pixel at its place, so that where rows end is of no consequence."""
+    return math.prod(g.kernel) == 1 and math.prod(g.stride) == 1 and not any(map(sum, g.pad))
+
+
+def _is_one_row(array: Array) -> bool:
+    """Whether all pixels of all samples have the same distance from the next."""
+    strides, sizes = array.strides[:-1], array.shape[:-1]
+    return all(strides[i] == strides[i + 1] * sizes[i + 1] for i in range(len(sizes) - 1))
+
+
+@lru_cache(maxsize=1024)
+def _one_row(outputs: int) -> Axes:
+    """The axes of a pointwise convolution, with all pixels of all samples in one row."""
+    from gpuconv.simd.axes import ZEROS, Axis
+
+    return axes_of([Axis(size=outputs, stride=1, dilation=1, low=0, mode=ZEROS, clear=0, clear_stop=outputs)])
 
 
 def _outputs(g: ConvGeometry) -> int:
@@ -264,12 +322,3 @@ def _outputs(g: ConvGeometry) -> int:
 def _zeros_size(g: ConvGeometry, merges: bool) -> int:
     """Elements of a run of zeros for all groups."""
     return g.c * (g.kernel[-1] if merges else 1)
-
-
-def _padded_along_rows(x: Array, g: ConvGeometry) -> Array:
-    """A copy of x, padded along its last spatial axis alone."""
-    one, others = (1,) * g.ndim, ((0, 0),) * (g.ndim - 1)
-    rows = replace(g, kernel=one, stride=one, dilation=one, pad=(*others, g.pad[-1]))
-    padded: Array = np.empty((*x.shape[:-2], g.padded[-1], g.c), x.dtype)
-    gather(np, x, rows, tuple(slice(0, size) for size in padded.shape[:-1]), padded.reshape(-1))
-    return padded

@@ -41,6 +41,8 @@ PROBLEMS = {
     "groups": "n2_h8w9_c12_k60_r3s3_p1_g3",
     "tiny groups": "n1_h8w9_c8_k8_r3s3_p1_g4",
     "1x1": "n2_h7w7_c33_k65_r1s1",
+    "panels of three widths": "n1_h5w40_c3_k112_r3s3_p1",
+    "tall tiles": "n1_h4w70_c16_k16_r3s3_p1",
     "depthwise": "n2_h9w11_c32_k32_r3s3_p1_g32",
     "depthwise, overlapping vectors": "n1_h10w9_c40_k40_r3s3_p1_g40",
     "depthwise, one vector": "n1_h9w9_c19_k19_r5s5_p2_st2_g19",
@@ -174,14 +176,11 @@ def test_what_is_kept_does_not_grow_with_the_picture(direction, channels):
 def test_axes_are_remembered_in_a_few_numbers(direction):
     """1,024 geometries at most: a quarter of a MiB."""
     g = gpuconv.ConvGeometry.create(1, (30_000, 400, 50), 32, 32, (63, 9, 9), pad="same")
-    for maps in (
-        direct_dense._index_maps(g, False),
-        direct_dense._index_maps(g, True),
-        direct_depthwise._index_maps(g),
-    ):
+    for maps in direct_dense._index_maps(g), direct_dense._one_row(2**40), direct_depthwise._index_maps(g):
         assert sum(axis.nbytes for axis in maps) <= 240
     for remembered in (
         direct_dense._index_maps,
+        direct_dense._one_row,
         direct_depthwise._index_maps,
         direct_dense._choose_tiling,
         direct_depthwise._choose_tiling,
