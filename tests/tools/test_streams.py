@@ -3,6 +3,7 @@
 import ast
 import codecs
 import errno
+import functools
 import io
 import os
 import subprocess
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no 
 PACKAGE = Path(gpuconv.__file__).parent
 SMALL = ("--problem", "n1_h6w5_c4_k4_r3s3_p1", "--direction", "forward", "--repeats", "1")
 
-# Enough digits to see that training works, and limits that nobody waits for.
+# Enough digits to see that training works, a crop and limits that nobody waits for.
 QUICKLY = """
 import runpy, sys
 if sys.argv[1] == "demo":
@@ -32,6 +33,8 @@ if sys.argv[1] == "demo":
     every = digits.load()
     few = digits.Digits(every.train_x[:130], every.train_y[:130], every.test_x[:40], every.test_y[:40])
     digits.load = lambda: few
+    from gpuconv.demo import compare
+    compare.SIDE = 8
 elif "--repeats" in sys.argv:
     from gpuconv.bench import limits
     limits.measure = lambda *_: limits.Limits(100.0, 10.0)
@@ -213,8 +216,10 @@ def test_a_disk_that_takes_no_more_leaves_the_old_file(arguments, status, folder
 # ------------------------------------------------------------------------------------------------ characters
 
 
+@functools.cache
 def printed_by_us():
     """Every character that is no ASCII in a text of the sources, documentation and the table itself apart."""
+    found = set()
     for path in {*PACKAGE.rglob("*.py")} - {PACKAGE / "tools" / "streams.py"}:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         told = {
@@ -224,13 +229,14 @@ def printed_by_us():
         }
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in told:
-                yield from (character for character in node.value if not character.isascii())
+                found |= {character for character in node.value if not character.isascii()}
+    return found
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437", "cp1252", "koi8-r", "shift-jis", "gb18030"])
 def test_each_has_a_lookalike(encoding):
     codecs.register_error("gpuconv.lookalikes", streams.lookalikes)
-    for sign in {*printed_by_us(), *"×±\N{MICRO SIGN}\N{GREEK SMALL LETTER MU}→…é½"}:
+    for sign in printed_by_us() | {*"×±\N{MICRO SIGN}\N{GREEK SMALL LETTER MU}→…é½"}:
         shown = sign.encode(encoding, "gpuconv.lookalikes").decode(encoding)
         assert shown == sign or (shown.isascii() and "?" not in shown)
     assert "≤".encode("ascii", "gpuconv.lookalikes") == b"?"
