@@ -29,8 +29,8 @@ def campaign(monkeypatch, tmp_path, capsys):
     """Runs one, and returns what it said and the configuration that it shows."""
     monkeypatch.setenv("GPUCONV_CACHE_DIR", str(tmp_path / "cache"))
 
-    def run(*kinds, faults=(), seconds=SECONDS):
-        status = running.run(running.Campaign(1, seconds, kinds, faults, reducing=SECONDS), tmp_path)
+    def run(*kinds, faults=(), seconds=SECONDS, reducing=SECONDS):
+        status = running.run(running.Campaign(1, seconds, kinds, faults, reducing=reducing), tmp_path)
         said = capsys.readouterr().out
         if status == 0:
             assert said == ""
@@ -143,7 +143,7 @@ def test_threads_that_are_left(campaign, monkeypatch, fault):
     monkeypatch.setattr(maxima, "max_pool", leaking)
     monkeypatch.setattr("gpuconv.pooling.compiled.supports", lambda *_: False)
     try:
-        said, small = campaign("pools", faults=(fault,))
+        said, small = campaign("pools", faults=(fault,), reducing=2)
     finally:
         over.set()
     assert "fails: threads that are left: " in said
@@ -168,7 +168,7 @@ def test_a_process_that_computes_at_rest(campaign, monkeypatch):
     monkeypatch.setattr(maxima, "max_pool", busy)
     monkeypatch.setattr("gpuconv.pooling.compiled.supports", lambda *_: False)
     try:
-        said, small = campaign("pools", faults=("memory",))
+        said, small = campaign("pools", faults=("memory",), reducing=2)
     finally:
         over.set()
     assert "fails: a process that computes at rest" in said
@@ -335,7 +335,7 @@ def test_a_process_that_crashes_or_hangs(tmp_path, how):
         "running.HUNG = 1.0\n"
     )
     command = [sys.executable, "tests/campaign.py", "--minutes", "0.5", "--kinds", "columns", "--loops", "numpy"]
-    command += ["--faults", "--reducing", "6", "--seed", "3"]
+    command += ["--faults", "--reducing", "2", "--seed", "3"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 1, done.stderr

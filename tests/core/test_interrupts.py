@@ -48,18 +48,18 @@ CALLS = {
     "winograd, weight gradient": lambda out=None: gpuconv.conv2d_weight_grad(
         x, x, 3, pad=1, algorithm="winograd", out=out
     ),
-    "winograd of NumPy": lambda out=None: gpuconv.conv2d(z, w_complex, pad=1, algorithm="winograd", out=out),
+    "winograd of NumPy": lambda out=None: gpuconv.conv2d(z[:1], w_complex, pad=1, algorithm="winograd", out=out),
     "winograd of NumPy, weight gradient": lambda out=None: gpuconv.conv2d_weight_grad(
-        z, z, 3, pad=1, algorithm="winograd", out=out
+        z[:1], z[:1], 3, pad=1, algorithm="winograd", out=out
     ),
-    "gemm": lambda out=None: gpuconv.conv2d(x, w, pad=1, algorithm="gemm", max_workspace=2**20, out=out),
+    "gemm": lambda out=None: gpuconv.conv2d(x[:1], w, pad=1, algorithm="gemm", max_workspace=2**19, out=out),
     "gemm, weight gradient": lambda out=None: gpuconv.conv2d_weight_grad(
         x, x, 3, pad=1, algorithm="gemm", max_workspace=2**21, out=out
     ),
     "depthwise": lambda out=None: gpuconv.conv2d(x, w_depthwise, pad=1, groups=64, algorithm="depthwise", out=out),
-    "fft": lambda out=None: gpuconv.conv2d(x[..., :8], w[:, :, :8], pad=1, algorithm="fft", out=out),
+    "fft": lambda out=None: gpuconv.conv2d(x[:1, ..., :8], w[:, :, :8, :24], pad=1, algorithm="fft", out=out),
     "fft, weight gradient": lambda out=None: gpuconv.conv2d_weight_grad(
-        x[..., :8], x[..., :8], 3, pad=1, algorithm="fft", out=out
+        x[:1, ..., :8], x[:1, ..., :8], 3, pad=1, algorithm="fft", out=out
     ),
     "max_pool2d": lambda out=None: gpuconv.max_pool2d(x, 2, out=out),
     "avg_pool2d": lambda out=None: gpuconv.avg_pool2d(x, 3, pad=1, out=out),
