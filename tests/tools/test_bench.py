@@ -7,9 +7,12 @@ import itertools
 import json
 import os
 import random
+import sys
 import threading
 import time
 import types
+from contextlib import nullcontext
+from importlib import import_module
 
 import cupy_double
 import numpy as np
@@ -493,6 +496,47 @@ def test_torch_takes_other_dtypes(dtype):
     asked = make_case(dtype=dtype)
     row = runner.measure(asked, {"torch": peers.load("torch")}, 1)
     assert set(row.peers["torch"]) == {"contiguous", "channels_last"}
+
+
+class Lent:
+    """A tensor of a stand-in for PyTorch, in the memory of an array."""
+
+    def __init__(self, array, dtype):
+        self.array, self.dtype = array, dtype
+
+    def view(self, dtype):
+        return Lent(self.array, dtype)
+
+    def contiguous(self, memory_format):
+        return self
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_torch_reads_arrays_where_they_are_on_a_gpu(double, monkeypatch, dtype):
+    """By DLPack, as NumPy and CuPy share it: of bfloat16 the bits."""
+    lent = []
+
+    def from_dlpack(array):
+        lent.append(Lent(array, str(array.dtype)))
+        return lent[-1]
+
+    names = {"convolution": lambda x, w, *_: (x, w), "no_grad": nullcontext, "bfloat16": "bfloat16"}
+    backends = types.SimpleNamespace(
+        cudnn=types.SimpleNamespace(), cuda=types.SimpleNamespace(matmul=types.SimpleNamespace())
+    )
+    formats = dict.fromkeys(("contiguous_format", "channels_last"))
+    torch = types.SimpleNamespace(
+        from_dlpack=from_dlpack, set_num_threads=lambda count: None, backends=backends, **names, **formats
+    )
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    asked = make_case("n2_h5w6_c4_k3_r3s2", dtype=dtype, device="cuda:0")
+    work = Workload.integers(asked.geometry, dtype, "cuda:0")
+    with cupy_double.no_transfers():
+        ways = import_module("gpuconv.bench.peers.torch").contestants(asked, work)
+        x, w = ways["channels_last"].call()
+    assert {one.dtype for one in lent} == {"int16" if dtype == "bfloat16" else dtype}
+    assert (x.dtype, x.array.shape, w.array.shape) == (dtype, (2, 4, 5, 6), (3, 4, 3, 2))
+    assert (x.array.data.ptr, w.array.data.ptr) == (work.x.data.ptr, work.w.data.ptr)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

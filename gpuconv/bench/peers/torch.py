@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -39,9 +40,11 @@ def contestants(case: Case, work: Workload) -> dict[str, Contestant]:
 
     def contestant(memory_format: Any) -> Contestant:
         def tensor(array: Array) -> Any:
+            if case.device != "cpu":
+                return _lent(torch, array).contiguous(memory_format=memory_format)
             values = backend.to_numpy(array)
             values = np.ascontiguousarray(values, backend.accumulator(values.dtype))
-            return torch.from_numpy(values).to(case.device, getattr(torch, case.dtype), memory_format=memory_format)
+            return torch.from_numpy(values).to(getattr(torch, case.dtype), memory_format=memory_format)
 
         x, dy = tensor(channels_first(work.x)), tensor(channels_first(work.dy))
         w = tensor(weights_first(work.w))
@@ -67,3 +70,10 @@ def contestants(case: Case, work: Workload) -> dict[str, Contestant]:
     if g.ndim > 1:
         formats["channels_last"] = torch.channels_last if g.ndim == 2 else torch.channels_last_3d
     return {name: contestant(memory_format) for name, memory_format in formats.items()}
+
+
+def _lent(torch: ModuleType, array: Array) -> Any:
+    """A tensor in the memory of an array on a GPU. bfloat16 goes as its bits, for CuPy's DLPack may not know it."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_dlpack(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_dlpack(array)
