@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from gpuconv import backend, schedulers
-from gpuconv.cuda import graphs, optimizer_step
+from gpuconv.cuda import clipping, graphs, optimizer_step
 from gpuconv.cuda.optimizer_step import Rule
 from gpuconv.errors import DTypeError, GeometryError
 from gpuconv.schedulers import Scheduler, SchedulerLike
@@ -356,7 +356,8 @@ def from_hyperparams(d: Mapping[str, Any]) -> Optimizer:
 def clip(gradients: Any, most: float) -> None:
     """Scale arrays in place, so that the Euclidean norm of all of them together is at most `most`.
 
-    The norm stays on the device: nothing waits for it.
+    The norm stays on the device: nothing waits for it. There kernels/clip.cu does it in two launches, whose last bits
+    may differ from NumPy's; arrays of several dtypes, or not contiguous, take more.
     """
     most = non_negative(most, "most", "clip")
     arrays = list(gradients)
@@ -368,6 +369,10 @@ def clip(gradients: Any, most: float) -> None:
             raise DTypeError(f"clip: gradients[{number}] is {g.dtype}, but must hold real numbers.")
     with backend.on_device_of(arrays[0]), np.errstate(all="ignore"):  # in results that are discarded
         limit = float(arrays[0].dtype.type(most))
+        graphs.check_if_captured(xp, "clip", "sums are made on the way to the norm")
+        if xp is not np and clipping.supports(arrays):
+            clipping.clip(xp, arrays, limit)
+            return
         total, unit = _squares(xp, arrays), xp.ones((), np.float64)
         scaled = xp is not np or not _is_exact(total)
         if scaled:  # by the power of two below the largest, which neither rounds nor overflows

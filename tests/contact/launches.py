@@ -47,6 +47,7 @@ def calls(cupy: ModuleType) -> Iterator[tuple[str, Callable[[], Any]]]:
     deep = drawn((1, 4, 4, 2048), "float16"), drawn((1, 1, 2048, 16), "float16")
     yield "a sum in splits", partial(gpuconv.conv2d, *deep, algorithm="implicit_gemm")
     params, gradients = ({"W": drawn((3, 3, 24, 40)), "b": drawn((40,))} for _ in range(2))
+    yield "gradients clipped", partial(optimizers.clip, [drawn((40,))], 1.0)
     yield "a step of Adam", partial(optimizers.Adam().update, params, gradients, {})
 
 

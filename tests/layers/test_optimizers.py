@@ -1,13 +1,16 @@
 """Optimizers and schedulers against their papers' formulas, written down again for one number at a time."""
 
 import math
+from fractions import Fraction
 
 import cupy_double
 import numpy as np
 import pytest
 from tolerances import assert_near, to_numpy
 
+import gpuconv
 from gpuconv import optimizers, schedulers
+from gpuconv.cuda import clipping
 
 STEPS = 6
 SIZE = optimizers.CHUNK + 5  # more than one piece on the CPU
@@ -315,3 +318,94 @@ def test_all_schedules_are_tested():
 def test_what_is_no_optimizer(given, message):
     with pytest.raises(ValueError, match=message):
         optimizers.parse(given)
+
+
+# ------------------------------------------------------------------------------------------------ clipping on a GPU
+
+
+def clipped(xp, arrays, most):
+    given = [xp.array(a) for a in arrays]
+    optimizers.clip(given, most)
+    return [to_numpy(g) for g in given]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_clipping_is_two_launches(double, emulated, rng, dtype):
+    """Of more arrays than one launch takes, of several blocks, empty ones among them; every sum counts once."""
+    arrays = [rng.integers(-2, 3, 3 if number else 5000).astype(dtype) for number in range(20)]
+    arrays.insert(3, np.zeros((0, 4), dtype))
+    square = sum((a.astype(float) ** 2).sum() for a in arrays)
+    for some, count in ((arrays[:16], 2), (arrays, 4)):
+        del cupy_double.launches[:]
+        clipped(double, some, 1.0)
+        assert len(cupy_double.launches) == count
+    got = clipped(double, arrays, math.sqrt(square) / 4)
+    for one, a in zip(got, arrays, strict=True):
+        assert_near(one, a / 4, dtype, units=2)
+    assert all(map(np.array_equal, clipped(double, arrays, math.sqrt(square) * 1.01), arrays))
+
+
+def test_clipping_adds_up_the_sums_of_many_blocks(double, emulated, monkeypatch):
+    monkeypatch.setattr(clipping, "ELEMENTS", 1)
+    ones = np.ones(256 * 300, "float32")
+    (got,) = clipped(double, [ones], math.sqrt(ones.size) / 2)
+    assert (got == 0.5).all()
+
+
+NORMS = {
+    "large": ([2.0**1000, 2.0**1001], 2.0**1000),
+    "large and ordinary": ([3 * 2.0**500, 4 * 2.0**480], 2.0**500),
+    "small": ([2.0**-800, -(2.0**-801)], 2.0**-802),
+    "small and ordinary": ([2.0**-512, 1.5 * 2.0**-511], 2.0**-513),
+    "tiny": ([3 * 2.0**-1000, 4 * 2.0**-1000], 2.0**-1000),
+    "far apart": ([2.0**-600, 2.0**10, 2.0**600], 2.0**599),
+    "below the limit": ([2.0**-600, 2.0**-601], 1.0),
+    "all": ([2.0**600, 2.0**1023, 2.0**1023], 2.0**1023),
+    "zeros": ([0.0, -0.0], 0.0),
+    "none": ([3.0, 4.0], 0.0),
+}
+
+
+@pytest.mark.parametrize(("values", "most"), NORMS.values(), ids=NORMS)
+def test_no_norm_overflows_or_vanishes(xp, values, most):
+    """As integers of any size say; every element may be the one that counts."""
+    ratios = [Fraction(v) for v in values]
+    square = sum(v * v for v in ratios)
+    factor = 1.0
+    if square > Fraction(most) ** 2:
+        scale = max(map(abs, ratios))
+        factor = float(Fraction(most) / scale) / math.sqrt(square / scale**2)
+    (got,) = clipped(xp, [np.array(values)], most)
+    want = np.array(values) * factor
+    largest = np.abs(values).max() * factor
+    assert np.abs(got / 2 - want / 2).max() <= 4 * np.finfo(float).eps * largest
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_clipping_of_what_is_not_finite(xp, dtype):
+    nan, inf = np.array([1.0, np.nan], dtype), np.array([[1.0], [np.inf]], dtype)
+    assert all(np.isnan(g).all() for g in clipped(xp, [nan, inf, np.ones(2, dtype)], 1.0))
+    got, ones = clipped(xp, [inf, np.ones(2, dtype)], 1.0)
+    assert (got[0], np.isnan(got[1]), ones.tolist()) == (0, True, [0, 0])
+
+
+def test_what_the_kernels_do_not_take_is_clipped_as_well(double, emulated):
+    room = double.asarray(np.full((2, 6), 2.0))
+    for arrays, want in (
+        ([room[:, ::2], double.zeros(1)], 2 / math.sqrt(24)),
+        ([double.ones(2, "float32"), double.ones(2)], 0.5),
+    ):
+        optimizers.clip(arrays, 1.0)
+        assert_near(arrays[0], np.full(arrays[0].shape, want), str(arrays[0].dtype), units=8)
+    twice = double.asarray(np.array([3.0, 4.0]))
+    optimizers.clip([twice, twice], 1.0)  # each time it is met
+    assert_near(twice, np.array([3.0, 4.0]) / 50, "float64", units=8)
+
+
+def test_a_captured_clip_needs_somebody_who_keeps_its_sums(double):
+    x = double.ones(3)
+    with double.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        with pytest.raises(gpuconv.WorkspaceError, match=r"clip: a CUDA graph is being captured"):
+            optimizers.clip([x], 1.0)
+        stream.end_capture()
