@@ -453,25 +453,23 @@ class ConvGeometry(CachedHash):
         """Every kernel position, in row order."""
         return itertools.product(*map(range, self.kernel))
 
-    def tap_slices(self, tap: Ints, part: Sequence[slice] | None = None) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    def tap_slices(self, tap: Ints) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
         """Where tap `tap` meets the input itself rather than padding: slices of the input axes and of the output axes.
 
-        ``x[:, *ins]`` and ``y[:, *outs]`` correspond position by position. With `part`, a part of the input, `ins`
-        are counted from its start.
+        ``x[:, *ins]`` and ``y[:, *outs]`` correspond position by position.
 
         >>> g = ConvGeometry.create(1, 5, 1, 1, 3, stride=2, pad=1)
         >>> g.tap_slices((0,))
         ((slice(1, 4, 2),), (slice(1, 3, 1),))
         """
-        ins, outs = [], []
-        begins = [0] * self.ndim if part is None else [along.start for along in part]
-        sizes = self.spatial if part is None else [along.stop - along.start for along in part]
-        axes = zip(tap, begins, sizes, self.out, self.stride, self.dilation, self.pad, strict=True)
-        for r, begin, size, out, s, d, (lo, _) in axes:
-            along, over = meeting(r * d - lo - begin, s, size, 0, out)
-            ins.append(along)
-            outs.append(over)
-        return tuple(ins), tuple(outs)
+        along = [self.tap_slices_along(axis, r, slice(0, self.spatial[axis])) for axis, r in enumerate(tap)]
+        return tuple(ins for _, ins, _ in along), tuple(outs for _, _, outs in along)
+
+    def tap_slices_along(self, axis: int, r: int, part: slice) -> tuple[int, slice, slice]:
+        """Tap number r of an axis, and where it meets a part of the input: slices of the part and of the output."""
+        (lo, _), size = self.pad[axis], part.stop - part.start
+        first = r * self.dilation[axis] - lo - part.start
+        return (r, *meeting(first, self.stride[axis], size, 0, self.out[axis]))
 
     # ---------------------------------------------------------------------------------------------- problem string
 

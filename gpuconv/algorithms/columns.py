@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from types import ModuleType
 from typing import Any
@@ -17,6 +18,10 @@ from gpuconv.typing import Array, Ints
 BUFFER = 2**20
 """Bytes of workspace of im2col and col2im, for the padded copy of a strip or its indices. A row of the columns may be
 longer; then its length is the limit."""
+
+
+FEW = 8
+"""Channels from which on they make a loop that is long enough for NumPy."""
 
 
 def im2col(xp: ModuleType, x: Array, g: ConvGeometry) -> Array:
@@ -55,16 +60,17 @@ def _copy_taps(x: Array, g: ConvGeometry, by_tap: Array) -> None:
 
 def col2im_gather(xp: ModuleType, cols: Array, g: ConvGeometry) -> Array:
     """The input whose positions sum their elements of the columns, tap by tap, in a fixed order."""
-    dtype = native(cols.dtype)
-    made: Array = xp.empty(g.x_shape, dtype)
+    dtype, acc = native(cols.dtype), accumulator(cols.dtype)
+    by_kernel = sums_by_kernel(xp, cols, g)
+    # Zeros that the system hands out need not be written.
+    made: Array = (xp.zeros if acc == dtype and not by_kernel else xp.empty)(g.x_shape, dtype)
     if made.size == 0:
         return made
-    if sums_by_kernel(xp, cols, g):
+    if by_kernel:
         columns_cuda.col2im_gather(xp, xp.ascontiguousarray(cols), g, made)
         return made
-    by_tap, acc = _by_tap(cols, g), accumulator(dtype)
+    by_tap = _by_tap(cols, g)
     if acc == dtype:
-        made[...] = 0
         _sum_taps(by_tap, g, (slice(0, g.n), *(slice(0, size) for size in g.spatial)), made)
         return made
     for strip in Strips((g.n, *g.spatial), max(1, BUFFER // (g.c * acc.itemsize))):
@@ -75,10 +81,19 @@ def col2im_gather(xp: ModuleType, cols: Array, g: ConvGeometry) -> Array:
 
 
 def _sum_taps(by_tap: Array, g: ConvGeometry, strip: Strip, sums: Array) -> None:
-    """Add to `sums` the elements of the columns that belong to a strip of the input."""
-    for tap in g.taps():
-        ins, outs = g.tap_slices(tap, strip[1:])
-        sums[(slice(None), *ins)] += _of_tap(by_tap, tap)[(strip[0], *outs)]
+    """Add to `sums` the elements of the columns that belong to a strip of the input, tap by tap in row order."""
+    axes = [[g.tap_slices_along(axis, r, strip[1 + axis]) for r in range(g.kernel[axis])] for axis in range(g.ndim)]
+    # NumPy's innermost loop runs over the channels, and to begin it takes as long as some FEW elements.
+    by_channel = 1 < g.c < FEW and g.out[-1] > g.c
+    columns = by_tap[strip[0]]
+    for tap in itertools.product(*axes):
+        taps, ins, outs = zip(*tap, strict=True)
+        to, of = sums[(slice(None), *ins)], columns[(slice(None), *outs, *taps)]
+        if by_channel:
+            for i in range(g.c):
+                to[..., i] += of[..., i]
+        else:
+            to += of
 
 
 def col2im_scatter(xp: ModuleType, cols: Array, g: ConvGeometry) -> Array:
