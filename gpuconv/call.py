@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, SupportsIndex
 import numpy as np
 
 from gpuconv import backend, integers, repeats
-from gpuconv.algorithms import Algorithm, Problem
+from gpuconv.algorithms import Algorithm, Problem, banks
 from gpuconv.algorithms.cuda.launching import Launching
 from gpuconv.algorithms.epilogue import ACTIVATIONS, fill
 from gpuconv.algorithms.wrappers import unwrapped
@@ -32,7 +32,7 @@ from gpuconv.planning import (
     plan_of,
     workspace_limit,
 )
-from gpuconv.support.argument_checks import as_ints, is_one_of
+from gpuconv.support.argument_checks import as_ints, flag, is_one_of
 from gpuconv.support.numbers import si
 from gpuconv.typing import Array, Direction, Ints, IntsLike, Layout, PadLike, PadMode, Precision
 
@@ -74,6 +74,8 @@ class Call(NamedTuple):
         xp = backend.common_module(self.caller, x=x, w=w, bias=bias, out=out)
         if integers.is_integer(x) and integers.is_integer(w):
             return self.forward_of_integers(xp, x, w, bias, activation, out)
+        if w.ndim == self.ndim + 3:
+            return self.forward_by_banks(xp, x, w, bias, activation, out)
         dtype = backend.common_dtype(self.caller, x=x, w=w, bias=bias)
         g = self.geometry(x.shape, w.shape)
         return self.run(xp, "forward", g, dtype, {"x": x, "w": w}, out, g.y_shape, bias, activation, place=place)
@@ -84,12 +86,17 @@ class Call(NamedTuple):
             return self.repeat(known, dy, w, out, None)
         xp = backend.common_module(self.caller, dy=dy, w=w, out=out)
         dtype = backend.common_dtype(self.caller, dy=dy, w=w)
+        if w.ndim == self.ndim + 3:
+            return self.input_grad_by_banks(xp, dtype, dy, w, input_shape, out)
         g = self.geometry(input_shape, w.shape, "input_shape")
         self.check_shape("dy", dy, g.y_shape, "the convolution", g)
         return self.run(xp, "input_grad", g, dtype, {"dy": dy, "w": w}, out, g.x_shape, place=place)
 
-    def weight_grad(self, x: Array, dy: Array, kernel_shape: IntsLike, out: Array | None) -> Array:
-        place = repeats.place((*self, "weight_grad", kernel_shape), x, dy, out)
+    def weight_grad(
+        self, x: Array, dy: Array, kernel_shape: IntsLike, out: Array | None, per_sample: bool = False
+    ) -> Array:
+        per_sample = flag(per_sample, "per_sample", self.caller)
+        place = None if per_sample else repeats.place((*self, "weight_grad", kernel_shape), x, dy, out)
         if place is not None and (known := place.known) is not None:
             return self.repeat(known, x, dy, out)
         xp = backend.common_module(self.caller, x=x, dy=dy, out=out)
@@ -102,6 +109,8 @@ class Call(NamedTuple):
             caller=self.caller,
         )  # fmt: skip
         self.check_shape("dy", dy, g.y_shape, "the convolution", g)
+        if per_sample:
+            return self.run_by_sample(xp, "weight_grad", g, dtype, {"x": x, "dy": dy}, out, g.w_shape)
         return self.run(xp, "weight_grad", g, dtype, {"x": x, "dy": dy}, out, g.w_shape, place=place)
 
     def transpose(
@@ -120,9 +129,23 @@ class Call(NamedTuple):
             return self.repeat(known, x, w, out, bias)
         xp = backend.common_module(self.caller, x=x, w=w, bias=bias, out=out)
         dtype = backend.common_dtype(self.caller, x=x, w=w, bias=bias)
-        sizes = (x.shape, w.shape, self.stride, self.pad, self.dilation, self.groups, output_pad, output_shape)
+        has_banks = w.ndim == self.ndim + 3
+        if has_banks:
+            self.check_banks("x", x.shape, w)
+        sizes = (
+            x.shape,
+            w.shape[has_banks:],
+            self.stride,
+            self.pad,
+            self.dilation,
+            self.groups,
+            output_pad,
+            output_shape,
+        )
         kind: dict[str, Any] = {"layout": self.layout, "ndim": self.ndim, "caller": self.caller}
         g, shape = ConvGeometry.transposed(*sizes, **kind), ConvGeometry.transposed_shape(*sizes, **kind)
+        if has_banks:
+            return self.run_by_sample(xp, "input_grad", g, dtype, {"x": x, "w": w}, out, shape[1:], bias, activation)
         place = place if shape == g.x_shape else None
         return self.run(xp, "input_grad", g, dtype, {"x": x, "w": w}, out, shape, bias, activation, place=place)
 
@@ -174,14 +197,22 @@ class Call(NamedTuple):
         if direction == "forward" and integers.is_integer(x) and integers.is_integer(w):
             return self.explain_integers(xp, x, w)
         dtype = backend.common_dtype(self.caller, x=x, w=w)
-        g = self.geometry(x.shape, w.shape)
         check_direction(direction, self.caller)
-        x, w = self.channels_last(x), self.channels_last(w, is_w=True)
-        if goes_by_sample(direction):
+        if has_banks := w.ndim == self.ndim + 3:
+            self.check_banks("x", x.shape, w)
+            w = self.banks_last(w)[0]
+        else:
+            w = self.channels_last(w, is_w=True)
+        g = self.geometry(x.shape, self.in_layout(w.shape, is_w=True))
+        x = self.channels_last(x)
+        if goes_by_sample(direction) or has_banks:
             x = x[:1]
         device = backend.device_of(x)
         with backend.on_device_of(x):
             captured = device != "cpu" and graphs.is_captured(xp)
+        if has_banks:
+            problem = self.problem(direction, of_a_sample(g), dtype, device, [w], x, captured=captured)
+            return replace(plan_of(problem, self.algorithm, self.caller), geometry=g, by_sample=True)
         problem = self.problem(direction, g, dtype, device, [w], x, captured=captured)
         return plan_of(problem, self.algorithm, self.caller)
 
@@ -203,6 +234,122 @@ class Call(NamedTuple):
             candidates[0], workspace=plan.bytes, note=f"{si(plan.bytes)}B workspace, widened strips included"
         )
         return replace(of_floats, geometry=g, dtype=words, candidates=tuple(sorted(candidates, key=_rank)))
+
+    # ---------------------------------------------------------------------------------------------- by sample
+
+    def forward_by_banks(
+        self, xp: ModuleType, x: Array, w: Array, bias: Array | None, activation: str | None, out: Array | None
+    ) -> Array:
+        """`forward` with a filter bank for each sample, w (N, *kernel, C // groups, F)."""
+        dtype = backend.common_dtype(self.caller, x=x, w=w, bias=bias)
+        self.check_banks("x", x.shape, w)
+        g = self.geometry(x.shape, w.shape[1:])
+        return self.run_by_sample(xp, "forward", g, dtype, {"x": x, "w": w}, out, g.y_shape[1:], bias, activation)
+
+    def input_grad_by_banks(
+        self,
+        xp: ModuleType,
+        dtype: np.dtype[Any],
+        dy: Array,
+        w: Array,
+        input_shape: Sequence[SupportsIndex],
+        out: Array | None,
+    ) -> Array:
+        """`input_grad` with a filter bank for each sample."""
+        self.check_banks("dy", dy.shape, w)
+        g = self.geometry(input_shape, w.shape[1:], "input_shape")
+        self.check_shape("dy", dy, g.y_shape, "the convolution", g)
+        return self.run_by_sample(xp, "input_grad", g, dtype, {"dy": dy, "w": w}, out, g.x_shape[1:])
+
+    def check_banks(self, name: str, shape: Ints, w: Array) -> None:
+        if len(shape) != self.ndim + 2 or w.shape[0] != shape[0]:
+            raise GeometryError(
+                f"{self.caller}: w.shape={w.shape} has {self.ndim + 3} axes, one more than {self.ndim}-D convolution "
+                f"needs: weights of their own for {w.shape[0]} samples, but {name}.shape={shape}. Pass one filter bank "
+                "per sample, or w without that axis for all of them."
+            )
+
+    def run_by_sample(
+        self,
+        xp: ModuleType,
+        direction: Direction,
+        g: ConvGeometry,
+        dtype: np.dtype[Any],
+        inputs: dict[str, Array],
+        out: Array | None,
+        shape: Ints,
+        bias: Array | None = None,
+        activation: str | None = None,
+    ) -> Array:
+        """`run` where each sample has weights, or a gradient of them, of its own: to the bit what it has by itself.
+
+        `shape` is the (channels-last) one of a sample's result.
+        """
+        read, other = inputs.values()
+        device, is_w = backend.device_of(read), direction == "weight_grad"
+        activation = self.check_activation(activation, dtype)
+        if bias is None or bias.ndim == 1:
+            self.check_bias(bias, shape[-1])
+        elif bias.shape != (g.n, shape[-1]):
+            raise GeometryError(
+                f"{self.caller}: bias.shape is {bias.shape}, but {g.n} samples and {shape[-1]} output channels need "
+                f"bias.shape=({g.n}, {shape[-1]}), or ({shape[-1]},) for all samples."
+            )
+        wanted = (g.n, *self.in_layout(shape, is_w)) if is_w else self.in_layout((g.n, *shape))
+        self.check_out_is(out, wanted, g, dtype)
+        with backend.on_device_of(read), self.out_of_memory(device, wanted, dtype):
+            result = out if out is not None and self.is_apart(xp, out, (read, other, bias)) else xp.empty(wanted, dtype)
+            if g.n == 0:
+                return self.deliver(result, out)
+            one = of_a_sample(g)
+            whole = self.banks_last(result) if is_w else self.channels_last(result)
+            computed = one.result_shape(direction)[0 if is_w else 1 :]
+            target = whole if shape == computed else whole[(slice(None), *map(slice, computed))]
+            read, other = self.channels_last(read), self.channels_last(other) if is_w else self.banks_last(other)
+            elsewhere = 0 if out is None or result is out else result.nbytes
+            captured = xp is not np and graphs.is_captured(xp)
+            parts = (read[:1], other[:1], target[0]) if is_w else (read[:1], target[:1], other[0])
+            problem = self.problem(
+                direction, one, dtype, device, [parts[2]], *parts[:2], elsewhere=elsewhere, captured=captured
+            )
+            algorithm = choose(problem, self.algorithm, self.caller)
+            if captured:
+                self.check_kept(problem, algorithm, bias, is_filled=target is not whole)
+            biases = None if bias is None else xp.broadcast_to(bias, (g.n, shape[-1]))
+            if target is not whole or g.macs == 0:
+                for n in range(g.n):
+                    fill(xp, whole[n : n + 1], None if biases is None else biases[n], activation)
+            if g.macs:
+                self.compute_by_sample(problem, algorithm, read, other, target, biases, activation)
+            return self.deliver(result, out)
+
+    def compute_by_sample(
+        self,
+        problem: Problem,
+        algorithm: Algorithm,
+        read: Array,
+        other: Array,
+        target: Array,
+        biases: Array | None,
+        activation: str,
+    ) -> None:
+        xp, is_w = problem.xp, problem.direction == "weight_grad"
+        joint = banks.merged_problem(problem, algorithm, len(read))
+        if joint is not None:
+            banks.compute(joint, algorithm, read, other, target, biases, activation)
+            return
+        for n in range(len(read)):
+            bias = None if biases is None else xp.ascontiguousarray(biases[n])
+            one, its_target = (other[n : n + 1], target[n]) if is_w else (other[n], target[n : n + 1])
+            if not problem.on_cpu:
+                one = xp.ascontiguousarray(one)
+            self.compute(problem, algorithm, read[n : n + 1], one, its_target, bias, activation, None)
+
+    def banks_last(self, array: Array) -> Array:
+        """A channels-last view of the weights of all samples."""
+        if self.layout == "channels_last":
+            return array
+        return array.transpose(0, *range(3, array.ndim), 2, 1)
 
     # ---------------------------------------------------------------------------------------------- shared steps
 
@@ -408,12 +555,15 @@ class Call(NamedTuple):
         is_w: bool = False,
     ) -> Array:
         """The array to write into: `out`, or a new one if there is none or it overlaps an input."""
-        if out is not None:
-            may_overlap = backend.may_overlap(xp)
-            if not any(may_overlap(out, x) for x in inputs if x is not None):
-                return out
+        if out is not None and self.is_apart(xp, out, inputs):
+            return out
         fresh: Array = xp.empty(self.in_layout(shape, is_w), dtype)
         return fresh
+
+    def is_apart(self, xp: ModuleType, out: Array, inputs: Iterable[Array | None]) -> bool:
+        """Whether `out` overlaps none of the inputs."""
+        may_overlap = backend.may_overlap(xp)
+        return not any(may_overlap(out, x) for x in inputs if x is not None)
 
     def deliver(self, result: Array, out: Array | None) -> Array:
         """`result`, copied into `out` if there is one; the inputs that `out` may overlap have been read by now."""
@@ -449,9 +599,12 @@ class Call(NamedTuple):
     def check_out(
         self, out: Array | None, g: ConvGeometry, shape: Ints, dtype: np.dtype[Any], is_w: bool = False
     ) -> None:
+        self.check_out_is(out, self.in_layout(shape, is_w), g, dtype)
+
+    def check_out_is(self, out: Array | None, wanted: Ints, g: ConvGeometry, dtype: np.dtype[Any]) -> None:
         if out is None:
             return
-        self.check_shape("out", out, shape, "the result of", g, is_w)
+        self.check_shape_is("out", out, wanted, "the result of", g)
         if out.dtype != dtype:
             raise DTypeError(f"{self.caller}: out is {out.dtype}, but the result is {dtype}. Give out that dtype.")
         if not getattr(out.flags, "writeable", True):  # CuPy arrays always are
@@ -459,7 +612,9 @@ class Call(NamedTuple):
 
     def check_shape(self, name: str, array: Array, shape: Ints, what: str, g: ConvGeometry, is_w: bool = False) -> None:
         """Raise unless `array` has the (channels-last) `shape`, which `what` of `g` needs, as the message says."""
-        wanted = self.in_layout(shape, is_w)
+        self.check_shape_is(name, array, self.in_layout(shape, is_w), what, g)
+
+    def check_shape_is(self, name: str, array: Array, wanted: Ints, what: str, g: ConvGeometry) -> None:
         if array.shape != wanted:
             raise GeometryError(
                 f"{self.caller}: {name}.shape is {array.shape}, but {what} {g} needs {name}.shape={wanted}."

@@ -95,9 +95,12 @@ def conv2d(
     x : array (N, H, W, C)
         NumPy or CuPy, of float16, bfloat16, float32, float64, complex64 or complex128; any strides. See below for
         integers.
-    w : array (KH, KW, C // groups, F)
-        Of the same library, device and dtype, as all arrays of a call.
+    w : array (KH, KW, C // groups, F), or (N, KH, KW, C // groups, F)
+        Of the same library, device and dtype, as all arrays of a call. With a leading axis N each sample has filters of
+        its own; in layout="channels_first" that is (N, F, C // groups, KH, KW). The result has the bits of a loop over
+        the samples.
     bias : array (F,), optional
+        Or (N, F), if w has a leading axis.
     stride, dilation : int or one int per axis
     pad : int, one int an axis, ((top, bottom), (left, right)), (top, bottom, left, right), or a name
         "valid": none. "same": output size ceil(in / stride), the odd one at the bottom and right; with "same_lower" at
@@ -265,7 +268,7 @@ def conv2d_input_grad(
     ----------
     dy : array (N, OH, OW, F)
         Gradient of a scalar with respect to y.
-    w : array (KH, KW, C // groups, F)
+    w : array (KH, KW, C // groups, F), or (N, KH, KW, C // groups, F)
     input_shape : sequence of int
         The shape of x in `layout`: (N, H, W, C), or (N, C, H, W). A stride makes it ambiguous, so it must be given.
     stride, pad, dilation, groups, pad_mode, layout, algorithm, precision, max_workspace, out
@@ -346,6 +349,7 @@ def conv1d_weight_grad(
     algorithm: AlgorithmName = "auto",
     precision: Precision = "strict",
     max_workspace: int | None = None,
+    per_sample: bool = False,
     out: Array | None = None,
 ) -> NDArray[Element]:
     """Gradient of `conv1d` with respect to w: x (N, W, C), dy (N, OW, F) -> (KW, C // groups, F).
@@ -363,7 +367,7 @@ def conv1d_weight_grad(
         "conv1d_weight_grad", 1, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout,
         algorithm=algorithm, precision=precision, max_workspace=max_workspace, pad_mode=pad_mode,
     )  # fmt: skip
-    return call.weight_grad(x, dy, kernel_shape, out)
+    return call.weight_grad(x, dy, kernel_shape, out, per_sample)
 
 
 def conv2d_weight_grad(
@@ -380,6 +384,7 @@ def conv2d_weight_grad(
     algorithm: AlgorithmName = "auto",
     precision: Precision = "strict",
     max_workspace: int | None = None,
+    per_sample: bool = False,
     out: Array | None = None,
 ) -> NDArray[Element]:
     """Gradient of `conv2d` with respect to w: the adjoint of w -> conv2d(x, w), applied to dy.
@@ -394,12 +399,15 @@ def conv2d_weight_grad(
     dy : array (N, OH, OW, F)
         Gradient of a scalar with respect to y.
     kernel_shape : int or (KH, KW)
+    per_sample : bool
+        Return the gradient of each sample by itself, to the bit as in a loop over samples. Their sum is the gradient.
     stride, pad, dilation, groups, pad_mode, layout, algorithm, precision, max_workspace, out
         As in `conv2d`.
 
     Returns
     -------
     array (KH, KW, C // groups, F), or (F, C // groups, KH, KW) with layout="channels_first"
+        With a leading axis N if `per_sample`.
 
     Raises
     ------
@@ -420,7 +428,7 @@ def conv2d_weight_grad(
         "conv2d_weight_grad", 2, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout,
         algorithm=algorithm, precision=precision, max_workspace=max_workspace, pad_mode=pad_mode,
     )  # fmt: skip
-    return call.weight_grad(x, dy, kernel_shape, out)
+    return call.weight_grad(x, dy, kernel_shape, out, per_sample)
 
 
 def conv3d_weight_grad(
@@ -437,6 +445,7 @@ def conv3d_weight_grad(
     algorithm: AlgorithmName = "auto",
     precision: Precision = "strict",
     max_workspace: int | None = None,
+    per_sample: bool = False,
     out: Array | None = None,
 ) -> NDArray[Element]:
     """Gradient of `conv3d` with respect to w: x (N, D, H, W, C), dy (N, OD, OH, OW, F) -> (KD, KH, KW, C // groups, F).
@@ -454,7 +463,7 @@ def conv3d_weight_grad(
         "conv3d_weight_grad", 3, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout,
         algorithm=algorithm, precision=precision, max_workspace=max_workspace, pad_mode=pad_mode,
     )  # fmt: skip
-    return call.weight_grad(x, dy, kernel_shape, out)
+    return call.weight_grad(x, dy, kernel_shape, out, per_sample)
 
 
 # -------------------------------------------------------------------------------------------------- transposed
@@ -527,7 +536,8 @@ def conv_transpose2d(
     ----------
     x : array (N, H, W, in_ch)
     w : array (KH, KW, out_ch // groups, in_ch)
-        (in_ch, out_ch // groups, KH, KW) with layout="channels_first", as in PyTorch.
+        (in_ch, out_ch // groups, KH, KW) with layout="channels_first", as in PyTorch. As for `conv2d`, a leading axis N
+        gives each sample filters of its own.
     bias : array (out_ch,), optional
     output_pad : int or one int per axis
         0 <= output_pad < max(stride, dilation). It is added on the high side, and below stride it selects one of the

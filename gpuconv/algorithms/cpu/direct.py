@@ -61,9 +61,12 @@ class Direct(PlainWeights):
         return sum((tiling.cost * count for tiling, count in _tilings(problem)), Cost())
 
     def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
-        """An output is summed by itself, in an order set by the kernel and by whether the taps of a row are merged."""
+        """An output is summed by itself, in an order set by the loop, and by whether it merges taps of long sums."""
         of_batch, alone = (
-            [isinstance(tiling, DenseTiling) and tiling.merges for tiling, _ in _tilings(each)]
+            [
+                (type(tiling), isinstance(tiling, DenseTiling) and tiling.is_merged_in_pieces)
+                for tiling, _ in _tilings(each)
+            ]
             for each in (problem, sample)
         )
         return problem.direction != "weight_grad" and of_batch == alone

@@ -101,6 +101,11 @@ class DenseTiling:
         return _choose_tiling(problem, g, cpu.workers())
 
     @property
+    def is_merged_in_pieces(self) -> bool:
+        """Whether merged taps set where a sum is cut into pieces; one of up to DEPTH products is made in one."""
+        return self.merges and math.prod(self.g.kernel) * self.g.c_group > DEPTH
+
+    @property
     def worker_bytes(self) -> int:
         return 8 * self.table + (self.panel + self.sums + self.strips) * self.dtype.itemsize
 
