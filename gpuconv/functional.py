@@ -119,7 +119,7 @@ def conv2d(
         large kernels; with it, a NaN or an infinity spreads over its whole tile, so "auto" takes it under "fast" only.
     precision : {"strict", "fast"}
         "strict": float32 means float32. "fast" permits TF32 and the like where an algorithm has them, larger Winograd
-        tiles, and FFTs, made in 32 bits.
+        tiles, and FFTs, made in 32 bits; `explain` says how many bits each gives up.
     max_workspace : int, optional
         Bytes of memory allowed beyond arguments and result: a hard cap, by default `settings.max_workspace`.
     out : array, optional

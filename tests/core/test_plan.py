@@ -235,3 +235,25 @@ class TestErrors:
     def test_a_string_that_is_no_problem(self):
         with pytest.raises(gpuconv.GeometryError, match=r"'resnet' is not a problem string"):
             gpuconv.plan("resnet")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "name", "says"),
+    [
+        ("float32", "cpu", "winograd_4x4", "; gives up 3 of 24 bits"),
+        ("float64", "cpu", "winograd_4x4", "; gives up 3 of 53 bits"),
+        ("float32", "cpu", "fft", "; gives up bits of outputs that are small beside others of their tile"),
+        ("float64", "cpu", "fft", ""),
+        ("float32", "cpu", "gemm", ""),
+        ("float32", "cuda:0", "gemm", "; gives up 13 of 24 bits of each factor (TF32)"),
+        ("float32", "cuda:0", "implicit_gemm", "; gives up 13 of 24 bits of each factor (TF32)"),
+        ("float16", "cuda:0", "implicit_gemm", ""),
+        ("float32", "cuda:0", "direct", ""),
+    ],
+)
+def test_what_fast_gives_up(dtype, device, name, says, double):
+    fast = gpuconv.plan("n1_h8w8_c8_k8_r3s3_p1", dtype, device, precision="fast")
+    note = next(one.note for one in fast.candidates if one.name == name)
+    assert note.endswith(says) if says else "gives up" not in note
+    strict = gpuconv.plan("n1_h8w8_c8_k8_r3s3_p1", dtype, device)
+    assert "gives up" not in str(strict)
