@@ -1,8 +1,26 @@
 """Other processors than this one: Numba compiles for them, in a process of its own."""
 
 import os
+import platform
+import subprocess
+import sys
 
-PROCESSORS = {"haswell": ("+avx,+avx2,+fma", 32), "nehalem": ("+sse4.2", 16)}
+import pytest
+
+PROCESSORS = {
+    "haswell": ("+avx,+avx2,+fma", 32, "float32"),
+    "nehalem": ("+sse4.2", 16, "float64"),
+}
+"""What each knows, the bytes of its vectors, and the dtype of what is tested on it.
+
+With vectors of 64 bytes here, the lanes of one are 16 and 8 in the two dtypes; those of the others add 8 with the rows
+of another tile, and 2, which is less than any loop takes at a time. Every dtype and shape takes seconds to compile.
+"""
+
+every_processor = pytest.mark.parametrize("processor", PROCESSORS)
+needs_x86 = pytest.mark.skipif(
+    platform.machine() not in {"x86_64", "AMD64"}, reason="processors of another architecture"
+)
 
 
 def as_if_on(processor):
@@ -10,3 +28,21 @@ def as_if_on(processor):
     kept = f"{os.environ['NUMBA_CACHE_DIR']}-{processor}"
     compiled_for = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": PROCESSORS[processor][0]}
     return {**os.environ, **compiled_for, "NUMBA_CACHE_DIR": kept}
+
+
+def run_as_if_on(processor, *arguments):
+    """What Python prints that is started with these arguments; it has to end well."""
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, env=as_if_on(processor)
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def run_tests_as_if_on(processor, *tests, but=()):
+    """These tests in the dtype of the processor, without those whose names hold one of `but`."""
+    chosen = " and not ".join([PROCESSORS[processor][2], *but])
+    passed = run_as_if_on(
+        processor, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", chosen, *tests
+    )
+    assert " passed" in passed, passed

@@ -1,6 +1,5 @@
 """direct on the CPU: what its compiled loops read and write, with the vectors of other processors too."""
 
-import platform
 import subprocess
 import sys
 import tracemalloc
@@ -10,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from calls import STRIDED, case_of, convolve, problem, same
-from cases import DIRECTIONS, integers
+from cases import DIRECTIONS, integers, posed
 from guarded import Guarded
-from processors import PROCESSORS, as_if_on
+from processors import PROCESSORS, every_processor, needs_x86, run_as_if_on, run_tests_as_if_on
 from tolerances import assert_exact
 
 import gpuconv
@@ -103,21 +102,16 @@ POOLING = Path(__file__).parents[2] / "functions" / "test_pooling.py"
 TESTED = f"{__file__}::TestRight", f"{POOLING}::TestLoops::test_right"
 
 
-@pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="processors of another architecture")
-@pytest.mark.parametrize("processor", PROCESSORS)
+# Depthwise loops are compiled for each length of taps and strides, which vectors of any length go through alike.
+SHAPES_TESTED_HERE_ALONE = "pixels", "long", "circular"
+
+
+@needs_x86
+@every_processor
 def test_the_vectors_of_other_processors(processor):
-    vector_bytes = PROCESSORS[processor][1]
-    environment = as_if_on(processor)
-
-    def run(*arguments):
-        done = subprocess.run(
-            [sys.executable, *arguments], capture_output=True, text=True, check=False, env=environment
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    assert int(run("-c", "from gpuconv.simd import tile; print(tile.VECTOR_BYTES)")) == vector_bytes
-    run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "float32", *TESTED)
+    printed = run_as_if_on(processor, "-c", "from gpuconv.simd import tile; print(tile.VECTOR_BYTES)")
+    assert int(printed) == PROCESSORS[processor][1]
+    run_tests_as_if_on(processor, *TESTED, but=SHAPES_TESTED_HERE_ALONE)
 
 
 # -------------------------------------------------------------------------------------------------- memory
@@ -130,13 +124,12 @@ def test_the_vectors_of_other_processors(processor):
 def test_nothing_beside_the_arrays_is_touched(monkeypatch, case, direction, behind):
     """Otherwise the process dies of it. Buffers count as much as arguments."""
     guarded = Guarded(behind)
-    arrays = case.arrays()
-    want = case.want(direction, *arrays)
+    one = posed(case, direction, integers, "float32")
     guarded.take_over(monkeypatch, parallel_loops, compiled, direct_dense, direct_depthwise, direct_scatter)
-    out = guarded.empty(want.shape, np.float32)
-    got = convolve(direction, case, *map(guarded, arrays), algorithm="direct", out=out)
+    out = guarded.empty(one.want.shape, np.float32)
+    got = convolve(direction, case, *map(guarded, one.arrays), algorithm="direct", out=out)
     assert got is out
-    assert_exact(got, want, "float32")
+    assert_exact(got, one.want, "float32")
 
 
 def conv1d_by(direction, length, kernel, channels=2, **keywords):

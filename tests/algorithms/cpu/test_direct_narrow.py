@@ -45,9 +45,9 @@ def parts(x, w, **keywords):
     return direct_narrow.parts_of(problem_of(g, x.dtype, "cpu", "forward", "strict", None, "test"), g)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+# Holes are cut alike for both dtypes, and what is compiled for one number of channels takes seconds.
+@pytest.mark.parametrize(("c", "dtype"), [*((c, "float32") for c in (1, 2, 3, 4, 5, 7)), (3, "float64")])
 @pytest.mark.parametrize("pads", ENDS.values(), ids=ENDS)
-@pytest.mark.parametrize("c", [1, 2, 3, 4, 5, 7])
 def test_right(monkeypatch, c, pads, dtype):
     for width, stride, dilation, threads in ((18, 1, 2, 2), (40, 2, 1, 1), (75, 1, 1, 2), (75, 1, 2, 2)):
         if dilation > 1 and dtype == "float64":
