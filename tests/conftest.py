@@ -47,10 +47,16 @@ def pytest_configure(config):
         config.option.dist = "worksteal"
 
 
-def pytest_collection_finish():
-    """Keep what exists by now, 40,000 tests among it, out of garbage collections: each would take some 0.3 s."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Collect no garbage meanwhile, and keep the tests out of later collections: they are tens of thousands."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter):
