@@ -183,7 +183,8 @@ class TestMemory:
         """Of every algorithm: what the pool hands out beside the result."""
         arrays = sent(gpu, dict(zip("xwd", case.arrays(integers, dtype), strict=True))).values()
         for name in ways(case, "cuda:0", direction, dtype):
-            keywords = {"algorithm": name, "max_workspace": cap}
+            most_allowed = max(cap, 192 * KIB) if name == "fft" else cap  # under less in thousands of tiles
+            keywords = {"algorithm": name, "max_workspace": most_allowed}
             try:
                 plan = gpuconv.plan(problem(case), dtype, "cuda:0", direction=direction, **keywords)
             except gpuconv.WorkspaceError:
@@ -191,7 +192,7 @@ class TestMemory:
             convolve(direction, case, *arrays, **keywords)  # compiles
             _, most, blocks = peak(gpu, lambda keywords=keywords: convolve(direction, case, *arrays, **keywords))
             assert most <= plan.workspace + ROUNDED * min(blocks, 32), f"{name}: {most} of {plan.workspace}"
-            assert plan.workspace <= cap
+            assert plan.workspace <= most_allowed
 
     @pytest.mark.parametrize("kind", ["x", "w", "out"])
     @pytest.mark.parametrize("algorithm", ["auto", "gemm"])

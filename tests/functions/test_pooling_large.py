@@ -343,7 +343,7 @@ def test_what_is_remembered_of_windows_is_little(function):
             call(function, case, small, np.ones((1, *case.out, 1), "float32"))
 
     some(range(2))
-    held = left_by(lambda: some(range(10, 260)))
+    held = left_by(lambda: some(range(10, 110)))
     caches = (pooling_windows._taps_of, pooling_windows._taps_along)
     assert all(cache.cache_info().currsize <= 64 for cache in caches)
     assert held <= 8 * MIB
