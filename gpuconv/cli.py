@@ -320,7 +320,9 @@ def bench(
     device: Device = "cpu",
     against: Annotated[
         list[str] | None,
-        typer.Option(help="matmul (the default), torch, jax, onnxruntime or scipy, installed by you; repeatable."),
+        typer.Option(
+            help="matmul (the default), candidates (other algorithms), torch, jax, onnxruntime or scipy; repeatable."
+        ),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads, on both sides. Default: all cores.", min=1)] = None,
     repeats: Annotated[int, typer.Option(help="Turns of each side; fewer if they take too long.", min=1)] = 15,

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.algorithms.base import Problem
+from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import LONGEST_VECTOR
 from gpuconv.typing import Array
@@ -19,6 +19,10 @@ PANEL = 2 * LONGEST_VECTOR
 ONE_VECTOR = 1.4
 """Relative time per vector of channels where a product has only one vector, for which it reads as much of x."""
 
+COPIED = 2
+"""The cost of an element of such a copy, in passes over memory: its channels may be far apart (Xeon with AVX-512,
+2026-11-30)."""
+
 
 def copied_bytes(problem: Problem) -> int:
     """Bytes of the copies that a problem may need: 0 only if it says that its arrays are contiguous and native."""
@@ -26,6 +30,11 @@ def copied_bytes(problem: Problem) -> int:
     if problem.contiguous:
         return 0
     return (math.prod(g.x_shape) + math.prod(g.y_shape) + math.prod(g.w_shape)) * problem.dtype.itemsize
+
+
+def cost_of_copies(problem: Problem) -> Cost:
+    """The cost of the copies that a problem may need."""
+    return Cost(elements=COPIED * copied_bytes(problem) / problem.dtype.itemsize)
 
 
 def budget(problem: Problem, shared_bytes: int) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 from gpuconv import cpu
 from gpuconv.algorithms.adjoint import adjoint_classes, adjoint_parts
 from gpuconv.algorithms.base import Cost, PlainWeights, Problem
-from gpuconv.algorithms.cpu.compiled import CORRELATIONS_AT_ONCE, copied_bytes
+from gpuconv.algorithms.cpu.compiled import CORRELATIONS_AT_ONCE, copied_bytes, cost_of_copies
 from gpuconv.algorithms.cpu.direct_dense import DenseTiling
 from gpuconv.algorithms.cpu.direct_depthwise import DepthwiseTiling
 from gpuconv.algorithms.cpu.direct_narrow import Part, parts_of
@@ -58,7 +58,7 @@ class Direct(PlainWeights):
         return shared + max(tiling.threads for tiling, _ in tilings) * max(tiling.worker_bytes for tiling, _ in tilings)
 
     def cost(self, problem: Problem) -> Cost:
-        return sum((tiling.cost * count for tiling, count in _tilings(problem)), Cost())
+        return sum((tiling.cost * count for tiling, count in _tilings(problem)), cost_of_copies(problem))
 
     def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
         """An output is summed by itself, in an order set by the loop, and by whether it merges taps of long sums."""

@@ -48,6 +48,10 @@ LEAST_ROWS = 256
 BLAS_COLUMNS = 16
 """Columns of the tiles that BLAS works on, at least. A narrower product takes as long as one of this width."""
 
+SINGLE = 16
+"""The cost of a product of two numbers that are not adjacent in memory, in passes over an element (Xeon with AVX-512,
+2026-11-30)."""
+
 MARGIN = 1.1
 """Least estimated gain for which an input gradient is summed from columns: about the error of the estimates."""
 
@@ -77,6 +81,8 @@ class Gemm(StripAlgorithm):
         g = c.g
         # Short contiguous runs cost as much to copy as longer ones.
         columns = _copied_columns(c) * (1 + 12 / _run(c))
+        if windows_are_matrix(c) and g.groups > 1 and g.c_group == 1:
+            columns += SINGLE * g.macs  # BLAS takes no such products, and NumPy's own loops compute them one by one
         return Cost(g.macs * max(1.0, BLAS_COLUMNS / g.k_group), columns + math.prod(g.y_shape), 20 * strips)
 
     def adapt(self, c: Correlation) -> Correlation:

@@ -21,7 +21,15 @@ import numpy as np
 from gpuconv import cpu
 from gpuconv.algorithms.adjoint import adjoint_classes, adjoint_parts
 from gpuconv.algorithms.base import Cost, Problem
-from gpuconv.algorithms.cpu.compiled import ONE_VECTOR, PANEL, bias_size, budget, copied_bytes, padded_bias
+from gpuconv.algorithms.cpu.compiled import (
+    ONE_VECTOR,
+    PANEL,
+    bias_size,
+    budget,
+    copied_bytes,
+    cost_of_copies,
+    padded_bias,
+)
 from gpuconv.algorithms.cpu.winograd import SUM_CHANNELS, Winograd, tile_count
 from gpuconv.algorithms.epilogue import fill, finish
 from gpuconv.algorithms.groups import weights_by_group
@@ -282,7 +290,7 @@ class CompiledWinograd:
         return max((copied_bytes(problem) + taken for taken in buffers), default=0)
 
     def cost(self, problem: Problem) -> Cost:
-        return sum((_cost(blocking) for blocking in self._blockings(problem)), Cost())
+        return sum((_cost(blocking) for blocking in self._blockings(problem)), cost_of_copies(problem))
 
     def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
         return problem.direction != "weight_grad"  # a tile is summed by itself, in an order set by its channels
@@ -480,6 +488,8 @@ def _cost(blocking: WinogradBlocking) -> Cost:
     c, k = (g.groups * _rounded(channels, lanes) for channels in (g.c_group, g.k_group))
     kernel_macs = PRODUCTS[m] * blocking.tiles * xis * (c if blocking.is_w else g.c) * k / g.groups
     if g.k_group <= lanes:
+        kernel_macs *= ONE_VECTOR
+    if blocking.is_w and g.c_group <= lanes:  # these fill the rows of a gradient's tile
         kernel_macs *= ONE_VECTOR
     tiles = TRANSFORMS[m] * blocking.tiles * xis * (c + k)
     weights = (WEIGHT_SUMS if blocking.is_w else WEIGHTS) * math.prod(g.w_shape) * xis / 9

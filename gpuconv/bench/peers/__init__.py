@@ -5,13 +5,21 @@ from __future__ import annotations
 from importlib.metadata import version
 from importlib.util import find_spec
 
-from gpuconv.bench.peers import jax, matmul, onnxruntime, scipy, torch
+from gpuconv.bench.peers import candidates, jax, matmul, onnxruntime, scipy, torch
 from gpuconv.bench.peers.base import Peer
 
-PEERS: dict[str, Peer] = {"matmul": matmul, "torch": torch, "jax": jax, "onnxruntime": onnxruntime, "scipy": scipy}
+PEERS: dict[str, Peer] = {
+    "matmul": matmul,
+    "candidates": candidates,
+    "torch": torch,
+    "jax": jax,
+    "onnxruntime": onnxruntime,
+    "scipy": scipy,
+}
 
 PACKAGES = {
     "matmul": (),
+    "candidates": (),
     "torch": ("torch",),
     "jax": ("jax",),
     "onnxruntime": ("onnxruntime", "onnx"),
