@@ -244,7 +244,6 @@ chance, count = random.Random(int(sys.argv[1])), 0
 def by(algorithm):
     yield lambda: gpuconv.conv2d(x, w[:, :, :1], groups=16, algorithm=algorithm)
     yield lambda: gpuconv.conv2d(x, w, algorithm=algorithm)
-    yield lambda: gpuconv.conv2d_weight_grad(x, x[:, :10, :10], 3, algorithm=algorithm)
 
 for call, other in zip(by("direct"), by("loops")):
     want = other()
@@ -258,7 +257,7 @@ for call, other in zip(by("direct"), by("loops")):
             count += 1
     for y in (y, call(), call()):
         assert (y == want).all()
-loops = dense.correlate, dense.weight_gradient, depthwise.depthwise
+loops = dense.correlate, depthwise.depthwise
 print(count, sum(sum(loop.stats.cache_hits.values()) for loop in loops))
 """
 
@@ -267,7 +266,7 @@ print(count, sum(sum(loop.stats.cache_hits.values()) for loop in loops))
 def test_a_storm_of_interrupts_while_loops_are_compiled(folder):
     """Numba goes on, results are right, and what is kept is whole: the second process reads it all."""
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder), "PYTHONPATH": str(FILES[0].parents[2])}
-    for seed, hits in enumerate((0, 3)):
+    for seed, hits in enumerate((0, 2)):
         done = subprocess.run(
             [sys.executable, "-W", "error", "-W", "ignore::ResourceWarning", "-c", STORM, str(seed)],
             capture_output=True,
