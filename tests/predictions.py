@@ -10,8 +10,9 @@ No device is needed: the double of CuPy says that it is an H200. NVRTC and nvdis
 The first run on a device is to be held to these numbers.
 """
 
+import math
 import sys
-from functools import cache
+from functools import cache, partial
 
 import cupy_double
 import numpy as np
@@ -19,7 +20,8 @@ from cupy_double import streams
 
 from gpuconv import cuda
 from gpuconv.algorithms import ALGORITHMS
-from gpuconv.algorithms.cuda import direct_tiles, implicit_gemm, implicit_gemm_tiles
+from gpuconv.algorithms.cuda import depthwise, direct_stem, direct_tiles, implicit_gemm, implicit_gemm_tiles
+from gpuconv.algorithms.wrappers import unwrapped
 from gpuconv.bench import suites
 from gpuconv.cuda import Unit, loader, nvrtc
 from gpuconv.planning import problem_of
@@ -32,6 +34,7 @@ NAME = "implicit_gemm"
 
 CLOCK, PROCESSORS = 1.755e9, 132
 SHARED_BYTES = 128  # per clock
+MEMORY_BYTES = 4.3e12  # per second
 L2_BYTES = 38  # per clock and multiprocessor: an estimate
 
 
@@ -41,10 +44,15 @@ def posed(layer, way, direction):
 
 
 @cache
-def compiled(unit):
-    """The main loop of a unit's kernel, for sm_90."""
+def disassembled(unit):
+    """The machine code of a unit, for sm_90."""
     cubin, _ = nvrtc.compile_cubin(loader.flatten(unit.file), cuda.options(unit), "sm_90")
-    (step,) = sass.steps(sass.disassemble(cubin, sass.disassembler()))
+    return sass.disassemble(cubin, sass.disassembler())
+
+
+def compiled(unit):
+    """The main loop of a unit's kernel."""
+    (step,) = sass.steps(disassembled(unit))
     return step
 
 
@@ -132,13 +140,57 @@ def multiply_add_steps():
                 yield f"| {dtype} {direction}, {tile.m}x{tile.n}x{tile.k} | {count} | {cells} | {rate:.0f} |"
 
 
+SMALL_LAYERS = (("depthwise", "mobilenetv2_dw", 128), ("depthwise", "convnext_dw7x7", 64))
+STEM_LAYERS = (("direct", "stems", 128), ("direct", "vgg16", 128), ("direct", "convnext_stem", 64))
+
+
+def executed(launch, problem):
+    """Instructions of a warp from its start to its end, without activation: the main loop as often as it turns."""
+    (total,) = sass.totals(disassembled(launch.unit)).values()
+    if launch.name == "depthwise_weight_grad":
+        sums = depthwise._sums(problem)
+        strips = problem.geometry.n * math.prod(problem.geometry.out[:-1]) * sums.strips
+        turns = -(-strips // (sums.block[1] * sums.splits))
+        return total + (turns - 1) * compiled(launch.unit).instructions
+    if launch.name == "direct_stem":
+        inner, around, *_ = compiled(launch.unit).around  # a column of the strip, and a stage of them
+        columns = problem.geometry.kernel[-1] * problem.geometry.c
+        stages = -(-columns // (4 if problem.geometry.kernel[0] > 7 else 8))
+        return total + (columns - 1) * inner + (stages - 1) * (around - inner)
+    return total
+
+
+def layers_by_issue_and_memory():
+    """Microseconds of depthwise layers, and of stems: the longer of what issue and memory take."""
+    yield "| layer | " + " | ".join(f"{dtype} {d}" for dtype in ("float32", "bfloat16") for d in DIRECTIONS) + " |"
+    yield "|-" * 7 + "|"
+    for name, suite, batch in (*SMALL_LAYERS, *STEM_LAYERS):
+        (algorithm,) = (
+            unwrapped(a, posed("n1_h3w3_c4_k4_r3s3_g4", "float32", "forward")) for a in ALGORITHMS if a.name == name
+        )
+        for layer in (one.geometry for one in suites.layers(suite, batch)):
+            if name == "direct" and layer.c_group > direct_stem.MOST_CHANNELS:
+                continue
+            cells = []
+            for way in ("float32", "bfloat16"):
+                for direction in DIRECTIONS if name == "depthwise" else ("forward",):
+                    problem = posed(layer, way, direction)
+                    launch, _ = algorithm.launches(problem, (0, 0, 0)).steps[0]
+                    warps = math.prod(launch.grid) * -(-math.prod(launch.block) // 32)
+                    issue = warps * executed(launch, problem) / (4 * PROCESSORS * CLOCK)
+                    memory = layer.bytes(problem.dtype.itemsize) / MEMORY_BYTES
+                    cells.append(f"{1e6 * max(issue, memory):.3g} {'issue' if issue > memory else 'memory'}")
+                cells += [""] * (2 if name == "direct" else 0)
+            yield f"| `{layer}` | " + " | ".join(cells) + " |"
+
+
 def main():
     streams.PROPERTIES.update(H200)
     with cupy_double.installed():
-        tables = ["\n".join(table(suite, batch)) + "\n" for suite, batch in (("resnet50", 128), ("resnet50", 1))]
-        tables.append("\n".join(steps()) + "\n")
-        tables.append("\n".join(multiply_add_steps()) + "\n")
-        sys.stdout.write("\n".join(tables))
+        tables = [partial(table, suite, batch) for suite, batch in (("resnet50", 128), ("resnet50", 1))]
+        for rows in (*tables, layers_by_issue_and_memory, steps, multiply_add_steps):
+            sys.stdout.write("\n".join(rows()) + "\n\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -96,6 +96,17 @@ def steps(text: str) -> Iterator[Step]:
             yield found
 
 
+def totals(text: str) -> dict[str, int]:
+    """The instructions of every kernel in disassembled code, but for loops that make activations."""
+    found = {}
+    for name, blocks in _kernels(text):
+        loops = [loop for loop in _loops(blocks) if any(blocks[i].counts[EXPONENTIAL] for i in loop)]
+        smallest = [loop for loop in loops if not any(other < loop for other in loops)]
+        left_out = frozenset[int]().union(*smallest)
+        found[name] = sum(block.counts.total() for i, block in enumerate(blocks) if i not in left_out)
+    return found
+
+
 @dataclass
 class _Block:
     """Instructions that run one after the other, and the labels and places that the last of them leads to."""

@@ -148,6 +148,7 @@ def test_a_loop_that_makes_activations_is_no_main_loop():
         @P0 BRA `(.L_2)
         EXIT"""
     assert steps(own) == [Step("k", 2, 1, "FFMA", (2,))]
+    assert sass.totals(code(own)) == {"k": 3}
     assert [step.work for step in steps(own.replace("MUFU.EX2", "MUFU.RCP"))] == [2]
 
 
