@@ -182,20 +182,23 @@ _functions: dict[tuple[Any, ...], int] = {}
 
 def _write(argument: Any, words: list[int]) -> Any:
     """Append an argument to the words of a block. The result says what code has to be specialized for."""
+    if type(argument) is int:
+        words.append(argument)
+        return int
     if isinstance(argument, np.ndarray):
         words += (argument.ctypes.data, *argument.shape, *argument.strides)
-        return argument.dtype, argument.ndim, argument.flags.c_contiguous
+        return argument.dtype.str, argument.ndim, argument.flags.c_contiguous
     if isinstance(argument, Each):
         first = argument.arrays[0]
         words += (argument.addresses.ctypes.data, *first.shape, *first.strides)
-        return Each, first.dtype, first.ndim, first.flags.c_contiguous
+        return Each, first.dtype.str, first.ndim, first.flags.c_contiguous
     if isinstance(argument, tuple):
         if hasattr(argument, "_fields"):
             words += argument
             return type(argument)
-        if all(type(one) is int for one in argument):
+        if argument and type(argument[0]) is int:  # zeros
             return len(argument)
-        return tuple(_write(one, words) for one in argument)
+        return tuple([_write(one, words) for one in argument])
     if isinstance(argument, np.void):
         words += argument.item()
         return argument.dtype
