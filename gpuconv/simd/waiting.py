@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 
 from gpuconv.simd.lines import DONE, LIMIT, NEXT, NONE_LEFT
 from gpuconv.simd.llvm import I64
-from gpuconv.simd.tile import compiled, value_at
+from gpuconv.simd.tile import address_of, compiled, value_at
 
 SPINS = 100
 """Polls of a value that another thread is about to change, before the thread sleeps between polls: 1 to 5 us."""
@@ -208,6 +208,33 @@ def next_task(turn: Any) -> int:
         return int(task)
     add(turn.job + 8 * NEXT, -1)
     return NONE_LEFT
+
+
+@compiled
+def own_task(turn: Any, claims: Any, tasks: int, shares: int, last: int) -> int:
+    """The number of a task that no other call returns, or one that is not below `tasks` when none is left.
+
+    The tasks are divided into as many shares as there are threads. A thread begins with its own, which is the same at
+    the next call, so its core may still have what it needs in its caches, and goes on with what is left of the others.
+    `claims` are zeros at first, one per task. `last` is the task that this thread took last, -1 at the beginning.
+    """
+    if next_task(turn) >= tasks:
+        return NONE_LEFT
+    first, task = address_of(claims), last + 1
+    if last < 0:
+        task = turn.thread % shares * tasks // shares
+    while True:
+        if task >= tasks:
+            task = 0
+        if exchange(first + 8 * task, 1) == 0:
+            return task
+        task += 1
+
+
+@compiled
+def count_up(counters: Any, i: int) -> int:
+    """Add 1 to a counter, and return its old value. Who reads it sees what was written before it was counted up."""
+    return int(add(address_of(counters) + 8 * i, 1))
 
 
 @compiled

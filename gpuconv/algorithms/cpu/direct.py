@@ -86,6 +86,14 @@ class Direct(PlainWeights):
             _finish_out(out, out, activation)
             return
         target = _target(problem, out)
+        if DepthwiseTiling.inverts(problem):
+            depthwise = DepthwiseTiling.of_input_gradient(problem)
+            room = Room(depthwise.threads, [depthwise.worker_bytes])
+            weights = weights_by_group(w, problem.geometry)
+            job = depthwise.job(dy, weights, target, bias, room, relu=activation == "relu")
+            run(depthwise.threads, [job], macs=problem.geometry.macs)
+            _finish_out(target, out, activation)
+            return
         correlations: list[tuple[ConvGeometry, Array, Array, Array]] = []
         for part in adjoint_parts(problem.geometry):
             target_part = target[(slice(None), *part.dx_slices)]
@@ -146,6 +154,8 @@ def _tilings(problem: Problem) -> list[tuple[DenseTiling | DepthwiseTiling | Sca
     """The tilings that a problem consists of, each with how often it occurs."""
     if ScatterTiling.supports(problem):
         return [(ScatterTiling.of(problem), 1)]
+    if DepthwiseTiling.inverts(problem) and problem.geometry.macs:
+        return [(DepthwiseTiling.of_input_gradient(problem), 1)]
     return [(tiling, count) for g, count in _correlations(problem) for _, tiling in _pieces(problem, g, cpu.workers())]
 
 
