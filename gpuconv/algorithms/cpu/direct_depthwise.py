@@ -47,8 +47,9 @@ TASK_ROWS = 7
 PANELS = 2 * LONGEST_VECTOR
 """The bytes of channels per task are a multiple of this."""
 
-ROWS_TOGETHER = 8
-"""Rows of outputs that go through the panels of channels together."""
+ROWS_TOGETHER = 4
+"""Rows of outputs that go through the panels of channels together. With more of them, large rows come from too many
+pages of memory at a time to be fetched ahead."""
 
 MOST_ROWS_SEEN = 4096
 """Maximum rows that outputs see which go through the panels together: each has an address."""
