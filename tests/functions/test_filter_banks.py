@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from calls import channels_first, function
 from cases import PLAIN, Case, integers, reals
+from peaks import peak_beside
 from tolerances import assert_exact, to_numpy
 
 import gpuconv
@@ -16,6 +17,7 @@ CASES = {
     "2-D": Case(6, (8, 9), 8, 8, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1))),
     "2-D, few channels": Case(3, (9, 8), 3, 16, (5, 5), (2, 2), (1, 1), ((2, 2), (2, 2))),
     "2-D, groups, symmetric": Case(3, (6, 5), 8, 4, (3, 2), (2, 1), (1, 2), ((3, 1), (0, 7)), 2, "symmetric"),
+    "2-D, long sums of few channels": Case(3, (6, 7), 12, 8, (5, 5), (1, 1), (1, 1), ((2, 2), (2, 2))),
     "2-D, one channel": Case(4, (6, 7), 1, 1, (3, 3), (1, 1), (1, 1), ((1, 0), (1, 1))),
     "2-D, 1x1": Case(7, (5, 5), 16, 4, (1, 1), (1, 1), (1, 1), ((0, 0), (0, 0))),
     "depthwise": DEPTHWISE,
@@ -103,11 +105,16 @@ def test_transposed(xp, rng, output_pad):
     assert_exact(got, np.concatenate(want), "float32")
 
 
-def test_without_memory_for_copies_it_is_the_same(monkeypatch):
+def test_without_memory_for_copies_it_is_the_same():
     case = CASES["2-D"]
     x, w, dy, bias = arrays_of(case)
     want = gpuconv.conv2d(x, w, bias, pad=1)
     assert np.array_equal(gpuconv.conv2d(x, w, bias, pad=1, max_workspace=30_000), want)
+    many, banks = np.repeat(x, 10, axis=0), np.repeat(w, 10, axis=0)
+    for limit in (100_000, 500_000):  # copies of all three arrays take 415 kB
+        gpuconv.conv2d(many, banks, pad=1, max_workspace=limit)
+        _, most = peak_beside(lambda limit=limit: gpuconv.conv2d(many, banks, pad=1, max_workspace=limit))
+        assert most <= limit + 20_000
     out = np.zeros_like(want)
     assert gpuconv.conv2d(x, w, bias, pad=1, out=out[::-1]).base is out
     assert np.array_equal(out[::-1], want)
