@@ -285,7 +285,7 @@ def test_a_batch_is_computed_at_once_where_that_comes_to_the_same(monkeypatch, n
 
 
 @needs_numba
-@pytest.mark.parametrize("max_workspace", [30_000, 80_000, 2**28])
+@pytest.mark.parametrize("max_workspace", [40_000, 80_000, 2**28])
 def test_direct_merges_taps_of_all_batches_or_of_none(max_workspace):
     """Which it does decides where a long sum is cut, and there may be memory for the padded copy of one sample only."""
     case = Case(MOST, (14, 15), 3, 8, (11, 11), ONES, ONES, ((5, 5), (5, 5)))

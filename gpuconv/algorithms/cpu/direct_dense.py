@@ -214,7 +214,7 @@ class DenseTiling:
 @lru_cache(maxsize=1024)
 def _choose_tiling(problem: Problem, g: ConvGeometry, threads: int) -> DenseTiling:
     dtype, is_w, outputs = problem.dtype, problem.direction == "weight_grad", _outputs(g)
-    merges = _may_merge(problem, g) and _strips_size(g, ROWS) * dtype.itemsize <= problem.max_workspace // 4
+    merges = _may_merge(problem, g) and _strips_size(g, MOST_ROWS) * dtype.itemsize <= problem.max_workspace // 2
     runs = math.prod(g.kernel[:-1]) * (1 if merges else g.kernel[-1])
     lanes = LONGEST_VECTOR // dtype.itemsize
     vectors_k = -(-g.k_group // lanes)
@@ -261,8 +261,9 @@ def _choose_tiling(problem: Problem, g: ConvGeometry, threads: int) -> DenseTili
         )  # fmt: skip
 
     room, vectors = budget(problem, shared), VECTORS
-    while tiling_of(block, vectors, 1).worker_bytes > room and max(block - ROWS, vectors - 1) > 0:
-        block, vectors = max(min(block, ROWS), block // 2), vectors if block > ROWS else vectors // 2
+    while tiling_of(block, vectors, 1).worker_bytes > room and max(block - MOST_ROWS, vectors - 1) > 0:
+        is_least = block <= MOST_ROWS
+        block, vectors = max(min(block, MOST_ROWS), block // 2), max(1, vectors // 2) if is_least else vectors
     worker = tiling_of(block, vectors, 1).worker_bytes
     return tiling_of(block, vectors, affordable_threads(tasks, room, worker, threads))
 
@@ -279,8 +280,8 @@ def _index_maps(g: ConvGeometry) -> Axes:
 
 
 def _rounded(block: int) -> int:
-    """The rows of the buffers of a block."""
-    return -(-block // ROWS) * ROWS
+    """The rows of the buffers of a block. Half of `ROWS` are enough for the tiles of one or of few outputs."""
+    return ROWS // 2 if block <= MOST_ROWS else -(-block // ROWS) * ROWS
 
 
 def _strip_sizes(g: ConvGeometry, block: int) -> Pair:
@@ -289,7 +290,8 @@ def _strip_sizes(g: ConvGeometry, block: int) -> Pair:
     All of a tile is computed from a strip if any of it is.
     """
     first, stop = clear_along(g, g.ndim - 1)
-    cut = (min(count, block) + MOST_ROWS - 1 if count else 0 for count in (first, g.out[-1] - stop))
+    q = g.out[-1]
+    cut = (min(min(count, block) + MOST_ROWS - 1, q) if count else 0 for count in (first, q - stop))
     left, right = (((count - 1) * g.stride[-1] + g.kernel[-1]) * g.c if count else 0 for count in cut)
     return left, right
 
