@@ -19,7 +19,7 @@ from gpuconv.algorithms.wrappers import unwrapped
 from gpuconv.cuda import graphs
 from gpuconv.cuda.launches import ALIGNMENT, offsets
 from gpuconv.errors import DTypeError, GeometryError, WorkspaceError
-from gpuconv.geometry import ConvGeometry, split_x_shape
+from gpuconv.geometry import ConvGeometry, check_layout, split_x_shape
 from gpuconv.planning import (
     Candidate,
     ConvPlan,
@@ -194,10 +194,11 @@ class Call(NamedTuple):
 
     def explain(self, x: Array, w: Array, direction: Direction) -> ConvPlan:
         xp = backend.common_module(self.caller, x=x, w=w)
+        check_direction(direction, self.caller)
+        check_layout(self.layout, self.caller)
         if direction == "forward" and integers.is_integer(x) and integers.is_integer(w):
             return self.explain_integers(xp, x, w)
         dtype = backend.common_dtype(self.caller, x=x, w=w)
-        check_direction(direction, self.caller)
         if has_banks := w.ndim == self.ndim + 3:
             self.check_banks("x", x.shape, w)
             w = self.banks_last(w)[0]

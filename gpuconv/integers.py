@@ -37,6 +37,10 @@ NARROW = ("int8", "uint8")
 EXACT = ("depthwise", "direct", "gemm", "loops")
 """Algorithms that add the products themselves, in any order, so that no rounding occurs where every sum is held."""
 
+WEIGHTS_AT_ONCE = 2**13
+"""Weights that are added up at a time on the CPU: their copies count for nothing. A GPU takes as many as in a strip, for
+each step is several launches there."""
+
 STRIP_ELEMENTS = 2**20
 """Elements of x and y that are widened at a time: enough for all threads, and few enough to stay in cache."""
 
@@ -88,8 +92,7 @@ def reach_of(xp: ModuleType, x: Array, w: Array, bias: Array | None) -> Reach:
     x_most, terms = max(-x_min, x_max), math.prod(w.shape[:-1])
     if bias is None and x_most * w_max * terms <= 2**24:  # no sum can be larger, whatever the weights
         return Reach(x_most, w_max, x_most * w_max * terms, -x_most * w_max * terms, x_most * w_max * terms)
-    columns = w.reshape(-1, w.shape[-1])
-    above, below = _column_sums(xp, columns, positive=True), _column_sums(xp, columns, positive=False)
+    above, below = _column_sums(xp, w, positive=True), _column_sums(xp, w, positive=False)
     most, least = above * x_max + below * x_min, above * x_min + below * x_max
     sums = max(int(most.max()), -int(least.min()))
     if bias is not None:
@@ -98,15 +101,19 @@ def reach_of(xp: ModuleType, x: Array, w: Array, bias: Array | None) -> Reach:
     return Reach(x_most, w_max, sums, int(least.min()), int(most.max()))
 
 
-def _column_sums(xp: ModuleType, columns: Array, *, positive: bool) -> Array:
+def _column_sums(xp: ModuleType, w: Array, *, positive: bool) -> Array:
     """The sums of the positive or of the negative weights per output channel, as Python's integers."""
-    part = xp.maximum(columns, 0) if positive else xp.minimum(columns, 0)
-    if columns.dtype.itemsize < 8:
-        sums: Array = backend.to_numpy(part.sum(axis=0, dtype=np.int64)).astype(object)
-        return sums
-    high, low = part >> 32, part & 0xFFFFFFFF  # part = high 2**32 + low
-    sums_high, sums_low = (backend.to_numpy(one.sum(axis=0)).astype(object) for one in (high, low))
-    return sums_high * 2**32 + sums_low  # type: ignore[no-any-return]
+    pick = xp.maximum if positive else xp.minimum
+    high, low = xp.zeros(w.shape[-1], np.int64), xp.zeros(w.shape[-1], np.int64)
+    step = max(1, (WEIGHTS_AT_ONCE if xp is np else STRIP_ELEMENTS) // w.shape[-1])
+    for tap in np.ndindex(*w.shape[:-2]):
+        for first in range(0, w.shape[-2], step):
+            some = pick(w[(*tap, slice(first, first + step))], 0)
+            if some.dtype.itemsize == 8:  # some = its upper half * 2**32 + its lower half, which is not negative
+                high += (some >> 32).sum(axis=0)
+                some &= 0xFFFFFFFF
+            low += some.sum(axis=0, dtype=np.int64)
+    return backend.to_numpy(high).astype(object) * 2**32 + backend.to_numpy(low).astype(object)  # type: ignore[no-any-return]
 
 
 def check_reach(caller: str, reach: Reach, dtype: np.dtype[Any], g: ConvGeometry) -> None:
@@ -253,7 +260,8 @@ def convolve(
         xp.empty(math.prod(largest) * g.k, plan.problem.dtype),
     )
     compute = _in_pieces if plan.has_pieces else _at_once
-    w = xp.ascontiguousarray(w if plan.has_pieces else w.astype(plan.problem.dtype))
+    if not plan.has_pieces:
+        w = w.astype(plan.problem.dtype, order="C")
     for strip in plan.strips:
         extents = extents_of(strip)
         problem = replace(plan.problem, geometry=interned(_strip_geometry(g, extents)))
@@ -300,6 +308,6 @@ def _in_pieces(
     for a, b in itertools.product(plan.of_x, plan.of_w):
         if a.first + b.first < 64:  # beyond that it adds multiples of 2**64
             xp.copyto(tile, a.of(whole), casting="unsafe")
-            plan.algorithm.forward(problem, tile, b.of(w).astype(problem.dtype), y, None, "identity")
+            plan.algorithm.forward(problem, tile, b.of(w).astype(problem.dtype, order="C"), y, None, "identity")
             total += y.astype(np.int64).view(np.uint64) << np.uint64(a.first + b.first)
     xp.copyto(target, total.view(np.int64), casting="unsafe")
