@@ -38,8 +38,8 @@ EXACT = ("depthwise", "direct", "gemm", "loops")
 """Algorithms that add the products themselves, in any order, so that no rounding occurs where every sum is held."""
 
 WEIGHTS_AT_ONCE = 2**13
-"""Weights that are added up at a time on the CPU: their copies count for nothing. A GPU takes as many as in a strip, for
-each step is several launches there."""
+"""Weights that are added up at a time on the CPU: their copies count for nothing. A GPU takes as many as in a strip,
+for each step is several launches there."""
 
 STRIP_ELEMENTS = 2**20
 """Elements of x and y that are widened at a time: enough for all threads, and few enough to stay in cache."""
