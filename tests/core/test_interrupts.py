@@ -231,7 +231,7 @@ def test_an_alarm_that_comes_late_strikes_nobody(recwarn):
 
 def test_a_share_left_behind_is_not_taken_for_one_of_the_next_call():
     """The caller is gone between asking and its first task."""
-    call, other = CALLS["gemm"], CALLS["gemm, weight gradient"]
+    call, other = CALLS["fft"], CALLS["fft, weight gradient"]
     want, want_other = call().copy(), other().copy()
 
     def interrupted(*arguments):
