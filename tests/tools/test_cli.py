@@ -537,16 +537,20 @@ def test_bench_keeps_and_shows_on_sigterm_what_is_done(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-c", LIMITED_BENCH, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        first = process.stderr.readline(), process.stderr.readline()
-        kept_before = len(json.loads(saved.read_text())["results"])  # while it measures
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
+        try:
+            first = process.stderr.readline(), process.stderr.readline()
+            kept_before = len(json.loads(saved.read_text())["results"])  # while it measures
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=240)
+        finally:
+            process.kill()
     assert process.returncode == 143
     assert first[0].startswith("120 cases to measure, about")
     assert re.match(r"1 of 120: n1_h8w8_c4_k4_r1s1 forward gemm ~?[\d.]+ ms, [\d.]+ times as fast as matmul", first[1])
     rows = json.loads(saved.read_text())["results"]
     assert 1 <= kept_before <= len(rows) < 120
-    assert len(rows) == 1 + len(err.splitlines())
+    # The signal may come before the line of a saved row is written, or before Python knows that it was written.
+    assert len({first[1].strip(), *err.splitlines()}) in (len(rows) - 1, len(rows))
     assert all(row["problem"] in out for row in rows)
     assert f"saved: {saved}" in out
 
