@@ -13,6 +13,7 @@ import numpy as np
 
 from gpuconv import backend, integers, repeats
 from gpuconv.algorithms import Algorithm, Problem, banks
+from gpuconv.algorithms.cpu.compiled import Repeating
 from gpuconv.algorithms.cuda.launching import Launching
 from gpuconv.algorithms.epilogue import ACTIVATIONS, fill
 from gpuconv.algorithms.wrappers import unwrapped
@@ -514,17 +515,33 @@ class Call(NamedTuple):
         """Leave behind how an algorithm computes calls like this one, on a GPU of arrays with these offsets."""
         compute = _computation(problem, algorithm, activation, is_packed)
         is_w, is_turned = problem.direction == "weight_grad", self.layout != "channels_last"
-        if problem.on_cpu:
+        if not problem.on_cpu:
+            if not is_turned:
+                launches = algorithm.launches(problem, starts, activation) if isinstance(algorithm, Launching) else None
+                place.leave(problem.xp, problem.device, shape, problem.dtype, compute, launches)
+            return
+
+        def leave(compute: Callable[..., object]) -> None:
             if is_turned:
                 compute = partial(self.compute_turned, compute, is_w=is_w, is_packed=is_packed)
             place.leave_on_cpu(self.in_layout(shape, is_w), problem.dtype, compute)
-        elif not is_turned:
-            launches = algorithm.launches(problem, starts, activation) if isinstance(algorithm, Launching) else None
-            place.leave(problem.xp, problem.device, shape, problem.dtype, compute, launches)
+
+        def compute_second(read: Array, other: Array, out: Array, bias: Array | None = None) -> None:
+            """Compute the first call that repeats this one, and leave the same loops behind for all that follow."""
+            arrays = read, other, out, bias
+            how = algorithm.computation(problem, arrays, activation, is_packed=is_packed)  # type: ignore[attr-defined]
+            if how is None:
+                leave(compute)
+                compute(*(arrays[:3] if is_w else arrays))
+                return
+            how.run()
+            leave(how.again() or compute)
+
+        leave(compute_second if isinstance(algorithm, Repeating) else compute)
 
     def compute_turned(
         self,
-        compute: Callable[..., None],
+        compute: Callable[..., object],
         read: Array,
         other: Array,
         result: Array,

@@ -57,10 +57,7 @@ def conv1d(
     >>> conv1d(x, np.ones((2, 1, 1)), pad="causal").ravel()
     array([0., 1., 3., 5., 7.])
     """
-    call = Call(
-        "conv1d", 1, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout, algorithm=algorithm,
-        precision=precision, max_workspace=max_workspace, pad_mode=pad_mode,
-    )  # fmt: skip
+    call = Call("conv1d", 1, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode)
     return call.forward(x, w, bias, activation, out)
 
 
@@ -162,10 +159,7 @@ def conv2d(
            [18., 27., 27., 18.],
            [12., 18., 18., 12.]], dtype=float32)
     """
-    call = Call(
-        "conv2d", 2, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout, algorithm=algorithm,
-        precision=precision, max_workspace=max_workspace, pad_mode=pad_mode,
-    )  # fmt: skip
+    call = Call("conv2d", 2, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode)
     return call.forward(x, w, bias, activation, out)
 
 
@@ -197,10 +191,7 @@ def conv3d(
     >>> conv3d(np.ones((1, 4, 4, 4, 2)), np.ones((2, 2, 2, 2, 8)), stride=2).shape
     (1, 2, 2, 2, 8)
     """
-    call = Call(
-        "conv3d", 3, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout, algorithm=algorithm,
-        precision=precision, max_workspace=max_workspace, pad_mode=pad_mode,
-    )  # fmt: skip
+    call = Call("conv3d", 3, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode)
     return call.forward(x, w, bias, activation, out)
 
 
@@ -235,9 +226,8 @@ def conv1d_input_grad(
     array([1., 1., 1., 1.])
     """
     call = Call(
-        "conv1d_input_grad", 1, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout,
-        algorithm=algorithm, precision=precision, max_workspace=max_workspace, pad_mode=pad_mode,
-    )  # fmt: skip
+        "conv1d_input_grad", 1, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode
+    )
     return call.input_grad(dy, w, input_shape, out)
 
 
@@ -295,9 +285,8 @@ def conv2d_input_grad(
            [1., 2., 2., 1.]])
     """
     call = Call(
-        "conv2d_input_grad", 2, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout,
-        algorithm=algorithm, precision=precision, max_workspace=max_workspace, pad_mode=pad_mode,
-    )  # fmt: skip
+        "conv2d_input_grad", 2, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode
+    )
     return call.input_grad(dy, w, input_shape, out)
 
 
@@ -329,9 +318,8 @@ def conv3d_input_grad(
     (1, 4, 4, 4, 2)
     """
     call = Call(
-        "conv3d_input_grad", 3, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout,
-        algorithm=algorithm, precision=precision, max_workspace=max_workspace, pad_mode=pad_mode,
-    )  # fmt: skip
+        "conv3d_input_grad", 3, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode
+    )
     return call.input_grad(dy, w, input_shape, out)
 
 
@@ -364,9 +352,8 @@ def conv1d_weight_grad(
     array([3., 6.])
     """
     call = Call(
-        "conv1d_weight_grad", 1, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout,
-        algorithm=algorithm, precision=precision, max_workspace=max_workspace, pad_mode=pad_mode,
-    )  # fmt: skip
+        "conv1d_weight_grad", 1, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode
+    )
     return call.weight_grad(x, dy, kernel_shape, out, per_sample)
 
 
@@ -425,9 +412,8 @@ def conv2d_weight_grad(
            [ 9., 12.,  9.]])
     """
     call = Call(
-        "conv2d_weight_grad", 2, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout,
-        algorithm=algorithm, precision=precision, max_workspace=max_workspace, pad_mode=pad_mode,
-    )  # fmt: skip
+        "conv2d_weight_grad", 2, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode
+    )
     return call.weight_grad(x, dy, kernel_shape, out, per_sample)
 
 
@@ -460,9 +446,8 @@ def conv3d_weight_grad(
     (2, 2, 2, 2, 8)
     """
     call = Call(
-        "conv3d_weight_grad", 3, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout,
-        algorithm=algorithm, precision=precision, max_workspace=max_workspace, pad_mode=pad_mode,
-    )  # fmt: skip
+        "conv3d_weight_grad", 3, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode
+    )
     return call.weight_grad(x, dy, kernel_shape, out, per_sample)
 
 
@@ -500,10 +485,7 @@ def conv_transpose1d(
     >>> conv_transpose1d(np.ones((1, 3, 4)), np.ones((2, 8, 4)), stride=2).shape
     (1, 6, 8)
     """
-    call = Call(
-        "conv_transpose1d", 1, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout,
-        algorithm=algorithm, precision=precision, max_workspace=max_workspace,
-    )  # fmt: skip
+    call = Call("conv_transpose1d", 1, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace)
     return call.transpose(x, w, bias, output_pad, output_shape, activation, out)
 
 
@@ -568,10 +550,7 @@ def conv_transpose2d(
            [3., 3., 4., 4.],
            [3., 3., 4., 4.]])
     """
-    call = Call(
-        "conv_transpose2d", 2, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout,
-        algorithm=algorithm, precision=precision, max_workspace=max_workspace,
-    )  # fmt: skip
+    call = Call("conv_transpose2d", 2, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace)
     return call.transpose(x, w, bias, output_pad, output_shape, activation, out)
 
 
@@ -606,10 +585,7 @@ def conv_transpose3d(
     >>> conv_transpose3d(np.ones((1, 2, 2, 2, 4)), np.ones((3, 3, 3, 8, 4)), stride=2, pad="same").shape
     (1, 4, 4, 4, 8)
     """
-    call = Call(
-        "conv_transpose3d", 3, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout,
-        algorithm=algorithm, precision=precision, max_workspace=max_workspace,
-    )  # fmt: skip
+    call = Call("conv_transpose3d", 3, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace)
     return call.transpose(x, w, bias, output_pad, output_shape, activation, out)
 
 
@@ -661,8 +637,5 @@ def explain(
     <ConvPlan n1_h8w8_c4_k4_r1s1 float32 forward on cpu: gemm, no workspace>
     """
     _, ndim = checked_array(x, "x", "explain")
-    call = Call(
-        "explain", ndim, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout,
-        algorithm=algorithm, precision=precision, max_workspace=max_workspace, pad_mode=pad_mode,
-    )  # fmt: skip
+    call = Call("explain", ndim, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode)
     return call.explain(x, w, direction)

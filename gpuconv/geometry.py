@@ -27,7 +27,7 @@ import itertools
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, wraps
 from types import ModuleType
@@ -75,8 +75,10 @@ def remembered(make: Make) -> Make:
     return remembering  # type: ignore[return-value]
 
 
-def are_exact(values: Iterable[object]) -> bool:
+def are_exact(values: Collection[object]) -> bool:
     """Whether values are ints, strings, None, types and tuples of them: none of these equals another that is not."""
+    if _EXACT.issuperset(map(type, values)):
+        return True
     for value in values:
         if type(value) is tuple:
             if not (_EXACT.issuperset(map(type, value)) or are_exact(value)):

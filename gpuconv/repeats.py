@@ -61,7 +61,7 @@ class KnownOnCPU(NamedTuple):
 
     shape: Ints
     dtype: np.dtype[Any]
-    compute: Callable[..., None]
+    compute: Callable[..., object]
     device: str = "cpu"
 
     def __call__(self, read: Array, other: Array | None, out: Array | None, *bias: Array | None) -> Array:
@@ -92,17 +92,12 @@ class Place:
         compute = anywhere if launches is None else Ready(xp, ordinal(device), launches)
         self.known = Known(xp, device, shape, dtype, compute, anywhere)
 
-    def leave_on_cpu(self, shape: Ints, dtype: np.dtype[Any], compute: Callable[..., None]) -> None:
+    def leave_on_cpu(self, shape: Ints, dtype: np.dtype[Any], compute: Callable[..., object]) -> None:
         """Leave behind how to compute a call of this kind on the CPU."""
         self.known = KnownOnCPU(shape, dtype, compute)
 
-    def has_overlap(self, arrays: Sequence[Array | None], starts: list[int] | None) -> bool:
-        """Whether the last array overlaps another. `starts` are the addresses of those that there are.
-
-        On the CPU `starts` is None: arrays that overlap have no place.
-        """
-        if starts is None:
-            return False
+    def has_overlap(self, arrays: Sequence[Array | None], starts: list[int]) -> bool:
+        """Whether the last array overlaps another. `starts` are the addresses of those that there are."""
         sizes = self._sizes
         if sizes is None:
             sizes = self._sizes = [a.nbytes for a in arrays if a is not None]
@@ -120,7 +115,8 @@ def _look(arrays: Sequence[Array | None]) -> tuple[tuple[Any, ...], list[int] | 
     """The kinds of some arrays on the current device, by which calls are told apart, and the addresses of the arrays.
 
     It is None if this is not all that a call depends on: if an array is of another library or device, or not
-    C-contiguous, or if a graph is being captured, or samples are computed one by one.
+    C-contiguous, or if a graph is being captured, or samples are computed one by one. On the CPU there are no
+    addresses, since arrays that overlap have no kinds there.
     """
     if type(arrays[0]) is np.ndarray:
         facts_on_cpu = _kinds_on_cpu(arrays)
@@ -191,7 +187,7 @@ def place(words: tuple[Any, ...], *arrays: Array | None) -> Place | None:
         return None
     facts, starts = seen
     found = _place(words, facts, around)
-    return None if found.has_overlap(arrays, starts) else found
+    return found if starts is None or not found.has_overlap(arrays, starts) else None
 
 
 def place_among(places: dict[tuple[Any, ...], Place], *arrays: Array | None) -> Place | None:
@@ -205,7 +201,7 @@ def place_among(places: dict[tuple[Any, ...], Place], *arrays: Array | None) -> 
         if len(places) >= MOST_PLACES:
             places.clear()
         found = places[facts] = Place()
-    return None if found.has_overlap(arrays, starts) else found
+    return found if starts is None or not found.has_overlap(arrays, starts) else None
 
 
 def forget() -> None:

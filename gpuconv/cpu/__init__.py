@@ -1,7 +1,7 @@
 """The CPU as a device, and threads on it.
 
 `device` has the facts. `threads` says how many threads a call may use and runs Python jobs on them, `parallel_loops`
-runs compiled loops on them, and `thread_pool` has the workers that both use.
+runs compiled loops on them, `repeated_jobs` runs those of an earlier call again, and `thread_pool` has the workers.
 """
 
 from gpuconv.cpu.device import cache_bytes, cores, product_name, vector_bytes

@@ -9,13 +9,10 @@ a call, where a KeyboardInterrupt could be raised.
     job = Job(dense.correlate, product, index_maps, bias_row, tasks, *buffers)
     run(2, [job], macs=g.macs)
 
-simd/arguments.py says how a loop receives its arguments, and how they lie in the block. A call that is repeated makes
-its job once, and writes new addresses into `job.block` before every `run`:
-
-    job.block[job.place(0) + Product._fields.index("x")] = address(x)
-
-A job serves one call at a time, and so belongs to one thread of Python. It keeps its arguments alive, but not the
-arrays whose addresses stand in a NamedTuple: `keeps` is for those.
+simd/arguments.py says how a loop receives its arguments, and how they lie in the block. A job serves one call at a
+time, and so belongs to one thread of Python. It keeps its arguments alive, but not the arrays whose addresses stand in
+a NamedTuple: `keeps` is for those. repeated_jobs.py makes a template of jobs, from which repeated calls get blocks of
+their own.
 
 A long loop is split into slices, so that Ctrl-C does not have to wait for its end. Between two slices the caller is in
 Python for a moment, and nobody is inside the loop.
@@ -24,14 +21,15 @@ Python for a moment, and nobody is inside the loop.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpuconv.cpu import thread_pool
+from gpuconv.simd.host import address
 from gpuconv.simd.lines import ASKED, LIMIT, LINE, LINK, NEXT, NONE_LEFT, lines
 from gpuconv.support.shielded import shielded
 from gpuconv.typing import Array
@@ -50,6 +48,16 @@ WORTH_WAKING = 2**22
 FREQUENT = 5e-5
 """Seconds since the last call for which a call wakes workers, however small it is: they stay awake for longer than
 that, and will be there for the next one."""
+Maker = Callable[[Array, Array, Array, "Array | None"], Array]
+"""Makes an array that a job reads or writes, from those of a call: both that it reads, the result, and the bias."""
+
+
+class Made(NamedTuple):
+    """An array that is made for every call, how, and where in a job it is: fields by name, arguments by number."""
+
+    names: tuple[str | int, ...]
+    make: Maker
+    array: Array
 
 
 class Each:
@@ -57,7 +65,7 @@ class Each:
 
     def __init__(self, arrays: Sequence[Array]) -> None:
         self.arrays = arrays
-        self.addresses = np.array([array.ctypes.data for array in arrays], np.int64)
+        self.addresses = np.array([address(array) for array in arrays], np.int64)
 
 
 class Room:
@@ -85,7 +93,20 @@ class Room:
 class Job:
     """A compiled loop and its arguments: `block` holds the head, see simd/lines.py, and then the arguments."""
 
-    def __init__(self, loop: Any, *arguments: Any, keeps: object = None) -> None:
+    def __init__(
+        self,
+        loop: Any,
+        *arguments: Any,
+        keeps: object = None,
+        roles: dict[str, int] | None = None,
+        made: Sequence[Made] = (),
+    ) -> None:
+        """Write the arguments of a loop into a block.
+
+        `roles` and `made` say of which arrays there are addresses in it, for repeated_jobs.py. `roles` is for fields of
+        the first argument with addresses in the arrays of the call, `made` for arrays that are made for every call.
+        Without `roles` the job belongs to one call.
+        """
         words: list[int] = []
         self._places: list[int] = []
         keys = []
@@ -97,8 +118,24 @@ class Job:
         if function is None:
             function = _functions[key] = _compile(loop, arguments)
         self.block = np.array([function, 0, 0, NONE_LEFT, 0, 0, 0, 0, *words], np.int64)
-        self.address: int = self.block.ctypes.data
+        self.address = address(self.block)
         self._kept_alive = arguments, keeps
+        self.is_told = roles is not None
+        self.roles = {self._field(arguments, name): role for name, role in (roles or {}).items()}
+        self.made = [([self._field(arguments, name) for name in one.names], one.make, one.array) for one in made]
+        self.each = [(self.place(i), each) for i, each in enumerate(arguments) if isinstance(each, Each)]
+        varying = {name for one in made for name in one.names}
+        self.constants = [
+            one for i, one in enumerate(arguments) if isinstance(one, (np.ndarray, tuple)) and i not in varying
+        ]
+
+    def _field(self, arguments: tuple[Any, ...], name: str | int) -> int:
+        """The index in `block` of an argument, by its number, or of a field of the first argument, by its name."""
+        if isinstance(name, int):
+            return self.place(name)
+        first = arguments[0]
+        names = first.dtype.names or () if isinstance(first, np.void) else first._fields
+        return self.place(0) + names.index(name)
 
     def place(self, argument: int) -> int:
         """The index in `block` of the first word of an argument."""
@@ -137,6 +174,20 @@ def _calls_are_frequent() -> bool:
 _last_call = -1.0
 
 
+def run_again(threads: int, macs: int, *template_and_addresses: int) -> None:
+    """Run jobs of an earlier call, which are not sliced, at other addresses: see `share_again` of simd/sharing.py."""
+    if threads == 1:
+        _sharing().share_again(*template_and_addresses, 0, 1, False, 0, 0)
+        return
+    wakes = macs >= WORTH_WAKING or _calls_are_frequent()
+    gate = _take_gate()
+    try:
+        workers = thread_pool.mailboxes(threads - 1, len(_gates) - len(_spare_gates))
+        _sharing().share_again(*template_and_addresses, gate, threads, wakes, *workers)
+    finally:
+        _spare_gates.append(gate)
+
+
 def _run_in_slices(gate: int, job: Job, threads: int, workers: tuple[int, int]) -> None:
     """Run a job, some tasks at a time, by raising its limit."""
     tasks = threads
@@ -168,9 +219,9 @@ def _take_gate() -> int:
     try:
         return _spare_gates.pop()
     except IndexError:
-        gate, address = lines(1)
+        gate, at = lines(1)
         _gates.append(gate)
-        return address
+        return at
 
 
 # -------------------------------------------------------------------------------------------------- blocks
@@ -186,7 +237,7 @@ def _write(argument: Any, words: list[int]) -> Any:
         words.append(argument)
         return int
     if isinstance(argument, np.ndarray):
-        words += (argument.ctypes.data, *argument.shape, *argument.strides)
+        words += (address(argument), *argument.shape, *argument.strides)
         return argument.dtype.str, argument.ndim, argument.flags.c_contiguous
     if isinstance(argument, Each):
         first = argument.arrays[0]
@@ -214,8 +265,8 @@ def _compile(loop: Any, arguments: tuple[Any, ...]) -> int:
     signature = types.intp, types.intp, kinds
     loop.compile(signature)
     compiled = loop.overloads[signature]
-    address: int = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name)
-    return address
+    found: int = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name)
+    return found
 
 
 def _kind(argument: Any) -> Any:
@@ -248,11 +299,12 @@ def _import_sharing() -> ModuleType:
     """The module, after its functions have been compiled and the workers have them."""
     from gpuconv.simd import sharing
 
-    room, address = lines(1)  # compiled now, not while a worker is wanted
+    room, at = lines(1)  # compiled now, not while a worker is wanted
     room[0, ASKED] = 1
-    sharing.attend(address, 0)
-    sharing.call_back(address)
-    sharing.share(address, 0, True, 1, True, address, 0)
-    sharing.is_set(address)
+    sharing.attend(at, 0)
+    sharing.call_back(at)
+    sharing.share(at, 0, True, 1, True, at, 0)
+    sharing.share_again(at, 0, 0, 0, 0, 0, 0, 0, 1, True, 0, 0)
+    sharing.is_set(at)
     thread_pool.enter_compiled_code(sharing)
     return sharing

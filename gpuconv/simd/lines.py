@@ -41,6 +41,10 @@ OPEN, INSIDE, ENTERED, THREADS, JOB = range(5)
 
 STATE, ASKED, LOCK = range(3)
 
+NOTHING, READ, OTHER, OUT, BLOCK, ROOM, MADE = range(7)
+"""What an address in a template of jobs may be relative to (gpuconv/cpu/repeated_jobs.py): nothing, both arrays that a
+call reads, its result, the block itself, the buffers behind it, and the first of the arrays that are made."""
+
 IN_PYTHON, FREE, ASLEEP, HELPING = range(4)
 """States of a worker. One that is FREE polls its mailbox."""
 

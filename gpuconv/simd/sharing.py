@@ -25,6 +25,7 @@ from numba.extending import intrinsic
 from gpuconv.simd.lines import (
     ASKED,
     ASLEEP,
+    BLOCK,
     DONE,
     ENTERED,
     FREE,
@@ -36,8 +37,13 @@ from gpuconv.simd.lines import (
     LINE,
     LINK,
     LOCK,
+    MADE,
     NEXT,
     OPEN,
+    OTHER,
+    OUT,
+    READ,
+    ROOM,
     STATE,
     THREADS,
 )
@@ -129,6 +135,35 @@ def share(gate: int, job: int, begins: bool, threads: int, wakes: bool, mailboxe
     looks = 0
     while value_now(gate + 8 * INSIDE) > 0:
         looks = pause(looks)
+
+
+@kept
+def share_again(
+    template: int, size: int, block: int, read: int, other: int, out: int, made: int, gate: int, threads: int,
+    wakes: bool, mailboxes: int, workers: int,
+) -> None:  # fmt: skip
+    """Write the jobs of an earlier call into a block of `size` words, for arrays at other addresses, and `share` them.
+
+    The words of `template` come first, and then as many numbers, which say what each word is relative to: see
+    gpuconv/cpu/repeated_jobs.py. The buffers of the threads are behind the block. `made` is the address of a list of
+    addresses.
+    """
+    for i in range(size):
+        word, base = value_at(template + 8 * i), value_at(template + 8 * (size + i))
+        if base == READ:
+            word += read
+        elif base == OTHER:
+            word += other
+        elif base == OUT:
+            word += out
+        elif base == BLOCK:
+            word += block
+        elif base == ROOM:
+            word += block + 8 * size
+        elif base >= MADE:
+            word += value_at(made + 8 * (base - MADE))
+        set_value(block + 8 * i, word)
+    share(gate, block, True, threads, wakes, mailboxes, workers)
 
 
 # ---------------------------------------------------------------------------------------------- workers

@@ -116,6 +116,30 @@ def test_the_same_bits_as_without(name, monkeypatch):
             assert one.tobytes() == other.tobytes(), which
 
 
+@pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("name", ["dense", "dense, k of no whole vector", "few channels", "depthwise", "winograd"])
+def test_the_same_bits_of_prepared_weights(name, layout, monkeypatch):
+    keywords = {"c": 16, "k": 16, "groups": 1, **GEOMETRIES[name]}
+    c, k, groups, first = keywords["c"], keywords["k"], keywords["groups"], layout == "channels_first"
+    x, w = (2, 9, 9, c), (3, 3, c // groups, k)
+    x, w = ((2, c, 9, 9), (k, c // groups, 3, 3)) if first else (x, w)
+    words = {"pad": 1, "groups": groups, "layout": layout, "algorithm": keywords["algorithm"], "activation": "relu"}
+    w, bias, xs = integers(9, *w), integers(10, k), [integers(seed, *x) for seed in range(4)]
+    want = [gpuconv.conv2d(x, w, bias, **words) for x in xs]
+    prepared = gpuconv.prepare(w, xs[0].shape, bias, **words)
+    prepared(xs[0])
+    monkeypatch.setattr(Call, "run", refuse)
+    out = np.zeros_like(want[0])
+    for x, y in zip(xs, want, strict=True):
+        assert prepared(x).tobytes() == y.tobytes()
+    with pytest.raises(AssertionError, match="anew"):
+        prepared(xs[0], out)
+    monkeypatch.undo()
+    for x, y in zip(xs, want, strict=True):
+        assert prepared(x, out) is out
+        assert out.tobytes() == y.tobytes()
+
+
 def test_the_same_array_twice_is_not_taken_for_one_argument():
     x, y = integers(0, 1, 4, 4, 16), integers(1, 1, 4, 4, 16)
     call = lambda a, b: gpuconv.conv2d_weight_grad(a, b, 1, algorithm="direct")[0, 0]  # noqa: E731

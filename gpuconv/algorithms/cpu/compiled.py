@@ -1,11 +1,18 @@
-"""The shared part of the algorithms that run compiled loops: memory budgets, and the bias as the loops read it."""
+"""The shared part of the algorithms that run compiled loops: memory budgets, the bias, and calls that are repeated."""
+
+from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from gpuconv.algorithms.adjoint import AdjointPart
 from gpuconv.algorithms.base import Cost, Problem
+from gpuconv.algorithms.groups import weights_by_group
+from gpuconv.cpu.parallel_loops import Job, run
+from gpuconv.cpu.repeated_jobs import RepeatedJobs, may_repeat
 from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import LONGEST_VECTOR
 from gpuconv.typing import Array
@@ -55,3 +62,83 @@ def padded_bias(g: ConvGeometry, dtype: np.dtype[Any], bias: Array | None) -> Ar
     if bias is not None:
         padded[: g.k] = bias
     return padded
+
+
+# -------------------------------------------------------------------------------------------------- repeated calls
+
+Arrays = tuple[Array, Array, Array, "Array | None"]
+"""The arrays of a call: both that it reads, its result, and the bias."""
+
+Views = Callable[[Array, Array, Array, "Array | None"], Arrays]
+"""The arrays of one loop, as views of those of the call."""
+
+Step = Callable[[Arrays, Sequence[Array]], None]
+"""What NumPy does before or after the loops, with the arrays of the call, and those that were made for the loops."""
+
+
+def as_they_are(*arrays: Any) -> Arrays:
+    return arrays
+
+
+def of_all(g: ConvGeometry, x: Array, w: Array, out: Array, bias: Array | None) -> Arrays:
+    """The arrays of a correlation that is all of a call."""
+    return x, weights_by_group(w, g), out, bias
+
+
+def of_part(part: AdjointPart, g: ConvGeometry, dy: Array, w: Array, out: Array, bias: Array | None) -> Arrays:
+    """The arrays of the correlation that a part of an input gradient is."""
+    transposed = weights_by_group(w[part.w_slices], g).swapaxes(-1, -2)
+    return dy[(slice(None), *part.dy_slices)], transposed, out[(slice(None), *part.dx_slices)], bias
+
+
+class Computation(NamedTuple):
+    """The loops of a call, and what NumPy does before and after them.
+
+    `repeats` says whether calls on other arrays of the same kinds are computed by the same loops and steps.
+    """
+
+    threads: int
+    jobs: Sequence[Job]
+    macs: int
+    arrays: Arrays
+    before: tuple[Step, ...] = ()
+    after: tuple[Step, ...] = ()
+    repeats: bool = True
+
+    def run(self) -> None:
+        made = [array for job in self.jobs for _, _, array in job.made]
+        for step in self.before:
+            step(self.arrays, made)
+        run(self.threads, self.jobs, macs=self.macs)
+        for step in self.after:
+            step(self.arrays, made)
+
+    def again(self) -> Callable[..., object] | None:
+        """The computation of calls like this one, as a function of their arrays; None if it cannot be repeated."""
+        if not (self.repeats and may_repeat(self.jobs, self.macs)):
+            return None
+        jobs, before, after = RepeatedJobs(self.threads, self.jobs, self.macs, self.arrays[:3]), self.before, self.after
+        if not (before or after):
+            return jobs
+
+        def compute(read: Array, other: Array, out: Array, bias: Array | None = None) -> None:
+            for step in before:
+                step((read, other, out, bias), ())
+            made = jobs(read, other, out, bias)
+            for step in after:
+                step((read, other, out, bias), made)
+
+        return compute
+
+
+@runtime_checkable
+class Repeating(Protocol):
+    """Algorithms whose calls are repeated by compiled loops."""
+
+    def computation(self, problem: Problem, arrays: Arrays, activation: str, *, is_packed: bool) -> Computation | None:
+        """The computation of a problem on these arrays, with packed weights in the place of w; None if it has many."""
+
+
+def is_native(arrays: Arrays) -> bool:
+    """Whether the loops read both arrays as they are, byte by byte."""
+    return arrays[0].dtype.isnative and arrays[1].dtype.isnative

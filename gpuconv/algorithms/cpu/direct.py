@@ -12,22 +12,35 @@ number of threads, so neither do the bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import lru_cache
+import itertools
+from collections.abc import Iterable, Iterator
+from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 
 from gpuconv import cpu
 from gpuconv.algorithms.adjoint import adjoint_classes, adjoint_parts
 from gpuconv.algorithms.base import Cost, PlainWeights, Problem
-from gpuconv.algorithms.cpu.compiled import CORRELATIONS_AT_ONCE, copied_bytes, cost_of_copies
+from gpuconv.algorithms.cpu.compiled import (
+    CORRELATIONS_AT_ONCE,
+    Arrays,
+    Computation,
+    Step,
+    Views,
+    as_they_are,
+    copied_bytes,
+    cost_of_copies,
+    is_native,
+    of_all,
+    of_part,
+)
 from gpuconv.algorithms.cpu.direct_dense import DenseTiling
 from gpuconv.algorithms.cpu.direct_depthwise import DepthwiseTiling
 from gpuconv.algorithms.cpu.direct_narrow import Part, parts_of
 from gpuconv.algorithms.cpu.direct_scatter import ScatterTiling
 from gpuconv.algorithms.epilogue import fill, finish
-from gpuconv.algorithms.groups import weights_by_group
-from gpuconv.cpu.parallel_loops import Room, run
+from gpuconv.cpu.parallel_loops import Room
 from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import has_adjacent_channels, native, why_no_numba
 from gpuconv.typing import Array
@@ -72,67 +85,104 @@ class Direct(PlainWeights):
         return problem.direction != "weight_grad" and of_batch == alone
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
-        g, target = problem.geometry, _target(problem, out)
-        _correlate(problem, [(g, native(x), weights_by_group(native(w), g), target)], bias, activation)
-        _finish_out(target, out, activation)
+        for computation in _correlations_of(problem, (x, w, out, bias), activation):
+            computation.run()
 
     def input_grad(
         self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
     ) -> None:
-        dy, w = native(dy), native(w)
-        if ScatterTiling.supports(problem):
-            tiling = ScatterTiling.of(problem)
-            run(tiling.threads, [tiling.job(dy, w, out, bias, relu=activation == "relu")], macs=problem.geometry.macs)
-            _finish_out(out, out, activation)
-            return
-        target = _target(problem, out)
-        if DepthwiseTiling.inverts(problem):
-            depthwise = DepthwiseTiling.of_input_gradient(problem)
-            room = Room(depthwise.threads, [depthwise.worker_bytes])
-            weights = weights_by_group(w, problem.geometry)
-            job = depthwise.job(dy, weights, target, bias, room, relu=activation == "relu")
-            run(depthwise.threads, [job], macs=problem.geometry.macs)
-            _finish_out(target, out, activation)
-            return
-        correlations: list[tuple[ConvGeometry, Array, Array, Array]] = []
-        for part in adjoint_parts(problem.geometry):
-            target_part = target[(slice(None), *part.dx_slices)]
-            if part.geometry is None:
-                fill(np, target_part, bias, "relu" if activation == "relu" else "identity")
-                continue
-            if len(correlations) == CORRELATIONS_AT_ONCE:
-                _correlate(problem, correlations, bias, activation)
-                correlations = []
-            transposed = weights_by_group(w[part.w_slices], problem.geometry).swapaxes(-1, -2)
-            correlations.append((part.geometry, dy[(slice(None), *part.dy_slices)], transposed, target_part))
-        _correlate(problem, correlations, bias, activation)
-        _finish_out(target, out, activation)
+        self.forward(problem, dy, w, out, bias, activation)
 
     def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
         x, dy = native(x), native(dy)
         for number, (part, tiling) in enumerate(_pieces(problem, problem.geometry, cpu.workers())):
             if part.columns == 0:
-                tiling.weight_gradient(x, dy, out)
+                tiling.weight_gradient(as_they_are, (x, dy, out, None)).run()
                 continue
             of_copies = np.empty(part.g.w_shape, out.dtype)
-            tiling.weight_gradient(*part.between(x, dy), of_copies)
+            tiling.weight_gradient(as_they_are, (*part.between(x, dy), of_copies, None)).run()
             np.add(out if number else 0, part.sum_over_copies(of_copies), out=out)
 
+    def computation(self, problem: Problem, arrays: Arrays, activation: str, *, is_packed: bool) -> Computation | None:
+        """As `Repeating` describes it. Packed weights are the weights themselves."""
+        if not is_native(arrays):
+            return None
+        if problem.direction == "weight_grad":
+            (part, tiling), *more = _pieces(problem, problem.geometry, cpu.workers())
+            return None if more or part.columns else tiling.weight_gradient(as_they_are, arrays)
+        first, *others = itertools.islice(_correlations_of(problem, arrays, activation), 2)
+        return None if others else first
 
-def _correlate(
-    problem: Problem, correlations: list[tuple[ConvGeometry, Array, Array, Array]], bias: Array | None, activation: str
-) -> None:
-    """Compute correlations, each a (geometry, x, w, target), concurrently."""
-    relu = activation == "relu"
-    pieces = [
-        (part, tiling, (x, w, target))
-        for g, x, w, target in correlations
-        for part, tiling in _pieces(problem, g, cpu.workers())
-    ]
-    threads = max((tiling.threads for _, tiling, _ in pieces), default=1)
-    room = Room(threads, [tiling.worker_bytes for _, tiling, _ in pieces])
-    jobs = [tiling.job(*part.of(*arrays, bias), room=room, relu=relu) for part, tiling, arrays in pieces]
-    run(threads, jobs, macs=problem.geometry.macs)
+
+def _correlations_of(problem: Problem, arrays: Arrays, activation: str) -> Iterator[Computation]:
+    """The computations of a forward pass or an input gradient, one after the other: one, unless its parts are many."""
+    read, other, out, bias = arrays
+    read, other, relu, g = native(read), native(other), activation == "relu", problem.geometry
+    arrays = read, other, out, bias
+    after: tuple[Step, ...] = () if activation in ("identity", "relu") else (_activate(activation, None),)
+    if ScatterTiling.supports(problem):
+        scattered = ScatterTiling.of(problem)
+        job = scattered.job(as_they_are, arrays, relu=relu)
+        yield Computation(scattered.threads, [job], g.macs, arrays, after=after)
+        return
+    target = _target(problem, out)
+    if target is not out:
+        after = (*([_activate(activation, target)] if after else []), _copy(target))
+    is_alone, before = target is out, tuple[Step, ...]()
+    if DepthwiseTiling.inverts(problem):
+        inverting = DepthwiseTiling.of_input_gradient(problem)
+        room = Room(inverting.threads, [inverting.worker_bytes])
+        job = inverting.job(partial(of_all, g), (read, other, target, bias), room, relu=relu)
+        yield Computation(inverting.threads, [job], g.macs, arrays, after=after, repeats=is_alone)
+        return
+    correlations: list[tuple[ConvGeometry, Views]] = []
+
+    def computation(*, is_last: bool) -> Computation:
+        pieces = [
+            (tiling, views if part.columns == 0 else partial(_of_piece, part, views))
+            for geometry, views in correlations
+            for part, tiling in _pieces(problem, geometry, cpu.workers())
+        ]
+        threads = max((tiling.threads for tiling, _ in pieces), default=1)
+        room = Room(threads, [tiling.worker_bytes for tiling, _ in pieces])
+        jobs = [tiling.job(views, (read, other, target, bias), room, relu=relu) for tiling, views in pieces]
+        return Computation(
+            threads, jobs, g.macs, arrays, before, after if is_last else (), repeats=is_last and is_alone
+        )
+
+    parts: Iterable[tuple[ConvGeometry | None, Views]] = [(g, partial(of_all, g))]
+    if problem.direction == "input_grad":
+        parts = ((part.geometry, partial(of_part, part, g)) for part in adjoint_parts(g))
+    for geometry, views in parts:
+        if geometry is None:
+            before = (_fill("relu" if relu else "identity", None if is_alone else target),)
+            continue
+        if len(correlations) == CORRELATIONS_AT_ONCE:
+            yield computation(is_last=False)
+            before, correlations = (), []
+        correlations.append((geometry, views))
+    yield computation(is_last=True)
+
+
+def _of_piece(part: Part, views: Views, *arrays: Any) -> Arrays:
+    return part.of(*views(*arrays))
+
+
+def _fill(activation: str, target: Array | None) -> Step:
+    """The step that fills the result, or what is computed in its place, as if every sum were empty."""
+    return lambda arrays, _: fill(np, arrays[2] if target is None else target, arrays[3], activation)
+
+
+def _activate(activation: str, target: Array | None) -> Step:
+    """The step that applies an activation that the loops do not, to the result or what is computed in its place."""
+    return lambda arrays, _: finish(np, arrays[2] if target is None else target, None, activation)
+
+
+def _copy(target: Array) -> Step:
+    def copy(arrays: Arrays, _: object) -> None:
+        arrays[2][...] = target
+
+    return copy
 
 
 def _target(problem: Problem, out: Array) -> Array:
@@ -140,14 +190,6 @@ def _target(problem: Problem, out: Array) -> Array:
     if DepthwiseTiling.supports(problem, problem.geometry) and not has_adjacent_channels(out):
         return np.empty(out.shape, out.dtype)
     return out
-
-
-def _finish_out(target: Array, out: Array, activation: str) -> None:
-    """Apply the activations that the loops do not, and copy the result to `out` where it was made elsewhere."""
-    if activation not in ("identity", "relu"):
-        finish(np, target, None, activation)
-    if target is not out:
-        out[...] = target
 
 
 def _tilings(problem: Problem) -> list[tuple[DenseTiling | DepthwiseTiling | ScatterTiling, int]]:

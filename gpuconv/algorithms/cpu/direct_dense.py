@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -11,10 +12,10 @@ import numpy as np
 
 from gpuconv import cpu
 from gpuconv.algorithms.base import Cost, Problem
-from gpuconv.algorithms.cpu.compiled import ONE_VECTOR, bias_size, budget, padded_bias
+from gpuconv.algorithms.cpu.compiled import ONE_VECTOR, Arrays, Computation, Step, Views, bias_size, budget, padded_bias
 from gpuconv.algorithms.groups import weights_by_group
 from gpuconv.algorithms.strips import sum_in_order
-from gpuconv.cpu.parallel_loops import Job, Room, run
+from gpuconv.cpu.parallel_loops import Job, Made, Room
 from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import (
@@ -24,12 +25,14 @@ from gpuconv.simd.host import (
     axes_of,
     axis_of,
     clear_along,
+    is_for_all,
     is_mostly_pads,
     tasks_for,
     three_axes,
     with_adjacent_channels,
     zeros_at,
 )
+from gpuconv.simd.lines import OTHER, OUT, READ
 from gpuconv.typing import Array, Ints, Pair
 
 TASK_MACS = 2**21
@@ -122,39 +125,63 @@ class DenseTiling:
 
     # ------------------------------------------------------------------------------------------ the passes
 
-    def job(self, x: Array, w: Array, out: Array, bias: Array | None, room: Room, *, relu: bool) -> Job:
+    def job(self, views: Views, arrays: Arrays, room: Room, *, relu: bool) -> Job:
         """The loop for out = relu(correlation of x with w + bias), with w (*taps, groups, c // groups, k // groups).
 
-        Without `relu` it is the sum alone.
+        Without `relu` it is the sum alone. `views` gives x, w, out and bias.
         """
         from gpuconv.simd import dense
 
-        read, (zeros, kept) = self._readable(x), self._zeros()
+        x, w, out, bias = views(*arrays)
+        read, made, roles = self._readable(x), list[Made](), {"y": OUT, "w": OTHER}
+        if read is x:
+            roles["x"] = READ
+        else:
+            made.append(Made(("x",), lambda *arrays: self._readable(views(*arrays)[0]), read))
+        zeros, kept = self._zeros(made)
         product, index_maps = self._product(read, w.strides, address(w), out, zeros, relu=relu)
         bias_row = padded_bias(self.g, self.dtype, bias)
+        if bias is not None:
+            made.append(Made((2,), lambda *arrays: padded_bias(self.g, self.dtype, views(*arrays)[3]), bias_row))
         tasks = -(-_outputs(self.g) // self.block) * self.pieces
-        buffers = room.buffers(*self._buffers)
-        return Job(dense.correlate, product, index_maps, bias_row, tasks, *buffers, keeps=(read, w, out, kept))
+        return Job(
+            *(dense.correlate, product, index_maps, bias_row, tasks, *room.buffers(*self._buffers)),
+            keeps=(read, w, out, kept),
+            roles=roles,
+            made=made,
+        )
 
-    def weight_gradient(self, x: Array, dy: Array, out: Array) -> None:
-        """Compute out = the gradient of w, (*taps, c // groups, k)."""
+    def weight_gradient(self, views: Views, arrays: Arrays) -> Computation:
+        """The computation of out = the gradient of w, (*taps, c // groups, k); `views` gives x, dy and out."""
         from gpuconv.simd import dense
 
+        x, dy, out, _ = views(*arrays)
         g, chunks = self.g, -(-_outputs(self.g) // self.chunk)
-        parts = out[None] if self.in_place else np.empty((chunks, *out.shape), out.dtype)
-        read, (zeros, kept) = self._readable(x), self._zeros()
+        made, roles, after = list[Made](), {"y": OTHER}, tuple[Step, ...]()
+        if self.in_place:
+            parts, roles["w"] = out[None], OUT
+        else:
+            shape, dtype = (chunks, *out.shape), out.dtype
+            parts = np.empty(shape, dtype)
+            made.append(Made(("w",), lambda *_: np.empty(shape, dtype), parts))
+            after = (_sum_first_made,)
+        read = self._readable(x)
+        if read is x:
+            roles["x"] = READ
+        else:
+            made.append(Made(("x",), lambda *arrays: self._readable(views(*arrays)[0]), read))
+        zeros, kept = self._zeros(made)
         by_group = weights_by_group(parts[0], g)
         product, index_maps = self._product(read, by_group.strides, address(parts), dy, zeros, relu=False)
         tasks = chunks * self.pieces
-
         buffers = Room(self.threads, [self.worker_bytes]).buffers(*self._buffers)
         job = Job(
             *(dense.weight_gradient, product, index_maps, self.chunk, parts.strides[0], tasks, *buffers),
             keeps=(read, dy, parts, kept),
+            roles=roles,
+            made=made,
         )
-        run(self.threads, [job], macs=g.macs)
-        if not self.in_place:
-            out[...] = sum_in_order(parts)
+        return Computation(self.threads, [job], g.macs, arrays, after=after)
 
     # ------------------------------------------------------------------------------------------ arguments
 
@@ -199,8 +226,13 @@ class DenseTiling:
             return np.ascontiguousarray(x)
         return with_adjacent_channels(x)
 
-    def _zeros(self) -> tuple[int, Array]:
-        return zeros_at(_zeros_size(self.g, self.merges) * self.dtype.itemsize)
+    def _zeros(self, made: list[Made]) -> tuple[int, Array]:
+        """The address of a run of zeros, and the array that owns it, which is added to `made` if it is for one call."""
+        size = _zeros_size(self.g, self.merges) * self.dtype.itemsize
+        zeros, kept = zeros_at(size)
+        if not is_for_all(kept):
+            made.append(Made(("zeros",), lambda *_: np.zeros(size, np.uint8), kept))
+        return zeros, kept
 
     @property
     def _buffers(self) -> tuple[tuple[int, Any], ...]:
@@ -320,6 +352,10 @@ def _one_row(outputs: int) -> Axes:
     from gpuconv.simd.axes import ZEROS, Axis
 
     return axes_of([Axis(size=outputs, stride=1, dilation=1, low=0, mode=ZEROS, clear=0, clear_stop=outputs)])
+
+
+def _sum_first_made(arrays: Arrays, made: Sequence[Array]) -> None:
+    arrays[2][...] = sum_in_order(made[0])
 
 
 def _outputs(g: ConvGeometry) -> int:

@@ -7,7 +7,7 @@ loop: the gradient is a correlation of dy whose columns stand a stride apart, wi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from types import ModuleType
@@ -17,8 +17,8 @@ import numpy as np
 
 from gpuconv import cpu
 from gpuconv.algorithms.base import Cost, Problem
-from gpuconv.algorithms.cpu.compiled import budget, copied_bytes
-from gpuconv.cpu.parallel_loops import Job, Room, run
+from gpuconv.algorithms.cpu.compiled import Arrays, Computation, Step, Views, budget, copied_bytes
+from gpuconv.cpu.parallel_loops import Job, Made, Room
 from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import (
@@ -27,12 +27,14 @@ from gpuconv.simd.host import (
     address,
     axes_of,
     axis_of,
+    is_for_all,
     native,
     tasks_for,
     three_axes,
     with_adjacent_channels,
     zeros_at,
 )
+from gpuconv.simd.lines import OTHER, OUT, READ
 from gpuconv.typing import Array, Ints, Pair
 
 TASK_MACS = 2**18
@@ -147,44 +149,87 @@ class DepthwiseTiling:
 
     # ------------------------------------------------------------------------------------------ the passes
 
-    def job(self, x: Array, w: Array, out: Array, bias: Array | None, room: Room, *, relu: bool) -> Job:
+    def job(self, views: Views, arrays: Arrays, room: Room, *, relu: bool) -> Job:
         """The loop for out = correlation of x with w + bias, then relu; w is (*taps, channels, 1, 1).
 
-        Of an input gradient x is dy, and out is dx.
+        `views` gives x, w, out and bias. Of an input gradient x is dy, and out is dx.
         """
-        w = w[..., 0, 0]
-        if self.direction == "input_grad":
-            w = w[(slice(None, None, -1),) * self.g.ndim]
-        x, w = with_adjacent_channels(x), with_adjacent_channels(w)
-        added, zeros = zeros_at(self.g.k * self.dtype.itemsize)
-        bias = None if bias is None else np.ascontiguousarray(native(bias))
-        record = self._record(x, out, w, added if bias is None else address(bias), added, relu=relu)
-        claims, like = np.zeros(self._tasks, np.int64), np.empty(0, self.dtype)
+        out, bias = views(*arrays)[2:]
+        made, roles = list[Made](), {"y": OUT}
+        read = _told("x", READ, lambda *arrays: with_adjacent_channels(views(*arrays)[0]), arrays, made, roles)
+        w = _told("w", OTHER, lambda *arrays: self._weights(views(*arrays)[1]), arrays, made, roles)
+        added, zeros = self._zeros(made, *(("zeros", "bias") if bias is None else ("zeros",)))
+        at = added
+        if bias is not None:
+            row = self._row(bias)
+            made.append(Made(("bias",), lambda *arrays: self._row(views(*arrays)[3]), row))
+            zeros, at = (zeros, row), address(row)
+        record, claims, like = self._record(read, out, w, at, added, relu=relu), self._claims(), np.empty(0, self.dtype)
+        made.append(Made((4,), lambda *_: self._claims(), claims))
         buffers = room.buffers(*self._buffers[:2])
         return Job(
             *(_loops().depthwise, record, _index_maps(self.g, self.direction), self._shape, self._tasks, claims),
             *(*buffers, like),
-            keeps=(x, w, out, bias, zeros),
+            keeps=(read, w, out, zeros),
+            roles=roles,
+            made=made,
         )
 
-    def weight_gradient(self, x: Array, dy: Array, out: Array) -> None:
-        """Compute out = the gradient of w, (*taps, 1, channels)."""
-        x, dy = with_adjacent_channels(x), with_adjacent_channels(dy)
-        dw = out[..., 0, :]
-        target = dw if dw.strides[-1] == dw.itemsize else np.empty(dw.shape, self.dtype)
-        added, zeros = zeros_at(self.g.k * self.dtype.itemsize)
-        record = self._record(x, dy, target, added, added, relu=False)
-        claims = np.zeros(self._tasks + self.across, np.int64)
-        parts = np.empty(self.row_tasks * math.prod(self.g.kernel) * self.g.k, self.dtype)
+    def weight_gradient(self, views: Views, arrays: Arrays) -> Computation:
+        """The computation of out = the gradient of w, (*taps, 1, channels); `views` gives x, dy and out."""
+        dw = views(*arrays)[2][..., 0, :]
+        made, roles, after = list[Made](), dict[str, int](), tuple[Step, ...]()
+        if dw.strides[-1] == dw.itemsize:
+            target, roles["w"] = dw, OUT
+        else:
+            target = np.empty(dw.shape, self.dtype)
+            made.append(Made(("w",), lambda *_: np.empty(dw.shape, self.dtype), target))
+            after = (_deliver_first_made,)
+        x = _told("x", READ, lambda *arrays: with_adjacent_channels(views(*arrays)[0]), arrays, made, roles)
+        dy = _told("y", OTHER, lambda *arrays: with_adjacent_channels(views(*arrays)[1]), arrays, made, roles)
+        added, zeros = self._zeros(made, "zeros", "bias")
+        record, claims = self._record(x, dy, target, added, added, relu=False), self._claims()
+        parts_size = self.row_tasks * math.prod(self.g.kernel) * self.g.k
+        parts = np.empty(parts_size, self.dtype)
+        made += [
+            Made((4,), lambda *_: self._claims(), claims),
+            Made((5,), lambda *_: np.empty(parts_size, self.dtype), parts),
+        ]
         buffers = Room(self.threads, [self.worker_bytes]).buffers(*self._buffers)
         job = Job(
             *(_loops().depthwise_gradient, record, _index_maps(self.g, self.direction), self._shape, self._tasks),
             *(claims, parts, *buffers),
             keeps=(x, dy, target, zeros),
+            roles=roles,
+            made=made,
         )
-        run(self.threads, [job], macs=self.g.macs)
-        if target is not dw:
-            dw[...] = target
+        return Computation(self.threads, [job], self.g.macs, arrays, after=after)
+
+    def _weights(self, w: Array) -> Array:
+        """w as the loop reads it, (*taps, channels), of an input gradient with the taps the other way round."""
+        w = w[..., 0, 0]
+        if self.direction == "input_grad":
+            w = w[(slice(None, None, -1),) * self.g.ndim]
+        return with_adjacent_channels(w)
+
+    def _row(self, bias: Any) -> Array:
+        row: Array = np.ascontiguousarray(native(bias))
+        return row
+
+    def _zeros(self, made: list[Made], *names: str) -> tuple[int, object]:
+        """The address of zeros for all channels, and what owns them, which is added to `made` if it is for one call.
+
+        `names` are the fields of the record where it is needed.
+        """
+        size = self.g.k * self.dtype.itemsize
+        added, zeros = zeros_at(size)
+        if not is_for_all(zeros):
+            made.append(Made(names, lambda *_: np.zeros(size, np.uint8), zeros))
+        return added, zeros
+
+    def _claims(self) -> Array:
+        """Zeros, by which threads claim tasks."""
+        return np.zeros(self._tasks + (self.across if self.direction == "weight_grad" else 0), np.int64)
 
     @property
     def _tasks(self) -> int:
@@ -376,6 +421,22 @@ def _index_maps(g: ConvGeometry, direction: str = "forward") -> Axes:
             for axis in range(g.ndim)
         ]
     )
+
+
+def _told(
+    name: str, role: int, view: Callable[..., Array], arrays: Arrays, made: list[Made], roles: dict[str, int]
+) -> Array:
+    """The array that a loop reads, entered as a part of one of the call's, or as a copy that is made for every call."""
+    array = view(*arrays)
+    if np.may_share_memory(array, arrays[role - READ]):
+        roles[name] = role
+    else:
+        made.append(Made((name,), view, array))
+    return array
+
+
+def _deliver_first_made(arrays: Arrays, made: Sequence[Array]) -> None:
+    arrays[2][..., 0, :] = made[0]
 
 
 def _rows(g: ConvGeometry, direction: str) -> int:

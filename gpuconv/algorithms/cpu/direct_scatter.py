@@ -15,11 +15,12 @@ import numpy as np
 
 from gpuconv import cpu
 from gpuconv.algorithms.base import Cost, Problem
-from gpuconv.algorithms.cpu.compiled import copied_bytes
-from gpuconv.cpu.parallel_loops import Job, Room
+from gpuconv.algorithms.cpu.compiled import Arrays, Views, copied_bytes
+from gpuconv.cpu.parallel_loops import Job, Made, Room
 from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import LONGEST_VECTOR, address, is_mostly_pads, three_axes, with_adjacent_channels
+from gpuconv.simd.lines import OUT, READ
 from gpuconv.typing import Array, Ints
 
 TASK_MACS = 2**20
@@ -75,12 +76,21 @@ class ScatterTiling:
         kernel_macs = outputs * _vectors(g, lanes) * lanes * (g.k + SCATTERED)
         return Cost(kernel_macs=kernel_macs, elements=(math.prod(g.x_shape) + math.prod(g.y_shape)) / 16, steps=10)
 
-    def job(self, dy: Array, w: Array, out: Array, bias: Array | None, *, relu: bool) -> Job:
-        """The loop for out = the input gradient with w (*taps, c, k) + bias, then relu."""
+    def job(self, views: Views, arrays: Arrays, *, relu: bool) -> Job:
+        """The loop for out = the input gradient with w (*taps, c, k) + bias, then relu.
+
+        `views` gives dy, w, out and bias.
+        """
         from gpuconv.simd import scatter
 
         g = self.g
-        dy, w = with_adjacent_channels(dy), self._pack(w)
+        given, w, out, bias = views(*arrays)
+        dy, w = with_adjacent_channels(given), self._pack(w)
+        made, roles = [Made(("w",), lambda *arrays: self._pack(views(*arrays)[1]), w)], {"x": OUT}
+        if dy is given:
+            roles["y"] = READ
+        else:
+            made.append(Made(("y",), lambda *arrays: with_adjacent_channels(views(*arrays)[0]), dy))
         y_n, *y_strides, _ = dy.strides
         x_n, *x_strides, x_c = out.strides
         problem = scatter.Scatter._make(
@@ -94,15 +104,21 @@ class ScatterTiling:
                 *(int(relu), self.blocks, self.row, CHUNK, DEPTH),
             )
         )
-        bias_row = np.zeros((g.spatial[-1], g.c), self.dtype)
+        bias_row = self._bias_row(bias)
         if bias is not None:
-            bias_row[...] = bias
-        bias_row = bias_row.ravel()
+            made.append(Made((1,), lambda *arrays: self._bias_row(views(*arrays)[3]), bias_row))
         tasks = self.blocks * _planes(g)
 
         room = Room(self.threads, [self.worker_bytes])
         buffers = room.buffers((CHUNK, np.int64), (self.sums, self.dtype), (self.buffer, self.dtype))
-        return Job(scatter.scatter, problem, bias_row, tasks, *buffers, keeps=(dy, w, out))
+        return Job(scatter.scatter, problem, bias_row, tasks, *buffers, keeps=(dy, w, out), roles=roles, made=made)
+
+    def _bias_row(self, bias: Array | None) -> Array:
+        """The bias of a row of dx, or zeros without one."""
+        row = np.zeros((self.g.spatial[-1], self.g.c), self.dtype)
+        if bias is not None:
+            row[...] = bias
+        return row.reshape(-1)
 
     def _pack(self, w: Array) -> Array:
         """w in panels (k, two vectors of the last two kernel axes and c), contiguous, for each tap of the first axis.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -24,27 +24,37 @@ from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.cpu.compiled import (
     ONE_VECTOR,
     PANEL,
+    Arrays,
+    Computation,
+    Step,
+    Views,
+    as_they_are,
     bias_size,
     budget,
     copied_bytes,
     cost_of_copies,
+    is_native,
+    of_all,
+    of_part,
     padded_bias,
 )
 from gpuconv.algorithms.cpu.winograd import SUM_CHANNELS, Winograd, tile_count
 from gpuconv.algorithms.epilogue import fill, finish
 from gpuconv.algorithms.groups import weights_by_group
-from gpuconv.cpu.parallel_loops import Each, Job, run
+from gpuconv.cpu.parallel_loops import Each, Job, Made, run
 from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import (
     LONGEST_VECTOR,
     address,
     has_adjacent_channels,
+    is_for_all,
     native,
     tasks_for,
     with_adjacent_channels,
     zeros_at,
 )
+from gpuconv.simd.lines import OTHER, OUT, READ
 from gpuconv.simd.transforms import Transforms
 from gpuconv.typing import Array, Ints
 
@@ -310,92 +320,118 @@ class CompiledWinograd:
     # ------------------------------------------------------------------------------------------ the passes
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
-        g = problem.geometry
-        _correlate(self._choose_blocking(problem, g), x, weights_by_group(native(w), g), None, out, bias, activation)
+        self._computation(problem, (native(x), native(w), out, bias), activation, is_packed=False).run()
 
     def prepack(self, problem: Problem, w: Array) -> Array:
         blocking = _block_by_tiles(problem, problem.geometry, self._f, cpu.workers())
         packed = _aligned(blocking.u, blocking.dtype)
+        by_group = weights_by_group(native(w), problem.geometry)
+        bias_row = padded_bias(blocking.g, blocking.dtype, None)
         run(
             blocking.threads,
-            [_job(blocking, None, weights_by_group(native(w), problem.geometry), packed, None, None, relu=False)],
+            [_job(blocking, (None, by_group, packed, None, bias_row), None, [], relu=False)],
         )
         return packed
 
     def forward_prepacked(
         self, problem: Problem, x: Array, packed: Array, out: Array, bias: Array | None, activation: str
     ) -> None:
-        blocking = _block_by_tiles(problem, problem.geometry, self._f, cpu.workers())
-        _correlate(blocking, x, None, packed, out, bias, activation)
+        self._computation(problem, (native(x), packed, out, bias), activation, is_packed=True).run()
 
     def input_grad(
         self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
     ) -> None:
-        g, w = problem.geometry, native(w)
-        for part in adjoint_parts(g):  # one, the stride being 1
-            target = out[(slice(None), *part.dx_slices)]
-            if part.geometry is None:
-                fill(np, target, bias, activation)
-                continue
-            transposed = weights_by_group(w[part.w_slices], g).swapaxes(-1, -2)
-            dy_part = dy[(slice(None), *part.dy_slices)]
-            _correlate(
-                self._choose_blocking(problem, part.geometry), dy_part, transposed, None, target, bias, activation
-            )
+        self.forward(problem, dy, w, out, bias, activation)
 
     def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
-        target = out if has_adjacent_channels(out) else np.empty(out.shape, out.dtype)
-        blocking = self._choose_blocking(problem, problem.geometry)
-        _compute_weight_gradient(
-            blocking, with_adjacent_channels(native(x)), with_adjacent_channels(native(dy)), target
-        )
-        if target is not out:
-            out[...] = target
+        self._computation(problem, (native(x), native(dy), out, None), "", is_packed=False).run()
+
+    def computation(self, problem: Problem, arrays: Arrays, activation: str, *, is_packed: bool) -> Computation | None:
+        """As `Repeating` describes it."""
+        return self._computation(problem, arrays, activation, is_packed=is_packed) if is_native(arrays) else None
+
+    def _computation(self, problem: Problem, arrays: Arrays, activation: str, *, is_packed: bool) -> Computation:
+        g = problem.geometry
+        if problem.direction == "weight_grad":
+            return _weight_gradient(self._choose_blocking(problem, g), arrays)
+        if is_packed:
+            blocking = _block_by_tiles(problem, g, self._f, cpu.workers())
+            return _correlation(blocking, as_they_are, arrays, activation, is_packed=True)
+        if problem.direction == "forward":
+            views: Views = partial(of_all, g)
+            return _correlation(self._choose_blocking(problem, g), views, arrays, activation, is_packed=False)
+        before: tuple[Step, ...] = ()
+        found = Computation(1, (), g.macs, arrays)
+        for part in adjoint_parts(g):  # one, the stride being 1
+            if part.geometry is None:
+                before = (lambda arrays, _: fill(np, arrays[2], arrays[3], activation),)
+                continue
+            blocking = self._choose_blocking(problem, part.geometry)
+            found = _correlation(blocking, partial(of_part, part, g), arrays, activation, is_packed=False)
+        return found._replace(before=before)
 
 
-def _correlate(
-    blocking: WinogradBlocking,
-    x: Array,
-    w: Array | None,
-    packed: Array | None,
-    out: Array,
-    bias: Array | None,
-    activation: str,
-) -> None:
-    """Compute out = activation(correlation of x + bias).
+def _correlation(
+    blocking: WinogradBlocking, views: Views, arrays: Arrays, activation: str, *, is_packed: bool
+) -> Computation:
+    """The computation of out = activation(correlation of x + bias).
 
-    The weights are w (3, 3, groups, c // groups, k // groups), or `packed`.
+    `views` gives x, the weights (3, 3, groups, c // groups, k // groups), or packed ones, out and bias.
     """
+    given, weights, out, bias = views(*arrays)
     target = out if has_adjacent_channels(out) else np.empty(out.shape, out.dtype)
+    roles, made, dtype = {"y": OUT}, list[Made](), blocking.dtype
+    w, packed = (None, weights) if is_packed else (weights, None)
+    roles["u" if is_packed else "w"] = OTHER
     if packed is None and not blocking.by_panel:
-        packed = _aligned(blocking.u, blocking.dtype)
-    x = with_adjacent_channels(native(x))
-    run(blocking.threads, [_job(blocking, x, w, packed, target, bias, relu=activation == "relu")], macs=blocking.g.macs)
+        packed = _aligned(blocking.u, dtype)
+        made.append(Made(("u",), lambda *_: _aligned(blocking.u, dtype), packed))
+    x = with_adjacent_channels(given)
+    if x is given:
+        roles["x"] = READ
+    else:
+        made.append(Made(("x",), lambda *arrays: with_adjacent_channels(views(*arrays)[0]), x))
+    bias_row = padded_bias(blocking.g, dtype, bias)
+    if bias is not None:
+        made.append(Made((2,), lambda *arrays: padded_bias(blocking.g, dtype, views(*arrays)[3]), bias_row))
+    after, is_alone = list[Step](), target is out
+    job = _job(blocking, (x, w, packed, target, bias_row), roles, made, relu=activation == "relu")
+    if not is_alone:
+        after.append(partial(_finish_elsewhere, target, out, activation))
+    elif activation not in ("identity", "relu"):
+        after.append(lambda arrays, _: finish(np, views(*arrays)[2], None, activation))
+    return Computation(blocking.threads, [job], blocking.g.macs, arrays, after=tuple(after), repeats=is_alone)
+
+
+def _finish_elsewhere(target: Array, out: Array, activation: str, *_: object) -> None:
+    """Apply an activation that the loops do not to a result that was made elsewhere, and copy it to `out`."""
     if activation not in ("identity", "relu"):
         finish(np, target, None, activation)
-    if target is not out:
-        out[...] = target
+    out[...] = target
 
 
 def _job(
     blocking: WinogradBlocking,
-    x: Array | None,
-    w: Array | None,
-    packed: Array | None,
-    y: Array | None,
-    bias: Array | None,
+    arrays: tuple[Array | None, Array | None, Array | None, Array | None, Array],
+    roles: dict[str, int] | None,
+    made: list[Made],
     *,
     relu: bool,
 ) -> Job:
-    """The loop that computes y from x and w, or from x and packed weights, or without x transforms w into `packed`."""
+    """The loop that computes y from x and w, or from x and packed weights, or without x transforms w into `packed`.
+
+    `arrays` are x, w, the packed weights, y and the bias as the loop reads it.
+    """
     from gpuconv.simd import winograd
     from gpuconv.simd.tile import ROWS as TILE_ROWS
     from gpuconv.simd.tile import VECTOR_BYTES
 
+    x, w, packed, y, bias_row = arrays
     g, dtype, by_m, by_panel = blocking.g, blocking.dtype, _sides(blocking.f), blocking.by_panel
-    bias_row = padded_bias(g, dtype, bias)
-    zeros, kept = zeros_at(blocking.zeros)
+    zeros, kept = _zeros(blocking, made)
     v = _aligned(blocking.v, dtype) if by_panel else None
+    if v is not None:
+        made.append(Made(("v",), lambda *_: _aligned(blocking.v, dtype), v))
     panels = g.groups * -(-g.k_group * dtype.itemsize // (2 * VECTOR_BYTES))
     if by_panel:
         firsts, others = -(-blocking.tiles // winograd.TILES_AT_ONCE), panels
@@ -424,17 +460,33 @@ def _job(
     return Job(
         *(winograd.correlate, record, by_m, bias_row, firsts, tasks, _tables(blocking), *buffers),
         keeps=(x, w, packed, v, y, kept),
+        roles=roles,
+        made=made,
     )
 
 
-def _compute_weight_gradient(blocking: WinogradBlocking, x: Array, dy: Array, out: Array) -> None:
-    """Compute out = the gradient of w, with contiguous channels k."""
+def _weight_gradient(blocking: WinogradBlocking, arrays: Arrays) -> Computation:
+    """The computation of out = the gradient of w."""
     from gpuconv.simd import winograd
     from gpuconv.simd.tile import VECTOR_BYTES
 
+    given, given_dy, result, _ = arrays
     g, dtype, by_m = blocking.g, blocking.dtype, _sides(blocking.f)
-    zeros, kept = zeros_at(blocking.zeros)
-    u, v, d = (_aligned(size, dtype) for size in (blocking.u, blocking.v, blocking.f.n**2 * blocking.d_plane))
+    out = result if has_adjacent_channels(result) else np.empty(result.shape, result.dtype)
+    x, dy = with_adjacent_channels(given), with_adjacent_channels(given_dy)
+    made, roles = list[Made](), {"w": OUT}
+    for name, array, readable, role in (("x", given, x, READ), ("y", given_dy, dy, OTHER)):
+        if readable is array:
+            roles[name] = role
+        else:
+            number = role - READ
+            made.append(Made((name,), lambda *arrays, number=number: with_adjacent_channels(arrays[number]), readable))
+    zeros, kept = _zeros(blocking, made)
+    sizes = {"u": blocking.u, "v": blocking.v, "d": blocking.f.n**2 * blocking.d_plane}
+    u, v, d = (_aligned(size, dtype) for size in sizes.values())
+    for (name, size), array in zip(sizes.items(), (u, v, d), strict=True):
+        names = (name, 3) if name == "u" else (name,)
+        made.append(Made(names, lambda *_, size=size: _aligned(size, dtype), array))
     filtering = winograd.Filtering(
         **_array_fields(blocking, x, weights_by_group(out, g), dy, zeros),
         u=address(u),
@@ -451,8 +503,23 @@ def _compute_weight_gradient(blocking: WinogradBlocking, x: Array, dy: Array, ou
         d_plane=blocking.d_plane,
     )
     record = winograd.record(filtering)
-    job = Job(winograd.weight_gradient, record, by_m, _tables(blocking), u, keeps=(x, dy, out, v, d, kept))
-    run(blocking.threads, [job], macs=blocking.g.macs)
+    job = Job(
+        *(winograd.weight_gradient, record, by_m, _tables(blocking), u),
+        keeps=(x, dy, out, v, d, kept),
+        roles=roles,
+        made=made,
+    )
+    is_alone = out is result
+    after: tuple[Step, ...] = () if is_alone else (partial(_finish_elsewhere, out, result, "identity"),)
+    return Computation(blocking.threads, [job], g.macs, arrays, after=after, repeats=is_alone)
+
+
+def _zeros(blocking: WinogradBlocking, made: list[Made]) -> tuple[int, Array]:
+    """The address of a pixel of zeros, and the array that owns it, which is added to `made` if it is for one call."""
+    zeros, kept = zeros_at(blocking.zeros)
+    if not is_for_all(kept):
+        made.append(Made(("zeros",), lambda *_: np.zeros(blocking.zeros, np.uint8), kept))
+    return zeros, kept
 
 
 def _tables(blocking: WinogradBlocking) -> Each:

@@ -205,7 +205,7 @@ def test_who_comes_second_waits(monkeypatch, direction, text, taken):
         assert waits
         assert not second.is_alive()
 
-    monkeypatch.setattr(winograd_compiled, "run", run)
+    monkeypatch.setattr(compiled, "run", run)
     convolve(direction, case, *arrays, algorithm="winograd")
 
 
