@@ -140,6 +140,14 @@ def test_the_same_bits_of_prepared_weights(name, layout, monkeypatch):
         assert out.tobytes() == y.tobytes()
 
 
+def test_threads_have_buffers_of_their_own(monkeypatch):
+    monkeypatch.setattr(settings, "threads", 2)
+    x, w = integers(0, 2, 28, 28, 64), integers(1, 3, 3, 64, 64)
+    call = lambda: gpuconv.conv2d(x, w, pad=1, algorithm="direct")  # noqa: E731
+    want = call().tobytes()
+    assert all(call().tobytes() == want for _ in range(30))
+
+
 def test_the_same_array_twice_is_not_taken_for_one_argument():
     x, y = integers(0, 1, 4, 4, 16), integers(1, 1, 4, 4, 16)
     call = lambda a, b: gpuconv.conv2d_weight_grad(a, b, 1, algorithm="direct")[0, 0]  # noqa: E731
