@@ -114,7 +114,7 @@ def test_contributing_says_where_to_look_for_what_there_is():
         missing = [
             name
             for name in re.findall(r"`([^`]+)`", names)
-            if not re.search(rf"^(def |class )?{name}\b|^[A-Z, ]*\b{name}\b", text, re.MULTILINE)
+            if not re.search(rf"^ *(def |class )?{name.split('.')[-1]}\b|^[A-Z, ]*\b{name}\b", text, re.MULTILINE)
         ]
         assert missing == [], files
 
