@@ -4,8 +4,8 @@ Loops take their tasks here (`next_task`), and wait here for tasks of others (`w
 whose threads run the loops.
 
 Every wait begins with polls, since what a thread waits for mostly comes within a microsecond. Then it sleeps between
-polls: where other programs want the core as well, the thread that it waits for may need that core, and the system runs
-a thread that has slept before one that has not. Yielding the core is worse, because Linux counts that as a turn taken.
+polls: where other programs want the core as well, the thread that it waits for may need that core. Yielding the core
+between polls was slower in measurements (docs/performance-notes.md).
 """
 
 from __future__ import annotations
