@@ -71,7 +71,7 @@ WRONG = {
         "conv2d", (X, W[0]), {}, GeometryError, r"w\.shape=\(3, 4, 6\) has 3 axes, but 2-D convolution needs 4"
     ),
     "axes of w in 1-D": Wrong(
-        "conv1d", (X[0], W), {}, GeometryError, r"w\.shape=.* has 4 axes, but 1-D convolution needs 3"
+        "conv1d", (X[0], W), {}, GeometryError, r"w\.shape=.* has 4 axes, one more than 1-D convolution needs"
     ),
     "axes of dy": Wrong(
         "conv2d_input_grad", (DY[0], W, X.shape), {}, GeometryError, r"dy.*\(7, 6, 6\).*\(1, 7, 6, 6\)"

@@ -41,6 +41,7 @@ from gpuconv.algorithms.cpu.direct_narrow import Part, parts_of
 from gpuconv.algorithms.cpu.direct_scatter import ScatterTiling
 from gpuconv.algorithms.epilogue import fill, finish
 from gpuconv.cpu.parallel_loops import Room
+from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import has_adjacent_channels, native, why_no_numba
 from gpuconv.typing import Array
@@ -62,13 +63,11 @@ class Direct(PlainWeights):
         tilings = _tilings(problem)
         if not tilings:
             return 0
-        together = min(CORRELATIONS_AT_ONCE, sum(count for _, count in tilings)) * max(
-            tiling.shared_bytes for tiling, _ in tilings
-        )
-        shared = copied_bytes(problem) + min(together, sum(tiling.shared_bytes * count for tiling, count in tilings))
-        if problem.direction == "weight_grad":
-            shared += max(part.gradients_size for part in parts_of(problem, problem.geometry)) * problem.dtype.itemsize
-        return shared + max(tiling.threads for tiling, _ in tilings) * max(tiling.worker_bytes for tiling, _ in tilings)
+        if problem.direction == "weight_grad":  # its parts are computed one after the other, each with its own threads
+            buffers = max(tiling.threads * tiling.worker_bytes for tiling, _ in tilings)
+        else:
+            buffers = _threads(problem) * max(tiling.worker_bytes for tiling, _ in tilings)
+        return _shared_bytes(problem) + buffers
 
     def cost(self, problem: Problem) -> Cost:
         return sum((tiling.cost * count for tiling, count in _tilings(problem)), cost_of_copies(problem))
@@ -143,7 +142,7 @@ def _correlations_of(problem: Problem, arrays: Arrays, activation: str) -> Itera
             for geometry, views in correlations
             for part, tiling in _pieces(problem, geometry, cpu.workers())
         ]
-        threads = max((tiling.threads for tiling, _ in pieces), default=1)
+        threads = min(max((tiling.threads for tiling, _ in pieces), default=1), _threads(problem))
         room = Room(threads, [tiling.worker_bytes for tiling, _ in pieces])
         jobs = [tiling.job(views, (read, other, target, bias), room, relu=relu) for tiling, views in pieces]
         return Computation(
@@ -199,6 +198,25 @@ def _tilings(problem: Problem) -> list[tuple[DenseTiling | DepthwiseTiling | Sca
     if DepthwiseTiling.inverts(problem) and problem.geometry.macs:
         return [(DepthwiseTiling.of_input_gradient(problem), 1)]
     return [(tiling, count) for g, count in _correlations(problem) for _, tiling in _pieces(problem, g, cpu.workers())]
+
+
+def _shared_bytes(problem: Problem) -> int:
+    """Bytes that a problem takes whatever the number of threads."""
+    tilings = _tilings(problem)
+    most = max((tiling.shared_bytes for tiling, _ in tilings), default=0)
+    together = min(CORRELATIONS_AT_ONCE, sum(count for _, count in tilings)) * most
+    shared = copied_bytes(problem) + min(together, sum(tiling.shared_bytes * count for tiling, count in tilings))
+    if problem.direction == "weight_grad":
+        shared += max(part.gradients_size for part in parts_of(problem, problem.geometry)) * problem.dtype.itemsize
+    return shared
+
+
+def _threads(problem: Problem) -> int:
+    """The threads of a call whose jobs share the buffers of each thread: as many as one job has, if memory suffices."""
+    tilings = _tilings(problem)
+    wanted = max((tiling.threads for tiling, _ in tilings), default=1)
+    size = max((tiling.worker_bytes for tiling, _ in tilings), default=1)
+    return affordable_threads(wanted, problem.max_workspace - _shared_bytes(problem), size, wanted)
 
 
 @lru_cache(maxsize=1024)

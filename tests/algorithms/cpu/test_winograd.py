@@ -244,7 +244,7 @@ class TestOnNumPy:
     @pytest.fixture(autouse=True)
     def without_numba(self, monkeypatch):
         monkeypatch.setattr(wrappers, "numba_is_there", lambda: False)
-        for name in ("_correlate", "_compute_weight_gradient"):
+        for name in ("_correlation", "_weight_gradient"):
             monkeypatch.setattr(winograd_compiled, name, fail)
 
     @every_dtype
@@ -273,7 +273,7 @@ class TestOnNumPy:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "complex64", "complex128"])
 @every_direction
 def test_other_dtypes_are_computed_on_numpy(direction, dtype, monkeypatch):
-    for name in ("_correlate", "_compute_weight_gradient"):
+    for name in ("_correlation", "_weight_gradient"):
         monkeypatch.setattr(winograd_compiled, name, fail)
     case = case_of("n1_h6w7_c5_k4_r3s3_p1")
     arrays = case.arrays(integers, dtype)
