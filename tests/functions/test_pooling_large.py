@@ -406,13 +406,13 @@ def test_copies_on_a_gpu_stay_under_the_cap(gpu, function, monkeypatch):
     want = call(function, case, x, dy)
     first = [gpu.asarray(np.ascontiguousarray(np.moveaxis(a, -1, 1))) for a in (x, dy)]
     image = 4 * (12 * 14 + 6 * 7) * 5
-    launched, launch = [], pooling_cuda._launch
+    launched, launches = [], pooling_cuda._launches
 
-    def noted_launch(name, g, *how):
+    def noted_launches(g, *how):
         launched.append(g.n)
-        return launch(name, g, *how)
+        return launches(g, *how)
 
-    monkeypatch.setattr(pooling_cuda, "_launch", noted_launch)
+    monkeypatch.setattr(pooling_cuda, "_launches", noted_launches)
     for cap in (4 * image, 2 * image):
         launched.clear()
         monkeypatch.setattr(gpuconv.settings, "max_workspace", cap)

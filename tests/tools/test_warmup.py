@@ -115,6 +115,7 @@ class Terminal(io.StringIO):
 def test_a_terminal_and_no_file_is_told_of_a_compilation(monkeypatch, tmp_path, stream):
     monkeypatch.setattr("numba.core.config.CACHE_DIR", str(tmp_path))  # where an earlier run has left nothing
     monkeypatch.setattr(shielded, "NOTICED", 0.0)
+    monkeypatch.setattr(shielded, "PATIENCE", 0.001)
     monkeypatch.setattr(sys, "stderr", stream())
 
     @compiled_cache.kept
