@@ -166,9 +166,20 @@ class Call(NamedTuple):
                 raise
 
     def forward_of_integers(
-        self, xp: ModuleType, x: Array, w: Array, bias: Array | None, activation: str | None, out: Array | None
+        self,
+        xp: ModuleType,
+        x: Array,
+        w: Array,
+        bias: Array | None,
+        activation: str | None,
+        out: Array | None,
+        *,
+        wraps: bool = False,
     ) -> Array:
-        """`forward` of integers, which have a result of another dtype than x, and no algorithm of their own."""
+        """`forward` of integers, which have a result of another dtype than x, and no algorithm of their own.
+
+        `wraps`: a sum that may not fit in an int64 is right modulo 2**64, where otherwise it is refused.
+        """
         dtype = integers.result_dtype(self.caller, x, w)
         if bias is not None and bias.dtype != dtype:
             raise DTypeError(f"{self.caller}: bias is {bias.dtype}, but the result is {dtype}. Give bias that dtype.")
@@ -182,7 +193,8 @@ class Call(NamedTuple):
             graphs.check_if_captured(xp, f"{self.caller} of integers, which looks at the extremes of x first")
             x_last, w_last = self.channels_last(x), self.channels_last(w, is_w=True)
             reach = integers.reach_of(xp, x_last, w_last, bias)
-            integers.check_reach(self.caller, reach, dtype, g)
+            if not (wraps and dtype == np.int64):
+                integers.check_reach(self.caller, reach, dtype, g)
             result = self.result(xp, out, (x, w, bias), g.y_shape, dtype)
             target = self.channels_last(result)
             limit = self.limit_beside(0 if out is None or result is out else result.nbytes)

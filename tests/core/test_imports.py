@@ -23,7 +23,7 @@ FLOORS = [
     ["cpu."],
     ["algorithms."],
     ["heuristics", "autotune", "planning"],
-    ["integers", "repeats", "call", "functional", "prepared", "patches", "pooling.", "compat.", "torch"],
+    ["integers", "repeats", "call", "functional", "prepared", "patches", "pooling.", "compat.", "signal", "torch"],
     ["activations", "initializers", "optimizers", "schedulers", "losses", "layers.", "models."],
     ["__init__"],
     ["tools.", "bench.", "demo.", "cli", "__main__"],
