@@ -211,6 +211,16 @@ class Call(NamedTuple):
         check_layout(self.layout, self.caller)
         if direction == "forward" and integers.is_integer(x) and integers.is_integer(w):
             return self.explain_integers(xp, x, w)
+        g, problem, has_banks = self.posed(xp, x, w, direction)
+        plan = plan_of(problem, self.algorithm, self.caller)
+        return replace(plan, geometry=g, by_sample=True) if has_banks else plan
+
+    def chosen(self, xp: ModuleType, x: Array, w: Array) -> str:
+        """The name of the algorithm that `forward` would take; it is found sooner than by `explain`."""
+        return choose(self.posed(xp, x, w, "forward")[1], self.algorithm, self.caller).name
+
+    def posed(self, xp: ModuleType, x: Array, w: Array, direction: Direction) -> tuple[ConvGeometry, Problem, bool]:
+        """The convolution of x and w, the problem that it poses, and whether that is one of many with weights each."""
         dtype = backend.common_dtype(self.caller, x=x, w=w)
         if has_banks := w.ndim == self.ndim + 3:
             self.check_banks("x", x.shape, w)
@@ -225,10 +235,8 @@ class Call(NamedTuple):
         with backend.on_device_of(x):
             captured = device != "cpu" and graphs.is_captured(xp)
         if has_banks:
-            problem = self.problem(direction, of_a_sample(g), dtype, device, [w], x, captured=captured)
-            return replace(plan_of(problem, self.algorithm, self.caller), geometry=g, by_sample=True)
-        problem = self.problem(direction, g, dtype, device, [w], x, captured=captured)
-        return plan_of(problem, self.algorithm, self.caller)
+            return g, self.problem(direction, of_a_sample(g), dtype, device, [w], x, captured=captured), True
+        return g, self.problem(direction, g, dtype, device, [w], x, captured=captured), False
 
     def explain_integers(self, xp: ModuleType, x: Array, w: Array) -> ConvPlan:
         """The plan of the floats that a strip is computed with, under the dtypes of the integers."""

@@ -355,7 +355,7 @@ def _convolved(
     if is_integer:
         y = call.forward_of_integers(xp, x, w, None, None, None, wraps=True)
     else:
-        if method == "auto" and call._replace(precision="fast").explain(x, w, "forward").chosen == "fft":
+        if method == "auto" and call._replace(precision="fast").chosen(xp, x, w) == "fft":
             call = call._replace(algorithm="fft")
         y = call.forward(x, w, None, None, None)
     y = y.reshape(*batch, *out)
