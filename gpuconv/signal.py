@@ -370,13 +370,15 @@ def _as_computed(a: Array, b: Array, dtype: np.dtype[Any], ndim: int, caller: st
         backend.check_dtype(dtype, caller, "the common dtype of in1 and in2")
         return a.astype(dtype, copy=False), b.astype(dtype, copy=False)
     terms = min(math.prod(a.shape[-ndim:]), math.prod(b.shape[-ndim:]))
-    if dtype.itemsize == 1:
-        wider = np.dtype(np.int16) if terms > MOST_NARROW_TERMS else np.dtype(np.uint8) if dtype.kind == "b" else dtype
-    elif dtype.kind == "i":
-        wider = dtype
-    else:  # modulo 2**64 it makes no difference which of the two a 64-bit number is
-        wider = np.dtype(np.int32) if dtype.itemsize == 2 else np.dtype(np.int64)
-    return a.astype(wider, copy=False), b.astype(wider, copy=False)
+    if dtype.itemsize == 1 and terms > MOST_NARROW_TERMS:
+        return a.astype(np.int16), b.astype(np.int16)
+    a, b = a.astype(dtype, copy=False), b.astype(dtype, copy=False)
+    if dtype.kind == "b":
+        return a.view(np.uint8), b.view(np.uint8)
+    if dtype.kind == "u" and dtype.itemsize > 1:  # modulo 2**bits it makes no difference whether they have a sign
+        signed = np.dtype(f"i{dtype.itemsize}")
+        return a.view(signed), b.view(signed)
+    return a, b
 
 
 def _batch(caller: str, batch_a: Ints, batch_b: Ints) -> Ints:
