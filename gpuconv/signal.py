@@ -145,7 +145,8 @@ def convolve2d(
         What in1 is continued with: `fillvalue`, itself, or its mirror image. "pad", "circular" and "symmetric" are
         other words for the three.
     fillvalue : number
-        It is cast to the dtype of the result, which must be able to hold it; a fraction is cut off.
+        It is cast to the dtype of the result, which must be able to hold it; a fraction is cut off. If it is
+        not 0, in1 is copied together with its margin.
 
     Returns
     -------
@@ -205,16 +206,18 @@ def _along(caller: str, in1: Array, in2: Array, mode: str, method: str, axes: Ax
             f"and in2.shape={in2.shape} has {in2.ndim}. Add axes of size 1 to one of them."
         )
     if in1.ndim == 0 and axes is None:
-        product: Array = in1 * (in2.conj() if is_correlation else in2)
-        return product
+        with backend.on_device_of(in1):
+            return in1 * (in2.conj() if is_correlation else in2)
     chosen = _axes(axes, in1.ndim, caller)
     ndim, last = len(chosen), tuple(range(-len(chosen), 0))
     a, b = xp.moveaxis(in1, chosen, last), xp.moveaxis(in2, chosen, last)
     sizes_a, sizes_b = a.shape[-ndim:], b.shape[-ndim:]
     _check_sizes(caller, mode, sizes_a, sizes_b)
     first, out = _window(mode, sizes_a, sizes_b)
-    b = _reversed(b.conj(), ndim) if is_correlation else b
-    return xp.moveaxis(_convolved(xp, caller, a, b, first, out, "zeros", method), last, chosen)  # type: ignore[no-any-return]
+    with backend.on_device_of(in1):
+        b = _reversed(b.conj(), ndim) if is_correlation else b
+        y = _convolved(xp, caller, a, b, first, out, "zeros", method)
+    return xp.moveaxis(y, last, chosen)  # type: ignore[no-any-return]
 
 
 def _of_images(caller: str, in1: Array, in2: Array, mode: str, boundary: str, fillvalue: complex) -> Array:
@@ -235,18 +238,19 @@ def _of_images(caller: str, in1: Array, in2: Array, mode: str, boundary: str, fi
     pad_mode = PAD_MODES[boundary] if mode != "valid" else "zeros"
     is_swapped = mode == "valid" and any(i < j for i, j in zip(sizes_a, sizes_b, strict=True))
     a, b = in1, in2
-    if caller == "correlate2d":
-        if is_swapped:  # SciPy conjugates the smaller array, and then reverses the result
-            a = a.conj()
-        else:
-            b = b.conj()
-        b = _reversed(b, 2)
-        if mode == "same":  # one element earlier than in `correlate`, if the kernel's size is even
-            first = tuple(j // 2 for j in sizes_b)
-    if pad_mode == "zeros" and mode != "valid" and value != 0:
-        a = _continued(xp, a, sizes_b, value, dtype)
-        first = tuple(at + j - 1 for at, j in zip(first, sizes_b, strict=True))
-    return _convolved(xp, caller, a, b, first, out, pad_mode, "direct")
+    with backend.on_device_of(in1):
+        if caller == "correlate2d":
+            if is_swapped:  # SciPy conjugates the smaller array, and then reverses the result
+                a = a.conj()
+            else:
+                b = b.conj()
+            b = _reversed(b, 2)
+            if mode == "same":  # at an even size the kernel lies one element further on than in `correlate`
+                first = tuple(j // 2 for j in sizes_b)
+        if pad_mode == "zeros" and mode != "valid" and value != 0:
+            a = _continued(xp, a, sizes_b, value, dtype)
+            first = tuple(at + j - 1 for at, j in zip(first, sizes_b, strict=True))
+        return _convolved(xp, caller, a, b, first, out, pad_mode, "direct")
 
 
 def _fill(fillvalue: complex, dtype: np.dtype[Any], caller: str) -> Any:
@@ -254,6 +258,8 @@ def _fill(fillvalue: complex, dtype: np.dtype[Any], caller: str) -> Any:
     values = np.asarray(fillvalue).ravel()
     if len(values) != 1:
         raise ValueError(f"{caller}: fillvalue must be one number, but it has {len(values)} elements.")
+    if values.dtype.kind not in "biufc":
+        raise TypeError(f"{caller}: fillvalue={fillvalue!r} is not a number.")
     value = values[0]
     is_too_far = dtype.kind in "iu" and not np.iinfo(dtype).min <= value.real <= np.iinfo(dtype).max
     if is_too_far or (dtype.kind != "c" and value.imag):

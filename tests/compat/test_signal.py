@@ -11,6 +11,7 @@ import scipy.signal
 from cases import integers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from on_gpu import second_device
 from tolerances import to_numpy
 
 import gpuconv
@@ -146,6 +147,18 @@ def test_all_array_modules_agree(xp, dtype):
         check(signal.convolve2d(given_a, given_b, mode, fillvalue=2), wanted)
 
 
+def test_arrays_of_another_device_are_convolved_there(gpu):
+    a, b = filled((4, 5), "float32"), filled((2, 3), "float32", 1)
+    device = second_device(gpu)
+    with device:
+        given = gpu.asarray(a), gpu.asarray(b)
+    for function in (signal.convolve2d, signal.correlate2d):
+        found = function(*given, fillvalue=2)
+        assert found.device == device
+        check(found, getattr(scipy.signal, function.__name__)(a, b, fillvalue=2))
+    assert signal.correlate(*given).device == device
+
+
 def test_what_scipy_has_only_in_one_dimension():
     a, b = np.array([[True, False], [False, False]]), np.array([[True, True]])
     check(signal.convolve2d(a, b), np.array([[True, True, False], [False, False, False]]))
@@ -166,6 +179,8 @@ def test_a_fillvalue_is_cast_where_it_fits():
     for value in (-1, 256, 1j):
         with pytest.raises(ValueError, match=f"fillvalue={value} does not fit uint8, the dtype of the result"):
             signal.convolve2d(a, a[:2, :2], fillvalue=value)
+    with pytest.raises(TypeError, match="fillvalue=None is not a number"):
+        signal.convolve2d(a, a, fillvalue=None)
     with pytest.raises(ValueError, match="fillvalue=1j does not fit float32"):
         signal.correlate2d(a.astype("float32"), a[:2, :2], fillvalue=1j)
 
