@@ -23,7 +23,8 @@ FLOORS = [
     ["cpu."],
     ["algorithms."],
     ["heuristics", "autotune", "planning"],
-    ["integers", "repeats", "call", "functional", "prepared", "patches", "pooling.", "compat.", "signal", "torch"],
+    ["integers", "repeats", "call", "functional", "prepared", "patches", "pooling."]
+    + ["compat.", "dask", "signal", "torch"],
     ["activations", "initializers", "optimizers", "schedulers", "losses", "layers.", "models."],
     ["__init__"],
     ["tools.", "bench.", "demo.", "cli", "__main__"],
@@ -123,7 +124,7 @@ def loaded_by(statement):
 def test_importing_gpuconv_brings_nothing_heavy():
     new = loaded_by("import gpuconv") - loaded_by("import numpy")
     heavy = {"cupy", "numba", "llvmlite", "typer", "rich", "click", "matplotlib", "PIL", "sklearn", "scipy", "torch"}
-    heavy |= {"ml_dtypes"}
+    heavy |= {"dask", "ml_dtypes"}
     assert not {module for module in new if module.split(".")[0] in heavy}
     assert "gpuconv.functional" in new
     assert not {module for module in new if module.startswith(("gpuconv.layers", "gpuconv.models"))}
