@@ -23,6 +23,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 TEXTS = {"README.md": README, **{f"docs/{path.name}": path.read_text(encoding="utf-8") for path in DOCS}}
 LINKED = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")), *DOCS]
 
+NEEDED = {"docs/large-data.md": ("dask.array", "zarr"), "docs/pytorch.md": ("torch",)}
+"""What the Python blocks of a page import beside the extra "test"."""
+
 every_text = pytest.mark.parametrize("name", TEXTS)
 
 
@@ -62,8 +65,8 @@ def test_the_python_blocks_run_one_after_the_other(capsys):
     "name", [name for name, text in TEXTS.items() if name != "README.md" and blocks("python", text)]
 )
 def test_the_python_blocks_of_each_page_run_by_themselves(name, capsys):
-    if name == "docs/pytorch.md":
-        pytest.importorskip("torch")
+    for package in NEEDED.get(name, ()):
+        pytest.importorskip(package)
     run_blocks(name)
     assert capsys.readouterr().out
 
