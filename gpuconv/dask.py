@@ -20,8 +20,8 @@ is computed with the chunk that holds the middle of its window, so the chunks of
 those of its input, while others follow from stride and padding. A chunk that no output belongs to has no counterpart.
 
 **Memory.** A chunk is computed from a copy of what it reads, its neighbours' margins among it. The margins are copied
-out of the neighbours, which thus need not stay for them. Dask decides the order, and holds some rows of chunks at a
-time. `max_workspace` holds for each chunk, and a scheduler of several threads computes as many at a time.
+out of the neighbours, which thus need not stay for them. Dask decides the order; a recent one holds some rows of
+chunks at a time. `max_workspace` holds for each chunk, and a scheduler of several threads computes as many at a time.
 
 **Bits.** The algorithms "direct" and "loops" sum each output in the same order wherever it lies. "auto" chooses for
 each chunk by the chunk's size. Name an algorithm if results must not depend on how an image is divided.
