@@ -133,18 +133,7 @@ class Call(NamedTuple):
         has_banks = w.ndim == self.ndim + 3
         if has_banks:
             self.check_banks("x", x.shape, w)
-        sizes = (
-            x.shape,
-            w.shape[has_banks:],
-            self.stride,
-            self.pad,
-            self.dilation,
-            self.groups,
-            output_pad,
-            output_shape,
-        )
-        kind: dict[str, Any] = {"layout": self.layout, "ndim": self.ndim, "caller": self.caller}
-        g, shape = ConvGeometry.transposed(*sizes, **kind), ConvGeometry.transposed_shape(*sizes, **kind)
+        g, shape = self.transposed(x.shape, w.shape[has_banks:], output_pad, output_shape)
         if has_banks:
             return self.run_by_sample(xp, "input_grad", g, dtype, {"x": x, "w": w}, out, shape[1:], bias, activation)
         place = place if shape == g.x_shape else None
@@ -391,6 +380,14 @@ class Call(NamedTuple):
             layout=self.layout, ndim=self.ndim, caller=self.caller, x_name=x_name,
         )  # fmt: skip
 
+    def transposed(
+        self, x_shape: Ints, w_shape: Ints, output_pad: IntsLike, output_shape: IntsLike | None = None
+    ) -> tuple[ConvGeometry, Ints]:
+        """The convolution whose input gradient a transposed convolution is, and the latter's (channels-last) shape."""
+        sizes = (x_shape, w_shape, self.stride, self.pad, self.dilation, self.groups, output_pad, output_shape)
+        kind: dict[str, Any] = {"layout": self.layout, "ndim": self.ndim, "caller": self.caller}
+        return ConvGeometry.transposed(*sizes, **kind), ConvGeometry.transposed_shape(*sizes, **kind)
+
     def problem(
         self,
         direction: Direction,
@@ -408,13 +405,12 @@ class Call(NamedTuple):
         bytes of a result that is made elsewhere because `out` overlaps an argument. `captured`: in a CUDA graph.
         """
         precision = check_precision(self.precision, self.caller)
-        limit = workspace_limit(self.max_workspace, self.caller)
+        limit = self.limit_beside(elsewhere) + elsewhere
         contiguous = True
         if device == "cpu":
             for array in (*weights, *arrays):
                 flags = array.flags
                 contiguous = contiguous and flags.c_contiguous and flags.aligned and array.dtype == dtype
-        self.limit_beside(elsewhere)
         copied = elsewhere
         if device != "cpu":
             anywhere = not goes_by_sample(direction)

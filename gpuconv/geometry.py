@@ -242,7 +242,6 @@ class ConvGeometry(CachedHash):
         return cls.create(n, spatial, c, k, kernel, stride, pad, dilation, groups, pad_mode, caller=caller)
 
     @classmethod
-    @remembered
     def transposed(
         cls,
         x_shape: Sequence[SupportsIndex],
@@ -279,7 +278,6 @@ class ConvGeometry(CachedHash):
         )[0]  # fmt: skip
 
     @classmethod
-    @remembered
     def transposed_shape(
         cls,
         x_shape: Sequence[SupportsIndex],
@@ -696,6 +694,7 @@ def interned(g: ConvGeometry) -> ConvGeometry:
     return g
 
 
+@remembered
 def _transposed(
     x_shape: Sequence[SupportsIndex],
     w_shape: Sequence[SupportsIndex],

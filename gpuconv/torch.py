@@ -37,7 +37,6 @@ from torch import Tensor
 from gpuconv import backend
 from gpuconv.call import Call
 from gpuconv.errors import DeviceError, GeometryError
-from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import AlgorithmName, Array, Ints, IntsLike, PadLike, PadMode, Precision
 
 __all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
@@ -291,7 +290,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: Call, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.call, ctx.has_bias = call, bias is not None
+        ctx.call = call
         ctx.save_for_backward(x, w)
         return _forward(call, x, w, bias)
 
@@ -301,8 +300,8 @@ class _Convolution(torch.autograd.Function):
         _, needs_x, needs_w, needs_bias = ctx.needs_input_grad
         return (
             None,
-            _InputGrad.apply(ctx.call, dy, w, None, x.shape) if needs_x else None,
-            _WeightGrad.apply(ctx.call, x, dy, w.shape) if needs_w else None,
+            _InputGrad.apply(ctx.call, dy, w, None, _shape(x)) if needs_x else None,
+            _WeightGrad.apply(ctx.call, x, dy, _shape(w)) if needs_w else None,
             _sum_over_positions(dy) if needs_bias else None,
         )
 
@@ -323,7 +322,7 @@ class _InputGrad(torch.autograd.Function):
         return (
             None,
             _Convolution.apply(ctx.call, g, w, None) if needs_dy else None,
-            _WeightGrad.apply(ctx.call, g, dy, w.shape) if needs_w else None,
+            _WeightGrad.apply(ctx.call, g, dy, _shape(w)) if needs_w else None,
             _sum_over_positions(g) if needs_bias else None,
             None,
         )
@@ -344,7 +343,7 @@ class _WeightGrad(torch.autograd.Function):
         _, needs_x, needs_dy, _ = ctx.needs_input_grad
         return (
             None,
-            _InputGrad.apply(ctx.call, dy, g, None, x.shape) if needs_x else None,
+            _InputGrad.apply(ctx.call, dy, g, None, _shape(x)) if needs_x else None,
             _Convolution.apply(ctx.call, x, g, None) if needs_dy else None,
             None,
         )
@@ -365,9 +364,7 @@ def _conv(call: Call, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
 @torch.compiler.disable
 def _conv_transpose(call: Call, x: Tensor, w: Tensor, bias: Tensor | None, output_padding: IntsLike) -> Tensor:
     x, w, bias, is_batch = _checked(call, x, w, bias)
-    sizes = (x.shape, w.shape, call.stride, call.pad, call.dilation, call.groups, output_padding)
-    kind: dict[str, Any] = {"layout": call.layout, "ndim": call.ndim, "caller": call.caller}
-    g, whole = ConvGeometry.transposed(*sizes, **kind), ConvGeometry.transposed_shape(*sizes, **kind)
+    g, whole = call.transposed(_shape(x), _shape(w), output_padding)
     call = call._replace(pad=g.pad)  # that of the convolution whose input gradient this is, whatever name it had
     beyond = [
         more for size, all_of_it in zip(g.x_shape[1:-1], whole[1:-1], strict=True) for more in (all_of_it - size, 0)
@@ -390,7 +387,7 @@ def _is_watched(*tensors: Tensor | None) -> bool:
 
 
 def _forward(call: Call, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
-    y = _empty(call.in_layout(call.geometry(x.shape, w.shape).y_shape), x)
+    y = _empty(call.in_layout(call.geometry(_shape(x), _shape(w)).y_shape), x)
     _on_arrays(call.caller, lambda x, w, bias, y: call.forward(x, w, bias, None, y), x, w, bias, y)
     return y
 
@@ -410,6 +407,11 @@ def _weight_grad(call: Call, x: Tensor, dy: Tensor, shape: Ints) -> Tensor:
     dw = _empty(shape, x)
     _on_arrays(call.caller, lambda x, dy, dw: call.weight_grad(x, dy, shape[2:], dw), x, dy, dw)
     return dw
+
+
+def _shape(t: Tensor) -> Ints:
+    """The shape as a plain tuple: what is remembered of calls is found by those only, and a torch.Size is none."""
+    return tuple(t.shape)
 
 
 def _empty(shape: Ints, like: Tensor) -> Tensor:

@@ -11,10 +11,11 @@ import numpy as np
 from gpuconv.algorithms.adjoint import AdjointPart
 from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.groups import weights_by_group
-from gpuconv.cpu.parallel_loops import Job, run
+from gpuconv.cpu.parallel_loops import Job, Made, run
 from gpuconv.cpu.repeated_jobs import RepeatedJobs, may_repeat
 from gpuconv.geometry import ConvGeometry
-from gpuconv.simd.host import LONGEST_VECTOR
+from gpuconv.simd.host import LONGEST_VECTOR, is_for_all, zeros_at
+from gpuconv.simd.lines import READ
 from gpuconv.typing import Array
 
 CORRELATIONS_AT_ONCE = 64
@@ -89,6 +90,29 @@ def of_part(part: AdjointPart, g: ConvGeometry, dy: Array, w: Array, out: Array,
     """The arrays of the correlation that a part of an input gradient is."""
     transposed = weights_by_group(w[part.w_slices], g).swapaxes(-1, -2)
     return dy[(slice(None), *part.dy_slices)], transposed, out[(slice(None), *part.dx_slices)], bias
+
+
+def told(
+    name: str, role: int, view: Callable[..., Array], arrays: Arrays, made: list[Made], roles: dict[str, int]
+) -> Array:
+    """The array that a loop reads, entered as a part of one of the call's, or as a copy that is made for every call."""
+    array = view(*arrays)
+    if np.may_share_memory(array, arrays[role - READ]):
+        roles[name] = role
+    else:
+        made.append(Made((name,), view, array))
+    return array
+
+
+def zeros_for(size: int, made: list[Made], *names: str) -> tuple[int, Array]:
+    """The address of bytes of zeros, and the array that owns them, which is added to `made` if it is for one call.
+
+    `names` are the fields of the record that hold the address.
+    """
+    zeros, owner = zeros_at(size)
+    if not is_for_all(owner):
+        made.append(Made(names, lambda *_: np.zeros(size, np.uint8), owner))
+    return zeros, owner
 
 
 class Computation(NamedTuple):

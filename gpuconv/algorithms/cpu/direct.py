@@ -46,6 +46,9 @@ from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import has_adjacent_channels, native, why_no_numba
 from gpuconv.typing import Array
 
+Tilings = list[tuple[DenseTiling | DepthwiseTiling | ScatterTiling, int]]
+"""The tilings that a problem consists of, each with how often it occurs."""
+
 
 class Direct(PlainWeights):
     name = "direct"
@@ -66,8 +69,8 @@ class Direct(PlainWeights):
         if problem.direction == "weight_grad":  # its parts are computed one after the other, each with its own threads
             buffers = max(tiling.threads * tiling.worker_bytes for tiling, _ in tilings)
         else:
-            buffers = _threads(problem) * max(tiling.worker_bytes for tiling, _ in tilings)
-        return _shared_bytes(problem) + buffers
+            buffers = _threads(problem, tilings) * max(tiling.worker_bytes for tiling, _ in tilings)
+        return _shared_bytes(problem, tilings) + buffers
 
     def cost(self, problem: Problem) -> Cost:
         return sum((tiling.cost * count for tiling, count in _tilings(problem)), cost_of_copies(problem))
@@ -135,6 +138,7 @@ def _correlations_of(problem: Problem, arrays: Arrays, activation: str) -> Itera
         yield Computation(inverting.threads, [job], g.macs, arrays, after=after, repeats=is_alone)
         return
     correlations: list[tuple[ConvGeometry, Views]] = []
+    most = _threads(problem, _tilings(problem))
 
     def computation(*, is_last: bool) -> Computation:
         pieces = [
@@ -142,7 +146,7 @@ def _correlations_of(problem: Problem, arrays: Arrays, activation: str) -> Itera
             for geometry, views in correlations
             for part, tiling in _pieces(problem, geometry, cpu.workers())
         ]
-        threads = min(max((tiling.threads for tiling, _ in pieces), default=1), _threads(problem))
+        threads = min(max((tiling.threads for tiling, _ in pieces), default=1), most)
         room = Room(threads, [tiling.worker_bytes for tiling, _ in pieces])
         jobs = [tiling.job(views, (read, other, target, bias), room, relu=relu) for tiling, views in pieces]
         return Computation(
@@ -191,7 +195,7 @@ def _target(problem: Problem, out: Array) -> Array:
     return out
 
 
-def _tilings(problem: Problem) -> list[tuple[DenseTiling | DepthwiseTiling | ScatterTiling, int]]:
+def _tilings(problem: Problem) -> Tilings:
     """The tilings that a problem consists of, each with how often it occurs."""
     if ScatterTiling.supports(problem):
         return [(ScatterTiling.of(problem), 1)]
@@ -200,9 +204,8 @@ def _tilings(problem: Problem) -> list[tuple[DenseTiling | DepthwiseTiling | Sca
     return [(tiling, count) for g, count in _correlations(problem) for _, tiling in _pieces(problem, g, cpu.workers())]
 
 
-def _shared_bytes(problem: Problem) -> int:
+def _shared_bytes(problem: Problem, tilings: Tilings) -> int:
     """Bytes that a problem takes whatever the number of threads."""
-    tilings = _tilings(problem)
     most = max((tiling.shared_bytes for tiling, _ in tilings), default=0)
     together = min(CORRELATIONS_AT_ONCE, sum(count for _, count in tilings)) * most
     shared = copied_bytes(problem) + min(together, sum(tiling.shared_bytes * count for tiling, count in tilings))
@@ -211,12 +214,11 @@ def _shared_bytes(problem: Problem) -> int:
     return shared
 
 
-def _threads(problem: Problem) -> int:
+def _threads(problem: Problem, tilings: Tilings) -> int:
     """The threads of a call whose jobs share the buffers of each thread: as many as one job has, if memory suffices."""
-    tilings = _tilings(problem)
     wanted = max((tiling.threads for tiling, _ in tilings), default=1)
     size = max((tiling.worker_bytes for tiling, _ in tilings), default=1)
-    return affordable_threads(wanted, problem.max_workspace - _shared_bytes(problem), size, wanted)
+    return affordable_threads(wanted, problem.max_workspace - _shared_bytes(problem, tilings), size, wanted)
 
 
 @lru_cache(maxsize=1024)

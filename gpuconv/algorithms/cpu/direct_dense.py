@@ -12,7 +12,18 @@ import numpy as np
 
 from gpuconv import cpu
 from gpuconv.algorithms.base import Cost, Problem
-from gpuconv.algorithms.cpu.compiled import ONE_VECTOR, Arrays, Computation, Step, Views, bias_size, budget, padded_bias
+from gpuconv.algorithms.cpu.compiled import (
+    ONE_VECTOR,
+    Arrays,
+    Computation,
+    Step,
+    Views,
+    bias_size,
+    budget,
+    padded_bias,
+    told,
+    zeros_for,
+)
 from gpuconv.algorithms.groups import weights_by_group
 from gpuconv.algorithms.strips import sum_in_order
 from gpuconv.cpu.parallel_loops import Job, Made, Room
@@ -25,12 +36,10 @@ from gpuconv.simd.host import (
     axes_of,
     axis_of,
     clear_along,
-    is_for_all,
     is_mostly_pads,
     tasks_for,
     three_axes,
     with_adjacent_channels,
-    zeros_at,
 )
 from gpuconv.simd.lines import OTHER, OUT, READ
 from gpuconv.typing import Array, Ints, Pair
@@ -132,13 +141,10 @@ class DenseTiling:
         """
         from gpuconv.simd import dense
 
-        x, w, out, bias = views(*arrays)
-        read, made, roles = self._readable(x), list[Made](), {"y": OUT, "w": OTHER}
-        if read is x:
-            roles["x"] = READ
-        else:
-            made.append(Made(("x",), lambda *arrays: self._readable(views(*arrays)[0]), read))
-        zeros, kept = self._zeros(made)
+        _, w, out, bias = views(*arrays)
+        made, roles = list[Made](), {"y": OUT, "w": OTHER}
+        read = told("x", READ, lambda *arrays: self._readable(views(*arrays)[0]), arrays, made, roles)
+        zeros, kept = zeros_for(self._zeros_bytes, made, "zeros")
         product, index_maps = self._product(read, w.strides, address(w), out, zeros, relu=relu)
         bias_row = padded_bias(self.g, self.dtype, bias)
         if bias is not None:
@@ -155,7 +161,7 @@ class DenseTiling:
         """The computation of out = the gradient of w, (*taps, c // groups, k); `views` gives x, dy and out."""
         from gpuconv.simd import dense
 
-        x, dy, out, _ = views(*arrays)
+        _, dy, out, _ = views(*arrays)
         g, chunks = self.g, -(-_outputs(self.g) // self.chunk)
         made, roles, after = list[Made](), {"y": OTHER}, tuple[Step, ...]()
         if self.in_place:
@@ -165,12 +171,8 @@ class DenseTiling:
             parts = np.empty(shape, dtype)
             made.append(Made(("w",), lambda *_: np.empty(shape, dtype), parts))
             after = (_sum_first_made,)
-        read = self._readable(x)
-        if read is x:
-            roles["x"] = READ
-        else:
-            made.append(Made(("x",), lambda *arrays: self._readable(views(*arrays)[0]), read))
-        zeros, kept = self._zeros(made)
+        read = told("x", READ, lambda *arrays: self._readable(views(*arrays)[0]), arrays, made, roles)
+        zeros, kept = zeros_for(self._zeros_bytes, made, "zeros")
         by_group = weights_by_group(parts[0], g)
         product, index_maps = self._product(read, by_group.strides, address(parts), dy, zeros, relu=False)
         tasks = chunks * self.pieces
@@ -226,13 +228,9 @@ class DenseTiling:
             return np.ascontiguousarray(x)
         return with_adjacent_channels(x)
 
-    def _zeros(self, made: list[Made]) -> tuple[int, Array]:
-        """The address of a run of zeros, and the array that owns it, which is added to `made` if it is for one call."""
-        size = _zeros_size(self.g, self.merges) * self.dtype.itemsize
-        zeros, kept = zeros_at(size)
-        if not is_for_all(kept):
-            made.append(Made(("zeros",), lambda *_: np.zeros(size, np.uint8), kept))
-        return zeros, kept
+    @property
+    def _zeros_bytes(self) -> int:
+        return _zeros_size(self.g, self.merges) * self.dtype.itemsize
 
     @property
     def _buffers(self) -> tuple[tuple[int, Any], ...]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from gpuconv import cpu
 from gpuconv.algorithms.base import Cost, Problem
-from gpuconv.algorithms.cpu.compiled import Arrays, Computation, Step, Views, budget, copied_bytes
+from gpuconv.algorithms.cpu.compiled import Arrays, Computation, Step, Views, budget, copied_bytes, told, zeros_for
 from gpuconv.cpu.parallel_loops import Job, Made, Room
 from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
@@ -27,12 +27,10 @@ from gpuconv.simd.host import (
     address,
     axes_of,
     axis_of,
-    is_for_all,
     native,
     tasks_for,
     three_axes,
     with_adjacent_channels,
-    zeros_at,
 )
 from gpuconv.simd.lines import OTHER, OUT, READ
 from gpuconv.typing import Array, Ints, Pair
@@ -156,21 +154,21 @@ class DepthwiseTiling:
         """
         out, bias = views(*arrays)[2:]
         made, roles = list[Made](), {"y": OUT}
-        read = _told("x", READ, lambda *arrays: with_adjacent_channels(views(*arrays)[0]), arrays, made, roles)
-        w = _told("w", OTHER, lambda *arrays: self._weights(views(*arrays)[1]), arrays, made, roles)
-        added, zeros = self._zeros(made, *(("zeros", "bias") if bias is None else ("zeros",)))
-        at = added
+        read = told("x", READ, lambda *arrays: with_adjacent_channels(views(*arrays)[0]), arrays, made, roles)
+        w = told("w", OTHER, lambda *arrays: self._weights(views(*arrays)[1]), arrays, made, roles)
+        added, zeros = zeros_for(self._zeros_size, made, *(("zeros", "bias") if bias is None else ("zeros",)))
+        row, at = None, added
         if bias is not None:
             row = self._row(bias)
             made.append(Made(("bias",), lambda *arrays: self._row(views(*arrays)[3]), row))
-            zeros, at = (zeros, row), address(row)
+            at = address(row)
         record, claims, like = self._record(read, out, w, at, added, relu=relu), self._claims(), np.empty(0, self.dtype)
         made.append(Made((4,), lambda *_: self._claims(), claims))
         buffers = room.buffers(*self._buffers[:2])
         return Job(
             *(_loops().depthwise, record, _index_maps(self.g, self.direction), self._shape, self._tasks, claims),
             *(*buffers, like),
-            keeps=(read, w, out, zeros),
+            keeps=(read, w, out, row, zeros),
             roles=roles,
             made=made,
         )
@@ -185,9 +183,9 @@ class DepthwiseTiling:
             target = np.empty(dw.shape, self.dtype)
             made.append(Made(("w",), lambda *_: np.empty(dw.shape, self.dtype), target))
             after = (_deliver_first_made,)
-        x = _told("x", READ, lambda *arrays: with_adjacent_channels(views(*arrays)[0]), arrays, made, roles)
-        dy = _told("y", OTHER, lambda *arrays: with_adjacent_channels(views(*arrays)[1]), arrays, made, roles)
-        added, zeros = self._zeros(made, "zeros", "bias")
+        x = told("x", READ, lambda *arrays: with_adjacent_channels(views(*arrays)[0]), arrays, made, roles)
+        dy = told("y", OTHER, lambda *arrays: with_adjacent_channels(views(*arrays)[1]), arrays, made, roles)
+        added, zeros = zeros_for(self._zeros_size, made, "zeros", "bias")
         record, claims = self._record(x, dy, target, added, added, relu=False), self._claims()
         parts_size = self.row_tasks * math.prod(self.g.kernel) * self.g.k
         parts = np.empty(parts_size, self.dtype)
@@ -216,16 +214,9 @@ class DepthwiseTiling:
         row: Array = np.ascontiguousarray(native(bias))
         return row
 
-    def _zeros(self, made: list[Made], *names: str) -> tuple[int, object]:
-        """The address of zeros for all channels, and what owns them, which is added to `made` if it is for one call.
-
-        `names` are the fields of the record where it is needed.
-        """
-        size = self.g.k * self.dtype.itemsize
-        added, zeros = zeros_at(size)
-        if not is_for_all(zeros):
-            made.append(Made(names, lambda *_: np.zeros(size, np.uint8), zeros))
-        return added, zeros
+    @property
+    def _zeros_size(self) -> int:
+        return self.g.k * self.dtype.itemsize
 
     def _claims(self) -> Array:
         """Zeros, by which threads claim tasks."""
@@ -421,18 +412,6 @@ def _index_maps(g: ConvGeometry, direction: str = "forward") -> Axes:
             for axis in range(g.ndim)
         ]
     )
-
-
-def _told(
-    name: str, role: int, view: Callable[..., Array], arrays: Arrays, made: list[Made], roles: dict[str, int]
-) -> Array:
-    """The array that a loop reads, entered as a part of one of the call's, or as a copy that is made for every call."""
-    array = view(*arrays)
-    if np.may_share_memory(array, arrays[role - READ]):
-        roles[name] = role
-    else:
-        made.append(Made((name,), view, array))
-    return array
 
 
 def _deliver_first_made(arrays: Arrays, made: Sequence[Array]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from gpuconv import cpu
 from gpuconv.algorithms.base import Cost, Problem
-from gpuconv.algorithms.cpu.compiled import Arrays, Views, copied_bytes
+from gpuconv.algorithms.cpu.compiled import Arrays, Views, copied_bytes, told
 from gpuconv.cpu.parallel_loops import Job, Made, Room
 from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
@@ -84,13 +84,10 @@ class ScatterTiling:
         from gpuconv.simd import scatter
 
         g = self.g
-        given, w, out, bias = views(*arrays)
-        dy, w = with_adjacent_channels(given), self._pack(w)
+        _, w, out, bias = views(*arrays)
+        w = self._pack(w)
         made, roles = [Made(("w",), lambda *arrays: self._pack(views(*arrays)[1]), w)], {"x": OUT}
-        if dy is given:
-            roles["y"] = READ
-        else:
-            made.append(Made(("y",), lambda *arrays: with_adjacent_channels(views(*arrays)[0]), dy))
+        dy = told("y", READ, lambda *arrays: with_adjacent_channels(views(*arrays)[0]), arrays, made, roles)
         y_n, *y_strides, _ = dy.strides
         x_n, *x_strides, x_c = out.strides
         problem = scatter.Scatter._make(

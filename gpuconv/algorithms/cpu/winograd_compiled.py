@@ -37,6 +37,8 @@ from gpuconv.algorithms.cpu.compiled import (
     of_all,
     of_part,
     padded_bias,
+    told,
+    zeros_for,
 )
 from gpuconv.algorithms.cpu.winograd import SUM_CHANNELS, Winograd, tile_count
 from gpuconv.algorithms.epilogue import fill, finish
@@ -44,16 +46,7 @@ from gpuconv.algorithms.groups import weights_by_group
 from gpuconv.cpu.parallel_loops import Each, Job, Made, run
 from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
-from gpuconv.simd.host import (
-    LONGEST_VECTOR,
-    address,
-    has_adjacent_channels,
-    is_for_all,
-    native,
-    tasks_for,
-    with_adjacent_channels,
-    zeros_at,
-)
+from gpuconv.simd.host import LONGEST_VECTOR, address, has_adjacent_channels, native, tasks_for, with_adjacent_channels
 from gpuconv.simd.lines import OTHER, OUT, READ
 from gpuconv.simd.transforms import Transforms
 from gpuconv.typing import Array, Ints
@@ -378,7 +371,7 @@ def _correlation(
 
     `views` gives x, the weights (3, 3, groups, c // groups, k // groups), or packed ones, out and bias.
     """
-    given, weights, out, bias = views(*arrays)
+    _, weights, out, bias = views(*arrays)
     target = out if has_adjacent_channels(out) else np.empty(out.shape, out.dtype)
     roles, made, dtype = {"y": OUT}, list[Made](), blocking.dtype
     w, packed = (None, weights) if is_packed else (weights, None)
@@ -386,11 +379,7 @@ def _correlation(
     if packed is None and not blocking.by_panel:
         packed = _aligned(blocking.u, dtype)
         made.append(Made(("u",), lambda *_: _aligned(blocking.u, dtype), packed))
-    x = with_adjacent_channels(given)
-    if x is given:
-        roles["x"] = READ
-    else:
-        made.append(Made(("x",), lambda *arrays: with_adjacent_channels(views(*arrays)[0]), x))
+    x = told("x", READ, lambda *arrays: with_adjacent_channels(views(*arrays)[0]), arrays, made, roles)
     bias_row = padded_bias(blocking.g, dtype, bias)
     if bias is not None:
         made.append(Made((2,), lambda *arrays: padded_bias(blocking.g, dtype, views(*arrays)[3]), bias_row))
@@ -428,7 +417,7 @@ def _job(
 
     x, w, packed, y, bias_row = arrays
     g, dtype, by_m, by_panel = blocking.g, blocking.dtype, _sides(blocking.f), blocking.by_panel
-    zeros, kept = _zeros(blocking, made)
+    zeros, kept = zeros_for(blocking.zeros, made, "zeros")
     v = _aligned(blocking.v, dtype) if by_panel else None
     if v is not None:
         made.append(Made(("v",), lambda *_: _aligned(blocking.v, dtype), v))
@@ -470,18 +459,13 @@ def _weight_gradient(blocking: WinogradBlocking, arrays: Arrays) -> Computation:
     from gpuconv.simd import winograd
     from gpuconv.simd.tile import VECTOR_BYTES
 
-    given, given_dy, result, _ = arrays
+    _, _, result, _ = arrays
     g, dtype, by_m = blocking.g, blocking.dtype, _sides(blocking.f)
     out = result if has_adjacent_channels(result) else np.empty(result.shape, result.dtype)
-    x, dy = with_adjacent_channels(given), with_adjacent_channels(given_dy)
     made, roles = list[Made](), {"w": OUT}
-    for name, array, readable, role in (("x", given, x, READ), ("y", given_dy, dy, OTHER)):
-        if readable is array:
-            roles[name] = role
-        else:
-            number = role - READ
-            made.append(Made((name,), lambda *arrays, number=number: with_adjacent_channels(arrays[number]), readable))
-    zeros, kept = _zeros(blocking, made)
+    x = told("x", READ, lambda *arrays: with_adjacent_channels(arrays[0]), arrays, made, roles)
+    dy = told("y", OTHER, lambda *arrays: with_adjacent_channels(arrays[1]), arrays, made, roles)
+    zeros, kept = zeros_for(blocking.zeros, made, "zeros")
     sizes = {"u": blocking.u, "v": blocking.v, "d": blocking.f.n**2 * blocking.d_plane}
     u, v, d = (_aligned(size, dtype) for size in sizes.values())
     for (name, size), array in zip(sizes.items(), (u, v, d), strict=True):
@@ -512,14 +496,6 @@ def _weight_gradient(blocking: WinogradBlocking, arrays: Arrays) -> Computation:
     is_alone = out is result
     after: tuple[Step, ...] = () if is_alone else (partial(_finish_elsewhere, out, result, "identity"),)
     return Computation(blocking.threads, [job], g.macs, arrays, after=after, repeats=is_alone)
-
-
-def _zeros(blocking: WinogradBlocking, made: list[Made]) -> tuple[int, Array]:
-    """The address of a pixel of zeros, and the array that owns it, which is added to `made` if it is for one call."""
-    zeros, kept = zeros_at(blocking.zeros)
-    if not is_for_all(kept):
-        made.append(Made(("zeros",), lambda *_: np.zeros(blocking.zeros, np.uint8), kept))
-    return zeros, kept
 
 
 def _tables(blocking: WinogradBlocking) -> Each:
