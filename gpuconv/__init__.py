@@ -20,7 +20,7 @@ from gpuconv import autotune, settings
 from gpuconv.backend import devices, to_device, to_numpy
 from gpuconv.cuda.graphs import GraphMemory, graph_memory
 from gpuconv.errors import AlgorithmError, DeviceError, DTypeError, GeometryError, KernelError, WorkspaceError
-from gpuconv.functional import (
+from gpuconv.functions.conv import (
     conv1d,
     conv1d_input_grad,
     conv1d_weight_grad,
@@ -35,11 +35,11 @@ from gpuconv.functional import (
     conv_transpose3d,
     explain,
 )
+from gpuconv.functions.patches import col2im, im2col, pad
+from gpuconv.functions.pooling import avg_pool2d, avg_pool2d_grad, max_pool2d, max_pool2d_grad
+from gpuconv.functions.prepared import PreparedConv, prepare, warmup
 from gpuconv.geometry import ConvGeometry
-from gpuconv.patches import col2im, im2col, pad
 from gpuconv.planning import ConvPlan, plan
-from gpuconv.pooling import avg_pool2d, avg_pool2d_grad, max_pool2d, max_pool2d_grad
-from gpuconv.prepared import PreparedConv, prepare, warmup
 from gpuconv.version import __version__ as __version__
 
 if TYPE_CHECKING:

@@ -42,8 +42,8 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
 from gpuconv import backend
-from gpuconv.call import Call
 from gpuconv.errors import GeometryError
+from gpuconv.functions.call import Call
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import (
     ActivationName,

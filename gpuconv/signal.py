@@ -36,8 +36,8 @@ from typing import Any, Literal, SupportsIndex, TypeAlias
 import numpy as np
 
 from gpuconv import backend
-from gpuconv.call import Call
 from gpuconv.errors import GeometryError
+from gpuconv.functions.call import Call
 from gpuconv.support.argument_checks import as_ints, is_int, is_one_of
 from gpuconv.typing import AlgorithmName, Array, Ints, PadMode
 

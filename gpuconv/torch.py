@@ -35,8 +35,8 @@ import torch
 from torch import Tensor
 
 from gpuconv import backend
-from gpuconv.call import Call
 from gpuconv.errors import DeviceError, GeometryError
+from gpuconv.functions.call import Call
 from gpuconv.typing import AlgorithmName, Array, Ints, IntsLike, PadLike, PadMode, Precision
 
 __all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]

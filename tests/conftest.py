@@ -17,8 +17,8 @@ from listed_units import must_ask_for_no_more, must_be_listed
 from on_gpu import cupy_with_a_device, turn_on_the_device
 
 import gpuconv
-from gpuconv import repeats
 from gpuconv.cuda import loader
+from gpuconv.functions import repeats
 
 collect_ignore = ["support"]  # helpers, imported by their own names; no test or doctest among them
 

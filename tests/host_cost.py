@@ -18,8 +18,9 @@ import numpy as np
 from on_gpu import Nothing
 
 import gpuconv
-from gpuconv import repeats, settings
+from gpuconv import settings
 from gpuconv.cuda import launch, launches
+from gpuconv.functions import repeats
 
 TURNS, CALLS = 40, 300
 

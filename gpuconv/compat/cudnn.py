@@ -29,8 +29,8 @@ from typing import Literal
 
 from gpuconv import settings
 from gpuconv.backend import common_module
-from gpuconv.call import Call
 from gpuconv.errors import GeometryError
+from gpuconv.functions.call import Call
 from gpuconv.support.argument_checks import is_one_of
 from gpuconv.typing import Array, IntsLike, Precision
 

@@ -1,4 +1,4 @@
-"""Convolutional layers: arrays are channels last, and the operations are those of `gpuconv.functional`."""
+"""Convolutional layers: arrays are channels last, and the operations are those of `gpuconv.functions.conv`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 
 from gpuconv import initializers
 from gpuconv.activations import ActivationLike
-from gpuconv.call import Call
 from gpuconv.errors import GeometryError
+from gpuconv.functions.call import Call
 from gpuconv.geometry import ConvGeometry, split_x_shape
 from gpuconv.initializers import InitializerLike
 from gpuconv.layers.state import plain

@@ -12,10 +12,10 @@ from gpuconv import backend, cpu, settings
 from gpuconv.activations import ActivationLike
 from gpuconv.algorithms.epilogue import finish
 from gpuconv.algorithms.strips import split_axis
-from gpuconv.call import Call
 from gpuconv.cpu.threads import SMALL_MACS
 from gpuconv.cuda import graphs
 from gpuconv.errors import GeometryError
+from gpuconv.functions.call import Call
 from gpuconv.initializers import InitializerLike
 from gpuconv.layers.base import Derived, Layer
 from gpuconv.layers.weighted import WeightedLayer

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import ModuleType
 
+from gpuconv.functions.pooling import functions as pooling
 from gpuconv.geometry import ConvGeometry, split_x_shape
 from gpuconv.layers.base import Derived, Layer
 from gpuconv.layers.state import plain
-from gpuconv.pooling import functions as pooling
 from gpuconv.support.argument_checks import as_ints, flag
 from gpuconv.typing import Array, Ints, IntsLike, PadLike
 

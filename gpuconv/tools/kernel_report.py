@@ -39,7 +39,7 @@ ARCHITECTURES = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100",
 REFERENCE = "sm_90"
 COUNTED = ("sm_80", "sm_90", "sm_120")
 """The architectures whose instructions are counted."""
-LAUNCHING = "gpuconv.algorithms.cuda", "gpuconv.cuda", "gpuconv.pooling"
+LAUNCHING = "gpuconv.algorithms.cuda", "gpuconv.cuda", "gpuconv.functions.pooling"
 """The packages whose modules launch kernels."""
 
 SHARED_KIB = {70: 96, 75: 64, 80: 163, 86: 99, 87: 163, 88: 99, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99}

@@ -13,11 +13,11 @@ from campaigns import check, faults, reduction, running
 from campaigns.configuration import Wrong
 
 import gpuconv
-from gpuconv import patches
 from gpuconv.algorithms.cpu.strip_algorithm import StripAlgorithm
 from gpuconv.algorithms.loops import Loops
+from gpuconv.functions import patches
+from gpuconv.functions.pooling import maxima
 from gpuconv.models import files
-from gpuconv.pooling import maxima
 
 ROOT = Path(gpuconv.__file__).parents[1]
 SECONDS = 600
@@ -141,7 +141,7 @@ def test_threads_that_are_left(campaign, monkeypatch, fault):
         max_pool(*args)
 
     monkeypatch.setattr(maxima, "max_pool", leaking)
-    monkeypatch.setattr("gpuconv.pooling.compiled.supports", lambda *_: False)
+    monkeypatch.setattr("gpuconv.functions.pooling.compiled.supports", lambda *_: False)
     try:
         said, small = campaign("pools", faults=(fault,), reducing=2)
     finally:
@@ -166,7 +166,7 @@ def test_a_process_that_computes_at_rest(campaign, monkeypatch):
         max_pool(*args)
 
     monkeypatch.setattr(maxima, "max_pool", busy)
-    monkeypatch.setattr("gpuconv.pooling.compiled.supports", lambda *_: False)
+    monkeypatch.setattr("gpuconv.functions.pooling.compiled.supports", lambda *_: False)
     try:
         said, small = campaign("pools", faults=("memory",), reducing=2)
     finally:

@@ -86,9 +86,11 @@ def test_fft_is_an_algorithm_named(name, mode, monkeypatch):
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal(shape) + 1j * rng.standard_normal(shape) for shape in ((9, 12), (4, 5)))
     named = []
-    forward = gpuconv.call.Call.forward
+    forward = gpuconv.functions.call.Call.forward
     monkeypatch.setattr(
-        gpuconv.call.Call, "forward", lambda self, *arrays: named.append(self.algorithm) or forward(self, *arrays)
+        gpuconv.functions.call.Call,
+        "forward",
+        lambda self, *arrays: named.append(self.algorithm) or forward(self, *arrays),
     )
     wanted = getattr(scipy.signal, name)(a, b, mode)
     for method in ("fft", "direct", "auto"):
@@ -99,9 +101,11 @@ def test_fft_is_an_algorithm_named(name, mode, monkeypatch):
 
 def test_auto_takes_an_fft_where_explain_does(monkeypatch):
     named = []
-    forward = gpuconv.call.Call.forward
+    forward = gpuconv.functions.call.Call.forward
     monkeypatch.setattr(
-        gpuconv.call.Call, "forward", lambda self, *arrays: named.append(self.algorithm) or forward(self, *arrays)
+        gpuconv.functions.call.Call,
+        "forward",
+        lambda self, *arrays: named.append(self.algorithm) or forward(self, *arrays),
     )
     large, small = np.ones((64, 64)), np.ones((2, 2))
     check(signal.convolve(large, small), scipy.signal.convolve(large, small))

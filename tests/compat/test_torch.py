@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 import gpuconv  # noqa: E402
 import gpuconv.torch as ours  # noqa: E402
 from gpuconv import AlgorithmError, DeviceError, DTypeError, GeometryError  # noqa: E402
-from gpuconv.call import Call  # noqa: E402
+from gpuconv.functions.call import Call  # noqa: E402
 
 GRADCHECK = {"check_undefined_grad": False, "check_batched_grad": False, "fast_mode": True}
 SPATIAL, KERNEL = (4, 3, 3), (2, 3, 1)

@@ -16,9 +16,9 @@ import pytest
 from contact import arguments, compiling, counters, exact, journal, launches, processes, program, setting, times
 from contact.steps import SECONDS, STEPS, Step
 
-from gpuconv import repeats
 from gpuconv.algorithms.cuda.implicit_gemm import UNITS
 from gpuconv.cuda import launches as launching
+from gpuconv.functions import repeats
 from gpuconv.tools import kernel_report, workload
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it ends groups of processes, as POSIX has them")

@@ -30,7 +30,7 @@ def only_tile(m: int, n: int) -> Iterator[None]:
 
 def _forget(module: ModuleType) -> None:
     """Forget the tiles and the launches that the functions of a module, and calls, remember."""
-    from gpuconv import repeats
+    from gpuconv.functions import repeats
 
     repeats.forget()
     for thing in vars(module).values():
@@ -41,8 +41,8 @@ def _forget(module: ModuleType) -> None:
 @contextmanager
 def watched() -> Iterator[list[tuple[Any, tuple[Any, ...]]]]:
     """The launches of the tensor cores inside, in order, and their arrays."""
-    from gpuconv import repeats
     from gpuconv.cuda import launches
+    from gpuconv.functions import repeats
 
     launch, found = launches.launch, list[tuple[Any, tuple[Any, ...]]]()
 

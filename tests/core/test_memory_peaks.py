@@ -17,8 +17,8 @@ from cases import DTYPES
 from peaks import left_by, peak
 
 import gpuconv
-from gpuconv import call as call_module
 from gpuconv.algorithms import columns
+from gpuconv.functions import call as call_module
 from gpuconv.planning import as_computed  # the function plan hides the module
 from gpuconv.simd import host as compiled_loops
 

@@ -11,8 +11,9 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 import gpuconv
-from gpuconv import autotune, repeats, settings
-from gpuconv.call import Call
+from gpuconv import autotune, settings
+from gpuconv.functions import repeats
+from gpuconv.functions.call import Call
 
 
 def integers(seed, *shape, dtype=np.float32):

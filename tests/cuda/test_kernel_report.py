@@ -109,7 +109,7 @@ def test_a_file_that_needs_an_architecture_is_not_compiled_for_older_ones(kernel
 
 def test_units_are_collected_from_every_module_that_launches(monkeypatch):
     from gpuconv.algorithms.cuda import gemm
-    from gpuconv.pooling import functions
+    from gpuconv.functions.pooling import functions
 
     mine = [Unit("a.cu", F64), Unit("a.cu", F32), Unit("b.cu", F32)]
     before = kernel_report.units()

@@ -9,12 +9,13 @@ from cases import integers
 from on_gpu import Nothing, forget
 
 import gpuconv
-from gpuconv import autotune, repeats, settings
+from gpuconv import autotune, settings
 from gpuconv.algorithms.cuda import implicit_gemm
-from gpuconv.call import Call
 from gpuconv.cuda import loader
-from gpuconv.pooling import cuda as pooling_cuda
-from gpuconv.pooling import functions
+from gpuconv.functions import repeats
+from gpuconv.functions.call import Call
+from gpuconv.functions.pooling import cuda as pooling_cuda
+from gpuconv.functions.pooling import functions
 
 LAUNCHING = implicit_gemm, pooling_cuda
 HERE = gpuconv.__path__[0]

@@ -10,7 +10,7 @@ from peaks import peak_beside
 from tolerances import to_numpy
 
 import gpuconv
-from gpuconv import integers
+from gpuconv.functions import integers
 
 PAIRS = [("int8", "int8"), ("uint8", "int8"), ("uint8", "uint8"), ("int16",) * 2, ("int32",) * 2, ("int64",) * 2]
 KEYWORDS = {"stride": (2, 1), "dilation": (1, 2), "groups": 2}

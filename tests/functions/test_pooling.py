@@ -15,8 +15,8 @@ from pooling_cases import REAL_DTYPES, avg_keywords, max_keywords, pixels_per_wi
 from tolerances import assert_close, assert_exact, to_numpy
 
 import gpuconv
-from gpuconv.pooling import blocks as pooling_blocks
-from gpuconv.pooling import compiled as pooling_loops
+from gpuconv.functions.pooling import blocks as pooling_blocks
+from gpuconv.functions.pooling import compiled as pooling_loops
 
 POOLS = {
     "plain": Case(2, (6, 4), 3, 3, (2, 2), (2, 2), (1, 1), ((0, 0), (0, 0))),

@@ -16,12 +16,12 @@ from pooling_cases import REAL_DTYPES, avg_keywords, max_keywords, pixels_per_wi
 from tolerances import FLOOR, assert_close, assert_exact, assert_near, assert_within, to_numpy, wide
 
 import gpuconv
-from gpuconv.pooling import blocks as pooling_blocks
-from gpuconv.pooling import compiled as pooling_loops
-from gpuconv.pooling import cuda as pooling_cuda
-from gpuconv.pooling import functions
-from gpuconv.pooling import large as pooling_large
-from gpuconv.pooling import windows as pooling_windows
+from gpuconv.functions.pooling import blocks as pooling_blocks
+from gpuconv.functions.pooling import compiled as pooling_loops
+from gpuconv.functions.pooling import cuda as pooling_cuda
+from gpuconv.functions.pooling import functions
+from gpuconv.functions.pooling import large as pooling_large
+from gpuconv.functions.pooling import windows as pooling_windows
 
 NO_PADS = ((0, 0), (0, 0))
 WINDOWS = {

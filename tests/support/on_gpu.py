@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from cases import DTYPES
 
-from gpuconv import repeats
 from gpuconv.cuda import loader
+from gpuconv.functions import repeats
 
 ROUNDED = 512
 """CuPy's pool hands out multiples of this many bytes."""

@@ -17,8 +17,8 @@ from gpuconv.algorithms.cuda import epilogue as epilogue_cuda
 from gpuconv.cuda import Unit, loader
 from gpuconv.cuda import arguments as kernel_args
 from gpuconv.cuda.arguments import FAST_DIV, conv_struct, fast_div
+from gpuconv.functions.pooling import cuda as pooling_cuda
 from gpuconv.geometry import ConvGeometry
-from gpuconv.pooling import cuda as pooling_cuda
 
 INTEGERS = ["int8", "uint8", "int16", "int32", "uint32", "int64"]
 REAL_DTYPES = [name for name, dtype in DTYPES.items() if dtype.kind != "c"]

@@ -12,9 +12,9 @@ from gpuconv import backend
 from gpuconv.algorithms import columns
 from gpuconv.algorithms.cuda import columns as columns_cuda
 from gpuconv.algorithms.strips import gather
-from gpuconv.call import checked_array
 from gpuconv.cuda import graphs
 from gpuconv.errors import DTypeError, GeometryError
+from gpuconv.functions.call import checked_array
 from gpuconv.geometry import PAD_MODES, PADS_BY_KERNEL, ConvGeometry
 from gpuconv.support.argument_checks import as_ints, is_one_of, shown
 from gpuconv.typing import Array, IntsLike, PadLike, PadMode, Pads

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from gpuconv import backend
+from gpuconv.functions.pooling.blocks import QUIET, Block, Task
+from gpuconv.functions.pooling.windows import Slices, Window, taps_of, windows_disjoint, windows_of
 from gpuconv.geometry import ConvGeometry
-from gpuconv.pooling.blocks import QUIET, Block, Task
-from gpuconv.pooling.windows import Slices, Window, taps_of, windows_disjoint, windows_of
 from gpuconv.typing import Array
 
 

@@ -10,10 +10,11 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from gpuconv import autotune, backend, repeats
-from gpuconv.call import Call, PrepackedWeights, checked_array
+from gpuconv import autotune, backend
 from gpuconv.cuda import graphs
 from gpuconv.errors import WorkspaceError
+from gpuconv.functions import repeats
+from gpuconv.functions.call import Call, PrepackedWeights, checked_array
 from gpuconv.geometry import ConvGeometry
 from gpuconv.planning import (
     DIRECTIONS,

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from gpuconv import backend, cpu
+from gpuconv.functions.pooling.averages import Divisor
+from gpuconv.functions.pooling.blocks import QUIET, Block, Task
+from gpuconv.functions.pooling.folds import ALIGNMENT, Fold, Workspace, adjoint_buffers, buffers
+from gpuconv.functions.pooling.maxima import put
+from gpuconv.functions.pooling.windows import windows_of
 from gpuconv.geometry import ConvGeometry
-from gpuconv.pooling.averages import Divisor
-from gpuconv.pooling.blocks import QUIET, Block, Task
-from gpuconv.pooling.folds import ALIGNMENT, Fold, Workspace, adjoint_buffers, buffers
-from gpuconv.pooling.maxima import put
-from gpuconv.pooling.windows import windows_of
 from gpuconv.typing import Array
 
 SLACK = 64 * ALIGNMENT

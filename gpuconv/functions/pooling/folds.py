@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpuconv.pooling.windows import Window
+from gpuconv.functions.pooling.windows import Window
 from gpuconv.typing import Array, Ints
 
 RUN = 8

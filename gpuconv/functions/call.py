@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
-from gpuconv import backend, integers, repeats
+from gpuconv import backend
 from gpuconv.algorithms import Algorithm, Problem, banks
 from gpuconv.algorithms.cpu.compiled import Repeating
 from gpuconv.algorithms.cuda.launching import Launching
@@ -20,6 +20,7 @@ from gpuconv.algorithms.wrappers import unwrapped
 from gpuconv.cuda import graphs
 from gpuconv.cuda.launches import ALIGNMENT, offsets
 from gpuconv.errors import DTypeError, GeometryError, WorkspaceError
+from gpuconv.functions import integers, repeats
 from gpuconv.geometry import ConvGeometry, check_layout, split_x_shape
 from gpuconv.planning import (
     Candidate,

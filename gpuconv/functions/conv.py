@@ -10,7 +10,7 @@ from typing import SupportsIndex
 
 from numpy.typing import NDArray
 
-from gpuconv.call import Call, checked_array
+from gpuconv.functions.call import Call, checked_array
 from gpuconv.planning import ConvPlan
 from gpuconv.typing import (
     ActivationName,

@@ -13,9 +13,9 @@ import numpy as np
 
 from gpuconv import cpu
 from gpuconv.cpu.parallel_loops import Job, run
+from gpuconv.functions.pooling.blocks import WORTH_A_THREAD
+from gpuconv.functions.pooling.windows import windows_disjoint, windows_of
 from gpuconv.geometry import ConvGeometry
-from gpuconv.pooling.blocks import WORTH_A_THREAD
-from gpuconv.pooling.windows import windows_disjoint, windows_of
 from gpuconv.simd.host import LONGEST_VECTOR, address, has_adjacent_channels, numba_is_there, tasks_for, try_numba
 from gpuconv.typing import Array
 

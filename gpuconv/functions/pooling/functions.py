@@ -17,17 +17,18 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuconv import backend, repeats
-from gpuconv.call import Call
+from gpuconv import backend
 from gpuconv.cuda import graphs
 from gpuconv.cuda.arguments import too_long
 from gpuconv.cuda.launches import Launches, offsets, run
 from gpuconv.errors import DTypeError, WorkspaceError
+from gpuconv.functions import repeats
+from gpuconv.functions.call import Call
+from gpuconv.functions.pooling import averages, compiled, cuda, large, maxima
+from gpuconv.functions.pooling.averages import Divisor
+from gpuconv.functions.pooling.windows import check_windows, windows_disjoint, windows_of
 from gpuconv.geometry import ConvGeometry, remembered, split_x_shape
 from gpuconv.planning import workspace_limit
-from gpuconv.pooling import averages, compiled, cuda, large, maxima
-from gpuconv.pooling.averages import Divisor
-from gpuconv.pooling.windows import check_windows, windows_disjoint, windows_of
 from gpuconv.support.argument_checks import as_ints, flag
 from gpuconv.typing import Array, Element, Ints, IntsLike, Layout, PadLike
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpuconv import backend
+from gpuconv.functions.pooling.blocks import Block, Task
+from gpuconv.functions.pooling.windows import taps_of, windows_of
 from gpuconv.geometry import ConvGeometry
-from gpuconv.pooling.blocks import Block, Task
-from gpuconv.pooling.windows import taps_of, windows_of
 from gpuconv.typing import Array
 
 

@@ -1,0 +1,1 @@
+"""What users call on arrays: convolutions, gradients and pooling, and the steps that their calls share."""
