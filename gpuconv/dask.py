@@ -43,6 +43,7 @@ from dask.highlevelgraph import HighLevelGraph
 
 from gpuconv import backend
 from gpuconv.errors import GeometryError
+from gpuconv.functions import by_sample
 from gpuconv.functions.call import Call
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import (
@@ -90,7 +91,10 @@ def conv1d(
     >>> gpuconv.dask.conv1d(x, np.ones((3, 1, 1)), pad=1, pad_mode="circular").compute().ravel()
     array([ 6.,  3.,  6.,  9., 12.,  9.])
     """
-    call = Call("conv1d", 1, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode)
+    call = Call(
+        "conv1d", 1, stride=stride, pad=pad, dilation=dilation, groups=groups, pad_mode=pad_mode,
+        layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
+    )  # fmt: skip
     return _conv(call, x, w, bias, activation)
 
 
@@ -151,7 +155,10 @@ def conv2d(
            [6., 9., 9.],
            [6., 9., 9.]])
     """
-    call = Call("conv2d", 2, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode)
+    call = Call(
+        "conv2d", 2, stride=stride, pad=pad, dilation=dilation, groups=groups, pad_mode=pad_mode,
+        layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
+    )  # fmt: skip
     return _conv(call, x, w, bias, activation)
 
 
@@ -184,7 +191,10 @@ def conv3d(
     >>> gpuconv.dask.conv3d(x, np.ones((3, 3, 3, 2, 1)), pad="same").chunks
     ((1,), (4, 4), (4, 4), (4, 4), (1,))
     """
-    call = Call("conv3d", 3, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode)
+    call = Call(
+        "conv3d", 3, stride=stride, pad=pad, dilation=dilation, groups=groups, pad_mode=pad_mode,
+        layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
+    )  # fmt: skip
     return _conv(call, x, w, bias, activation)
 
 
@@ -383,7 +393,7 @@ def _check_arrays(call: Call, x: da.Array, w: Array | da.Array, bias: Array | da
             )
     has_banks = bool(w.ndim == call.ndim + 3)
     if has_banks:
-        call.check_banks("x", x.shape, w)
+        by_sample.check_banks(call, "x", x.shape, w)
         if bias is not None and bias.ndim == 2 and bias.shape[0] != x.shape[0]:
             raise GeometryError(
                 f"{call.caller}: bias.shape is {bias.shape}, but x has {x.shape[0]} samples. Pass one bias per sample, "

@@ -37,6 +37,7 @@ import numpy as np
 
 from gpuconv import backend
 from gpuconv.errors import GeometryError
+from gpuconv.functions import integers
 from gpuconv.functions.call import Call
 from gpuconv.support.argument_checks import as_ints, is_int, is_one_of
 from gpuconv.typing import AlgorithmName, Array, Ints, PadMode
@@ -357,9 +358,12 @@ def _convolved(
     x, w, groups = _as_batch(xp, a, w, batch, ndim)
     is_integer = dtype.kind in "biu"
     algorithm: AlgorithmName = "fft" if method == "fft" and not is_integer else "auto"
-    call = Call(caller, ndim, 1, tuple(pads), 1, groups, "channels_first", algorithm, pad_mode=pad_mode)
+    call = Call(
+        caller, ndim, stride=1, pad=tuple(pads), dilation=1, groups=groups, pad_mode=pad_mode,
+        layout="channels_first", algorithm=algorithm,
+    )  # fmt: skip
     if is_integer:
-        y = call.forward_of_integers(xp, x, w, None, None, None, wraps=True)
+        y = integers.forward(call, xp, x, w, None, None, None, wraps=True)
     else:
         if method == "auto" and call._replace(precision="fast").chosen(xp, x, w) == "fft":
             call = call._replace(algorithm="fft")

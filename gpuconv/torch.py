@@ -68,8 +68,9 @@ def conv1d(
     tensor([[0., 1., 3., 5., 7.]])
     """
     call = Call(
-        "conv1d", 1, stride, padding, dilation, groups, "channels_first", algorithm, precision, max_workspace, pad_mode
-    )
+        "conv1d", 1, stride=stride, pad=padding, dilation=dilation, groups=groups, pad_mode=pad_mode,
+        layout="channels_first", algorithm=algorithm, precision=precision, max_workspace=max_workspace,
+    )  # fmt: skip
     return _conv(call, input, weight, bias)
 
 
@@ -124,8 +125,9 @@ def conv2d(
             [4., 6., 4.]])
     """
     call = Call(
-        "conv2d", 2, stride, padding, dilation, groups, "channels_first", algorithm, precision, max_workspace, pad_mode
-    )
+        "conv2d", 2, stride=stride, pad=padding, dilation=dilation, groups=groups, pad_mode=pad_mode,
+        layout="channels_first", algorithm=algorithm, precision=precision, max_workspace=max_workspace,
+    )  # fmt: skip
     return _conv(call, input, weight, bias)
 
 
@@ -155,8 +157,9 @@ def conv3d(
     torch.Size([1, 8, 2, 2, 2])
     """
     call = Call(
-        "conv3d", 3, stride, padding, dilation, groups, "channels_first", algorithm, precision, max_workspace, pad_mode
-    )
+        "conv3d", 3, stride=stride, pad=padding, dilation=dilation, groups=groups, pad_mode=pad_mode,
+        layout="channels_first", algorithm=algorithm, precision=precision, max_workspace=max_workspace,
+    )  # fmt: skip
     return _conv(call, input, weight, bias)
 
 
@@ -186,8 +189,9 @@ def conv_transpose1d(
     torch.Size([1, 8, 6])
     """
     call = Call(
-        "conv_transpose1d", 1, stride, padding, dilation, groups, "channels_first", algorithm, precision, max_workspace
-    )
+        "conv_transpose1d", 1, stride=stride, pad=padding, dilation=dilation, groups=groups,
+        layout="channels_first", algorithm=algorithm, precision=precision, max_workspace=max_workspace,
+    )  # fmt: skip
     return _conv_transpose(call, input, weight, bias, output_padding)
 
 
@@ -239,8 +243,9 @@ def conv_transpose2d(
             [1., 1., 2., 2.]])
     """
     call = Call(
-        "conv_transpose2d", 2, stride, padding, dilation, groups, "channels_first", algorithm, precision, max_workspace
-    )
+        "conv_transpose2d", 2, stride=stride, pad=padding, dilation=dilation, groups=groups,
+        layout="channels_first", algorithm=algorithm, precision=precision, max_workspace=max_workspace,
+    )  # fmt: skip
     return _conv_transpose(call, input, weight, bias, output_padding)
 
 
@@ -270,8 +275,9 @@ def conv_transpose3d(
     torch.Size([1, 8, 4, 4, 4])
     """
     call = Call(
-        "conv_transpose3d", 3, stride, padding, dilation, groups, "channels_first", algorithm, precision, max_workspace
-    )
+        "conv_transpose3d", 3, stride=stride, pad=padding, dilation=dilation, groups=groups,
+        layout="channels_first", algorithm=algorithm, precision=precision, max_workspace=max_workspace,
+    )  # fmt: skip
     return _conv_transpose(call, input, weight, bias, output_padding)
 
 

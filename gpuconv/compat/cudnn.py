@@ -257,7 +257,16 @@ def _call(
     if not is_one_of(tensor_core, ("auto", "always", "never")):
         raise ValueError(f"{caller}: tensor_core={tensor_core!r} is none of 'auto', 'always', 'never'.")
     precision: Precision = "fast" if tensor_core == "always" else "strict"
-    return Call(caller, ndim - 2, stride, pad, dilation, groups, "channels_first", precision=precision)
+    return Call(
+        caller,
+        ndim - 2,
+        stride=stride,
+        pad=pad,
+        dilation=dilation,
+        groups=groups,
+        layout="channels_first",
+        precision=precision,
+    )
 
 
 def _channels_first(array: Array, layout: int, caller: str, name: str) -> Array:

@@ -57,7 +57,10 @@ def conv1d(
     >>> conv1d(x, np.ones((2, 1, 1)), pad="causal").ravel()
     array([0., 1., 3., 5., 7.])
     """
-    call = Call("conv1d", 1, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode)
+    call = Call(
+        "conv1d", 1, stride=stride, pad=pad, dilation=dilation, groups=groups, pad_mode=pad_mode,
+        layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
+    )  # fmt: skip
     return call.forward(x, w, bias, activation, out)
 
 
@@ -159,7 +162,10 @@ def conv2d(
            [18., 27., 27., 18.],
            [12., 18., 18., 12.]], dtype=float32)
     """
-    call = Call("conv2d", 2, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode)
+    call = Call(
+        "conv2d", 2, stride=stride, pad=pad, dilation=dilation, groups=groups, pad_mode=pad_mode,
+        layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
+    )  # fmt: skip
     return call.forward(x, w, bias, activation, out)
 
 
@@ -191,7 +197,10 @@ def conv3d(
     >>> conv3d(np.ones((1, 4, 4, 4, 2)), np.ones((2, 2, 2, 2, 8)), stride=2).shape
     (1, 2, 2, 2, 8)
     """
-    call = Call("conv3d", 3, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode)
+    call = Call(
+        "conv3d", 3, stride=stride, pad=pad, dilation=dilation, groups=groups, pad_mode=pad_mode,
+        layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
+    )  # fmt: skip
     return call.forward(x, w, bias, activation, out)
 
 
@@ -226,8 +235,9 @@ def conv1d_input_grad(
     array([1., 1., 1., 1.])
     """
     call = Call(
-        "conv1d_input_grad", 1, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode
-    )
+        "conv1d_input_grad", 1, stride=stride, pad=pad, dilation=dilation, groups=groups, pad_mode=pad_mode,
+        layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
+    )  # fmt: skip
     return call.input_grad(dy, w, input_shape, out)
 
 
@@ -285,8 +295,9 @@ def conv2d_input_grad(
            [1., 2., 2., 1.]])
     """
     call = Call(
-        "conv2d_input_grad", 2, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode
-    )
+        "conv2d_input_grad", 2, stride=stride, pad=pad, dilation=dilation, groups=groups, pad_mode=pad_mode,
+        layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
+    )  # fmt: skip
     return call.input_grad(dy, w, input_shape, out)
 
 
@@ -318,8 +329,9 @@ def conv3d_input_grad(
     (1, 4, 4, 4, 2)
     """
     call = Call(
-        "conv3d_input_grad", 3, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode
-    )
+        "conv3d_input_grad", 3, stride=stride, pad=pad, dilation=dilation, groups=groups, pad_mode=pad_mode,
+        layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
+    )  # fmt: skip
     return call.input_grad(dy, w, input_shape, out)
 
 
@@ -352,8 +364,9 @@ def conv1d_weight_grad(
     array([3., 6.])
     """
     call = Call(
-        "conv1d_weight_grad", 1, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode
-    )
+        "conv1d_weight_grad", 1, stride=stride, pad=pad, dilation=dilation, groups=groups, pad_mode=pad_mode,
+        layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
+    )  # fmt: skip
     return call.weight_grad(x, dy, kernel_shape, out, per_sample)
 
 
@@ -412,8 +425,9 @@ def conv2d_weight_grad(
            [ 9., 12.,  9.]])
     """
     call = Call(
-        "conv2d_weight_grad", 2, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode
-    )
+        "conv2d_weight_grad", 2, stride=stride, pad=pad, dilation=dilation, groups=groups, pad_mode=pad_mode,
+        layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
+    )  # fmt: skip
     return call.weight_grad(x, dy, kernel_shape, out, per_sample)
 
 
@@ -446,8 +460,9 @@ def conv3d_weight_grad(
     (2, 2, 2, 2, 8)
     """
     call = Call(
-        "conv3d_weight_grad", 3, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode
-    )
+        "conv3d_weight_grad", 3, stride=stride, pad=pad, dilation=dilation, groups=groups, pad_mode=pad_mode,
+        layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
+    )  # fmt: skip
     return call.weight_grad(x, dy, kernel_shape, out, per_sample)
 
 
@@ -485,7 +500,10 @@ def conv_transpose1d(
     >>> conv_transpose1d(np.ones((1, 3, 4)), np.ones((2, 8, 4)), stride=2).shape
     (1, 6, 8)
     """
-    call = Call("conv_transpose1d", 1, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace)
+    call = Call(
+        "conv_transpose1d", 1, stride=stride, pad=pad, dilation=dilation, groups=groups,
+        layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
+    )  # fmt: skip
     return call.transpose(x, w, bias, output_pad, output_shape, activation, out)
 
 
@@ -550,7 +568,10 @@ def conv_transpose2d(
            [3., 3., 4., 4.],
            [3., 3., 4., 4.]])
     """
-    call = Call("conv_transpose2d", 2, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace)
+    call = Call(
+        "conv_transpose2d", 2, stride=stride, pad=pad, dilation=dilation, groups=groups,
+        layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
+    )  # fmt: skip
     return call.transpose(x, w, bias, output_pad, output_shape, activation, out)
 
 
@@ -585,7 +606,10 @@ def conv_transpose3d(
     >>> conv_transpose3d(np.ones((1, 2, 2, 2, 4)), np.ones((3, 3, 3, 8, 4)), stride=2, pad="same").shape
     (1, 4, 4, 4, 8)
     """
-    call = Call("conv_transpose3d", 3, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace)
+    call = Call(
+        "conv_transpose3d", 3, stride=stride, pad=pad, dilation=dilation, groups=groups,
+        layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
+    )  # fmt: skip
     return call.transpose(x, w, bias, output_pad, output_shape, activation, out)
 
 
@@ -637,5 +661,8 @@ def explain(
     <ConvPlan n1_h8w8_c4_k4_r1s1 float32 forward on cpu: gemm, no workspace>
     """
     _, ndim = checked_array(x, "x", "explain")
-    call = Call("explain", ndim, stride, pad, dilation, groups, layout, algorithm, precision, max_workspace, pad_mode)
+    call = Call(
+        "explain", ndim, stride=stride, pad=pad, dilation=dilation, groups=groups, pad_mode=pad_mode,
+        layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
+    )  # fmt: skip
     return call.explain(x, w, direction)

@@ -23,12 +23,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpuconv import backend, cpu, heuristics
+from gpuconv import backend, cpu, heuristics, planning
 from gpuconv.algorithms import ALGORITHMS, Algorithm, Problem
+from gpuconv.algorithms.epilogue import fill
 from gpuconv.algorithms.strips import Strip, Strips, extents_of, gather, tile_elements
+from gpuconv.cuda import graphs
 from gpuconv.errors import AlgorithmError, DTypeError, WorkspaceError
+from gpuconv.functions.keywords import Keywords
 from gpuconv.geometry import ConvGeometry, interned
 from gpuconv.simd.host import numba_is_there, try_numba
+from gpuconv.support.numbers import si
 from gpuconv.typing import Array, Ints
 
 DTYPES = ("int8", "uint8", "int16", "int32", "int64")
@@ -311,3 +315,71 @@ def _in_pieces(
             plan.algorithm.forward(problem, tile, b.of(w).astype(problem.dtype, order="C"), y, None, "identity")
             total += y.astype(np.int64).view(np.uint64) << np.uint64(a.first + b.first)
     xp.copyto(target, total.view(np.int64), casting="unsafe")
+
+
+# -------------------------------------------------------------------------------------------------- calls
+
+
+def forward(
+    call: Keywords,
+    xp: ModuleType,
+    x: Array,
+    w: Array,
+    bias: Array | None,
+    activation: str | None,
+    out: Array | None,
+    *,
+    wraps: bool = False,
+) -> Array:
+    """`forward` of integers, which have a result of another dtype than x, and no algorithm of their own.
+
+    `wraps`: a sum that may not fit in an int64 is right modulo 2**64, where otherwise it is refused.
+    """
+    dtype = result_dtype(call.caller, x, w)
+    if bias is not None and bias.dtype != dtype:
+        raise DTypeError(f"{call.caller}: bias is {bias.dtype}, but the result is {dtype}. Give bias that dtype.")
+    g = call.geometry(x.shape, w.shape)
+    activation = call.check_activation(activation, dtype)
+    planning.check_precision(call.precision, call.caller)
+    call.check_bias(bias, g.k)
+    call.check_out(out, g, g.y_shape, dtype)
+    device = backend.device_of(x)
+    with backend.on_device_of(x), call.out_of_memory(device, g.y_shape, dtype):
+        graphs.check_if_captured(xp, f"{call.caller} of integers, which looks at the extremes of x first")
+        x_last, w_last = call.channels_last(x), call.channels_last(w, is_w=True)
+        reach = reach_of(xp, x_last, w_last, bias)
+        if not (wraps and dtype == np.int64):
+            check_reach(call.caller, reach, dtype, g)
+        result = call.result(xp, out, (x, w, bias), g.y_shape, dtype)
+        target = call.channels_last(result)
+        limit = call.limit_beside(0 if out is None or result is out else result.nbytes)
+        plan = plan_of(reach, g, device, limit, call.algorithm, call.caller)
+        if g.macs == 0:
+            fill(xp, target, bias, activation)
+        else:
+            convolve(xp, plan, g, x_last, w_last, target, bias, relu=activation == "relu")
+        return call.deliver(result, out)
+
+
+def explain(call: Keywords, xp: ModuleType, x: Array, w: Array) -> planning.ConvPlan:
+    """The plan of the floats that a strip is computed with, under the dtypes of the"""
+    dtype, g = result_dtype(call.caller, x, w), call.geometry(x.shape, w.shape)
+    x, w = call.channels_last(x), call.channels_last(w, is_w=True)
+    with backend.on_device_of(x):
+        reach = reach_of(xp, x, w, None)
+        check_reach(call.caller, reach, dtype, g)
+        plan = plan_of(reach, g, backend.device_of(x), call.limit_beside(0), call.algorithm, call.caller)
+    words = f"{x.dtype} by {w.dtype} in {len(plan.of_x) * len(plan.of_w)} x {plan.problem.dtype}"
+    of_floats = planning.plan_of(plan.problem, plan.algorithm.name, call.caller)
+    candidates = [
+        one if one.name in EXACT else replace(one, status="refused", note="rounds", workspace=None)
+        for one in of_floats.candidates
+    ]
+    candidates[0] = replace(
+        candidates[0], workspace=plan.bytes, note=f"{si(plan.bytes)}B workspace, widened strips included"
+    )
+    return replace(of_floats, geometry=g, dtype=words, candidates=tuple(sorted(candidates, key=_rank)))
+
+
+def _rank(candidate: planning.Candidate) -> int:
+    return ("chosen", "possible", "refused").index(candidate.status)

@@ -14,7 +14,8 @@ from gpuconv import autotune, backend
 from gpuconv.cuda import graphs
 from gpuconv.errors import WorkspaceError
 from gpuconv.functions import repeats
-from gpuconv.functions.call import Call, PrepackedWeights, checked_array
+from gpuconv.functions.call import Call, checked_array
+from gpuconv.functions.computing import PrepackedWeights
 from gpuconv.geometry import ConvGeometry
 from gpuconv.planning import (
     DIRECTIONS,

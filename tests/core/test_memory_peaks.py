@@ -18,6 +18,7 @@ from peaks import left_by, peak
 
 import gpuconv
 from gpuconv.algorithms import columns
+from gpuconv.functions import by_sample
 from gpuconv.functions import call as call_module
 from gpuconv.planning import as_computed  # the function plan hides the module
 from gpuconv.simd import host as compiled_loops
@@ -79,7 +80,8 @@ def problems(monkeypatch):
         seen.append((as_computed(problem), algorithm))
         return algorithm
 
-    monkeypatch.setattr(call_module, "choose", choosing)
+    for module in (call_module, by_sample):
+        monkeypatch.setattr(module, "choose", choosing)
     return seen
 
 

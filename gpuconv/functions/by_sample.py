@@ -1,0 +1,132 @@
+"""Calls in which each sample has weights, or a gradient of them, of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+from gpuconv import backend
+from gpuconv.algorithms import Algorithm, Problem, banks
+from gpuconv.algorithms.epilogue import fill
+from gpuconv.cuda import graphs
+from gpuconv.errors import GeometryError
+from gpuconv.functions.computing import compute
+from gpuconv.functions.keywords import Keywords
+from gpuconv.geometry import ConvGeometry
+from gpuconv.planning import choose, of_a_sample
+from gpuconv.typing import Array, Direction, Ints
+
+
+def forward(
+    call: Keywords, xp: ModuleType, x: Array, w: Array, bias: Array | None, activation: str | None, out: Array | None
+) -> Array:
+    """`forward` with a filter bank for each sample, w (N, *kernel, C // groups, F)."""
+    dtype = backend.common_dtype(call.caller, x=x, w=w, bias=bias)
+    check_banks(call, "x", x.shape, w)
+    g = call.geometry(x.shape, w.shape[1:])
+    return run(call, xp, "forward", g, dtype, {"x": x, "w": w}, out, g.y_shape[1:], bias, activation)
+
+
+def input_grad(
+    call: Keywords,
+    xp: ModuleType,
+    dtype: np.dtype[Any],
+    dy: Array,
+    w: Array,
+    input_shape: Sequence[SupportsIndex],
+    out: Array | None,
+) -> Array:
+    """`input_grad` with a filter bank for each sample."""
+    check_banks(call, "dy", dy.shape, w)
+    g = call.geometry(input_shape, w.shape[1:], "input_shape")
+    call.check_shape("dy", dy, g.y_shape, "the convolution", g)
+    return run(call, xp, "input_grad", g, dtype, {"dy": dy, "w": w}, out, g.x_shape[1:])
+
+
+def check_banks(call: Keywords, name: str, shape: Ints, w: Array) -> None:
+    if len(shape) != call.ndim + 2 or w.shape[0] != shape[0]:
+        raise GeometryError(
+            f"{call.caller}: w.shape={w.shape} has {call.ndim + 3} axes, one more than {call.ndim}-D convolution "
+            f"needs: weights of their own for {w.shape[0]} samples, but {name}.shape={shape}. Pass one filter bank "
+            "per sample, or w without that axis for all of them."
+        )
+
+
+def run(
+    call: Keywords,
+    xp: ModuleType,
+    direction: Direction,
+    g: ConvGeometry,
+    dtype: np.dtype[Any],
+    inputs: dict[str, Array],
+    out: Array | None,
+    shape: Ints,
+    bias: Array | None = None,
+    activation: str | None = None,
+) -> Array:
+    """`run` where each sample has weights, or a gradient of them, of its own: to the bit what it has by itself.
+
+    `shape` is the (channels-last) one of a sample's result.
+    """
+    read, other = inputs.values()
+    device, is_w = backend.device_of(read), direction == "weight_grad"
+    activation = call.check_activation(activation, dtype)
+    if bias is None or bias.ndim == 1:
+        call.check_bias(bias, shape[-1])
+    elif bias.shape != (g.n, shape[-1]):
+        raise GeometryError(
+            f"{call.caller}: bias.shape is {bias.shape}, but {g.n} samples and {shape[-1]} output channels need "
+            f"bias.shape=({g.n}, {shape[-1]}), or ({shape[-1]},) for all samples."
+        )
+    wanted = (g.n, *call.in_layout(shape, is_w)) if is_w else call.in_layout((g.n, *shape))
+    call.check_out_is(out, wanted, g, dtype)
+    with backend.on_device_of(read), call.out_of_memory(device, wanted, dtype):
+        result = out if out is not None and call.is_apart(xp, out, (read, other, bias)) else xp.empty(wanted, dtype)
+        if g.n == 0:
+            return call.deliver(result, out)
+        one = of_a_sample(g)
+        whole = call.banks_last(result) if is_w else call.channels_last(result)
+        computed = one.result_shape(direction)[0 if is_w else 1 :]
+        target = whole if shape == computed else whole[(slice(None), *map(slice, computed))]
+        read, other = call.channels_last(read), call.channels_last(other) if is_w else call.banks_last(other)
+        elsewhere = 0 if out is None or result is out else result.nbytes
+        captured = xp is not np and graphs.is_captured(xp)
+        parts = (read[:1], other[:1], target[0]) if is_w else (read[:1], target[:1], other[0])
+        problem = call.problem(
+            direction, one, dtype, device, [parts[2]], *parts[:2], elsewhere=elsewhere, captured=captured
+        )
+        algorithm = choose(problem, call.algorithm, call.caller)
+        if captured:
+            call.check_kept(problem, algorithm, bias, is_filled=target is not whole)
+        biases = None if bias is None else xp.broadcast_to(bias, (g.n, shape[-1]))
+        if target is not whole or g.macs == 0:
+            for n in range(g.n):
+                fill(xp, whole[n : n + 1], None if biases is None else biases[n], activation)
+        if g.macs:
+            _compute(problem, algorithm, read, other, target, biases, activation)
+        return call.deliver(result, out)
+
+
+def _compute(
+    problem: Problem,
+    algorithm: Algorithm,
+    read: Array,
+    other: Array,
+    target: Array,
+    biases: Array | None,
+    activation: str,
+) -> None:
+    xp, is_w = problem.xp, problem.direction == "weight_grad"
+    joint = banks.merged_problem(problem, algorithm, len(read))
+    if joint is not None:
+        banks.compute(joint, algorithm, read, other, target, biases, activation)
+        return
+    for n in range(len(read)):
+        bias = None if biases is None else xp.ascontiguousarray(biases[n])
+        one, its_target = (other[n : n + 1], target[n]) if is_w else (other[n], target[n : n + 1])
+        if not problem.on_cpu:
+            one = xp.ascontiguousarray(one)
+        compute(problem, algorithm, read[n : n + 1], one, its_target, bias, activation)
