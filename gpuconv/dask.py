@@ -91,7 +91,7 @@ def conv1d(
     >>> gpuconv.dask.conv1d(x, np.ones((3, 1, 1)), pad=1, pad_mode="circular").compute().ravel()
     array([ 6.,  3.,  6.,  9., 12.,  9.])
     """
-    call = Call(
+    call = Call.of(
         "conv1d", 1, stride=stride, pad=pad, dilation=dilation, groups=groups, pad_mode=pad_mode,
         layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
     )  # fmt: skip
@@ -155,7 +155,7 @@ def conv2d(
            [6., 9., 9.],
            [6., 9., 9.]])
     """
-    call = Call(
+    call = Call.of(
         "conv2d", 2, stride=stride, pad=pad, dilation=dilation, groups=groups, pad_mode=pad_mode,
         layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
     )  # fmt: skip
@@ -191,7 +191,7 @@ def conv3d(
     >>> gpuconv.dask.conv3d(x, np.ones((3, 3, 3, 2, 1)), pad="same").chunks
     ((1,), (4, 4), (4, 4), (4, 4), (1,))
     """
-    call = Call(
+    call = Call.of(
         "conv3d", 3, stride=stride, pad=pad, dilation=dilation, groups=groups, pad_mode=pad_mode,
         layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
     )  # fmt: skip

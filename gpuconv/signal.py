@@ -358,7 +358,7 @@ def _convolved(
     x, w, groups = _as_batch(xp, a, w, batch, ndim)
     is_integer = dtype.kind in "biu"
     algorithm: AlgorithmName = "fft" if method == "fft" and not is_integer else "auto"
-    call = Call(
+    call = Call.of(
         caller, ndim, stride=1, pad=tuple(pads), dilation=1, groups=groups, pad_mode=pad_mode,
         layout="channels_first", algorithm=algorithm,
     )  # fmt: skip

@@ -67,7 +67,7 @@ def conv1d(
     >>> gpuconv.torch.conv1d(torch.arange(5.0).reshape(1, 5), torch.ones(1, 1, 2), padding="causal")
     tensor([[0., 1., 3., 5., 7.]])
     """
-    call = Call(
+    call = Call.of(
         "conv1d", 1, stride=stride, pad=padding, dilation=dilation, groups=groups, pad_mode=pad_mode,
         layout="channels_first", algorithm=algorithm, precision=precision, max_workspace=max_workspace,
     )  # fmt: skip
@@ -124,7 +124,7 @@ def conv2d(
             [6., 9., 6.],
             [4., 6., 4.]])
     """
-    call = Call(
+    call = Call.of(
         "conv2d", 2, stride=stride, pad=padding, dilation=dilation, groups=groups, pad_mode=pad_mode,
         layout="channels_first", algorithm=algorithm, precision=precision, max_workspace=max_workspace,
     )  # fmt: skip
@@ -156,7 +156,7 @@ def conv3d(
     >>> gpuconv.torch.conv3d(torch.ones(1, 2, 4, 4, 4), torch.ones(8, 2, 2, 2, 2), stride=2).shape
     torch.Size([1, 8, 2, 2, 2])
     """
-    call = Call(
+    call = Call.of(
         "conv3d", 3, stride=stride, pad=padding, dilation=dilation, groups=groups, pad_mode=pad_mode,
         layout="channels_first", algorithm=algorithm, precision=precision, max_workspace=max_workspace,
     )  # fmt: skip
@@ -188,7 +188,7 @@ def conv_transpose1d(
     >>> gpuconv.torch.conv_transpose1d(torch.ones(1, 4, 3), torch.ones(4, 8, 2), stride=2).shape
     torch.Size([1, 8, 6])
     """
-    call = Call(
+    call = Call.of(
         "conv_transpose1d", 1, stride=stride, pad=padding, dilation=dilation, groups=groups,
         layout="channels_first", algorithm=algorithm, precision=precision, max_workspace=max_workspace,
     )  # fmt: skip
@@ -242,7 +242,7 @@ def conv_transpose2d(
     tensor([[1., 1., 2., 2.],
             [1., 1., 2., 2.]])
     """
-    call = Call(
+    call = Call.of(
         "conv_transpose2d", 2, stride=stride, pad=padding, dilation=dilation, groups=groups,
         layout="channels_first", algorithm=algorithm, precision=precision, max_workspace=max_workspace,
     )  # fmt: skip
@@ -274,7 +274,7 @@ def conv_transpose3d(
     >>> gpuconv.torch.conv_transpose3d(torch.ones(1, 4, 2, 2, 2), torch.ones(4, 8, 2, 2, 2), stride=2).shape
     torch.Size([1, 8, 4, 4, 4])
     """
-    call = Call(
+    call = Call.of(
         "conv_transpose3d", 3, stride=stride, pad=padding, dilation=dilation, groups=groups,
         layout="channels_first", algorithm=algorithm, precision=precision, max_workspace=max_workspace,
     )  # fmt: skip

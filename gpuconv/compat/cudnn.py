@@ -257,7 +257,7 @@ def _call(
     if not is_one_of(tensor_core, ("auto", "always", "never")):
         raise ValueError(f"{caller}: tensor_core={tensor_core!r} is none of 'auto', 'always', 'never'.")
     precision: Precision = "fast" if tensor_core == "always" else "strict"
-    return Call(
+    return Call.of(
         caller,
         ndim - 2,
         stride=stride,

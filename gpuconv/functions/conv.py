@@ -57,7 +57,7 @@ def conv1d(
     >>> conv1d(x, np.ones((2, 1, 1)), pad="causal").ravel()
     array([0., 1., 3., 5., 7.])
     """
-    call = Call(
+    call = Call.of(
         "conv1d", 1, stride=stride, pad=pad, dilation=dilation, groups=groups, pad_mode=pad_mode,
         layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
     )  # fmt: skip
@@ -162,7 +162,7 @@ def conv2d(
            [18., 27., 27., 18.],
            [12., 18., 18., 12.]], dtype=float32)
     """
-    call = Call(
+    call = Call.of(
         "conv2d", 2, stride=stride, pad=pad, dilation=dilation, groups=groups, pad_mode=pad_mode,
         layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
     )  # fmt: skip
@@ -197,7 +197,7 @@ def conv3d(
     >>> conv3d(np.ones((1, 4, 4, 4, 2)), np.ones((2, 2, 2, 2, 8)), stride=2).shape
     (1, 2, 2, 2, 8)
     """
-    call = Call(
+    call = Call.of(
         "conv3d", 3, stride=stride, pad=pad, dilation=dilation, groups=groups, pad_mode=pad_mode,
         layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
     )  # fmt: skip
@@ -234,7 +234,7 @@ def conv1d_input_grad(
     >>> conv1d_input_grad(np.ones((1, 2, 1)), np.ones((2, 1, 1)), (1, 4, 1), stride=2).ravel()
     array([1., 1., 1., 1.])
     """
-    call = Call(
+    call = Call.of(
         "conv1d_input_grad", 1, stride=stride, pad=pad, dilation=dilation, groups=groups, pad_mode=pad_mode,
         layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
     )  # fmt: skip
@@ -294,7 +294,7 @@ def conv2d_input_grad(
            [2., 4., 4., 2.],
            [1., 2., 2., 1.]])
     """
-    call = Call(
+    call = Call.of(
         "conv2d_input_grad", 2, stride=stride, pad=pad, dilation=dilation, groups=groups, pad_mode=pad_mode,
         layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
     )  # fmt: skip
@@ -328,7 +328,7 @@ def conv3d_input_grad(
     >>> conv3d_input_grad(np.ones((1, 3, 3, 3, 8)), np.ones((2, 2, 2, 2, 8)), (1, 4, 4, 4, 2)).shape
     (1, 4, 4, 4, 2)
     """
-    call = Call(
+    call = Call.of(
         "conv3d_input_grad", 3, stride=stride, pad=pad, dilation=dilation, groups=groups, pad_mode=pad_mode,
         layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
     )  # fmt: skip
@@ -363,7 +363,7 @@ def conv1d_weight_grad(
     >>> conv1d_weight_grad(np.arange(4.0).reshape(1, 4, 1), np.ones((1, 3, 1)), 2).ravel()
     array([3., 6.])
     """
-    call = Call(
+    call = Call.of(
         "conv1d_weight_grad", 1, stride=stride, pad=pad, dilation=dilation, groups=groups, pad_mode=pad_mode,
         layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
     )  # fmt: skip
@@ -424,7 +424,7 @@ def conv2d_weight_grad(
            [12., 16., 12.],
            [ 9., 12.,  9.]])
     """
-    call = Call(
+    call = Call.of(
         "conv2d_weight_grad", 2, stride=stride, pad=pad, dilation=dilation, groups=groups, pad_mode=pad_mode,
         layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
     )  # fmt: skip
@@ -459,7 +459,7 @@ def conv3d_weight_grad(
     >>> conv3d_weight_grad(np.ones((1, 4, 4, 4, 2)), np.ones((1, 3, 3, 3, 8)), 2).shape
     (2, 2, 2, 2, 8)
     """
-    call = Call(
+    call = Call.of(
         "conv3d_weight_grad", 3, stride=stride, pad=pad, dilation=dilation, groups=groups, pad_mode=pad_mode,
         layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
     )  # fmt: skip
@@ -500,7 +500,7 @@ def conv_transpose1d(
     >>> conv_transpose1d(np.ones((1, 3, 4)), np.ones((2, 8, 4)), stride=2).shape
     (1, 6, 8)
     """
-    call = Call(
+    call = Call.of(
         "conv_transpose1d", 1, stride=stride, pad=pad, dilation=dilation, groups=groups,
         layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
     )  # fmt: skip
@@ -568,7 +568,7 @@ def conv_transpose2d(
            [3., 3., 4., 4.],
            [3., 3., 4., 4.]])
     """
-    call = Call(
+    call = Call.of(
         "conv_transpose2d", 2, stride=stride, pad=pad, dilation=dilation, groups=groups,
         layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
     )  # fmt: skip
@@ -606,7 +606,7 @@ def conv_transpose3d(
     >>> conv_transpose3d(np.ones((1, 2, 2, 2, 4)), np.ones((3, 3, 3, 8, 4)), stride=2, pad="same").shape
     (1, 4, 4, 4, 8)
     """
-    call = Call(
+    call = Call.of(
         "conv_transpose3d", 3, stride=stride, pad=pad, dilation=dilation, groups=groups,
         layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
     )  # fmt: skip
@@ -661,7 +661,7 @@ def explain(
     <ConvPlan n1_h8w8_c4_k4_r1s1 float32 forward on cpu: gemm, no workspace>
     """
     _, ndim = checked_array(x, "x", "explain")
-    call = Call(
+    call = Call.of(
         "explain", ndim, stride=stride, pad=pad, dilation=dilation, groups=groups, pad_mode=pad_mode,
         layout=layout, algorithm=algorithm, precision=precision, max_workspace=max_workspace,
     )  # fmt: skip

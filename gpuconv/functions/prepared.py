@@ -170,7 +170,7 @@ def prepare(
     """
     _, ndim = checked_array(w, "w", "prepare", "(*kernel, C // groups, F)")
     limit = workspace_limit(max_workspace, "prepare")
-    call = Call(
+    call = Call.of(
         "prepare", ndim, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout, algorithm=algorithm,
         precision=precision, max_workspace=limit, pad_mode=pad_mode,
     )  # fmt: skip

@@ -183,7 +183,7 @@ def place(words: tuple[Any, ...], *arrays: Array | None) -> Place | None:
     if seen is None:
         return None
     around = (settings.max_workspace, settings.autotune, autotune.generation())
-    if not are_exact((*words, around[0])):
+    if type(around[0]) is not int or not are_exact(words):
         return None
     facts, starts = seen
     found = _place(words, facts, around)

@@ -69,7 +69,7 @@ class _ConvBase(WeightedLayer):
 
     @property
     def _call(self) -> Call:
-        return Call(
+        return Call.of(
             self.kind, self.ndim, stride=self.stride, pad=self.pad, dilation=self.dilation, groups=self._groups,
             algorithm=self.algorithm, precision=self.precision,
         )  # fmt: skip

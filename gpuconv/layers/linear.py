@@ -138,7 +138,7 @@ class Dense(WeightedLayer):
     @property
     def _call(self) -> Call:
         captured = graphs.is_captured(backend.module_for(self.device or "cuda"))  # in a graph there is no cuBLAS
-        return Call(self.kind, 1, algorithm="auto" if captured else "gemm", precision=self.precision)
+        return Call.of(self.kind, 1, algorithm="auto" if captured else "gemm", precision=self.precision)
 
     def _product(self, X: Array, activation: str | None) -> Array:
         W, b = self.params["W"], self.params.get("b")

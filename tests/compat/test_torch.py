@@ -220,7 +220,7 @@ def check_on_pytorchs_stream(gpu, monkeypatch, channels_last):
         order = (0, 2, 3, 1) if channels_last else (0, 1, 2, 3)
         back = np.argsort(order)
         on_gpu = [OnGpu(gpu.asarray(np.ascontiguousarray(a.transpose(order))).transpose(*back)) for a in (x, w, dy)]
-    call = Call("conv2d", 2, layout="channels_first")
+    call = Call.of("conv2d", 2, layout="channels_first")
     results = [
         ours._forward(call, *on_gpu[:2], None),
         ours._input_grad(call, on_gpu[2], on_gpu[1], None, x.shape),

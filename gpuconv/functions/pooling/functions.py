@@ -356,7 +356,7 @@ class _Pool:
         self.caller, self.inputs, self.out = caller, inputs, out
         self.xp = backend.common_module(caller, **inputs, out=out)
         self.dtype = backend.common_dtype(caller, **inputs)
-        self.call = Call(
+        self.call = Call.of(
             caller, 2, stride=kernel_shape if stride is None else stride, pad=pad, dilation=dilation, layout=layout
         )
         shape, name = (inputs["x"].shape, "x.shape") if input_shape is None else (input_shape, "input_shape")
