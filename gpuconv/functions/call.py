@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from types import ModuleType
 from typing import Any, SupportsIndex
 
@@ -21,7 +20,7 @@ from gpuconv.cuda.launches import offsets
 from gpuconv.errors import GeometryError
 from gpuconv.functions import by_sample, computing, integers, repeats
 from gpuconv.functions.computing import PrepackedWeights
-from gpuconv.functions.keywords import Keywords
+from gpuconv.functions.keywords import Keywords, channels_last_axes
 from gpuconv.geometry import ConvGeometry, check_layout, split_x_shape
 from gpuconv.planning import ConvPlan, check_direction, choose, goes_by_sample, may_be_whole, of_a_sample, plan_of
 from gpuconv.support.argument_checks import as_ints, flag
@@ -239,7 +238,7 @@ class Call(Keywords):
 
         def leave(compute: Callable[..., object]) -> None:
             if is_turned:
-                compute = partial(self.compute_turned, compute, is_w=is_w, is_packed=is_packed)
+                compute = self.turned(compute, is_w, is_packed)
             place.leave_on_cpu(self.in_layout(shape, is_w), problem.dtype, compute)
 
         def compute_second(read: Array, other: Array, out: Array, bias: Array | None = None) -> None:
@@ -255,19 +254,16 @@ class Call(Keywords):
 
         leave(compute_second if isinstance(algorithm, Repeating) else compute)
 
-    def compute_turned(
-        self,
-        compute: Callable[..., object],
-        read: Array,
-        other: Array,
-        result: Array,
-        *bias: Array | None,
-        is_w: bool,
-        is_packed: bool,
-    ) -> None:
-        """Let `compute` write into `result`, where arrays are in the layout of this call. Packed weights have none."""
-        other = other if is_packed else self.channels_last(other, not is_w)
-        compute(self.channels_last(read), other, self.channels_last(result, is_w), *bias)
+    def turned(self, compute: Callable[..., object], is_w: bool, is_packed: bool) -> Callable[..., None]:
+        """`compute` as a function of arrays in the layout of this call. Packed weights have none."""
+        axes, axes_of_w = (channels_last_axes(self.ndim + 2, is_w) for is_w in (False, True))
+        axes_of_other, axes_of_result = (axes, axes_of_w) if is_w else (axes_of_w, axes)
+
+        def compute_turned(read: Array, other: Array, result: Array, *bias: Array | None) -> None:
+            other = other if is_packed else other.transpose(axes_of_other)
+            compute(read.transpose(axes), other, result.transpose(axes_of_result), *bias)
+
+        return compute_turned
 
 
 def _computation(problem: Problem, algorithm: Algorithm, activation: str, is_packed: bool) -> Callable[..., None]:

@@ -161,8 +161,7 @@ class Keywords(NamedTuple):
         """A channels-last view of an array in the layout of this call."""
         if self.layout == "channels_last":
             return array
-        kernel_or_spatial = range(2, array.ndim)
-        return array.transpose(*kernel_or_spatial, 1, 0) if is_w else array.transpose(0, *kernel_or_spatial, 1)
+        return array.transpose(channels_last_axes(array.ndim, is_w))
 
     def banks_last(self, array: Array) -> Array:
         """A channels-last view of the weights of all samples."""
@@ -233,6 +232,12 @@ class Keywords(NamedTuple):
             needed += math.prod(problem.geometry.y_shape[-1:]) * problem.dtype.itemsize  # one row, or the bias
         if needed:
             graphs.check_kept(problem.xp, self.caller, f"{algorithm.name} takes {needed} bytes beside its arrays")
+
+
+def channels_last_axes(ndim: int, is_w: bool) -> Ints:
+    """The axes of a channels-first array in the order of a channels-last one."""
+    kernel_or_spatial = range(2, ndim)
+    return (*kernel_or_spatial, 1, 0) if is_w else (0, *kernel_or_spatial, 1)
 
 
 class _OutOfMemory(NamedTuple):
