@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ from torch import Tensor
 from gpuconv import backend
 from gpuconv.errors import DeviceError, GeometryError
 from gpuconv.functions.call import Call
+from gpuconv.geometry import remembered
 from gpuconv.typing import AlgorithmName, Array, Ints, IntsLike, PadLike, PadMode, Precision
 
 __all__ = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
@@ -306,8 +308,8 @@ class _Convolution(torch.autograd.Function):
         _, needs_x, needs_w, needs_bias = ctx.needs_input_grad
         return (
             None,
-            _InputGrad.apply(ctx.call, dy, w, None, _shape(x)) if needs_x else None,
-            _WeightGrad.apply(ctx.call, x, dy, _shape(w)) if needs_w else None,
+            _watched_input_grad(ctx.call, dy, w, None, _shape(x)) if needs_x else None,
+            _watched_weight_grad(ctx.call, x, dy, _shape(w)) if needs_w else None,
             _sum_over_positions(dy) if needs_bias else None,
         )
 
@@ -327,8 +329,8 @@ class _InputGrad(torch.autograd.Function):
         _, needs_dy, needs_w, needs_bias, _ = ctx.needs_input_grad
         return (
             None,
-            _Convolution.apply(ctx.call, g, w, None) if needs_dy else None,
-            _WeightGrad.apply(ctx.call, g, dy, _shape(w)) if needs_w else None,
+            _watched_forward(ctx.call, g, w, None) if needs_dy else None,
+            _watched_weight_grad(ctx.call, g, dy, _shape(w)) if needs_w else None,
             _sum_over_positions(g) if needs_bias else None,
             None,
         )
@@ -349,10 +351,32 @@ class _WeightGrad(torch.autograd.Function):
         _, needs_x, needs_dy, _ = ctx.needs_input_grad
         return (
             None,
-            _InputGrad.apply(ctx.call, dy, g, None, _shape(x)) if needs_x else None,
-            _Convolution.apply(ctx.call, x, g, None) if needs_dy else None,
+            _watched_input_grad(ctx.call, dy, g, None, _shape(x)) if needs_x else None,
+            _watched_forward(ctx.call, x, g, None) if needs_dy else None,
             None,
         )
+
+
+# Autograd's part costs as much as all the rest of a small call. So an operation without a gradient does not ask for it.
+
+
+def _watched_forward(call: Call, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    return (_Convolution.apply if _is_watched(x, w, bias) else _forward)(call, x, w, bias)
+
+
+def _watched_input_grad(call: Call, dy: Tensor, w: Tensor, bias: Tensor | None, shape: Ints) -> Tensor:
+    return (_InputGrad.apply if _is_watched(dy, w, bias) else _input_grad)(call, dy, w, bias, shape)
+
+
+def _watched_weight_grad(call: Call, x: Tensor, dy: Tensor, shape: Ints) -> Tensor:
+    return (_WeightGrad.apply if _is_watched(x, dy, None) else _weight_grad)(call, x, dy, shape)
+
+
+def _is_watched(read: Tensor, other: Tensor, bias: Tensor | None) -> bool:
+    """Whether autograd has to know of an operation on these tensors."""
+    return torch.is_grad_enabled() and (
+        read.requires_grad or other.requires_grad or (bias is not None and bias.requires_grad)
+    )
 
 
 def _sum_over_positions(dy: Tensor) -> Tensor:
@@ -363,55 +387,56 @@ def _sum_over_positions(dy: Tensor) -> Tensor:
 @torch.compiler.disable
 def _conv(call: Call, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
     x, w, bias, is_batch = _checked(call, x, w, bias)
-    y: Tensor = _Convolution.apply(call, x, w, bias) if _is_watched(x, w, bias) else _forward(call, x, w, bias)
+    y = _watched_forward(call, x, w, bias)
     return y if is_batch else y[0]
 
 
 @torch.compiler.disable
 def _conv_transpose(call: Call, x: Tensor, w: Tensor, bias: Tensor | None, output_padding: IntsLike) -> Tensor:
     x, w, bias, is_batch = _checked(call, x, w, bias)
-    g, whole = call.transposed(_shape(x), _shape(w), output_padding)
-    call = call._replace(pad=g.pad)  # that of the convolution whose input gradient this is, whatever name it had
-    beyond = [
-        more for size, all_of_it in zip(g.x_shape[1:-1], whole[1:-1], strict=True) for more in (all_of_it - size, 0)
-    ]
-    fused = None if any(beyond) else bias
-    run = _InputGrad.apply if _is_watched(x, w, bias) else _input_grad
-    y: Tensor = run(call, x, w.conj(), fused, call.in_layout(g.x_shape))
-    if any(beyond):  # what output_padding adds beyond every tap
-        y = torch.nn.functional.pad(y, beyond[::-1])
+    call, shape, beyond = _transposed(_shape(x), _shape(w), output_padding, *call)
+    y = _watched_input_grad(call, x, w.conj(), None if beyond else bias, shape)
+    if beyond:
+        y = torch.nn.functional.pad(y, beyond)
         y = y if bias is None else y + bias.reshape(-1, *[1] * call.ndim)
     return y if is_batch else y[0]
 
 
-def _is_watched(*tensors: Tensor | None) -> bool:
-    """Whether autograd has to know of an operation on these tensors."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+@remembered
+def _transposed(x_shape: Ints, w_shape: Ints, output_padding: IntsLike, *words: Any) -> tuple[Call, Ints, Ints]:
+    """The convolution whose input gradient a transposed convolution is, given the words of the latter's `Call`.
+
+    With it come the shape of that gradient, which reaches to the last tap, and what `output_padding` adds beyond it, as
+    `torch.nn.functional.pad` takes it, or () if that is nothing.
+    """
+    call = Call(*words)
+    g, whole = call.transposed(x_shape, w_shape, output_padding)
+    sizes = zip(g.x_shape[-2:0:-1], whole[-2:0:-1], strict=True)
+    beyond = tuple(more for size, all_of_it in sizes for more in (0, all_of_it - size))
+    return call._replace(pad=g.pad), call.in_layout(g.x_shape), beyond if any(beyond) else ()
 
 
 # -------------------------------------------------------------------------------------------------- tensors as arrays
 
 
 def _forward(call: Call, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
-    y = _empty(call.in_layout(call.geometry(_shape(x), _shape(w)).y_shape), x)
-    _on_arrays(call.caller, lambda x, w, bias, y: call.forward(x, w, bias, None, y), x, w, bias, y)
+    y = x.new_empty_strided(*_result(call, x.shape, w.shape, _order(x)))
+    _on_arrays(call, lambda x, w, bias, y: call.forward(x, w, bias, None, y), x, w, bias, y)
     return y
 
 
 def _input_grad(call: Call, dy: Tensor, w: Tensor, bias: Tensor | None, shape: Ints) -> Tensor:
-    dx = _empty(shape, dy)
+    dx = dy.new_empty_strided(shape, _strides(shape, _order(dy)))
     if bias is None:
-        _on_arrays(call.caller, lambda dy, w, dx: call.input_grad(dy, w, shape, dx), dy, w, dx)
+        _on_arrays(call, lambda dy, w, dx: call.input_grad(dy, w, shape, dx), dy, w, dx)
     else:
-        _on_arrays(
-            call.caller, lambda x, w, bias, y: call.transpose(x, w, bias, 0, shape[2:], None, y), dy, w, bias, dx
-        )
+        _on_arrays(call, lambda x, w, bias, y: call.transpose(x, w, bias, 0, shape[2:], None, y), dy, w, bias, dx)
     return dx
 
 
 def _weight_grad(call: Call, x: Tensor, dy: Tensor, shape: Ints) -> Tensor:
-    dw = _empty(shape, x)
-    _on_arrays(call.caller, lambda x, dy, dw: call.weight_grad(x, dy, shape[2:], dw), x, dy, dw)
+    dw = x.new_empty_strided(shape, _strides(shape, _order(x)))
+    _on_arrays(call, lambda x, dy, dw: call.weight_grad(x, dy, shape[2:], dw), x, dy, dw)
     return dw
 
 
@@ -420,25 +445,49 @@ def _shape(t: Tensor) -> Ints:
     return tuple(t.shape)
 
 
-def _empty(shape: Ints, like: Tensor) -> Tensor:
-    """A new tensor of a shape, in the memory format of another."""
-    if like.stride(1) != 1 or like.is_contiguous():
-        return like.new_empty(shape)
-    return like.new_empty((shape[0], *shape[2:], shape[1])).movedim(-1, 1)
+def _result(call: Call, x_shape: Ints, w_shape: Ints, order: str) -> tuple[Ints, Ints]:
+    """The shape and the strides of a convolution's result."""
+    try:
+        return _remembered_result(call, x_shape, w_shape, order)
+    except TypeError:  # a list among the keywords has no hash
+        pass
+    return _remembered_result.__wrapped__(call, x_shape, w_shape, order)
 
 
-def _on_arrays(caller: str, run: Callable[..., Array], *tensors: Tensor | None) -> None:
+@lru_cache(maxsize=4096)
+def _remembered_result(call: Call, x_shape: Ints, w_shape: Ints, order: str) -> tuple[Ints, Ints]:
+    """`_result`. Keywords that equal those of another call (True, 2.0) may find its result: the call refuses them."""
+    shape = call.in_layout(call.geometry(tuple(x_shape), tuple(w_shape)).y_shape)
+    return shape, _strides(shape, order)
+
+
+def _order(t: Tensor) -> str:
+    """The order of the axes in memory, as far as a result has that of its input."""
+    return "channels_first" if t.stride(1) != 1 or t.is_contiguous() else "channels_last"
+
+
+@lru_cache(maxsize=4096)
+def _strides(shape: Ints, order: str) -> Ints:
+    """The strides of a new tensor of a shape."""
+    spatial = range(2, len(shape))
+    strides, step = [0] * len(shape), 1
+    for axis in reversed((0, 1, *spatial) if order == "channels_first" else (0, *spatial, 1)):
+        strides[axis] = step
+        step *= max(shape[axis], 1)
+    return tuple(strides)
+
+
+def _on_arrays(call: Call, run: Callable[..., Array], first: Tensor, *rest: Tensor | None) -> None:
     """Call a function with the arrays that tensors are, on a GPU on PyTorch's current stream."""
-    first = next(t for t in tensors if t is not None)
     if not first.is_cuda:
-        run(*(None if t is None else _as_numpy(t, caller) for t in tensors))
+        run(*[None if t is None else _as_numpy(t, call.caller) for t in (first, *rest)])
         return
     cupy, device = backend.module_for(f"cuda:{first.device.index}"), first.device
     stream = cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, device.index)
     with ExitStack() as stack:
         stack.enter_context(cupy.cuda.Device(device.index))
         stack.enter_context(stream)
-        run(*(None if t is None else cupy.from_dlpack(_plain(t)) for t in tensors))
+        run(*[None if t is None else cupy.from_dlpack(_plain(t)) for t in (first, *rest)])
 
 
 def _plain(t: Tensor) -> Tensor:
@@ -447,46 +496,50 @@ def _plain(t: Tensor) -> Tensor:
 
 
 def _as_numpy(t: Tensor, caller: str) -> Array:
-    t = _plain(t)
-    if t.dtype is torch.bfloat16:  # which NumPy knows by ml_dtypes only
-        of_bits: Array = t.view(torch.int16).numpy()
-        return of_bits.view(backend.as_dtype("bfloat16", caller))
-    array: Array = t.numpy()
+    if t.dtype is _BFLOAT16:  # which NumPy knows by ml_dtypes only
+        return _as_numpy(_plain(t).view(torch.int16), caller).view(backend.as_dtype("bfloat16", caller))
+    array: Array = t.numpy(force=True)  # a view without a history, or a copy if its memory does not hold its values
     return array
 
 
 def _checked(call: Call, x: Tensor, w: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, bool]:
     """The arguments as a batch, cast as autocast asks for, and whether they were a batch."""
-    for name, t in (("input", x), ("weight", w), ("bias", bias)):
-        if t is None and name == "bias":
-            continue
-        if not isinstance(t, Tensor):
-            raise TypeError(
-                f"{call.caller}: {name} is {type(t).__name__}, where a torch.Tensor is needed. Convert it with "
-                "torch.as_tensor, or call the function of gpuconv itself, which takes NumPy and CuPy arrays."
-            )
-        if t.layout is not torch.strided or t.device.type not in ("cpu", "cuda"):
-            raise DeviceError(
-                f"{call.caller}: {name} is a tensor of layout {t.layout} on {t.device}. gpuconv takes strided tensors "
-                f"on cpu and cuda. Convert it: {name}.to_dense(), or {name}.to('cpu')."
-            )
-        if t.device != x.device:
-            raise DeviceError(
-                f"{call.caller}: the tensors must live on one device, but input is on {x.device} and {name} on "
-                f"{t.device}. Move one with {name}.to(input.device)."
-            )
-    if not call.ndim + 1 <= x.ndim <= call.ndim + 2:
+    _check_tensor(call, "input", x, x)
+    _check_tensor(call, "weight", w, x)
+    if bias is not None:
+        _check_tensor(call, "bias", bias, x)
+    missing = call.ndim + 2 - x.ndim
+    if missing not in (0, 1):
         raise GeometryError(
             f"{call.caller}: input.shape={tuple(x.shape)} has {x.ndim} axes. {call.caller} takes (N, C, *spatial) or "
             f"(C, *spatial), which is {call.ndim + 2} or {call.ndim + 1}."
         )
-    kind = x.device.type
+    kind = "cuda" if x.is_cuda else "cpu"
     if torch.is_autocast_enabled(kind):
         target = torch.get_autocast_dtype(kind)
         x, w, bias = (None if t is None else t.to(target) if t.dtype in _CAST else t for t in (x, w, bias))
-    is_batch = x.ndim == call.ndim + 2
-    return x if is_batch else x[None], w, bias, is_batch
+    return x[None] if missing else x, w, bias, not missing
+
+
+def _check_tensor(call: Call, name: str, t: Tensor, x: Tensor) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(
+            f"{call.caller}: {name} is {type(t).__name__}, where a torch.Tensor is needed. Convert it with "
+            "torch.as_tensor, or call the function of gpuconv itself, which takes NumPy and CuPy arrays."
+        )
+    if t.layout is not torch.strided or not (t.is_cpu or t.is_cuda):
+        raise DeviceError(
+            f"{call.caller}: {name} is a tensor of layout {t.layout} on {t.device}. gpuconv takes strided tensors "
+            f"on cpu and cuda. Convert it: {name}.to_dense(), or {name}.to('cpu')."
+        )
+    if t.device != x.device:
+        raise DeviceError(
+            f"{call.caller}: the tensors must live on one device, but input is on {x.device} and {name} on "
+            f"{t.device}. Move one with {name}.to(input.device)."
+        )
 
 
 _CAST = (torch.float16, torch.bfloat16, torch.float32)
 """The dtypes that autocast changes. float64 and complex numbers stay, as in PyTorch."""
+
+_BFLOAT16 = torch.bfloat16

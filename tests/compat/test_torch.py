@@ -167,6 +167,22 @@ def test_what_does_not_fit_is_refused():
         ours.conv2d(x, w, algorithm="winograd")
 
 
+def test_what_an_earlier_call_left_behind_hides_no_mistake():
+    """Shapes are remembered by keywords, and True and 1.0 equal 1."""
+    x, w, _ = (t.detach() for t in arguments(2, {}, torch.float32))
+    wanted = ours.conv2d(x, w), ours.conv_transpose2d(x, w[:4], output_padding=1, stride=2)
+    for wrong in (True, 1.0):
+        for name in ("stride", "dilation", "groups"):
+            with pytest.raises((GeometryError, TypeError), match=name):
+                ours.conv2d(x, w, **{name: wrong})
+        for name in ("output_padding", "padding", "dilation"):
+            ours.conv_transpose2d(x, w[:4], **{"stride": 2, name: 1})
+            with pytest.raises((GeometryError, TypeError), match=r"pad|dilation"):
+                ours.conv_transpose2d(x, w[:4], **{"stride": 2, name: wrong})
+    lists = ours.conv2d(x, w, stride=[1, 1]), ours.conv_transpose2d(x, w[:4], output_padding=[1, 1], stride=[2, 2])
+    torch.testing.assert_close(lists, wanted, rtol=0, atol=0)
+
+
 def test_the_examples_run():
     assert doctest.testmod(ours).failed == 0
 
@@ -189,11 +205,10 @@ class OnGpu:
     def stride(self, axis):
         return self.array.strides[axis] // self.array.itemsize
 
-    def new_empty(self, shape):
-        return OnGpu(type(self.array)(tuple(shape), self.array.dtype))
-
-    def movedim(self, *_):
-        return OnGpu(self.array.transpose(0, self.ndim - 1, *range(1, self.ndim - 1)))
+    def new_empty_strided(self, shape, strides):
+        order = sorted(range(len(shape)), key=lambda axis: -strides[axis])
+        memory = type(self.array)(tuple(shape[axis] for axis in order), self.array.dtype)
+        return OnGpu(memory.transpose(*(order.index(axis) for axis in range(len(shape)))))
 
     def detach(self):
         return self
