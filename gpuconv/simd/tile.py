@@ -17,6 +17,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic, models, register_model
 from numba.np.arrayobj import make_array
 
+from gpuconv.simd.compiled_cache import OPTIONS
 from gpuconv.simd.compiled_cache import kept as kept  # noqa: PLC0414  # the loops import it from here
 from gpuconv.simd.llvm import (
     I64,
@@ -57,8 +58,11 @@ def rows_of(vectors: int) -> int:
     return {1: 2 * ROWS, 2: ROWS, 4: 6}[vectors]
 
 
-compiled = njit(nogil=True, boundscheck=False, error_model="numpy")
-inlined = njit(nogil=True, boundscheck=False, error_model="numpy", forceinline=True)
+PART = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+"""The options of what only compiled code calls: wrappers for Python and C would take a quarter of the compilation."""
+
+compiled = njit(**PART)
+inlined = njit(**PART, forceinline=True)
 """The decorator of functions so short that passing their arguments would take longer than their work."""
 
 

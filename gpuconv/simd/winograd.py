@@ -17,6 +17,7 @@ from numba import njit
 
 from gpuconv.simd.arguments import arguments
 from gpuconv.simd.tile import (
+    PART,
     ROWS,
     VECTOR_BYTES,
     address_of,
@@ -126,7 +127,7 @@ def record(filtering: Filtering) -> Any:
     return np.array([filtering], _RECORD)[0]
 
 
-_merged = njit(nogil=True, boundscheck=False, error_model="numpy", inline="always")
+_merged = njit(**PART, inline="always")
 """The decorator of parts of another function, which are compiled with it and not on their own first."""
 
 _vector = tile_of(1, 1).zeros
