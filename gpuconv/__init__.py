@@ -36,7 +36,23 @@ from gpuconv.functions.conv import (
     explain,
 )
 from gpuconv.functions.patches import col2im, im2col, pad
-from gpuconv.functions.pooling import avg_pool2d, avg_pool2d_grad, max_pool2d, max_pool2d_grad
+from gpuconv.functions.pooling import (
+    avg_pool1d,
+    avg_pool1d_grad,
+    avg_pool2d,
+    avg_pool2d_grad,
+    avg_pool3d,
+    avg_pool3d_grad,
+    max_pool1d,
+    max_pool1d_grad,
+    max_pool2d,
+    max_pool2d_grad,
+    max_pool3d,
+    max_pool3d_grad,
+    max_unpool1d,
+    max_unpool2d,
+    max_unpool3d,
+)
 from gpuconv.functions.prepared import PreparedConv, prepare, warmup
 from gpuconv.geometry import ConvGeometry
 from gpuconv.planning import ConvPlan, plan
@@ -72,8 +88,12 @@ __all__ = [
     "WorkspaceError",
     "activations",
     "autotune",
+    "avg_pool1d",
+    "avg_pool1d_grad",
     "avg_pool2d",
     "avg_pool2d_grad",
+    "avg_pool3d",
+    "avg_pool3d_grad",
     "col2im",
     "conv1d",
     "conv1d_input_grad",
@@ -94,8 +114,15 @@ __all__ = [
     "initializers",
     "layers",
     "losses",
+    "max_pool1d",
+    "max_pool1d_grad",
     "max_pool2d",
     "max_pool2d_grad",
+    "max_pool3d",
+    "max_pool3d_grad",
+    "max_unpool1d",
+    "max_unpool2d",
+    "max_unpool3d",
     "models",
     "optimizers",
     "pad",

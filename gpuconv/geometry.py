@@ -174,9 +174,16 @@ class ConvGeometry(CachedHash):
         groups: int = 1,
         pad_mode: str = "zeros",
         *,
+        ceil_mode: bool = False,
         caller: str = "ConvGeometry",
     ) -> ConvGeometry:
         """Check and normalise: `kernel` fixes the number of axes, every other argument may be one int for all axes.
+
+        With `ceil_mode` output sizes are rounded up, but no window begins in the high pad, as when ONNX and PyTorch
+        pool. The high pad becomes what that takes.
+
+        >>> ConvGeometry.create(1, 6, 1, 1, 3, stride=2, ceil_mode=True).pad
+        ((0, 1),)
 
         Raises
         ------
@@ -193,6 +200,9 @@ class ConvGeometry(CachedHash):
         spans = tuple(map(kernel_span, taps, holes))
         if not is_one_of(pad_mode, PAD_MODES):
             raise GeometryError(f"{caller}: pad_mode={pad_mode!r} is none of {', '.join(map(repr, PAD_MODES))}.")
+        pads = resolve_pad(pad, sizes, spans, steps, caller)
+        if ceil_mode:
+            pads = tuple(map(ceiled_pad, sizes, pads, spans, steps))
         return _checked(
             caller,
             as_int(n, "n", caller, least=0),
@@ -202,7 +212,7 @@ class ConvGeometry(CachedHash):
             taps,
             steps,
             holes,
-            resolve_pad(pad, sizes, spans, steps, caller),
+            pads,
             as_int(groups, "groups", caller),
             pad_mode,
         )
@@ -584,6 +594,18 @@ def kernel_span(kernel: int, dilation: int) -> int:
 def output_size(size: int, pad: Pair, span: int, stride: int) -> int:
     """Outputs along one axis; zero or a negative number where the kernel does not fit."""
     return (size + sum(pad) - span) // stride + 1
+
+
+def ceiled_pad(size: int, pad: Pair, span: int, stride: int) -> Pair:
+    """The pad with which the output size is what it would be if it were rounded up and no window began in `pad`.
+
+    >>> ceiled_pad(4, (1, 1), 1, 2), output_size(4, (1, 0), 1, 2)
+    ((1, 0), 3)
+    """
+    lo, hi = pad
+    begun = output_size(size, (lo, 0), 1, stride)  # windows that begin before the high pad
+    out = min(begun, output_size(size, (lo, hi + stride - 1), span, stride))
+    return (lo, max(0, (out - 1) * stride + span - size - lo)) if out > 0 else pad
 
 
 def resolve_pad(pad: PadLike, spatial: Ints, span: Ints, stride: Ints, caller: str) -> Pads:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import ModuleType
 
-from gpuconv.functions.pooling import functions as pooling
+from gpuconv.functions import pooling
+from gpuconv.functions.pooling.call import PoolCall
 from gpuconv.geometry import ConvGeometry, split_x_shape
 from gpuconv.layers.base import Derived, Layer
 from gpuconv.layers.state import plain
@@ -72,9 +73,8 @@ class MaxPool2D(_Pool2D):
     ) -> tuple[Array | None, dict[str, Array]]:
         if not need_input_grad:
             return None, {}
-        return pooling.max_pool2d_grad_by(
-            dLda, X, derived["Y"], self.kernel_shape, self.stride, self.pad, self.dilation, "channels_last", None
-        ), {}
+        call = PoolCall("max_pool2d_grad", 2, self.kernel_shape, self.stride, self.pad, self.dilation)
+        return call.max_pool_grad(dLda, X, derived["Y"], None), {}
 
 
 class AvgPool2D(_Pool2D):

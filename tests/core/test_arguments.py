@@ -44,11 +44,10 @@ def good(function, name):
     ndim = axes(function)
     spatial = (4,) * ndim
     x, w, dy = ones(1, *spatial, 3), ones(*(3,) * ndim, 3, 3), ones(1, *(2,) * ndim, 3)
-    if "pool" in function:
-        dy = ones(1, 2, 2, 3)
     values = {
         "x": x, "w": w, "bias": ones(3), "out": None, "dy": dy, "cols": ones(4, 27), "input_shape": x.shape,
-        "x_shape": x.shape, "kernel_shape": 2 if "pool" in function else 3, "pad": 0, "device": "cpu",
+        "x_shape": x.shape, "kernel_shape": 2 if "pool" in function else 3, "pad": 0, "device": "cpu", "y": dy,
+        "indices": dy.astype(int), "spatial_shape": spatial,
     }  # fmt: skip
     return values[name]
 
@@ -301,14 +300,15 @@ class TestLargeNumbers:
             {"pad": n, "stride": n},
             {"pad": "full", "dilation": n},
         ):
-            without = {key: value for key, value in more.items() if key != "dilation"}
             for k in (1, 2, n):
                 for x in (X, X[:, :0]):
                     answers_or_refuses(gpuconv.im2col, x, k, **more)
-                    answers_or_refuses(gpuconv.max_pool2d, x, k, **more)
-                    answers_or_refuses(gpuconv.avg_pool2d, x, k, **without)
+                    for ceils in (False, True):
+                        answers_or_refuses(gpuconv.max_pool2d, x, k, **more, ceil_mode=ceils)
+                        answers_or_refuses(gpuconv.avg_pool2d, x, k, **more, ceil_mode=ceils, count_include_pad=True)
+                    answers_or_refuses(gpuconv.max_pool2d, x, k, **more, return_indices=True)
                 answers_or_refuses(gpuconv.max_pool2d_grad, ones(1, 1, 1, 3), X, k, **more)
-                answers_or_refuses(gpuconv.avg_pool2d_grad, ones(1, 1, 1, 3), X.shape, k, **without)
+                answers_or_refuses(gpuconv.avg_pool2d_grad, ones(1, 1, 1, 3), X.shape, k, **more)
                 answers_or_refuses(gpuconv.col2im, ones(1, 3), X.shape, k, **more)
                 answers_or_refuses(gpuconv.pad, X, more.get("pad", "same"), kernel_shape=k, stride=n)
 

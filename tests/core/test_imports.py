@@ -148,7 +148,7 @@ def test_everything_promised_is_exported():
     names = ["im2col", "col2im", "pad", "explain", "plan", "ConvGeometry", "ConvPlan", "settings", "__version__"]
     for d in (1, 2, 3):
         names += [f"conv{d}d", f"conv{d}d_input_grad", f"conv{d}d_weight_grad", f"conv_transpose{d}d"]
-    names += ["max_pool2d", "avg_pool2d", "max_pool2d_grad", "avg_pool2d_grad"]
+        names += [f"max_pool{d}d", f"avg_pool{d}d", f"max_pool{d}d_grad", f"avg_pool{d}d_grad", f"max_unpool{d}d"]
     names += ["GeometryError", "DTypeError", "DeviceError", "AlgorithmError", "WorkspaceError", "KernelError"]
     assert not [name for name in names if not hasattr(gpuconv, name)]
     assert not [name for name in gpuconv.__all__ if not hasattr(gpuconv, name)]

@@ -100,10 +100,27 @@ def test_pooling_by_hand():
     assert oracle.max_pool(x, (2,), dilation=(1,), **one).ravel().tolist() == [3, 1, 4]
     grad = oracle.max_pool_grad(column(1, 10, 100), x, (2,), dilation=(1,), **one)
     assert grad.ravel().tolist() == [1, 10, 0, 100, 0]
-    assert oracle.avg_pool(x, (2,), **one).ravel().tolist() == [1.5, 1, 4]
-    assert oracle.avg_pool(x, (2,), count_pads=False, **one).ravel().tolist() == [3, 1, 4]
-    grad = oracle.avg_pool_grad(column(2, 4, 8), (5,), (2,), count_pads=False, **one)
+    assert oracle.avg_pool(x, (2,), count_pads=True, **one).ravel().tolist() == [1.5, 1, 4]
+    assert oracle.avg_pool(x, (2,), **one).ravel().tolist() == [3, 1, 4]
+    grad = oracle.avg_pool_grad(column(2, 4, 8), (5,), (2,), **one)
     assert grad.ravel().tolist() == [2, 2, 2, 4, 4]
+    assert oracle.max_pool_indices(x, (2,), dilation=(1,), **one).ravel().tolist() == [0, 1, 3]
+
+
+def test_windows_that_reach_beyond_the_end_by_hand():
+    assert oracle.ceiled((5,), (2,), (2,), (1,), ((0, 0),)) == ((0, 1),)
+    assert oracle.ceiled((4,), (1,), (2,), (1,), ((1, 1),)) == ((1, 0),)  # a window at 4 would begin in the pad
+    assert oracle.ceiled((5,), (2,), (2,), (2,), ((0, 0),)) == ((0, 0),)
+    x = column(2, 4, 6)
+    more = {"stride": (2,), "pads": ((1, 2),), "count_pads": True}
+    assert oracle.avg_pool(x, (3,), **more).ravel().tolist() == [2, 10 / 3]
+    assert oracle.avg_pool(x, (3,), counted=((1, 0),), **more).ravel().tolist() == [2, 5]
+    assert oracle.avg_pool(x, (2,), dilation=(2,), stride=(1,), pads=((0, 0),)).ravel().tolist() == [4]
+    assert oracle.avg_pool_grad(column(6), (3,), (2,), dilation=(2,), stride=(1,), pads=((0, 0),)).ravel().tolist() == [
+        3,
+        0,
+        3,
+    ]
 
 
 def test_pads_never_win_and_nan_always_does():

@@ -14,8 +14,8 @@ from gpuconv.algorithms.cuda import implicit_gemm
 from gpuconv.cuda import loader
 from gpuconv.functions import repeats
 from gpuconv.functions.call import Call
+from gpuconv.functions.pooling import call as functions
 from gpuconv.functions.pooling import cuda as pooling_cuda
-from gpuconv.functions.pooling import functions
 
 LAUNCHING = implicit_gemm, pooling_cuda
 HERE = gpuconv.__path__[0]

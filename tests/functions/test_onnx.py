@@ -1,11 +1,8 @@
-"""ONNX's own tests of the operators that are convolutions, by a small adapter, and the layers of networks it brings.
+"""ONNX's own tests of convolutions and pooling, by a small adapter, and the layers of networks that it brings.
 
 What the operators mean is thus said by others: by the node tests of the package `onnx`, with their results, and by the
 models that were once converted from PyTorch, with results of PyTorch. Each of its tests of these operators is named
 here, and a test sees to it that none is forgotten.
-
-The tests of pooling operators are named too. They are left out until `POOLING` is empty: move an operator from there to
-`OPERATORS`, and give `node_of` its adapter.
 """
 
 import importlib
@@ -90,8 +87,6 @@ NODES = {
     "GlobalMaxPool": ["test_globalmaxpool", "test_globalmaxpool_precomputed"],
     "MaxUnpool": ["test_maxunpool_export_with_output_shape", "test_maxunpool_export_without_output_shape"],
 }
-POOLING = ["MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxUnpool"]
-OPERATORS = [operator for operator in NODES if operator not in POOLING]
 
 OUT_OF_SCOPE: dict[str, str] = {}
 """Why a test is left out. None is."""
@@ -132,19 +127,24 @@ def attributes(node):
 
 
 def keywords_of(given, ndim):
-    """The attributes that Conv and ConvTranspose share, in gpuconv's words."""
+    """The attributes that convolutions and pooling share, in gpuconv's words."""
     keywords = {"stride": given.get("strides", [1] * ndim), "dilation": given.get("dilations", [1] * ndim)}
-    keywords |= {"groups": given.get("group", 1), "layout": "channels_first"}
+    keywords |= {"layout": "channels_first"}
     named = given.get("auto_pad", b"NOTSET").decode()
     pads = given.get("pads", [0] * (2 * ndim))  # first all low sides, then all high ones
     keywords["pad"] = list(zip(pads[:ndim], pads[ndim:], strict=True)) if named == "NOTSET" else AUTO_PADS[named]
     return keywords
 
 
-def node_of(node, x, w, *rest):
-    """What gpuconv makes of a node with these inputs."""
-    given, ndim = attributes(node), x.ndim - 2
-    keywords = keywords_of(given, ndim)
+def results_of(node, x, *rest):
+    """What gpuconv makes of a node with these inputs: one array for each output."""
+    make = POOLING.get(node.op_type, convolution)
+    made = make(node, attributes(node), x.ndim - 2, x, *rest)
+    return made if isinstance(made, tuple) else (made,)
+
+
+def convolution(node, given, ndim, x, w, *rest):
+    keywords = keywords_of(given, ndim) | {"groups": given.get("group", 1)}
     assert tuple(given.get("kernel_shape", w.shape[2:])) == w.shape[2:]
     if node.op_type == "ConvInteger":
         return integers_of(ndim, x, w, *rest, **keywords)
@@ -170,7 +170,54 @@ def integers_of(ndim, x, w, x_zero=None, w_zero=None, **keywords):
 SIZES = {"output_pad": "output_padding", "output_shape": "output_shape"}
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
+def max_pool(node, given, ndim, x):
+    keywords = keywords_of(given, ndim) | {"ceil_mode": given.get("ceil_mode", 0)}
+    function = getattr(gpuconv, f"max_pool{ndim}d")
+    if len(node.output) == 1:
+        return function(x, given["kernel_shape"], **keywords)
+    y, indices = function(x, given["kernel_shape"], **keywords, return_indices=True)
+    spatial = x.shape[2:]
+    planes = np.arange(x.shape[0] * x.shape[1]).reshape(*x.shape[:2], *[1] * ndim) * int(np.prod(spatial))
+    places = np.unravel_index(to_numpy(indices), spatial)  # ONNX counts through all planes, by columns if it is told to
+    order = "CF"[given.get("storage_order", 0)]
+    return y, np.ravel_multi_index(places, spatial, order=order) + planes
+
+
+def average_pool(node, given, ndim, x):
+    keywords = keywords_of(given, ndim) | {"ceil_mode": given.get("ceil_mode", 0)}
+    keywords |= {"count_include_pad": given.get("count_include_pad", 0)}
+    return getattr(gpuconv, f"avg_pool{ndim}d")(x, given["kernel_shape"], **keywords)
+
+
+def global_pool(node, given, ndim, x):
+    name = {"GlobalAveragePool": "avg_pool", "GlobalMaxPool": "max_pool"}[node.op_type]
+    return getattr(gpuconv, f"{name}{ndim}d")(x, x.shape[2:], layout="channels_first")
+
+
+def max_unpool(node, given, ndim, y, indices, output_shape=None):
+    """The indices count through all planes of the array that was pooled. Its size follows from the attributes."""
+    keywords, xp = keywords_of(given, ndim), gpuconv.backend.array_module(y)
+    sizes = zip(y.shape[2:], given["kernel_shape"], keywords["stride"], keywords["pad"], strict=True)
+    source = tuple((out - 1) * step + taps - sum(pads) for out, taps, step, pads in sizes)
+    positions = indices % int(np.prod(source))
+    x = getattr(gpuconv, f"max_unpool{ndim}d")(y, positions, source, layout="channels_first")
+    if output_shape is None:
+        return x
+    room = xp.zeros(tuple(to_numpy(output_shape).tolist()), x.dtype)
+    room[tuple(map(slice, x.shape))] = x
+    return room
+
+
+POOLING = {
+    "MaxPool": max_pool,
+    "AveragePool": average_pool,
+    "GlobalAveragePool": global_pool,
+    "GlobalMaxPool": global_pool,
+    "MaxUnpool": max_unpool,
+}
+
+
+@pytest.mark.parametrize("operator", NODES)
 def test_every_node_test_is_named(operator):
     """A newer ONNX may have more of them, or fewer."""
     assert set(NODES[operator]) == set(node_tests(operator))
@@ -178,15 +225,16 @@ def test_every_node_test_is_named(operator):
 
 @pytest.mark.parametrize(
     ("operator", "name"),
-    [(operator, name) for operator in OPERATORS for name in NODES[operator] if name not in OUT_OF_SCOPE],
+    [(operator, name) for operator in NODES for name in NODES[operator] if name not in OUT_OF_SCOPE],
 )
 def test_nodes(xp, operator, name):
     case = node_tests(operator)[name]
-    for inputs, (want,) in case.data_sets:
-        got = to_numpy(node_of(case.model.graph.node[0], *map(xp.asarray, inputs)))
-        assert got.dtype == want.dtype
-        assert got.shape == want.shape
-        np.testing.assert_allclose(got, want, rtol=case.rtol, atol=case.atol)
+    for inputs, wanted in case.data_sets:
+        made = results_of(case.model.graph.node[0], *map(xp.asarray, inputs))
+        for got, want in zip(map(to_numpy, made), wanted, strict=True):
+            assert got.dtype == want.dtype
+            assert got.shape == want.shape
+            np.testing.assert_allclose(got, want, rtol=case.rtol, atol=case.atol)
 
 
 @pytest.mark.parametrize("name", FROM_PYTORCH)
@@ -198,7 +246,7 @@ def test_models_from_pytorch(xp, name):
     arrays = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
     (node,) = graph.node
     inputs = [arrays.get(one, x) for one in node.input]
-    got = to_numpy(node_of(node, *map(xp.asarray, inputs)))
+    (got,) = map(to_numpy, results_of(node, *map(xp.asarray, inputs)))
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-6)
 
 
@@ -225,7 +273,7 @@ def test_the_layers_of_a_network(network):
             layers[given, repr(attributes(node))] = attributes(node)
     assert len(layers) >= 5
     for ((x_shape, w_shape, y_shape), _), given in layers.items():
-        keywords = keywords_of(given, 2)
+        keywords = keywords_of(given, 2) | {"groups": given.get("group", 1)}
         g = gpuconv.ConvGeometry.from_shapes(x_shape, w_shape, **keywords)
         assert (g.n, g.k, *g.out) == y_shape
         assert gpuconv.ConvGeometry.parse(str(g)) == g

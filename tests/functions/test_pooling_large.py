@@ -17,9 +17,9 @@ from tolerances import FLOOR, assert_close, assert_exact, assert_near, assert_wi
 
 import gpuconv
 from gpuconv.functions.pooling import blocks as pooling_blocks
+from gpuconv.functions.pooling import call as functions
 from gpuconv.functions.pooling import compiled as pooling_loops
 from gpuconv.functions.pooling import cuda as pooling_cuda
-from gpuconv.functions.pooling import functions
 from gpuconv.functions.pooling import large as pooling_large
 from gpuconv.functions.pooling import windows as pooling_windows
 

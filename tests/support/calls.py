@@ -183,6 +183,11 @@ def _calls():
     yield Call("max_pool2d_grad", {"dy": y, "x": x}, (kernel,), "x", dilated)
     yield Call("avg_pool2d", {"x": x}, (kernel,), "x", steps)
     yield Call("avg_pool2d_grad", {"dy": (2, 3, 5, 3)}, (x, kernel), "x", steps)
+    one, deep = {"stride": 2, "pad": 1, "ceil_mode": True}, {"stride": (1, 2, 1), "dilation": (2, 1, 1)}
+    yield Call("max_pool1d_grad", {"dy": (2, 4, 3), "x": (2, 7, 3)}, ((3,),), "x", one)
+    yield Call("avg_pool1d", {"x": (2, 7, 3)}, ((3,),), "x", one)
+    yield Call("max_pool3d", {"x": (2, 4, 5, 3, 3)}, ((2, 2, 2),), "x", deep)
+    yield Call("avg_pool3d_grad", {"dy": (2, 2, 2, 2, 3)}, ((2, 4, 5, 3, 3), (2, 2, 2)), "x", deep)
 
 
 CALLS = {call.function: call for call in _calls()}

@@ -188,10 +188,27 @@ def col2im(cols, shape, kernel, *, stride, dilation, pads, mode="zeros"):
 # Pooling: a channel by itself
 
 
+def ceiled(spatial, kernel, stride, dilation, pads):
+    """The pads with which windows go on until one reaches the end, or beyond it, but none begins in the high pad."""
+    moved = []
+    for size, taps, step, hole, (low, high) in zip(spatial, kernel, stride, dilation, pads, strict=True):
+        longest = low + size + high + step - 1  # one more would let another window in
+        begun = [start for start in starts(longest, taps, step, hole) if start < low + size]
+        end = begun[-1] + hole * (taps - 1) + 1 if begun else 0
+        moved.append((low, max(0, end - low - size)))
+    return tuple(moved)
+
+
 def max_pool(x, kernel, *, stride, dilation, pads):
     """The largest value under each window; a pad never wins, a NaN always does."""
     y, _ = _winners(x, kernel, stride, dilation, pads)
     return y
+
+
+def max_pool_indices(x, kernel, *, stride, dilation, pads):
+    """The flat index in the spatial axes of a sample of each of these values, the first of equal ones."""
+    _, winners = _winners(x, kernel, stride, dilation, pads)
+    return winners
 
 
 def max_pool_grad(dy, x, kernel, *, stride, dilation, pads):
@@ -218,21 +235,30 @@ def _winners(x, kernel, stride, dilation, pads):
     return y, winners
 
 
-def avg_pool(x, kernel, *, stride, pads, count_pads=True):
-    padded, one = pad(wide(x), pads), (1,) * len(kernel)
-    inside = sources(x.shape[1:-1], pads) >= 0
-    y = np.zeros((len(x), *out_shape(x.shape[1:-1], kernel, stride, one, pads), x.shape[-1]), padded.dtype)
-    for position, taps in windows(padded.shape[1:-1], kernel, stride, one):
-        count = np.prod(kernel) if count_pads else inside[taps[1:]].sum()
-        y[position] = padded[taps].reshape(len(x), int(np.prod(kernel)), x.shape[-1]).sum(1) / count
+def avg_pool(x, kernel, *, stride, pads, dilation=None, count_pads=False, counted=None):
+    """The mean under each window of the elements of x, or of these and the pads, as far as those are `counted`."""
+    padded, dilation = pad(wide(x), pads), dilation or (1,) * len(kernel)
+    counts = _counted(x.shape[1:-1], pads, count_pads, counted)
+    y = np.zeros((len(x), *out_shape(x.shape[1:-1], kernel, stride, dilation, pads), x.shape[-1]), padded.dtype)
+    for position, taps in windows(padded.shape[1:-1], kernel, stride, dilation):
+        y[position] = padded[taps].reshape(len(x), int(np.prod(kernel)), x.shape[-1]).sum(1) / counts[taps[1:]].sum()
     return y
 
 
-def avg_pool_grad(dy, spatial, kernel, *, stride, pads, count_pads=True):
-    dy, one = wide(dy), (1,) * len(kernel)
-    inside = sources(spatial, pads) >= 0
-    padded = np.zeros((len(dy), *inside.shape, dy.shape[-1]), dy.dtype)
-    for position, taps in windows(inside.shape, kernel, stride, one):
-        count = np.prod(kernel) if count_pads else inside[taps[1:]].sum()
-        padded[taps] += dy[position].reshape(len(dy), *one, dy.shape[-1]) / count
+def avg_pool_grad(dy, spatial, kernel, *, stride, pads, dilation=None, count_pads=False, counted=None):
+    dy, one, dilation = wide(dy), (1,) * len(kernel), dilation or (1,) * len(kernel)
+    counts = _counted(spatial, pads, count_pads, counted)
+    padded = np.zeros((len(dy), *counts.shape, dy.shape[-1]), dy.dtype)
+    for position, taps in windows(counts.shape, kernel, stride, dilation):
+        padded[taps] += dy[position].reshape(len(dy), *one, dy.shape[-1]) / counts[taps[1:]].sum()
     return unpad(padded, spatial, pads)
+
+
+def _counted(spatial, pads, count_pads, counted):
+    """Whether each element of a padded array counts in a mean: those of x, and of the pads those that are `counted`."""
+    inside, held = np.ones(spatial, bool), pads if counted is None else counted
+    if not count_pads:
+        held = [(0, 0)] * len(spatial)
+    within = [(min(pair[0], most[0]), min(pair[1], most[1])) for pair, most in zip(pads, held, strict=True)]
+    beyond = [(pair[0] - some[0], pair[1] - some[1]) for pair, some in zip(pads, within, strict=True)]
+    return np.pad(np.pad(inside, within, constant_values=True), beyond, constant_values=False)

@@ -43,8 +43,11 @@ class Block(NamedTuple):
     channels: slice
 
     def of(self, array: Array, rows: slice) -> Array:
-        """The images and channels of the block in an array (n, h, w, c), and rows of that array."""
-        part: Array = array[self.images, rows, :, self.channels]
+        """The images and channels of the block in an array (n, h, w, c) or (n, d, h, w, c), and rows of that array.
+
+        Rows are positions along the first spatial axis.
+        """
+        part: Array = array[self.images, rows, ..., self.channels]
         return part
 
 

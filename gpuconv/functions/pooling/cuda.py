@@ -1,4 +1,7 @@
-"""Launches of kernels/pool.cu, for arrays that are C-contiguous, channels last, and on the current device."""
+"""Launches of kernels/pool.cu, for arrays that are C-contiguous, channels last, and on the current device.
+
+`unserved` says what the kernels leave to operations on whole arrays.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.cuda import Launch, Unit
-from gpuconv.cuda.arguments import THREADS, Units, at_once, blocks, conv_struct, fast_div, index64
+from gpuconv.cuda.arguments import THREADS, Units, at_once, blocks, conv_struct, fast_div, index64, too_long
 from gpuconv.cuda.launches import MADE, OTHER, OUT, READ, Launches, Step
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Ints
@@ -17,6 +20,19 @@ from gpuconv.typing import Ints
 _MAKE_X = "max_pool_grad", "avg_pool_grad"
 
 UNITS = Units("pool.cu", WIDE=(0, 1), ARGMAX_BYTES=(1, 4), INDEX64=(0, 1))
+
+
+def unserved(g: ConvGeometry, *, has_integers: bool) -> str | None:
+    """What it is about a pooling that no kernel does, in words; None if kernels do it.
+
+    They take floats, along one axis (with a second one of size 1) or two, with any stride, pad, dilation and ceil_mode,
+    which is a pad. They make no indices, and count either all taps of a window or those in the input.
+    """
+    if has_integers:
+        return "integers"
+    if g.ndim > 2:
+        return "windows of three axes"
+    return None if too_long(g) is None else "axes as long as these"
 
 
 def max_pool(g: ConvGeometry, dtype: np.dtype[Any], starts: Ints) -> Launches:

@@ -1,47 +1,299 @@
-"""Max and average pooling of images, and their gradients.
+"""Max and average pooling in 1-D to 3-D, their gradients, and max unpooling.
 
 On the CPU small windows take one pass over the array per tap, and large ones are made from windows of half their length
-(large.py). Where Numba is installed, compiled loops make the maxima. On a GPU one kernel does all of it, except for
-averages and maxima over very large windows.
+(large.py). Where Numba is installed, compiled loops make the maxima. On a GPU one kernel does what `cuda.unserved` does
+not name, and operations on whole arrays do the rest.
 
 The workspace of a call, the memory it takes beside its arguments and its result, stays under `settings.max_workspace`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuconv import backend
-from gpuconv.cuda import graphs
-from gpuconv.cuda.arguments import too_long
-from gpuconv.cuda.launches import Launches, offsets, run
-from gpuconv.errors import DTypeError, WorkspaceError
-from gpuconv.functions import repeats
-from gpuconv.functions.call import Call
-from gpuconv.functions.pooling import averages, compiled, cuda, large, maxima
-from gpuconv.functions.pooling.averages import Divisor
-from gpuconv.functions.pooling.windows import check_windows, windows_disjoint, windows_of
-from gpuconv.geometry import ConvGeometry, remembered, split_x_shape
-from gpuconv.planning import workspace_limit
-from gpuconv.support.argument_checks import as_ints, flag
-from gpuconv.typing import Array, Element, Ints, IntsLike, Layout, PadLike
+from gpuconv.functions.pooling.call import PoolCall
+from gpuconv.support.argument_checks import flag
+from gpuconv.typing import Array, Element, IntsLike, Layout, PadLike
 
-MOST_TAPS = 64
-"""The most taps of a window that is read tap by tap. On an Intel Xeon with AVX-512 (one core, 2026-11-30) windows of
-9 x 9 by halves took 0.15 to 0.26 of the time for averages and gradients, and 0.7 to 1.1 for maxima."""
+# -------------------------------------------------------------------------------------------------- 1-D
 
-MOST_TAPS_DISJOINT = 256
-"""The same limit for windows that do not overlap: each position is read once either way."""
 
-MOST_TAPS_ON_GPU = 1024
-"""The same limit for a kernel, which reads its window from the cache; by halves, some 40 arrays go through memory. This
-is an estimate, and no GPU has confirmed it."""
+@overload
+def max_pool1d(
+    x: NDArray[Element], kernel_shape: IntsLike, *, stride: IntsLike | None = None, pad: PadLike = 0,
+    dilation: IntsLike = 1, ceil_mode: bool = False, return_indices: Literal[False] = False,
+    layout: Layout = "channels_last", out: Array | None = None,
+) -> NDArray[Element]: ...  # fmt: skip
+
+
+@overload
+def max_pool1d(
+    x: NDArray[Element], kernel_shape: IntsLike, *, stride: IntsLike | None = None, pad: PadLike = 0,
+    dilation: IntsLike = 1, ceil_mode: bool = False, return_indices: Literal[True],
+    layout: Layout = "channels_last", out: Array | None = None,
+) -> tuple[NDArray[Element], NDArray[np.int64]]: ...  # fmt: skip
+
+
+def max_pool1d(
+    x: NDArray[Element],
+    kernel_shape: IntsLike,
+    *,
+    stride: IntsLike | None = None,
+    pad: PadLike = 0,
+    dilation: IntsLike = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+    layout: Layout = "channels_last",
+    out: Array | None = None,
+) -> Any:
+    """The largest value of each window, channel by channel.
+
+    Parameters
+    ----------
+    x : array (N, W, C)
+        Of a real dtype, or of integers; (N, C, W) with layout="channels_first".
+    kernel_shape : int
+    stride, pad, dilation, ceil_mode, return_indices, layout, out
+        As in `max_pool2d`.
+
+    Returns
+    -------
+    array (N, OW, C)
+        Sizes as in `conv1d`. NaN where the window holds a NaN.
+    array (N, OW, C) of int64
+        With `return_indices`: the flat index of each maximum into the spatial axes of its sample, of equal ones that of
+        the first in row order. `max_unpool1d` takes it.
+
+    Raises
+    ------
+    GeometryError, TypeError, DTypeError, DeviceError
+    WorkspaceError
+        If not even a row of the result can be made within `settings.max_workspace`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import max_pool1d
+    >>> x = np.array([1.0, 5.0, 2.0, 3.0, 4.0]).reshape(1, 5, 1)
+    >>> max_pool1d(x, 2)[0, :, 0]
+    array([5., 3.])
+    >>> max_pool1d(x, 2, ceil_mode=True)[0, :, 0]
+    array([5., 3., 4.])
+    """
+    call = PoolCall("max_pool1d", 1, kernel_shape, stride, pad, dilation, ceil_mode, layout)
+    if return_indices is not False and flag(return_indices, "return_indices", call.caller):
+        return call.max_pool_indices(x, out)
+    return call.max_pool(x, out)
+
+
+def max_pool1d_grad(
+    dy: NDArray[Element],
+    x: Array,
+    kernel_shape: IntsLike,
+    *,
+    stride: IntsLike | None = None,
+    pad: PadLike = 0,
+    dilation: IntsLike = 1,
+    ceil_mode: bool = False,
+    layout: Layout = "channels_last",
+    out: Array | None = None,
+) -> NDArray[Element]:
+    """Gradient of `max_pool1d` with respect to x: each dy goes to the argmax of its window.
+
+    If several values are equal, or several are NaN, the argmax is the first of them in row order. With windows of more
+    than 64 taps (256 where they do not overlap) the CPU sums the dy of a position in float64.
+
+    Parameters
+    ----------
+    dy : array (N, OW, C)
+        Gradient of a scalar with respect to the result of `max_pool1d`.
+    x : array (N, W, C)
+    kernel_shape, stride, pad, dilation, ceil_mode, layout, out
+        As given to `max_pool1d`.
+
+    Returns
+    -------
+    array (N, W, C)
+        16-bit floats are summed in float32.
+
+    Raises
+    ------
+    GeometryError, TypeError, DTypeError, DeviceError
+    WorkspaceError
+        If not even a row of the result can be made within `settings.max_workspace`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import max_pool1d_grad
+    >>> x = np.array([1.0, 5.0, 2.0, 3.0]).reshape(1, 4, 1)
+    >>> max_pool1d_grad(np.ones((1, 2, 1)), x, 2)[0, :, 0]
+    array([0., 1., 0., 1.])
+    """
+    call = PoolCall("max_pool1d_grad", 1, kernel_shape, stride, pad, dilation, ceil_mode, layout)
+    return call.max_pool_grad(dy, x, None, out)
+
+
+def avg_pool1d(
+    x: NDArray[Element],
+    kernel_shape: IntsLike,
+    *,
+    stride: IntsLike | None = None,
+    pad: PadLike = 0,
+    dilation: IntsLike = 1,
+    ceil_mode: bool = False,
+    count_include_pad: bool = False,
+    return_indices: Literal[False] = False,
+    layout: Layout = "channels_last",
+    out: Array | None = None,
+) -> NDArray[Element]:
+    """The mean of each window, channel by channel.
+
+    Parameters
+    ----------
+    x : array (N, W, C)
+        Of any dtype that `conv1d` takes; (N, C, W) with layout="channels_first".
+    kernel_shape : int
+    stride, pad, dilation, ceil_mode, count_include_pad, return_indices, layout, out
+        As in `avg_pool2d`.
+
+    Returns
+    -------
+    array (N, OW, C)
+        Sizes as in `conv1d`. 16-bit floats are summed in float32; integers are in float64, and give it, as in
+        `numpy.mean`. Windows of more than 64 taps (256 where they do not overlap, and 1024 in kernels on a GPU) are
+        summed as accurately as by pairwise summation.
+
+    Raises
+    ------
+    GeometryError, TypeError, DTypeError, DeviceError
+    WorkspaceError
+        If not even a row of the result can be made within `settings.max_workspace`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import avg_pool1d
+    >>> x = np.array([1.0, 5.0, 2.0, 3.0]).reshape(1, 4, 1)
+    >>> avg_pool1d(x, 3, stride=1, pad=1)[0, :, 0].round(3)
+    array([3.   , 2.667, 3.333, 2.5  ])
+    >>> avg_pool1d(x, 3, stride=1, pad=1, count_include_pad=True)[0, :, 0].round(3)
+    array([2.   , 2.667, 3.333, 1.667])
+    """
+    call = PoolCall("avg_pool1d", 1, kernel_shape, stride, pad, dilation, ceil_mode, layout)
+    return call.avg_pool(x, count_include_pad, return_indices, out)
+
+
+def avg_pool1d_grad(
+    dy: NDArray[Element],
+    input_shape: IntsLike,
+    kernel_shape: IntsLike,
+    *,
+    stride: IntsLike | None = None,
+    pad: PadLike = 0,
+    dilation: IntsLike = 1,
+    ceil_mode: bool = False,
+    count_include_pad: bool = False,
+    layout: Layout = "channels_last",
+    out: Array | None = None,
+) -> NDArray[Element]:
+    """Gradient of `avg_pool1d` with respect to x: each dy is distributed equally over its window.
+
+    Parameters
+    ----------
+    dy : array (N, OW, C)
+        Gradient of a scalar with respect to the result of `avg_pool1d`.
+    input_shape : sequence of int
+        The shape of x in `layout`: (N, W, C), or (N, C, W).
+    kernel_shape, stride, pad, dilation, ceil_mode, count_include_pad, layout, out
+        As given to `avg_pool1d`.
+
+    Returns
+    -------
+    array (N, W, C)
+        16-bit floats are summed in float32.
+
+    Raises
+    ------
+    GeometryError, TypeError, DTypeError, DeviceError
+    WorkspaceError
+        If not even a row of the result can be made within `settings.max_workspace`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import avg_pool1d_grad
+    >>> avg_pool1d_grad(np.ones((1, 2, 1)), (1, 4, 1), 2)[0, :, 0]
+    array([0.5, 0.5, 0.5, 0.5])
+    """
+    call = PoolCall("avg_pool1d_grad", 1, kernel_shape, stride, pad, dilation, ceil_mode, layout)
+    return call.avg_pool_grad(dy, input_shape, count_include_pad, out)
+
+
+def max_unpool1d(
+    y: NDArray[Element],
+    indices: Array,
+    spatial_shape: IntsLike,
+    *,
+    layout: Layout = "channels_last",
+    out: Array | None = None,
+) -> NDArray[Element]:
+    """Put each y where `max_pool1d` found it, and 0 everywhere else. Of several y at one position the last one stays.
+
+    Parameters
+    ----------
+    y : array (N, OW, C)
+        Of any dtype that `conv1d` takes, integers included.
+    indices : array (N, OW, C) of integers
+        As `max_pool1d(..., return_indices=True)` returns them. On a GPU the call waits until they have been checked.
+    spatial_shape : int
+        The spatial shape of the result.
+    layout, out
+        As in `conv1d`.
+
+    Returns
+    -------
+    array (N, W, C)
+
+    Raises
+    ------
+    GeometryError
+        If an index is not that of a position in `spatial_shape`, or the shapes differ.
+    TypeError, DTypeError, DeviceError
+    WorkspaceError
+        If not even a row of y fits within `settings.max_workspace`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import max_pool1d, max_unpool1d
+    >>> y, indices = max_pool1d(np.array([1.0, 5.0, 2.0, 3.0]).reshape(1, 4, 1), 2, return_indices=True)
+    >>> max_unpool1d(y, indices, 4)[0, :, 0]
+    array([0., 5., 0., 3.])
+    """
+    return PoolCall("max_unpool1d", 1, 1, layout=layout).max_unpool(y, indices, spatial_shape, out)
+
+
+# -------------------------------------------------------------------------------------------------- 2-D
+
+
+@overload
+def max_pool2d(
+    x: NDArray[Element], kernel_shape: IntsLike, *, stride: IntsLike | None = None, pad: PadLike = 0,
+    dilation: IntsLike = 1, ceil_mode: bool = False, return_indices: Literal[False] = False,
+    layout: Layout = "channels_last", out: Array | None = None,
+) -> NDArray[Element]: ...  # fmt: skip
+
+
+@overload
+def max_pool2d(
+    x: NDArray[Element], kernel_shape: IntsLike, *, stride: IntsLike | None = None, pad: PadLike = 0,
+    dilation: IntsLike = 1, ceil_mode: bool = False, return_indices: Literal[True],
+    layout: Layout = "channels_last", out: Array | None = None,
+) -> tuple[NDArray[Element], NDArray[np.int64]]: ...  # fmt: skip
 
 
 def max_pool2d(
@@ -51,25 +303,35 @@ def max_pool2d(
     stride: IntsLike | None = None,
     pad: PadLike = 0,
     dilation: IntsLike = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
     layout: Layout = "channels_last",
     out: Array | None = None,
-) -> NDArray[Element]:
+) -> Any:
     """The largest value of each window, channel by channel.
 
     Parameters
     ----------
     x : array (N, H, W, C)
-        Of a real dtype; (N, C, H, W) with layout="channels_first".
+        Of a real dtype, or of integers; (N, C, H, W) with layout="channels_first".
     kernel_shape : int or (KH, KW)
     stride : int or one int per axis, optional
         Default: `kernel_shape`, so that windows are adjacent.
     pad, dilation, layout, out
         As in `conv2d`. Padding is never the largest; every window must hold at least one position of x.
+    ceil_mode : bool
+        Round output sizes up, so that the last window may reach beyond the high pad. It may not begin there (as in ONNX
+        and PyTorch).
+    return_indices : bool
+        Return the positions of the maxima, too.
 
     Returns
     -------
     array (N, OH, OW, C)
         Sizes as in `conv2d`. NaN where the window holds a NaN.
+    array (N, OH, OW, C) of int64
+        With `return_indices`: the flat index of each maximum into the spatial axes of its sample, of equal ones that of
+        the first in row order. `max_unpool2d` takes it.
 
     Raises
     ------
@@ -81,27 +343,19 @@ def max_pool2d(
     --------
     >>> import numpy as np
     >>> from gpuconv import max_pool2d
-    >>> max_pool2d(np.arange(16.0).reshape(1, 4, 4, 1), 2)[0, :, :, 0]
+    >>> x = np.arange(16.0).reshape(1, 4, 4, 1)
+    >>> max_pool2d(x, 2)[0, :, :, 0]
     array([[ 5.,  7.],
            [13., 15.]])
+    >>> _, indices = max_pool2d(x, 2, return_indices=True)
+    >>> indices[0, :, :, 0]
+    array([[ 5,  7],
+           [13, 15]])
     """
-    place = None
-    if type(x) is not np.ndarray:
-        place = repeats.place(("max_pool2d", kernel_shape, stride, pad, dilation, layout), x, out)
-        if place is not None and (known := place.known) is not None:
-            return known(x, None, out)
-    pool = _Pool("max_pool2d", {"x": x}, None, kernel_shape, stride, pad, dilation, layout, out)
-    pool.refuse_complex()
-    xp, x_nhwc = pool.xp, pool.views["x"]
-
-    def write(y_nhwc: Array) -> None:
-        if xp is np and compiled.supports(pool.g, x_nhwc, y_nhwc):
-            compiled.max_pool(x_nhwc, pool.g, y_nhwc)
-        else:
-            way = large if pool.is_large and not pool.has_disjoint_windows else maxima
-            way.max_pool(pool.caller, xp, x_nhwc, pool.g, y_nhwc, pool.limit)
-
-    return pool.run(pool.g.y_shape, write, None if pool.is_large else cuda.max_pool, place=place)
+    call = PoolCall("max_pool2d", 2, kernel_shape, stride, pad, dilation, ceil_mode, layout)
+    if return_indices is not False and flag(return_indices, "return_indices", call.caller):
+        return call.max_pool_indices(x, out)
+    return call.max_pool(x, out)
 
 
 def max_pool2d_grad(
@@ -112,6 +366,7 @@ def max_pool2d_grad(
     stride: IntsLike | None = None,
     pad: PadLike = 0,
     dilation: IntsLike = 1,
+    ceil_mode: bool = False,
     layout: Layout = "channels_last",
     out: Array | None = None,
 ) -> NDArray[Element]:
@@ -125,7 +380,7 @@ def max_pool2d_grad(
     dy : array (N, OH, OW, C)
         Gradient of a scalar with respect to the result of `max_pool2d`.
     x : array (N, H, W, C)
-    kernel_shape, stride, pad, dilation, layout, out
+    kernel_shape, stride, pad, dilation, ceil_mode, layout, out
         As given to `max_pool2d`.
 
     Returns
@@ -148,40 +403,8 @@ def max_pool2d_grad(
     array([[0., 1.],
            [0., 0.]])
     """
-    return max_pool2d_grad_by(dy, x, None, kernel_shape, stride, pad, dilation, layout, out)
-
-
-def max_pool2d_grad_by(
-    dy: Array,
-    x: Array,
-    y: Array | None,
-    kernel_shape: IntsLike,
-    stride: IntsLike | None,
-    pad: PadLike,
-    dilation: IntsLike,
-    layout: Layout,
-    out: Array | None,
-) -> Array:
-    """`max_pool2d_grad`, given the result of `max_pool2d` if it was kept."""
-    place = None
-    if type(dy) is not np.ndarray:
-        place = repeats.place(("max_pool2d_grad", kernel_shape, stride, pad, dilation, layout), dy, x, out)
-        if place is not None and (known := place.known) is not None:
-            return known(dy, x, out)
-    pool = _Pool("max_pool2d_grad", {"dy": dy, "x": x}, None, kernel_shape, stride, pad, dilation, layout, out)
-    pool.refuse_complex()
-    xp, x_nhwc, dy_nhwc = pool.xp, pool.views["x"], pool.views["dy"]
-    y_nhwc = None if y is None else pool.call.channels_last(y)
-
-    def write(dx_nhwc: Array) -> None:
-        if xp is np and compiled.supports_grad(pool.g, dy_nhwc, x_nhwc, dx_nhwc):
-            compiled.max_pool_grad(dy_nhwc, x_nhwc, pool.g, dx_nhwc)
-        elif xp is np and pool.is_large:
-            large.max_pool_grad(pool.caller, dy_nhwc, x_nhwc, pool.g, dx_nhwc, pool.limit)
-        else:
-            maxima.max_pool_grad(pool.caller, xp, dy_nhwc, x_nhwc, y_nhwc, pool.g, dx_nhwc, pool.limit)
-
-    return pool.run(pool.g.x_shape, write, cuda.max_pool_grad, cuda.argmax_bytes(pool.g), place)
+    call = PoolCall("max_pool2d_grad", 2, kernel_shape, stride, pad, dilation, ceil_mode, layout)
+    return call.max_pool_grad(dy, x, None, out)
 
 
 def avg_pool2d(
@@ -190,7 +413,10 @@ def avg_pool2d(
     *,
     stride: IntsLike | None = None,
     pad: PadLike = 0,
-    count_include_pad: bool = True,
+    dilation: IntsLike = 1,
+    ceil_mode: bool = False,
+    count_include_pad: bool = False,
+    return_indices: Literal[False] = False,
     layout: Layout = "channels_last",
     out: Array | None = None,
 ) -> NDArray[Element]:
@@ -203,16 +429,22 @@ def avg_pool2d(
     kernel_shape : int or (KH, KW)
     stride : int or one int per axis, optional
         Default: `kernel_shape`, so that windows are adjacent.
-    pad, layout, out
+    pad, dilation, layout, out
         As in `conv2d`; every window must hold at least one position of x.
+    ceil_mode : bool
+        As in `max_pool2d`.
     count_include_pad : bool
-        Divide by KH * KW (as PyTorch does by default), or by the positions of x in the window (TensorFlow, ONNX).
+        Divide by the positions of x in the window (as ONNX and TensorFlow do), or by those in x and its pads (PyTorch's
+        default), which are KH * KW unless ceil_mode makes a window reach beyond the pads.
+    return_indices : False
+        A mean has no position; True is a ValueError.
 
     Returns
     -------
     array (N, OH, OW, C)
-        Sizes as in `conv2d`. 16-bit floats are summed in float32. Windows of more than 64 taps (256 where they do not
-        overlap, and 1024 on a GPU) are summed as accurately as by pairwise summation.
+        Sizes as in `conv2d`. 16-bit floats are summed in float32; integers are in float64, and give it, as in
+        `numpy.mean`. Windows of more than 64 taps (256 where they do not overlap, and 1024 in kernels on a GPU) are
+        summed as accurately as by pairwise summation.
 
     Raises
     ------
@@ -228,21 +460,8 @@ def avg_pool2d(
     array([[ 2.5,  4.5],
            [10.5, 12.5]])
     """
-    include_pad = flag(count_include_pad, "count_include_pad", "avg_pool2d")
-    place = None
-    if type(x) is not np.ndarray:
-        words = ("avg_pool2d", kernel_shape, stride, pad, int(include_pad), layout)
-        place = repeats.place(words, x, out)
-        if place is not None and (known := place.known) is not None:
-            return known(x, None, out)
-    pool = _Pool("avg_pool2d", {"x": x}, None, kernel_shape, stride, pad, 1, layout, out)
-
-    def write(y_nhwc: Array) -> None:
-        way = large if pool.is_large else averages
-        way.avg_pool(pool.caller, pool.xp, pool.views["x"], pool.g, y_nhwc, pool.divisor(include_pad), pool.limit)
-
-    kernel = None if pool.is_large else partial(cuda.avg_pool, count_pads=include_pad)
-    return pool.run(pool.g.y_shape, write, kernel, place=place)
+    call = PoolCall("avg_pool2d", 2, kernel_shape, stride, pad, dilation, ceil_mode, layout)
+    return call.avg_pool(x, count_include_pad, return_indices, out)
 
 
 def avg_pool2d_grad(
@@ -252,7 +471,9 @@ def avg_pool2d_grad(
     *,
     stride: IntsLike | None = None,
     pad: PadLike = 0,
-    count_include_pad: bool = True,
+    dilation: IntsLike = 1,
+    ceil_mode: bool = False,
+    count_include_pad: bool = False,
     layout: Layout = "channels_last",
     out: Array | None = None,
 ) -> NDArray[Element]:
@@ -264,7 +485,7 @@ def avg_pool2d_grad(
         Gradient of a scalar with respect to the result of `avg_pool2d`.
     input_shape : sequence of int
         The shape of x in `layout`: (N, H, W, C), or (N, C, H, W).
-    kernel_shape, stride, pad, count_include_pad, layout, out
+    kernel_shape, stride, pad, dilation, ceil_mode, count_include_pad, layout, out
         As given to `avg_pool2d`.
 
     Returns
@@ -286,168 +507,308 @@ def avg_pool2d_grad(
     array([[0.25, 0.25],
            [0.25, 0.25]])
     """
-    include_pad = flag(count_include_pad, "count_include_pad", "avg_pool2d_grad")
-    place = None
-    if type(dy) is not np.ndarray:
-        words = ("avg_pool2d_grad", input_shape, kernel_shape, stride, pad, int(include_pad), layout)
-        place = repeats.place(words, dy, out)
-        if place is not None and (known := place.known) is not None:
-            return known(dy, None, out)
-    shape = as_ints(input_shape, 4, "input_shape", "avg_pool2d_grad", least=0)
-    pool = _Pool("avg_pool2d_grad", {"dy": dy}, shape, kernel_shape, stride, pad, 1, layout, out)
-
-    def write(dx_nhwc: Array) -> None:
-        way = large if pool.is_large else averages
-        divisor = pool.divisor(include_pad)
-        way.avg_pool_grad(pool.caller, pool.xp, pool.views["dy"], pool.g, dx_nhwc, divisor, pool.limit)
-
-    kernel = None if pool.is_large else partial(cuda.avg_pool_grad, count_pads=include_pad)
-    return pool.run(pool.g.x_shape, write, kernel, place=place)
+    call = PoolCall("avg_pool2d_grad", 2, kernel_shape, stride, pad, dilation, ceil_mode, layout)
+    return call.avg_pool_grad(dy, input_shape, count_include_pad, out)
 
 
-_Kernels: TypeAlias = Callable[[ConvGeometry, np.dtype[Any], Ints], Launches]
-"""What is launched for a geometry and a dtype, by the offsets of the arrays that are read and of the result."""
+def max_unpool2d(
+    y: NDArray[Element],
+    indices: Array,
+    spatial_shape: IntsLike,
+    *,
+    layout: Layout = "channels_last",
+    out: Array | None = None,
+) -> NDArray[Element]:
+    """Put each y where `max_pool2d` found it, and 0 everywhere else. Of several y at one position the last one stays.
+
+    Parameters
+    ----------
+    y : array (N, OH, OW, C)
+        Of any dtype that `conv2d` takes, integers included.
+    indices : array (N, OH, OW, C) of integers
+        As `max_pool2d(..., return_indices=True)` returns them. On a GPU the call waits until they have been checked.
+    spatial_shape : int or (H, W)
+        The spatial shape of the result.
+    layout, out
+        As in `conv2d`.
+
+    Returns
+    -------
+    array (N, H, W, C)
+
+    Raises
+    ------
+    GeometryError
+        If an index is not that of a position in `spatial_shape`, or the shapes differ.
+    TypeError, DTypeError, DeviceError
+    WorkspaceError
+        If not even a row of y fits within `settings.max_workspace`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import max_pool2d, max_unpool2d
+    >>> y, indices = max_pool2d(np.array([[1.0, 3.0], [4.0, 2.0]]).reshape(1, 2, 2, 1), 2, return_indices=True)
+    >>> max_unpool2d(y, indices, (2, 2))[0, :, :, 0]
+    array([[0., 0.],
+           [4., 0.]])
+    """
+    return PoolCall("max_unpool2d", 2, 1, layout=layout).max_unpool(y, indices, spatial_shape, out)
 
 
-class _Posed(NamedTuple):
-    """The geometry of a pooling, whether its windows are disjoint, and the number of their taps inside the input."""
-
-    g: ConvGeometry
-    has_disjoint_windows: bool
-    taps: int
+# -------------------------------------------------------------------------------------------------- 3-D
 
 
-@remembered
-def _posed(
-    caller: str,
-    name: str,
-    shape: Ints,
+@overload
+def max_pool3d(
+    x: NDArray[Element], kernel_shape: IntsLike, *, stride: IntsLike | None = None, pad: PadLike = 0,
+    dilation: IntsLike = 1, ceil_mode: bool = False, return_indices: Literal[False] = False,
+    layout: Layout = "channels_last", out: Array | None = None,
+) -> NDArray[Element]: ...  # fmt: skip
+
+
+@overload
+def max_pool3d(
+    x: NDArray[Element], kernel_shape: IntsLike, *, stride: IntsLike | None = None, pad: PadLike = 0,
+    dilation: IntsLike = 1, ceil_mode: bool = False, return_indices: Literal[True],
+    layout: Layout = "channels_last", out: Array | None = None,
+) -> tuple[NDArray[Element], NDArray[np.int64]]: ...  # fmt: skip
+
+
+def max_pool3d(
+    x: NDArray[Element],
     kernel_shape: IntsLike,
-    stride: IntsLike,
-    pad: PadLike,
-    dilation: IntsLike,
-    layout: Layout,
-) -> _Posed:
-    n, spatial, c = split_x_shape(shape, 2, layout, caller, name)
-    kernel = as_ints(kernel_shape, 2, "kernel_shape", caller)
-    g = ConvGeometry.create(n, spatial, c, c, kernel, stride, pad, dilation, caller=caller)
-    check_windows(g, caller)
-    down, across = windows_of(g)
-    # there may be any number of taps over padding
-    has_disjoint_windows = windows_disjoint(g) and down.taps <= down.size and across.taps <= across.size
-    return _Posed(g, has_disjoint_windows, down.taps * across.taps)
+    *,
+    stride: IntsLike | None = None,
+    pad: PadLike = 0,
+    dilation: IntsLike = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+    layout: Layout = "channels_last",
+    out: Array | None = None,
+) -> Any:
+    """The largest value of each window, channel by channel.
+
+    Parameters
+    ----------
+    x : array (N, D, H, W, C)
+        Of a real dtype, or of integers; (N, C, D, H, W) with layout="channels_first".
+    kernel_shape : int or (KD, KH, KW)
+    stride, pad, dilation, ceil_mode, return_indices, layout, out
+        As in `max_pool2d`.
+
+    Returns
+    -------
+    array (N, OD, OH, OW, C)
+        Sizes as in `conv3d`. NaN where the window holds a NaN.
+    array (N, OD, OH, OW, C) of int64
+        With `return_indices`: the flat index of each maximum into the spatial axes of its sample, of equal ones that of
+        the first in row order. `max_unpool3d` takes it.
+
+    Raises
+    ------
+    GeometryError, TypeError, DTypeError, DeviceError
+    WorkspaceError
+        If not even a row of the result can be made within `settings.max_workspace`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import max_pool3d
+    >>> max_pool3d(np.arange(64.0).reshape(1, 4, 4, 4, 1), 2)[0, :, :, :, 0]
+    array([[[21., 23.],
+            [29., 31.]],
+    <BLANKLINE>
+           [[53., 55.],
+            [61., 63.]]])
+    """
+    call = PoolCall("max_pool3d", 3, kernel_shape, stride, pad, dilation, ceil_mode, layout)
+    if return_indices is not False and flag(return_indices, "return_indices", call.caller):
+        return call.max_pool_indices(x, out)
+    return call.max_pool(x, out)
 
 
-class _Pool:
-    """The checked arrays and geometry of one call. Where `input_shape` is None, it is that of x."""
+def max_pool3d_grad(
+    dy: NDArray[Element],
+    x: Array,
+    kernel_shape: IntsLike,
+    *,
+    stride: IntsLike | None = None,
+    pad: PadLike = 0,
+    dilation: IntsLike = 1,
+    ceil_mode: bool = False,
+    layout: Layout = "channels_last",
+    out: Array | None = None,
+) -> NDArray[Element]:
+    """Gradient of `max_pool3d` with respect to x: each dy goes to the argmax of its window.
 
-    def __init__(
-        self,
-        caller: str,
-        inputs: dict[str, Array],
-        input_shape: Ints | None,
-        kernel_shape: IntsLike,
-        stride: IntsLike | None,
-        pad: PadLike,
-        dilation: IntsLike,
-        layout: Layout,
-        out: Array | None,
-    ) -> None:
-        self.caller, self.inputs, self.out = caller, inputs, out
-        self.xp = backend.common_module(caller, **inputs, out=out)
-        self.dtype = backend.common_dtype(caller, **inputs)
-        self.call = Call.of(
-            caller, 2, stride=kernel_shape if stride is None else stride, pad=pad, dilation=dilation, layout=layout
-        )
-        shape, name = (inputs["x"].shape, "x.shape") if input_shape is None else (input_shape, "input_shape")
-        posed = _posed(caller, name, shape, kernel_shape, self.call.stride, pad, dilation, layout)
-        self.g, self.has_disjoint_windows, taps = posed
-        if "dy" in inputs:
-            self.call.check_shape("dy", inputs["dy"], self.g.y_shape, "pooling", self.g)
-        self.views = {name: self.call.channels_last(array) for name, array in inputs.items()}
-        self.limit = workspace_limit(None, caller)
-        most = MOST_TAPS_DISJOINT if self.has_disjoint_windows else MOST_TAPS
-        self.is_large = taps > (most if self.xp is np else MOST_TAPS_ON_GPU)
+    If several values are equal, or several are NaN, the argmax is the first of them in row order. With windows of more
+    than 64 taps (256 where they do not overlap) the CPU sums the dy of a position in float64.
 
-    def refuse_complex(self) -> None:
-        if backend.is_complex(self.dtype):
-            raise DTypeError(
-                f"{self.caller}: x.dtype is {self.dtype}, which has no order and no maximum. Pool its real part or abs."
-            )
+    Parameters
+    ----------
+    dy : array (N, OD, OH, OW, C)
+        Gradient of a scalar with respect to the result of `max_pool3d`.
+    x : array (N, D, H, W, C)
+    kernel_shape, stride, pad, dilation, ceil_mode, layout, out
+        As given to `max_pool3d`.
 
-    def run(
-        self,
-        shape: Ints,
-        write: Callable[[Array], None],
-        kernels: _Kernels | None,
-        kernel_bytes: int = 0,
-        place: repeats.Place | None = None,
-    ) -> Array:
-        """Have `write` fill a channels-last view of `out`, or of a new array of (channels-last) `shape`.
+    Returns
+    -------
+    array (N, D, H, W, C)
+        16-bit floats are summed in float32.
 
-        On a GPU `kernels`, if there are any, fill it instead, which take `kernel_bytes` per image. Calls that repeat
-        this one find their launches in `place`.
-        """
-        self.call.check_out(self.out, self.g, shape, self.dtype)
-        first = next(iter(self.inputs.values()))
-        with backend.on_device_of(first):
-            result = self.call.result(self.xp, self.out, self.inputs.values(), shape, self.dtype)
-            if result.size:
-                target = self.call.channels_last(result)
-                if self.xp is np:
-                    write(target)
-                elif kernels is None or too_long(self.g) is not None:
-                    graphs.check_if_captured(
-                        self.xp, self.caller, "windows as large as these are read in several passes"
-                    )
-                    write(target)
-                else:
-                    if result is not self.out and self.out is not None:
-                        what = "out overlaps an argument, so that the result is made elsewhere"
-                        graphs.check_if_captured(self.xp, self.caller, what)
-                    self._launch(target, kernels, kernel_bytes, place)
-            return self.call.deliver(result, self.out)
+    Raises
+    ------
+    GeometryError, TypeError, DTypeError, DeviceError
+    WorkspaceError
+        If not even a row of the result can be made within `settings.max_workspace`.
 
-    def _launch(self, target: Array, kernels: _Kernels, image_bytes: int, place: repeats.Place | None) -> None:
-        """Have `kernels` fill `target`, by as many images at a time as can be copied under max_workspace."""
-        n = self.g.n
-        for array in (*self.views.values(), target):
-            image_bytes += 0 if array.flags.c_contiguous else array.nbytes // n
-        if image_bytes > self.limit:
-            raise WorkspaceError(
-                f"{self.caller}: an image of {self.g} needs {image_bytes} bytes of workspace, but "
-                f"settings.max_workspace is {self.limit}. Raise settings.max_workspace, or pass arrays that are "
-                f"C-contiguous, channels last."
-            )
-        if image_bytes:
-            what = f"pooling takes {image_bytes} bytes per image beside its arrays"
-            graphs.check_if_captured(self.xp, self.caller, what)
-        step = min(n, self.limit // image_bytes) if image_bytes else n
-        for i in range(0, n, step):
-            inputs = [self.xp.ascontiguousarray(view[i : i + step]) for view in self.views.values()]
-            part = target[i : i + step]
-            made = part if part.flags.c_contiguous else self.xp.empty(part.shape, self.dtype)
-            self._compute(replace(self.g, n=len(part)), kernels, *inputs, out=made)
-            if made is not part:
-                part[...] = made
-        if place is not None and step == n and self.call.layout == "channels_last":
-            self._leave(place, target, kernels)
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import max_pool3d_grad
+    >>> x = np.array([1.0, 2.0, 0.0, 2.0, 8.0, 1.0, 1.0, 1.0]).reshape(1, 2, 2, 2, 1)
+    >>> max_pool3d_grad(np.ones((1, 1, 1, 1, 1)), x, 2).ravel()
+    array([0., 0., 0., 0., 1., 0., 0., 0.])
+    """
+    call = PoolCall("max_pool3d_grad", 3, kernel_shape, stride, pad, dilation, ceil_mode, layout)
+    return call.max_pool_grad(dy, x, None, out)
 
-    def _compute(
-        self, g: ConvGeometry, kernels: _Kernels, read: Array, other: Array | None = None, *, out: Array
-    ) -> None:
-        run(self.xp, kernels(g, self.dtype, offsets(read, other, out)), read, other, out)
 
-    def _leave(self, place: repeats.Place, target: Array, kernels: _Kernels) -> None:
-        """Leave behind what calls like this one, of all images at once, launch."""
-        read, other = (*self.inputs.values(), None)[:2]
-        starts = offsets(read, other, None if self.out is None else target)
+def avg_pool3d(
+    x: NDArray[Element],
+    kernel_shape: IntsLike,
+    *,
+    stride: IntsLike | None = None,
+    pad: PadLike = 0,
+    dilation: IntsLike = 1,
+    ceil_mode: bool = False,
+    count_include_pad: bool = False,
+    return_indices: Literal[False] = False,
+    layout: Layout = "channels_last",
+    out: Array | None = None,
+) -> NDArray[Element]:
+    """The mean of each window, channel by channel.
 
-        def anywhere(read: Array, other: Array | None, out: Array) -> None:
-            self._compute(self.g, kernels, read, other, out=out)
+    Parameters
+    ----------
+    x : array (N, D, H, W, C)
+        Of any dtype that `conv3d` takes; (N, C, D, H, W) with layout="channels_first".
+    kernel_shape : int or (KD, KH, KW)
+    stride, pad, dilation, ceil_mode, count_include_pad, return_indices, layout, out
+        As in `avg_pool2d`.
 
-        device = backend.device_of(target)
-        place.leave(self.xp, device, target.shape, self.dtype, anywhere, kernels(self.g, self.dtype, starts))
+    Returns
+    -------
+    array (N, OD, OH, OW, C)
+        Sizes as in `conv3d`. 16-bit floats are summed in float32; integers are in float64, and give it, as in
+        `numpy.mean`. Windows of more than 64 taps (256 where they do not overlap, and 1024 in kernels on a GPU) are
+        summed as accurately as by pairwise summation.
 
-    def divisor(self, count_include_pad: bool) -> Divisor:
-        return Divisor.of(self.xp, self.g, count_include_pad, backend.accumulator(self.dtype))
+    Raises
+    ------
+    GeometryError, TypeError, DTypeError, DeviceError
+    WorkspaceError
+        If not even a row of the result can be made within `settings.max_workspace`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import avg_pool3d
+    >>> avg_pool3d(np.arange(64.0).reshape(1, 4, 4, 4, 1), (4, 2, 2))[0, 0, :, :, 0]
+    array([[26.5, 28.5],
+           [34.5, 36.5]])
+    """
+    call = PoolCall("avg_pool3d", 3, kernel_shape, stride, pad, dilation, ceil_mode, layout)
+    return call.avg_pool(x, count_include_pad, return_indices, out)
+
+
+def avg_pool3d_grad(
+    dy: NDArray[Element],
+    input_shape: IntsLike,
+    kernel_shape: IntsLike,
+    *,
+    stride: IntsLike | None = None,
+    pad: PadLike = 0,
+    dilation: IntsLike = 1,
+    ceil_mode: bool = False,
+    count_include_pad: bool = False,
+    layout: Layout = "channels_last",
+    out: Array | None = None,
+) -> NDArray[Element]:
+    """Gradient of `avg_pool3d` with respect to x: each dy is distributed equally over its window.
+
+    Parameters
+    ----------
+    dy : array (N, OD, OH, OW, C)
+        Gradient of a scalar with respect to the result of `avg_pool3d`.
+    input_shape : sequence of int
+        The shape of x in `layout`: (N, D, H, W, C), or (N, C, D, H, W).
+    kernel_shape, stride, pad, dilation, ceil_mode, count_include_pad, layout, out
+        As given to `avg_pool3d`.
+
+    Returns
+    -------
+    array (N, D, H, W, C)
+        16-bit floats are summed in float32.
+
+    Raises
+    ------
+    GeometryError, TypeError, DTypeError, DeviceError
+    WorkspaceError
+        If not even a row of the result can be made within `settings.max_workspace`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import avg_pool3d_grad
+    >>> avg_pool3d_grad(np.ones((1, 1, 1, 1, 1)), (1, 2, 2, 2, 1), 2).ravel()
+    array([0.125, 0.125, 0.125, 0.125, 0.125, 0.125, 0.125, 0.125])
+    """
+    call = PoolCall("avg_pool3d_grad", 3, kernel_shape, stride, pad, dilation, ceil_mode, layout)
+    return call.avg_pool_grad(dy, input_shape, count_include_pad, out)
+
+
+def max_unpool3d(
+    y: NDArray[Element],
+    indices: Array,
+    spatial_shape: IntsLike,
+    *,
+    layout: Layout = "channels_last",
+    out: Array | None = None,
+) -> NDArray[Element]:
+    """Put each y where `max_pool3d` found it, and 0 everywhere else. Of several y at one position the last one stays.
+
+    Parameters
+    ----------
+    y : array (N, OD, OH, OW, C)
+        Of any dtype that `conv3d` takes, integers included.
+    indices : array (N, OD, OH, OW, C) of integers
+        As `max_pool3d(..., return_indices=True)` returns them. On a GPU the call waits until they have been checked.
+    spatial_shape : int or (D, H, W)
+        The spatial shape of the result.
+    layout, out
+        As in `conv3d`.
+
+    Returns
+    -------
+    array (N, D, H, W, C)
+
+    Raises
+    ------
+    GeometryError
+        If an index is not that of a position in `spatial_shape`, or the shapes differ.
+    TypeError, DTypeError, DeviceError
+    WorkspaceError
+        If not even a row of y fits within `settings.max_workspace`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import max_pool3d, max_unpool3d
+    >>> x = np.array([1.0, 2.0, 0.0, 2.0, 8.0, 1.0, 1.0, 1.0]).reshape(1, 2, 2, 2, 1)
+    >>> max_unpool3d(*max_pool3d(x, 2, return_indices=True), (2, 2, 2)).ravel()
+    array([0., 0., 0., 0., 8., 0., 0., 0.])
+    """
+    return PoolCall("max_unpool3d", 3, 1, layout=layout).max_unpool(y, indices, spatial_shape, out)

@@ -1,8 +1,8 @@
 """Pooling with windows of many taps, first along columns and then along rows, each by folds.py.
 
 The first step makes an array (n, p, w, c), `middle`, one strip of columns at a time, and the second step reads it one
-strip of rows at a time, so that the working set stays in the cache. The gradient of an average takes the steps in the
-other order.
+strip of rows at a time, so that the working set stays in the cache. In 3-D the second step folds the last two axes, one
+after the other. The gradient of an average takes the steps in the other order.
 
 The gradient of a maximum needs the position of the maximum. Value and position are packed into one number, which is
 larger for a larger value and, among equal values, for an earlier position: the maximum of these numbers is the first of
@@ -12,7 +12,7 @@ the largest values.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -22,8 +22,8 @@ from gpuconv import backend, cpu
 from gpuconv.functions.pooling.averages import Divisor
 from gpuconv.functions.pooling.blocks import QUIET, Block, Task
 from gpuconv.functions.pooling.folds import ALIGNMENT, Fold, Workspace, adjoint_buffers, buffers
-from gpuconv.functions.pooling.maxima import put
-from gpuconv.functions.pooling.windows import windows_of
+from gpuconv.functions.pooling.maxima import lowest, put
+from gpuconv.functions.pooling.windows import Window, windows_of
 from gpuconv.geometry import ConvGeometry
 from gpuconv.typing import Array
 
@@ -45,7 +45,7 @@ def avg_pool(caller: str, xp: ModuleType, x: Array, g: ConvGeometry, y: Array, d
 
 def max_pool(caller: str, xp: ModuleType, x: Array, g: ConvGeometry, y: Array, limit: int) -> None:
     """Fill y with the largest value of each window."""
-    _pool(caller, xp, x, g, y, xp.maximum, -math.inf, None, limit)
+    _pool(caller, xp, x, g, y, xp.maximum, lowest(y.dtype), None, limit)
 
 
 def _pool(
@@ -53,17 +53,17 @@ def _pool(
     divisor: Divisor | None, limit: int,
 ) -> None:  # fmt: skip
     dtype = backend.accumulator(y.dtype)
-    down, across = windows_of(g)
-    strip = _strip_bytes(xp)
+    down, *across = windows_of(g)
+    strip, plane = _strip_bytes(xp), math.prod(g.spatial[1:])
 
     def costs(images: int, rows: int, channels: int) -> tuple[int, int]:
         """Bytes of buffers per column and per row of a strip."""
         element = images * channels * dtype.itemsize
-        row = element * (buffers(across) + (0 if dtype == y.dtype else g.out[1]))
-        return element * buffers(down._replace(out=rows)), row
+        row = _row_elements(g, across, buffers) + (0 if dtype == y.dtype else math.prod(g.out[1:]))
+        return element * buffers(down._replace(out=rows)) * (plane // max(1, g.spatial[1])), element * row
 
     def need(images: int, rows: int, channels: int) -> int:
-        middle = images * rows * g.spatial[1] * channels * dtype.itemsize
+        middle = images * rows * plane * channels * dtype.itemsize
         column, row = costs(images, rows, channels)
         in_hand = max(_held(column, g.spatial[1], strip), _held(row, rows, strip))
         return middle + in_hand + SLACK + (divisor.bytes(rows) if divisor else 0)
@@ -76,16 +76,16 @@ def _pool(
             workspace.used = 0
             window, seen = down.part(block.rows)
             x_nhwc, y_npqc = block.of(x, seen), block.of(y, block.rows)
-            n, p, _, c = y_npqc.shape
+            n, p, c = len(y_npqc), y_npqc.shape[1], y_npqc.shape[-1]
             column, row = costs(n, p, c)
-            middle = workspace.take((n, p, g.spatial[1], c), dtype)
+            middle = workspace.take((n, p, *g.spatial[1:], c), dtype)
             for w in _strips(g.spatial[1], column, strip):
                 fold.run(x_nhwc[:, :, w], 1, window, middle[:, :, w])
             by = None if divisor is None else divisor.at(block.rows)
             for some in _strips(p, row, strip):
                 used, target = workspace.used, y_npqc[:, some]
                 made = target if dtype == y.dtype else workspace.take(target.shape, dtype)
-                fold.run(middle[:, some], 2, across, made)
+                _fold_across(fold, middle[:, some], across, made)
                 if by is not None:
                     xp.divide(made, by if len(by) == 1 else by[some], out=made)
                 if made is not target:
@@ -105,19 +105,20 @@ def avg_pool_grad(
 ) -> None:
     """Fill dx: each dy is distributed over its window. This is the adjoint of `avg_pool`, along rows first."""
     dtype = backend.accumulator(dx.dtype)
-    down, across = windows_of(g)
-    strip = _strip_bytes(xp)
+    down, *across = windows_of(g)
+    strip, plane = _strip_bytes(xp), math.prod(g.spatial[1:])
 
     def costs(images: int, rows: int, channels: int) -> tuple[int, int]:
         """Bytes of buffers per column and per row of a strip."""
         element = images * channels * dtype.itemsize
         column = adjoint_buffers(down._replace(size=rows, out=down.most_over(rows)))
         column += 0 if dtype == dx.dtype else rows
-        return element * column, element * (adjoint_buffers(across) + across.out)
+        row = _row_elements(g, across, adjoint_buffers) + math.prod(g.out[1:])
+        return element * column * (plane // max(1, g.spatial[1])), element * row
 
     def need(images: int, rows: int, channels: int) -> int:
         outs = down.most_over(rows)
-        middle = images * outs * g.spatial[1] * channels * dtype.itemsize
+        middle = images * outs * plane * channels * dtype.itemsize
         column, row = costs(images, rows, channels)
         in_hand = max(_held(column, g.spatial[1], strip), _held(row, outs, strip))
         return middle + in_hand + SLACK + divisor.bytes(outs)
@@ -131,16 +132,16 @@ def avg_pool_grad(
             seeing = down.over(block.rows)
             window = down.onto(block.rows, seeing)
             dy_npqc, dx_nhwc = block.of(dy, seeing), block.of(dx, block.rows)
-            n, h, _, c = dx_nhwc.shape
+            n, h, c = len(dx_nhwc), dx_nhwc.shape[1], dx_nhwc.shape[-1]
             column, row = costs(n, h, c)
-            middle = workspace.take((n, window.out, g.spatial[1], c), dtype)
+            middle = workspace.take((n, window.out, *g.spatial[1:], c), dtype)
             by = divisor.at(seeing)
             for some in _strips(window.out, row, strip):
                 used, part = workspace.used, dy_npqc[:, some]
                 share = workspace.take(part.shape, dtype)
                 share[...] = part
                 xp.divide(share, by if len(by) == 1 else by[some], out=share)
-                fold.adjoint(share, 2, across, middle[:, some])
+                _adjoint_across(fold, share, across, middle[:, some])
                 workspace.used = used
             for w in _strips(g.spatial[1], column, strip):
                 used, target = workspace.used, dx_nhwc[:, :, w]
@@ -157,6 +158,35 @@ def avg_pool_grad(
     task.run(make_worker)
 
 
+def _fold_across(fold: Fold, source: Array, windows: Sequence[Window], target: Array) -> None:
+    """Fill `target` by folds along all spatial axes but the first."""
+    for axis, window in enumerate(windows, 2):
+        made = target
+        if axis < len(windows) + 1:
+            made = fold.workspace.take((*source.shape[:axis], window.out, *source.shape[axis + 1 :]), target.dtype)
+        fold.run(source, axis, window, made)
+        source = made
+
+
+def _adjoint_across(fold: Fold, source: Array, windows: Sequence[Window], target: Array) -> None:
+    """The adjoint of `_fold_across` of sums."""
+    for axis, window in reversed(list(enumerate(windows, 2))):
+        made = target
+        if axis > 2:
+            made = fold.workspace.take((*source.shape[:axis], window.size, *source.shape[axis + 1 :]), target.dtype)
+        fold.adjoint(source, axis, window, made)
+        source = made
+
+
+def _row_elements(g: ConvGeometry, windows: Sequence[Window], buffers: Callable[[Window], int]) -> int:
+    """The most elements that either of these takes per row, from `buffers` of an axis per element across that axis."""
+    total = 0
+    for axis, window in enumerate(windows, 1):
+        between = math.prod((*g.out[1:axis], *g.spatial[axis:])) if axis > 1 else 0
+        total += between + buffers(window) * math.prod((*g.out[1:axis], *g.spatial[axis + 1 :]))
+    return total
+
+
 # -------------------------------------------------------------------------------------------------- argmax
 
 
@@ -167,22 +197,23 @@ def max_pool_grad(caller: str, dy: Array, x: Array, g: ConvGeometry, dx: Array, 
     """
     is_short = backend.accumulator(dx.dtype).itemsize == 4 and math.prod(g.spatial) <= _Keys32.LAST
     keys = _Keys32 if is_short else _Keys64
-    down, across = windows_of(g)
-    strip = _strip_bytes(np)
-    width = g.spatial[1]
+    down, *across = windows_of(g)
+    strip, plane, width = _strip_bytes(np), math.prod(g.spatial[1:]), g.spatial[1]
+    deep = plane // max(1, width)  # positions of a column in a row: 1 in 2-D
 
     def costs(images: int, rows: int, channels: int) -> tuple[int, int]:
         """Bytes of buffers per column and per row of a strip."""
         element, outs = images * channels, down.most_over(rows)
         column = buffers(down._replace(out=outs)) * keys.dtype.itemsize
         column += down.most_seen(outs) * (keys.dtype.itemsize + keys.EXTRA) + 2 * 8  # and an index per column
-        row = buffers(across) * keys.dtype.itemsize + across.out * (keys.dtype.itemsize + 8 + 8)
-        return element * column, element * row
+        row = _row_elements(g, across, buffers) * keys.dtype.itemsize
+        row += math.prod(g.out[1:]) * (keys.dtype.itemsize + 8 + 8)
+        return element * column * deep, element * row
 
     def need(images: int, rows: int, channels: int) -> int:
         outs = down.most_over(rows)
-        middle = images * outs * width * channels * keys.dtype.itemsize
-        total = (images * down.most_seen(outs) * width + 2 * across.out) * channels * 8  # and an index per channel
+        middle = images * outs * plane * channels * keys.dtype.itemsize
+        total = (images * down.most_seen(outs) * plane + 2 * g.out[-1]) * channels * 8  # and an index per channel
         column, row = costs(images, rows, channels)
         return middle + total + max(_held(column, width, strip), _held(row, outs, strip)) + SLACK
 
@@ -195,20 +226,20 @@ def max_pool_grad(caller: str, dy: Array, x: Array, g: ConvGeometry, dx: Array, 
             seeing = down.over(block.rows)
             window, seen = down.part(seeing)
             x_nhwc, dy_npqc, dx_nhwc = block.of(x, seen), block.of(dy, seeing), block.of(dx, block.rows)
-            n, h, _, c = x_nhwc.shape
+            n, c = len(x_nhwc), x_nhwc.shape[-1]
             column, row = costs(n, dx_nhwc.shape[1], c)
-            middle = workspace.take((n, window.out, width, c), keys.dtype)
-            total = workspace.take((n, h, width, c), np.dtype(np.float64))
+            middle = workspace.take((n, window.out, *g.spatial[1:], c), keys.dtype)
+            total = workspace.take(x_nhwc.shape, np.dtype(np.float64))
             for w in _strips(width, column, strip):
                 used = workspace.used
-                made = keys.of(x_nhwc[:, :, w], w.start, width, workspace)
+                made = keys.of(x_nhwc[:, :, w], w.start * deep, plane, workspace)
                 fold.run(made, 1, window, middle[:, :, w])
                 workspace.used = used
             total[...] = 0
             for some in _strips(window.out, row, strip):
                 used, part = workspace.used, dy_npqc[:, some]
                 made = workspace.take(part.shape, keys.dtype)
-                fold.run(middle[:, some], 2, across, made)
+                _fold_across(fold, middle[:, some], across, made)
                 _scatter_add(total, part, keys.positions(made, workspace), workspace)
                 workspace.used = used
             put(total, seen, block.rows, dx_nhwc)
@@ -222,11 +253,11 @@ def max_pool_grad(caller: str, dy: Array, x: Array, g: ConvGeometry, dx: Array, 
 
 def _scatter_add(total: Array, dy: Array, positions: Array, workspace: Workspace) -> None:
     """Add each dy to `total`, in order, at its position among the pixels of its image. `positions` is overwritten."""
-    n, h, w, c = total.shape
+    n, c, q = len(total), total.shape[-1], positions.shape[-2]
     positions *= c
-    positions += h * w * c * np.arange(n)[:, None, None, None]
-    by_rows = positions.reshape(n, -1, positions.shape[2] * c)
-    by_rows += np.tile(np.arange(c), positions.shape[2])
+    by_rows = positions.reshape(n, -1, q * c)
+    by_rows += math.prod(total.shape[1:]) * np.arange(n)[:, None, None]
+    by_rows += np.tile(np.arange(c), q)
     share = workspace.take(dy.shape, total.dtype)
     share[...] = dy
     np.add.at(total.reshape(-1), positions.reshape(-1), share.reshape(-1))
@@ -241,8 +272,8 @@ class _Keys32:
     LAST = 2**32 - 1
 
     @classmethod
-    def of(cls, x: Array, first: int, width: int, workspace: Workspace) -> Array:
-        """The keys of some columns of x, from column `first` on, out of `width`."""
+    def of(cls, x: Array, first: int, plane: int, workspace: Workspace) -> Array:
+        """The keys of some columns of x, whose rows hold `plane` positions, these columns from number `first` on."""
         keys, values = workspace.take(x.shape, cls.dtype), workspace.take(x.shape, np.dtype(np.float32))
         signs, mask = workspace.take(x.shape, np.dtype(np.int32)), workspace.take(x.shape, np.dtype(bool))
         values[...] = x
@@ -256,9 +287,9 @@ class _Keys32:
             np.copyto(ranks, 2**31 - 1, where=mask)
         keys[...] = ranks
         keys <<= 32
-        n, h, w, c = x.shape
-        keys += cls.LAST - width * np.arange(h)[:, None, None]
+        n, h, w, c = len(x), x.shape[1], math.prod(x.shape[2:-1]), x.shape[-1]
         by_rows = keys.reshape(n, h, w * c)
+        by_rows += cls.LAST - plane * np.arange(h)[:, None]
         by_rows -= np.repeat(np.arange(first, first + w), c)
         return keys
 
@@ -281,13 +312,13 @@ class _Keys64:
     NAN = 2**52
 
     @classmethod
-    def of(cls, x: Array, first: int, width: int, workspace: Workspace) -> Array:
+    def of(cls, x: Array, first: int, plane: int, workspace: Workspace) -> Array:
         keys, mask = workspace.take(x.shape, cls.dtype), workspace.take(x.shape, np.dtype(bool))
         values, positions = keys.real, keys.imag
         values[...] = x
-        n, h, w, c = x.shape
-        positions[...] = -width * np.arange(h)[:, None, None]
-        by_rows = positions.reshape(n, h, w * c)
+        n, h, w, c = len(x), x.shape[1], math.prod(x.shape[2:-1]), x.shape[-1]
+        by_rows = keys.reshape(n, h, w * c).imag
+        by_rows[...] = -plane * np.arange(h)[:, None]
         by_rows -= np.repeat(np.arange(first, first + w), c)
         np.isnan(values, out=mask)
         np.copyto(values, math.inf, where=mask)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from gpuconv.errors import GeometryError
-from gpuconv.geometry import SPATIAL_LETTERS, ConvGeometry, meeting
+from gpuconv.geometry import SPATIAL_LETTERS, ConvGeometry, interned, meeting
 from gpuconv.typing import Array
 
 Slices = tuple[slice, ...]
@@ -92,11 +95,16 @@ class Window(NamedTuple):
         counts: Array = np.minimum((self.size - 1 - starts) // self.dilation + 1, self.taps) - first
         return np.maximum(counts, 0, out=counts)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether each window is the position of its output."""
+        return self == (self.out, self.out, 1, 1, self.dilation, 0)
+
 
 @lru_cache(maxsize=256)
-def windows_of(g: ConvGeometry) -> tuple[Window, Window]:
-    """The windows along the rows of x, and those along its columns."""
-    return Window.of(g, 0), Window.of(g, 1)
+def windows_of(g: ConvGeometry) -> tuple[Window, ...]:
+    """The windows along each axis of x."""
+    return tuple(Window.of(g, axis) for axis in range(g.ndim))
 
 
 @lru_cache(maxsize=64)
@@ -104,15 +112,16 @@ def _taps_along(window: Window) -> Sequence[tuple[slice, slice]]:
     return [window.tap(number) for number in range(window.taps)]
 
 
-def taps_of(rows: Window, columns: Window) -> Sequence[tuple[Slices, Slices]]:
+def taps_of(*windows: Window) -> Sequence[tuple[Slices, Slices]]:
     """Per tap, in row order: the part of x (n, h, w, c) that it meets, and the outputs there."""
-    return (_taps_of if rows.taps * columns.taps <= FEW else _taps_of.__wrapped__)(rows, columns)
+    return (_taps_of if math.prod(window.taps for window in windows) <= FEW else _taps_of.__wrapped__)(*windows)
 
 
 @lru_cache(maxsize=64)
-def _taps_of(rows: Window, columns: Window) -> Sequence[tuple[Slices, Slices]]:
+def _taps_of(*windows: Window) -> Sequence[tuple[Slices, Slices]]:
     every = slice(None)
-    return [((every, h, w), (every, p, q)) for h, p in rows.every_tap() for w, q in columns.every_tap()]
+    along = itertools.product(*(window.every_tap() for window in windows))
+    return [((every, *(ins for ins, _ in tap)), (every, *(outs for _, outs in tap))) for tap in along]
 
 
 @lru_cache(maxsize=256)
@@ -121,13 +130,23 @@ def windows_disjoint(g: ConvGeometry) -> bool:
     return all(span <= stride for span, stride in zip(g.span, g.stride, strict=True))
 
 
+@lru_cache(maxsize=256)
+def with_two_axes(g: ConvGeometry) -> ConvGeometry:
+    """A 1-D geometry with a second axis of size 1; others as they are: what makes a pooling counts on two or three."""
+    if g.ndim > 1:
+        return g
+    spatial, kernel, stride, dilation = ((size, 1) for (size,) in (g.spatial, g.kernel, g.stride, g.dilation))
+    pad = (*g.pad, (0, 0))
+    return interned(replace(g, spatial=spatial, kernel=kernel, stride=stride, dilation=dilation, pad=pad))
+
+
 def check_windows(g: ConvGeometry, caller: str) -> None:
     """Raise if a window holds no position of x."""
     blind = _blind_output(g)
     if blind is not None:
         axis, output = blind
         raise GeometryError(
-            f"{caller}: the window of output {output} along {SPATIAL_LETTERS[2][axis]} holds only padding "
+            f"{caller}: the window of output {output} along {SPATIAL_LETTERS[g.ndim][axis]} holds only padding "
             f"(kernel {g.kernel[axis]}, dilation {g.dilation[axis]}, pad {g.pad[axis]}, input {g.spatial[axis]}). "
             f"Pad less than the kernel spans."
         )
