@@ -36,7 +36,7 @@ from typing import Any, NamedTuple, SupportsIndex, TypeVar, get_args
 import numpy as np
 
 from gpuconv.errors import GeometryError
-from gpuconv.support.argument_checks import LARGEST, as_int, as_ints, is_int, is_one_of, is_scalar, shown
+from gpuconv.support.argument_checks import LARGEST, as_int, as_ints, flag, is_int, is_one_of, is_scalar, shown
 from gpuconv.support.hashing import CachedHash
 from gpuconv.typing import Array, Direction, Ints, IntsLike, Layout, PadLike, PadMode, Pads, Pair
 
@@ -132,6 +132,8 @@ class ConvGeometry(CachedHash):
         Channel groups: the output channels of a group depend only on the c // groups input channels of that group.
     pad_mode : {"zeros", "reflect", "replicate", "circular", "symmetric"}
         The values of the padding.
+    banks : bool
+        Whether each sample has weights of its own: w has a leading axis n.
 
     Examples
     --------
@@ -154,6 +156,7 @@ class ConvGeometry(CachedHash):
     pad: Pads
     groups: int = 1
     pad_mode: str = "zeros"
+    banks: bool = False
 
     __hash__ = CachedHash.__hash__
 
@@ -173,6 +176,7 @@ class ConvGeometry(CachedHash):
         dilation: IntsLike = 1,
         groups: int = 1,
         pad_mode: str = "zeros",
+        banks: bool = False,
         *,
         ceil_mode: bool = False,
         caller: str = "ConvGeometry",
@@ -215,6 +219,7 @@ class ConvGeometry(CachedHash):
             pads,
             as_int(groups, "groups", caller),
             pad_mode,
+            flag(banks, "banks", caller),
         )
 
     @classmethod
@@ -354,7 +359,13 @@ class ConvGeometry(CachedHash):
     @property
     def w_shape(self) -> Ints:
         """Weights, channels last."""
-        return (*self.kernel, self.c_group, self.k)
+        shape = (*self.kernel, self.c_group, self.k)
+        return (self.n, *shape) if self.banks else shape
+
+    @cached_property
+    def sample(self) -> ConvGeometry:
+        """The convolution of one sample, by weights without an axis of samples."""
+        return interned(replace(self, n=1, banks=False))
 
     @property
     def y_shape(self) -> Ints:
@@ -502,6 +513,7 @@ class ConvGeometry(CachedHash):
             + compact("dl", [str(d) for d in self.dilation], "1")
             + compact("g", [str(self.groups)], "1")
             + ("" if self.pad_mode == "zeros" else f"_{self.pad_mode}")
+            + ("_banks" if self.banks else "")
         )
 
     @classmethod
@@ -512,6 +524,7 @@ class ConvGeometry(CachedHash):
             n1_w100_c4_k4_s5_p4-0            1-D, causal: 4 on the low side, 0 on the high
             n1_d8h9w9_c2_k2_t3r3s3_p1x0x0    3-D, one pad per axis
             ..._st2_dl2_g4_reflect           stride, dilation, groups, pad mode (each omitted at its default)
+            n8_h9w9_c4_k4_r3s3_banks         weights of its own for each sample
 
         Raises
         ------
@@ -528,7 +541,8 @@ class ConvGeometry(CachedHash):
         if match is None:
             raise GeometryError(
                 f"parse: {problem!r} is not a problem string. It reads like n8_h56w56_c64_k64_r3s3_p1, "
-                "then _st<stride>, _dl<dilation>, _g<groups> and a pad mode where they are not 1 and zeros."
+                "then _st<stride>, _dl<dilation>, _g<groups> and a pad mode where they are not 1 and zeros, and _banks "
+                "where each sample has weights of its own."
             )
         part = match.groupdict()
         letters = re.sub(r"\d", "", part["spatial"]), re.sub(r"\d", "", part["kernel"])
@@ -555,6 +569,7 @@ class ConvGeometry(CachedHash):
             tuple(map(int, spread("dilation", "1"))),
             int(part["groups"] or 1),
             part["mode"] or "zeros",
+            part["banks"] is not None,
             caller="parse",
         )
 
@@ -566,6 +581,7 @@ _PROBLEM = re.compile(
     r"(?:_dl(?P<dilation>\d+(?:x\d+)*))?"
     r"(?:_g(?P<groups>\d+))?"
     rf"(?:_(?P<mode>{'|'.join(PAD_MODES)}))?"
+    r"(?:_(?P<banks>banks))?"
 )
 
 

@@ -73,7 +73,8 @@ def rank(problem: Problem, candidates: Iterable[Algorithm]) -> list[Algorithm]:
 
 def yields_to_graphs(problem: Problem, algorithm: Algorithm) -> bool:
     """Whether "auto" takes the algorithm only if it is `WORTH_LOSING_GRAPHS` times as fast as the others."""
-    if problem.on_cpu or problem.geometry.n != 1:
+    g = problem.geometry
+    if problem.on_cpu or (g.n != 1 and not g.banks):  # with weights per sample the choice is that of a sample
         return False
     return algorithm.refusal(problem) is None and algorithm.refusal(replace(problem, captured=True)) is not None
 

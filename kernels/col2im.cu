@@ -59,7 +59,7 @@ __device__ __forceinline__ A widened(A value) { return value; }
 template <class S, int V>
 __device__ __forceinline__ void gather(const S* __restrict__ cols, const T* __restrict__ bias, T* __restrict__ x,
                                        const Conv& g, const Box& box, const FastDiv& by_packs, index_t first,
-                                       index_t count, int activation) {
+                                       index_t count, int activation, int bias_length) {
   const int c_group = g.c / g.groups, taps_rs = g.kernel[1] * g.kernel[2];
   const index_t width = (index_t)g.kernel[0] * taps_rs * c_group;
   const index_t stop = count * by_packs.by, step = (index_t)gridDim.x * blockDim.x;
@@ -97,7 +97,7 @@ __device__ __forceinline__ void gather(const S* __restrict__ cols, const T* __re
       }
     }
 
-    finish<V>(sums, bias, c, activation);
+    finish<V>(sums, bias + (i64)in.n * bias_length, c, activation);
     Pack<T, V> done;
 #pragma unroll
     for (int v = 0; v < V; v++) done.at[v] = from_acc(sums[v]);
@@ -113,15 +113,15 @@ __device__ constexpr int channels() {
 
 extern "C" __global__ void __launch_bounds__(256, 4)
     col2im_gather(const T* __restrict__ cols, const T* __restrict__ bias, T* __restrict__ x, const Conv g,
-                  const Box box, const FastDiv by_packs, index_t first, index_t count, int activation) {
-  gather<T, channels<T>()>(cols, bias, x, g, box, by_packs, first, count, activation);
+                  const Box box, const FastDiv by_packs, index_t first, index_t count, int activation, int bias_length) {
+  gather<T, channels<T>()>(cols, bias, x, g, box, by_packs, first, count, activation, bias_length);
 }
 
 #if IS_16_BIT
 extern "C" __global__ void __launch_bounds__(256, 4)
     col2im_gather_acc(const A* __restrict__ cols, const T* __restrict__ bias, T* __restrict__ x, const Conv g,
-                      const Box box, const FastDiv by_packs, index_t first, index_t count, int activation) {
-  gather<A, channels<A>()>(cols, bias, x, g, box, by_packs, first, count, activation);
+                      const Box box, const FastDiv by_packs, index_t first, index_t count, int activation, int bias_length) {
+  gather<A, channels<A>()>(cols, bias, x, g, box, by_packs, first, count, activation, bias_length);
 }
 #endif
 

@@ -221,6 +221,18 @@ __device__ __forceinline__ Output input_of(const Conv& g, index_t pixel) {
   return in;
 }
 
+// Where each sample has weights of its own, `Conv` describes the convolution of one sample, and a launch has a row of blocks
+// per sample, blockIdx.y, whose arrays begin so many elements after those of the sample before. Else there is one row, and
+// the arrays begin where they are.
+template <class Element>
+__device__ __forceinline__ Element* of_sample(Element* array, i64 length) {
+  return array + (i64)blockIdx.y * length;
+}
+__device__ __forceinline__ i64 image_length(const int (&size)[3], int channels) {
+  return (i64)size[0] * size[1] * size[2] * channels;
+}
+__device__ __forceinline__ i64 weights_length(const Conv& g) { return image_length(g.kernel, g.c / g.groups) * g.k; }
+
 // ---------------------------------------------------------------------------------------------------------- epilogue
 
 // activation(sum + bias[channel]); bias may be null. A NaN stays one. 0 identity, 1 relu, 2 sigmoid, 3 tanh, 4 relu6,

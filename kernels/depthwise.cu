@@ -25,7 +25,7 @@
 //
 // Launch: block (lanes, tiles along q, tiles along p) of up to 256 threads, grid (jobs) with jobs = channel blocks *
 // blocks along q * blocks along p * n * outer, as `plan` counts them; outer is axis 0 of the result. No dynamic shared
-// memory. More blocks than jobs do no harm.
+// memory. More blocks than jobs do no harm. With weights per sample the grid has a row per sample (conv.cuh).
 //
 // Cost: 2 taps n y k FLOP, sizeof(T) (x + w + y) bytes. Floor on an H200: the bytes over 4.3 TB/s: 32 bytes for four
 // float32 outputs take a multiprocessor 1.7 clocks. Expected, not measured: 85% of it for 3 x 3 at stride 1 (3 window and 1.1
@@ -39,7 +39,7 @@
 // Tiles along p and q start at tile number `first`. The first three divisors are the blocks along c, q and p, and by_outers
 // those along axis 0 of the result; by_repeat divides an output channel by b.
 struct DepthwisePlan {
-  int first_p, first_q, activation;
+  int first_p, first_q, activation, bias_length;
   FastDiv by_blocks_c, by_blocks_q, by_blocks_p, by_outers, by_repeat;
 };
 
@@ -271,12 +271,14 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
 extern "C" __global__ void __launch_bounds__(256, 2)
 depthwise_input_grad(const T* __restrict__ dy, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ dx,
                      const Conv g, const DepthwisePlan plan) {
-  convolve(dy, w, bias, dx, g, plan);
+  convolve(of_sample(dy, image_length(g.y, g.k)), of_sample(w, weights_length(g)), of_sample(bias, plan.bias_length),
+           of_sample(dx, image_length(g.x, g.c)), g, plan);
 }
 #else
 extern "C" __global__ void __launch_bounds__(256, 2)
 depthwise_forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y,
                   const Conv g, const DepthwisePlan plan) {
-  convolve(x, w, bias, y, g, plan);
+  convolve(of_sample(x, image_length(g.x, g.c)), of_sample(w, weights_length(g)), of_sample(bias, plan.bias_length),
+           of_sample(y, image_length(g.y, g.k)), g, plan);
 }
 #endif

@@ -18,7 +18,8 @@
 // (splits, taps, k) of A, or null for 1 split.
 //
 // Launch: block (threads along the channels, lanes), grid (blocks_c * splits * taps), taps counting only with KERNEL=0;
-// shared bytes: threads * CHANNELS * sizeof(A). More blocks do no harm.
+// shared bytes: threads * CHANNELS * sizeof(A). More blocks do no harm. With a gradient per sample the grid has a row per
+// sample (conv.cuh).
 //
 // Cost: 2 taps n y k FLOP, sizeof(T) (x + y) bytes. Floor on an H200: the bytes over 4.3 TB/s. Expected, not measured: 80%
 // of it for 3 x 3 and 60% for 5 x 5 (an output loads 1 of dy and 4.5, or 10 of x through the cache, which takes 0.7, or
@@ -59,6 +60,10 @@ constexpr int TAPS = KERNEL ? KERNEL * KERNEL : 1;  // whose sums a thread keeps
 extern "C" __global__ void __launch_bounds__(256, 2)
 depthwise_weight_grad(const T* __restrict__ x, const T* __restrict__ dy, T* __restrict__ dw, A* __restrict__ partials,
                       const Conv g, const DepthwiseWeightPlan plan) {
+  x = of_sample(x, image_length(g.x, g.c));
+  dy = of_sample(dy, image_length(g.y, g.k));
+  dw = of_sample(dw, weights_length(g));
+  partials = of_sample(partials, plan.splits * weights_length(g));
   extern __shared__ Values lanes[];
   u32 job = blockIdx.x;
   const int channel = ((int)(job % (u32)plan.blocks_c) * (int)blockDim.x + (int)threadIdx.x) * CHANNELS;

@@ -19,9 +19,9 @@
 // bias (k), or (c) for the gradient, or null; partials (plan.splits, elements of the result) of A, or null for 1 split.
 //
 // Launch: block (THREADS), grid (jobs) with jobs = tiles_n * parts * tiles_m * groups * splits, no dynamic shared memory.
-// More blocks than jobs do no harm. A unit is one kernel: INPUT_GRAD=0 or 1; ALIGNED=1 takes arrays aligned to 16 bytes
-// whose channels per group, in and out, are multiples of VECTOR, ALIGNED=0 takes all. With more than one split,
-// split_k_reduce.cu follows.
+// More blocks than jobs do no harm. With weights per sample the grid has a row per sample (conv.cuh). A unit is one kernel:
+// INPUT_GRAD=0 or 1; ALIGNED=1 takes arrays aligned to 16 bytes whose channels per group, in and out, are multiples of
+// VECTOR, ALIGNED=0 takes all. With more than one split, split_k_reduce.cu follows.
 //
 // Cost: 2 n y taps c k / groups FLOP, sizeof(T) (x + w + y) bytes. Floor on an H200: FLOP / 67 T/s (float32), or bytes /
 // 4.3 TB/s where that is more (1 x 1 with c + k < 60, say). Expected, not measured: 60 to 70% of the multiply-add rate
@@ -234,12 +234,16 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 direct_input_grad(const T* __restrict__ dy, const T* __restrict__ w, const T* __restrict__ bias, T* dx, A* partials,
                   const Conv g, const ProductPlan plan) {
-  convolve<ALIGNED ? VECTOR : 1, true>(dy, w, bias, dx, partials, g, plan);
+  convolve<ALIGNED ? VECTOR : 1, true>(of_sample(dy, image_length(g.y, g.k)), of_sample(w, weights_length(g)),
+                                       of_sample(bias, plan.bias_length), of_sample(dx, image_length(g.x, g.c)),
+                                       of_sample(partials, plan.splits * image_length(g.x, g.c)), g, plan);
 }
 #else
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 direct_forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* y, A* partials,
                const Conv g, const ProductPlan plan) {
-  convolve<ALIGNED ? VECTOR : 1, false>(x, w, bias, y, partials, g, plan);
+  convolve<ALIGNED ? VECTOR : 1, false>(of_sample(x, image_length(g.x, g.c)), of_sample(w, weights_length(g)),
+                                        of_sample(bias, plan.bias_length), of_sample(y, image_length(g.y, g.k)),
+                                        of_sample(partials, plan.splits * image_length(g.y, g.k)), g, plan);
 }
 #endif

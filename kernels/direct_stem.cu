@@ -18,7 +18,8 @@
 // axes, kernel[0] = 1. Any pad mode.
 //
 // Launch: block (128), grid (blocks_k * blocks_q * blocks_p * n * y[0]), shared bytes PITCH * plan.length * sizeof(A).
-// More blocks than that do no harm. ROWS = 7 * STRIDE_H + KERNEL_H; length = (15 * stride + kernel[2]) * c.
+// More blocks than that do no harm. With weights per sample the grid has a row per sample (conv.cuh). ROWS = 7 * STRIDE_H +
+// KERNEL_H; length = (15 * stride + kernel[2]) * c.
 //
 // Cost: 2 n y KERNEL_H kernel[2] c k FLOP; bytes are mostly those of y. Floor on an H200: FLOP / 67 T/s (float32), 450 us
 // for 128 images of 224 x 224 and 64 channels; writing y takes 100. Expected, not measured: 65%. For each j 64 KERNEL_H of
@@ -36,8 +37,13 @@ constexpr int STAGE = KERNEL_H > 7 ? 4 : 8;  // values of j whose weights are in
 constexpr int RESIDENT = ROWS > 24 ? 3 : 4;  // blocks for which a multiprocessor shall have registers
 
 struct StemPlan {
-  int blocks_k, blocks_q, blocks_p, length, activation;
+  int blocks_k, blocks_q, blocks_p, length, activation, bias_length;
   FastDiv by_length, by_c;
+};
+
+// The elements of arrays before those of this row of blocks, in shared memory: registers are for sums.
+struct Before {
+  i64 w, y, bias;
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
@@ -45,6 +51,7 @@ direct_stem(const T* __restrict__ x, const T* __restrict__ w, const T* __restric
             const Conv g, const StemPlan plan) {
   extern __shared__ __align__(16) A strip[];
   __shared__ alignas(16) A weights[KERNEL_H][STAGE][CHANNELS];
+  __shared__ Before before;
   typedef Pack<A, 4> Chunk;
   const int thread = (int)threadIdx.x;
 
@@ -59,6 +66,8 @@ direct_stem(const T* __restrict__ x, const T* __restrict__ w, const T* __restric
   if (job / (u32)g.y[0] >= (u32)g.n) return;
   const int sample = (int)(job / (u32)g.y[0]);
 
+  if (thread == 0)
+    before = Before{blockIdx.y * weights_length(g), blockIdx.y * image_length(g.y, g.k), (i64)blockIdx.y * plan.bias_length};
   const int outer = source(g, 0, o, 0);
   const int top = p0 * STRIDE_H - g.pad[1], left = q0 * g.stride[2] - g.pad[2];
   for (int i = thread; i < ROWS * plan.length; i += THREADS) {
@@ -68,7 +77,7 @@ direct_stem(const T* __restrict__ x, const T* __restrict__ w, const T* __restric
     const int row = source(top + a, g.x[1], g.pad_mode), at = source(left + column, g.x[2], g.pad_mode);
     A value = zero<A>();
     if (outer >= 0 && row >= 0 && at >= 0)
-      value = to_acc(x[((((index_t)sample * g.x[0] + outer) * g.x[1] + row) * g.x[2] + at) * g.c + channel]);
+      value = to_acc(of_sample(x, image_length(g.x, g.c))[((((index_t)sample * g.x[0] + outer) * g.x[1] + row) * g.x[2] + at) * g.c + channel]);
     strip[number * PITCH + a] = value;
   }
 
@@ -86,7 +95,7 @@ direct_stem(const T* __restrict__ x, const T* __restrict__ w, const T* __restric
     for (int i = thread; i < KERNEL_H * STAGE * (CHANNELS / 4); i += THREADS) {
       const int m = i % (CHANNELS / 4) * 4, j = i / (CHANNELS / 4) % STAGE, r = i / (CHANNELS / 4) / STAGE;
       Chunk chunk = {{zero<A>(), zero<A>(), zero<A>(), zero<A>()}};
-      const T* const from = w + ((index_t)(r * width + first + j) * g.k + (k0 + m));
+      const T* const from = w + before.w + ((index_t)(r * width + first + j) * g.k + (k0 + m));
       if (j < count && k0 + m < g.k) {
         const Pack<T, 4> raw = *reinterpret_cast<const Pack<T, 4>*>(from);
 #pragma unroll
@@ -124,7 +133,7 @@ direct_stem(const T* __restrict__ x, const T* __restrict__ w, const T* __restric
       if (k >= g.k) continue;
 #pragma unroll
       for (int m = 0; m < 4; m++) {
-        const A shift = to_acc(bias[k + m]);
+        const A shift = to_acc(bias[before.bias + k + m]);
 #pragma unroll
         for (int i = 0; i < PIXELS_P; i++) sums[i][half * 4 + m] = add(sums[i][half * 4 + m], shift);
       }
@@ -138,7 +147,7 @@ direct_stem(const T* __restrict__ x, const T* __restrict__ w, const T* __restric
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const int k = k0 + lane_k + half * (CHANNELS / 2);
-      T* const to = y + (pixel * g.k + k);
+      T* const to = y + before.y + (pixel * g.k + k);
       if (k >= g.k) continue;
       Pack<T, 4> result;
 #pragma unroll

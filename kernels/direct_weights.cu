@@ -15,8 +15,9 @@
 // partials (splits, elements of dw) of A, or null for 1 split.
 //
 // Launch: block (THREADS), grid (jobs) with jobs = tiles_n * tiles_m * groups * splits, where the tiles_m are those of
-// (t, c) and the tiles_n those of k; no dynamic shared memory. More blocks than jobs do no harm. ALIGNED=1 takes arrays
-// aligned to 16 bytes whose channels per group are multiples of VECTOR; ALIGNED=0 takes all.
+// (t, c) and the tiles_n those of k; no dynamic shared memory. More blocks than jobs do no harm. With a gradient per sample
+// the grid has a row per sample (conv.cuh). ALIGNED=1 takes arrays aligned to 16 bytes whose channels per group are
+// multiples of VECTOR; ALIGNED=0 takes all.
 //
 // Cost: 2 n y taps c k / groups FLOP, sizeof(T) (x + w + y) bytes and twice those of `partials`. Floor on an H200: FLOP /
 // 67 T/s (float32). Expected, not measured: 60 to 70% of it where dw fills tiles of 128 x 128; finding a pixel's
@@ -164,5 +165,7 @@ __device__ __forceinline__ void weight_gradient(const T* __restrict__ x, const T
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 direct_weight_grad(const T* __restrict__ x, const T* __restrict__ dy, T* dw, A* partials, const Conv g,
                    const WeightPlan plan) {
-  weight_gradient<ALIGNED ? VECTOR : 1>(x, dy, dw, partials, g, plan);
+  weight_gradient<ALIGNED ? VECTOR : 1>(of_sample(x, image_length(g.x, g.c)), of_sample(dy, image_length(g.y, g.k)),
+                                        of_sample(dw, weights_length(g)),
+                                        of_sample(partials, plan.splits * weights_length(g)), g, plan);
 }

@@ -2,7 +2,7 @@
 //
 //     sums (m, k) of type A         bias (k) or null         y (m, k) of type T; may be sums itself where T is A
 //
-//     launch   block (256), grid any, shared bytes 0
+//     launch   block (256), grid (any, samples), shared bytes 0; several samples where each has a bias of its own (conv.cuh)
 //              A thread takes as many elements as fill 16 bytes of sums (WIDE = 1: that number divides k, addresses are
 //              multiples of 16), or one (WIDE = 0). `packs` counts them, by_packs divides by the packs of a row.
 //
@@ -14,7 +14,11 @@
 constexpr int V = WIDE ? 16 / (int)sizeof(A) : 1;
 
 extern "C" __global__ void __launch_bounds__(256, 4)
-    epilogue(const A* sums, const T* __restrict__ bias, T* y, const FastDiv by_packs, index_t packs, int activation) {
+    epilogue(const A* sums, const T* __restrict__ bias, T* y, const FastDiv by_packs, index_t packs, int activation,
+             int bias_length) {
+  sums = of_sample(sums, (i64)packs * V);
+  bias = of_sample(bias, bias_length);
+  y = of_sample(y, (i64)packs * V);
   const index_t step = (index_t)gridDim.x * blockDim.x;
   for (index_t i = (index_t)blockIdx.x * blockDim.x + threadIdx.x; i < packs; i += step) {
     int pack;

@@ -18,9 +18,9 @@
 //
 // Launch: block (THREADS), grid (jobs) with jobs = tiles_n * parts * tiles_m * groups * splits; dynamic shared memory
 // SHARED_BYTES of this file, which gpuconv/algorithms/cuda/implicit_gemm.py computes in the same way. More blocks than jobs
-// do no harm. A unit is one kernel: INPUT_GRAD=0 or 1. COPY=16 takes arrays aligned to 16 bytes whose channels per group,
-// in and out, are multiples of 16 bytes; COPY=8 and COPY=4 of so many; COPY=2 takes all. With more than one split,
-// split_k_reduce.cu follows.
+// do no harm. With weights per sample the grid has a row per sample (conv.cuh). A unit is one kernel: INPUT_GRAD=0 or 1.
+// COPY=16 takes arrays aligned to 16 bytes whose channels per group, in and out, are multiples of 16 bytes; COPY=8 and
+// COPY=4 of so many; COPY=2 takes all. With more than one split, split_k_reduce.cu follows.
 //
 // Cost: 2 n y taps c k / groups FLOP (three times that as three TF32 products), sizeof(T) (x + w + y) bytes. mma.sync
 // reaches at most 63-65% of the tensor cores of an H200 (published): about 510 T/s in 16 bits, 83 T/s as three products.
@@ -111,7 +111,7 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
     m = divide(m, plan.by_outs[0], at[0]);
     bool there = m < g.n;
     Window window = {{0, 0, 0}, 0};
-    i64 offset = m, result = m;
+    i64 offset = m + (i64)blockIdx.y * g.n, result = offset;  // counted from the first sample of all rows of blocks
 #pragma unroll
     for (int axis = 0; axis < 3; axis++) {
       const Axis along = table.axes[axis];
@@ -157,7 +157,7 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
 #else
   constexpr int COPIES = TILE_N / COPIED;  // of a row of the weights
   const int own_product = thread / COPIES, column = n0 + thread % COPIES * COPIED;
-  const T* weight = w + ((i64)(begin * TILE_K + own_product) * g.k + (group * width + column));
+  const T* weight = of_sample(w, weights_length(g)) + ((i64)(begin * TILE_K + own_product) * g.k + (group * width + column));
   int products_left = column < width ? products - begin * TILE_K - own_product : 0;
 #endif
 
@@ -186,7 +186,7 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
         if (KEEPS) from[KEEPS ? i : 0] = in + (table.offsets[row] + delta);
       }
 #if INPUT_GRAD
-      i64 number = 0;  // of the tap in the whole kernel
+      i64 number = blockIdx.y;  // of the tap in the whole kernel, and in those of the rows of blocks before
 #pragma unroll
       for (int axis = 0; axis < 3; axis++) {
         const Axis& along = table.axes[axis];
@@ -227,10 +227,10 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
   Sums sums;
   const Place place = place_of(thread);
   product<Windows, Weights>(sums, Shared{shared, smem_u32(shared)}, end - begin, place, load);
-  i64 size = (i64)g.n * out_channels;
-  for (int axis = 0; axis < 3; axis++) size *= out_size[axis];
-  write(sums, shared, place, out, plan.splits > 1 ? partials + split * size : nullptr, width - n0, bias,
-        group * width + n0, plan.activation, [&](int row) { return table.results[row]; });
+  // A row of blocks has the partial sums of its own splits, in which its results are where they are among all results.
+  const i64 size = g.n * image_length(out_size, out_channels), before = (i64)blockIdx.y * (plan.splits - 1) + split;
+  write(sums, shared, place, out, plan.splits > 1 ? partials + before * size : nullptr, width - n0,
+        of_sample(bias, plan.bias_length), group * width + n0, plan.activation, [&](int row) { return table.results[row]; });
 }
 
 #if INPUT_GRAD

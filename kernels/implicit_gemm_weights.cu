@@ -16,7 +16,8 @@
 // of this file, which gpuconv/algorithms/cuda/implicit_gemm.py computes in the same way. More blocks than jobs do no harm.
 // COPY=16 takes arrays aligned to 16 bytes whose channels per group, in and out, are multiples of 16 bytes; COPY=8 and
 // COPY=4 of so many; COPY=2 takes all. There are few weights and many pixels: the pixels are split until the device is
-// full, and split_k_reduce.cu adds the partial sums in order.
+// full, and split_k_reduce.cu adds the partial sums in order. With a gradient per sample the grid has a row per sample
+// (conv.cuh).
 //
 // Cost: 2 n y taps c k / groups FLOP (three times that as three TF32 products), sizeof(T) (x + dy + dw) bytes, and
 // 8 splits * dw for the partial sums. The rates of implicit_gemm.cu.
@@ -85,7 +86,8 @@ implicit_gemm_weight_grad(const T* __restrict__ x, const T* __restrict__ dy, T* 
   __shared__ int channels[COPIES];  // -1: there is none
   __shared__ Result result;
   if (thread == 0)
-    result = Result{(i64)m0 * g.k + (group * width + n0), (i64)split * height * g.k, height - m0, width - n0};
+    result = Result{blockIdx.y * weights_length(g) + (i64)m0 * g.k + (group * width + n0),
+                    ((i64)blockIdx.y * (plan.splits - 1) + split) * height * g.k, height - m0, width - n0};
   if (thread < ACROSS) {
     At view = {{0, FAR, 0, 0}};
     i64 offset = 0;
@@ -101,7 +103,7 @@ implicit_gemm_weight_grad(const T* __restrict__ x, const T* __restrict__ dy, T* 
       offset = (((i64)shift[0] * g.x[1] + shift[1]) * g.x[2] + shift[2]) * g.c + (group * depth + channel);
     }
     views.at[thread] = view;
-    views.offset[thread] = offset;
+    views.offset[thread] = offset + blockIdx.y * image_length(g.x, g.c);
   }
   if (thread < COPIES) {
     const int column = n0 + thread * COPIED;
@@ -131,7 +133,7 @@ implicit_gemm_weight_grad(const T* __restrict__ x, const T* __restrict__ dy, T* 
   constexpr int PIXELS_AT_ONCE = THREADS / ACROSS, OUTPUTS_AT_ONCE = THREADS / COPIES;
   const int own_pixel = thread / ACROSS, own_output = thread / COPIES;
   const int channel = channels[thread % COPIES];
-  const T* output = dy + ((i64)(begin * TILE_K + own_output) * g.k + channel);
+  const T* output = of_sample(dy, image_length(g.y, g.k)) + ((i64)(begin * TILE_K + own_output) * g.k + channel);
   int outputs_left = channel >= 0 ? pixels - begin * TILE_K - own_output : 0;
   u32 turn = 0;
   const auto load = [&](Shared stage) {

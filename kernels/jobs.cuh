@@ -8,10 +8,11 @@
 #include "conv.cuh"
 
 // Rows are pixels. `outs` are the outputs of the largest part along each axis (axes.cuh), or without parts all outputs, and
-// `tap_stride` is the distance between the taps of a part.
+// `tap_stride` is the distance between the taps of a part. A sample's bias begins `bias_length` after that of the sample
+// before: 0 if all share one.
 struct ProductPlan {
   int outs[3], parts[3], tap_stride[3];
-  int tiles_m, tiles_n, splits, activation;
+  int tiles_m, tiles_n, splits, activation, bias_length;
   FastDiv by_outs[3], by_depth;
 };
 

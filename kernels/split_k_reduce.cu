@@ -9,23 +9,31 @@
 //    ...       +-------------------+
 //   out        |  .  .  .  .  .  . |   T; bias (channels) or null
 //
-// Launch: block (any), grid (any): each thread takes every (grid * block)-th element. No dynamic shared memory.
+// Launch: block (any), grid (any, samples): each thread takes every (grid * block)-th element of its sample (conv.cuh). No
+// dynamic shared memory.
 // Cost: sizeof(A) * splits * count bytes read, sizeof(T) * count written; floor: these over 4.3 TB/s on an H200, where
 // short sums are bound by the launch instead.
 //
 // budget: split_k_reduce 64 registers
 #include "conv.cuh"
 
+struct ReducePlan {
+  int splits, activation, bias_length;
+  FastDiv by_channels;
+};
+
 extern "C" __global__ void split_k_reduce(const A* __restrict__ partials, const T* __restrict__ bias,
-                                          T* __restrict__ out, index_t count, int splits, const FastDiv by_channels,
-                                          int activation) {
+                                          T* __restrict__ out, index_t count, const ReducePlan plan) {
+  partials = of_sample(partials, (i64)plan.splits * count);
+  bias = of_sample(bias, plan.bias_length);
+  out = of_sample(out, count);
   const index_t step = (index_t)gridDim.x * (index_t)blockDim.x;
   for (index_t i = (index_t)blockIdx.x * (index_t)blockDim.x + (index_t)threadIdx.x; i < count; i += step) {
     A sum = partials[i];
-    for (int split = 1; split < splits; split++) sum = add(sum, partials[split * count + i]);
+    for (int split = 1; split < plan.splits; split++) sum = add(sum, partials[split * count + i]);
     int channel;
-    divide(i, by_channels, channel);
+    divide(i, plan.by_channels, channel);
     if (bias) sum = add(sum, to_acc(bias[channel]));
-    out[i] = from_acc(activated(sum, activation));
+    out[i] = from_acc(activated(sum, plan.activation));
   }
 }

@@ -4,6 +4,7 @@
 the tests, in `gpuconv check`, `gpuconv bench` and `explain`.
 """
 
+from gpuconv.algorithms.banks import WithBanks
 from gpuconv.algorithms.base import Algorithm, Cost, Problem
 from gpuconv.algorithms.cpu.depthwise import Depthwise
 from gpuconv.algorithms.cpu.direct import Direct
@@ -22,13 +23,13 @@ from gpuconv.simd.transforms import F2, F4
 _WINOGRAD = Winograd("winograd", F2, strict=True), Winograd("winograd_4x4", F4, strict=False)
 
 ALGORITHMS: tuple[Algorithm, ...] = (
-    Folding(ByDevice(Depthwise(), CudaDepthwise())),
-    *(Folding(ByDtype(CompiledWinograd(plain), plain)) for plain in _WINOGRAD),
-    Folding(Fft()),
-    Folding(ImplicitGemm()),
-    Folding(ByDevice(Direct(), CudaDirect())),
-    Folding(ByDevice(Gemm(), CudaGemm())),
-    Loops(),
+    WithBanks(Folding(ByDevice(Depthwise(), CudaDepthwise()))),
+    *(WithBanks(Folding(ByDtype(CompiledWinograd(plain), plain))) for plain in _WINOGRAD),
+    WithBanks(Folding(Fft())),
+    WithBanks(Folding(ImplicitGemm())),
+    WithBanks(Folding(ByDevice(Direct(), CudaDirect()))),
+    WithBanks(Folding(ByDevice(Gemm(), CudaGemm()))),
+    WithBanks(Loops()),
 )
 
 __all__ = ["ALGORITHMS", "Algorithm", "Cost", "Problem"]

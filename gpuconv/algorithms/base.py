@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
@@ -126,6 +127,24 @@ class Algorithm(Protocol):
         self, problem: Problem, x: Array, packed: Array, out: Array, bias: Array | None, activation: str
     ) -> None:
         """As `forward`, and with the same bits, from the weights that `prepack` returned."""
+
+
+class ComputesBanks(ABC):
+    """An algorithm that computes samples with weights of their own at once, each with the bits that it has alone.
+
+    `sample` is the problem of one sample. The arrays have a leading axis of samples, the weights as well, and are
+    C-contiguous; bias has one where it is not the same for all.
+    """
+
+    @abstractmethod
+    def bank_bytes(self, sample: Problem) -> int | None:
+        """The bytes of workspace per sample; None where each sample has to be computed by itself."""
+
+    @abstractmethod
+    def compute_banks(
+        self, sample: Problem, read: Array, other: Array, out: Array, bias: Array | None, activation: str
+    ) -> None:
+        """Compute a pass in the direction of `sample`."""
 
 
 class PlainWeights:

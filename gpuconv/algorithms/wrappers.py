@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from gpuconv.algorithms.base import Algorithm, Cost, Problem
+from gpuconv.algorithms.base import Algorithm, ComputesBanks, Cost, Problem
 from gpuconv.algorithms.strips import fold
 from gpuconv.backend import accumulator
 from gpuconv.geometry import ConvGeometry
@@ -16,7 +16,7 @@ from gpuconv.simd.host import numba_is_there
 from gpuconv.typing import Array
 
 
-class _Wrapper:
+class Wrapper:
     """The base of wrappers: every method delegates to the algorithm that serves the problem."""
 
     name: str
@@ -64,7 +64,7 @@ class _Wrapper:
         self._serving(problem).forward_prepacked(problem, x, packed, out, bias, activation)
 
 
-class ByDevice(_Wrapper):
+class ByDevice(Wrapper):
     """An algorithm with two implementations: for the CPU, and in CUDA."""
 
     def __init__(self, cpu: Algorithm, cuda: Algorithm) -> None:
@@ -75,7 +75,7 @@ class ByDevice(_Wrapper):
         return self._cpu if problem.on_cpu else self._cuda
 
 
-class ByDtype(_Wrapper):
+class ByDtype(Wrapper):
     """An algorithm with two implementations: compiled, for float32 and float64 if Numba is installed, and by NumPy."""
 
     def __init__(self, compiled: Algorithm, plain: Algorithm) -> None:
@@ -87,7 +87,7 @@ class ByDtype(_Wrapper):
         return self._compiled if is_served and numba_is_there() else self._plain
 
 
-class Folding(_Wrapper):
+class Folding(Wrapper, ComputesBanks):
     """A wrapper that adds the input gradient of padding that repeats the input to an algorithm.
 
     The gradient of the padded input is made first, a few samples at a time, and folded: each padded position is added
@@ -142,10 +142,28 @@ class Folding(_Wrapper):
             )
             xp.copyto(out[chunk], fold(xp, padded[:count], g), casting="unsafe")
 
+    def bank_bytes(self, sample: Problem) -> int | None:
+        plan = _Fold(sample)
+        serving = unwrapped(self._algorithm, plan.inner)
+        inner = serving.bank_bytes(plan.inner) if isinstance(serving, ComputesBanks) else None
+        return None if inner is None else plan.bytes + inner
+
+    def compute_banks(
+        self, sample: Problem, read: Array, other: Array, out: Array, bias: Array | None, activation: str
+    ) -> None:
+        xp, g, plan = sample.xp, sample.geometry, _Fold(sample)
+        serving = unwrapped(self._algorithm, plan.inner)
+        assert isinstance(serving, ComputesBanks)
+        padded = xp.empty((len(read), *g.padded, g.c), plan.inner.dtype)
+        if plan.casts:
+            read, other = read.astype(plan.inner.dtype), other.astype(plan.inner.dtype)
+        serving.compute_banks(plan.inner, read, other, padded, None, "identity")
+        xp.copyto(out, fold(xp, padded, g), casting="unsafe")
+
 
 def unwrapped(algorithm: Algorithm, problem: Problem) -> Algorithm:
     """The algorithm that computes a problem, without the wrappers that only pass it on."""
-    while isinstance(algorithm, _Wrapper) and (inner := algorithm.passing_on(problem)) is not None:
+    while isinstance(algorithm, Wrapper) and (inner := algorithm.passing_on(problem)) is not None:
         algorithm = inner
     return algorithm
 

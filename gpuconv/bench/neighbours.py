@@ -15,7 +15,7 @@ import numpy as np
 from gpuconv import backend
 from gpuconv.bench import quiet, timer
 from gpuconv.bench.case import Case
-from gpuconv.bench.peers.base import Peer
+from gpuconv.bench.peers.base import Peer, refusal_of
 from gpuconv.tools.workload import Workload
 
 SECONDS = 0.5
@@ -46,7 +46,7 @@ def measure(
             "gpuconv": {case.plan().chosen: lambda case=case, work=work: case.run(work)}  # type: ignore[misc]
         }
         for name, peer in peers.items():
-            if peer.refusal(case) is None:
+            if refusal_of(name, peer, case) is None:
                 sides[name] = {way: one.call for way, one in peer.contestants(case, work).items()}
         for name, ways in sides.items():
             alone = {way: _mean(call, SECONDS) for way, call in ways.items()}

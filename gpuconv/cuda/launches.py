@@ -7,6 +7,7 @@ launched again without asking anything twice: `Ready` is for arrays that somebod
 from __future__ import annotations
 
 import operator
+from functools import lru_cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -22,6 +23,9 @@ READ, OTHER, OUT, BIAS, MADE, NONE = range(6)
 
 ALIGNMENT = 16
 """The most bytes that a thread loads at once."""
+
+MOST_SAMPLES = 2**16 - 1
+"""The most samples with weights of their own per launch: the most rows of blocks that a grid has."""
 
 
 class Step(NamedTuple):
@@ -46,6 +50,29 @@ def run(
     arrays = read, other, out, bias, made, None
     for what, places in launches.steps:
         launch(xp, what, *(arrays[place] for place in places))
+
+
+@lru_cache(maxsize=4096)
+def of_samples(launches: Launches, samples: int, bias_length: int) -> Launches:
+    """The launches of one sample as launches of many, each of which has weights of its own: see kernels/conv.cuh.
+
+    A sample's bias begins `bias_length` elements after that of the sample before, 0 if there is one for all.
+    """
+    steps = tuple(Step(_of_samples(what, samples, bias_length), arrays) for what, arrays in launches.steps)
+    if launches.made is None:
+        return Launches(steps)
+    shape, dtype = launches.made
+    return Launches(steps, ((samples, *shape), dtype))
+
+
+def _of_samples(what: Launch, samples: int, bias_length: int) -> Launch:
+    rest = []
+    for x in what.rest:
+        if isinstance(x, np.ndarray) and "bias_length" in (x.dtype.names or ()):
+            x = x.copy()
+            x["bias_length"] = bias_length
+        rest.append(x)
+    return Launch(what.unit, what.name, (*what.grid, samples), what.block, tuple(rest), what.shared_bytes)
 
 
 def room(xp: ModuleType, shape: Ints, dtype: np.dtype[Any]) -> Array:

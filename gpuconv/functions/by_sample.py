@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import ModuleType
 from typing import Any, SupportsIndex
 
 import numpy as np
 
 from gpuconv import backend
-from gpuconv.algorithms import Algorithm, Problem, banks
 from gpuconv.algorithms.epilogue import fill
 from gpuconv.cuda import graphs
 from gpuconv.errors import GeometryError
 from gpuconv.functions.computing import compute
 from gpuconv.functions.keywords import Keywords
-from gpuconv.geometry import ConvGeometry
-from gpuconv.planning import choose, of_a_sample
+from gpuconv.geometry import ConvGeometry, interned
+from gpuconv.planning import choose, goes_by_sample, of_a_sample
 from gpuconv.typing import Array, Direction, Ints
 
 
@@ -55,6 +55,11 @@ def check_banks(call: Keywords, name: str, shape: Ints, w: Array) -> None:
         )
 
 
+def with_banks(g: ConvGeometry) -> ConvGeometry:
+    """The same convolution with weights of its own for each sample."""
+    return interned(replace(g, banks=True))
+
+
 def run(
     call: Keywords,
     xp: ModuleType,
@@ -71,6 +76,7 @@ def run(
 
     `shape` is the (channels-last) one of a sample's result.
     """
+    g = with_banks(g)
     read, other = inputs.values()
     device, is_w = backend.device_of(read), direction == "weight_grad"
     activation = call.check_activation(activation, dtype)
@@ -87,46 +93,30 @@ def run(
         result = out if out is not None and call.is_apart(xp, out, (read, other, bias)) else xp.empty(wanted, dtype)
         if g.n == 0:
             return call.deliver(result, out)
-        one = of_a_sample(g)
         whole = call.banks_last(result) if is_w else call.channels_last(result)
-        computed = one.result_shape(direction)[0 if is_w else 1 :]
-        target = whole if shape == computed else whole[(slice(None), *map(slice, computed))]
+        computed = g.result_shape(direction)
+        target = whole if whole.shape == computed else whole[tuple(map(slice, computed))]
         read, other = call.channels_last(read), call.channels_last(other) if is_w else call.banks_last(other)
         elsewhere = 0 if out is None or result is out else result.nbytes
         captured = xp is not np and graphs.is_captured(xp)
-        parts = (read[:1], other[:1], target[0]) if is_w else (read[:1], target[:1], other[0])
+        # Samples go one by one on a GPU where each is to have the bits that it has in any batch.
+        at_once = 1 if device != "cpu" and goes_by_sample(direction) else g.n
+        looked_at = slice(1 if device == "cpu" else at_once)  # on the CPU the loops take one sample or copies
+        weights, *batches = (target, read, other) if is_w else (other, read, target)
         problem = call.problem(
-            direction, one, dtype, device, [parts[2]], *parts[:2], elsewhere=elsewhere, captured=captured
-        )
+            direction, g if at_once > 1 else of_a_sample(g), dtype, device, [weights[looked_at]],
+            *(batch[looked_at] for batch in batches), elsewhere=elsewhere, captured=captured,
+        )  # fmt: skip
         algorithm = choose(problem, call.algorithm, call.caller)
         if captured:
             call.check_kept(problem, algorithm, bias, is_filled=target is not whole)
-        biases = None if bias is None else xp.broadcast_to(bias, (g.n, shape[-1]))
         if target is not whole or g.macs == 0:
             for n in range(g.n):
-                fill(xp, whole[n : n + 1], None if biases is None else biases[n], activation)
+                fill(xp, whole[n : n + 1], bias if bias is None or bias.ndim == 1 else bias[n], activation)
         if g.macs:
-            _compute(problem, algorithm, read, other, target, biases, activation)
+            bias = bias if bias is None or device == "cpu" else xp.ascontiguousarray(bias)
+            for first in range(0, g.n, at_once):
+                some = slice(first, first + at_once)
+                its_bias = bias[some] if bias is not None and bias.ndim == 2 else bias
+                compute(problem, algorithm, read[some], other[some], target[some], its_bias, activation)
         return call.deliver(result, out)
-
-
-def _compute(
-    problem: Problem,
-    algorithm: Algorithm,
-    read: Array,
-    other: Array,
-    target: Array,
-    biases: Array | None,
-    activation: str,
-) -> None:
-    xp, is_w = problem.xp, problem.direction == "weight_grad"
-    joint = banks.merged_problem(problem, algorithm, len(read))
-    if joint is not None:
-        banks.compute(joint, algorithm, read, other, target, biases, activation)
-        return
-    for n in range(len(read)):
-        bias = None if biases is None else xp.ascontiguousarray(biases[n])
-        one, its_target = (other[n : n + 1], target[n]) if is_w else (other[n], target[n : n + 1])
-        if not problem.on_cpu:
-            one = xp.ascontiguousarray(one)
-        compute(problem, algorithm, read[n : n + 1], one, its_target, bias, activation)

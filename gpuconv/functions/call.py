@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from types import ModuleType
 from typing import Any, SupportsIndex
 
@@ -124,32 +123,27 @@ class Call(Keywords):
         check_layout(self.layout, self.caller)
         if direction == "forward" and integers.is_integer(x) and integers.is_integer(w):
             return integers.explain(self, xp, x, w)
-        g, problem, has_banks = self.posed(xp, x, w, direction)
-        plan = plan_of(problem, self.algorithm, self.caller)
-        return replace(plan, geometry=g, by_sample=True) if has_banks else plan
+        return plan_of(self.posed(xp, x, w, direction), self.algorithm, self.caller)
 
     def chosen(self, xp: ModuleType, x: Array, w: Array) -> str:
         """The name of the algorithm that `forward` would take; it is found sooner than by `explain`."""
-        return choose(self.posed(xp, x, w, "forward")[1], self.algorithm, self.caller).name
+        return choose(self.posed(xp, x, w, "forward"), self.algorithm, self.caller).name
 
-    def posed(self, xp: ModuleType, x: Array, w: Array, direction: Direction) -> tuple[ConvGeometry, Problem, bool]:
-        """The convolution of x and w, the problem that it poses, and whether that is one of many with weights each."""
-        dtype = backend.common_dtype(self.caller, x=x, w=w)
-        if has_banks := w.ndim == self.ndim + 3:
+    def posed(self, xp: ModuleType, x: Array, w: Array, direction: Direction) -> Problem:
+        """The problem that a convolution of x and w poses."""
+        dtype, device = backend.common_dtype(self.caller, x=x, w=w), backend.device_of(x)
+        if w.ndim == self.ndim + 3:
             by_sample.check_banks(self, "x", x.shape, w)
-            w = self.banks_last(w)[0]
+            g = by_sample.with_banks(self.geometry(x.shape, w.shape[1:]))
+            w = self.banks_last(w)[: 1 if device == "cpu" else None]
         else:
-            w = self.channels_last(w, is_w=True)
-        g = self.geometry(x.shape, self.in_layout(w.shape, is_w=True))
+            g, w = self.geometry(x.shape, w.shape), self.channels_last(w, is_w=True)
         x = self.channels_last(x)
-        if goes_by_sample(direction) or has_banks:
+        if goes_by_sample(direction) or (g.banks and device == "cpu"):
             x = x[:1]
-        device = backend.device_of(x)
         with backend.on_device_of(x):
             captured = device != "cpu" and graphs.is_captured(xp)
-        if has_banks:
-            return g, self.problem(direction, of_a_sample(g), dtype, device, [w], x, captured=captured), True
-        return g, self.problem(direction, g, dtype, device, [w], x, captured=captured), False
+        return self.problem(direction, g, dtype, device, [w], x, captured=captured)
 
     def run(
         self,

@@ -44,6 +44,7 @@ def compute(
         anywhere = not goes_by_sample(problem.direction)
         if not is_served(read, anywhere):
             read = xp.array(read, order="C")
+        other = xp.ascontiguousarray(other)
         if not is_served(target, anywhere):
             written = xp.empty(target.shape, problem.dtype)
     if packed:

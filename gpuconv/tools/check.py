@@ -45,6 +45,7 @@ PROBLEMS = (
     "n1_d4h5w4_c2_k4_t2r3s3_p1",
     "n2_d5h4w5_c4_k4_t3r3s2_p0-1x1x1_st2x1x2_dl1x1x2_g2",
     "n1_d4h4w4_c3_k3_t3r3s3_p1_g3",
+    "n3_h6w5_c4_k6_r3s3_p1_g2_banks",
 )
 
 NUMPY_PAD_MODES = {
@@ -109,6 +110,8 @@ def available_dtypes() -> list[str]:
 
 def reference(x: Array, w: Array, g: ConvGeometry) -> Array:
     """The forward convolution by its definition: pad, then move the window until it would leave the padded input."""
+    if g.banks:
+        return np.concatenate([reference(x[n : n + 1], w[n], g.sample) for n in range(g.n)])
     padded = pad(x, g)
     starts = [
         range(0, size - dilation * (taps - 1), stride)

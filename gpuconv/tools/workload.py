@@ -139,4 +139,4 @@ class Workload:
             return function(self.x, self.w, **keywords)
         if direction == "input_grad":
             return function(self.dy, self.w, g.x_shape, **keywords)
-        return function(self.x, self.dy, g.kernel, **keywords)
+        return function(self.x, self.dy, g.kernel, per_sample=g.banks, **keywords)

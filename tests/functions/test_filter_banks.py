@@ -10,6 +10,15 @@ from peaks import peak_beside
 from tolerances import assert_exact, to_numpy
 
 import gpuconv
+from gpuconv import autotune
+from gpuconv.algorithms import Problem, banks
+from gpuconv.algorithms.cuda import columns, epilogue, gemm
+from gpuconv.bench import case as bench_case
+from gpuconv.bench import runner
+from gpuconv.bench.peers import PEERS
+from gpuconv.bench.suites import Layer
+from gpuconv.cuda import launches
+from gpuconv.geometry import ConvGeometry
 
 DEPTHWISE = Case(5, (8, 7), 6, 6, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)), 6)
 CASES = {
@@ -23,6 +32,13 @@ CASES = {
     "depthwise": DEPTHWISE,
     "depthwise, multiplied": replace(DEPTHWISE, k=12, stride=(2, 2)),
     "3-D": replace(PLAIN[3], n=3, spatial=(4, 3, 5), c=4, k=8, pads=((1, 0), (0, 1), (1, 1))),
+}
+LONG = Case(3, (3, 3), 136, 8, (3, 3), (1, 1), (1, 1), ((0, 0), (0, 0)))
+KERNEL_CASES = {
+    "direct": (CASES["2-D"], CASES["2-D, groups, symmetric"], CASES["2-D, few channels"], LONG, CASES["3-D"]),
+    "depthwise": (DEPTHWISE, CASES["depthwise, multiplied"], replace(DEPTHWISE, spatial=(19, 4), mode="reflect")),
+    "implicit_gemm": (CASES["2-D"], replace(CASES["2-D"], c=12, k=10, groups=2, stride=(2, 1)), LONG),
+    "gemm": (CASES["2-D"], CASES["2-D, groups, symmetric"], CASES["2-D, 1x1"], replace(CASES["2-D"], groups=8)),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -80,15 +96,15 @@ def test_by_the_oracle_on_integers_in_the_other_layout(xp, case):
     x, w, dy, _ = arrays_of(case, integers)
     keywords = {**case.keywords, "layout": "channels_first"}
     turned = [xp.asarray(channels_first(a, "x")) for a in (x, dy)]
-    banks = xp.asarray(np.stack([channels_first(one, "w") for one in w]))
+    w_first = xp.asarray(np.stack([channels_first(one, "w") for one in w]))
     wants = []
     for n in range(case.n):
         one = replace(case, n=1)
         wants.append([one.want(d, x[n : n + 1], w[n], dy[n : n + 1]) for d in ("forward", "input_grad", "weight_grad")])
     y, dx, dw = ([of_sample[i] for of_sample in wants] for i in range(3))
-    got = function(case, "")(turned[0], banks, **keywords)
+    got = function(case, "")(turned[0], w_first, **keywords)
     assert_exact(got, channels_first(np.concatenate(y), "x"), "float32")
-    got = function(case, "_input_grad")(turned[1], banks, turned[0].shape, **keywords)
+    got = function(case, "_input_grad")(turned[1], w_first, turned[0].shape, **keywords)
     assert_exact(got, channels_first(np.concatenate(dx), "x"), "float32")
     got = function(case, "_weight_grad")(*turned, case.kernel, per_sample=True, **keywords)
     assert_exact(got, np.stack([channels_first(one, "w") for one in dw]), "float32")
@@ -110,10 +126,10 @@ def test_without_memory_for_copies_it_is_the_same():
     x, w, dy, bias = arrays_of(case)
     want = gpuconv.conv2d(x, w, bias, pad=1)
     assert np.array_equal(gpuconv.conv2d(x, w, bias, pad=1, max_workspace=30_000), want)
-    many, banks = np.repeat(x, 10, axis=0), np.repeat(w, 10, axis=0)
+    many, more_w = np.repeat(x, 10, axis=0), np.repeat(w, 10, axis=0)
     for limit in (100_000, 500_000):  # copies of all three arrays take 415 kB
-        gpuconv.conv2d(many, banks, pad=1, max_workspace=limit)
-        _, most = peak_beside(lambda limit=limit: gpuconv.conv2d(many, banks, pad=1, max_workspace=limit))
+        gpuconv.conv2d(many, more_w, pad=1, max_workspace=limit)
+        _, most = peak_beside(lambda limit=limit: gpuconv.conv2d(many, more_w, pad=1, max_workspace=limit))
         assert most <= limit + 20_000
     out = np.zeros_like(want)
     assert gpuconv.conv2d(x, w, bias, pad=1, out=out[::-1]).base is out
@@ -127,7 +143,8 @@ def test_many_small_samples_are_one_convolution(monkeypatch):
     """Where the loops keep a sample's bits, they are called once for all samples."""
     pytest.importorskip("numba")
     calls = []
-    direct = next(a for a in gpuconv.algorithms.ALGORITHMS if a.name == "direct")
+    of_banks = next(a for a in gpuconv.algorithms.ALGORITHMS if a.name == "direct")
+    direct = of_banks.passing_on(Problem(ConvGeometry.parse("n1_w4_c1_k1_s1"), np.dtype("f4")))
     forward = direct.forward
     monkeypatch.setattr(direct, "forward", lambda *args: calls.append(args[0].geometry) or forward(*args))
     x, w, _, _ = arrays_of(CASES["2-D"])
@@ -135,10 +152,106 @@ def test_many_small_samples_are_one_convolution(monkeypatch):
     assert [(g.n, g.groups) for g in calls] == [(1, 6)]
 
 
-def test_explain(rng):
-    x, w, _, _ = arrays_of(CASES["2-D"])
-    assert "sample by sample" in str(gpuconv.explain(x, w, pad=1))
-    assert str(gpuconv.explain(x, w, pad=1).geometry) == "n6_h8w9_c8_k8_r3s3_p1"
+def test_explain_and_plan_know_them(xp):
+    """By a string that parses back; the choice is the one for a sample, whose bits depend on it."""
+    x, w, _, _ = map(xp.asarray, arrays_of(CASES["2-D"]))
+    for direction in ("forward", "input_grad", "weight_grad"):
+        explained = gpuconv.explain(x, w, pad=1, direction=direction)
+        assert str(explained.geometry) == "n6_h8w9_c8_k8_r3s3_p1_banks"
+        assert explained.geometry.w_shape == w.shape
+        assert explained == gpuconv.plan(str(explained.geometry), device=explained.device, direction=direction)
+        assert explained.chosen == gpuconv.explain(x[:1], w[0], pad=1, direction=direction).chosen
+    assert str(explained).startswith("n6_h8w9_c8_k8_r3s3_p1_banks  float32 strict")
+
+
+def test_they_are_tuned_and_timed_like_any_other(monkeypatch, tmp_path):
+    monkeypatch.setenv("GPUCONV_CACHE_DIR", str(tmp_path))
+    problem = Problem(ConvGeometry.parse("n3_h6w5_c4_k4_r3s3_p1_banks"), np.dtype("f4"), max_workspace=2**24)
+    able = [a for a in gpuconv.algorithms.ALGORITHMS if a.refusal(problem) is None]
+    assert len(autotune.tune(problem, able).seconds) > 1
+    case = bench_case.Case(Layer("", "", problem.geometry), "weight_grad")
+    row = runner.measure(case, {"candidates": PEERS["candidates"], "matmul": PEERS["matmul"]}, 1)
+    assert "weights of its own" in row.refusals["matmul"]
+
+
+# ------------------------------------------------------------------------------------------------ launches on a GPU
+
+
+@pytest.fixture
+def launched(gpu, monkeypatch):
+    """The names of what is launched, and how often cuBLAS is called."""
+    names = []
+
+    def note(module):
+        launch = module.launch
+        monkeypatch.setattr(
+            module, "launch", lambda xp, what, *arrays: names.append(what.name) or launch(xp, what, *arrays)
+        )
+
+    for module in (launches, columns, epilogue):
+        note(module)
+    product = gemm.product
+    monkeypatch.setattr(gemm, "product", lambda *args, **how: names.append("product") or product(*args, **how))
+    return names
+
+
+LAUNCHES = {
+    "direct": (["direct_forward"], ["direct_input_grad"], ["direct_weight_grad"]),
+    "depthwise": (["depthwise_forward"], ["depthwise_input_grad"], ["depthwise_weight_grad"]),
+    "implicit_gemm": (["implicit_gemm_forward"], ["implicit_gemm_input_grad"], ["implicit_gemm_weight_grad"]),
+    "gemm": (["im2col", "product", "epilogue"], ["product", "col2im_gather"], ["im2col", "product"]),
+}
+
+
+@pytest.mark.parametrize("algorithm", LAUNCHES)
+def test_all_samples_are_one_launch(gpu, launched, algorithm):
+    case = CASES["depthwise" if algorithm == "depthwise" else "2-D"]
+    x, w, dy, bias = map(gpu.asarray, arrays_of(case, integers))
+    keywords = {**case.keywords, "algorithm": algorithm, "max_workspace": 0 if algorithm != "gemm" else None}
+    gpuconv.conv2d(x, w, bias, activation="tanh", **keywords)
+    gpuconv.conv2d_input_grad(dy, w, x.shape, **keywords)
+    gpuconv.conv2d_weight_grad(x, dy, case.kernel, per_sample=True, **keywords)
+    forward, input_grad, weight_grad = LAUNCHES[algorithm]
+    assert launched == [*forward, *input_grad, *weight_grad]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "complex128"])
+@pytest.mark.parametrize("algorithm", ["direct", "depthwise", "implicit_gemm", "gemm"])
+def test_every_kernel_by_the_oracle(gpu, algorithm, dtype):
+    """Also where the sums of a sample are split, where a bias is there for each, and on a part of an array."""
+    if algorithm == "implicit_gemm" and dtype == "complex128":
+        pytest.skip("tensor cores take no complex numbers")
+    for case in KERNEL_CASES[algorithm]:
+        x, w, dy, bias = arrays_of(case, integers, dtype)
+        keywords = {**case.keywords, "algorithm": algorithm}
+        one = replace(case, n=1)
+        ours = [gpu.asarray(a) for a in (x, w, dy, bias)]
+        got = function(case, "")(ours[0][1:], ours[1][1:], ours[3][1:], **keywords)
+        want = [one.want("forward", x[n : n + 1], w[n], dy) + bias[n] for n in range(1, case.n)]
+        assert_exact(got, np.concatenate(want).astype(dtype), dtype)
+        got = function(case, "_input_grad")(ours[2], ours[1], case.x_shape, **keywords)
+        want = [one.want("input_grad", x, w[n], dy[n : n + 1]) for n in range(case.n)]
+        assert_exact(got, np.concatenate(want).astype(dtype), dtype)
+        got = function(case, "_weight_grad")(ours[0], ours[2], case.kernel, per_sample=True, **keywords)
+        want = [one.want("weight_grad", x[n : n + 1], w, dy[n : n + 1]) for n in range(case.n)]
+        assert_exact(got, np.stack(want).astype(dtype), dtype)
+
+
+@pytest.mark.parametrize("algorithm", ["direct", "implicit_gemm", "gemm"])
+def test_with_less_workspace_there_are_more_launches_of_fewer_samples(gpu, launched, algorithm, monkeypatch):
+    case = replace(CASES["2-D"] if algorithm == "gemm" else LONG, n=5)
+    x, w, _, _ = map(gpu.asarray, arrays_of(case, reals))
+    whole = gpuconv.conv2d(x, w, algorithm=algorithm)
+    plan = gpuconv.explain(x[:1], w[:1], algorithm=algorithm)
+    assert plan.workspace > 0
+    launched.clear()
+    if algorithm == "gemm":
+        the_same(gpuconv.conv2d(x, w, algorithm=algorithm, max_workspace=2 * plan.workspace), [whole])
+    else:  # a sample's splits depend on the workspace that there is
+        monkeypatch.setattr(banks, "MOST_SAMPLES", 2)
+        the_same(gpuconv.conv2d(x, w, algorithm=algorithm), [whole])
+    assert launched == launched[: len(launched) // 3] * 3
+    assert gpuconv.explain(x, w, algorithm=algorithm).workspace in (2 * plan.workspace, 5 * plan.workspace)
 
 
 X, W = np.ones((3, 5, 2), np.float32), np.ones((3, 2, 2, 4), np.float32)

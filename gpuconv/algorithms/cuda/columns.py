@@ -109,20 +109,31 @@ def col2im_gather(
     """Fill a range of pixels of x from the columns of all outputs that read them: activation(sum + bias).
 
     `cols`, flat, has the dtype of x or of its accumulator, and holds the outputs of `box`, which has all that reach
-    these pixels. By default the range is all pixels, and the box all outputs.
+    these pixels. By default the range is all pixels, and the box all outputs. A bias of two axes has a row per sample.
     """
     box = whole_box(g) if box is None else box
     first, stop = (0, g.n * math.prod(g.spatial)) if pixels is None else pixels
     pack = at_once(g.c_group, cols.itemsize, address(cols), address(x))
     name = "col2im_gather" if cols.dtype == x.dtype else "col2im_gather_acc"
-    launch(xp, _launch_of_gather(name, x.dtype, g, (first, stop), box, pack, activation), cols, bias, x)
+    bias_length = g.c if bias is not None and bias.ndim == 2 else 0
+    launch(xp, _launch_of_gather(name, x.dtype, g, (first, stop), box, pack, activation, bias_length), cols, bias, x)
 
 
 @lru_cache(maxsize=4096)
 def _launch_of_gather(
-    name: str, dtype: np.dtype[Any], g: ConvGeometry, pixels: Pair, box: Box, pack: int, activation: str
+    name: str,
+    dtype: np.dtype[Any],
+    g: ConvGeometry,
+    pixels: Pair,
+    box: Box,
+    pack: int,
+    activation: str,
+    bias_length: int,
 ) -> Launch:
-    """The launch for a range of pixels, of whose channels a thread takes `pack` at a time."""
+    """The launch for a range of pixels, of whose channels a thread takes `pack` at a time.
+
+    A sample's bias begins `bias_length` elements after that of the sample before, 0 if there is one for all.
+    """
     first, stop = pixels
     packs = g.c // pack
     wide_index = index64(g.x_shape, (math.prod(box.extents), math.prod(g.kernel), g.c))
@@ -130,7 +141,7 @@ def _launch_of_gather(
     index = np.int64 if wide_index else np.int32
     rest = (
         conv_struct(g), _box_struct(box), fast_div(packs), index(first), index(stop - first),
-        activation_code(activation),
+        activation_code(activation), np.int32(bias_length),
     )  # fmt: skip
     return Launch(unit, name, (blocks((stop - first) * packs),), (THREADS,), rest)
 

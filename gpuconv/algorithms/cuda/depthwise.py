@@ -81,7 +81,7 @@ MOST_JOBS = 2**31 - 1  # blocks per grid
 
 PLAN = np.dtype(
     [
-        *((name, "i4") for name in ("first_p", "first_q", "activation")),
+        *((name, "i4") for name in ("first_p", "first_q", "activation", "bias_length")),
         *((name, FAST_DIV) for name in ("by_blocks_c", "by_blocks_q", "by_blocks_p", "by_outers", "by_repeat")),
     ]
 )
@@ -160,7 +160,7 @@ def _launches(problem: Problem, alignment: int, activation: str) -> Launches:
     patch = _patch(g, problem.direction, variant)
     macros = (("INPUT_GRAD", int(back)), ("INDEX64", _index64(g)), *variant.macros)
     divisors = map(fast_div, (*patch.blocks, g.k_group))
-    plan = np.array((*patch.first, activation_code(activation), *divisors), PLAN)
+    plan = np.array((*patch.first, activation_code(activation), 0, *divisors), PLAN)
     name = "depthwise_input_grad" if back else "depthwise_forward"
     unit = Unit("depthwise.cu", problem.dtype, macros)
     kernel = Launch(unit, name, (patch.jobs,), patch.block, (conv_struct(g), plan))

@@ -25,9 +25,11 @@ PIXELS_P, PIXELS_Q, CHANNELS, THREADS = 8, 16, 64, 128
 
 _SHARED_BYTES = 48 * 1024  # what a block may have on every device
 
+_BEFORE_BYTES = 24  # ``struct Before``
+
 PLAN = np.dtype(
     [
-        *((name, "i4") for name in ("blocks_k", "blocks_q", "blocks_p", "length", "activation")),
+        *((name, "i4") for name in ("blocks_k", "blocks_q", "blocks_p", "length", "activation", "bias_length")),
         ("by_length", FAST_DIV),
         ("by_c", FAST_DIV),
     ]
@@ -88,7 +90,7 @@ def launches(problem: Problem, activation: str) -> Launches:
     images, p, q = (int(size) for size in conv["y"])
     blocks = (-(-g.k // CHANNELS), -(-q // PIXELS_Q), -(-p // PIXELS_P))
     divisors = (fast_div(_length(g)), fast_div(g.c))
-    plan = np.array((*blocks, _length(g), activation_code(activation), *divisors), PLAN)
+    plan = np.array((*blocks, _length(g), activation_code(activation), 0, *divisors), PLAN)
     grid = (math.prod(blocks) * g.n * images,)
     kernel = Launch(unit, "direct_stem", grid, (THREADS,), (conv, plan), _shared_bytes(g))
     return Launches((Step(kernel, (READ, OTHER, BIAS, OUT)),))
@@ -110,4 +112,4 @@ def _shared_bytes(g: ConvGeometry) -> int:
 def _weight_bytes(taps: int) -> int:
     """The kernel's own shared memory, by its taps along the rows."""
     stage = 4 if taps > 7 else 8  # as in the kernel
-    return taps * stage * CHANNELS * 4
+    return taps * stage * CHANNELS * 4 + _BEFORE_BYTES

@@ -18,12 +18,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpuconv.algorithms.base import Cost, PlainWeights, Problem
+from gpuconv.algorithms.base import ComputesBanks, Cost, PlainWeights, Problem
 from gpuconv.algorithms.cuda import columns as columns_cuda
 from gpuconv.algorithms.cuda import epilogue as epilogue_cuda
 from gpuconv.algorithms.cuda.columns import Box
@@ -31,7 +33,7 @@ from gpuconv.algorithms.strips import Strips, windows_ld
 from gpuconv.backend import accumulator, compute_capability, multiprocessors
 from gpuconv.cuda.arguments import address
 from gpuconv.cuda.cublas import Matrix, product, rows_at_once
-from gpuconv.geometry import ConvGeometry
+from gpuconv.geometry import ConvGeometry, interned
 from gpuconv.typing import Array, Ints, Pair
 
 STRIP_BYTES = 32 * 2**20
@@ -53,7 +55,7 @@ START_DEPTH = 64
 """A block's start and end take as long as this many products of each sum."""
 
 
-class CudaGemm(PlainWeights):
+class CudaGemm(PlainWeights, ComputesBanks):
     name = "gemm"
     exact = True
 
@@ -171,6 +173,102 @@ class CudaGemm(PlainWeights):
                         (count, width, g.k_group), precision=problem.precision, batch=g.groups, adjoint="b",
                     )  # fmt: skip
             columns_cuda.col2im_gather(xp, dcols, g, out, pixels, box, bias, activation)
+
+    # ---------------------------------------------------------------------------------------------- weights per sample
+
+    def bank_bytes(self, sample: Problem) -> int | None:
+        """None where a sample is several strips: these fill the device."""
+        if sample.geometry.macs == 0 or _writes_nothing(sample):
+            return 0
+        if sample.direction == "weight_grad":
+            of_weights = _weight_blocks(sample)
+            return of_weights.total_bytes if of_weights.count == 1 else None
+        if sample.direction == "forward" or _covers(sample.geometry):
+            either = [_row_blocks(sample, finishes) for finishes in (False, True)]
+            return max(one.total_bytes for one in either) if all(one.count == 1 for one in either) else None
+        boxes = _box_blocks(sample)
+        rows, width = math.prod(sample.geometry.out), math.prod(sample.geometry.kernel) * sample.geometry.c_group
+        is_one = len(boxes.strips) == 1 and rows <= rows_at_once(width, sample.geometry.k)
+        return boxes.total_bytes if is_one else None
+
+    def compute_banks(
+        self, sample: Problem, read: Array, other: Array, out: Array, bias: Array | None, activation: str
+    ) -> None:
+        """One im2col, one product and one epilogue for all; with groups, as many products as groups, or as samples.
+
+        cuBLAS chooses its kernel for the batch: on a GPU the bits may be others than those of a product by itself.
+        """
+        if _writes_nothing(sample):
+            return
+        g, xp, n = sample.geometry, sample.xp, len(read)
+        rows, width, covers = math.prod(g.out), math.prod(g.kernel) * g.c_group, _covers(g)
+        many = interned(replace(g, n=n))
+        if sample.direction == "weight_grad":
+            columns = _banks_of_columns(xp, g, read)
+            dy, dw = _Banks(_matrix(other, g.k, g.k_group), rows * g.k), _Banks(_weights(g, out), math.prod(g.w_shape))
+            _products(sample, columns, dy, dw, (width, g.k_group, rows), n, "a")
+            return
+        w = _Banks(_weights(g, other), math.prod(g.w_shape))
+        if sample.direction == "forward" or covers:
+            ld, group, shape = g.k, g.k_group, (rows, g.k_group, width)
+            if sample.direction == "forward":
+                factor = _banks_of_columns(xp, g, read)
+            else:
+                factor, ld, group = _Banks(_matrix(read, g.k, g.k_group), rows * g.k), width * g.groups, width
+                shape = (rows, width, g.k_group)
+            sums = _Sums(sample, out, _matrix(out, ld, group), n * rows, bias, activation)
+            adjoint = "" if sample.direction == "forward" else "b"
+            _products(sample, factor, w, _Banks(sums.target(0), rows * ld), shape, n, adjoint)
+            sums.finish(0, n * rows)
+            return
+        acc = accumulator(sample.dtype)
+        dcols = xp.empty(n * rows * width * g.groups, acc)
+        dcols_mj = _Banks(Matrix(address(dcols), acc, width, n * rows * width), rows * width)
+        dy = _Banks(_matrix(read, g.k, g.k_group), rows * g.k)
+        _products(sample, dy, w, dcols_mj, (rows, width, g.k_group), n, "b")
+        columns_cuda.col2im_gather(xp, dcols, many, out, None, None, bias, activation)
+
+
+class _Banks(NamedTuple):
+    """The matrices of all samples: those of the first one, per group, and the elements from one sample to the next.
+
+    `memory` is the array that holds them, if nobody else keeps it alive.
+    """
+
+    matrix: Matrix
+    stride: int
+    memory: Array | None = None
+
+    def at(self, sample: int, group: int) -> Matrix:
+        first = sample * self.stride + group * self.matrix.batch_stride
+        return self.matrix._replace(pointer=self.matrix.pointer + first * self.matrix.dtype.itemsize)
+
+
+def _banks_of_columns(xp: ModuleType, g: ConvGeometry, x: Array) -> _Banks:
+    """The matrices of im2col of all samples: x itself if the windows of a sample are a matrix, else columns."""
+    ld = windows_ld(g)
+    if ld is not None:
+        return _Banks(Matrix(address(x), x.dtype, ld, g.c_group), math.prod(g.x_shape))
+    n, rows, width = len(x), math.prod(g.out), math.prod(g.kernel) * g.c_group
+    buffer = xp.empty(n * rows * width * g.groups * x.itemsize, np.uint8)
+    columns_cuda.im2col(xp, x, interned(replace(g, n=n)), buffer, 0, n * rows)
+    return _Banks(Matrix(address(buffer), x.dtype, width, n * rows * width), rows * width, buffer)
+
+
+def _products(
+    problem: Problem, a: _Banks, b: _Banks, c: _Banks, shape: tuple[int, int, int], samples: int, adjoint: str
+) -> None:
+    """c = a b for each sample and group. cuBLAS knows one stride: that of samples or of groups, whichever are more."""
+    groups = problem.geometry.groups
+    how: dict[str, Any] = {"precision": problem.precision, "adjoint": adjoint}
+    if groups <= samples:
+        for group in range(groups):
+            one, two, three = (banks.at(0, group)._replace(batch_stride=banks.stride) for banks in (a, b, c))
+            product(problem.xp, one, two, three, shape, batch=samples, **how)
+    else:
+        for sample in range(samples):
+            one, two, three = (banks.at(sample, 0) for banks in (a, b, c))
+            product(problem.xp, one, two, three, shape, batch=groups, **how)
 
 
 @lru_cache(maxsize=4096)

@@ -28,7 +28,7 @@ from gpuconv.typing import Ints
 PLAN = np.dtype(
     [
         *((name, "i4", (3,)) for name in ("outs", "parts", "tap_stride")),
-        *((name, "i4") for name in ("tiles_m", "tiles_n", "splits", "activation")),
+        *((name, "i4") for name in ("tiles_m", "tiles_n", "splits", "activation", "bias_length")),
         ("by_outs", FAST_DIV, (3,)),
         ("by_depth", FAST_DIV),
     ]

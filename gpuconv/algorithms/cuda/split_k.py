@@ -11,11 +11,14 @@ from gpuconv.algorithms.base import Problem
 from gpuconv.algorithms.cuda.epilogue import activation_code
 from gpuconv.backend import accumulator
 from gpuconv.cuda import Launch, Unit
-from gpuconv.cuda.arguments import THREADS, Units, blocks, fast_div, index64
+from gpuconv.cuda.arguments import FAST_DIV, THREADS, Units, blocks, fast_div, index64
 from gpuconv.cuda.launches import BIAS, MADE, NONE, OUT, Launches, Step
 from gpuconv.typing import Ints
 
 UNITS = Units("split_k_reduce.cu", INDEX64=(0, 1))
+
+PLAN = np.dtype([*((name, "i4") for name in ("splits", "activation", "bias_length")), ("by_channels", FAST_DIV)])
+"""``struct ReducePlan``."""
 
 
 def with_splits(problem: Problem, splits: int, kernel: Launch, arrays: Ints, activation: str = "identity") -> Launches:
@@ -33,5 +36,5 @@ def _split_k_reduce(dtype: np.dtype[Any], splits: int, shape: Ints, activation: 
     wide_index = index64((splits, count))
     unit = Unit("split_k_reduce.cu", dtype, (("INDEX64", wide_index),))
     index = np.int64 if wide_index else np.int32
-    rest = (index(count), np.int32(splits), fast_div(shape[-1]), activation_code(activation))
+    rest = (index(count), np.array((splits, activation_code(activation), 0, fast_div(shape[-1])), PLAN))
     return Step(Launch(unit, "split_k_reduce", (blocks(count),), (THREADS,), rest), (MADE, BIAS, OUT))

@@ -36,6 +36,13 @@ class Peer(Protocol):
         """The peer's ways of doing this pass, on as many threads as gpuconv; the fastest of them counts."""
 
 
+def refusal_of(name: str, peer: Peer, case: Case) -> str | None:
+    """The peer's refusal. Weights per sample are what only gpuconv's own algorithms have."""
+    if case.geometry.banks and name != "candidates":
+        return "has no weights of its own for each sample"
+    return peer.refusal(case)
+
+
 def channels_first(x: Array) -> Array:
     return np.moveaxis(x, -1, 1)  # (n, *spatial, c) -> (n, c, *spatial)
 
