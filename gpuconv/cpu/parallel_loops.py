@@ -43,11 +43,13 @@ SLICE = 0.1
 
 
 WORTH_WAKING = 2**22
-"""Minimum multiply-adds of a call that wakes workers: it takes the caller some 20 us, and them as long to come."""
+"""Minimum multiply-adds of a call that wakes workers: it takes the caller some 20 us, and them as long to come. Loops
+that need longer for a multiply-add than those of a dense convolution count it several times."""
 
-FREQUENT = 5e-5
-"""Seconds since the last call for which a call wakes workers, however small it is: they stay awake for longer than
-that, and will be there for the next one."""
+FREQUENT = 1e-4
+"""Seconds since the end of the last call for which a call wakes workers, however small it is: they stay awake for
+longer than that, and will be there for the next one."""
+
 Maker = Callable[[Array, Array, Array, "Array | None"], Array]
 """Makes an array that a job reads or writes, from those of a call: both that it reads, the result, and the bias."""
 
@@ -160,18 +162,23 @@ def run(threads: int, jobs: Sequence[Job], *, macs: int = 0) -> None:
         else:
             for job in jobs:
                 _run_in_slices(gate, job, threads, workers)
+        _note_end()
     finally:
         _spare_gates.append(gate)
 
 
 def _calls_are_frequent() -> bool:
     """Whether calls follow each other so fast that a worker, once awake, stays awake between them."""
-    global _last_call
-    before, _last_call = _last_call, time.perf_counter()
-    return _last_call - before < FREQUENT
+    return time.perf_counter() - _last_end < FREQUENT
 
 
-_last_call = -1.0
+def _note_end() -> None:
+    """Note when a call has ended, for the next one."""
+    global _last_end  # noqa: PLW0603
+    _last_end = time.perf_counter()
+
+
+_last_end = -1.0
 
 
 def run_again(threads: int, macs: int, *template_and_addresses: int) -> None:
@@ -184,6 +191,7 @@ def run_again(threads: int, macs: int, *template_and_addresses: int) -> None:
     try:
         workers = thread_pool.mailboxes(threads - 1, len(_gates) - len(_spare_gates))
         _sharing().share_again(*template_and_addresses, gate, threads, wakes, *workers)
+        _note_end()
     finally:
         _spare_gates.append(gate)
 

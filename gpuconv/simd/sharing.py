@@ -64,8 +64,8 @@ from gpuconv.simd.waiting import (
     wait_for_lock,
 )
 
-LINGER = 4000
-"""Polls of its mailbox before a worker falls asleep: some 100 us (Xeon with AVX-512)."""
+LINGER = 10000
+"""Polls of its mailbox before a worker falls asleep: some 200 us (Xeon with AVX-512)."""
 
 
 @intrinsic

@@ -3,8 +3,9 @@
 Loops take their tasks here (`next_task`), and wait here for tasks of others (`wait_for`). simd/sharing.py has the pool
 whose threads run the loops.
 
-Every wait begins with polls, since what a thread waits for mostly comes within a microsecond. Then it sleeps between
-polls: where other programs want the core as well, the thread that it waits for may need that core. Yielding the core
+Every wait begins with polls, since what a thread waits for mostly comes within the time of a task, and to sleep for the
+shortest time takes as long as many a whole call. Then it sleeps between polls: where other programs want the core as
+well, the thread that it waits for may need that core. Yielding the core
 between polls was slower in measurements (docs/performance-notes.md).
 """
 
@@ -22,11 +23,12 @@ from gpuconv.simd.lines import DONE, LIMIT, NEXT, NONE_LEFT
 from gpuconv.simd.llvm import I64
 from gpuconv.simd.tile import address_of, compiled, value_at
 
-SPINS = 100
-"""Polls of a value that another thread is about to change, before the thread sleeps between polls: 1 to 5 us."""
+SPINS = 5000
+"""Polls of a value that another thread is about to change, before the thread sleeps between polls: 100 us (Xeon with
+AVX-512), about as long as a task takes that the other thread is at."""
 
 NAP = 20
-"""Microseconds of sleep between polls."""
+"""Microseconds of sleep between polls. Linux makes 70 to 100 of them."""
 
 
 class Turn(NamedTuple):

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import weakref
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -100,18 +101,18 @@ def test_workers_fall_asleep_and_use_no_time():
 
 
 def test_a_small_call_leaves_sleepers_alone_unless_calls_are_frequent(monkeypatch):
+    """What counts is the time between the end of a call and the beginning of the next, however long calls take."""
     from gpuconv.simd import sharing
 
-    real, woken = sharing.share, []
+    real, woken, times = sharing.share, [], []
     monkeypatch.setattr(sharing, "share", lambda *arguments: (woken.append(arguments[4]), real(*arguments)))
-    count = Count(3, 0)
-    monkeypatch.setattr(parallel_loops, "_last_call", -1.0)
-    count.run(2, macs=9)
-    monkeypatch.setattr(parallel_loops, "FREQUENT", 60)
-    count.run(2, macs=9)
-    monkeypatch.setattr(parallel_loops, "FREQUENT", 0)
-    count.run(2, macs=9)
-    count.run(2)
+    monkeypatch.setattr(parallel_loops, "time", SimpleNamespace(perf_counter=lambda: times.pop(0)))
+    monkeypatch.setattr(parallel_loops, "_last_end", -1.0)
+    count, soon = Count(3, 0), parallel_loops.FREQUENT / 2
+    for begin, end, macs in [(10, 20, 9), (20 + soon, 30, 9), (40, 50, 9), (60, 70, parallel_loops.WORTH_WAKING)]:
+        times[:] = [begin, end] if macs == 9 else [end]
+        count.run(2, macs=macs)
+        assert not times
     assert woken == [False, True, False, True]
     assert count.once()
 

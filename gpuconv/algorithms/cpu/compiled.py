@@ -45,6 +45,16 @@ def cost_of_copies(problem: Problem) -> Cost:
     return Cost(elements=COPIED * copied_bytes(problem) / problem.dtype.itemsize)
 
 
+class _Costing(Protocol):
+    @property
+    def cost(self) -> Cost: ...
+
+
+def macs_of(*tilings: _Costing) -> int:
+    """The multiply-adds of loops, as parallel_loops.py counts them: those of a dense convolution in the same time."""
+    return round(sum(tiling.cost.kernel_macs for tiling in tilings))
+
+
 def budget(problem: Problem, shared_bytes: int) -> int:
     """Bytes left for the buffers of threads, if each correlation of a problem takes `shared_bytes`."""
     count = min(CORRELATIONS_AT_ONCE, math.prod(map(min, problem.geometry.stride, problem.geometry.spatial)))

@@ -32,6 +32,7 @@ from gpuconv.algorithms.cpu.compiled import (
     copied_bytes,
     cost_of_copies,
     is_native,
+    macs_of,
     of_all,
     of_part,
 )
@@ -125,7 +126,7 @@ def _correlations_of(problem: Problem, arrays: Arrays, activation: str) -> Itera
     if ScatterTiling.supports(problem):
         scattered = ScatterTiling.of(problem)
         job = scattered.job(as_they_are, arrays, relu=relu)
-        yield Computation(scattered.threads, [job], g.macs, arrays, after=after)
+        yield Computation(scattered.threads, [job], macs_of(scattered), arrays, after=after)
         return
     target = _target(problem, out)
     if target is not out:
@@ -135,7 +136,7 @@ def _correlations_of(problem: Problem, arrays: Arrays, activation: str) -> Itera
         inverting = DepthwiseTiling.of_input_gradient(problem)
         room = Room(inverting.threads, [inverting.worker_bytes])
         job = inverting.job(partial(of_all, g), (read, other, target, bias), room, relu=relu)
-        yield Computation(inverting.threads, [job], g.macs, arrays, after=after, repeats=is_alone)
+        yield Computation(inverting.threads, [job], macs_of(inverting), arrays, after=after, repeats=is_alone)
         return
     correlations: list[tuple[ConvGeometry, Views]] = []
     most = _threads(problem, _tilings(problem))
@@ -150,7 +151,13 @@ def _correlations_of(problem: Problem, arrays: Arrays, activation: str) -> Itera
         room = Room(threads, [tiling.worker_bytes for tiling, _ in pieces])
         jobs = [tiling.job(views, (read, other, target, bias), room, relu=relu) for tiling, views in pieces]
         return Computation(
-            threads, jobs, g.macs, arrays, before, after if is_last else (), repeats=is_last and is_alone
+            threads,
+            jobs,
+            macs_of(*(tiling for tiling, _ in pieces)),
+            arrays,
+            before,
+            after if is_last else (),
+            repeats=is_last and is_alone,
         )
 
     parts: Iterable[tuple[ConvGeometry | None, Views]] = [(g, partial(of_all, g))]

@@ -20,6 +20,7 @@ from gpuconv.algorithms.cpu.compiled import (
     Views,
     bias_size,
     budget,
+    macs_of,
     padded_bias,
     told,
     zeros_for,
@@ -183,7 +184,7 @@ class DenseTiling:
             roles=roles,
             made=made,
         )
-        return Computation(self.threads, [job], g.macs, arrays, after=after)
+        return Computation(self.threads, [job], macs_of(self), arrays, after=after)
 
     # ------------------------------------------------------------------------------------------ arguments
 

@@ -17,7 +17,17 @@ import numpy as np
 
 from gpuconv import cpu
 from gpuconv.algorithms.base import Cost, Problem
-from gpuconv.algorithms.cpu.compiled import Arrays, Computation, Step, Views, budget, copied_bytes, told, zeros_for
+from gpuconv.algorithms.cpu.compiled import (
+    Arrays,
+    Computation,
+    Step,
+    Views,
+    budget,
+    copied_bytes,
+    macs_of,
+    told,
+    zeros_for,
+)
 from gpuconv.cpu.parallel_loops import Job, Made, Room
 from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
@@ -35,11 +45,18 @@ from gpuconv.simd.host import (
 from gpuconv.simd.lines import OTHER, OUT, READ
 from gpuconv.typing import Array, Ints, Pair
 
-TASK_MACS = 2**18
+TASK_MACS = 2**17
 """Minimum multiply-adds per task: about 6 us of one core."""
 
-SHARED_MACS = 2**20
-"""Minimum multiply-adds of a call for several threads: the second needs about 10 us to begin."""
+SUMMED_TASK_MACS = 2**18
+"""The same of a weight gradient, whose tasks have sums of their own, which are added up in the end."""
+
+SHARED_MACS = 2**18
+"""Minimum multiply-adds of a call for several threads: a second one that is awake begins at once."""
+
+DENSE_MACS = 4
+"""Multiply-adds of a dense convolution that take as long as one here: every product reads an element of x and one of w,
+so the time is that of the loads."""
 
 TASK_ROWS = 7
 """Minimum rows of outputs per task, if channels can be divided instead. A task reads all rows of its windows."""
@@ -141,9 +158,8 @@ class DepthwiseTiling:
 
     @property
     def cost(self) -> Cost:
-        # Every product reads an element of x and one of w, so the time is that of the loads, not of the products.
         elements = math.prod(self.g.x_shape) + math.prod(self.g.y_shape)
-        return Cost(kernel_macs=4 * self.g.macs, elements=elements / 16, steps=8)
+        return Cost(kernel_macs=DENSE_MACS * self.g.macs, elements=elements / 16, steps=8)
 
     # ------------------------------------------------------------------------------------------ the passes
 
@@ -201,7 +217,7 @@ class DepthwiseTiling:
             roles=roles,
             made=made,
         )
-        return Computation(self.threads, [job], self.g.macs, arrays, after=after)
+        return Computation(self.threads, [job], macs_of(self), arrays, after=after)
 
     def _weights(self, w: Array) -> Array:
         """w as the loop reads it, (*taps, channels), of an input gradient with the taps the other way round."""
@@ -321,7 +337,7 @@ def _loops() -> ModuleType:
 def _choose_tiling(problem: Problem, g: ConvGeometry, direction: str, threads: int) -> DepthwiseTiling:
     dtype, taps, rows = problem.dtype, math.prod(g.kernel), _rows(g, direction)
     is_w = direction == "weight_grad"
-    wanted = max(1, min(tasks_for(threads, sums=is_w), g.macs // TASK_MACS))
+    wanted = max(1, min(tasks_for(threads, sums=is_w), g.macs // (SUMMED_TASK_MACS if is_w else TASK_MACS)))
     threads = threads if problem.geometry.macs >= SHARED_MACS else 1
     shared = (taps + 2) * g.k * dtype.itemsize + 8 * (2 * wanted + 1)
     at_once, vectors, taps_at_once, tap_rows = _sliding(g, direction)

@@ -41,6 +41,7 @@ def all_passes(x, w, bias, dy=None, **keywords):
 def test_every_number_of_tasks_gives_the_same_bits(monkeypatch, stride):
     """Rows and channels are divided, by one thread or by more, and the tasks of a gradient are added up in order."""
     monkeypatch.setattr(direct_depthwise, "TASK_MACS", 2**10)
+    monkeypatch.setattr(direct_depthwise, "SUMMED_TASK_MACS", 2**10)
     monkeypatch.setattr(direct_depthwise, "SHARED_MACS", 0)
     rng = np.random.default_rng(0)
     x, w, bias = (rng.standard_normal(shape).astype("f4") for shape in ((2, 17, 31, 72), (3, 3, 1, 72), 72))
