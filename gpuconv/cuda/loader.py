@@ -28,6 +28,7 @@ NULL = np.uintp(0)
 
 _INCLUDE = re.compile(r'\s*#\s*include\s*(?:"(?P<ours>[^"]+)"|(?P<other>\S.*))')
 _ONCE = re.compile(r"\s*#\s*pragma\s+once\b")
+_NEEDS = re.compile(r"^//\s*needs:\s*(sm_\d+a?)\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -145,13 +146,35 @@ def launch(xp: ModuleType, what: Launch, *arrays: Any) -> None:
 def options(unit: Unit) -> tuple[str, ...]:
     """The compiler's options for a unit. CuPy adds the device's architecture, and ``-ftz=true``.
 
+    A file that needs one architecture exactly, such as sm_90a, names it. NVRTC takes it beside CuPy's sm_90, in either
+    order (12.9).
+
     >>> options(Unit("im2col.cu", np.dtype("float32"), (("INDEX64", 0),)))
     ('-std=c++17', '-DDTYPE=2', '-DINDEX64=0')
     """
     if unit.dtype.name not in DTYPES:
         raise DTypeError(f"{unit.file}: there are no kernels for {unit.dtype}, only for {', '.join(DTYPES)}.")
     macros = (("DTYPE", DTYPES.index(unit.dtype.name)), *unit.macros)
-    return ("-std=c++17", *(f"-D{name}={value}" for name, value in macros))
+    needed = needs(unit.file)
+    arch = (f"-arch={needed}",) if needed.endswith("a") else ()
+    return ("-std=c++17", *(f"-D{name}={value}" for name, value in macros), *arch)
+
+
+def needs(file: str) -> str:
+    """What a file needs: "sm_80" for that architecture or a newer one, "sm_90a" for exactly that one, "" for any.
+
+    Its line ``// needs: sm_80`` says so.
+    """
+    return _needs(file, folder())
+
+
+@cache
+def _needs(file: str, where: Path) -> str:
+    try:
+        found = _NEEDS.search(_read(file, where))
+    except KernelError:  # `flatten` says what is missing
+        return ""
+    return found[1] if found else ""
 
 
 # ------------------------------------------------------------------------------------------------ the text
@@ -179,12 +202,7 @@ def flatten(file: str) -> str:
 
 def _pasted(file: str, done: set[str]) -> Iterator[str]:
     done.add(file)
-    try:
-        text = (folder() / file).read_text(encoding="utf-8")
-    except OSError as error:
-        raise KernelError(
-            f"{file} cannot be read among the kernels in {folder()}: {error}. Reinstall gpuconv.", file=file
-        ) from error
+    text = _read(file, folder())
     yield f'#line 1 "{file}"'
     for number, line in enumerate(text.splitlines(), 1):
         include = _INCLUDE.match(line)
@@ -201,6 +219,15 @@ def _pasted(file: str, done: set[str]) -> Iterator[str]:
         else:
             yield from _pasted(include["ours"], done)
             yield f'#line {number + 1} "{file}"'
+
+
+def _read(file: str, where: Path) -> str:
+    try:
+        return (where / file).read_text(encoding="utf-8")
+    except OSError as error:
+        raise KernelError(
+            f"{file} cannot be read among the kernels in {where}: {error}. Reinstall gpuconv.", file=file
+        ) from error
 
 
 def types(unit: Unit) -> dict[str, np.dtype[Any]]:

@@ -3,7 +3,8 @@
 With a disassembler (sass.py) also the instructions of one turn of its main loop, on the architectures of `COUNTED`.
 
 A module that launches kernels lists all units it may launch as ``UNITS``. The head of a file in kernels/ holds budgets,
-and the oldest architecture that the file supports, if there is one:
+and the oldest architecture that the file supports, if there is one. A file that needs one with a letter, such as
+sm_90a, is compiled for that one alone:
 
     // budget: im2col 32 registers
     // budget: implicit_gemm_forward 200 instructions per 32 HMMA where float16 bfloat16 TILE_M=128 TILE_N=128
@@ -13,7 +14,7 @@ The second kind holds for the units of these dtypes and macros; without `where`,
 least as many of the named instruction, so that no part of a step hides in a loop of its own.
 
 A kernel passes if it compiles, spills nothing, and stays in its budgets in every unit on every architecture that it
-supports.
+supports, and if the assembler left its asynchronous products (wgmma) as they are.
 """
 
 from __future__ import annotations
@@ -50,11 +51,13 @@ _BUDGET = re.compile(r"^//\s*budget:\s*(\w+)\s+(\d+)\s+registers\b", re.MULTILIN
 _STEP_BUDGET = re.compile(
     r"^//\s*budget:\s*(\w+)\s+(\d+)\s+instructions\s+per\s+(\d+)\s+(\w+)(?:\s+where\s+(.*\S))?\s*$", re.MULTILINE
 )
-_NEEDS = re.compile(r"^//\s*needs:\s*sm_(\d+)\b", re.MULTILINE)
 _COMPILING = re.compile(r"Compiling entry function '(\w+)'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers")
 _SHARED = re.compile(r"(\d+) bytes smem")
+_SERIALISED = re.compile(r"^.*\(C(?:75\d\d|7602)\).*$", re.MULTILINE)
+"""What the assembler says where it adds a wait or a fence that a kernel lacks, lets a wgmma wait for the one before, or
+cannot give it the registers."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class StepBudget:
 class Outcome:
     """A unit compiled for an architecture: its kernels, or the compiler's message if it fails.
 
-    `steps` is None where nothing was counted.
+    `steps` is None where nothing was counted. `serialised` is what the assembler said of products that it serialised.
     """
 
     unit: Unit
@@ -120,6 +123,7 @@ class Outcome:
     usages: tuple[Usage, ...]
     error: str = ""
     steps: tuple[Step, ...] | None = None
+    serialised: tuple[str, ...] = ()
 
     def step(self, kernel: str) -> Step | None:
         """The step of one of its kernels, if it was counted."""
@@ -207,10 +211,22 @@ def _step_budget(kernel: str, instructions: str, work: str, kind: str, where: st
     return StepBudget(kernel, int(instructions), int(work), kind, tuple(dtypes), tuple(macros))
 
 
-def oldest(file: str) -> int:
-    """The oldest architecture that a file supports: 80 for sm_80, 0 for any."""
-    needs = _NEEDS.search((loader.folder() / file).read_text(encoding="utf-8"))
-    return int(needs[1]) if needs else 0
+def supports(file: str, arch: str, among: Collection[str]) -> bool:
+    """Whether a file is compiled for an architecture, which is one of several.
+
+    sm_90a runs what is compiled for sm_90. Where both are asked for, it is for the files that need it.
+    """
+    needed = loader.needs(file)
+    if _plain(needed) != needed:
+        return needed == arch
+    if _plain(arch) != arch and _plain(arch) in among:
+        return False
+    return not needed or _number(needed) <= _number(arch)
+
+
+def _plain(arch: str) -> str:
+    """The architecture of which this one is a superset: sm_90 of sm_90a."""
+    return arch.rstrip("af")
 
 
 def kernels(unit: Unit) -> tuple[str, ...]:
@@ -219,7 +235,7 @@ def kernels(unit: Unit) -> tuple[str, ...]:
 
 
 def architectures(named: Collection[str] = ()) -> tuple[str, ...]:
-    """The named architectures, or those of `ARCHITECTURES` that the installed NVRTC compiles for.
+    """The named architectures, or those of `ARCHITECTURES`, and those that a file needs, if NVRTC compiles for them.
 
     Raises
     ------
@@ -228,10 +244,13 @@ def architectures(named: Collection[str] = ()) -> tuple[str, ...]:
     """
     known = nvrtc.architectures()
     for arch in named:
-        if re.fullmatch(r"(sm_\d+)[af]?", arch) is None or arch.rstrip("af") not in known:
+        if re.fullmatch(r"(sm_\d+)[af]?", arch) is None or _plain(arch) not in known:
             found = ".".join(map(str, nvrtc.version()))
             raise ValueError(f"arch={arch!r} is not known to NVRTC {found}. It compiles for {', '.join(known)}.")
-    return tuple(dict.fromkeys(named)) or tuple(arch for arch in ARCHITECTURES if arch in known)
+    if named:
+        return tuple(dict.fromkeys(named))
+    exact = {needed for unit in units() if _plain(needed := loader.needs(unit.file)) != needed}
+    return tuple(arch for arch in in_order([*ARCHITECTURES, *exact]) if _plain(arch) in known)
 
 
 def in_order(archs: Iterable[str]) -> list[str]:
@@ -259,10 +278,10 @@ def jobs(archs: Collection[str], named: Collection[str] = ()) -> list[tuple[Unit
             there = ", ".join(dict.fromkeys(name for names in holds.values() for name in names)) or "none"
             raise ValueError(f"there is no kernel {', '.join(sorted(missing))}. There is: {there}.")
         chosen = [unit for unit in chosen if set(named) & set(holds[unit])]
-    least = {unit.file: oldest(unit.file) for unit in chosen}
-    found = [(unit, arch) for arch in archs for unit in chosen if least[unit.file] <= _number(arch)]
+    found = [(unit, arch) for arch in archs for unit in chosen if supports(unit.file, arch, archs)]
     if named and not found:
-        raise ValueError(f"{', '.join(named)} needs sm_{min(least.values())} or newer.")
+        needed = in_order({loader.needs(unit.file) for unit in chosen})[0]
+        raise ValueError(f"{', '.join(named)} needs {needed}{'' if _plain(needed) != needed else ' or newer'}.")
     return found
 
 
@@ -278,7 +297,7 @@ def sample() -> list[tuple[Unit, str]]:
     by_file: dict[str, dict[str, list[Unit]]] = {}
     for unit in units():
         by_file.setdefault(unit.file, {}).setdefault(unit.dtype.name, []).append(unit)
-    archs_of = {file: [arch for arch in archs if oldest(file) <= _number(arch)] for file in by_file}
+    archs_of = {file: [arch for arch in archs if supports(file, arch, archs)] for file in by_file}
     chosen = []
     for turn, arch in enumerate(archs):
         for place, (file, by_dtype) in enumerate(by_file.items()):
@@ -346,7 +365,8 @@ def _compile(text: str, options: tuple[str, ...], arch: str, nvdisasm: str) -> t
 
 
 def _outcome(unit: Unit, arch: str, error: str, log: str, steps: tuple[Step, ...] | None) -> Outcome:
-    return Outcome(unit, arch, tuple(usages(log)), error, steps)
+    serialised = tuple(line.strip() for line in _SERIALISED.findall(log))
+    return Outcome(unit, arch, tuple(usages(log)), error, steps, serialised)
 
 
 # ------------------------------------------------------------------------------------------------ a record
@@ -397,6 +417,7 @@ def faults(done: Sequence[Outcome]) -> list[str]:
         file = outcome.unit.file
         told += outcome.excesses(limits[file], dynamic.get(outcome.unit, 0))
         told += outcome.long_steps(steps[file])
+        told += (f"{outcome.unit} for {outcome.arch}: {line}" for line in outcome.serialised)
     return told
 
 

@@ -99,12 +99,55 @@ def test_budgets_are_read(kernels):
 def test_a_file_that_needs_an_architecture_is_not_compiled_for_older_ones(kernels, monkeypatch):
     spoil(kernels, monkeypatch, "// A page.\n//\n// needs: sm_80\n" + GOOD)
     bad = Unit("bad.cu", F32)
-    assert [kernel_report.oldest(file) for file in ("good.cu", "bad.cu")] == [0, 80]
+    assert [loader.needs(file) for file in ("good.cu", "bad.cu")] == ["", "sm_80"]
     assert {arch for unit, arch in kernel_report.jobs(("sm_75", "sm_80", "sm_90a")) if unit == bad} == {
         "sm_80",
         "sm_90a",
     }
     assert {arch for unit, arch in kernel_report.sample() if unit == bad} == set(kernel_report.architectures()[2:])
+
+
+WGMMA = """// One product of Hopper's tensor cores.
+//
+// needs: sm_90a
+// budget: product 40 registers
+extern "C" __global__ void product(float* x, unsigned long long a) {
+  float d[4] = {x[0], x[1], x[2], x[3]};
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+  asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%0, %1, %2, %3}, %4, %4, 1, 1, 1, 0, 0;"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "l"(a) : "memory");
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  for (int i = 0; i < 4; i++) x[i] = d[i];
+}
+"""
+
+
+@needs_nvrtc
+def test_a_file_that_needs_an_architecture_exactly_is_compiled_for_that_one(kernels, monkeypatch):
+    spoil(kernels, monkeypatch, WGMMA)
+    unit = Unit("bad.cu", F32)
+    assert loader.options(unit)[-1] == "-arch=sm_90a"
+    assert "-arch=sm_90a" not in loader.options(UNITS[0])
+    assert "sm_90a" in kernel_report.architectures()
+    for jobs in (kernel_report.sample(), kernel_report.jobs(kernel_report.architectures())):
+        assert [arch for one, arch in jobs if one == unit] == ["sm_90a"]
+        assert "sm_90a" not in [arch for one, arch in jobs if one != unit]
+    with pytest.raises(ValueError, match=r"^product needs sm_90a\.$"):
+        kernel_report.jobs(("sm_90", "sm_100"), ("product",))
+    (done,) = compile_all([(unit, "sm_90a")], 1)
+    assert done.usages
+    assert kernel_report.faults([done]) == []
+
+
+@needs_nvrtc
+def test_what_the_assembler_must_add_to_wgmma_is_a_fault(kernels, monkeypatch):
+    fence = next(line for line in WGMMA.splitlines() if "fence" in line)
+    spoil(kernels, monkeypatch, WGMMA.replace(fence, ""))
+    (done,) = compile_all([(Unit("bad.cu", F32), "sm_90a")], 1)
+    (fault,) = kernel_report.faults([done])
+    assert fault.startswith("bad.cu float32 for sm_90a: ")
+    assert "(C7519) warpgroup.arrive is injected" in fault
 
 
 def test_units_are_collected_from_every_module_that_launches(monkeypatch):

@@ -284,7 +284,7 @@ def test_devices_before_sm_80(double, monkeypatch, major, minor, refused):
 
 def test_the_kernels_need_what_the_refusal_says():
     for file in ("implicit_gemm.cu", "implicit_gemm_weights.cu"):
-        assert kernel_report.oldest(file) == implicit_gemm.LEAST_ARCH
+        assert loader.needs(file) == f"sm_{implicit_gemm.LEAST_ARCH}"
 
 
 def test_large_problems_take_large_tiles_and_small_ones_are_split(gpu):
