@@ -2,6 +2,7 @@
 // random: a kernel that waits as it must gives the same result with each.
 #include <stdlib.h>
 
+#include <algorithm>
 #include <map>
 #include <vector>
 
@@ -87,6 +88,7 @@ struct MBarrier {
   unsigned count, pending;
   int64_t bytes;
   unsigned phase;
+  Clock coming, over;  // what those knew who have arrived in this phase, and in all before it
 };
 struct Bulk {
   uint32_t to;
@@ -109,16 +111,18 @@ void step(MBarrier& m) {
   if (m.pending || m.bytes) return;
   m.phase ^= 1;
   m.pending = m.count;
-  epoch++;  // taken for a barrier of the whole block
+  for (unsigned i = 0; i < thread_count; i++) m.over.at[i] = std::max(m.over.at[i], m.coming.at[i]);
 }
 
 void deliver(const Bulk& b) {
   busy_at = b.site;
   access(b.from, b.bytes, READ, b.site);
   access(g.shared + b.to, b.bytes, WRITE, b.site);
+  if (launch->checks & RACES) written_by_async_proxy(b.to, b.bytes);
   memcpy(g.shared + b.to, b.from, b.bytes);
   MBarrier& m = find(b.mbarrier, b.site);
   m.bytes -= b.bytes;
+  release(g.current->linear, m.coming);
   step(m);
 }
 }  // namespace
@@ -134,7 +138,8 @@ void mbarrier_init(uint32_t address, unsigned count, Site site) {
   if (address % 8) fault(site, "the mbarrier at shared address %u is not aligned to 8 bytes", address);
   if (!count) fault(site, "an mbarrier for 0 arrivals");
   access(g.shared + address, 8, WRITE, site);
-  mbarriers[address] = {count, count, 0, 0};
+  mbarriers[address] = {count, count, 0, 0, {}, {}};
+  in_parts = true;
 }
 
 void mbarrier_invalidate(uint32_t address, Site site) {
@@ -154,6 +159,7 @@ uint64_t mbarrier_arrive(uint32_t address, unsigned arrivals, uint32_t bytes, Si
     fault(site, "more arrivals at the mbarrier at shared address %u than the %u it counts", address, m.count);
   m.pending -= arrivals;
   m.bytes += bytes;
+  release(g.current->linear, m.coming);
   step(m);
   return before;
 }
@@ -164,8 +170,17 @@ void mbarrier_arrive_after_copies(uint32_t address, bool increments, Site site) 
   mbarrier_arrive(address, 1, 0, site);
 }
 
+namespace {
+bool is_over(uint32_t address, unsigned parity, Site site) {
+  const MBarrier& m = find(address, site);
+  if (m.phase == parity) return false;
+  acquire(g.current->linear, m.over);
+  return true;
+}
+}  // namespace
+
 bool mbarrier_try_wait(uint32_t address, unsigned parity, Site site) {
-  if (find(address, site).phase != parity) return true;
+  if (is_over(address, parity, site)) return true;
   for (size_t i = 0; i < bulks.size();)
     if (bulks[i].mbarrier == address) {
       const Bulk b = bulks[i];
@@ -173,11 +188,11 @@ bool mbarrier_try_wait(uint32_t address, unsigned parity, Site site) {
       deliver(b);
     } else
       i++;
-  if (find(address, site).phase != parity) return true;
+  if (is_over(address, parity, site)) return true;
   if (++idle > 1000000)
     fault(site, "waits for ever for phase %u of the mbarrier at shared address %u", parity, address);
   give_way();
-  return find(address, site).phase != parity;
+  return is_over(address, parity, site);
 }
 
 void bulk_copy(uint32_t shared, const void* source, uint32_t bytes, uint32_t mbarrier, Site site) {

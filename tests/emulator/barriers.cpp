@@ -8,16 +8,19 @@ namespace {
 struct Barrier {
   unsigned arrived, count, votes, result;
   Site site;
+  Clock clock;  // what those who came knew, if they are not all threads
 } block_barriers[16];
 
 void release(int id) {
   Barrier& b = block_barriers[id];
-  if (b.count == 0 || b.count >= thread_count) epoch++;
+  const bool whole = b.count == 0 || b.count >= thread_count;
+  if (whole) know_everything();
   b.result = b.votes;
   b.arrived = b.votes = 0;
   counts.barriers++;
   for (unsigned i = 0; i < thread_count; i++)
     if (states[i].status == AT_BARRIER && states[i].barrier == id) {
+      if (!whole) acquire(i, b.clock);
       states[i].status = RUNNABLE;
       runnable++;
     }
@@ -39,6 +42,11 @@ void arrive(int id, unsigned count, bool predicate, Site site) {
   }
   b.arrived++;
   b.votes += predicate;
+  if (count && count < thread_count) {
+    in_parts = true;
+    if (b.arrived == 1) b.clock = Clock{};
+    release(g.current->linear, b.clock);
+  }
 }
 
 void wait(int id, Site site) {
@@ -136,6 +144,7 @@ void warp_collective(unsigned mask, WarpFunction function, void* slot, Site site
     function(mask, slots);
   else if ((mask & w.live) == w.live)
     w.epoch++;  // __syncwarp orders memory
+  if (!function && in_parts) join_lanes(first, mask);
   for (unsigned lane = 0; lane < 32; lane++)
     if (mask >> lane & 1) {
       states[first + lane].status = RUNNABLE;

@@ -16,10 +16,12 @@ RUNTIME_SOURCES = (
     "fibers.cpp",
     "barriers.cpp",
     "faults.cpp",
+    "clocks.cpp",
     "checker.cpp",
     "device_memory.cpp",
     "async_copies.cpp",
     "matrix.cpp",
+    "wgmma.cpp",
     "sanitizer_hooks.cpp",
     "traffic.cpp",
 )

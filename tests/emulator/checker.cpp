@@ -1,17 +1,24 @@
 // The access checker: bounds, races, reads of shared memory that nobody has written.
 //
-// A byte of memory has a Cell: who wrote it last and when, who read it last and when. "When" is the number of the
-// epoch, which each barrier of the block ends, and of the warp's own epoch, which __syncwarp ends. Two accesses by
-// different threads are ordered if an epoch ended between them. Blocks are never ordered, but for atomics among
-// themselves.
+// A byte of memory has a Cell: who wrote it last and when, who read it last and when. "When" is an epoch (clocks.cpp),
+// and the warp's own epoch, which __syncwarp ends. Two accesses by different threads are ordered if the second knows of
+// the first one. Blocks are never ordered, but for atomics among themselves.
 #include <stdio.h>
+
+#include <unordered_map>
+#include <vector>
 
 #include "internal.h"
 
 namespace emulator {
-uint32_t epoch, launch_first_epoch, block_first_epoch;
-
 namespace {
+struct Reader {
+  unsigned thread;
+  uint32_t epoch;
+};
+// Who has read a byte of shared memory, where it is several threads and not all are ordered alike.
+std::unordered_map<uint32_t, std::vector<Reader>> readers;
+
 struct Who {
   uint64_t bits;
   uint32_t epoch() const { return (uint32_t)(bits >> 32); }
@@ -33,7 +40,7 @@ struct Checker {
   bool ordered(Who then) const {
     if (then.epoch() < launch_first_epoch) return true;   // a former launch: no access at all
     if (then.epoch() < block_first_epoch) return shared;  // another block
-    if (then.thread() == me || then.epoch() != epoch) return true;
+    if (knows(me, then.thread(), then.epoch())) return true;
     return then.thread() / 32 == my_warp && then.warp_epoch() != my_warp_epoch;
   }
 
@@ -74,25 +81,49 @@ struct Checker {
     if (races && !ordered(writer) && !(kind == ATOMIC && c.write & BY_ATOMIC))
       race(i, kind == READ ? "read" : "written", "written", writer);
     if (kind == READ) {
-      c.read = now | others_that_read(Who{c.read});
+      const uint64_t others = others_that_read(Who{c.read});
+      if (others && shared && in_parts) remember_reader(Who{c.read}, (uint32_t)offset + i);
+      c.read = now | others;
     } else {
       if (races) check_readers(Who{c.read}, i);
       c.write = now | (kind == ATOMIC ? BY_ATOMIC : 0);
     }
   }
 
-  // Only the last reader is kept, with flags for others of the same epoch.
+  // Only the last reader is kept, with flags for others since the last barrier of the block.
   uint64_t others_that_read(Who last) const {
-    if (last.epoch() != epoch) return 0;
+    if (last.epoch() < known_to_all) return 0;
     if (last.thread() / 32 != my_warp) return MANY_WARPS;
     if (last.warp_epoch() != my_warp_epoch) return last.bits & MANY_WARPS;
     return (last.bits & (MANY_WARPS | MANY_LANES)) | (last.thread() != me ? MANY_LANES : 0);
   }
 
+  void remember_reader(Who last, uint32_t at) const {
+    std::vector<Reader>& known = readers[at];
+    if (!(last.bits & (MANY_WARPS | MANY_LANES))) known = {{last.thread(), last.epoch()}};
+    for (Reader& reader : known)
+      if (reader.thread == me) {
+        reader.epoch = epoch;
+        return;
+      }
+    known.push_back({me, epoch});
+  }
+
+  // Whether the many who have read a byte are remembered, and all of their reads happen before this.
+  bool all_ordered(uint32_t at) const {
+    auto found = readers.find(at);
+    if (found == readers.end()) found = readers.find(at - at % 4);  // words are read as a whole
+    if (found == readers.end()) return false;
+    for (const Reader& reader : found->second)
+      if (!knows(me, reader.thread, reader.epoch)) return false;
+    return true;
+  }
+
   void check_readers(Who last, unsigned i) const {
     const bool many_lanes =
         last.bits & MANY_LANES && (last.thread() / 32 != my_warp || last.warp_epoch() == my_warp_epoch);
-    const bool many = last.epoch() == epoch && (last.bits & MANY_WARPS || many_lanes);
+    const bool many = last.epoch() >= known_to_all && (last.bits & MANY_WARPS || many_lanes);
+    if (many && shared && in_parts && ordered(last) && all_ordered((uint32_t)offset + i)) return;
     if (many || !ordered(last)) race(i, "written", many ? "read by several threads, last" : "read", last);
   }
 
@@ -115,6 +146,15 @@ void begin_checks() {
   forget_cells();
   epoch = 0;
   launch_first_epoch = 1;
+}
+
+void begin_readers() { readers.clear(); }
+
+bool is_in_flight(uint32_t offset, unsigned bytes) {
+  const Cell* c = shared_cells(offset);
+  for (unsigned i = 0; i < bytes; i++)
+    if (c[i].write & IN_FLIGHT && Who{c[i].write}.epoch() >= block_first_epoch) return true;
+  return false;
 }
 
 void mark_in_flight(const void* shared, unsigned bytes, bool on) {
@@ -140,6 +180,7 @@ void check_access(const void* pointer, unsigned bytes, Access kind, Site site) {
       Checker{true, (checks & RACES) != 0, (checks & UNWRITTEN) != 0, kind, site, t.linear, t.warp, warp_epoch, offset,
               -1}
           .check(shared_cells(offset), bytes);
+    if (checks & RACES && in_parts && kind != READ) written_generically(offset, bytes, site);
     return;
   }
   if (p >= &__ehdr_start && p < &_end) return;                    // threadIdx and its kin

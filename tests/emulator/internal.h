@@ -72,8 +72,8 @@ struct Warp {
 
 // What is known of one byte of memory: who wrote it last and when, who read it last and when. Each is one number,
 //   epoch << 32 | epoch of the warp << 16 | flags | thread (10 bits)
-// Epochs count barriers, over all blocks and launches of the process, so what an earlier block or launch left behind
-// tells itself by its number, and nothing is ever cleared.
+// Epochs count what orders accesses, over all blocks and launches of the process, so what an earlier block or launch left
+// behind tells itself by its number, and nothing is ever cleared.
 struct Cell {
   uint64_t write, read;
 };
@@ -127,11 +127,27 @@ void deadlock();
 void begin_signals();
 void end_signals();
 
-// checker.cpp
+// clocks.cpp
+struct Clock {
+  uint32_t at[MAX_THREADS];
+};
 extern uint32_t epoch, launch_first_epoch, block_first_epoch;
+extern uint32_t known_to_all;  // what was done before this epoch, all threads of the block know of
+extern bool in_parts;          // whether the block has what orders some of its threads: mbarriers, or barriers for some
+void begin_clocks();
+void know_everything();
+bool knows(unsigned thread, unsigned other, uint32_t stamp);
+void release(unsigned thread, Clock& into);
+void acquire(unsigned thread, const Clock& from);
+void join_lanes(unsigned first, unsigned mask);
+const uint32_t* known_by(unsigned thread);
+
+// checker.cpp
 void begin_checks();
+void begin_readers();
 Cell* shared_cells(uint32_t offset);
 void mark_in_flight(const void* shared, unsigned bytes, bool on);
+bool is_in_flight(uint32_t offset, unsigned bytes);
 
 // device_memory.cpp
 extern DeviceBuffer* buffers;
@@ -147,6 +163,15 @@ void begin_shared(bool first_block);  // poison
 void end_shared();                    // redzones
 bool in_shared_variable(uint32_t offset, unsigned bytes);
 int describe_shared(char* text, size_t bytes, uint32_t offset);
+
+// matrix.cpp
+void multiply_16x8x16(float (&sums)[16][8], const float (&a)[16][16], const float (&b)[16][8]);
+
+// wgmma.cpp
+void begin_wgmma();
+void end_wgmma();
+void written_generically(uint32_t offset, unsigned bytes, Site site);  // to shared memory, by the running thread
+void written_by_async_proxy(uint32_t offset, unsigned bytes);          // what was just said to be written
 
 // async_copies.cpp
 void begin_copies();

@@ -13,13 +13,16 @@ void** kernel_arguments;
 
 namespace {
 void run_block() {
-  block_first_epoch = ++epoch;
+  begin_clocks();
   begin_barriers();
   begin_copies();
+  begin_readers();
+  begin_wgmma();
   begin_shared(false);
   run_threads();
   if (!failed && live) deadlock();
   if (!failed) end_shared();
+  if (!failed) end_wgmma();
   if (!failed && launch->checks & COUNT && observer) observer->block_end();
   g.current = nullptr;
 }

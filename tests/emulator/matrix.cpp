@@ -138,16 +138,21 @@ void add_towards_zero(double (&sum)[8], const float (&a)[K], const float (&b)[K]
 }
 
 template <int K>
+void add_products(double (&sum)[8], const float (&a)[K], const float (&b)[K][8]) {
+  switch (launch->mma_rounding) {
+    case TOWARDS_ZERO: return add_towards_zero<K, K / 2, 24>(sum, a, b);
+    case AS_HOPPER: return add_towards_zero<K, K, 25>(sum, a, b);
+    default: return add_nearest<K>(sum, a, b);
+  }
+}
+
+template <int K>
 __attribute__((noinline)) void multiply(float (&a)[16][K], float (&b)[K][8], void* const slot[32]) {
   for (int row = 0; row < 16; row++) {
     double sum[8];
     const auto lane_of = [&](int col) -> const Fragments& { return *(const Fragments*)slot[row % 8 * 4 + col / 2]; };
     for (int col = 0; col < 8; col++) sum[col] = lane_of(col).c[row / 8 * 2 + col % 2];
-    switch (launch->mma_rounding) {
-      case TOWARDS_ZERO: add_towards_zero<K, K / 2, 24>(sum, a[row], b); break;
-      case AS_HOPPER: add_towards_zero<K, K, 25>(sum, a[row], b); break;
-      default: add_nearest<K>(sum, a[row], b);
-    }
+    add_products<K>(sum, a[row], b);
     for (int col = 0; col < 8; col++) lane_of(col).d[row / 8 * 2 + col % 2] = (float)sum[col];
   }
 }
@@ -196,6 +201,22 @@ void mma_1688(unsigned mask, void* const slot[32]) {
   multiply<8>(a, b, slot);
 }
 }  // namespace
+
+namespace {
+__attribute__((noinline)) void add_rows(float (&sums)[16][8], const float (&a)[16][16], const float (&b)[16][8]) {
+  for (int row = 0; row < 16; row++) {
+    double sum[8];
+    for (int col = 0; col < 8; col++) sum[col] = sums[row][col];
+    add_products<16>(sum, a[row], b);
+    for (int col = 0; col < 8; col++) sums[row][col] = (float)sum[col];
+  }
+}
+}  // namespace
+
+void multiply_16x8x16(float (&sums)[16][8], const float (&a)[16][16], const float (&b)[16][8]) {
+  const KeepsDenormals keeps;
+  add_rows(sums, a, b);
+}
 
 void mma_sync(Mma kind, float d[4], const uint32_t* a, const uint32_t* b, const float c[4], Site site) {
   Fragments f = {a, b, c, d, site};

@@ -159,6 +159,18 @@ EMULATOR_EXPORT void mma_sync(Mma kind, float d[4], const uint32_t* a, const uin
 // ldmatrix .x1 .x2 .x4 (count), .trans: registers[0..count) of the lane
 EMULATOR_EXPORT void ldmatrix(uint32_t* registers, int count, bool transposed, uint32_t address, Site site);
 
+// ---- wgmma.mma_async, m64nNk16, both operands in shared memory: D += A B. d: the lane's n / 2 registers of D.
+struct Wgmma {
+  bool bf16;
+  int n;
+  bool a_mn_major, b_mn_major;
+};
+EMULATOR_EXPORT void wgmma_fence(Site site);
+EMULATOR_EXPORT void wgmma_issue(Wgmma kind, float* const* d, uint64_t a, uint64_t b, Site site);
+EMULATOR_EXPORT void wgmma_commit(Site site);
+EMULATOR_EXPORT void wgmma_wait(unsigned pending, Site site);
+EMULATOR_EXPORT void proxy_fence(Site site);  // fence.proxy.async
+
 // ---- what a module exports
 // ------------------------------------------------------------------------------------------------- `signature`: one
 // token a parameter: kind and bytes ("i4" signed, "u4" unsigned, "f4" float, "b1" bool, "s72" struct, "?8" any), behind
