@@ -18,11 +18,12 @@ void deliver(Copy& c) {
   c.delivered = true;
 }
 
-// Ends the wait of all copies of groups before `group`: from here on they belong to this thread's own past.
-void settle(unsigned group, Site site) {
+// Ends the wait of all copies of groups before `group`, and of those before number `number`: from here on they belong to
+// the running thread's own past.
+void settle(unsigned group, unsigned number, Site site) {
   State& s = state();
   unsigned n = 0;
-  while (n < s.copy_count && s.copies[n].group < group) {
+  while (n < s.copy_count && (s.copies[n].group < group || s.copies[n].number < number)) {
     Copy& c = s.copies[n++];
     deliver(c);
     if (launch->checks & (RACES | UNWRITTEN)) {
@@ -53,7 +54,7 @@ void copy_async(void* shared, const void* source, unsigned bytes, unsigned sourc
     if (!s.copies) abort();
   }
   Copy& c = s.copies[s.copy_count++];
-  c = {(char*)shared, (const char*)source, bytes, source_bytes, s.open_group, false, site};
+  c = {(char*)shared, (const char*)source, bytes, source_bytes, s.open_group, s.issued++, false, site};
   if (launch->async_copies == AT_ISSUE || (launch->async_copies == AT_RANDOM && random_bits() & 1)) {
     deliver(c);
   } else {
@@ -69,16 +70,12 @@ void copy_commit(Site) { state().open_group++; }
 
 void copy_wait(unsigned pending, Site site) {
   const unsigned open = state().open_group;
-  if (open > pending) settle(open - pending, site);
+  if (open > pending) settle(open - pending, 0, site);
 }
 
 void copy_wait_all(Site site) {
   copy_commit(site);
   copy_wait(0, site);
-}
-
-void end_copies() {
-  if (state().copy_count) settle(~0u, Site{nullptr, 0});
 }
 
 // ---- mbarrier
@@ -98,6 +95,15 @@ struct Bulk {
 };
 std::map<uint32_t, MBarrier> mbarriers;
 std::vector<Bulk> bulks;
+// Arrivals that wait for the copies which a thread had issued before.
+struct Arrival {
+  Thread* thread;
+  uint32_t mbarrier;
+  unsigned copies;  // those before this number
+  uint32_t stamp;
+  Site site;
+};
+std::vector<Arrival> arrivals_to_come;
 uint64_t idle;  // waits since something last happened
 
 MBarrier& find(uint32_t address, Site site) {
@@ -128,9 +134,10 @@ void deliver(const Bulk& b) {
 }  // namespace
 
 void begin_copies() {
-  for (unsigned i = 0; i < thread_count; i++) states[i].copy_count = states[i].open_group = 0;
+  for (unsigned i = 0; i < thread_count; i++) states[i].copy_count = states[i].open_group = states[i].issued = 0;
   mbarriers.clear();
   bulks.clear();
+  arrivals_to_come.clear();
   idle = 0;
 }
 
@@ -152,12 +159,54 @@ void mbarrier_expect(uint32_t address, uint32_t bytes, Site site) {
   idle = 0;
 }
 
-uint64_t mbarrier_arrive(uint32_t address, unsigned arrivals, uint32_t bytes, Site site) {
+namespace {
+MBarrier& arrive(uint32_t address, unsigned arrivals, Site site) {
   MBarrier& m = find(address, site);
-  const uint64_t before = m.phase;
   if (m.pending < arrivals)
     fault(site, "more arrivals at the mbarrier at shared address %u than the %u it counts", address, m.count);
   m.pending -= arrivals;
+  return m;
+}
+
+// The copies are there, and the arrival tells of them: as of when it was asked for.
+void come(const Arrival& a) {
+  Thread* const running = g.current;
+  const uint32_t now = epoch;
+  g.current = a.thread;
+  epoch = a.stamp;
+  settle(0, a.copies, a.site);
+  g.current = running;
+  epoch = now;
+  MBarrier& m = arrive(a.mbarrier, 1, a.site);
+  m.coming.at[a.thread->linear] = std::max(m.coming.at[a.thread->linear], a.stamp);
+  step(m);
+}
+
+// Lets arrivals come that satisfy `is_due`, and before each of them the earlier ones of its thread, whose copies are there.
+template <class IsDue>
+void let_come(IsDue is_due) {
+  static bool has_later[MAX_THREADS];
+  memset(has_later, 0, sizeof has_later);
+  std::vector<Arrival> due, left;
+  for (size_t i = arrivals_to_come.size(); i-- > 0;) {
+    const Arrival& a = arrivals_to_come[i];
+    bool& comes = has_later[a.thread->linear];
+    comes = comes || is_due(a);
+    (comes ? due : left).push_back(a);
+  }
+  arrivals_to_come.assign(left.rbegin(), left.rend());
+  for (size_t i = due.size(); i-- > 0;) come(due[i]);
+}
+}  // namespace
+
+void end_copies() {
+  if (!arrivals_to_come.empty()) let_come([](const Arrival& a) { return a.thread == g.current; });
+  if (state().copy_count) settle(~0u, 0, Site{nullptr, 0});
+}
+
+uint64_t mbarrier_arrive(uint32_t address, unsigned arrivals, uint32_t bytes, Site site) {
+  const uint64_t before = find(address, site).phase;
+  MBarrier& m = arrive(address, arrivals, site);
   m.bytes += bytes;
   release(g.current->linear, m.coming);
   step(m);
@@ -165,9 +214,10 @@ uint64_t mbarrier_arrive(uint32_t address, unsigned arrivals, uint32_t bytes, Si
 }
 
 void mbarrier_arrive_after_copies(uint32_t address, bool increments, Site site) {
-  settle(~0u, site);
   if (increments) find(address, site).pending++;
-  mbarrier_arrive(address, 1, 0, site);
+  arrivals_to_come.push_back({g.current, address, state().issued, epoch++, site});
+  if (launch->async_copies == AT_ISSUE || (launch->async_copies == AT_RANDOM && random_bits() & 1))
+    let_come([](const Arrival& a) { return a.thread == g.current; });
 }
 
 namespace {
@@ -188,6 +238,13 @@ bool mbarrier_try_wait(uint32_t address, unsigned parity, Site site) {
       deliver(b);
     } else
       i++;
+  // Late arrivals come when all threads wait; at random, some whenever one waits.
+  if (!arrivals_to_come.empty()) {
+    if (launch->async_copies == AT_RANDOM)
+      let_come([](const Arrival&) { return (random_bits() & 1) != 0; });
+    else if (idle > 2 * (uint64_t)live)
+      let_come([=](const Arrival& a) { return a.mbarrier == address; });
+  }
   if (is_over(address, parity, site)) return true;
   if (++idle > 1000000)
     fault(site, "waits for ever for phase %u of the mbarrier at shared address %u", parity, address);

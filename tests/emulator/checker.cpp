@@ -180,7 +180,7 @@ void check_access(const void* pointer, unsigned bytes, Access kind, Site site) {
       Checker{true, (checks & RACES) != 0, (checks & UNWRITTEN) != 0, kind, site, t.linear, t.warp, warp_epoch, offset,
               -1}
           .check(shared_cells(offset), bytes);
-    if (checks & RACES && in_parts && kind != READ) written_generically(offset, bytes, site);
+    if (checks & RACES && kind != READ) written_generically(offset, bytes, site);
     return;
   }
   if (p >= &__ehdr_start && p < &_end) return;                    // threadIdx and its kin

@@ -41,7 +41,7 @@ enum Status : int { RUNNABLE, AT_BARRIER, AT_COLLECTIVE, EXITED };
 struct Copy {
   char* to;
   const char* from;
-  unsigned bytes, source_bytes, group;
+  unsigned bytes, source_bytes, group, number;
   bool delivered;
   Site site;
 };
@@ -54,7 +54,7 @@ struct State {
   Site site;  // where it waits
   void* slot;
   Copy* copies;  // cp.async under way, in the order of issue
-  unsigned copy_count, copy_capacity, open_group;
+  unsigned copy_count, copy_capacity, open_group, issued;  // issued: the number of the next one
 };
 inline State& state() { return *g.current->state; }
 

@@ -39,7 +39,11 @@ def ptx_of(text: str, options: tuple[str, ...], arch: int) -> str:
 
     if not any(option.startswith(("-std", "--std")) for option in options):
         options = (*options, "-std=c++17")
-    return nvrtc.compile_ptx(text, (*options, "-lineinfo"), f"sm_{arch}")[0].decode()
+    exact = [option for option in options if option.startswith("-arch=")]  # what the text needs, see cuda.options
+    others = (option for option in options if option not in exact)
+    return nvrtc.compile_ptx(text, (*others, "-lineinfo"), (exact or [f"-arch=sm_{arch}"])[0].removeprefix("-arch="))[
+        0
+    ].decode()
 
 
 def build_module(text: str, options: tuple[str, ...], *, check: bool, arch: int) -> Path:

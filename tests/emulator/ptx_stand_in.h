@@ -56,6 +56,33 @@ inline void mbarrier_arrive_expect(u32 barrier, u32 bytes, PTX_SITE) {
 inline bool mbarrier_try_wait(u32 barrier, u32 parity, PTX_SITE) {
   return emulator::mbarrier_try_wait(barrier, parity, site);
 }
+inline void cp_async_arrive(u32 barrier, PTX_SITE) {
+  emulator::mbarrier_arrive_after_copies(barrier, false, site);
+}
+inline void barrier_of(int number, int threads, PTX_SITE) { emulator::barrier(number, (unsigned)threads, site); }
+inline void fence_proxy_async(PTX_SITE) { emulator::proxy_fence(site); }
+inline void wgmma_fence(PTX_SITE) { emulator::wgmma_fence(site); }
+inline void wgmma_commit(PTX_SITE) { emulator::wgmma_commit(site); }
+template <int PENDING>
+inline void wgmma_wait(PTX_SITE) {
+  emulator::wgmma_wait(PENDING, site);
+}
+template <int N>
+inline void touched(float (&)[N]) {}
+template <int A_MN_MAJOR, int B_MN_MAJOR, int N>
+inline void wgmma(bool bf16, float (&d)[N], u64 a, u64 b, emulator::Site site) {
+  float* registers[N];
+  for (int i = 0; i < N; i++) registers[i] = d + i;
+  emulator::wgmma_issue({bf16, 2 * N, A_MN_MAJOR != 0, B_MN_MAJOR != 0}, registers, a, b, site);
+}
+template <int A_MN_MAJOR, int B_MN_MAJOR, int N>
+inline void wgmma_f16(float (&d)[N], u64 a, u64 b, PTX_SITE) {
+  wgmma<A_MN_MAJOR, B_MN_MAJOR>(false, d, a, b, site);
+}
+template <int A_MN_MAJOR, int B_MN_MAJOR, int N>
+inline void wgmma_bf16(float (&d)[N], u64 a, u64 b, PTX_SITE) {
+  wgmma<A_MN_MAJOR, B_MN_MAJOR>(true, d, a, b, site);
+}
 inline void bulk_copy(u32 to, const void* from, u32 bytes, u32 barrier, PTX_SITE) {
   emulator::bulk_copy(to, from, bytes, barrier, site);
 }

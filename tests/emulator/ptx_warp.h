@@ -1,5 +1,7 @@
 // What the lanes of a warp do together: what the rows of ptx_warp.py call.
 #pragma once
+#include <initializer_list>
+
 #include "ptx_memory.h"
 
 namespace ptx {

@@ -47,7 +47,7 @@ def _call(translator, instruction: Instruction, match: Match) -> None:
 @instruction(
     "membar.<S:cta gl sys gpu>",
     "fence[.sc|acq_rel|acquire|release].<S:SCOPE>",
-    "fence.proxy.<P:async async.shared::cta async.global alias>",
+    "fence.proxy.<P:async.global alias>",
     "fence.mbarrier_init.release.cluster",
     "nanosleep.u32",
     "griddepcontrol.<K:wait launch_dependents>",
@@ -137,6 +137,46 @@ def _mma(translator, instruction: Instruction, match: Match) -> None:
     ]
     product = translator.temporary("auto", f"multiply(emulator::Mma::{kind}, {', '.join(sources)}, {translator.site})")
     translator.assign_all([(target, "f32", f"{product}.part[{i}]") for i, target in enumerate(d)])
+
+
+@instruction("fence.proxy.<P:async async.shared::cta>")
+def _proxy_fence(translator, instruction: Instruction, match: Match) -> None:
+    translator.run("proxy_fence")
+
+
+# ---- products of a warpgroup -----------------------------------------------------------------------------------------
+@instruction("wgmma.fence.sync.aligned")
+def _wgmma_fence(translator, instruction: Instruction, match: Match) -> None:
+    translator.run("wgmma_fence")
+
+
+@instruction("wgmma.commit_group.sync.aligned")
+def _wgmma_commit(translator, instruction: Instruction, match: Match) -> None:
+    translator.run("wgmma_commit")
+
+
+@instruction("wgmma.wait_group.sync.aligned")
+def _wgmma_wait(translator, instruction: Instruction, match: Match) -> None:
+    translator.run("wgmma_wait", translator.value(instruction.operands[0], "u32"))
+
+
+_WGMMA_SHAPES = " ".join(f"m64n{n}k16" for n in range(8, 257, 8))
+
+
+@instruction(f"wgmma.mma_async.sync.aligned.<S:{_WGMMA_SHAPES}>.f32.<T:f16 bf16>.<U:f16 bf16>")
+def _wgmma(translator, instruction: Instruction, match: Match) -> None:
+    """The registers of the sums are written behind the compiler's back until the wait: their addresses are kept."""
+    sums, a, b, scale, *signs_and_majors = instruction.operands
+    columns = int(match.names["S"][len("m64n") : -len("k16")])
+    registers = [translator.register(name) for name in split_operands(sums[1:-1])]
+    if match.names["T"] != match.names["U"] or len(registers) != columns // 2 or len(signs_and_majors) != 4:
+        raise PtxError(f"{instruction}: two factors of one type, {columns // 2} sums and two majors wanted")
+    if [scale, *signs_and_majors[:2]] != ["1", "1", "1"]:
+        raise PtxError(f"{instruction}: only d += a b is known")
+    pointers = translator.temporary("const auto", "{" + ", ".join(f"&{name}" for name in registers) + "}")
+    majors = ", ".join("true" if major == "1" else "false" for major in signs_and_majors[2:])
+    kind = f"emulator::Wgmma{{{'true' if match.names['T'] == 'bf16' else 'false'}, {columns}, {majors}}}"
+    translator.run("wgmma_issue", kind, f"{pointers}.begin()", translator.value(a, "u64"), translator.value(b, "u64"))
 
 
 # ---- mbarrier --------------------------------------------------------------------------------------------------------

@@ -145,6 +145,115 @@ def test_bugs_of_mbarriers_are_seen(old, new, message):
         launch(MBARRIER.replace(old, new), 1, 64, x, y, np.int32(5))
 
 
+# A ring of two stages between the warps 0 and 1, which read, and 2 and 3, which copy: 64 floats a step.
+RING = """
+#line 1 "ring.cu"
+extern "C" __global__ void k(const float* x, float* y, int steps) {
+  __shared__ __align__(16) float stage[2][64];
+  __shared__ __align__(8) unsigned long long full[2], empty[2];
+  const int t = threadIdx.x, own = t % 64;
+  if (t == 0)
+    for (int s = 0; s < 2; s++) {
+      mbarrier_init(smem_u32(&full[s]), 64);
+      mbarrier_init(smem_u32(&empty[s]), 2);
+    }
+  __syncthreads();
+  for (int i = 0; i < steps; i++) {
+    const int s = i % 2, parity = i / 2 % 2;
+    if (t >= 64) {
+      while (!mbarrier_try_wait(smem_u32(&empty[s]), parity ^ 1)) {}
+      cp_async_4(smem_u32(&stage[s][own]), x + i * 64 + own, 4);
+      cp_async_arrive(smem_u32(&full[s]));
+    } else {
+      while (!mbarrier_try_wait(smem_u32(&full[s]), parity)) {}
+      y[i * 64 + t] = stage[s][63 - t];
+      __syncwarp();
+      if (t % 32 == 0) mbarrier_arrive(smem_u32(&empty[s]));
+    }
+  }
+}
+"""
+
+
+def ring(text=RING, **how):
+    x, y = np.arange(7 * 64, dtype=np.float32), np.zeros(7 * 64, np.float32)
+    launch(text, 1, 128, x, y, np.int32(7), **how)
+    return y.reshape(7, 64), x.reshape(7, 64)[:, ::-1]
+
+
+@DELIVERY
+@pytest.mark.parametrize("order", ["up", "down", "random"])
+def test_a_ring_of_copies_that_arrive_by_themselves(async_copies, order):
+    np.testing.assert_array_equal(*ring(async_copies=async_copies, order=order, check=True))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "while (!mbarrier_try_wait(smem_u32(&full[s]), parity)) {}",
+            "",
+            "under way|race on byte|no thread of the block",
+        ),
+        ("&full[s]), 64)", "&full[s]), 63)", "under way|race on byte|no thread of the block|more arrivals"),
+        ("&full[s]), 64)", "&full[s]), 65)", "waits for ever for phase 0"),
+        (
+            "while (!mbarrier_try_wait(smem_u32(&empty[s]), parity ^ 1)) {}",
+            "",
+            "race on byte|under way|more arrivals|waits for ever",
+        ),
+        ("&empty[s]), 2)", "&empty[s]), 1)", "race on byte|under way|more arrivals|waits for ever"),
+        ("      __syncwarp();\n", "", "race on byte"),
+        ("cp_async_arrive(", "mbarrier_arrive(", "under way|no thread of the block"),
+    ],
+)
+def test_bugs_of_rings_are_seen(old, new, message):
+    """In one order or another: what one order lets pass, or takes for another fault, another one shows."""
+    assert RING.count(old) == 1
+    found = []
+    for order, async_copies in itertools.product(("up", "down", "random"), ("issue", "late")):
+        try:
+            ring(RING.replace(old, new), order=order, async_copies=async_copies, check=True)
+        except KernelFault as fault:
+            found.append(re.search(message, str(fault)))
+    assert any(found)
+
+
+# Warps 0 and 1 hand numbers over to each other by a barrier of their own, while 2 and 3 are elsewhere.
+SOME = """
+extern "C" __global__ void k(float* y, int steps) {
+  __shared__ float shared[2][64];
+  const int t = threadIdx.x;
+  if (t < 64) {
+    float sum = t;
+    for (int i = 0; i < steps; i++) {
+      shared[i % 2][t] = sum;
+      barrier_of(1, 64);
+      sum += shared[i % 2][63 - t] + shared[i % 2][t];
+    }
+    y[t] = sum;
+  }
+}
+"""
+
+
+@WAYS
+def test_a_barrier_of_some_threads_orders_what_they_do(check):
+    y, wanted = np.zeros(64, np.float32), np.arange(64, dtype=np.float32)
+    launch(SOME, 1, 128, y, np.int32(5), check=check)
+    for _ in range(5):
+        wanted = wanted + wanted[::-1] + wanted
+    np.testing.assert_array_equal(y, wanted)
+
+
+@pytest.mark.parametrize(("old", "new"), [("barrier_of(1, 64);", ""), ("[2][64]", "[1][64]")])
+def test_bugs_of_such_barriers_are_seen(old, new):
+    text = SOME.replace(old, new)
+    text = text.replace("i % 2", "0") if "[1][64]" in text else text
+    with pytest.raises(KernelFault, match=r"race on byte|no thread of the block"):
+        launch(text, 1, 128, np.zeros(64, np.float32), np.int32(5), check=True)
+
+
 # --------------------------------------------------------------------------------------------------------- matrices
 
 # d = a b + c for one tile, by the layouts of the PTX ISA: a row-major, b stored by columns.

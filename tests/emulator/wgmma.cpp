@@ -302,8 +302,10 @@ void written_generically(uint32_t offset, unsigned bytes, Site site) {
       fault(site, "race on %s: written here and read by wgmma of warp %u, with nothing in between that orders them", where,
             warp);
     }
-    written[chunk] = {epoch, 0, me};
-    unfenced[me].push_back(chunk);
+    Written& w = written[chunk];
+    const bool is_listed = w.thread == me && !w.fenced && w.stamp >= block_first_epoch;
+    w = {epoch, 0, me};
+    if (!is_listed) unfenced[me].push_back(chunk);
   }
 }
 
