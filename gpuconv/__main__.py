@@ -2,9 +2,11 @@
 
 import sys
 
+from gpuconv.support.installing import how_to_add
 from gpuconv.tools import streams
 
-EXTRA = {"typer", "rich", "matplotlib", "PIL", "mlxtend", "sklearn"}
+EXTRAS = {"typer": "cli", "rich": "cli", "matplotlib": "demo", "PIL": "demo", "mlxtend": "demo", "sklearn": "demo"}
+"""The extras that bring the packages which a command may lack."""
 
 
 def main() -> None:
@@ -19,9 +21,10 @@ def _command() -> None:
         app(prog_name="gpuconv")
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
-        if package not in EXTRA:
+        if package not in EXTRAS:
             raise
-        sys.exit(f"gpuconv: this needs {package}. Install it with: python -m pip install 'gpuconv[demo]'")
+        sys.stderr.write(f"gpuconv: this needs {package}: {how_to_add(EXTRAS[package])}\n")
+        sys.exit(2)
 
 
 if __name__ == "__main__":

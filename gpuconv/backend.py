@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.errors import DeviceError, DTypeError
+from gpuconv.support.installing import how_to_add
 from gpuconv.typing import Array, DTypeLike
 
 DTYPES = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
@@ -81,6 +82,8 @@ def _home(x: object, caller: str, name: str) -> ModuleType:
     try:
         return array_module(x)
     except TypeError as error:
+        if hasattr(x, "to_numpy"):  # a column or a table of pandas or Polars
+            raise TypeError(f"{caller}: {name}: {error}. Pass {name}.to_numpy() instead.") from None
         raise TypeError(
             f"{caller}: {name}: {error}. Convert it first: np.asarray({name}), cupy.asarray({name}), "
             f"or from_dlpack({name}) of either for a tensor; a masked array needs .filled(value)."
@@ -190,7 +193,9 @@ def as_dtype(dtype: DTypeLike, caller: str) -> np.dtype[Any]:
         try:
             import ml_dtypes
         except ImportError:
-            raise DTypeError(f"{caller}: dtype bfloat16 needs the ml_dtypes package: pip install ml_dtypes.") from None
+            raise DTypeError(
+                f"{caller}: dtype bfloat16 needs the ml_dtypes package: run python -m pip install ml_dtypes."
+            ) from None
         dtype = ml_dtypes.bfloat16
     try:
         if dtype is None:  # NumPy's word for float64
@@ -255,7 +260,7 @@ def _cuda_devices() -> tuple[int, str]:
         import cupy
     except Exception as error:  # of any kind: a library may be missing, or too old
         if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
-            return 0, "CuPy is not installed; for a CUDA GPU: pip install 'gpuconv[cuda13]' (or cuda12)"
+            return 0, f"CuPy is not installed; for a CUDA GPU, {how_to_add('cuda13')} (or cuda12)"
         return 0, f"CuPy cannot be imported: {type(error).__name__}: {error}"
     try:
         count: int = cupy.cuda.runtime.getDeviceCount()

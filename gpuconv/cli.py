@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict
 from json import dumps
-from os import fstat
+from os import environ, fstat
 from os.path import samestat
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich import box
@@ -19,12 +21,13 @@ from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 import gpuconv
 from gpuconv import autotune, backend, cpu, settings
 from gpuconv.algorithms import ALGORITHMS
 from gpuconv.errors import DeviceError
-from gpuconv.planning import DIRECTIONS
+from gpuconv.planning import DIRECTIONS, PRECISIONS
 from gpuconv.simd.host import try_numba, why_no_numba
 from gpuconv.support import disk
 from gpuconv.support.numbers import si
@@ -39,18 +42,49 @@ if TYPE_CHECKING:
     from gpuconv.demo.compare import Comparison
     from gpuconv.tools.check import Outcome
 
-WIDTH_OF_A_FILE = 150
+WIDTH_OF_A_FILE = 1000
 ROOM_BELOW = 6
 SHOWN_FAILURES = 10
+STDOUT = Path("-")
+"""The file of --json that is standard output, which then holds nothing else."""
 
 app = typer.Typer(
     help="Convolution for NumPy and CuPy arrays, on a CUDA GPU or on the CPU.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, or cuda:1 for a certain GPU.")]
+
+def _among(names: Iterable[str]) -> Callable[[str], list[str]]:
+    """Return what a shell asks for the words that may stand where a beginning was typed."""
+
+    def begun(incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete)]
+
+    return begun
+
+
+def _suites(incomplete: str) -> list[str]:
+    from gpuconv.bench import suites
+
+    return _among(["list", *suites.names()])(incomplete)
+
+
+NAMES = _among(["auto", *(algorithm.name for algorithm in ALGORITHMS)])
+DTYPES = _among(backend.DTYPES)
+PASSES = _among(DIRECTIONS)
+
+Device = Annotated[
+    str,
+    typer.Option(
+        help="Where to run: cpu, cuda, or cuda:1 for a certain GPU.", autocompletion=_among(["cpu", "cuda", "cuda:0"])
+    ),
+]
+DType = Annotated[str, typer.Option(help=f"One of {', '.join(backend.DTYPES)}.", autocompletion=DTYPES)]
+InPrecision = Annotated[str, typer.Option(help="strict or fast.", autocompletion=_among(PRECISIONS))]
+Json = Annotated[
+    Path | None, typer.Option(help="Save all of it in this file; - writes it to standard output, and nothing else.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -62,44 +96,67 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 @app.command()
-def info() -> None:
+def info(json: Json = None) -> None:
     """Show versions, devices, algorithms, settings and the number of tuned problems."""
     from gpuconv.tools import machine
 
-    table = Table.grid(padding=(0, 3))
+    with _usage_errors("info"):
+        _check_folder_of(json)
     versions = machine.versions()
-    for name, version in versions.items():
-        table.add_row(name, version)
-    why_no_cuda = escape(backend.why_no_cuda())
+    why_no_cuda = backend.why_no_cuda()
+    devices = {
+        device: machine.cpu() if device == "cpu" else backend.product_name(device) for device in backend.devices()
+    }
+    algorithms = [algorithm.name for algorithm in ALGORITHMS]
+    tuned = len(autotune.entries())
+    if json:
+        content = {
+            "versions": versions,
+            "devices": devices,
+            "why_no_cuda": why_no_cuda or None,
+            "algorithms": algorithms,
+            "threads": cpu.workers(),
+            "max_workspace": settings.max_workspace,
+            "tuned": tuned,
+        }
+        if not _is_put("info", json, content):
+            raise typer.Exit(1)
+        if json == STDOUT:
+            return
+    rows = list(versions.items())
     if "cupy" not in versions:
-        table.add_row("cupy", why_no_cuda)
-    cpu_row, *gpu_rows = backend.devices()
-    table.add_row("devices", f"{cpu_row} {machine.cpu()}")
-    for device in gpu_rows:
-        table.add_row("", backend.device_name(device))
+        rows.append(("cupy", why_no_cuda))
+    rows += [("devices" if device == "cpu" else "", f"{device} {name}") for device, name in devices.items()]
     if "cupy" in versions and why_no_cuda:
-        table.add_row("", why_no_cuda)
-    table.add_row("algorithms", ", ".join(algorithm.name for algorithm in ALGORITHMS))
-    table.add_row("threads", str(cpu.workers()))
-    table.add_row("max_workspace", f"{si(settings.max_workspace)}B")
-    table.add_row("tuned", f"{len(autotune.entries())} problems, {_where_tuned()}")
-    _console().print(table)
+        rows.append(("", why_no_cuda))
+    rows += [
+        ("algorithms", ", ".join(algorithms)),
+        ("threads", str(cpu.workers())),
+        ("max_workspace", f"{si(settings.max_workspace)}B"),
+        ("tuned", f"{tuned} problems, {_where_tuned()}"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    _say("\n".join(f"{name:{width}}   {text}".rstrip() for name, text in rows))
 
 
 @app.command()
 def check(
     device: Annotated[list[str] | None, typer.Option(help="A device to check; repeatable. Default: all.")] = None,
-    dtype: Annotated[list[str] | None, typer.Option(help="A dtype to check; repeatable. Default: all.")] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option(help="A dtype to check; repeatable. Default: all.", autocompletion=DTYPES)
+    ] = None,
+    json: Json = None,
 ) -> None:
     """Is this installation right? Check every algorithm on every device against a reference, at tolerance 0."""
     from gpuconv.tools import check as checks
 
     devices, dtypes = device or backend.devices(), dtype or checks.available_dtypes()
     with _usage_errors("check"):
+        _check_folder_of(json)
         for name in devices:
-            backend.check_device(name, "device")
+            backend.check_device(name, "check")
         for name in dtypes:
-            backend.as_dtype(name, "dtype")
+            backend.as_dtype(name, "check")
     outcomes: list[checks.Outcome] = []
     interrupted = False
     try:
@@ -112,41 +169,72 @@ def check(
         interrupted = True
     failures = [outcome for outcome in outcomes if outcome.failure]
     refused = sum(outcome.refused for outcome in outcomes)
+    passed = len(outcomes) - refused - len(failures)
+    status = INTERRUPTED if interrupted else int(bool(failures))
+    if json:
+        content = {
+            "gpuconv": gpuconv.__version__,
+            "right": passed,
+            "wrong": len(failures),
+            "refused": refused,
+            "interrupted": interrupted,
+            "cases": [asdict(outcome) for outcome in outcomes],
+        }
+        status = status or int(not _is_put("check", json, content))
+        if json == STDOUT:
+            raise typer.Exit(status)
     console = _console()
     console.print(_check_table(outcomes))
     for outcome in failures[:SHOWN_FAILURES]:
         case = f"{outcome.device} {outcome.algorithm} {outcome.dtype} {outcome.problem} {outcome.direction}"
         console.print(f"[red]{case}[/]: {escape(outcome.failure)}", soft_wrap=True)
-    passed = len(outcomes) - refused - len(failures)
     console.print(
         f"{passed} cases right, {len(failures)} wrong, {refused} refused by an algorithm that is not made for them"
     )
-    raise typer.Exit(INTERRUPTED if interrupted else int(bool(failures)))
+    raise typer.Exit(status)
 
 
 @app.command()
 def explain(
     problem: Annotated[str, typer.Argument(help="A problem string, for instance n8_h56w56_c64_k64_r3s3_p1.")],
-    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(backend.DTYPES)}.")] = "float32",
+    dtype: DType = "float32",
     device: Device = "cpu",
-    direction: Annotated[str, typer.Option(help="forward, input_grad or weight_grad.")] = "forward",
-    precision: Annotated[str, typer.Option(help="strict or fast.")] = "strict",
+    direction: Annotated[
+        str, typer.Option(help="forward, input_grad or weight_grad.", autocompletion=PASSES)
+    ] = "forward",
+    algorithm: Annotated[
+        str, typer.Option(help="The algorithm that a call would name. Default: auto.", autocompletion=NAMES)
+    ] = "auto",
+    precision: InPrecision = "strict",
     max_workspace: Annotated[int | None, typer.Option(help="Bytes of extra memory allowed.", min=0)] = None,
+    json: Json = None,
 ) -> None:
     """Show which algorithm would run, why, and at what cost."""
     with _usage_errors("explain"):
+        _check_folder_of(json)
         if device == "cpu":
             try_numba()
-        _say(
-            gpuconv.plan(
-                problem,
-                dtype,
-                device,
-                direction=cast("Direction", direction),
-                precision=cast("Precision", precision),
-                max_workspace=max_workspace,
-            )
+        plan = gpuconv.plan(
+            problem,
+            dtype,
+            device,
+            direction=cast("Direction", direction),
+            precision=cast("Precision", precision),
+            algorithm=cast("AlgorithmName", algorithm),
+            max_workspace=max_workspace,
         )
+    if json:
+        content = {
+            "problem": str(plan.geometry),
+            **{name: getattr(plan, name) for name in ("dtype", "precision", "device", "direction", "chosen", "flops")},
+            **{name: getattr(plan, name) for name in ("workspace", "copied", "seconds", "by_sample")},
+            "candidates": [asdict(candidate) for candidate in plan.candidates],
+        }
+        if not _is_put("explain", json, content):
+            raise typer.Exit(1)
+        if json == STDOUT:
+            return
+    _say(plan)
 
 
 @app.command()
@@ -173,7 +261,7 @@ def warmup(
     try_numba()
     if reason := why_no_numba():
         _say(f"gpuconv warmup: {reason}", err=True)
-        raise typer.Exit(1)
+        raise typer.Exit(2)
     from gpuconv.simd import compiled_cache
 
     begin, done, interrupted = perf_counter(), list[compiled_loops.Outcome](), False
@@ -207,7 +295,7 @@ def kernels(
     every: Annotated[
         bool, typer.Option("--all", help="Every unit for every architecture, which may take half an hour.")
     ] = False,
-    json: Annotated[Path | None, typer.Option(help="Save every unit's numbers in this file.")] = None,
+    json: Json = None,
 ) -> None:
     """Show registers, spills, shared memory and, with nvdisasm, instructions per step of every CUDA kernel.
 
@@ -221,7 +309,7 @@ def kernels(
             archs = kernel_report.architectures(arch or ())
         except ModuleNotFoundError as error:
             _say(f"gpuconv kernels: {error}", err=True)
-            raise typer.Exit(1) from None
+            raise typer.Exit(2) from None
         sampled = not (arch or kernel or every)
         jobs = kernel_report.sample() if sampled else kernel_report.jobs(archs, kernel or ())
     done: list[kernel_report.Outcome] = []
@@ -235,20 +323,21 @@ def kernels(
         except KeyboardInterrupt:
             interrupted = True
     record = kernel_report.record(done, jobs)
-    unsaved = json and not _is_saved(
-        "kernels", lambda: disk.write_whole(json, f"{dumps(record, indent=1)}\n".encode(), "--json"), json
-    )
+    unsaved = json and not _is_put("kernels", json, record)
+    faults = record["faults"]
+    status = INTERRUPTED if interrupted else int(bool(faults or unsaved))
+    if json == STDOUT:
+        raise typer.Exit(status)
     console = _console()
     console.print(kernel_table.table(done, kernel or ()))
     if steps := kernel_table.steps(done, kernel or ()):
         console.print("instructions per turn of the main loop, and how many of them do its work", steps)
-    faults = record["faults"]
     for fault in faults[:SHOWN_FAILURES]:
         console.print(f"[red]wrong[/]: {escape(fault)}", soft_wrap=True)
     if len(faults) > SHOWN_FAILURES:
         console.print(f"[red]wrong[/]: {len(faults) - SHOWN_FAILURES} more, all of them in the file that --json saves")
     console.print(kernel_report.summary(done, jobs, sampled), soft_wrap=True)
-    raise typer.Exit(INTERRUPTED if interrupted else int(bool(faults or unsaved)))
+    raise typer.Exit(status)
 
 
 @app.command()
@@ -259,14 +348,17 @@ def demo(
     ] = Path(),
     device: Device = "cpu",
     epochs: Annotated[int, typer.Option(help="How often the network sees each digit.", min=1)] = 20,
-    algorithm: Annotated[str, typer.Option(help="The algorithm of the network's convolutions.")] = "auto",
+    algorithm: Annotated[
+        str, typer.Option(help="The algorithm of the network's convolutions.", autocompletion=NAMES)
+    ] = "auto",
+    seed: Annotated[int, typer.Option(help="The seed of the network's weights and of all that is random.", min=0)] = 0,
 ) -> None:
     """Filter a photograph, compare every algorithm with for-loops, and train a network to read digits."""
     from gpuconv.demo import compare, contact_sheet, digits, filter_panels, lenet, pictures, training_figure
 
     named = cast("AlgorithmName", algorithm)
     with _usage_errors("demo"):
-        device = backend.check_device(device, "device")
+        device = backend.check_device(device, "demo")
         lenet.check_algorithm(named, device)
         photo = pictures.load(image)
         name = Path(image).stem
@@ -283,8 +375,8 @@ def demo(
     with _progress() as progress:
         rows = progress.track(compare.comparisons(photo, device), total=compare.count(), description="comparing")
         table = _comparison_table(rows)
-    console.print(table)
-    trained = lenet.train(digits.load(), epochs, algorithm=named, device=device)
+    console.print("A crop of it, by every algorithm", table)
+    trained = lenet.train(digits.load(), epochs, algorithm=named, device=device, seed=seed)
     learnt = path.with_name(f"{path.stem}-lenet{path.suffix}")
     with _usage_errors("demo"):
         training_figure.save(trained, learnt, f"{trained.words}, on {where}")
@@ -302,7 +394,8 @@ def bench(
     suite: Annotated[
         list[str] | None,
         typer.Option(
-            help="A suite of layers such as resnet50, or unet:r3s3 for those with r3s3; repeatable. list names all."
+            help="A suite of layers such as resnet50, or unet:r3s3 for those with r3s3; repeatable. list names all.",
+            autocompletion=_suites,
         ),
     ] = None,
     problem: Annotated[list[str] | None, typer.Option(help="A problem string; repeatable.")] = None,
@@ -310,18 +403,21 @@ def bench(
         int | None, typer.Option(help="The batch of every suite. Default: its smallest; on a GPU its largest.", min=1)
     ] = None,
     direction: Annotated[
-        list[str] | None, typer.Option(help="forward, input_grad or weight_grad; repeatable. Default: all three.")
+        list[str] | None,
+        typer.Option(help="forward, input_grad or weight_grad; repeatable. Default: all three.", autocompletion=PASSES),
     ] = None,
     algorithm: Annotated[
-        list[str] | None, typer.Option(help="An algorithm to time; repeatable. Default: the one that is chosen.")
+        list[str] | None,
+        typer.Option(help="An algorithm to time; repeatable. Default: the one that is chosen.", autocompletion=NAMES),
     ] = None,
-    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(backend.DTYPES)}.")] = "float32",
-    precision: Annotated[str, typer.Option(help="strict or fast.")] = "strict",
+    dtype: DType = "float32",
+    precision: InPrecision = "strict",
     device: Device = "cpu",
     against: Annotated[
         list[str] | None,
         typer.Option(
-            help="matmul (the default), candidates (other algorithms), torch, jax, onnxruntime or scipy; repeatable."
+            help="matmul (the default), candidates (other algorithms), torch, jax, onnxruntime or scipy; repeatable.",
+            autocompletion=_among(["matmul", "candidates", "torch", "jax", "onnxruntime", "scipy"]),
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads, on both sides. Default: all cores.", min=1)] = None,
@@ -343,7 +439,7 @@ def bench(
     ] = None,
 ) -> None:
     """Time convolution against its peers, or the machine's own matrix product, turn by turn after validation."""
-    from gpuconv.bench import case, peers, plots, runner, suites
+    from gpuconv.bench import case, peers, runner, suites
     from gpuconv.bench.limits import measure as measure_limits
     from gpuconv.bench.record import Provenance, Record
     from gpuconv.bench.runner import threads as held_to
@@ -356,7 +452,11 @@ def bench(
         return
     with _usage_errors("bench"):
         _check_folder_of(json, plot)
+        if json == STDOUT:
+            raise ValueError("--json - is for the other commands: bench saves each row at once. Name a file.")
         if plot:
+            from gpuconv.bench import plots
+
             plots.check_target(plot)
         if show:
             _report(Record.read(show), plot)
@@ -390,7 +490,7 @@ def bench(
     with _usage_errors("bench"):
         _report(record, plot)
     if left_out:
-        _say(f"{len(left_out)} cases left out, for instance: {left_out[0]}")
+        _say(f"{len(left_out)} cases left out, for instance: {_plain(left_out[0])}")
     raise typer.Exit(status)
 
 
@@ -501,22 +601,21 @@ def _roughly(seconds: float) -> str:
 
 def _report(record: Record, plot: Path | None) -> None:
     """Print a record, and draw it if asked for."""
-    from gpuconv.bench import plots, tables
+    from gpuconv.bench import tables
 
     console = _console()
     console.print(tables.head(record), markup=False, soft_wrap=True)
     if not record.rows:
         return
-    table = tables.rows(record.rows, record.limits, record.peers, console.width)
-    if not console.is_terminal:
-        console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
-    console.print(table)
+    console.print(tables.rows(record.rows, record.limits, record.peers, console.width))
     if notes := tables.notes(record.times):
         console.print(notes, markup=False, soft_wrap=True)
     for peer in record.peers:
-        console.print(tables.means(record, peer))
+        console.print(Text(tables.title_of_means(peer)), tables.means(record, peer, console.width))
         console.print(tables.verdict(record, peer), markup=False, soft_wrap=True)
     if plot:
+        from gpuconv.bench import plots
+
         plots.save(record, plot)
         console.print(f"drawn: {plot}", markup=False, soft_wrap=True)
 
@@ -527,7 +626,7 @@ def _report(record: Record, plot: Path | None) -> None:
 def _check_table(outcomes: Sequence[Outcome]) -> Table:
     """Return a table whose rows are algorithms and columns dtypes; a cell counts the cases that ran."""
     dtypes = dict.fromkeys(outcome.dtype for outcome in outcomes)
-    table = Table("device", "algorithm", *dtypes, box=box.SIMPLE_HEAD)
+    table = Table("device", "algorithm", *dtypes, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     for device, algorithm in dict.fromkeys((outcome.device, outcome.algorithm) for outcome in outcomes):
         row = [o for o in outcomes if (o.device, o.algorithm) == (device, algorithm) and not o.refused]
         cells = []
@@ -542,9 +641,7 @@ def _check_table(outcomes: Sequence[Outcome]) -> Table:
 
 
 def _comparison_table(comparisons: Iterable[Comparison]) -> Table:
-    table = Table(
-        "filter", "algorithm", box=box.SIMPLE_HEAD, title="A crop of it, by every algorithm", title_justify="left"
-    )
+    table = Table("filter", "algorithm", box=box.SIMPLE_HEAD, padding=0)
     for header in ("time", "against loops", "largest difference"):
         table.add_column(header, justify="right")
     loops = 0.0
@@ -570,15 +667,18 @@ def _say(text: object, *, err: bool = False) -> None:
 
 def _where_tuned() -> str:
     try:
-        return f"in {escape(str(autotune.path()))}"
+        return f"in {autotune.path()}"
     except FileNotFoundError as error:
         return f"in no file: {error.strerror}"
 
 
 def _console() -> Console:
-    """Return a console on standard output, which in a pipe or a file is wide enough for every table."""
+    """Return a console on standard output, which in a pipe or a file is wide enough for every table.
+
+    In a pipe COLUMNS, if it is set, still says how wide it is.
+    """
     console = Console(highlight=False)
-    if not console.is_terminal:
+    if not console.is_terminal and "COLUMNS" not in environ:
         console.width = WIDTH_OF_A_FILE
     return console
 
@@ -592,6 +692,8 @@ def _progress() -> Progress:
 
 def _check_folder_of(*paths: Path | None) -> None:
     for path in filter(None, paths):
+        if path == STDOUT:
+            continue
         if not path.parent.is_dir():
             raise ValueError(f"{str(path.parent)!r} is not a folder to save {path.name!r} in")
         if path.is_dir():
@@ -612,13 +714,31 @@ def _is_saved(command: str, write: Callable[[], Path | None], path: Path | None 
     return True
 
 
+def _is_put(command: str, json: Path, content: Mapping[str, Any]) -> bool:
+    """Write what --json asks for, to standard output or a file, and return whether that succeeded."""
+    text = dumps(content, indent=1)
+    if json == STDOUT:
+        _say(text)
+        return True
+    return _is_saved(command, lambda: disk.write_whole(json, f"{text}\n".encode(), "--json"), json)
+
+
+def _plain(message: object) -> str:
+    """A message of the library without the name of the function that was called, which the user did not call.
+
+    >>> _plain("plan: dtype is uint8"), _plain("no suite: there is none")
+    ('dtype is uint8', 'no suite: there is none')
+    """
+    return re.sub(r"^(autotune|bench|check|demo|info|limits|parse|plan|warmup|Workload(\.\w+)?): ", "", str(message))
+
+
 @contextmanager
 def _usage_errors(command: str) -> Iterator[None]:
     """Report an argument that the library or the file system refuses in one line, with exit status 2."""
     try:
         yield
     except (DeviceError, MemoryError, TypeError, ValueError) as error:
-        _say(f"gpuconv {command}: {error}", err=True)
+        _say(f"gpuconv {command}: {_plain(error)}", err=True)
         raise typer.Exit(2) from None
     except OSError as error:
         _say(f"gpuconv {command}: {error.strerror}: {error.filename!r}", err=True)

@@ -119,7 +119,7 @@ class ConvPlan:
 
     def _repr_html_(self) -> str:
         rows = [(c.name, c.status, c.note) for c in self.candidates]
-        return html.table(self._head(), ("algorithm", "", ""), rows)
+        return html.table(self._head(), ("algorithm", "status", "cost, or why not"), rows, marked=[0])
 
     def __repr__(self) -> str:
         return (

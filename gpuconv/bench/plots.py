@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,20 +98,24 @@ def _roofline(axes: Axes, record: Record, peers: Sequence[str]) -> None:
         style: dict[str, Any] = {"color": COLOURS[row.direction], "alpha": 0.85, "markeredgewidth": 0, "zorder": 3}
         axes.plot(row.intensity, row.gflops, marker="o", markersize=7, **style)
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(bottom, top))
-    note: dict[str, Any] = {"color": QUIET, "fontsize": 11, "va": "bottom", "zorder": 4}
-    note["bbox"] = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
-    axes.text(high, limits.gflops * 1.05, f"matrix product, {digits(limits.gflops)} GFLOP/s", ha="right", **note)
-    box = axes.get_window_extent()
-    slant = math.degrees(math.atan2(box.height / math.log(top / bottom), box.width / math.log(high / low)))
-    start = max(low, bottom / limits.gbs) * 1.1
-    copy = f"copy, {digits(limits.gbs)} GB/s"
-    axes.text(start, start * limits.gbs * 1.1, copy, rotation=slant, rotation_mode="anchor", **note)
+    note: dict[str, Any] = {"color": QUIET, "fontsize": 11, "transform": axes.transAxes}
+    axes.text(0, -0.115, _plain(_roof_in_words(record)), va="top", **note)  # below the axes, where it hides no point
     axes.set_xlabel("FLOPs per byte of input, weights and output", color=INK, fontsize=12, labelpad=8)
-    axes.set_title("GFLOP/s, under the roof of this machine", color=INK, fontsize=15, loc="left", pad=26)
+    axes.set_title("GFLOP/s, and the roof of this machine", color=INK, fontsize=15, loc="left", pad=26)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 3) if top / bottom < 1000 else (1,)))
     _style(axes)
     axes.grid(color=FAINT, linewidth=0.8, zorder=0)
+
+
+def _roof_in_words(record: Record) -> str:
+    """What the two lines are, and why points may lie over them."""
+    limits, blas = record.limits, record.provenance.versions.get("blas", "")
+    by = f" of {blas.partition(' (')[0]}" if blas and any(row.times.host is None for row in record.rows) else ""
+    words = f"flat: a matrix product{by}, {digits(limits.gflops)} GFLOP/s; slope: a copy, {digits(limits.gbs)} GB/s"
+    if any(row.gflops > limits.roof(row.intensity) for row in record.rows):
+        words += "\nover it: fewer multiplications (winograd, fft), data in caches, wider vectors than that product's"
+    return words
 
 
 def _grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -160,7 +163,7 @@ def _bars(axes: Axes, groups: Mapping[str, Sequence[Row]], peer: str) -> None:
     axes.set_xlim(-0.6, len(groups) - 0.4)
     axes.set_xticks(range(len(groups)), list(groups))
     means = any(len(members) > len(_directions(members)) for members in groups.values())
-    title = f"Times as fast as {_plain(peer)}" + (": geometric mean, and each layer" if means else "")
+    title = f"Speed-up over {_plain(peer)}" + (": geometric mean, and each layer" if means else "")
     axes.set_title(title, color=INK, fontsize=15, loc="left", pad=26)
     _style(axes)
     axes.tick_params(axis="x", labelsize=11 if len(groups) <= CROWD / 2 else 9)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich import box
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -15,37 +16,62 @@ from gpuconv.bench.summary import Mean, groups
 from gpuconv.planning import DIRECTIONS
 from gpuconv.support.numbers import si
 
-WIDE = 130
-"""Characters from which on a table is wide: a narrower one leaves out the less important columns."""
-
 
 @dataclass(frozen=True)
 class Column:
+    """A column of figures. The one with the largest `spare` is the first to go where a table is too wide; 0 stays."""
+
     header: str
     cell: Callable[[Row], str]
-    wide_only: bool = False
+    spare: int = 0
 
 
 def rows(some: Sequence[Row], limits: Limits, peers: Sequence[str], width: int) -> Table:
-    """A table with one line per row, and a rule between suites."""
+    """A table with one line per row, and a rule between suites.
+
+    It is no wider than `width` where that can be had by leaving out the less important columns. Where it cannot, the
+    problem strings are broken, and no figure.
+    """
     on_device = any(row.times.host is not None for row in some)
+    with_ways = {peer for row in some for peer, ways in row.peers.items() if len(ways) > 1}
     columns = [
         Column("ms", lambda row: milliseconds(row.times)),
-        *([Column("host µs", lambda row: _host(row.times))] if on_device else []),
-        Column("spread", lambda row: f"±{row.times.spread:.0%}", wide_only=True),
-        Column("GFLOP/s", lambda row: digits(row.gflops)),
-        Column("of peak", lambda row: f"{row.gflops / limits.gflops:.0%}"),
-        Column("GB/s", lambda row: digits(row.gbs), wide_only=True),
-        Column("workspace", lambda row: f"{si(row.workspace)}B", wide_only=True),
-        Column("extra memory", lambda row: f"{si(row.extra_bytes)}B", wide_only=True),
-        *(column for peer in peers for column in _against(peer, on_device)),
+        *([Column("host µs", lambda row: _host(row.times), spare=1)] if on_device else []),
+        Column("spread", lambda row: f"±{row.times.spread:.0%}", spare=5),
+        Column("GFLOP/s", lambda row: digits(row.gflops), spare=2),
+        Column("of peak", lambda row: f"{row.gflops / limits.gflops:.0%}", spare=3),
+        Column("GB/s", lambda row: digits(row.gbs), spare=6),
+        Column("workspace", lambda row: f"{si(row.workspace)}B", spare=8),
+        Column("extra memory", lambda row: f"{si(row.extra_bytes)}B", spare=7),
+        *(column for peer in peers for column in _against(peer, on_device, peer in with_ways)),
     ]
-    columns = [column for column in columns if width >= WIDE or not column.wide_only]
+    while True:
+        table = fitted(_table(some, columns), width)
+        most = max(column.spare for column in columns)
+        if most == 0 or natural_width(table) <= width:
+            return table
+        columns = [column for column in columns if column.spare < most]
+
+
+def natural_width(table: Table) -> int:
+    """The width of a table in which nothing is broken or cut."""
+    return Console(width=10_000).measure(table).maximum
+
+
+def fitted(table: Table, width: int) -> Table:
+    """The table, its columns closer together if it is too wide otherwise."""
+    if natural_width(table) > width:
+        table.padding = 0
+    return table
+
+
+def _table(some: Sequence[Row], columns: Sequence[Column]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for header in ("problem", "direction", "algorithm"):
+    table.add_column("problem", overflow="fold")
+    for header in ("direction", "algorithm"):
         table.add_column(header, no_wrap=True)
     for column in columns:
-        table.add_column(column.header, justify="right")
+        table.add_column(column.header, justify="right", no_wrap=True)
     suite = None
     for row in some:
         if suite not in (None, row.suite):
@@ -55,22 +81,29 @@ def rows(some: Sequence[Row], limits: Limits, peers: Sequence[str], width: int) 
     return table
 
 
-def means(record: Record, peer: str) -> Table:
-    """Geometric means of the ratios to a peer: one line per suite or kind, one column per direction."""
+def title_of_means(peer: str) -> str:
+    return f"Times as fast as {peer}: geometric mean, lowest to highest"
+
+
+def means(record: Record, peer: str, width: int) -> Table:
+    """Geometric means of the ratios to a peer: one line per suite or kind, one column per direction.
+
+    Where that is too wide, the lowest and the highest ratio stand below the mean.
+    """
+    table = fitted(_means(record, peer, " "), width)
+    return table if natural_width(table) <= width else fitted(_means(record, peer, "\n"), width)
+
+
+def _means(record: Record, peer: str, before_extremes: str) -> Table:
     directions = [name for name in DIRECTIONS if any(row.direction == name for row in record.rows)]
-    table = Table(
-        "",
-        box=box.SIMPLE_HEAD,
-        title=f"Times as fast as {escape(peer)}: geometric mean, lowest to highest",
-        title_justify="left",
-    )
+    table = Table("", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for header in (*directions, *(["all"] if len(directions) > 1 else [])):
         table.add_column(header, justify="right")
     for label, members in groups(record.rows).items():
         columns = [[row for row in members if row.direction == name] for name in directions]
         if len(directions) > 1:
             columns.append(members)
-        table.add_row(escape(label), *(_mean(Mean.of(some, peer)) for some in columns))
+        table.add_row(escape(label), *(_mean(Mean.of(some, peer), before_extremes) for some in columns))
     return table
 
 
@@ -145,13 +178,12 @@ def _host(times: Times | None) -> str:
     return "-" if times is None or times.host is None else digits(times.host)
 
 
-def _against(peer: str, on_device: bool) -> tuple[Column, ...]:
+def _against(peer: str, on_device: bool, with_ways: bool) -> tuple[Column, ...]:
     def theirs(row: Row) -> str:
         best = row.best(peer)
         if best is None:
             return "-"
-        way, times = best
-        return f"{escape(way)} {milliseconds(times)}" if len(row.peers[peer]) > 1 else milliseconds(times)
+        return milliseconds(best[1])
 
     def host(row: Row) -> str:
         best = row.best(peer)
@@ -161,12 +193,17 @@ def _against(peer: str, on_device: bool) -> tuple[Column, ...]:
         value = row.ratio(peer)
         return "-" if value is None else f"[{'green' if value >= 1 else 'yellow'}]{value:.2f}×"
 
-    hosts = [Column(f"{escape(peer)} host µs", host, wide_only=True)] if on_device else []
-    return Column(f"{escape(peer)} ms", theirs), *hosts, Column("ratio", ratio)
+    def way(row: Row) -> str:
+        best = row.best(peer)
+        return "" if best is None or len(row.peers[peer]) == 1 else escape(best[0])
+
+    hosts = [Column(f"{escape(peer)} host µs", host, spare=4)] if on_device else []
+    ways = [Column(f"way of {escape(peer)}", way, spare=4)] if with_ways else []
+    return *ways, Column(f"{escape(peer)} ms", theirs), *hosts, Column("ratio", ratio)
 
 
-def _mean(mean: Mean | None) -> str:
+def _mean(mean: Mean | None, before_extremes: str) -> str:
     if mean is None:
         return "-"
-    extremes = f" ({mean.low:.2f} to {mean.high:.2f})" if mean.count > 1 else ""
+    extremes = f"{before_extremes}({mean.low:.2f} to {mean.high:.2f})" if mean.count > 1 else ""
     return f"[bold]{mean.mean:.2f}[/]{extremes}"

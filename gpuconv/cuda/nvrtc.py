@@ -11,8 +11,7 @@ from functools import cache
 from typing import Any
 
 from gpuconv.errors import KernelError
-
-HINT = "python -m pip install 'gpuconv[kernels]'"
+from gpuconv.support.installing import how_to_add
 
 
 def compile_cubin(text: str, options: Sequence[str], arch: str) -> tuple[bytes, str]:
@@ -96,5 +95,7 @@ def _nvrtc() -> Any:
 
         nvrtc.nvrtcVersion()  # loads the library itself, which may be missing
     except Exception as error:  # the kind differs by version
-        raise ModuleNotFoundError(f"this needs NVRTC and cuda-bindings: {HINT} ({error})", name="cuda") from error
+        raise ModuleNotFoundError(
+            f"this needs NVRTC and cuda-bindings: {how_to_add('kernels')} ({error})", name="cuda"
+        ) from error
     return nvrtc

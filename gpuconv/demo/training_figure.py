@@ -37,17 +37,17 @@ def save(trained: Trained, path: Path, subtitle: str) -> None:
     page = figure.add_gridspec(3, 6, height_ratios=[0.17, 1, 1], width_ratios=[0.03, 1, 1, 1, 1, 0.03])
     _curve(_panel(figure, page[1, 1], "Loss"), trained.history.loss, trained.history.val_loss)
     _accuracy(_panel(figure, page[1, 2], "Accuracy"), trained)
-    _confusion(_panel(figure, page[1, 3], "Taken for (across), being (down)"), trained.confusion)
+    _confusion(_panel(figure, page[1, 3], "Confusion matrix (rows: true, columns: predicted)"), trained.confusion)
     wrong = np.flatnonzero(trained.predicted != trained.digits.test_y)
-    title = f"{len(wrong)} of {len(trained.predicted):,} wrong: is → taken for"
+    title = f"{len(wrong)} of {len(trained.predicted):,} wrong: true → predicted"
     _mistakes(_panel(figure, page[1, 4], title), trained, wrong)
     filters = to_numpy(trained.model.layers[0].params["W"])[:, :, 0]  # (r, s, k)
     _grid(_panel(figure, page[2, 1], "Learned filters, 5 × 5"), np.moveaxis(filters, -1, 0), "RdBu_r", symmetric=True)
     image = trained.digits.test_x[trained.digits.test_y == SHOWN_DIGIT][:1]
     one, pooled, two = feature_maps(trained, image)
-    _grid(_panel(figure, page[2, 2], "A digit, as the filters see it"), one, "magma")
-    _grid(_panel(figure, page[2, 3], "… pooled"), pooled, "magma")
-    _grid(_panel(figure, page[2, 4], "… after the second convolution"), two, "magma")
+    _grid(_panel(figure, page[2, 2], "After the first convolution"), one, "magma")
+    _grid(_panel(figure, page[2, 3], "After pooling"), pooled, "magma")
+    _grid(_panel(figure, page[2, 4], "After the second convolution"), two, "magma")
     save_figure(figure, path)
 
 
@@ -80,7 +80,7 @@ def _plain(axes: Axes) -> None:
 def _curve(panel: SubFigure, train: list[float], test: list[float]) -> Axes:
     """Draw one number per epoch, of the distorted images and of those held out."""
     axes = panel.add_axes((0.13, 0.1, 0.84, 0.78))
-    for values, colour, label in ((train, TRAIN, "in training, distorted"), (test, TEST, "never seen")):
+    for values, colour, label in ((train, TRAIN, "training (distorted)"), (test, TEST, "test")):
         axes.plot(range(1, len(values) + 1), values, "o-", color=colour, label=label, markersize=4)
     axes.set_xlim(0.5, max(len(train), 2) + 0.5)
     axes.set_xlabel("epoch", color=QUIET, fontsize=9)

@@ -303,7 +303,7 @@ class Stateful:
         state += "" if self.trainable else ", frozen"
         rows = [(name, value) for name, value in self.config.items()]
         rows += [(name, " × ".join(map(str, value.shape))) for name, value in {**self.params, **self.buffers}.items()]
-        return html.table(self.kind, ("", state), rows)
+        return html.table(f"{self.kind}, {state}", ("argument", "value"), rows)
 
     # ---------------------------------------------------------------------------------------------- below
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.support.disk import LARGEST_TEXT, open_file, parse_json, printable, write_whole
+from gpuconv.support.installing import how_to_add
 from gpuconv.typing import Array
 from gpuconv.version import __version__
 
@@ -185,5 +186,5 @@ def _safetensors(caller: str) -> ModuleType:
     try:
         import safetensors.numpy as numpy_io
     except ImportError:
-        raise ImportError(f"{caller}: model files need safetensors: pip install 'gpuconv[models]'.") from None
+        raise ImportError(f"{caller}: model files need safetensors: {how_to_add('models')}.") from None
     return numpy_io

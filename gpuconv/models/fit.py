@@ -388,6 +388,12 @@ class Fit:
         )
         if mine != theirs:
             other = next((i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), None)
+            if other is not None and {**mine[other], "optimizer": 0} == {**theirs[other], "optimizer": 0}:
+                raise ValueError(
+                    f"fit: {path}: layer {other} had another optimizer or learning rate, and a resumed run goes on as "
+                    "it began. Load the model with Sequential.load, set the optimizer of its layers, and fit without "
+                    f"resume. It had {theirs[other]['optimizer']}, and now {mine[other]['optimizer']}."
+                )
             where = f"their layers {other} differ" if other is not None else f"{len(theirs)} and {len(mine)} layers"
             raise ValueError(f"fit: {path} is of another network: {where}.")
 

@@ -1,4 +1,4 @@
-"""A progress bar on the terminal while a network trains: loss, accuracy, images per second, time left."""
+"""A progress bar while a network trains, on a terminal or in a notebook: loss, accuracy, images per second."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from html import escape
+from importlib import import_module
 from types import TracebackType
 from typing import Any
 
@@ -17,7 +19,7 @@ INTERVAL = 0.25
 
 
 class Progress:
-    """A bar drawn with rich where that is installed, otherwise one line per epoch.
+    """A bar drawn with rich where that is installed, or by a notebook; otherwise one line per epoch.
 
     Nothing is drawn where standard error is missing or closed. If drawing fails, on a pipe that nobody reads any more
     or in an encoding without the characters of a bar, drawing ends and training continues.
@@ -25,13 +27,13 @@ class Progress:
     Parameters
     ----------
     wanted : bool, optional
-        Whether to draw. None means if standard error is a terminal.
+        Whether to draw. None means on a terminal and in a notebook.
     epochs, samples : int
         The number of epochs, and of samples in each.
     """
 
     def __init__(self, wanted: bool | None, epochs: int, samples: int) -> None:
-        self.visible = sys.stderr is not None and (_is_terminal() if wanted is None else bool(wanted))
+        self.visible = sys.stderr is not None and (_has_room_for_a_bar() if wanted is None else bool(wanted))
         self.epochs, self.samples = epochs, samples
         self.bar: Any = None
         self.next_update = self.began = time.monotonic()
@@ -39,7 +41,7 @@ class Progress:
         self.streams = sys.stdout, sys.stderr
 
     def __enter__(self) -> Progress:  # noqa: PYI034  # typing.Self is there from Python 3.11 on
-        if self.visible and _is_terminal():
+        if self.visible and _has_room_for_a_bar():
             try:
                 self._draw(self._start)
             except BaseException as error:
@@ -82,7 +84,7 @@ class Progress:
         line = f"epoch {history.epochs}/{self.epochs}  {_text_of(history.loss[-1], accuracy)}"
         if history.val_loss:
             accuracy = history.val_accuracy[-1] if history.val_accuracy else None
-            line += f"  validation {_text_of(history.val_loss[-1], accuracy)}"
+            line += f"  validation {history.val_loss[-1]:.4f}" + (f"  {accuracy:.2%}" if accuracy is not None else "")
         if self.bar is not None:
             self._draw(lambda: self.bar.console.print(line, highlight=False))
             self.show(history.epochs - 1, self.samples, history.loss[-1], accuracy)
@@ -103,7 +105,7 @@ class Progress:
                 self._give_back()
 
     def _start(self) -> None:
-        self.bar = _rich_bar()
+        self.bar = _NotebookBar() if _in_notebook() else _rich_bar()
         if self.bar is not None:
             self.bar.start()
             self.task = self.bar.add_task("", total=self.epochs * self.samples, text="")
@@ -128,6 +130,42 @@ def _is_terminal() -> bool:
         return False
 
 
+def _in_notebook() -> bool:
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return hasattr(shell, "kernel")
+
+
+def _has_room_for_a_bar() -> bool:
+    return _in_notebook() or _is_terminal()
+
+
+class _NotebookBar:
+    """What `Progress` needs of a bar of rich, drawn in one output of a cell. The line of the last epoch stays."""
+
+    def __init__(self) -> None:
+        self.console, self.total, self.line = self, 0, ""
+
+    def start(self) -> None:
+        self.handle = import_module("IPython.display").display({"text/plain": ""}, raw=True, display_id=True)
+
+    def stop(self) -> None:
+        self._show("", self.line)
+
+    def add_task(self, description: str, total: int, text: str) -> int:
+        self.total = total
+        return 0
+
+    def update(self, _task: int, completed: int, description: str, text: str, refresh: bool) -> None:
+        words = f"{description}  {text}"
+        self._show(f'<progress value="{completed}" max="{self.total}"></progress> ', words)
+
+    def print(self, line: str, highlight: bool) -> None:
+        self.line = line
+
+    def _show(self, bar: str, words: str) -> None:
+        self.handle.update({"text/plain": words, "text/html": f"<pre>{bar}{escape(words)}</pre>"}, raw=True)
+
+
 def _text_of(loss: float, accuracy: float | None) -> str:
     return f"loss {loss:.4f}" + (f"  accuracy {accuracy:.2%}" if accuracy is not None else "")
 
@@ -141,7 +179,7 @@ def _rich_bar() -> Any:
         return None
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=10),  # so that all of it fits into 80 characters
         TextColumn("{task.fields[text]}"),
         TimeRemainingColumn(),
     )

@@ -401,7 +401,7 @@ class Sequential:
         Raises
         ------
         ImportError
-            If safetensors is not installed (``pip install 'gpuconv[models]'``).
+            If safetensors is not installed (the extra ``models``).
         OSError
             If the file cannot be written: it is a folder, a pipe, a device or write-protected, its name is too long,
             its folder is missing or cannot be written, or the disk is full. An old file is unchanged.

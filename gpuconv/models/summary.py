@@ -80,7 +80,7 @@ class ModelSummary:
         )
 
     def _repr_html_(self) -> str:
-        return html.table("Sequential", HEAD, self._lines())
+        return html.table("Sequential", HEAD, self._lines(), numbers=(2, 3))
 
 
 def _shape(shape: Ints) -> str:

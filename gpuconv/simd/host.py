@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuconv.geometry import ConvGeometry
+from gpuconv.support.installing import how_to_add
 from gpuconv.support.shielded import shielded
 from gpuconv.typing import Array, Ints, Pair
 
@@ -42,7 +43,7 @@ def why_no_numba() -> str | None:
     `try_numba`.
     """
     if not _numba_is_installed():
-        return "needs Numba on the CPU: pip install 'gpuconv[cpu]'"
+        return f"needs Numba on the CPU: {how_to_add('cpu')}"
     return _trial[0] if _trial else None
 
 

@@ -22,11 +22,11 @@ def table(done: Sequence[Outcome], named: Sequence[str] = ()) -> Table:
             if not named or usage.kernel in named:
                 unit = _specialised(outcome.unit) if named else ""
                 rows[outcome.unit.file, usage.kernel, unit][outcome.arch].append(usage)
-    made = Table("file", "kernel", box=box.SIMPLE_HEAD)
-    if named:
-        made.add_column("unit")
+    made = Table(box=box.SIMPLE_HEAD, padding=0)
+    for header in ("file", "kernel", *(["unit"] if named else [])):
+        made.add_column(header, overflow="fold")
     for header in ("shared", "stack", "spills", "budget", *archs):
-        made.add_column(header, justify="right")
+        made.add_column(header, justify="right", no_wrap=True)
     for (file, kernel, unit), by_arch in sorted(rows.items()):
         every = [usage for found in by_arch.values() for usage in found]
         spills = max(usage.spills for usage in every)
@@ -62,9 +62,11 @@ def steps(done: Sequence[Outcome], named: Sequence[str] = ()) -> Table | None:
                 row[outcome.arch] = max(row.get(outcome.arch, step), step, key=lambda one: one.instructions / one.work)
     if not rows:
         return None
-    made = Table("file", "kernel", "unit" if named else "budget", box=box.SIMPLE_HEAD)
+    made = Table(box=box.SIMPLE_HEAD, padding=0)
+    for header in ("file", "kernel", "unit" if named else "budget"):
+        made.add_column(header, overflow="fold")
     for arch in archs:
-        made.add_column(arch, justify="right")
+        made.add_column(arch, justify="right", no_wrap=True)
     for key, by_arch in sorted(rows.items()):
         made.add_row(*key, *(str(by_arch.get(arch, "-")) for arch in archs))
     return made

@@ -94,6 +94,13 @@ def test_what_is_no_array_is_named_with_the_remedy(call, disguise, named):
             call(strange)
 
 
+def test_a_column_of_pandas_is_taken_by_to_numpy():
+    column = pytest.importorskip("pandas").Series([0, 1, 1])
+    with pytest.raises(TypeError, match=r"^fit: y: pandas\.\S*Series is neither .*\. Pass y\.to_numpy\(\) instead\.$"):
+        backend.common_module("fit", X=np.ones((3, 4)), y=column)
+    assert backend.common_module("fit", X=np.ones((3, 4)), y=column.to_numpy()) is np
+
+
 class TestBackend:
     def test_numpy_is_numpy(self):
         assert backend.array_module(np.ones(3)) is np
@@ -115,7 +122,7 @@ class TestBackend:
 
     def test_a_device_without_cupy(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "cupy", None)  # makes "import cupy" an ImportError
-        words = r"'cuda:1' cannot be used\. CuPy is not installed; .*pip install 'gpuconv\[cuda13\]'"
+        words = r"'cuda:1' cannot be used\. CuPy is not installed; .*pip install .*\[cuda13\]'"
         with pytest.raises(gpuconv.DeviceError, match=words):
             backend.to_device(np.ones(3), "cuda:1")
         assert backend.devices() == ["cpu"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from training import all_contents, images, network, same_training
 
-from gpuconv import layers
+from gpuconv import layers, optimizers
 from gpuconv.errors import GeometryError
 from gpuconv.models import Sequential, files
 
@@ -181,7 +181,7 @@ class TestRefusing:
 
     def test_without_safetensors(self, trained, path, monkeypatch):
         monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
-        with pytest.raises(ImportError, match=r"pip install 'gpuconv\[models\]'"):
+        with pytest.raises(ImportError, match=r"safetensors: run .*\[models\]'"):
             trained.save(path)
 
 
@@ -332,6 +332,24 @@ class TestResuming:
             network(noisy=True).fit(*(a[:-1] for a in images()), epochs=2, checkpoint=path, resume=True)
         with pytest.raises(ValueError, match="is of another network: their layers 1 differ"):
             network().fit(*images(), epochs=2, checkpoint=path, resume=True)
+
+    def test_another_learning_rate_is_refused_with_the_way_to_it(self, path):
+        def with_rate(lr):
+            model = network(noisy=True)
+            for layer in model.layers:
+                layer.optimizer = optimizers.Adam(lr=lr)
+            return model
+
+        X, y = images()
+        with_rate(0.01).fit(X, y, epochs=1, checkpoint=path)
+        with pytest.raises(ValueError, match=r"another optimizer or learning rate.*Sequential\.load") as no:
+            with_rate(0.005).fit(X, y, epochs=2, checkpoint=path, resume=True)
+        assert "lr=0.01" in str(no.value)
+        model = Sequential.load(path)
+        for layer in model.layers:
+            layer.optimizer = optimizers.Adam(lr=0.005)
+        assert model.fit(X, y, epochs=1).epochs == 1
+        assert model.layers[0].cache["step"] == 2, "the state of the optimizer goes on"
 
     def test_a_model_is_no_checkpoint(self, trained, path):
         trained.save(path)

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import types
 
 import cupy_double
 import numpy as np
@@ -16,6 +17,7 @@ import gpuconv
 from gpuconv import layers, optimizers
 from gpuconv.errors import DTypeError, GeometryError
 from gpuconv.models import Sequential
+from gpuconv.models.history import History
 from gpuconv.models.progress import INTERVAL, Progress
 
 
@@ -386,6 +388,36 @@ class TestProgress:
         assert "epoch 2/2" in err
         assert "images/s" in err
         assert "accuracy" in err
+
+    def test_a_bar_in_a_notebook_leaves_the_line_of_the_last_epoch(self, capfd, monkeypatch):
+        """With the one object of IPython that a kernel has in addition."""
+        shown = []
+
+        class Handle:
+            def update(self, data, raw):
+                shown.append(data)
+
+        ipython = types.ModuleType("IPython")
+        ipython.get_ipython = lambda: types.SimpleNamespace(kernel=1)
+        display = types.ModuleType("IPython.display")
+        display.display = lambda data, raw, display_id: Handle()
+        monkeypatch.setitem(sys.modules, "IPython", ipython)
+        monkeypatch.setitem(sys.modules, "IPython.display", display)
+        monkeypatch.setattr("gpuconv.models.progress.INTERVAL", 0.0)
+        history = network().fit(*images(), epochs=2, batch_size=16, validation=0.2)
+        assert capfd.readouterr() == ("", "")
+        assert sum("<progress value" in data["text/html"] for data in shown) > 2
+        assert shown[-1]["text/plain"].startswith(f"epoch 2/2  loss {history.loss[-1]:.4f}")
+        assert "progress" not in shown[-1]["text/html"]
+
+    @pytest.mark.parametrize("accuracy", [True, False])
+    def test_a_line_fits_into_80_characters(self, accuracy, capsys):
+        bar = Progress(True, epochs=1000, samples=100)
+        of = [0.9876] if accuracy else []
+        bar.epoch(History(loss=[12.3456] * 1000, accuracy=of, val_loss=[12.3456], val_accuracy=of))
+        line = capsys.readouterr().err
+        assert "validation 12.3456" in line
+        assert len(line) <= 80
 
     def test_no_bar_where_there_is_none(self, capsys, monkeypatch):
         monkeypatch.setattr(sys.stderr, "isatty", lambda: True)

@@ -675,7 +675,7 @@ def test_what_a_record_says_is_shown_as_text_and_drawn(place, tmp_path):
     console.print(tables.head(found), markup=False)
     console.print(tables.rows(found.rows, found.limits, found.peers, 1000))
     for peer in found.peers:
-        console.print(tables.means(found, peer))
+        console.print(tables.means(found, peer, 1000))
         console.print(tables.verdict(found, peer), markup=False)
     text = console.file.getvalue()
     assert "\x07" not in text
@@ -775,8 +775,23 @@ def test_a_narrow_table_leaves_out_what_comes_second():
         {column.header for column in tables.rows([make_row()], Limits(1, 1), ["echo"], width).columns}
         for width in (80, 160)
     ]
-    assert headers[1] - headers[0] == {"spread", "GB/s", "workspace", "extra memory"}
+    assert headers[1] - headers[0] == {"spread", "GB/s", "workspace", "extra memory", "way of echo"}
     assert {"problem", "ms", "GFLOP/s", "of peak", "echo ms", "ratio"} <= headers[0]
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_no_figure_is_cut_at_any_width(width):
+    """At 60 columns the problem strings are broken."""
+    some = [make_row(problem=f"n1_h112w112_c{c}_k{c}_r3s3_p1_st2_g{c}") for c in (32, 1024)]
+    record = make_record(some)
+    console = rich.console.Console(width=width, file=io.StringIO())
+    console.print(tables.rows(some, Limits(100.0, 10.0), record.peers, width), tables.means(record, "echo", width))
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    for row in some:
+        assert text.count(tables.milliseconds(row.times)) >= 2
+        assert all(f"{row.ratio('echo'):.2f}" in text for row in some)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 30])

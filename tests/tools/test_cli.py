@@ -22,11 +22,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import gpuconv
+from gpuconv import cpu
 from gpuconv.algorithms import ALGORITHMS
 from gpuconv.algorithms.cpu.gemm import Gemm
 from gpuconv.bench import limits, peers, runner
 from gpuconv.cli import app
 from gpuconv.demo import contact_sheet, digits, lenet, pictures
+from gpuconv.support.installing import how_to_add
 from gpuconv.tools import check, termination
 
 NAMES = [algorithm.name for algorithm in ALGORITHMS]
@@ -83,9 +85,32 @@ def test_without_its_extra_it_says_how_to_get_it(missing, command):
         f"import sys, runpy; sys.modules[{missing!r}] = None; sys.argv = ['gpuconv', {command!r}]; "
         "runpy.run_module('gpuconv', run_name='__main__')"
     )
-    assert done.returncode == 1
-    want = f"gpuconv: this needs {missing}. Install it with: python -m pip install 'gpuconv[demo]'\n"
+    assert done.returncode == 2
+    want = f"gpuconv: this needs {missing}: {how_to_add('demo' if command == 'demo' else 'cli')}\n"
     assert (done.stdout, done.stderr) == ("", want)
+
+
+def test_the_extra_cli_alone_serves_all_commands_but_the_demo():
+    """Nothing that the other extras bring is imported, down to the first measurement."""
+    done = run_module(
+        "import sys; from typer.testing import CliRunner; from gpuconv.cli import app\n"
+        "for name in ('matplotlib', 'PIL', 'mlxtend', 'sklearn', 'safetensors', 'scipy'): sys.modules[name] = None\n"
+        "from gpuconv.bench import limits; limits.SIDE, limits.COPIED = {'cpu': 8}, {'cpu': 2**21}\n"
+        "words = ['check --device cpu --dtype float16', 'info', 'explain n1_w5_c2_k3_s3', 'kernels --arch sm_1', "
+        "'bench --problem n1_w5_c2_k3_s3 --repeats 1 --algorithm gemm', 'bench --training-step --against numpy']\n"
+        "print([CliRunner().invoke(app, line.split()).exit_code for line in words])"
+    )
+    assert (done.stdout, done.stderr) == ("[0, 0, 0, 2, 0, 2]\n", "")
+
+
+def test_a_shell_completes_what_was_begun():
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "_GPUCONV_COMPLETE": "complete_bash",
+        "COMP_WORDS": "gpuconv explain --algorithm win", "COMP_CWORD": "3",
+    }  # fmt: skip
+    command = [sys.executable, "-c", "from gpuconv.__main__ import main; main()"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.split() == ["winograd", "winograd_4x4"], done.stderr
 
 
 def test_python_m_gpuconv_is_the_same_command():
@@ -102,6 +127,28 @@ def test_info():
     text = succeeds("info")
     for word in (gpuconv.__version__, np.__version__, "blas", "cupy", "cpu", ", ".join(NAMES), "268 MB", "tuned"):
         assert word in text
+    assert [line for line in text.splitlines() if line != line.rstrip()] == []
+
+
+def test_json_holds_what_the_tables_say(tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "PROBLEMS", ("n1_w5_c3_k2_s3",))
+    about = json.loads(succeeds("info", "--json", "-"))
+    assert (about["versions"]["numpy"], about["algorithms"], about["threads"]) == (np.__version__, NAMES, cpu.workers())
+    assert "cpu" in about["devices"]
+    problem = "n1_h8w8_c4_k4_r3s3_p1"
+    plan = json.loads(succeeds("explain", problem, "--algorithm", "gemm", "--json", "-"))
+    want = gpuconv.plan(problem, algorithm="gemm")
+    for name, value in {"problem": problem, "chosen": "gemm", "flops": 18432, "workspace": want.workspace}.items():
+        assert plan[name] == value
+    assert [one["note"] for one in plan["candidates"]] == [candidate.note for candidate in want.candidates]
+    saved = tmp_path / "check.json"
+    text = succeeds("check", "--device", "cpu", "--dtype", "float32", "--json", saved)
+    found = json.loads(saved.read_text())
+    assert f"{found['right']} cases right, 0 wrong, {found['refused']} refused" in text
+    assert len(found["cases"]) == found["right"] + found["refused"] == check.count(["cpu"], ["float32"])
+    for command in (["info"], ["explain", problem], ["check"], ["kernels"]):
+        assert "is not a folder" in is_refused(*command, "--json", tmp_path / "missing" / "a.json")
+    assert "Name a file" in is_refused("bench", "--problem", problem, "--json", "-")
 
 
 def test_explain_prints_the_plan_and_nothing_else():
@@ -115,6 +162,7 @@ def test_explain_prints_the_plan_and_nothing_else():
 
 def test_explain_takes_what_a_plan_takes():
     options = {"dtype": "float64", "direction": "weight_grad", "precision": "fast", "max_workspace": 10**6}
+    options["algorithm"] = "loops"
     arguments = [word for key, value in options.items() for word in ("--" + key.replace("_", "-"), value)]
     problem = "n1_d4h4w4_c2_k2_t3r3s3_p1_g2"
     assert succeeds("explain", problem, *arguments) == f"{gpuconv.plan(problem, **options)}\n"
@@ -139,6 +187,7 @@ def test_explain_takes_what_a_plan_takes():
 def test_explain_refuses_in_the_words_of_the_library(arguments, words):
     line = is_refused("explain", *arguments)
     assert line.startswith("gpuconv explain: ")
+    assert not re.match(r"gpuconv explain: \w+: ", line), "the user called no function"
     assert any(word in line for word in words.split("|"))
 
 
@@ -240,9 +289,12 @@ def test_demo_on_a_picture_of_ones_own(small_picture, tmp_path, few_digits):
     assert "refused" in text
 
 
-def test_demo_on_the_photograph(tmp_path, few_digits):
+def test_demo_on_the_photograph(tmp_path, few_digits, monkeypatch):
     saved = tmp_path / "photograph.jpg"
-    text = succeeds("demo", "--out", saved, "--epochs", 2, "--algorithm", "gemm")
+    seeds, train = [], lenet.train
+    monkeypatch.setattr(lenet, "train", lambda *a, seed, **k: seeds.append(seed) or train(*a, seed=seed, **k))
+    text = succeeds("demo", "--out", saved, "--epochs", 2, "--algorithm", "gemm", "--seed", 7)
+    assert seeds == [7]
     assert str(saved) in text
     with Image.open(saved) as picture:
         assert np.asarray(picture).std() > 40
@@ -444,7 +496,7 @@ def test_bench_shows_what_it_saved(tmp_path, small_limits):
     first, _, rest = measured.partition("\n")
     assert first == f"saved: {saved}"
     assert succeeds("bench", "--show", saved) == rest
-    assert "Times as fast as matmul" in rest
+    assert "\nTimes as fast as matmul: geometric mean, lowest to highest\n" in rest  # on one line
     assert "depthwise" in rest
 
 
@@ -476,7 +528,7 @@ def test_bench_takes_suites(small_limits):
 def test_bench_leaves_out_what_an_algorithm_refuses(small_limits):
     words = ("--problem", SMALL, "--problem", "n1_w9_c4_k4_s3_g4", "--direction", "forward", "--repeats", 1)
     text = succeeds("bench", *words, "--algorithm", "depthwise")
-    assert "1 cases left out, for instance: plan: algorithm='depthwise' does not support " + SMALL in text
+    assert "1 cases left out, for instance: algorithm='depthwise' does not support " + SMALL in text
 
 
 @pytest.mark.parametrize("value", [1000, np.nan])

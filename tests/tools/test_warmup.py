@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from gpuconv.cli import app
 from gpuconv.support import shielded
+from gpuconv.support.installing import how_to_add
 from gpuconv.tools import compiled_loops, worker_processes
 from gpuconv.tools.compiled_loops import Job, Outcome
 
@@ -91,8 +92,8 @@ def test_wrong_words_are_refused():
 def test_without_numba_it_says_what_is_missing():
     code = "import sys; sys.modules['numba'] = None; from gpuconv.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", code, "warmup"], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "gpuconv warmup: needs Numba on the CPU: pip install 'gpuconv[cpu]'\n"
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"gpuconv warmup: needs Numba on the CPU: {how_to_add('cpu')}\n"
 
 
 # ------------------------------------------------------------------------------------------------ a long compilation

@@ -244,7 +244,7 @@ def test_without_numba_it_says_what_to_install_and_others_serve(monkeypatch):
     case = case_of("n1_h31w7_c3_k5_r3s3_p1")
     monkeypatch.setattr(compiled_loops, "_numba_is_installed", lambda: False)
     arrays = case.arrays()
-    with pytest.raises(gpuconv.AlgorithmError, match=r"needs Numba on the CPU: pip install 'gpuconv\[cpu\]'"):
+    with pytest.raises(gpuconv.AlgorithmError, match=r"needs Numba on the CPU: run python -m pip install .*\[cpu\]'"):
         convolve("forward", case, *arrays, algorithm="direct")
     assert gpuconv.plan(problem(case)).chosen != "direct"
     assert_exact(convolve("forward", case, *arrays), case.want("forward", *arrays), "float32")
