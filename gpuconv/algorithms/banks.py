@@ -3,7 +3,7 @@
 Every sample gets the bits that it has alone, so the algorithm is that of one sample. Many are computed at once:
 
 On a GPU a launch has a row of blocks per sample (kernels/conv.cuh), and a product of cuBLAS a stride from sample to
-sample. On the CPU the samples of a batch become groups of channels of one sample, as a group sees only its own channels:
+sample. On the CPU the samples of a batch become groups of channels of one sample, as a group sees its own channels:
 
     x  (n, h, w, c)              ->  (1, h, w, n c)          sample after sample along the channels
     w  (n, r, s, c // g, k)      ->  (r, s, c // g, n k)     n g groups
