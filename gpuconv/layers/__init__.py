@@ -17,15 +17,15 @@ from gpuconv.layers.base import Layer
 from gpuconv.layers.conv import Conv1D, Conv2D, Conv3D, ConvTranspose2D, DepthwiseConv2D
 from gpuconv.layers.linear import Dense, Flatten
 from gpuconv.layers.normalization import BatchNorm2D, Dropout
-from gpuconv.layers.pooling import AvgPool2D, MaxPool2D
+from gpuconv.layers.pooling import AvgPool1D, AvgPool2D, AvgPool3D, MaxPool1D, MaxPool2D, MaxPool3D
 from gpuconv.layers.state import split_hyperparams
 from gpuconv.support import from_string
 
 LAYERS: dict[str, type[Layer]] = {
     kind.__name__: kind
     for kind in (
-        Conv1D, Conv2D, Conv3D, ConvTranspose2D, DepthwiseConv2D, MaxPool2D, AvgPool2D, Flatten, Dense, BatchNorm2D,
-        Dropout,
+        Conv1D, Conv2D, Conv3D, ConvTranspose2D, DepthwiseConv2D, MaxPool1D, MaxPool2D, MaxPool3D, AvgPool1D, AvgPool2D,
+        AvgPool3D, Flatten, Dense, BatchNorm2D, Dropout,
     )
 }  # fmt: skip
 
@@ -101,7 +101,9 @@ def as_json(value: Any) -> Any:
 
 __all__ = [
     "LAYERS",
+    "AvgPool1D",
     "AvgPool2D",
+    "AvgPool3D",
     "BatchNorm2D",
     "Conv1D",
     "Conv2D",
@@ -112,6 +114,8 @@ __all__ = [
     "Dropout",
     "Flatten",
     "Layer",
+    "MaxPool1D",
     "MaxPool2D",
+    "MaxPool3D",
     "from_hyperparams",
 ]

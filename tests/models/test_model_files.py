@@ -64,7 +64,7 @@ class TestSaving:
             layers.DepthwiseConv2D((3, 1), "same", multiplier=3, acti_fn="gelu"),
             layers.Conv2D(4, 3, (0, 1, 2, 3), (1, 2), groups=1, use_bias=False, init_w="he_normal", algorithm="gemm"),
             layers.AvgPool2D((2, 1), pad=((1, 0), (0, 0)), count_include_pad=False),
-            layers.MaxPool2D(3, 2, 1),
+            layers.MaxPool2D(3, 2, 1, ceil_mode=True),
         ],
         ids=lambda layer: layer.kind,
     )

@@ -47,9 +47,9 @@ class Divisor(NamedTuple):
             divisor = _full(self.xp, math.prod(self.g.kernel), self.g.ndim, self.dtype)
         else:
             down, *rest = self.counted
-            counts = [down.counts(rows), *(window.counts(slice(0, window.out)) for window in rest)]
-            product = reduce(np.multiply.outer, (some.astype(self.dtype) for some in counts))
-            divisor = self.xp.asarray(product[..., None])
+            counts = [down.counts(rows, self.xp), *(window.counts(slice(0, window.out), self.xp) for window in rest)]
+            divisor = reduce(lambda few, more: few[..., None] * more, (some.astype(self.dtype) for some in counts))
+            divisor = divisor[..., None]
         return divisor
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -88,12 +89,13 @@ class Window(NamedTuple):
         """`tap` for each tap in turn."""
         return _taps_along(self) if self.taps <= FEW else [self.tap(number) for number in range(self.taps)]
 
-    def counts(self, outs: slice) -> Array:
+    def counts(self, outs: slice, xp: ModuleType = np) -> Array:
         """The number of taps of each of some outputs that meet the axis."""
-        starts = np.arange(outs.start, outs.stop) * self.stride - self.pad
-        first = np.maximum(-(starts // self.dilation), 0)
-        counts: Array = np.minimum((self.size - 1 - starts) // self.dilation + 1, self.taps) - first
-        return np.maximum(counts, 0, out=counts)
+        starts = xp.arange(outs.start, outs.stop) * self.stride - self.pad
+        first = xp.maximum(-(starts // self.dilation), 0)
+        counts: Array = xp.minimum((self.size - 1 - starts) // self.dilation + 1, self.taps) - first
+        xp.maximum(counts, 0, out=counts)
+        return counts
 
     @property
     def is_plain(self) -> bool:
