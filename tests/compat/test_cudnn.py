@@ -111,6 +111,61 @@ def test_what_does_not_fit_is_refused_and_changes_nothing():
     assert (short == 7).all()
 
 
+POOLS = {  # spatial, ksize, stride, pad
+    "1d": ((9,), (3,), (2,), (1,)),
+    "2d": ((6, 7), (2, 3), (2, 1), (0, 1)),
+    "3d": ((4, 5, 3), (2, 2, 2), (2, 2, 1), (0, 1, 0)),
+}
+
+
+@pytest.mark.parametrize("ceils", [False, True])
+@pytest.mark.parametrize("shape", POOLS)
+def test_pooling_equals_the_oracle(xp, shape, ceils):
+    """In both layouts, and with the y of a size that is rounded up."""
+    spatial, ksize, stride, pad = POOLS[shape]
+    one, pads = (1,) * len(ksize), tuple((p, p) for p in pad)
+    held = oracle.ceiled(spatial, ksize, stride, one, pads) if ceils else pads
+    how = {"stride": stride, "pads": held, "dilation": one}
+    x = 60 * integers(np.random.default_rng(0), (2, *spatial, 4), "float64")  # windows of 1 to 6 taps
+    y = oracle.max_pool(x, ksize, **how)
+    dy = 60 * integers(np.random.default_rng(1), y.shape, "float64")
+    wanted = {
+        cudnn.CUDNN_POOLING_MAX: (y, oracle.max_pool_grad(dy, x, ksize, **how)),
+        cudnn.CUDNN_POOLING_MAX_DETERMINISTIC: (y, oracle.max_pool_grad(dy, x, ksize, **how)),
+    }
+    for mode, count in (
+        (cudnn.CUDNN_POOLING_AVERAGE_COUNT_INCLUDE_PADDING, {"count_pads": True, "counted": pads}),
+        (cudnn.CUDNN_POOLING_AVERAGE_COUNT_EXCLUDE_PADDING, {}),
+    ):
+        wanted[mode] = (
+            oracle.avg_pool(x, ksize, **how, **count),
+            oracle.avg_pool_grad(dy, spatial, ksize, **how, **count),
+        )
+    for mode, layout in itertools.product(wanted, LAYOUTS):
+        given_x, given_dy = (xp.asarray(as_cudnn(a, layout)) for a in (x, dy))
+        found = xp.full_like(given_dy, np.nan)
+        common = (ksize, stride, pad, mode)
+        assert cudnn.pooling_forward(given_x, found, *common, d_layout=layout) is None
+        np.testing.assert_array_equal(to_numpy(found), as_cudnn(wanted[mode][0], layout))
+        dx = cudnn.pooling_backward(given_x, found, given_dy, *common, d_layout=layout)
+        np.testing.assert_array_equal(to_numpy(dx), as_cudnn(wanted[mode][1], layout))
+
+
+def test_pooling_that_does_not_fit_is_refused():
+    x, y = np.ones((1, 2, 4, 4)), np.full((1, 2, 2, 3), 7.0)
+    with pytest.raises(GeometryError, match=r"pooling_forward: y.shape is \(1, 2, 2, 3\).*=\(1, 2, 2, 2\), or"):
+        cudnn.pooling_forward(x, y, (2, 2), (2, 2), (0, 0), 0)
+    with pytest.raises(ValueError, match="pooling_forward: mode=4 is none of CUDNN_POOLING_MAX"):
+        cudnn.pooling_forward(x, y[..., :2].copy(), (2, 2), (2, 2), (0, 0), 4)
+    with pytest.raises(
+        GeometryError, match=r"pooling_backward: gy.shape is \(1, 2, 2, 3\), but y.shape is \(1, 2, 2, 2\)"
+    ):
+        cudnn.pooling_backward(x, y[..., :2].copy(), y, (2, 2), (2, 2), (0, 0), 0)
+    with pytest.raises(DTypeError, match="out is float64, but the result is float32"):
+        cudnn.pooling_forward(x.astype("f4"), y[..., :2], (2, 2), (2, 2), (0, 0), 1)
+    assert (y == 7).all()
+
+
 def test_the_workspace_is_that_of_gpuconv(monkeypatch):
     monkeypatch.setattr(settings, "max_workspace", 5)
     assert cudnn.get_max_workspace_size() == 5

@@ -53,6 +53,15 @@ class PoolCall(NamedTuple):
     ceil_mode: bool = False
     layout: Layout = "channels_last"
 
+    def geometry(self, input_shape: Ints, name: str = "x.shape") -> ConvGeometry:
+        """The windows over an input of this shape, in the layout of this call."""
+        stride = self.kernel_shape if self.stride is None else self.stride
+        ceils = int(flag(self.ceil_mode, "ceil_mode", self.caller))
+        return _posed(
+            self.caller, name, input_shape, self.ndim, self.kernel_shape, stride, self.pad, self.dilation, ceils,
+            self.layout,
+        ).whole  # fmt: skip
+
     def max_pool(self, x: Array, out: Array | None) -> Array:
         place = self.place((), x, out)
         if place is not None and (known := place.known) is not None:
