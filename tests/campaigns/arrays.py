@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 from cases import DTYPES, integers
+from numpy.typing import DTypeLike
 
 from .configuration import Configuration, chance, pick
 
@@ -82,15 +83,21 @@ def laid(a: np.ndarray, order: str) -> np.ndarray:
     return array
 
 
-def filled(configuration: Configuration, number: int, shape: tuple[int, ...], name: str) -> np.ndarray:
-    """Argument `number` of a configuration, called `name`."""
+def filled(
+    configuration: Configuration, number: int, shape: tuple[int, ...], name: str, dtype: DTypeLike | None = None
+) -> np.ndarray:
+    """Argument `number` of a configuration, called `name`; of the configuration's dtype, or of another."""
     rng = np.random.default_rng([configuration.get("seed", 0), number])
-    values = integers(rng, shape, DTYPES[configuration.get("dtype", "float32")])
+    own = DTYPES[configuration.get("dtype", "float32")] if dtype is None else np.dtype(dtype)
+    values = integers(rng, shape, np.dtype("i8") if own.kind == "u" else own)
+    values = abs(values).astype(own) if own.kind == "u" else values
     return laid(values, configuration.get(f"order_{name}", "C"))
 
 
-def room(configuration: Configuration, shape: tuple[int, ...]) -> np.ndarray | None:
+def room(configuration: Configuration, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> np.ndarray | None:
     """What is passed as `out`, if anything is: full of a number that is no result."""
     if "out" not in configuration:
         return None
-    return ORDERS[configuration["out"]](np.full(shape, 99, DTYPES[configuration.get("dtype", "float32")]))
+    return ORDERS[configuration["out"]](
+        np.full(shape, 99, DTYPES[configuration.get("dtype", "float32")] if dtype is None else dtype)
+    )

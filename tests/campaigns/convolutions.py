@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ ACTIVATIONS = {
     "sigmoid": lambda y: 1 / (1 + np.exp(-y)),
     "tanh": np.tanh,
 }
+INTEGERS = (("int8", "int8"), ("uint8", "int8"), ("int16", "int16"), ("int32", "int32"), ("int64", "int64"))
+"""The dtypes of x and w in convolutions of integers."""
 UNITS = 8
 """Units in the last place that an activation may be off."""
 
@@ -39,6 +42,8 @@ DEFAULTS: Configuration = {
     "activation": None,
     "bias": False,
     "batch_invariant": False,
+    "banks": False,
+    "integers": None,
     "order_x": "C",
     "order_w": "C",
     "order_bias": "C",
@@ -72,7 +77,7 @@ def _draw(rng: np.random.Generator) -> Configuration:
         "stride": sizes(rng, ndim, 1, 3) if chance(rng, 0.4) else one,
         "dilation": sizes(rng, ndim, 1, 3) if chance(rng, 0.25) else one,
         "pads": tuple(sizes(rng, 2, 0, 3) for _ in range(ndim)) if chance(rng, 0.6) else ((0, 0),) * ndim,
-        "mode": pick(rng, ("zeros", "zeros", "reflect", "replicate", "circular")),
+        "mode": pick(rng, ("zeros", "zeros", "reflect", "replicate", "circular", "symmetric")),
         "dtype": dtype,
         "layout": pick(rng, ("channels_last", "channels_last", "channels_first")),
         "algorithm": pick(rng, ("auto", "auto", *NAMES)),
@@ -86,6 +91,10 @@ def _draw(rng: np.random.Generator) -> Configuration:
         drawn["order_bias"] = pick(rng, ("C", "spread", "backwards"))
         if not dtype.startswith("complex") and chance(rng, 0.4):
             drawn["activation"] = pick(rng, ACTIVATIONS)
+    if which != "prepared" and chance(rng, 0.2):
+        drawn["banks"] = True
+    elif which == "forward" and chance(rng, 0.25):
+        drawn |= {"integers": pick(rng, INTEGERS), "dtype": "float32", "activation": pick(rng, (None, "relu"))}
     if which == "transposed":
         drawn["mode"] = "zeros"
         drawn["output_pad"] = tuple(int(rng.integers(s)) for s in drawn["stride"]) if chance(rng, 0.3) else (0,) * ndim
@@ -101,6 +110,8 @@ def _draw(rng: np.random.Generator) -> Configuration:
 def fits(configuration: Configuration) -> bool:
     """Whether it is a convolution that gpuconv should compute, and that the oracle has time for."""
     shape = _Shape(configuration)
+    if configuration.get("integers") and (configuration["pass"] != "forward" or configuration.get("banks")):
+        return False
     if len({len(axis) for axis in (shape.spatial, shape.kernel, shape.stride, shape.dilation, shape.pads)}) > 1:
         return False
     if min(shape.c_group, shape.k_group, shape.groups, *shape.kernel, *shape.stride, *shape.dilation) < 1:
@@ -155,19 +166,14 @@ def subject(configuration: Configuration) -> Subject:
     s, which, get = _Shape(configuration), configuration["pass"], configuration.get
     layout = get("layout", "channels_last")
     x_shape, y_shape = (s.n, *s.spatial, s.c), (s.n, *s.out, s.k)
-    first_shape = y_shape if which == "input_grad" else x_shape
-    second, second_shape = ("x", y_shape) if which == "weight_grad" else ("w", s.w_shape)
-    first_last = filled(configuration, 0, first_shape, "x")
-    second_last = filled(configuration, 1, second_shape, "w")
-    bias = filled(configuration, 2, (s.k,), "bias") if get("bias") else None
+    banks, dtype, second = get("banks", False), _result_dtype(configuration), "x" if which == "weight_grad" else "w"
+    first_last, second_last, bias = _arrays(configuration, s)
 
-    def placed(a: np.ndarray, name: str) -> np.ndarray:
-        return channels_first(a, name) if layout == "channels_first" else a
-
+    placed = partial(_placed, layout, banks)
     first, other = placed(first_last, "x"), placed(second_last, second)
-    want = _want(which, s, first_last, second_last, bias)
+    want = (_want_by_sample if banks else _want)(which, s, first_last, second_last, bias)
     returned = "w" if which == "weight_grad" else "x"
-    shape = {"input_grad": x_shape, "weight_grad": s.w_shape}.get(which, y_shape)
+    shape = {"input_grad": x_shape, "weight_grad": (s.n, *s.w_shape) if banks else s.w_shape}.get(which, y_shape)
     keywords: dict[str, Any] = {"stride": s.stride, "dilation": s.dilation, "pad": s.pads, "groups": s.groups}
     keywords |= {"algorithm": get("algorithm", "auto"), "precision": get("precision", "strict"), "layout": layout}
     keywords["max_workspace"] = get("max_workspace")
@@ -178,7 +184,7 @@ def subject(configuration: Configuration) -> Subject:
     epilogue = {"bias": bias, "activation": get("activation")}
 
     def call() -> list[np.ndarray]:
-        out = placed(room(configuration, shape), returned) if "out" in configuration else None
+        out = placed(room(configuration, shape, dtype), returned) if "out" in configuration else None
         if which == "prepared":
             prepared = gpuconv.prepare(other, first.shape, **keywords, **epilogue)
             result = prepared(first, out)
@@ -189,7 +195,9 @@ def subject(configuration: Configuration) -> Subject:
             in_layout = placed(np.empty(x_shape, np.uint8), "x").shape
             result = getattr(gpuconv, f"conv{s.ndim}d_input_grad")(first, other, in_layout, out=out, **keywords)
         elif which == "weight_grad":
-            result = getattr(gpuconv, f"conv{s.ndim}d_weight_grad")(first, other, s.kernel, out=out, **keywords)
+            result = getattr(gpuconv, f"conv{s.ndim}d_weight_grad")(
+                first, other, s.kernel, out=out, per_sample=banks, **keywords
+            )
         else:
             result = getattr(gpuconv, f"conv_transpose{s.ndim}d")(first, other, out=out, **keywords, **epilogue)
         if out is not None and result is not out:
@@ -214,6 +222,47 @@ def _explains(prepared: gpuconv.ConvPlan, explained: gpuconv.ConvPlan) -> None:
         raise Wrong("prepare and explain disagree", f"{prepared!r}, {explained!r}")
 
 
+def _placed(layout: str, banks: bool, a: np.ndarray, name: str) -> np.ndarray:
+    """An array in a layout, from channels last."""
+    if layout != "channels_first":
+        return a
+    return a.transpose(0, -1, -2, *range(1, a.ndim - 2)) if banks and name == "w" else channels_first(a, name)
+
+
+def _arrays(configuration: Configuration, s: _Shape) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """What is read, channels last: two arrays and the bias."""
+    which, get = configuration["pass"], configuration.get
+    banks, (of_x, of_w) = get("banks", False), get("integers") or (None, None)
+    x_shape, y_shape, w_shape = (s.n, *s.spatial, s.c), (s.n, *s.out, s.k), (s.n, *s.w_shape) if banks else s.w_shape
+    first = filled(configuration, 0, y_shape if which == "input_grad" else x_shape, "x", of_x)
+    second = filled(configuration, 1, *((y_shape, "x") if which == "weight_grad" else (w_shape, "w")), of_w)
+    bias_shape = (s.n, s.k) if banks and configuration["seed"] % 2 else (s.k,)
+    dtype = _result_dtype(configuration) if of_x else None
+    return first, second, filled(configuration, 2, bias_shape, "bias", dtype) if get("bias") else None
+
+
+def _result_dtype(configuration: Configuration) -> np.dtype[Any]:
+    if configuration.get("integers"):
+        return np.dtype(np.int32 if set(configuration["integers"]) <= {"int8", "uint8"} else np.int64)
+    return DTYPES[configuration.get("dtype", "float32")]
+
+
+def _want_by_sample(
+    which: str, s: _Shape, first: np.ndarray, second: np.ndarray, bias: np.ndarray | None
+) -> np.ndarray:
+    """What each sample has by itself."""
+    if s.n == 0:
+        shape = {"input_grad": (0, *s.spatial, s.c), "weight_grad": (0, *s.w_shape)}.get(which, (0, *s.out, s.k))
+        return np.zeros(shape, oracle.wide(first).dtype)
+    results = []
+    for n in range(s.n):
+        one = slice(n, n + 1)
+        own_bias = bias[n] if bias is not None and bias.ndim == 2 else bias
+        result = _want(which, s, first[one], second[one] if which == "weight_grad" else second[n], own_bias)
+        results.append(result[None] if which == "weight_grad" else result)
+    return np.concatenate(results)
+
+
 def _want(which: str, s: _Shape, first: np.ndarray, second: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
     if which == "transposed":
         return oracle.conv_transpose(first, second, bias, **s.steps, output_pad=s.output_pad)
@@ -227,9 +276,10 @@ def _want(which: str, s: _Shape, first: np.ndarray, second: np.ndarray, bias: np
 def _judge(
     configuration: Configuration, s: _Shape, got: np.ndarray, want: np.ndarray, first: np.ndarray, second: np.ndarray
 ) -> None:
-    dtype, activation = DTYPES[configuration.get("dtype", "float32")], configuration.get("activation")
+    dtype, activation = _result_dtype(configuration), configuration.get("activation")
     algorithm, precision = configuration.get("algorithm", "auto"), configuration.get("precision", "strict")
     is_exact = algorithm not in INEXACT and not (algorithm == "auto" and precision == "fast")
+    is_exact = is_exact or dtype.kind == "i"
     if activation:
         want = ACTIVATIONS[activation](want)
     if is_exact and activation in (None, "relu"):

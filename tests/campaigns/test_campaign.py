@@ -327,7 +327,7 @@ def test_a_process_that_crashes_or_hangs(tmp_path, how):
         "import os, sys\n"
         f"sys.path[:0] = {[str(ROOT / 'tests'), str(ROOT / 'tests' / 'support')]!r}\n"
         "from campaigns import running\n"
-        "from gpuconv import patches\n"
+        "from gpuconv.functions import patches\n"
         "im2col = patches.columns.im2col\n"
         "def broken(xp, x, g):\n"
         f"    return im2col(xp, x, g) if g.c < 3 else {how}\n"

@@ -78,7 +78,9 @@ def draw_columns(rng: np.random.Generator) -> Configuration:
     while True:
         drawn = {"kind": "columns", **_draw(rng, WINDOWS, pick(rng, (1, 2, 3)), ("float32", *DTYPES))}
         if drawn["function"] == "pad":
-            drawn["mode"] = pick(rng, oracle.PAD_MODES)
+            drawn["mode"] = pick(rng, (*oracle.PAD_MODES, "constant"))
+            if drawn["mode"] == "constant":
+                drawn["value"] = int(rng.integers(-9, 10))
         if drawn["function"] == "col2im" and chance(rng, 0.5):
             drawn["method"] = "scatter"
         if fits_columns(drawn):
@@ -102,7 +104,11 @@ def columns(configuration: Configuration) -> Subject:
     x = filled(configuration, 0, shape, "x")
     if function == "pad":
         mode = configuration.get("mode", "zeros")
-        want = oracle.pad(oracle.wide(x), s.pads, mode)
+        value = configuration.get("value", 0)
+        if mode == "constant":
+            want = np.pad(oracle.wide(x), ((0, 0), *s.pads, (0, 0)), constant_values=value)
+        else:
+            want = oracle.pad(oracle.wide(x), s.pads, mode)
     elif function == "im2col":
         want = oracle.im2col(oracle.wide(x), s.kernel, **s.steps)
     else:
@@ -110,7 +116,7 @@ def columns(configuration: Configuration) -> Subject:
 
     def call() -> list[np.ndarray]:
         if function == "pad":
-            return [gpuconv.pad(x, s.pads, mode=mode)[0]]
+            return [gpuconv.pad(x, s.pads, mode=mode, **({"value": value} if mode == "constant" else {}))[0]]
         if function == "im2col":
             return [gpuconv.im2col(x, s.kernel, **s.keywords)]
         method = configuration.get("method", "gather")

@@ -35,27 +35,28 @@ EPILOGUES = (f"{CUDA}/test_gemm.py::test_bias_and_activation", f"{CUDA}/test_gem
 DIRECT = (f"{CUDA}/test_kernels_direct.py",)
 DEPTHWISE = (f"{CUDA}/test_kernels_depthwise.py",)
 TENSOR_CORES = (f"{CUDA}/test_kernels_implicit_gemm.py", f"{CUDA}/test_precision_tensor_cores.py")
+BANKS = ("functions/test_filter_banks.py::test_every_kernel_by_the_oracle",)
 NORMS = "layers/test_optimizers.py::test_no_norm_overflows_or_vanishes"
 CLIPPING = ("is_two_launches", "adds_up_the_sums_of_many_blocks", "of_what_is_not_finite")
 SUITES = {
     "im2col.cu": MEMORY,
-    "col2im.cu": MEMORY,
+    "col2im.cu": (*MEMORY, *BANKS),
     "pool.cu": (f"{CUDA}/test_kernels_memory.py", "functions/test_pooling.py"),
     "optimizer_step.cu": ("layers/test_optimizers.py",),
     "clip.cu": (*(f"layers/test_optimizers.py::test_clipping_{test}" for test in CLIPPING), NORMS),
-    "epilogue.cu": (f"{CUDA}/test_gemm.py",),
-    "split_k_reduce.cu": tuple(f"{DIRECT[0]}::{test}" for test in ("test_splits", "test_bias_and_activation")),
-    "conv.cuh": (f"{CUDA}/test_kernels_memory.py", *EPILOGUES, *DEPTHWISE),
+    "epilogue.cu": (f"{CUDA}/test_gemm.py", *BANKS),
+    "split_k_reduce.cu": (*(f"{DIRECT[0]}::{test}" for test in ("test_splits", "test_bias_and_activation")), *BANKS),
+    "conv.cuh": (f"{CUDA}/test_kernels_memory.py", *EPILOGUES, *DEPTHWISE, *BANKS),
     "axes.cuh": DIRECT,
     "jobs.cuh": DIRECT,
     "tile.cuh": DIRECT,
-    "direct.cu": DIRECT,
-    "direct_stem.cu": (f"{DIRECT[0]}::test_stems", *DIRECT),
-    "direct_weights.cu": DIRECT,
-    "depthwise.cu": DEPTHWISE,
-    "depthwise_weights.cu": DEPTHWISE,
-    "implicit_gemm.cu": TENSOR_CORES,
-    "implicit_gemm_weights.cu": TENSOR_CORES,
+    "direct.cu": (*DIRECT, *BANKS),
+    "direct_stem.cu": (f"{DIRECT[0]}::test_stems", *DIRECT, *BANKS),
+    "direct_weights.cu": (*DIRECT, *BANKS),
+    "depthwise.cu": (*DEPTHWISE, *BANKS),
+    "depthwise_weights.cu": (*DEPTHWISE, *BANKS),
+    "implicit_gemm.cu": (*TENSOR_CORES, *BANKS),
+    "implicit_gemm_weights.cu": (*TENSOR_CORES, *BANKS),
     "mma.cuh": TENSOR_CORES,
     "ptx.cuh": (f"{CUDA}/test_kernels_ptx_functions.py",),
 }
