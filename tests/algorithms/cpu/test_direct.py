@@ -15,6 +15,7 @@ from processors import PROCESSORS, every_processor, needs_x86, run_as_if_on, run
 from tolerances import assert_exact
 
 import gpuconv
+from gpuconv.algorithms.base import Problem
 from gpuconv.algorithms.cpu import compiled, direct_dense, direct_depthwise, direct_scatter
 from gpuconv.cpu import parallel_loops
 from gpuconv.simd import host as compiled_loops
@@ -37,6 +38,7 @@ PROBLEMS = {
     "few inputs, dilated downwards": "n1_h13w14_c3_k18_r3s3_p2_st2_dl2x1",
     "few inputs, many outputs": "n1_h6w70_c3_k300_r3s3_p1x0",
     "few inputs, some of which nobody looks at": "n2_h11w12_c3_k16_r2s2_st3",
+    "a vector of inputs, without padding": "n2_h7w9_c15_k40_r5s5",
     "groups": "n2_h8w9_c12_k60_r3s3_p1_g3",
     "tiny groups": "n1_h8w9_c8_k8_r3s3_p1_g4",
     "1x1": "n2_h7w7_c33_k65_r1s1",
@@ -279,3 +281,18 @@ def test_arrays_as_they_come(direction):
         want = convolve(direction, case, *arrays, algorithm="direct")
         for change in STRIDED.values():
             assert same(convolve(direction, case, *map(change, arrays), algorithm="direct"), want)
+
+
+@pytest.mark.parametrize(
+    ("problem", "is_scattered"),
+    [
+        ("n2_h14w14_c16_k32_r5s5", True),  # 100 outputs, but 196 positions of dx
+        ("n2_h56w56_c16_k16_r3s3_p1", False),
+        ("n2_h56w56_c3_k16_r3s3_p1", True),
+        ("n2_h14w14_c32_k32_r5s5", False),
+    ],
+)
+def test_input_gradients_are_scattered_where_this_takes_fewer_products(monkeypatch, problem, is_scattered):
+    monkeypatch.setattr(direct_scatter.cpu, "vector_bytes", lambda: 64)
+    posed = Problem(gpuconv.ConvGeometry.parse(problem), np.dtype("f4"), direction="input_grad", max_workspace=12345)
+    assert direct_scatter.ScatterTiling.supports(posed) == is_scattered
