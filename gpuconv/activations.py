@@ -29,6 +29,19 @@ class Activation(from_string.FromString):
 
     To make your own, subclass it with `fn` and `slope`. An activation whose derivative follows from its value may set
     ``from_value = True``: then `slope` is given the value, and the input need not be kept.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import activations
+    >>> class Square(activations.Activation):
+    ...     name = "square"
+    ...     def fn(self, xp, x):
+    ...         return x * x
+    ...     def slope(self, xp, kept):
+    ...         return 2 * kept
+    >>> Square()(np.array([-3.0, 2.0]))
+    array([9., 4.])
     """
 
     from_value = False
@@ -79,7 +92,15 @@ class _Fused(Activation):
 
 
 class Identity(_Fused):
-    """f(x) = x."""
+    """f(x) = x.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.activations import Identity
+    >>> Identity()(np.array([-7.0, -1.0, 0.0, 2.0, 7.0])).round(3)
+    array([-7., -1.,  0.,  2.,  7.])
+    """
 
     name = "identity"
 
@@ -94,6 +115,13 @@ class ReLU(_Fused):
     """f(x) = max(x, 0) (Nair & Hinton, "Rectified linear units improve restricted Boltzmann machines", 2010).
 
     Its derivative at 0 is taken as 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.activations import ReLU
+    >>> ReLU()(np.array([-7.0, -1.0, 0.0, 2.0, 7.0])).round(3)
+    array([0., 0., 0., 2., 7.])
     """
 
     name = "relu"
@@ -110,6 +138,13 @@ class ReLU6(_Fused):
     """f(x) = min(max(x, 0), 6) (Krizhevsky, "Convolutional deep belief networks on CIFAR-10", 2010).
 
     Its derivative at 0 and at 6 is taken as 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.activations import ReLU6
+    >>> ReLU6()(np.array([-7.0, -1.0, 0.0, 2.0, 7.0])).round(3)
+    array([0., 0., 0., 2., 6.])
     """
 
     name = "relu6"
@@ -119,7 +154,15 @@ class ReLU6(_Fused):
 
 
 class Sigmoid(_Fused):
-    """f(x) = 1 / (1 + exp(-x))."""
+    """f(x) = 1 / (1 + exp(-x)).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.activations import Sigmoid
+    >>> Sigmoid()(np.array([-7.0, -1.0, 0.0, 2.0, 7.0])).round(3)
+    array([0.001, 0.269, 0.5  , 0.881, 0.999])
+    """
 
     name = "sigmoid"
 
@@ -129,7 +172,15 @@ class Sigmoid(_Fused):
 
 
 class Tanh(_Fused):
-    """f(x) = tanh(x)."""
+    """f(x) = tanh(x).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.activations import Tanh
+    >>> Tanh()(np.array([-7.0, -1.0, 0.0, 2.0, 7.0])).round(3)
+    array([-1.   , -0.762,  0.   ,  0.964,  1.   ])
+    """
 
     name = "tanh"
 
@@ -140,6 +191,13 @@ class Tanh(_Fused):
 class LeakyReLU(Activation):
     """f(x) = x for x > 0, alpha x otherwise (Maas, Hannun & Ng, "Rectifier nonlinearities improve neural network
     acoustic models", 2013).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.activations import LeakyReLU
+    >>> LeakyReLU(alpha=0.5)(np.array([-7.0, -1.0, 0.0, 2.0, 7.0])).round(3)
+    array([-3.5, -0.5,  0. ,  2. ,  7. ])
     """
 
     name = "leaky_relu"
@@ -162,6 +220,13 @@ class LeakyReLU(Activation):
 class ELU(Activation):
     """f(x) = x for x > 0, alpha (exp(x) - 1) otherwise (Clevert, Unterthiner & Hochreiter, "Fast and accurate deep
     network learning by exponential linear units", 2016, eq. 15).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.activations import ELU
+    >>> ELU()(np.array([-7.0, -1.0, 0.0, 2.0, 7.0])).round(3)
+    array([-0.999, -0.632,  0.   ,  2.   ,  7.   ])
     """
 
     name = "elu"
@@ -180,6 +245,13 @@ class ELU(Activation):
 class SELU(Activation):
     """f(x) = scale elu(x, alpha), with the fixed scale and alpha that keep mean 0 and variance 1 (Klambauer et al.,
     "Self-normalizing neural networks", 2017, eq. 2 and 14).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.activations import SELU
+    >>> SELU()(np.array([-7.0, -1.0, 0.0, 2.0, 7.0])).round(3)
+    array([-1.756, -1.111,  0.   ,  2.101,  7.355])
     """
 
     name = "selu"
@@ -202,6 +274,13 @@ class GELU(Activation):
     ----------
     approximate : bool
         Use the paper's 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x**3))) instead, which is several times as fast.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.activations import GELU
+    >>> GELU()(np.array([-7.0, -1.0, 0.0, 2.0, 7.0])).round(3)
+    array([-0.   , -0.159,  0.   ,  1.954,  7.   ])
     """
 
     name = "gelu"
@@ -230,6 +309,13 @@ class GELU(Activation):
 class SiLU(Activation):
     """f(x) = x / (1 + exp(-x)), also called swish (Elfwing, Uchibe & Doya, "Sigmoid-weighted linear units for neural
     network function approximation in reinforcement learning", 2018).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.activations import SiLU
+    >>> SiLU()(np.array([-7.0, -1.0, 0.0, 2.0, 7.0])).round(3)
+    array([-6.000e-03, -2.690e-01,  0.000e+00,  1.762e+00,  6.994e+00])
     """
 
     name = "silu"
@@ -243,7 +329,15 @@ class SiLU(Activation):
 
 
 class HardSwish(Activation):
-    """f(x) = x clip(x / 6 + 0.5, 0, 1) (Howard et al., "Searching for MobileNetV3", 2019, section 5.2)."""
+    """f(x) = x clip(x / 6 + 0.5, 0, 1) (Howard et al., "Searching for MobileNetV3", 2019, section 5.2).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.activations import HardSwish
+    >>> HardSwish()(np.array([-7.0, -1.0, 0.0, 2.0, 7.0])).round(3)
+    array([-0.   , -0.333,  0.   ,  1.667,  7.   ])
+    """
 
     name = "hard_swish"
 
@@ -258,6 +352,13 @@ class HardSwish(Activation):
 class HardSigmoid(Activation):
     """f(x) = clip(0.2 x + 0.5, 0, 1) (after Courbariaux, Bengio & David, "BinaryConnect", 2015, eq. 3, whose slope is
     0.5; the slope of 0.2 is from Keras).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.activations import HardSigmoid
+    >>> HardSigmoid()(np.array([-7.0, -1.0, 0.0, 2.0, 7.0])).round(3)
+    array([0. , 0.3, 0.5, 0.9, 1. ])
     """
 
     name = "hard_sigmoid"
@@ -271,7 +372,15 @@ class HardSigmoid(Activation):
 
 
 class Softplus(Activation):
-    """f(x) = log(1 + exp(x)) (Dugas et al., "Incorporating second-order functional knowledge", 2001, eq. 3)."""
+    """f(x) = log(1 + exp(x)) (Dugas et al., "Incorporating second-order functional knowledge", 2001, eq. 3).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.activations import Softplus
+    >>> Softplus()(np.array([-7.0, -1.0, 0.0, 2.0, 7.0])).round(3)
+    array([1.000e-03, 3.130e-01, 6.930e-01, 2.127e+00, 7.001e+00])
+    """
 
     name = "softplus"
 
@@ -283,7 +392,16 @@ class Softplus(Activation):
 
 
 class Exponential(Activation):
-    """f(x) = exp(x)."""
+    """f(x) = exp(x).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.activations import Exponential
+    >>> Exponential()(np.array([-7.0, -1.0, 0.0, 2.0, 7.0])).round(3)
+    array([1.000000e-03, 3.680000e-01, 1.000000e+00, 7.389000e+00,
+           1.096633e+03])
+    """
 
     name = "exponential"
 
@@ -295,7 +413,15 @@ class Exponential(Activation):
 
 
 class Affine(Activation):
-    """f(x) = slope x + intercept."""
+    """f(x) = slope x + intercept.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.activations import Affine
+    >>> Affine(slope=2, intercept=1)(np.array([-7.0, -1.0, 0.0, 2.0, 7.0])).round(3)
+    array([-13.,  -1.,   1.,   5.,  15.])
+    """
 
     name = "affine"
 

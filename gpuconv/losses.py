@@ -24,7 +24,16 @@ from gpuconv.typing import Array, Element, Ints, LossName
 
 
 class Loss(from_string.FromString):
-    """The base of all losses: the mean over samples of the loss of each one."""
+    """The base of all losses: the mean over samples of the loss of each one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import losses
+    >>> value, gradient = losses.parse("squared_error").value_and_grad(np.array([[1.0, 3.0]]), np.array([[0.0, 1.0]]))
+    >>> gradient
+    array([[1., 2.]])
+    """
 
     has_accuracy = False
     """Whether predictions can be counted as correct, so that there is an accuracy."""
@@ -95,6 +104,14 @@ class SoftmaxCrossEntropy(Loss):
 
     With a single class, p is 1 whatever the logit is: loss and gradient are 0, and nothing is learnt. Two classes need
     two logits.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.losses import SoftmaxCrossEntropy
+    >>> logits = np.array([[2.0, 0.0], [0.0, 0.0]])
+    >>> round(float(SoftmaxCrossEntropy()(logits, np.array([0, 1]))), 4)
+    0.41
     """
 
     name = "softmax_cross_entropy"
@@ -170,6 +187,13 @@ class SoftmaxCrossEntropy(Loss):
 class SquaredError(Loss):
     """Half the squared Euclidean distance, 0.5 sum((prediction - target)**2) / N, whose gradient is (prediction -
     target) / N (Bishop, "Pattern recognition and machine learning", 2006, eq. 5.11). Both have the same shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.losses import SquaredError
+    >>> float(SquaredError()(np.array([[1.0, 3.0]]), np.array([[0.0, 1.0]])))
+    2.5
     """
 
     name = "squared_error"

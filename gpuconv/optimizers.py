@@ -46,6 +46,12 @@ class Optimizer(from_string.FromString):
         infinity becomes NaN and makes the others 0: no scaling could repair either.
     scheduler : str or Scheduler, optional
         The learning rate as a function of the step.
+
+    Examples
+    --------
+    >>> from gpuconv import optimizers
+    >>> optimizers.parse("SGD(lr=0.1, momentum=0.9)")
+    SGD(lr=0.1, momentum=0.9)
     """
 
     slots: tuple[str, ...] = ()
@@ -143,6 +149,15 @@ class SGD(Optimizer):
     2013, eq. 1 and 2.) With `nesterov`, p = p + momentum v - lr g with the new v: Nesterov's accelerated gradient, with
     the parameters at the look-ahead point (Bengio, Boulanger-Lewandowski & Pascanu, "Advances in optimizing
     recurrent networks", 2013, eq. 7).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.optimizers import SGD
+    >>> w, cache = np.array([1.0, 2.0]), {}
+    >>> SGD(lr=0.1).update({"w": w}, {"w": np.array([0.5, -0.5])}, cache)
+    >>> w.round(4)
+    array([0.95, 2.05])
     """
 
     name = "SGD"
@@ -183,6 +198,15 @@ class SGD(Optimizer):
 class AdaGrad(Optimizer):
     """h = h + g**2, p = p - lr g / (sqrt(h) + eps) (Duchi, Hazan & Singer, "Adaptive subgradient methods for online
     learning and stochastic optimization", 2011, the diagonal form of section 1.2).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.optimizers import AdaGrad
+    >>> w, cache = np.array([1.0, 2.0]), {}
+    >>> AdaGrad(lr=0.1).update({"w": w}, {"w": np.array([0.5, -0.5])}, cache)
+    >>> w.round(4)
+    array([0.9, 2.1])
     """
 
     name = "AdaGrad"
@@ -211,6 +235,15 @@ class AdaGrad(Optimizer):
 class RMSProp(Optimizer):
     """h = decay h + (1 - decay) g**2, p = p - lr g / (sqrt(h) + eps) (Tieleman & Hinton, "Neural networks for machine
     learning", lecture 6.5, 2012).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.optimizers import RMSProp
+    >>> w, cache = np.array([1.0, 2.0]), {}
+    >>> RMSProp(lr=0.1).update({"w": w}, {"w": np.array([0.5, -0.5])}, cache)
+    >>> w.round(4)
+    array([0.6838, 2.3162])
     """
 
     name = "RMSProp"
@@ -244,6 +277,15 @@ class Adam(Optimizer):
 
         m  =  decay1 m + (1 - decay1) g            m'  =  m / (1 - decay1**t)
         v  =  decay2 v + (1 - decay2) g**2         v'  =  v / (1 - decay2**t)         p  =  p - lr m' / (sqrt(v') + eps)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.optimizers import Adam
+    >>> w, cache = np.array([1.0, 2.0]), {}
+    >>> Adam(lr=0.1).update({"w": w}, {"w": np.array([0.5, -0.5])}, cache)
+    >>> w.round(4)
+    array([0.9, 2.1])
     """
 
     name = "Adam"
@@ -288,6 +330,15 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """Adam with an additional p = p - lr weight_decay p, a decay that does not enter the averages (Loshchilov &
     Hutter, "Decoupled weight decay regularization", 2019, algorithm 2).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.optimizers import AdamW
+    >>> w, cache = np.array([1.0, 2.0]), {}
+    >>> AdamW(lr=0.1).update({"w": w}, {"w": np.array([0.5, -0.5])}, cache)
+    >>> w.round(4)
+    array([0.899, 2.098])
     """
 
     name = "AdamW"
@@ -358,6 +409,15 @@ def clip(gradients: Any, most: float) -> None:
 
     The norm stays on the device: nothing waits for it. There kernels/clip.cu does it in two launches, whose last bits
     may differ from NumPy's; arrays of several dtypes, or not contiguous, take more.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.optimizers import clip
+    >>> gradients = [np.array([3.0]), np.array([4.0])]
+    >>> clip(gradients, 1.0)
+    >>> [round(float(g[0]), 4) for g in gradients]
+    [0.6, 0.8]
     """
     most = non_negative(most, "most", "clip")
     arrays = list(gradients)

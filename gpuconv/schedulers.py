@@ -11,7 +11,14 @@ from gpuconv.typing import SchedulerName
 
 
 class Scheduler(from_string.FromString):
-    """The base of all schedulers: ``scheduler(step)`` is the learning rate of step 1, 2, 3 and so on."""
+    """The base of all schedulers: ``scheduler(step)`` is the learning rate of step 1, 2, 3 and so on.
+
+    Examples
+    --------
+    >>> from gpuconv import optimizers, schedulers
+    >>> optimizers.Adam(scheduler=schedulers.parse("constant(lr=0.1)")).scheduler(7)
+    0.1
+    """
 
     def __call__(self, step: int, cur_loss: float | None = None) -> float:
         """Return the learning rate of a step. `cur_loss` is for your own schedules; those of this file ignore it."""
@@ -19,7 +26,14 @@ class Scheduler(from_string.FromString):
 
 
 class ConstantScheduler(Scheduler):
-    """The same learning rate at every step."""
+    """The same learning rate at every step.
+
+    Examples
+    --------
+    >>> from gpuconv.schedulers import ConstantScheduler
+    >>> ConstantScheduler(0.1)(1000)
+    0.1
+    """
 
     name = "constant"
 
@@ -34,6 +48,13 @@ class ExponentialScheduler(Scheduler):
     """lr = initial_lr decay**(step / stage_length); with `staircase` the exponent is rounded down.
 
     The first step has initial_lr: steps are counted from 0 in the formula.
+
+    Examples
+    --------
+    >>> from gpuconv.schedulers import ExponentialScheduler
+    >>> rate = ExponentialScheduler(initial_lr=0.1, stage_length=100, staircase=True, decay=0.5)
+    >>> rate(1), rate(101), rate(201)
+    (0.1, 0.05, 0.025)
     """
 
     name = "exponential"
@@ -59,6 +80,13 @@ class CosineScheduler(Scheduler):
     stochastic gradient descent with warm restarts", 2017, eq. 5, without restarts).
 
     In the first `warmup` of these steps, the rate rises linearly to initial_lr instead.
+
+    Examples
+    --------
+    >>> from gpuconv.schedulers import CosineScheduler
+    >>> rate = CosineScheduler(0.1, 101)
+    >>> rate(1), round(rate(51), 4), rate(101)
+    (0.1, 0.05, 0.0)
     """
 
     name = "cosine"
@@ -79,6 +107,13 @@ class CosineScheduler(Scheduler):
 class NoamScheduler(Scheduler):
     """lr = scale_factor model_dim**-0.5 min(step**-0.5, step warmup_steps**-1.5) (Vaswani et al., "Attention is all you
     need", 2017, eq. 3): a linear rise, then a decay.
+
+    Examples
+    --------
+    >>> from gpuconv.schedulers import NoamScheduler
+    >>> rate = NoamScheduler(model_dim=256, warmup_steps=100)
+    >>> [round(rate(step), 5) for step in (1, 100, 400)]
+    [6e-05, 0.00625, 0.00313]
     """
 
     name = "noam"

@@ -341,7 +341,14 @@ def pooling_backward(
 
 
 def get_max_workspace_size() -> int:
-    """Bytes of extra memory that a call may use: `gpuconv.settings.max_workspace`."""
+    """Bytes of extra memory that a call may use: `gpuconv.settings.max_workspace`.
+
+    Examples
+    --------
+    >>> from gpuconv.compat import cudnn
+    >>> cudnn.get_max_workspace_size()
+    268435456
+    """
     return settings.max_workspace
 
 

@@ -35,6 +35,12 @@ class GraphMemory:
     ----------
     nbytes : int
         Bytes of device memory, as CuPy's pool rounds them.
+
+    Examples
+    --------
+    >>> import gpuconv
+    >>> gpuconv.GraphMemory().nbytes
+    0
     """
 
     def __init__(self) -> None:
@@ -95,6 +101,13 @@ def graph_memory() -> Iterator[GraphMemory]:
     ------
     DeviceError
         If there is no CUDA device, or no CuPy to reach it.
+
+    Examples
+    --------
+    >>> import gpuconv
+    >>> if "cuda:0" in gpuconv.devices():
+    ...     with gpuconv.graph_memory() as memory:
+    ...         pass  # the calls that a stream captures
     """
     device = backend.check_device("cuda", "graph_memory")
     memory = GraphMemory()

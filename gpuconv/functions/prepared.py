@@ -193,6 +193,15 @@ class PreparedConv:
         The plan is made once: tuning the problem later does not change it.
     nbytes : int
         Bytes kept: copies of w and bias, the prepacked weights, and what captured graphs work in.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuconv
+    >>> x, w = np.ones((1, 8, 8, 4), "float32"), np.ones((3, 3, 4, 2), "float32")
+    >>> prepared = gpuconv.prepare(w, x.shape, pad=1)
+    >>> np.array_equal(prepared(x), gpuconv.conv2d(x, w, pad=1))
+    True
     """
 
     def __init__(

@@ -62,6 +62,16 @@ class Layer(Stateful):
         False for a frozen layer.
     dtype, device
         Those of the first input, unless given.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.layers import Dense
+    >>> layer = Dense(3, optimizer="SGD(lr=0.1)", rng=0)
+    >>> y = layer.forward(np.ones((2, 4)))
+    >>> layer.backward(np.ones_like(y)).shape
+    (2, 4)
+    >>> layer.update()
     """
 
     fresh: ClassVar[bool] = False

@@ -9,7 +9,18 @@ from dataclasses import dataclass, field
 
 @dataclass
 class History:
-    """The results of `fit`, one number per epoch. A list stays empty where its number does not exist."""
+    """The results of `fit`, one number per epoch. A list stays empty where its number does not exist.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.layers import Dense, Flatten
+    >>> from gpuconv.models import Sequential
+    >>> model = Sequential([Flatten(), Dense(2)], rng=0)
+    >>> history = model.fit(np.ones((4, 2, 2, 1)), np.array([0, 1, 0, 1]), epochs=3)
+    >>> history.epochs, len(history.loss), history.stopped_early
+    (3, 3, False)
+    """
 
     loss: list[float] = field(default_factory=list)
     accuracy: list[float] = field(default_factory=list)

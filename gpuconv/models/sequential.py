@@ -45,6 +45,18 @@ class Sequential:
     layers : list of Layer
     epochs_done : int
         Epochs trained so far, by all calls of `fit`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv.layers import Conv2D, Dense, Flatten
+    >>> from gpuconv.models import Sequential
+    >>> model = Sequential([Conv2D(4, 3, acti_fn="relu"), Flatten(), Dense(2)], optimizer="adam", rng=0)
+    >>> X, labels = np.zeros((8, 6, 6, 1), np.float32), np.arange(8) % 2
+    >>> X[labels == 1] = 1
+    >>> history = model.fit(X, labels, epochs=30)
+    >>> model.predict(X).argmax(axis=1)
+    array([0, 1, 0, 1, 0, 1, 0, 1])
     """
 
     def __init__(

@@ -33,6 +33,14 @@ class ModelSummary:
     input_shape : tuple of int
         The shape of one sample.
     rows : tuple of Row
+
+    Examples
+    --------
+    >>> from gpuconv.layers import Conv2D, Dense, Flatten
+    >>> from gpuconv.models import Sequential
+    >>> summary = Sequential([Conv2D(4, 3), Flatten(), Dense(10)], rng=0).summary((8, 8, 1))
+    >>> summary.params, summary.flops
+    (1490, 5472)
     """
 
     input_shape: Ints
