@@ -21,6 +21,9 @@ from gpuconv.typing import Array, DTypeLike
 
 DTYPES = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
 
+INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "int64")
+"""The integers that some kernels take, besides the `DTYPES` of all of them."""
+
 
 def array_module(x: object) -> ModuleType:
     """NumPy for a NumPy array, CuPy for a CuPy array.

@@ -1,9 +1,11 @@
 // The parts that every kernel of this folder shares: dtype, geometry, divisions, positions, bias and activation.
 //
 //   -DDTYPE=   0 float16   1 bfloat16   2 float32   3 float64   4 complex64   5 complex128
+//              6 int8   7 uint8   8 int16   9 uint16   10 int32   11 int64: where a file says so
 //   -DINDEX64= 1 where an array may have more than 2^30 elements, else 0
 //
-//   T   the type of arrays     A   the type of sums: float for the 16-bit floats, else T
+//   T   the type of arrays     A   the type of sums: float for the 16-bit floats, i64 for integers, int where they have 8
+//                                  bits; else T
 //   R   the real type of A     index_t   an offset into an array, counted in elements
 //
 // The host makes the structs with gpuconv/cuda/arguments.py, which lays out the same fields in the same order.
@@ -11,7 +13,7 @@
 #include "ptx.cuh"
 
 #ifndef DTYPE
-#error "DTYPE says what the arrays hold: 0 float16, 1 bfloat16, 2 float32, 3 float64, 4 complex64, 5 complex128"
+#error "DTYPE says what the arrays hold: 0 float16, 1 bfloat16, 2 float32, 3 float64, and so on as above"
 #endif
 
 // ---------------------------------------------------------------------------------------------------------- numbers
@@ -51,11 +53,32 @@ typedef float R;
 typedef c128 T;
 typedef c128 A;
 typedef double R;
+#elif DTYPE == 6 || DTYPE == 7
+#if DTYPE == 6
+typedef signed char T;
 #else
-#error "DTYPE is 0 to 5"
+typedef u8 T;
+#endif
+typedef int A;
+typedef int R;
+#elif DTYPE >= 8 && DTYPE <= 11
+#if DTYPE == 8
+typedef short T;
+#elif DTYPE == 9
+typedef u16 T;
+#elif DTYPE == 10
+typedef int T;
+#else
+typedef i64 T;
+#endif
+typedef i64 A;
+typedef i64 R;
+#else
+#error "DTYPE is 0 to 11"
 #endif
 #define IS_16_BIT (DTYPE <= 1)
-#define IS_COMPLEX (DTYPE >= 4)
+#define IS_COMPLEX (DTYPE == 4 || DTYPE == 5)
+#define IS_INTEGER (DTYPE >= 6)
 
 #if DTYPE == 0
 __device__ __forceinline__ A to_acc(T value) { return f16_to_f32(value); }
@@ -65,7 +88,7 @@ __device__ __forceinline__ A to_acc(T value) { return bf16_to_f32(value); }
 __device__ __forceinline__ T from_acc(A sum) { return f32_to_bf16(sum); }
 #else
 __device__ __forceinline__ A to_acc(T value) { return value; }
-__device__ __forceinline__ T from_acc(A sum) { return sum; }
+__device__ __forceinline__ T from_acc(A sum) { return (T)sum; }
 #endif
 
 // zero<A>(), add, scale by a real, conj and mul_add (a * b + sum, each product and sum in one rounding) for every A.
@@ -77,6 +100,9 @@ template <class Value> __device__ __forceinline__ Value zero() { return Zero<Val
 
 __device__ __forceinline__ float add(float a, float b) { return a + b; }
 __device__ __forceinline__ double add(double a, double b) { return a + b; }
+#if IS_INTEGER
+__device__ __forceinline__ A add(A a, A b) { return a + b; }
+#endif
 template <class Real>
 __device__ __forceinline__ Complex<Real> add(Complex<Real> a, Complex<Real> b) {
   return Complex<Real>{a.x + b.x, a.y + b.y};
@@ -239,6 +265,8 @@ __device__ __forceinline__ i64 weights_length(const Conv& g) { return image_leng
 // 5 leaky_relu, 6 silu, 7 hard_swish, 8 gelu.
 #if IS_COMPLEX
 __device__ __forceinline__ A activated(A sum, int) { return sum; }
+#elif IS_INTEGER
+__device__ __forceinline__ A activated(A sum, int activation) { return activation == 1 && sum < 0 ? 0 : sum; }
 #else
 __device__ __forceinline__ float tanh_of(float a) { return tanhf(a); }
 __device__ __forceinline__ double tanh_of(double a) { return tanh(a); }

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.backend import DTYPES, as_dtype
+from gpuconv.backend import DTYPES, INTEGERS, as_dtype
 from gpuconv.cuda.loader import Unit
 from gpuconv.geometry import PAD_MODES, ConvGeometry
 from gpuconv.typing import Array, Ints
@@ -148,4 +148,5 @@ class Units:
         for file, dtypes, macros in self._parts:
             for name, values in itertools.product(dtypes, itertools.product(*macros.values())):
                 if name != "bfloat16" or find_spec("ml_dtypes"):
-                    yield Unit(file, as_dtype(name, "Units"), tuple(zip(macros, values, strict=True)))
+                    dtype = np.dtype(name) if name in INTEGERS else as_dtype(name, "Units")
+                    yield Unit(file, dtype, tuple(zip(macros, values, strict=True)))

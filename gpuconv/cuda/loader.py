@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from fastrlock.rlock import FastRLock
 
-from gpuconv.backend import DTYPES, accumulator
+from gpuconv.backend import DTYPES, INTEGERS, accumulator
 from gpuconv.cuda.signature import Parameter, signatures
 from gpuconv.errors import DeviceError, DTypeError, KernelError
 
@@ -152,9 +152,10 @@ def options(unit: Unit) -> tuple[str, ...]:
     >>> options(Unit("im2col.cu", np.dtype("float32"), (("INDEX64", 0),)))
     ('-std=c++17', '-DDTYPE=2', '-DINDEX64=0')
     """
-    if unit.dtype.name not in DTYPES:
-        raise DTypeError(f"{unit.file}: there are no kernels for {unit.dtype}, only for {', '.join(DTYPES)}.")
-    macros = (("DTYPE", DTYPES.index(unit.dtype.name)), *unit.macros)
+    known = (*DTYPES, *INTEGERS)
+    if unit.dtype.name not in known:
+        raise DTypeError(f"{unit.file}: there are no kernels for {unit.dtype}, only for {', '.join(known)}.")
+    macros = (("DTYPE", known.index(unit.dtype.name)), *unit.macros)
     needed = needs(unit.file)
     arch = (f"-arch={needed}",) if needed.endswith("a") else ()
     return ("-std=c++17", *(f"-D{name}={value}" for name, value in macros), *arch)
@@ -233,6 +234,8 @@ def _read(file: str, where: Path) -> str:
 def types(unit: Unit) -> dict[str, np.dtype[Any]]:
     """The meaning, in a unit, of the kernels' own names of number types; see conv.cuh."""
     sums = accumulator(unit.dtype)
+    if sums.kind in "iu":
+        sums = np.dtype(np.int32 if sums.itemsize == 1 else np.int64)
     return {
         "T": unit.dtype,
         "A": sums,

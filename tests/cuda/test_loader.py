@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from nvrtc_here import needs_nvrtc
 
-from gpuconv.backend import DTYPES
+from gpuconv.backend import DTYPES, INTEGERS
 from gpuconv.cuda import Launch, Unit, flatten, loader, nvrtc, options
 from gpuconv.cuda.signature import signatures
 from gpuconv.errors import DeviceError, DTypeError, KernelError
@@ -197,12 +197,12 @@ def test_the_folder_has_kernels():
 
 
 def test_options():
-    for code, name in enumerate(DTYPES):
+    for code, name in enumerate((*DTYPES, *INTEGERS)):
         dtype = BF16 if name == "bfloat16" else np.dtype(name)
         assert options(Unit("a.cu", dtype)) == ("-std=c++17", f"-DDTYPE={code}")
     assert options(UNIT) == ("-std=c++17", "-DDTYPE=2", "-DINDEX64=1")
-    with pytest.raises(DTypeError, match=r"a\.cu: there are no kernels for int32, only for float16"):
-        options(Unit("a.cu", np.dtype(np.int32)))
+    with pytest.raises(DTypeError, match=r"a\.cu: there are no kernels for uint32, only for float16"):
+        options(Unit("a.cu", np.dtype(np.uint32)))
 
 
 def test_a_unit_prints_and_is_a_key():

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import oracle
 import pytest
 from calls import channels_first, function
 from cases import PLAIN, Case, integers, reals
@@ -34,10 +35,16 @@ CASES = {
     "3-D": replace(PLAIN[3], n=3, spatial=(4, 3, 5), c=4, k=8, pads=((1, 0), (0, 1), (1, 1))),
 }
 LONG = Case(3, (3, 3), 136, 8, (3, 3), (1, 1), (1, 1), ((0, 0), (0, 0)))
+MANY = Case(2, (64, 9), 4, 8, (1, 1), (1, 1), (1, 1), ((0, 0), (0, 0)))  # long sums of a weight gradient
+STEM = replace(CASES["2-D, few channels"], kernel=(3, 3), pads=((1, 1), (0, 1)))
 KERNEL_CASES = {
-    "direct": (CASES["2-D"], CASES["2-D, groups, symmetric"], CASES["2-D, few channels"], LONG, CASES["3-D"]),
-    "depthwise": (DEPTHWISE, CASES["depthwise, multiplied"], replace(DEPTHWISE, spatial=(19, 4), mode="reflect")),
-    "implicit_gemm": (CASES["2-D"], replace(CASES["2-D"], c=12, k=10, groups=2, stride=(2, 1)), LONG),
+    "direct": (CASES["2-D"], CASES["2-D, groups, symmetric"], STEM, LONG, MANY, CASES["3-D"]),
+    "depthwise": (
+        DEPTHWISE,
+        CASES["depthwise, multiplied"],
+        replace(MANY, k=4, kernel=(3, 3), groups=4, mode="reflect"),
+    ),
+    "implicit_gemm": (CASES["2-D"], replace(CASES["2-D"], c=12, k=10, groups=2, stride=(2, 1)), LONG, MANY),
     "gemm": (CASES["2-D"], CASES["2-D, groups, symmetric"], CASES["2-D, 1x1"], replace(CASES["2-D"], groups=8)),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -235,6 +242,18 @@ def test_every_kernel_by_the_oracle(gpu, algorithm, dtype):
         got = function(case, "_weight_grad")(ours[0], ours[2], case.kernel, per_sample=True, **keywords)
         want = [one.want("weight_grad", x[n : n + 1], w, dy[n : n + 1]) for n in range(case.n)]
         assert_exact(got, np.stack(want).astype(dtype), dtype)
+        if case.mode == "zeros" and case.stride == (1,) * case.ndim:  # of the same shapes as the input gradient
+            bias = integers(np.random.default_rng(1), (case.n, case.c), dtype)
+            steps = {"stride": case.stride, "pads": case.pads, "dilation": case.dilation, "groups": case.groups}
+            keywords.pop("pad_mode")
+            got = getattr(gpuconv, f"conv_transpose{case.ndim}d")(ours[2], ours[1], gpu.asarray(bias), **keywords)
+            want = [oracle.conv_transpose(dy[n : n + 1], w[n], bias[n], **steps) for n in range(case.n)]
+            assert_exact(got, np.concatenate(want).astype(dtype), dtype)
+    for case in (LONG, MANY):  # these have split sums
+        direction = "forward" if case is LONG else "weight_grad"
+        if algorithm in ("direct", "implicit_gemm") and dtype == "float32":
+            x, w, _, _ = map(gpu.asarray, arrays_of(case, integers, dtype))
+            assert gpuconv.explain(x, w, algorithm=algorithm, direction=direction).workspace > 0
 
 
 @pytest.mark.parametrize("algorithm", ["direct", "implicit_gemm", "gemm"])

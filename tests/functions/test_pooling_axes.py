@@ -1,7 +1,7 @@
 """Pooling along one to three axes: every mode, dtype and layout against the oracle, indices, integers, ceil_mode."""
 
+import itertools
 import math
-from dataclasses import replace
 
 import numpy as np
 import oracle
@@ -354,13 +354,55 @@ def test_windows_of_pads_alone():
         gpuconv.avg_pool3d(np.ones((1, 2, 2, 2, 1)), 2, pad=((0, 2), (0, 0), (0, 0)))
 
 
-def test_captured_in_a_graph_what_no_kernel_does(gpu):
-    """The door of the kernels says which part of a call they leave to whole arrays."""
-    served = pooling_call.cuda.unserved
-    g = replace(gpuconv.ConvGeometry.create(1, (4, 4), 3, 3, (2, 2)), n=2)
-    assert served(g, has_integers=False) is None
-    assert served(g, has_integers=True) == "integers"
-    assert (
-        served(gpuconv.ConvGeometry.create(1, (4, 4, 4), 3, 3, (2, 2, 2)), has_integers=False)
-        == "windows of three axes"
+def test_on_a_gpu_one_kernel_does_it(gpu, monkeypatch):
+    """In all axes, with windows beyond the pads, with indices, and of integers; in graphs as well, therefore."""
+    launched = []
+    run = pooling_call.run
+    note = lambda xp, what, *arrays: launched.extend(step.launch.name for step in what.steps) or run(xp, what, *arrays)  # noqa: E731
+    monkeypatch.setattr(pooling_call, "run", note)
+    x, how = gpu.ones((2, 3, 5, 4, 8), np.float32), {"stride": 2, "pad": 1, "ceil_mode": True}
+    y = gpuconv.avg_pool3d(x, 3, count_include_pad=True, **how)
+    gpuconv.avg_pool3d_grad(y, x.shape, 3, count_include_pad=True, **how)
+    gpuconv.max_pool3d_grad(gpuconv.max_pool3d(x, 3, **how), x, 3, **how)
+    gpuconv.max_pool3d(x.astype(np.int8), 3, return_indices=True, layout="channels_first", pad=1)
+    gpuconv.max_pool1d(x[0, 0], 2, return_indices=True)
+    assert launched == [
+        *("avg_pool", "avg_pool_grad", "max_pool", "max_pool_argmax", "max_pool_grad"),
+        *("max_pool_indices", "max_pool_indices"),
+    ]
+    g = gpuconv.ConvGeometry.create(1, 4, 3, 3, 2)
+    assert pooling_call.cuda.unserved(g, np.dtype("u4"), takes_means=False) == "arrays of uint32"
+    assert pooling_call.cuda.unserved(g, np.dtype("i4"), takes_means=True) == "means of integers"
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "int64", "float16", "float64"])
+@pytest.mark.parametrize("c", [3, 16])
+def test_maxima_and_where_they_are_in_every_kernel(gpu, dtype, c):
+    """Of equal values the first; the least numbers of the dtype are no padding."""
+    rng = np.random.default_rng(c)
+    x = rng.integers(0, 5, (2, 3, 4, 5, c)).astype(dtype)
+    if x.dtype.kind == "i":
+        x -= np.array(2, dtype)
+        x[0, :2] = np.iinfo(dtype).min
+    how = {"stride": (1, 2, 1), "pads": ((1, 0), (1, 1), (0, 1)), "dilation": (1, 1, 2)}
+    padded = np.pad(x.astype(object), ((0, 0), *how["pads"], (0, 0)), constant_values=-np.inf)
+    numbers = np.pad(np.arange(60).reshape(3, 4, 5), how["pads"], constant_values=-1)
+    y, at = gpuconv.max_pool3d(
+        gpu.asarray(x), (2, 3, 2), stride=how["stride"], pad=how["pads"], dilation=how["dilation"], return_indices=True
     )
+    assert y.dtype == x.dtype
+    for taps, (o, p, q) in walk(numbers.shape, (2, 3, 2), how["stride"], how["dilation"]):
+        window, places = padded[(slice(None), *taps)].reshape(2, -1, c), numbers[taps].ravel()
+        best = window.argmax(axis=1)
+        assert np.array_equal(to_numpy(y)[:, o, p, q], window.max(axis=1).astype(dtype))
+        assert np.array_equal(to_numpy(at)[:, o, p, q], places[best])
+    got = gpuconv.max_pool3d(gpu.asarray(x), (2, 3, 2), stride=how["stride"], pad=how["pads"], dilation=how["dilation"])
+    assert np.array_equal(to_numpy(got), to_numpy(y))
+
+
+def walk(shape, kernel, stride, dilation):
+    """Slices of the windows of a padded array, with the number of each."""
+    starts = [range(0, size - d * (k - 1), s) for size, k, s, d in zip(shape, kernel, stride, dilation, strict=True)]
+    for number in itertools.product(*(range(len(one)) for one in starts)):
+        first = [one[i] for one, i in zip(starts, number, strict=True)]
+        yield tuple(slice(f, f + d * (k - 1) + 1, d) for f, k, d in zip(first, kernel, dilation, strict=True)), number

@@ -41,7 +41,7 @@ CLIPPING = ("is_two_launches", "adds_up_the_sums_of_many_blocks", "of_what_is_no
 SUITES = {
     "im2col.cu": MEMORY,
     "col2im.cu": (*MEMORY, *BANKS),
-    "pool.cu": (f"{CUDA}/test_kernels_memory.py", "functions/test_pooling.py"),
+    "pool.cu": ("functions/test_pooling_axes.py", f"{CUDA}/test_kernels_memory.py", "functions/test_pooling.py"),
     "optimizer_step.cu": ("layers/test_optimizers.py",),
     "clip.cu": (*(f"layers/test_optimizers.py::test_clipping_{test}" for test in CLIPPING), NORMS),
     "epilogue.cu": (f"{CUDA}/test_gemm.py", *BANKS),

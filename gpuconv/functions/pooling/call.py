@@ -86,12 +86,12 @@ class PoolCall(NamedTuple):
         xp, call = pool.xp, pool.call
         with backend.on_device_of(x):
             indices: Array = xp.empty(call.in_layout(pool.whole.y_shape), argmax.INDEX)
-            i_npqc = pool.seen(call.channels_last(indices))
+            i_npqc = pool.written = pool.seen(call.channels_last(indices))
 
         def write(y_nhwc: Array) -> None:
             argmax.max_pool(self.caller, xp, pool.views["x"], pool.g, y_nhwc, i_npqc, pool.limit)
 
-        return pool.run(pool.g.y_shape, write, "maxima with their indices"), indices
+        return pool.run(pool.g.y_shape, write, LARGE if pool.is_large else cuda.max_pool_indices), indices
 
     def max_pool_grad(self, dy: Array, x: Array, y: Array | None, out: Array | None) -> Array:
         """The gradient, given the result of `max_pool` if it was kept."""
@@ -249,7 +249,9 @@ class _Pool:
             self.call.check_shape("dy", inputs["dy"], self.whole.y_shape, "pooling", self.whole)
         self.views = {name: self.seen(self.call.channels_last(array)) for name, array in inputs.items()}
         self.limit = workspace_limit(None, caller)
-        self.unserved = "NumPy arrays" if self.xp is np else cuda.unserved(self.g, has_integers=self.has_integers)
+        self.written: Array | None = None  # a second result
+        unserved = None if self.xp is np else cuda.unserved(self.g, backend.native(first.dtype), takes_means=means)
+        self.unserved = "NumPy arrays" if self.xp is np else unserved
         most = MOST_TAPS_DISJOINT if self.has_disjoint_windows else MOST_TAPS
         self.is_large = taps > (most if self.unserved else MOST_TAPS_ON_GPU)
 
@@ -297,15 +299,14 @@ class _Pool:
         """The kernels with their way of counting, if they have one."""
         if self.is_large:
             return LARGE
-        counted = self.divisor(count_include_pad).counted
-        if counted is not None and counted != windows_of(self.g):
-            return "windows that reach beyond the pads"
-        return partial(kernels, count_pads=counted is None)
+        counts_all = self.divisor(count_include_pad).counted is None
+        return partial(kernels, counted=None if counts_all else self.counted_pads(count_include_pad))
 
     def _launch(self, result: Array, kernels: _Kernels, image_bytes: int, place: repeats.Place | None) -> None:
         """Have `kernels` fill `result`, by as many images at a time as can be copied under max_workspace."""
         n, target = self.g.n, self.seen(self.call.channels_last(result))
-        for array in (*self.views.values(), target):
+        results = [target] if self.written is None else [target, self.written]
+        for array in (*self.views.values(), *results):
             image_bytes += 0 if array.flags.c_contiguous else array.nbytes // n
         if image_bytes > self.limit:
             raise WorkspaceError(
@@ -319,11 +320,12 @@ class _Pool:
         step = min(n, self.limit // image_bytes) if image_bytes else n
         for i in range(0, n, step):
             inputs = [self.xp.ascontiguousarray(view[i : i + step]) for view in self.views.values()]
-            part = target[i : i + step]
-            made = part if part.flags.c_contiguous else self.xp.empty(part.shape, self.dtype)
-            self._compute(replace(self.g, n=len(part)), kernels, *inputs, out=made)
-            if made is not part:
-                part[...] = made
+            parts = [array[i : i + step] for array in results]
+            made = [part if part.flags.c_contiguous else self.xp.empty(part.shape, part.dtype) for part in parts]
+            self._compute(replace(self.g, n=len(parts[0])), kernels, *inputs, *made[1:], out=made[0])
+            for part, fresh in zip(parts, made, strict=True):
+                if fresh is not part:
+                    part[...] = fresh
         if place is not None and step == n and self.call.layout == "channels_last":
             self._leave(place, result, kernels)
 
@@ -344,5 +346,9 @@ class _Pool:
         place.leave(self.xp, device, result.shape, self.dtype, anywhere, kernels(self.g, self.dtype, starts))
 
     def divisor(self, count_include_pad: bool) -> Divisor:
-        counted_pads = self.pads if count_include_pad else ((0, 0),) * self.g.ndim
-        return Divisor.of(self.xp, self.g, counted_pads, backend.accumulator(self.dtype))
+        pads = self.counted_pads(count_include_pad)
+        return Divisor.of(self.xp, self.g, pads, backend.accumulator(self.dtype))
+
+    def counted_pads(self, count_include_pad: bool) -> Pads:
+        """The pads whose positions count: ceil_mode adds none."""
+        return self.pads if count_include_pad else ((0, 0),) * self.g.ndim

@@ -256,21 +256,33 @@ UP = ConvGeometry.create(
 
 
 @pytest.mark.parametrize(
-    "name", ["im2col", "col2im_gather", "col2im_scatter", "max_pool", "max_pool_grad", "avg_pool", "avg_pool_grad"]
+    "name",
+    [
+        "im2col",
+        "col2im_gather",
+        "col2im_scatter",
+        "max_pool",
+        "max_pool_indices",
+        "max_pool_grad",
+        "avg_pool",
+        "avg_pool_grad",
+    ],
 )
 def test_an_offset_beyond_32_bits_is_reached_without_overflow(emulated, name):
     """One thread, and huge arrays that are not there: it must come as far as touching what lies beyond."""
     a, b, one = np.zeros(64, np.float32), np.zeros(64, np.float32), np.int64(1)
     down, up, by_c = conv_struct(DOWN), conv_struct(UP), fast_div(DOWN.c)
     box = columns_cuda._box_struct(columns_cuda.whole_box(UP))
+    all_taps = np.array((1, (0,) * 3, (0,) * 3), pooling_cuda.COUNTED)
     args = {
         "im2col": (a.view(np.uint8), b.view(np.uint8), down, np.int64(0), one),
-        "col2im_gather": (a, None, b, up, box, by_c, np.int64(0), one, np.int32(0)),
+        "col2im_gather": (a, None, b, up, box, by_c, np.int64(0), one, np.int32(0), np.int32(0)),
         "col2im_scatter": (a, b, down, one),
         "max_pool": (a, b, down, by_c, one),
+        "max_pool_indices": (a, b, np.zeros(64, np.int64), down, by_c, one),
         "max_pool_grad": (a, np.zeros(64, np.uint8), b, up, by_c, one),
-        "avg_pool": (a, b, down, by_c, one, np.int32(1)),
-        "avg_pool_grad": (a, b, up, by_c, one, np.int32(1)),
+        "avg_pool": (a, b, down, by_c, one, all_taps),
+        "avg_pool_grad": (a, b, up, by_c, one, all_taps),
     }[name]
     file = "pool.cu" if "pool" in name else f"{name[:6]}.cu"
     macros = {"im2col.cu": (("BYTES", 4),), "col2im.cu": (("WIDE", 0),), "pool.cu": (("WIDE", 0), ("ARGMAX_BYTES", 4))}
