@@ -10,8 +10,11 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import oracle
 import pytest
-from tolerances import to_numpy
+from calls import try_each
+from cases import Case, integers
+from tolerances import assert_exact, assert_near, to_numpy
 
 import gpuconv
 
@@ -291,3 +294,62 @@ def _pixel(x, w, g, at):
     )
     window = padded[:, rows, columns].reshape(g.groups, -1).astype(np.float64)
     return np.einsum("gj,gkj->gk", window, w.reshape(g.groups, g.k_group, -1)).ravel()
+
+
+@pytest.mark.parametrize("network", ["squeezenet", "inception_v1", "densenet121", "resnet50"])
+def test_all_passes_of_the_layers_of_a_network(xp, network):
+    """Convolutions and pooling by the oracle, in the kernels as well: only images and channels are shrunk."""
+    graph = onnx.load(folder() / f"light/light_{network}.onnx").graph
+    found = {}
+    for node in graph.node:
+        if node.op_type in SHRUNK:
+            case = _shrunk(node)
+            found[node.op_type, case] = (node.op_type, case, xp)
+    assert {kind for kind, _ in found} >= {"Conv", "MaxPool"}
+    assert len(found) >= 4
+    try_each(found.values(), lambda each: SHRUNK[each[0]](*each[1:]))
+
+
+def _shrunk(node):
+    """A small image, 9 channels in and 12 out, or as many of each per group."""
+    given = attributes(node)
+    keywords, kernel, groups = keywords_of(given, 2), tuple(given["kernel_shape"]), given.get("group", 1)
+    strides, dilations, pads = tuple(keywords["stride"]), tuple(keywords["dilation"]), tuple(keywords["pad"])
+    spatial = tuple((k - 1) * d + 1 + 2 * s for k, d, s in zip(kernel, dilations, strides, strict=True))
+    return Case(2, spatial, 9 * groups, 12 * groups, kernel, strides, dilations, pads, groups)
+
+
+def _convolutions(case, xp):
+    x, w, dy = case.arrays(integers)
+    ours = [xp.asarray(a) for a in (x, w, dy)]
+    got = {
+        "forward": gpuconv.conv2d(*ours[:2], **case.keywords),
+        "input_grad": gpuconv.conv2d_input_grad(ours[2], ours[1], case.x_shape, **case.keywords),
+        "weight_grad": gpuconv.conv2d_weight_grad(ours[0], ours[2], case.kernel, **case.keywords),
+    }
+    for direction, result in got.items():
+        assert_exact(result, case.want(direction, x, w, dy), "float32")
+
+
+def _maxima(case, xp):
+    x = integers(np.random.default_rng(0), case.x_shape)
+    dy = integers(np.random.default_rng(1), (*case.y_shape[:-1], case.c))
+    how = {"stride": case.stride, "pad": case.pads, "dilation": case.dilation}
+    y, indices = gpuconv.max_pool2d(xp.asarray(x), case.kernel, return_indices=True, **how)
+    assert_exact(y, oracle.max_pool(x, case.kernel, **case.steps), "float32")
+    assert np.array_equal(to_numpy(indices), oracle.max_pool_indices(x, case.kernel, **case.steps))
+    dx = gpuconv.max_pool2d_grad(xp.asarray(dy), xp.asarray(x), case.kernel, **how)
+    assert_exact(dx, oracle.max_pool_grad(dy, x, case.kernel, **case.steps), "float32")
+
+
+def _means(case, xp):
+    x = integers(np.random.default_rng(0), case.x_shape)
+    dy = integers(np.random.default_rng(1), (*case.y_shape[:-1], case.c))
+    how, steps = {"stride": case.stride, "pad": case.pads}, {"stride": case.stride, "pads": case.pads}
+    y = gpuconv.avg_pool2d(xp.asarray(x), case.kernel, **how)
+    assert_near(y, oracle.avg_pool(x, case.kernel, **steps), "float32", units=4)
+    dx = gpuconv.avg_pool2d_grad(xp.asarray(dy), x.shape, case.kernel, **how)
+    assert_near(dx, oracle.avg_pool_grad(dy, case.spatial, case.kernel, **steps), "float32", units=4)
+
+
+SHRUNK = {"Conv": _convolutions, "MaxPool": _maxima, "AveragePool": _means}
