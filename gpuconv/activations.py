@@ -67,6 +67,13 @@ class Activation(from_string.FromString):
         """Compute the derivative from the input, or from the value if `from_value`."""
         raise NotImplementedError
 
+    def kept_of(self, xp: ModuleType, Y: Array) -> Array:
+        """Return what `pull_back` needs, from what a layer with this activation keeps.
+
+        That is the value of a `fused` activation, and the input of any other.
+        """
+        return Y if self.fused or not self.from_value else self.fn(xp, Y)
+
     def pull_back(self, xp: ModuleType, dy: Array, kept: Array, out: Array | None) -> Array:
         """Return the gradient of the input, dy times the derivative, written into `out` (which may be dy) if given."""
         dx: Array = xp.multiply(dy, self.slope(xp, kept), out=out)

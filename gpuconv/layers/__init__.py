@@ -10,14 +10,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from gpuconv.layers.base import Layer
 from gpuconv.layers.conv import Conv1D, Conv2D, Conv3D, ConvTranspose2D, DepthwiseConv2D
+from gpuconv.layers.global_pooling import GlobalAvgPool2D
 from gpuconv.layers.linear import Dense, Flatten
 from gpuconv.layers.normalization import BatchNorm2D, Dropout
+from gpuconv.layers.pointwise import Activation
 from gpuconv.layers.pooling import AvgPool1D, AvgPool2D, AvgPool3D, MaxPool1D, MaxPool2D, MaxPool3D
+from gpuconv.layers.residual import Residual
 from gpuconv.layers.state import split_hyperparams
 from gpuconv.support import from_string
 
@@ -25,7 +28,7 @@ LAYERS: dict[str, type[Layer]] = {
     kind.__name__: kind
     for kind in (
         Conv1D, Conv2D, Conv3D, ConvTranspose2D, DepthwiseConv2D, MaxPool1D, MaxPool2D, MaxPool3D, AvgPool1D, AvgPool2D,
-        AvgPool3D, Flatten, Dense, BatchNorm2D, Dropout,
+        AvgPool3D, GlobalAvgPool2D, Flatten, Dense, BatchNorm2D, Dropout, Activation, Residual,
     )
 }  # fmt: skip
 
@@ -53,11 +56,18 @@ def from_hyperparams(hyperparams: Mapping[str, Any], custom: from_string.Custom 
         if not isinstance(name, str) or name not in kinds:
             raise ValueError(f"from_hyperparams: layer={name!r} is none of {', '.join(kinds)}.{from_string.remedy()}")
         arguments, _, trainable = split_hyperparams(kinds[name], given)
-        layer = kinds[name](**arguments)
+        inner = {key: list(map(from_hyperparams, value)) for key, value in arguments.items() if _are_layers(value)}
+        layer = kinds[name](**{**arguments, **inner})
     if not isinstance(layer, Layer):
         raise TypeError(f"from_hyperparams: layer={name!r}: custom returned {layer!r}, which is not a layer.")
-    layer.trainable = trainable is not False
+    if trainable is not None:
+        layer.trainable = trainable is not False
     return layer
+
+
+def _are_layers(value: object) -> bool:
+    """Whether this argument holds the hyperparams of layers inside of a layer."""
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(one, Mapping) for one in value)
 
 
 def check_savable(layer: Layer, where: str) -> None:
@@ -92,6 +102,13 @@ def check_savable(layer: Layer, where: str) -> None:
         raise ValueError(f"{own} cannot be saved: {f'the names {strange} hold dots' if strange else config}.")
 
 
+def without(value: Any, names: Collection[str]) -> Any:
+    """Return hyperparams without some names, those of the layers inside of a layer included."""
+    if isinstance(value, dict):
+        return {key: without(inner, names) for key, inner in value.items() if key not in names}
+    return [without(inner, names) for inner in value] if isinstance(value, list) else value
+
+
 def as_json(value: Any) -> Any:
     """Return `value` as it comes back from JSON: with lists for tuples."""
     if isinstance(value, dict):
@@ -101,6 +118,7 @@ def as_json(value: Any) -> Any:
 
 __all__ = [
     "LAYERS",
+    "Activation",
     "AvgPool1D",
     "AvgPool2D",
     "AvgPool3D",
@@ -113,9 +131,11 @@ __all__ = [
     "DepthwiseConv2D",
     "Dropout",
     "Flatten",
+    "GlobalAvgPool2D",
     "Layer",
     "MaxPool1D",
     "MaxPool2D",
     "MaxPool3D",
+    "Residual",
     "from_hyperparams",
 ]

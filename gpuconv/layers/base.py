@@ -37,7 +37,7 @@ from gpuconv import backend
 from gpuconv.cuda import graphs
 from gpuconv.errors import DeviceError, DTypeError, GeometryError
 from gpuconv.layers.state import Stateful, checked_dtype
-from gpuconv.typing import Array, Element
+from gpuconv.typing import Array, Element, Ints
 
 Derived = dict[str, Any]
 """The values that one forward keeps beside X, by name."""
@@ -79,6 +79,15 @@ class Layer(Stateful):
 
     works_from_x: ClassVar[bool] = True
     """Whether backward uses the values of X, and not its shape alone."""
+
+    @property
+    def inner(self) -> dict[str, Layer]:
+        """The layers inside of this one, by their paths in it; most layers hold none."""
+        return {}
+
+    def inputs_of(self, x_shape: Sequence[int]) -> dict[str, Ints]:
+        """Return the shapes of the inputs of the layers directly inside of this one, by their paths."""
+        return {}
 
     def _forward(self, xp: ModuleType, X: Array, training: bool) -> tuple[Array, Derived]:
         raise NotImplementedError

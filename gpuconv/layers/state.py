@@ -142,6 +142,11 @@ class Stateful:
         self._initialised = True
 
     @property
+    def learns(self) -> bool:
+        """Whether there is anything in it that `update` may change."""
+        return self.trainable and bool(self.params)
+
+    @property
     def param_count(self) -> int:
         """The number of trained values."""
         return sum(value.size for value in self.params.values())
@@ -158,13 +163,18 @@ class Stateful:
         return {name: plain(getattr(self, name)) for name in _arguments(type(self)) if name != "rng"}
 
     @property
+    def description(self) -> dict[str, Any]:
+        """`config`, with the name of the layer and whether it is trained: what `layers.from_hyperparams` needs."""
+        return {"layer": self.kind, **self.config, "trainable": self.trainable}
+
+    @property
     def hyperparams(self) -> dict[str, Any]:
         """The full description of the layer, except its parameters; the constructor accepts every string in it.
 
         ``layers.from_hyperparams`` makes a layer from it. "optimizer" holds the optimizer's cache and hyperparams.
         """
         optimizer = self._optimizer
-        found = {"layer": self.kind, **self.config, "trainable": self.trainable}
+        found = self.description
         if "optimizer" in found:
             found["optimizer"] = {
                 "cache": self.cache,
@@ -285,6 +295,11 @@ class Stateful:
 
     # ---------------------------------------------------------------------------------------------- shown
 
+    @property
+    def title(self) -> str:
+        """The layer in a table, where the layers inside of it have rows of their own."""
+        return repr(self)
+
     def __repr__(self) -> str:
         defaults = inspect.signature(type(self)).parameters
         shown = []
@@ -345,6 +360,10 @@ class Stateful:
             copy = backend.to_device(value, device).astype(place[name].dtype, order="C", copy=True)
             place[name] = copy
 
+    def _with(self: Kind, arguments: Mapping[str, Any]) -> Kind:  # noqa: PYI019
+        """Return a new layer that differs from this one in some arguments, and has learnt nothing."""
+        return type(self)(**{**self.config, **arguments})
+
     def _adopt(self, hyperparams: Mapping[str, Any]) -> None:
         """Take over these hyperparams, as far as they are given, and keep what has been learnt."""
         given = dict(hyperparams)
@@ -354,10 +373,11 @@ class Stateful:
         parts = map(type, from_string.parts_of(self))  # custom classes among them stay known
         with from_string.known(parts, "set_params"):
             arguments, cache, trainable = split_hyperparams(type(self), given)
-            other = type(self)(**{**self.config, **arguments})
+            other = self._with(arguments)
         keep = ("params", "gradients", "buffers", "cache", "X", "derived_variables", "rng", "trainable")
         self.__dict__.update({k: v for k, v in other.__dict__.items() if k not in keep and not k.startswith("_")})
-        self.trainable = self.trainable if trainable is None else trainable
+        if trainable is not None:
+            self.trainable = trainable
         if cache is not None:
             self.cache = cache
 

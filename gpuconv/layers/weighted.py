@@ -88,9 +88,8 @@ class WeightedLayer(Layer):
         need_input_grad: bool,
         may_overwrite: bool,
     ) -> tuple[Array | None, dict[str, Array]]:
-        act, Y = self.acti_fn, derived["Y"]
-        kept = Y if act.fused or not act.from_value else act.fn(xp, Y)
-        dY = act.pull_back(xp, dLda, kept, dLda if may_overwrite else None)
+        act = self.acti_fn
+        dY = act.pull_back(xp, dLda, act.kept_of(xp, derived["Y"]), dLda if may_overwrite else None)
         gradients = {}
         if need_param_grads:
             gradients["W"] = self._weight_grad(X, dY)

@@ -29,6 +29,9 @@ FORMAT = 1
 MOST_LAYERS = 10_000
 """The most layers of a model in a file. Making more takes too long for a file that may be hostile."""
 
+DEEPEST = 16
+"""The most blocks inside of each other. The paths of deeper ones take too long."""
+
 
 def write(path: str | os.PathLike[str], arrays: Mapping[str, Array], description: Mapping[str, Any]) -> None:
     """Replace a file by a whole new one, so that a reader, or a crash in the middle, finds one or the other.
@@ -40,11 +43,11 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Array], description
     OSError
         If the file cannot be written; see `disk.write_whole`.
     ValueError
-        If `read` would refuse the file for the number of layers or the length of the description.
+        If `read` would refuse the file for its layers or the length of the description.
     """
     numpy_io = _safetensors("save")
-    if _layers(description) > MOST_LAYERS:
-        raise ValueError(f"save: the model has {_layers(description)} layers, but files hold at most {MOST_LAYERS}.")
+    if trouble := _too_many(description):
+        raise ValueError(f"save: the model has {trouble}.")
     text = json.dumps({"format": FORMAT, "version": __version__, **description})
     plain = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
     content = numpy_io.save(plain, metadata={"gpuconv": text, "sha256": _digest(plain, text)})
@@ -157,15 +160,23 @@ def _description(path: str | os.PathLike[str], metadata: Mapping[str, Any]) -> d
             f"load: {path} has format {printable(repr(description['format']))}, but gpuconv {__version__} reads "
             f"{FORMAT}. It was written by gpuconv {printable(description.get('version'))}; install that."
         )
-    if _layers(description) > MOST_LAYERS:
-        raise ValueError(f"load: {path} holds {_layers(description)} layers, but gpuconv makes at most {MOST_LAYERS}.")
+    if trouble := _too_many(description):
+        raise ValueError(f"load: {path} holds {trouble}.")
     return description
 
 
-def _layers(description: Mapping[str, Any]) -> int:
+def _too_many(description: Mapping[str, Any]) -> str:
+    """Return what there is too much of among the layers, those inside of others included; empty if nothing."""
     model = description.get("model")
-    layers = model.get("layers") if isinstance(model, Mapping) else None
-    return len(layers) if isinstance(layers, (list, tuple)) else 0
+    level: list[Any] = [model.get("layers")] if isinstance(model, Mapping) else []
+    count = depth = 0
+    while level:
+        made = [one for found in level if isinstance(found, (list, tuple)) for one in found if isinstance(one, Mapping)]
+        count, depth = count + len(made), depth + bool(made)
+        level = [value for one in made for value in one.values()]
+    if count > MOST_LAYERS:
+        return f"{count} layers, but files hold at most {MOST_LAYERS}"
+    return f"blocks {depth - 1} deep, but files hold at most {DEEPEST}" if depth - 1 > DEEPEST else ""
 
 
 def require(caller: str) -> None:

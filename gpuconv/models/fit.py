@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv import backend, layers, losses, optimizers
+from gpuconv.layers.chain import by_path
 from gpuconv.models import files, state
 from gpuconv.models.fit_arguments import Settings
 from gpuconv.models.history import History
@@ -216,7 +217,7 @@ class Fit:
         if self.on_cpu:
             self._refuse_nan(total)
         if self.settings.clip_norm is not None:
-            trained = [layer for layer in model.layers if layer.trainable]
+            trained = [layer for layer in by_path(model.layers).values() if layer.trainable]
             optimizers.clip([g for layer in trained for g in layer.gradients.values()], self.settings.clip_norm)
         after = replace(
             at,
@@ -245,7 +246,8 @@ class Fit:
 
     def _refuse_nan(self, loss: float) -> None:
         if not math.isfinite(loss):
-            rates = sorted({layer.optimizer.lr for layer in self.model.layers if layer.optimizer and layer.params})
+            every = by_path(self.model.layers).values()
+            rates = sorted({layer.optimizer.lr for layer in every if layer.optimizer and layer.params})
             raise FloatingPointError(
                 f"fit: the loss is {loss} in epoch {self.history.epochs + 1}, batch {self.standing.at.batch + 1}. The "
                 f"model is as it was when that epoch began. Lower the learning rate "
@@ -376,14 +378,14 @@ class Fit:
             self.rows, self.validation = self._split()  # with the seed of the file
 
     def _compare(self, path: str | os.PathLike[str], saved: dict[str, Any], training: dict[str, Any]) -> None:
-        here = {**self.settings.common_with_checkpoint, "samples": len(self.X)}
-        there = {**training["settings"], "samples": training["samples"]}
+        here = {**self.settings.common_with_checkpoint, "samples": len(self.X), "layout": self.model.config["layout"]}
+        there = {**training["settings"], "samples": training["samples"], "layout": saved.get("layout", "channels_last")}
         for name, value in here.items():
             if there.get(name) != value:
                 raise ValueError(f"fit: {path} was made with {name}={there.get(name)}, but now {name}={value}.")
         # Dtype and trainable follow from the arrays and from calls since.
         mine, theirs = (
-            [{k: v for k, v in layers.as_json(d).items() if k not in {"dtype", "trainable"}} for d in found]
+            layers.without(layers.as_json(found), {"dtype", "trainable"})
             for found in (self.model.config["layers"], saved["layers"])
         )
         if mine != theirs:

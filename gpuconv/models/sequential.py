@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from gpuconv import backend, layers, losses, optimizers
 from gpuconv.errors import DTypeError, GeometryError
-from gpuconv.layers import Layer
+from gpuconv.geometry import check_layout
+from gpuconv.layers import Layer, chain
 from gpuconv.losses import LossLike
 from gpuconv.models import files, state
 from gpuconv.models.fit import Fit
@@ -22,7 +23,7 @@ from gpuconv.models.summary import ModelSummary
 from gpuconv.optimizers import OptimizerLike
 from gpuconv.support import counter_rng, from_string, html
 from gpuconv.support.argument_checks import as_int
-from gpuconv.typing import Array, DTypeLike, Element, Ints
+from gpuconv.typing import Array, DTypeLike, Element, Ints, Layout
 
 
 class Sequential:
@@ -39,6 +40,9 @@ class Sequential:
     rng : int or Generator, optional
         The seed of the weights of layers without their own, of the order of samples and of dropout: the same seed gives
         the same bits.
+    layout : {"channels_last", "channels_first"}
+        The order of the axes of X, and of its gradient: (N, *spatial, C) or (N, C, *spatial). In both cases, channels
+        are the last axis between the layers and in the output, as the losses need it.
 
     Attributes
     ----------
@@ -66,20 +70,24 @@ class Sequential:
         loss: LossLike = "softmax_cross_entropy",
         optimizer: OptimizerLike | None = None,
         rng: int | np.random.Generator | None = None,
+        layout: Layout = "channels_last",
     ) -> None:
         self.layers = list(layers)
         for layer in self.layers:
             if not isinstance(layer, Layer):
                 raise TypeError(f"Sequential: {layer!r} is not a layer.")
-        if not self.layers or len({id(layer) for layer in self.layers}) < len(self.layers):
+        every = chain.by_path(self.layers).values()
+        if not self.layers or len({id(layer) for layer in every}) < len(every):
             raise ValueError("Sequential: layers must hold at least one layer, and each object only once.")
         self.loss = losses.parse(loss, "Sequential")
         self.optimizer = None if optimizer is None else optimizers.parse(optimizer, "Sequential")
         generator = counter_rng.generator(rng, "Sequential")
         self.seed = counter_rng.seed_of(generator)
-        for layer, child in zip(self.layers, generator.spawn(len(self.layers)), strict=True):
+        for layer, child in zip(every, generator.spawn(len(every)), strict=True):
             layer.rng = child if layer.rng is None else layer.rng
             layer.optimizer = self.optimizer if layer.optimizer is None else layer.optimizer
+        check_layout(layout, "Sequential")
+        self.layout = layout
         self.epochs_done = 0
         self.input_shape: Ints | None = None
         self.pending: Callable[[], object] | None = None
@@ -101,7 +109,7 @@ class Sequential:
         self.settle()
         backend.common_module("Sequential", X=X)
         self.output_shape(X.shape)
-        xp = self.layers[0].check_input(X)
+        xp = self.layers[0].check_input(self._channels_last(X))
         snapshots = [layer.snapshot() for layer in self.layers]
         self.pending = partial(state.restore, self.layers, snapshots)
         try:
@@ -121,10 +129,7 @@ class Sequential:
 
         After an error, they call `settle` or `flush_gradients`.
         """
-        y = X
-        for layer in self.layers:
-            one_of_its_own = getattr(layer.forward, "__func__", None) is not Layer.forward
-            y = (layer.forward if one_of_its_own else layer.run)(y, retain_derived)
+        y: NDArray[Element] = chain.run(self.layers, self._channels_last(X), retain_derived)
         self.input_shape = X.shape[1:]
         return y
 
@@ -148,17 +153,10 @@ class Sequential:
 
         Without `need_input_grad`, it ends at the first layer that is trained.
         """
-        needed = [need_input_grad] * len(self.layers)  # of each layer: is the gradient of its input needed?
-        for number in range(1, len(self.layers)):
-            below = self.layers[number - 1]
-            needed[number] = needed[number - 1] or (below.trainable and bool(below.params))
-        d: Any = dLda
-        for layer, wanted in zip(reversed(self.layers), reversed(needed), strict=True):
-            d = layer.pull_back(d, retain_grads, wanted, may_overwrite)
-            may_overwrite = may_overwrite or layer.fresh
-            if not wanted:
-                break
-        return d
+        dX = chain.pull_back(self.layers, dLda, retain_grads, need_input_grad, may_overwrite)
+        if self.layout == "channels_first" and need_input_grad:
+            return [d.transpose(0, d.ndim - 1, *range(1, d.ndim - 1)) for d in dX]
+        return dX
 
     def update(self, cur_loss: float | None = None) -> None:
         """Take a step of every layer's optimizer; see `Layer.update`."""
@@ -306,8 +304,8 @@ class Sequential:
                 "least one sample."
             )
         shape = self.output_shape(X.shape)
-        self.layers[0].check_input(X)
-        dtype = next((layer.dtype for layer in self.layers if layer.dtype is not None), X.dtype)
+        self.layers[0].check_input(self._channels_last(X))
+        dtype = next((layer.dtype for layer in chain.by_path(self.layers).values() if layer.dtype is not None), X.dtype)
         try:
             self.loss.check(shape, dtype, y)
             self.loss.check_values(shape, y)
@@ -324,30 +322,30 @@ class Sequential:
         GeometryError
             If the layers do not fit each other, or the input.
         """
-        shape: Ints = tuple(x_shape)
-        for number, layer in enumerate(self.layers):
-            try:
-                shape = layer.output_shape(shape)
-            except GeometryError as error:
-                raise GeometryError(f"layer {number}: {error}") from None
-        return shape
+        return self._shapes(x_shape)[-1]
 
     def check_training(self, x_shape: Sequence[int]) -> None:
         """Check that the layers can be trained with a batch of this shape; see `Layer.check_training`."""
-        shape: Ints = tuple(x_shape)
-        for number, layer in enumerate(self.layers):
-            try:
-                layer.check_training(shape)
-            except GeometryError as error:
-                raise GeometryError(f"layer {number}: {error}") from None
-            shape = layer.output_shape(shape)
+        self._shapes(x_shape, training=True)
+
+    def _shapes(self, x_shape: Sequence[int], *, training: bool = False) -> list[Ints]:
+        """Return `chain.shapes` for an X of this shape in the model's layout."""
+        shape = tuple(x_shape)
+        if self.layout == "channels_last":
+            return chain.shapes(self.layers, shape, "layer", training=training)
+        try:
+            return chain.shapes(self.layers, (*shape[:1], *shape[2:], *shape[1:2]), "layer", training=training)
+        except GeometryError as error:
+            raise GeometryError(f"{error} The layout of the model is channels_first: X.shape={shape}.") from None
+
+    def _channels_last(self, X: Array) -> Array:
+        """Return a view of X with channels last."""
+        return X if self.layout == "channels_last" else X.transpose(0, *range(2, X.ndim), 1)
 
     def build(self, x_shape: Sequence[int], dtype: DTypeLike = "float32", device: str = "cpu") -> None:
         """Make the parameters of every layer for inputs of this shape; the first forward calls this itself."""
-        self.output_shape(x_shape)
-        shape: Sequence[int] = x_shape
-        for layer in self.layers:
-            shape = layer.build(shape, dtype, device)
+        for layer, shape in zip(self.layers, self._shapes(x_shape), strict=False):
+            layer.build(shape, dtype, device)
         self.input_shape = tuple(x_shape[1:])
 
     def summary(self, input_shape: Sequence[int] | None = None) -> ModelSummary:
@@ -365,12 +363,12 @@ class Sequential:
         shape = self.input_shape if input_shape is None else tuple(input_shape)
         if shape is None:
             raise ValueError("summary: the model has not seen any input. Pass input_shape, such as (28, 28, 1).")
-        return ModelSummary.of(self.layers, shape)
+        return ModelSummary.of(self.layers, shape, self._shapes((1, *shape)))
 
     @property
     def device(self) -> str | None:
         """The device of the model; None before it has seen any input."""
-        return next((layer.device for layer in self.layers if layer.device is not None), None)
+        return next((part.device for part in chain.by_path(self.layers).values() if part.device is not None), None)
 
     def to(self, device: str) -> Sequential:
         """Move every layer; see `Layer.to`."""
@@ -381,7 +379,10 @@ class Sequential:
         return self
 
     def state_dict(self) -> dict[str, Array]:
-        """Return copies of all parameters and running statistics, by "<layer number>.<name>"."""
+        """Return copies of all parameters and running statistics, by "<layer number>.<name>".
+
+        The layers of a `Residual` block are named as "1.body.0.W".
+        """
         self.settle()
         return {name: value.copy() for name, value in state.arrays_of(self.layers).items()}
 
@@ -394,11 +395,8 @@ class Sequential:
     def config(self) -> dict[str, Any]:
         """The full description of the model, except its parameters, as numbers, strings and lists."""
         return {
-            "layers": [
-                {"layer": layer.kind, **{k: v for k, v in layer.config.items() if k != "device"}}
-                | {"trainable": layer.trainable}
-                for layer in self.layers
-            ],
+            "layers": [layers.without(layer.description, {"device"}) for layer in self.layers],
+            "layout": self.layout,
             "loss": str(self.loss),
             "seed": self.seed,
             "epochs_done": self.epochs_done,
@@ -455,7 +453,9 @@ class Sequential:
         backend.check_device(device, "load")
         arrays, description = files.read(path)
         with from_string.known(custom, "load"), state.hostile(path):
-            model = cls(map(_layer_of, description["model"]["layers"]), loss=description["model"]["loss"])
+            config = description["model"]
+            made = map(_layer_of, config["layers"])
+            model = cls(made, loss=config["loss"], layout=config.get("layout", "channels_last"))
             model.take(arrays, description)
         return model.to(device)
 
@@ -496,17 +496,19 @@ class Sequential:
             If the name or the arguments of a layer, or of a part of one, could not be held in a file.
         """
         try:
-            for number, layer in enumerate(self.layers):
-                layers.check_savable(layer, f"layer {number}")
+            every = chain.by_path(self.layers)
+            for path, layer in every.items():
+                layers.check_savable(layer, f"layer {path}")
             from_string.check_savable(self.loss)
-            things = [part for owner in (*self.layers, self.loss) for part in (owner, *from_string.parts_of(owner))]
+            things = [part for owner in (*every.values(), self.loss) for part in (owner, *from_string.parts_of(owner))]
             from_string.check_distinct(map(type, things))
         except ValueError as error:
             raise ValueError(f"{caller}: {error}") from None
 
     def __repr__(self) -> str:
         inner = ", ".join(map(repr, self.layers))
-        return f"Sequential([{inner}], loss={str(self.loss)!r})"
+        layout = "" if self.layout == "channels_last" else f", layout={self.layout!r}"
+        return f"Sequential([{inner}], loss={str(self.loss)!r}{layout})"
 
     def _repr_html_(self) -> str:
         """Return the summary, or before any input the layers only."""
@@ -519,7 +521,9 @@ def _layer_of(found: Any) -> Layer:
     """Make a layer from a file, which holds `Layer.config` without the device, and whether the layer is trained."""
     if not isinstance(found, dict):
         raise TypeError(f"{found!r} is not a layer")
-    strange = {"device", "rng"} & set(found)
-    if strange or type(found.get("trainable", True)) is not bool:
-        raise ValueError(f"{found!r} holds names or values that no layer in a file has.")
+    waiting = [found]  # with the layers inside of it
+    for one in waiting:
+        if {"device", "rng"} & set(one) or type(one.get("trainable", True)) is not bool:
+            raise ValueError(f"{one!r} holds names or values that no layer in a file has.")
+        waiting += [part for value in one.values() if isinstance(value, list) for part in value if type(part) is dict]
     return layers.from_hyperparams(found)

@@ -11,6 +11,7 @@ from typing import Any
 from gpuconv import backend
 from gpuconv.errors import DeviceError, GeometryError
 from gpuconv.layers import Layer
+from gpuconv.layers.chain import by_path
 from gpuconv.models.trainable import Trainable
 from gpuconv.optimizers import Cache
 from gpuconv.support.disk import printable
@@ -20,8 +21,8 @@ from gpuconv.typing import Array
 def arrays_of(layers: Sequence[Layer]) -> dict[str, Array]:
     """Return parameters and buffers by their names in files; the arrays are not copied."""
     return {
-        f"{number}.{name}": value
-        for number, layer in enumerate(layers)
+        f"{path}.{name}": value
+        for path, layer in by_path(layers).items()
         for name, value in {**layer.params, **layer.buffers}.items()
     }
 
@@ -29,8 +30,8 @@ def arrays_of(layers: Sequence[Layer]) -> dict[str, Array]:
 def cache_arrays_of(layers: Sequence[Layer]) -> dict[str, Array]:
     """Return the state arrays of the optimizers by their names in files."""
     return {
-        f"optimizer.{number}.{parameter}.{slot}": value
-        for number, layer in enumerate(layers)
+        f"optimizer.{path}.{parameter}.{slot}": value
+        for path, layer in by_path(layers).items()
         for parameter, slots in layer.cache.items()
         if parameter != "step"
         for slot, value in slots.items()
@@ -39,25 +40,26 @@ def cache_arrays_of(layers: Sequence[Layer]) -> dict[str, Array]:
 
 def numbers_of(layers: Sequence[Layer]) -> list[dict[str, Any]]:
     """Return the state that is not arrays: the steps taken, and counters of random numbers."""
-    return [{"step": layer.cache.get("step", 0), "extra": layer.extra_state} for layer in layers]
+    return [{"step": layer.cache.get("step", 0), "extra": layer.extra_state} for layer in by_path(layers).values()]
 
 
 def put_arrays(layers: Sequence[Layer], arrays: Mapping[str, Array]) -> None:
     """Set parameters and buffers by their names in files: all of them, or none if there is an error."""
-    by_layer: list[dict[str, Array]] = [{} for _ in layers]
+    every = by_path(layers)
+    by_layer: dict[str, dict[str, Array]] = {path: {} for path in every}
     for key, value in arrays.items():
-        at, _, name = key.partition(".")
-        if not at.isdecimal() or int(at) >= len(layers):
+        path, _, name = key.rpartition(".")
+        if path not in every:
             raise ValueError(f"load_state_dict: {key!r} names no layer; there are {len(layers)}, counted from 0.")
-        by_layer[int(at)][name] = value
+        by_layer[path][name] = value
     before = [layer.snapshot() for layer in layers]
     try:
-        for number, (layer, found) in enumerate(zip(layers, by_layer, strict=True)):
+        for path, layer in every.items():
             try:
-                if found or layer.params or layer.buffers:
-                    layer.load_state_dict(found)
+                if by_layer[path] or layer.params or layer.buffers:
+                    layer.load_state_dict(by_layer[path])
             except (ValueError, GeometryError) as error:
-                raise type(error)(f"layer {number}: {error}") from None
+                raise type(error)(f"layer {path}: {error}") from None
     except BaseException:
         restore(layers, before)
         raise
@@ -77,35 +79,37 @@ def put_cache(layers: Sequence[Layer], arrays: Mapping[str, Array], numbers: obj
     ValueError
         If it does not suit the layers, whose optimizers and counters determine what it may hold.
     """
-    if not isinstance(numbers, list) or len(numbers) != len(layers):
-        raise ValueError(f"load: the numbers must be a list with one entry for each of {len(layers)} layers.")
-    by_layer: list[dict[tuple[str, str], Array]] = [{} for _ in layers]
+    every = by_path(layers)
+    if not isinstance(numbers, list) or len(numbers) != len(every):
+        raise ValueError(f"load: the numbers must be a list with one entry for each of {len(every)} layers.")
+    by_layer: dict[str, dict[tuple[str, str], Array]] = {path: {} for path in every}
     for key, value in arrays.items():
         first, *rest = key.split(".")
         if first == "optimizer":
-            if len(rest) != 3 or not rest[0].isdecimal() or int(rest[0]) >= len(layers):
-                raise ValueError(f"load: {key!r} names no layer, parameter and slot; there are {len(layers)} layers.")
-            by_layer[int(rest[0])][rest[1], rest[2]] = value
-    caches = [_cache(*one) for one in zip(range(len(layers)), layers, by_layer, numbers, strict=True)]
-    extras = [layer.checked_extra_state(found["extra"]) for layer, found in zip(layers, numbers, strict=True)]
-    for layer, cache, extra in zip(layers, caches, extras, strict=True):
+            path = ".".join(rest[:-2])
+            if path not in every:
+                raise ValueError(f"load: {key!r} names no layer, parameter and slot; there are {len(every)} layers.")
+            by_layer[path][rest[-2], rest[-1]] = value
+    caches = [_cache(path, every[path], by_layer[path], found) for path, found in zip(every, numbers, strict=True)]
+    extras = [layer.checked_extra_state(found["extra"]) for layer, found in zip(every.values(), numbers, strict=True)]
+    for layer, cache, extra in zip(every.values(), caches, extras, strict=True):
         layer.cache = cache
         layer.__dict__.update(extra)
 
 
-def _cache(number: int, layer: Layer, slots: Mapping[tuple[str, str], Array], numbers: object) -> Cache:
+def _cache(path: str, layer: Layer, slots: Mapping[tuple[str, str], Array], numbers: object) -> Cache:
     if not isinstance(numbers, Mapping) or not {"step", "extra"} <= set(numbers):
-        raise ValueError(f"load: layer {number}: {numbers!r} has no step and extra.")
+        raise ValueError(f"load: layer {path}: {numbers!r} has no step and extra.")
     step = numbers["step"]
     if type(step) is not int or step < 0:
-        raise ValueError(f"load: layer {number}: step={step!r} is not a number of steps.")
+        raise ValueError(f"load: layer {path}: step={step!r} is not a number of steps.")
     cache: Cache = {"step": step} if step else {}
     for (parameter, slot), value in slots.items():
         like = layer.params.get(parameter)
         if like is None or value.shape != like.shape or value.dtype != like.dtype:
             needed = f"{parameter} is {like.dtype} of shape {like.shape}" if like is not None else "there is none"
             raise ValueError(
-                f"load: layer {number}: the optimizer's {slot} of {parameter} is {value.dtype} of shape {value.shape}, "
+                f"load: layer {path}: the optimizer's {slot} of {parameter} is {value.dtype} of shape {value.shape}, "
                 f"but {needed}."
             )
         moved = backend.to_device(value, layer.device or "cpu")
@@ -119,7 +123,8 @@ def way_back(model: Trainable) -> Callable[[], None]:
     names = ("seed", "epochs_done", "input_shape")
     found = {name: getattr(model, name) for name in names}
     snapshots = [layer.snapshot() for layer in model.layers]
-    generators = [layer.rng.bit_generator for layer in model.layers if layer.rng is not None]
+    every = by_path(model.layers).values()
+    generators = [layer.rng.bit_generator for layer in every if layer.rng is not None]
     draws = [generator.state for generator in generators]
 
     def go_back() -> None:
@@ -136,12 +141,13 @@ Passing = list[tuple[dict[str, Array], dict[str, int | None]]]
 
 def passing_of(layers: Sequence[Layer]) -> Passing:
     """Return the state that a training forward changes: copies of the buffers, which are small, and the counters."""
-    return [({name: value.copy() for name, value in layer.buffers.items()}, layer.extra_state) for layer in layers]
+    every = by_path(layers).values()
+    return [({name: value.copy() for name, value in layer.buffers.items()}, layer.extra_state) for layer in every]
 
 
 def put_passing(layers: Sequence[Layer], kept: Passing) -> None:
     """Restore what `passing_of` returned."""
-    for layer, (buffers, extra) in zip(layers, kept, strict=True):
+    for layer, (buffers, extra) in zip(by_path(layers).values(), kept, strict=True):
         layer.buffers = {name: value.copy() for name, value in buffers.items()}
         layer.__dict__.update(extra)
 

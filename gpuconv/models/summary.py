@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gpuconv.layers import Layer
@@ -55,15 +55,9 @@ class ModelSummary:
         return sum(row.flops for row in self.rows)
 
     @classmethod
-    def of(cls, layers: Sequence[Layer], input_shape: Ints) -> ModelSummary:
-        """Summarise layers without computing anything; GeometryError if they do not fit each other."""
-        shape: Ints = (1, *input_shape)
-        rows = []
-        for layer in layers:
-            after = layer.output_shape(shape)
-            params = layer.param_count_for(shape)
-            rows.append(Row(repr(layer), after[1:], params, layer.flops(shape), layer.trainable))
-            shape = after
+    def of(cls, layers: Sequence[Layer], input_shape: Ints, shapes: Sequence[Ints]) -> ModelSummary:
+        """Summarise layers without computing anything; `shapes` are those of their inputs, and of the last output."""
+        rows = [row for layer, shape in zip(layers, shapes, strict=False) for row in _rows_of(layer, shape)]
         return cls(tuple(input_shape), tuple(rows))
 
     def _lines(self) -> list[tuple[str, str, str, str]]:
@@ -89,6 +83,16 @@ class ModelSummary:
 
     def _repr_html_(self) -> str:
         return html.table("Sequential", HEAD, self._lines(), numbers=(2, 3))
+
+
+def _rows_of(layer: Layer, x_shape: Ints, title: str = "") -> Iterator[Row]:
+    """Yield the row of a layer, and those of the layers inside of it, which then have the parameters and FLOPs."""
+    inputs = layer.inputs_of(x_shape)
+    params, flops = (0, 0) if inputs else (layer.param_count_for(x_shape), layer.flops(x_shape))
+    yield Row(title + layer.title, layer.output_shape(x_shape)[1:], params, flops, layer.trainable)
+    for path, shape in inputs.items():
+        depth = len(title) - len(title.lstrip())
+        yield from _rows_of(layer.inner[path], shape, f"{' ' * (depth + 2)}{path} ")
 
 
 def _shape(shape: Ints) -> str:

@@ -69,7 +69,8 @@ def functions():
 
 def _fitted(kind):
     arguments = {
-        "Dense": (2,), "DepthwiseConv2D": (3,),
+        "Dense": (2,), "DepthwiseConv2D": (3,), "Activation": ("relu",), "Residual": ([layers.Dropout(0.0)],),
+        "GlobalAvgPool2D": (),
     }.get(kind.__name__, (2, 3) if "Conv" in kind.__name__ else (2,) if "Pool" in kind.__name__ else ())  # fmt: skip
     layer = kind(*arguments)
     x = ones(2, 5) if kind is layers.Dense else ones(1, *(5,) * getattr(kind, "ndim", 2), 3)

@@ -242,6 +242,24 @@ class TestDropout:
         assert (layer.backward(x) == x).all()
 
 
+def test_the_mean_of_an_image(xp, rng):
+    """Exactly, for sums that the number of pixels divides."""
+    x = 42.0 * rng.integers(-9, 10, IMAGE)
+    layer, dy = layers.GlobalAvgPool2D(), np.full((3, 4), 84.0)
+    assert_exact(layer.forward(xp.asarray(x)), x.sum(axis=(1, 2)) / 42, "float64")
+    assert_exact(layer.backward(xp.asarray(dy)), np.full(IMAGE, 2.0), "float64")
+    with pytest.raises(GeometryError, match=r"GlobalAvgPool2D: X.shape=\(1, 0, 3, 4\) has no pixels"):
+        layer.forward(np.ones((1, 0, 3, 4)))
+
+
+@pytest.mark.parametrize("acti_fn", gpuconv.activations.ACTIVATIONS)
+def test_an_activation_is_a_layer_too(xp, acti_fn, rng):
+    layer, act = layers.Activation(acti_fn), gpuconv.activations.parse(acti_fn)
+    x, dy = xp.asarray(rng.standard_normal(IMAGE)), xp.asarray(rng.standard_normal(IMAGE))
+    assert to_numpy(layer.forward(x)).tobytes() == to_numpy(act(x)).tobytes()
+    assert_near(layer.backward(dy), to_numpy(dy) * to_numpy(act.grad(x)), "float64", units=4)
+
+
 def test_flatten_is_a_view():
     x = np.ones(IMAGE)
     assert np.shares_memory(layers.Flatten().forward(x), x)

@@ -27,13 +27,26 @@ LAYERS = {
     "avg-inside": (lambda: layers.AvgPool2D(2, pad=1, count_include_pad=False), IMAGE),
     "avg-1d": (lambda: layers.AvgPool1D(2, ceil_mode=True), SIGNAL),
     "avg-3d": (lambda: layers.AvgPool3D(2, 1, 1, count_include_pad=True), VOLUME),
+    "global-avg": (layers.GlobalAvgPool2D, IMAGE),
     "flatten": (layers.Flatten, IMAGE),
+    "activation-relu": (lambda: layers.Activation("relu"), IMAGE),
+    "activation-gelu": (lambda: layers.Activation("gelu"), ROWS),
+    "residual": (lambda: layers.Residual([layers.Conv2D(4, 3, 1, acti_fn="tanh", rng=0), layers.BatchNorm2D()]), IMAGE),
+    "residual-around": (
+        lambda: layers.Residual(
+            [layers.Activation("sigmoid"), layers.Conv2D(3, 3, 1, 2, rng=0)],
+            [layers.Conv2D(3, 1, 0, 2, rng=1)],
+            acti_fn="softplus",
+        ),
+        IMAGE,
+    ),
     "batchnorm": (layers.BatchNorm2D, IMAGE),
     "dropout": (lambda: layers.Dropout(0.4, rng=0), IMAGE),
 }
 WEIGHTED = {"conv1d", "conv2d", "conv3d", "transpose", "depthwise", "dense"}
 ACTIVE = [name for name in LAYERS if name.split("-")[0] in WEIGHTED]
-TRAINED = [name for name in LAYERS if name.split("-")[0] not in {"max", "avg", "flatten", "dropout"}]
+UNTRAINED = {"activation", "avg", "dropout", "flatten", "global", "max"}
+TRAINED = [name for name in LAYERS if name.split("-")[0] not in UNTRAINED | {"residual"}]
 every_layer = pytest.mark.parametrize("name", LAYERS)
 every_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
