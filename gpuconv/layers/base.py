@@ -26,9 +26,10 @@ arrays read-only instead is not possible with CuPy, and X belongs to the caller.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from types import ModuleType
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar, NamedTuple, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,11 +37,22 @@ from numpy.typing import NDArray
 from gpuconv import backend
 from gpuconv.cuda import graphs
 from gpuconv.errors import DeviceError, DTypeError, GeometryError
+from gpuconv.functions.prepared import PreparedConv
 from gpuconv.layers.state import Stateful, checked_dtype
 from gpuconv.typing import Array, Element, Ints
 
 Derived = dict[str, Any]
 """The values that one forward keeps beside X, by name."""
+
+Own = TypeVar("Own", bound="Layer")
+
+
+class PreparedLayer(NamedTuple):
+    """What `Layer.prepared` returns."""
+
+    run: Callable[[Array], Array]
+    convolutions: dict[str, PreparedConv]
+    """Its prepared convolutions, by the paths of their layers in it: "" is the layer itself."""
 
 
 class Layer(Stateful):
@@ -107,6 +119,25 @@ class Layer(Stateful):
         With `may_overwrite`, dLda may be written to.
         """
         raise NotImplementedError
+
+    # ---------------------------------------------------------------------------------------------- for inference
+
+    def copied(self: Own) -> Own:  # noqa: PYI019  # typing.Self is there from Python 3.11 on
+        """Return a layer with copies of the parameters and buffers, whose optimizer has taken no step."""
+        other = copy(self)
+        for attribute in ("params", "gradients", "buffers"):
+            setattr(other, attribute, {name: value.copy() for name, value in getattr(self, attribute).items()})
+        other.cache = {}
+        other.flush_gradients()
+        return other
+
+    def prepared(self, x_shape: Sequence[int]) -> PreparedLayer:
+        """Return the layer as a function of inputs of one shape, for inference.
+
+        What happens to the layer later makes no difference to it.
+        """
+        other = self.copied()
+        return PreparedLayer(lambda X: other.run(X, False), {})
 
     # ---------------------------------------------------------------------------------------------- the training step
 

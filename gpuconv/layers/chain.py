@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpuconv.errors import GeometryError
-from gpuconv.layers.base import Layer
-from gpuconv.typing import Array, Ints
+from gpuconv.layers.base import Layer, PreparedLayer
+from gpuconv.typing import Array, Ints, Layout
 
 
 def by_path(layers: Sequence[Layer]) -> dict[str, Layer]:
@@ -17,6 +17,11 @@ def by_path(layers: Sequence[Layer]) -> dict[str, Layer]:
         found[str(number)] = layer
         found |= {f"{number}.{path}": part for path, part in layer.inner.items()}
     return found
+
+
+def channels_last(X: Array, layout: Layout) -> Array:
+    """Return a view of X with channels last, for an X of this layout."""
+    return X if layout == "channels_last" else X.transpose(0, *range(2, X.ndim), 1)
 
 
 def run(layers: Sequence[Layer], X: Array, retain_derived: bool) -> Array:
@@ -45,6 +50,23 @@ def pull_back(
         if not wanted:
             break
     return d
+
+
+def prepared(layers: Sequence[Layer], shapes: Sequence[Ints]) -> PreparedLayer:
+    """Return the layers as one function, for inputs of these shapes; see `Layer.prepared`."""
+    steps = [layer.prepared(shape) for layer, shape in zip(layers, shapes, strict=False)]
+
+    def run(X: Array) -> Array:
+        for step in steps:
+            X = step.run(X)
+        return X
+
+    convolutions = {
+        f"{number}.{path}".rstrip("."): convolution
+        for number, step in enumerate(steps)
+        for path, convolution in step.convolutions.items()
+    }
+    return PreparedLayer(run, convolutions)
 
 
 def shapes(layers: Sequence[Layer], x_shape: Sequence[int], where: str, *, training: bool = False) -> list[Ints]:

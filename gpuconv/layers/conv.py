@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from gpuconv import initializers
+from gpuconv import backend, initializers
 from gpuconv.activations import ActivationLike
 from gpuconv.errors import GeometryError
 from gpuconv.functions.call import Call
+from gpuconv.functions.prepared import PreparedConv
 from gpuconv.geometry import ConvGeometry, split_x_shape
 from gpuconv.initializers import InitializerLike
+from gpuconv.layers.base import Layer, PreparedLayer
 from gpuconv.layers.state import plain
 from gpuconv.layers.weighted import WeightedLayer
 from gpuconv.optimizers import OptimizerLike
@@ -133,6 +135,13 @@ class _ConvBase(WeightedLayer):
         return f"(in_ch // {self._groups}, {self.out_ch})"
 
     # ---------------------------------------------------------------------------------------------- passes
+
+    def prepared(self, x_shape: Sequence[int]) -> PreparedLayer:
+        act = self.acti_fn
+        convolution = PreparedConv(self._call, self.params["W"], x_shape, self.params.get("b"), act.fused)
+        xp = backend.array_module(self.params["W"])
+        run: Callable[[Array], Array] = convolution if act.fused else lambda X: act.fn(xp, convolution(X))
+        return PreparedLayer(run, {"": convolution})
 
     def _product(self, X: Array, activation: str | None) -> Array:
         return self._call.forward(X, self.params["W"], self.params.get("b"), activation, None)
@@ -365,6 +374,9 @@ class ConvTranspose2D(_ConvBase):
     def output_shape(self, x_shape: Sequence[int]) -> Ints:
         g = self._geometry(x_shape)
         return ConvGeometry.transposed_shape(*self._sizes(x_shape, g.k), ndim=2, caller=self.kind)
+
+    def prepared(self, x_shape: Sequence[int]) -> PreparedLayer:
+        return Layer.prepared(self, x_shape)  # no transposed convolution is prepared
 
     def _product(self, X: Array, activation: str | None) -> Array:
         W, b = self.params["W"], self.params.get("b")

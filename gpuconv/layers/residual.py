@@ -14,7 +14,7 @@ from gpuconv.algorithms import epilogue
 from gpuconv.cuda import graphs
 from gpuconv.errors import GeometryError
 from gpuconv.layers import chain
-from gpuconv.layers.base import Derived, Layer
+from gpuconv.layers.base import Derived, Layer, PreparedLayer
 from gpuconv.support import html
 from gpuconv.typing import Array, Ints
 
@@ -196,7 +196,7 @@ class Residual(Layer):
         for path, values in by_layer.items():
             inner[path].set_params(values)
 
-    def _with(self, arguments: Mapping[str, Any]) -> Residual:
+    def with_arguments(self, arguments: Mapping[str, Any]) -> Residual:
         return type(self)(**{"body": self.body, "shortcut": self.shortcut, "acti_fn": self.acti_fn, **arguments})
 
     def _adopt(self, hyperparams: Mapping[str, Any]) -> None:
@@ -208,6 +208,27 @@ class Residual(Layer):
                 raise ValueError(f"{self.kind}: {name} has {len(branch)} layers, but was given {len(found)}.")
             for layer, one in zip(branch, found, strict=True):
                 layer.set_params({"hyperparams": one})
+
+    def copied(self) -> Residual:
+        body, shortcut = ([layer.copied() for layer in getattr(self, name)] for name in BRANCHES)
+        return self.with_arguments({"body": body, "shortcut": shortcut})
+
+    def prepared(self, x_shape: Sequence[int]) -> PreparedLayer:
+        act = self.acti_fn
+        body, shortcut = (
+            chain.prepared(getattr(self, name), shapes)
+            for name, shapes in zip(BRANCHES, self._shapes(x_shape), strict=True)
+        )
+
+        def run(X: Array) -> Array:
+            return self._joined(backend.array_module(X), act, body.run(X), shortcut.run(X))[0]
+
+        convolutions = {
+            f"{name}.{path}": convolution
+            for name, branch in zip(BRANCHES, (body, shortcut), strict=True)
+            for path, convolution in branch.convolutions.items()
+        }
+        return PreparedLayer(run, convolutions)
 
     def to(self, device: str) -> Residual:
         for layer in self._children:
@@ -257,11 +278,18 @@ class Residual(Layer):
         return [*super().kept(), *(array for layer in self._children for array in layer.kept())]
 
     def _forward(self, xp: ModuleType, X: Array, training: bool) -> tuple[Array, Derived]:
-        Y = chain.run(self.body, X, training) + chain.run(self.shortcut, X, training)
-        act = self.acti_fn
-        if act.fused:
-            epilogue.ACTIVATIONS[act.fused](xp, Y)
-        return (Y if act.fused else act.fn(xp, Y)), {"Y": Y}
+        through, around = chain.run(self.body, X, training), chain.run(self.shortcut, X, training)
+        output, Y = self._joined(xp, self.acti_fn, through, around)
+        return output, {"Y": Y}
+
+    @staticmethod
+    def _joined(xp: ModuleType, act: activations.Activation, through: Array, around: Array) -> tuple[Array, Array]:
+        """Return the output, and what backward needs of it: the sum, or the output itself if `act` is fused."""
+        Y = through + around
+        if not act.fused:
+            return act.fn(xp, Y), Y
+        epilogue.ACTIVATIONS[act.fused](xp, Y)
+        return Y, Y
 
     def pull_back(
         self, dLda: list[Array], retain_grads: bool = True, need_input_grad: bool = True, may_overwrite: bool = False

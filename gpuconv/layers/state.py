@@ -360,7 +360,7 @@ class Stateful:
             copy = backend.to_device(value, device).astype(place[name].dtype, order="C", copy=True)
             place[name] = copy
 
-    def _with(self: Kind, arguments: Mapping[str, Any]) -> Kind:  # noqa: PYI019
+    def with_arguments(self: Kind, arguments: Mapping[str, Any]) -> Kind:  # noqa: PYI019
         """Return a new layer that differs from this one in some arguments, and has learnt nothing."""
         return type(self)(**{**self.config, **arguments})
 
@@ -373,7 +373,7 @@ class Stateful:
         parts = map(type, from_string.parts_of(self))  # custom classes among them stay known
         with from_string.known(parts, "set_params"):
             arguments, cache, trainable = split_hyperparams(type(self), given)
-            other = self._with(arguments)
+            other = self.with_arguments(arguments)
         keep = ("params", "gradients", "buffers", "cache", "X", "derived_variables", "rng", "trainable")
         self.__dict__.update({k: v for k, v in other.__dict__.items() if k not in keep and not k.startswith("_")})
         if trainable is not None:

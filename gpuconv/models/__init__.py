@@ -14,7 +14,8 @@
 """
 
 from gpuconv.models.history import History
+from gpuconv.models.prepared import PreparedModel
 from gpuconv.models.sequential import Sequential
 from gpuconv.models.summary import ModelSummary
 
-__all__ = ["History", "ModelSummary", "Sequential"]
+__all__ = ["History", "ModelSummary", "PreparedModel", "Sequential"]

@@ -12,9 +12,9 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,10 @@ from gpuconv.support.disk import LARGEST_TEXT, open_file, parse_json, printable,
 from gpuconv.support.installing import how_to_add
 from gpuconv.typing import Array
 from gpuconv.version import __version__
+
+Described = TypeVar("Described")
+
+_NARROW = {"BF16", "F8_E4M3", "F8_E5M2"}
 
 FORMAT = 1
 """The version of the format, increased when files change their meaning."""
@@ -73,8 +77,31 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]
     MemoryError
         If its arrays do not fit into memory.
     """
-    numpy_io = _safetensors("load")
-    with open_file(path, "load") as file:
+    arrays, metadata, description = _read(path, "load", _description)
+    if metadata.get("sha256") != _digest(arrays, metadata["gpuconv"]):
+        raise ValueError(f"load: {path} is damaged: its contents do not match their checksum.")
+    return arrays, description
+
+
+def read_arrays(path: str | os.PathLike[str], caller: str) -> dict[str, Array]:
+    """Return the arrays of a safetensors file that any program wrote.
+
+    Raises
+    ------
+    OSError, MemoryError
+        As for `read`.
+    ValueError
+        If it is damaged, or holds arrays of a dtype that NumPy does not have.
+    """
+    return _read(path, caller, _nothing)[0]
+
+
+def _read(
+    path: str | os.PathLike[str], caller: str, describe: Callable[[str | os.PathLike[str], dict[str, Any]], Described]
+) -> tuple[dict[str, Array], dict[str, Any], Described]:
+    """Return arrays, metadata, and what `describe` makes of the metadata, before memory is allocated."""
+    numpy_io = _safetensors(caller)
+    with open_file(path, caller) as file:
         size = os.fstat(file.fileno()).st_size
         try:
             head = file.read(8)
@@ -84,20 +111,32 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]
             header = file.read(length)
             metadata = _metadata(header, size - 8 - length)
         except ValueError as error:
-            raise ValueError(f"load: {path} is not a safetensors file, or a damaged one: {printable(error)}.") from None
-        description = _description(path, metadata)
+            raise ValueError(
+                f"{caller}: {path} is not a safetensors file, or a damaged one: {printable(error)}."
+            ) from None
+        described = describe(path, metadata)
         if size > machine_memory():
-            raise MemoryError(f"load: {path} holds {size} bytes, but this machine has {machine_memory()} of memory.")
+            raise MemoryError(
+                f"{caller}: {path} holds {size} bytes, but this machine has {machine_memory()} of memory."
+            )
         content = b"".join((head, header, file.read()))
     try:
         arrays: dict[str, Array] = numpy_io.load(content)
     except MemoryError:
         raise
     except Exception as error:  # safetensors has its own exceptions
-        raise ValueError(f"load: {path} is not a safetensors file, or a damaged one: {printable(error)}.") from None
-    if metadata.get("sha256") != _digest(arrays, metadata["gpuconv"]):
-        raise ValueError(f"load: {path} is damaged: its contents do not match their checksum.")
-    return arrays, description
+        narrow = [name for name, entry in parse_json(header.decode("utf-8")).items() if entry.get("dtype") in _NARROW]
+        reason = (
+            f"{narrow[0]!r} has a dtype that NumPy does not have. Save it as float32"
+            if narrow
+            else f"it is not a safetensors file, or a damaged one: {error}"
+        )
+        raise ValueError(f"{caller}: {path}: {printable(reason)}.") from None
+    return arrays, metadata, described
+
+
+def _nothing(path: str | os.PathLike[str], metadata: Mapping[str, Any]) -> None:
+    """Describe nothing: any program may have written the file."""
 
 
 def machine_memory() -> int:

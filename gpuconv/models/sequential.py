@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,11 @@ from gpuconv.errors import DTypeError, GeometryError
 from gpuconv.geometry import check_layout
 from gpuconv.layers import Layer, chain
 from gpuconv.losses import LossLike
-from gpuconv.models import files, state
+from gpuconv.models import files, folding, state, weights
 from gpuconv.models.fit import Fit
 from gpuconv.models.fit_arguments import Settings
 from gpuconv.models.history import History
+from gpuconv.models.prepared import PreparedModel
 from gpuconv.models.summary import ModelSummary
 from gpuconv.optimizers import OptimizerLike
 from gpuconv.support import counter_rng, from_string, html
@@ -109,7 +110,7 @@ class Sequential:
         self.settle()
         backend.common_module("Sequential", X=X)
         self.output_shape(X.shape)
-        xp = self.layers[0].check_input(self._channels_last(X))
+        xp = self.layers[0].check_input(chain.channels_last(X, self.layout))
         snapshots = [layer.snapshot() for layer in self.layers]
         self.pending = partial(state.restore, self.layers, snapshots)
         try:
@@ -129,7 +130,7 @@ class Sequential:
 
         After an error, they call `settle` or `flush_gradients`.
         """
-        y: NDArray[Element] = chain.run(self.layers, self._channels_last(X), retain_derived)
+        y: NDArray[Element] = chain.run(self.layers, chain.channels_last(X, self.layout), retain_derived)
         self.input_shape = X.shape[1:]
         return y
 
@@ -304,7 +305,7 @@ class Sequential:
                 "least one sample."
             )
         shape = self.output_shape(X.shape)
-        self.layers[0].check_input(self._channels_last(X))
+        self.layers[0].check_input(chain.channels_last(X, self.layout))
         dtype = next((layer.dtype for layer in chain.by_path(self.layers).values() if layer.dtype is not None), X.dtype)
         try:
             self.loss.check(shape, dtype, y)
@@ -338,10 +339,6 @@ class Sequential:
         except GeometryError as error:
             raise GeometryError(f"{error} The layout of the model is channels_first: X.shape={shape}.") from None
 
-    def _channels_last(self, X: Array) -> Array:
-        """Return a view of X with channels last."""
-        return X if self.layout == "channels_last" else X.transpose(0, *range(2, X.ndim), 1)
-
     def build(self, x_shape: Sequence[int], dtype: DTypeLike = "float32", device: str = "cpu") -> None:
         """Make the parameters of every layer for inputs of this shape; the first forward calls this itself."""
         for layer, shape in zip(self.layers, self._shapes(x_shape), strict=False):
@@ -364,6 +361,127 @@ class Sequential:
         if shape is None:
             raise ValueError("summary: the model has not seen any input. Pass input_shape, such as (28, 28, 1).")
         return ModelSummary.of(self.layers, shape, self._shapes((1, *shape)))
+
+    # ---------------------------------------------------------------------------------------------- for inference
+
+    def load_weights(
+        self, path: str | os.PathLike[str], names: Literal["torch", "keras"], order: Sequence[str] | None = None
+    ) -> None:
+        """Take over the weights of a network that was trained elsewhere, from a safetensors file.
+
+        Neither PyTorch nor Keras is imported. Arrays are brought into gpuconv's order of axes, and into the dtype and
+        device of the layers. The model must have been built, so that all shapes are known.
+
+        Each module of the file belongs to the layer whose arrays have the same names and shapes. If it suits several
+        layers, the order of the numbers in the names decides (conv1, conv2; 0, 2, 10), and in a `Residual` block the
+        names "downsample" and "shortcut" do. If these do not, nothing is guessed: pass `order`.
+
+        Parameters
+        ----------
+        path : path
+            In PyTorch, ``safetensors.torch.save_file(net.state_dict(), path)`` writes it. In Keras,
+            ``safetensors.numpy.save_file({w.path: w.numpy() for w in net.weights}, path)`` does.
+        names : {"torch", "keras"}
+            Whose names and axes they are. With "torch", the columns of `Dense` after `Flatten` are put into the order
+            of channels last.
+        order : sequence of str, optional
+            The names of all modules, such as "conv1", in the order of the model's layers; those of a block's body come
+            before those of its shortcut.
+
+        Raises
+        ------
+        ValueError
+            If names or shapes do not suit the layers, something is missing or left over, or the order is not known. The
+            message names all of them. The model stays as it was.
+        ImportError, OSError, MemoryError
+            As for `load`.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> from safetensors.numpy import save_file
+        >>> trained = {"fc.weight": np.array([[1.0, 2.0]]), "fc.bias": np.array([3.0])}
+        >>> path = os.path.join(tempfile.mkdtemp(), "net.safetensors")
+        >>> save_file(trained, path)
+        >>> model = Sequential([layers.Dense(1)])
+        >>> model.build((1, 2))
+        >>> model.load_weights(path, names="torch")
+        >>> model.predict(np.array([[10.0, 100.0]], np.float32))
+        array([[213.]], dtype=float32)
+        """
+        self.settle()
+        shape = self._known_shape("load_weights")
+        found = files.read_arrays(path, "load_weights")
+        arrays = weights.translated(self.layers, self._shapes((1, *shape)), found, names, order, path)
+        self.pending = partial(state.restore, self.layers, [layer.snapshot() for layer in self.layers])
+        try:
+            state.put_arrays(self.layers, arrays)
+        except BaseException:
+            self.settle()
+            raise
+        self.pending = None
+
+    def folded(self) -> Sequential:
+        """Return a copy for inference, with `BatchNorm2D` and `Activation` made part of the convolution before them.
+
+        Weights and bias of the convolution become those that give the same outputs, up to rounding, with the running
+        statistics. A `BatchNorm2D` stays where the layer before it is no 2-D convolution, or applies an activation.
+
+        >>> parts = [layers.Conv2D(4, 3, use_bias=False), layers.BatchNorm2D(), layers.Activation("relu")]
+        >>> model = Sequential(parts)
+        >>> model.build((1, 8, 8, 1))
+        >>> model.folded()
+        Sequential([Conv2D(4, (3, 3), acti_fn='relu')], loss='softmax_cross_entropy')
+        """
+        self.settle()
+        self._known_shape("folded")
+        other = Sequential(folding.folded(self.layers), loss=self.loss, rng=self.seed, layout=self.layout)
+        other.__dict__.update(
+            optimizer=self.optimizer, seed=self.seed, epochs_done=self.epochs_done, input_shape=self.input_shape
+        )
+        return other
+
+    def prepared(self, x_shape: Sequence[int]) -> PreparedModel:
+        """Return the network as a function of inputs of one shape, with plans made and weights packed, for inference.
+
+        Parameters
+        ----------
+        x_shape : sequence of int
+            The shape of X, with the number of samples.
+
+        Returns
+        -------
+        PreparedModel
+            Call it with X. Its results have the bits of `predict`.
+
+        Raises
+        ------
+        GeometryError
+            If the network cannot take such an input.
+
+        Examples
+        --------
+        >>> model = Sequential([layers.Conv2D(4, 3, acti_fn="relu"), layers.GlobalAvgPool2D()], rng=0)
+        >>> model.build((1, 8, 8, 1))
+        >>> run = model.prepared((2, 8, 8, 1))
+        >>> run(np.ones((2, 8, 8, 1), np.float32)).shape
+        (2, 4)
+        """
+        self.settle()
+        self._known_shape("prepared")
+        shape = tuple(int(size) for size in x_shape)
+        return PreparedModel(self.layers, shape, self._shapes(shape), self.layout)
+
+    def _known_shape(self, caller: str) -> Ints:
+        """Return the shape of a sample, if all layers have parameters made for it."""
+        if self.input_shape is None or not all(layer.is_initialised for layer in self.layers):
+            raise ValueError(
+                f"{caller}: the model has no weights yet, and does not know their shapes. Call build(x_shape) first, "
+                "for instance model.build((1, 28, 28, 1))."
+            )
+        return self.input_shape
+
+    # ---------------------------------------------------------------------------------------------- device and files
 
     @property
     def device(self) -> str | None:
