@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from gpuconv import autotune, settings
-from gpuconv.backend import devices, to_device, to_numpy
+from gpuconv.backend import asarray, devices, to_device, to_numpy
 from gpuconv.cuda.graphs import GraphMemory, graph_memory
 from gpuconv.errors import AlgorithmError, DeviceError, DTypeError, GeometryError, KernelError, WorkspaceError
 from gpuconv.functions.conv import (
@@ -87,6 +87,7 @@ __all__ = [
     "PreparedConv",
     "WorkspaceError",
     "activations",
+    "asarray",
     "autotune",
     "avg_pool1d",
     "avg_pool1d_grad",

@@ -87,10 +87,19 @@ def _home(x: object, caller: str, name: str) -> ModuleType:
     except TypeError as error:
         if hasattr(x, "to_numpy"):  # a column or a table of pandas or Polars
             raise TypeError(f"{caller}: {name}: {error}. Pass {name}.to_numpy() instead.") from None
-        raise TypeError(
-            f"{caller}: {name}: {error}. Convert it first: np.asarray({name}), cupy.asarray({name}), "
-            f"or from_dlpack({name}) of either for a tensor; a masked array needs .filled(value)."
-        ) from None
+        raise TypeError(f"{caller}: {name}: {error}. Convert it first: {_way_in(x, name)}.") from None
+
+
+def _way_in(x: object, name: str) -> str:
+    """How to make an array that gpuconv takes of `x`, which is none."""
+    if isinstance(x, np.ma.MaskedArray):
+        return f"{name}.filled(value)"
+    return f"gpuconv.asarray({name})" if _may_lend(x) else f"np.asarray({name}) or cupy.asarray({name})"
+
+
+def _may_lend(x: object) -> bool:
+    """Whether `x` is a tensor of another library, whose memory can be used. A masked array would lose its mask."""
+    return hasattr(x, "__dlpack__") and not isinstance(x, np.ndarray)
 
 
 def may_overlap(xp: ModuleType) -> Callable[[Array, Array], bool]:
@@ -342,6 +351,64 @@ def to_device(x: Array, device: str) -> Array:
     with cupy.cuda.Device(ordinal(device)):
         moved: Array = cupy.array(x)
     return moved
+
+
+def asarray(x: Any) -> Array:
+    """`x` as a NumPy or a CuPy array, wherever it is: the way in for tensors of PyTorch, JAX and other libraries.
+
+    A NumPy or a CuPy array is returned as it is. Anything else that has ``__dlpack__`` becomes a NumPy array if it is
+    on the CPU, and a CuPy array if it is on a CUDA device. Nothing is copied: the result shares its memory, so that
+    what is written to one is seen in the other, unless its library says that it is read-only. On a GPU, that library
+    makes CuPy's current stream wait for it.
+
+    Raises
+    ------
+    TypeError
+        If `x` has no ``__dlpack__``, as numbers and lists, or does not lend its memory, as a tensor that requires a
+        gradient or has a dtype that NumPy does not have.
+    DeviceError
+        If it is on another kind of device, or there is no CuPy to reach it.
+
+    >>> a = np.ones(3)
+    >>> asarray(a) is a
+    True
+    >>> class Tensor:
+    ...     __dlpack__, __dlpack_device__ = a.__dlpack__, a.__dlpack_device__
+    >>> np.shares_memory(asarray(Tensor()), a)
+    True
+    """
+    try:
+        array_module(x)
+    except TypeError as error:
+        if not _may_lend(x):
+            raise TypeError(f"asarray: {error}, and does not lend its memory. Use {_way_in(x, 'x')}.") from None
+    else:
+        return x  # type: ignore[no-any-return]
+    try:
+        where, number = (int(value) for value in x.__dlpack_device__())
+        if where in _ON_HOST:
+            return np.from_dlpack(x)
+        if where in _ON_CUDA:
+            cupy = module_for(check_device(f"cuda:{number}", "asarray"))
+            with cupy.cuda.Device(number):
+                view: Array = cupy.from_dlpack(x)
+            return view
+    except DeviceError:
+        raise
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).rstrip(".")
+        raise TypeError(
+            f"asarray: {_kind(x)} does not lend its memory: {reason}. Convert it by its own library first, to a dtype "
+            "that NumPy has, without a gradient."
+        ) from error
+    raise DeviceError(
+        f"asarray: {_kind(x)} is on a device of DLPack's kind {where}, but gpuconv computes on the CPU and on CUDA "
+        "devices. Move it to one of them first."
+    )
+
+
+_ON_HOST, _ON_CUDA = {1, 3}, {2, 13}
+"""DLPack's kinds of devices: kDLCPU and kDLCUDAHost, kDLCUDA and kDLCUDAManaged."""
 
 
 def to_numpy(x: Array) -> Array:

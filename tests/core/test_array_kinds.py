@@ -1,5 +1,8 @@
 """Any array is legal input: whatever its strides, flags and byte order, the result is that of a plain copy of it."""
 
+import importlib.util
+
+import cupy_double
 import numpy as np
 import pytest
 from calls import CALLS, same
@@ -160,3 +163,84 @@ def test_strips_that_meet_no_padding(algorithm, cut):
     got, want = (gpuconv.conv2d(a, w, algorithm=algorithm, **keywords) for a in (x, x.copy()))
     assert same(got, want)
     assert same(got, gpuconv.conv2d(x, w, algorithm="loops", **keywords))
+
+
+class Tensor:
+    """What any other library has: memory to lend, on a device of some kind, and nothing else."""
+
+    def __init__(self, owner, kind=1, number=0):
+        self.owner, self.kind, self.number = owner, kind, number
+
+    def __dlpack__(self, **keywords):
+        return self.owner.__dlpack__(**keywords)
+
+    def __dlpack_device__(self):
+        return self.kind, self.number
+
+
+class TestAsarray:
+    def test_arrays_stay_and_tensors_lend_their_memory(self, xp):
+        x = xp.ones((2, 3))
+        assert gpuconv.asarray(x) is x
+        a = np.arange(24.0).reshape(2, 3, 4).transpose(1, 2, 0)[::-1]
+        view = gpuconv.asarray(Tensor(a))
+        assert type(view) is np.ndarray
+        assert np.shares_memory(view, a)
+        assert (view.strides, view.tolist()) == (a.strides, a.tolist())
+        view[0, 0, 0] = 77
+        assert a[0, 0, 0] == 77
+
+    @pytest.mark.parametrize("kind", [2, 13])
+    def test_those_on_a_gpu_become_arrays_of_cupy(self, emulated, kind, monkeypatch):
+        with cupy_double.installed() as cupy:
+            a = cupy.asarray(np.ones((2, 3)))
+            real = cupy.from_dlpack
+            monkeypatch.setattr(cupy, "from_dlpack", lambda tensor: real(tensor.owner))
+            view = gpuconv.asarray(Tensor(a, kind))
+            assert isinstance(view, cupy.ndarray)
+            assert view.data.ptr == a.data.ptr
+            with pytest.raises(gpuconv.DeviceError, match="asarray: device='cuda:7' does not exist"):
+                gpuconv.asarray(Tensor(a, kind, 7))
+
+    def test_without_cupy(self):
+        if importlib.util.find_spec("cupy"):
+            pytest.skip("CuPy is here")
+        with pytest.raises(
+            gpuconv.DeviceError, match=r"asarray: device='cuda:0' cannot be used. CuPy is not installed"
+        ):
+            gpuconv.asarray(Tensor(np.ones(3), 2))
+
+    @pytest.mark.parametrize(
+        ("x", "message"),
+        [
+            ([1.0], r"list is neither a NumPy nor a CuPy array, and does not lend its memory. Use np.asarray\(x\) or"),
+            (None, "NoneType is neither"),
+            (np.float32(1), r"numpy.float32 is neither .* Use np.asarray\(x\) or"),
+            (np.ma.masked_array([1.0, 2.0], [True, False]), r"MaskedArray is neither .* Use x.filled\(value\)"),
+            (Tensor(np.array([None])), "Tensor does not lend its memory: .* Convert it by its own library first"),
+            (Tensor(np.array(["a"])), "Tensor does not lend its memory"),
+            (Tensor(np.ones(3), "none"), "Tensor does not lend its memory: invalid literal"),
+        ],
+    )
+    def test_what_has_none_to_lend(self, x, message):
+        with pytest.raises(TypeError, match=f"asarray: .*{message}"):
+            gpuconv.asarray(x)
+
+    def test_a_device_that_is_none_of_ours(self):
+        with pytest.raises(
+            gpuconv.DeviceError, match=r"asarray: .*Tensor is on a device of DLPack's kind 10, but gpuconv"
+        ):
+            gpuconv.asarray(Tensor(np.ones(3), 10))
+
+    def test_every_function_names_it_as_the_way_in(self):
+        x, w = np.ones((1, 5, 2)), np.ones((3, 2, 1))
+        with pytest.raises(
+            TypeError, match=r"conv1d: x: .*Tensor is neither .* Convert it first: gpuconv.asarray\(x\)\."
+        ):
+            gpuconv.conv1d(Tensor(x), w)
+        with pytest.raises(TypeError, match=r"Convert it first: np.asarray\(w\) or cupy.asarray\(w\)\."):
+            gpuconv.conv1d(x, w.tolist())
+        with pytest.raises(TypeError, match=r"Convert it first: x.filled\(value\)\."):
+            gpuconv.conv1d(np.ma.masked_array(x), w)
+        y = gpuconv.conv1d(gpuconv.asarray(Tensor(x)), w)
+        assert (y == 6).all()
