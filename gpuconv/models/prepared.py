@@ -27,6 +27,19 @@ class PreparedModel:
         The plan of each convolution, by the path of its layer.
     nbytes : int
         Bytes kept by the convolutions: weights, biases and packed weights.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpuconv import layers
+    >>> from gpuconv.models import Sequential
+    >>> model = Sequential([layers.Conv2D(4, 3, acti_fn="relu"), layers.GlobalAvgPool2D(), layers.Dense(2)], rng=0)
+    >>> model.build((1, 8, 8, 1))
+    >>> run = model.prepared((5, 8, 8, 1))
+    >>> run
+    <PreparedModel 5x8x8x1 float32 on cpu: 1 convolution prepared, 160 B kept>
+    >>> run(np.ones((5, 8, 8, 1), np.float32)).shape
+    (5, 2)
     """
 
     def __init__(self, layers: Sequence[Layer], x_shape: Ints, shapes: Sequence[Ints], layout: Layout) -> None:
@@ -74,7 +87,7 @@ class PreparedModel:
         shape = "x".join(map(str, self.x_shape))
         where = f" on {self._device}" if self._device else ""
         count = len(self._convolutions)
-        kept = f"{count} prepared convolutions, {si(self.nbytes)}B kept"
+        kept = f"{count} convolution{'' if count == 1 else 's'} prepared, {si(self.nbytes)}B kept"
         return f"<PreparedModel {shape} {self._dtype or 'of any dtype'}{where}: {kept}>"
 
     def _repr_html_(self) -> str:

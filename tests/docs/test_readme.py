@@ -64,7 +64,8 @@ def test_the_python_blocks_run_one_after_the_other(capsys):
 @pytest.mark.parametrize(
     "name", [name for name, text in TEXTS.items() if name != "README.md" and blocks("python", text)]
 )
-def test_the_python_blocks_of_each_page_run_by_themselves(name, capsys):
+def test_the_python_blocks_of_each_page_run_by_themselves(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some pages write files
     for package in NEEDED.get(name, ()):
         pytest.importorskip(package)
     run_blocks(name)

@@ -161,8 +161,8 @@ class TestPrepared:
         model = Sequential(parts(), rng=0)
         model.build((1, 6, 6, 4))
         prepared = model.prepared((1, 6, 6, 4))
-        assert repr(prepared).startswith("<PreparedModel 1x6x6x4 float32 on cpu: 4 prepared convolutions, ")
+        assert repr(prepared).startswith("<PreparedModel 1x6x6x4 float32 on cpu: 4 convolutions prepared, ")
         convolutions = [model.layers[0], model.layers[1].body[0], model.layers[1].shortcut[0], model.layers[2]]
         assert prepared.nbytes >= 4 * sum(layer.param_count for layer in convolutions)
         assert ">1.shortcut.0</td>" in prepared._repr_html_()
-        assert repr(self.flat()) == "<PreparedModel 2x3 of any dtype: 0 prepared convolutions, 0 B kept>"
+        assert repr(self.flat()) == "<PreparedModel 2x3 of any dtype: 0 convolutions prepared, 0 B kept>"
