@@ -682,17 +682,19 @@ def _multiplies_padding(p: Any, marks: Any, count: int, dy: Any, width: int) -> 
     return False
 
 
-def _make_gather(rows: int, vectors: int, *, is_full: bool) -> Any:
+def _make_gather(rows: int, vectors: int, *, is_full: bool, fetches: bool = False) -> Any:
     tile = tile_of(rows, vectors)
     zeros, add_products, plus_rows, store = tile.zeros, tile.add_products, tile.plus_rows, tile.store
     strided_addresses, first_addresses = tile.strided_addresses, tile.first_addresses
     step = vectors * VECTOR_BYTES
 
-    @variant(rows, vectors)
+    @variant(rows, vectors, fetches)
     def gather(
         table: Any, zero_run: int, at: int, count: int, elements: int, dy: Any, sums: int, is_first: bool
     ) -> None:
         """Rows at `sums` (+)= over `count` outputs: elements of the run, from `at` bytes into it, times a row of dy.
+
+        One that `fetches` asks for the next line of every run, which no processor expects where pixels are far apart.
 
         There are `elements` of them, up to the rows of the tile. Rows past these repeat the last one. A tile that
         `is_full` has as many elements as rows, at distances that are constants.
@@ -703,6 +705,8 @@ def _make_gather(rows: int, vectors: int, *, is_full: bool) -> Any:
         row = address_of(dy)
         for i in range(count):
             x = table[i]
+            if fetches:
+                prefetch(x + at + LINE)
             if x != zero_run:
                 total = add_products(total, xs, x + at, row)
             row += step
@@ -724,14 +728,19 @@ def _make_gathers(vectors: int) -> tuple[Any, Any]:
 _gather_1, _gather_few_1 = _make_gathers(1)
 _gather_2, _gather_few_2 = _make_gathers(2)
 _gather_4, _gather_few_4 = _make_gathers(4) if MOST_VECTORS == 4 else (_gather_2, _gather_few_2)
+_gather_ahead = _make_gather(rows_of(4), 4, is_full=True, fetches=True) if MOST_VECTORS == 4 else _gather_2
 _FEW_1, _FEW_2, _FEW_4 = _few(1), _few(2), _few(4)
 
 
 @compiled
 def _gather_run(
-    table: Any, zero_run: int, at: int, count: int, elements: int, dy: Any, width: int, sums: int, is_first: bool
-) -> None:
-    """All elements of a run, in tiles of many rows and of few: a single one's products would wait for each other."""
+    table: Any, zero_run: int, at: int, count: int, elements: int, dy: Any, width: int, sums: int, is_first: bool,
+    is_alone: bool,
+) -> None:  # fmt: skip
+    """All elements of a run, in tiles of many rows and of few: a single one's products would wait for each other.
+
+    If a run `is_alone`, no other run of a pixel has read its lines before.
+    """
     size, step = size_of(dy), width * VECTOR_BYTES
     rows, few = _rows_of(width), _FEW_4 if width == 4 else _FEW_2 if width == 2 else _FEW_1
     done = 0
@@ -741,7 +750,9 @@ def _gather_run(
         some = rows if is_full else min(left, few)
         x, to = at + done * size, sums + done * step
         if width == 4:
-            if is_full:
+            if is_full and is_alone:
+                _gather_ahead(table, zero_run, x, count, some, dy, to, is_first)
+            elif is_full:
                 _gather_4(table, zero_run, x, count, some, dy, to, is_first)
             else:
                 _gather_few_4(table, zero_run, x, count, some, dy, to, is_first)
@@ -802,7 +813,7 @@ def weight_gradient(job: Any, thread: Any, kinds: Any) -> None:
                             to = sum_ + e * wide * size
                             _gather_row(p, maps[2], some, marks, e, at, count, panel, width, to, is_first)
                     else:
-                        _gather_run(some, p.zeros, at, count, length, panel, width, sum_, is_first)
+                        _gather_run(some, p.zeros, at, count, length, panel, width, sum_, is_first, runs == 1)
                     sum_ += length * wide * size
         sum_ = address_of(sums)
         for number in range(begin, end):
