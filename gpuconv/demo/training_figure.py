@@ -37,7 +37,7 @@ def save(trained: Trained, path: Path, subtitle: str) -> None:
     page = figure.add_gridspec(3, 6, height_ratios=[0.17, 1, 1], width_ratios=[0.03, 1, 1, 1, 1, 0.03])
     _curve(_panel(figure, page[1, 1], "Loss"), trained.history.loss, trained.history.val_loss)
     _accuracy(_panel(figure, page[1, 2], "Accuracy"), trained)
-    _confusion(_panel(figure, page[1, 3], "Confusion matrix (rows: true, columns: predicted)"), trained.confusion)
+    _confusion(_panel(figure, page[1, 3], "Confusion matrix"), trained.confusion)
     wrong = np.flatnonzero(trained.predicted != trained.digits.test_y)
     title = f"{len(wrong)} of {len(trained.predicted):,} wrong: true → predicted"
     _mistakes(_panel(figure, page[1, 4], title), trained, wrong)
@@ -101,7 +101,7 @@ def _accuracy(panel: SubFigure, trained: Trained) -> None:
 
 def _confusion(panel: SubFigure, counts: Array) -> None:
     """Draw the confusion matrix, its diagonal paler so that the mistakes stand out."""
-    axes = panel.add_axes((0.06, 0.04, 0.92, 0.84))
+    axes = panel.add_axes((0.09, 0.02, 0.89, 0.81))
     shade = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(np.where(np.eye(len(counts), dtype=bool), shade * 0.35, np.sqrt(shade)), cmap="magma", vmin=0, vmax=0.5)
     for (i, j), count in np.ndenumerate(counts):
@@ -109,6 +109,9 @@ def _confusion(panel: SubFigure, counts: Array) -> None:
             axes.text(j, i, count, ha="center", va="center", fontsize=9, color=INK)
     axes.set(xticks=range(len(counts)), yticks=range(len(counts)))
     axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.set_xlabel("predicted", color=QUIET, fontsize=9)
+    axes.set_ylabel("true", color=QUIET, fontsize=9)
     _plain(axes)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)

@@ -21,7 +21,14 @@ ROOT = pathlib.Path(__file__).parents[2]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TEXTS = {"README.md": README, **{f"docs/{path.name}": path.read_text(encoding="utf-8") for path in DOCS}}
-LINKED = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")), *DOCS]
+LINKED = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "RELEASING.md", "SECURITY.md")),
+    *DOCS,
+]
+
+INDEX = TEXTS["docs/index.md"]
+PARTS = {f"docs/{name}.md" for name in ("index", "guide", "notebooks", "performance", "development")}
+"""Pages that list other pages."""
 
 NEEDED = {"docs/large-data.md": ("dask.array", "zarr"), "docs/pytorch.md": ("torch",)}
 """What the Python blocks of a page import beside the extra "test"."""
@@ -123,15 +130,26 @@ def test_contributing_says_where_to_look_for_what_there_is():
         assert missing == [], files
 
 
-def test_it_links_every_page():
-    assert len(DOCS) > 5
-    assert [path.name for path in DOCS if f"](docs/{path.name})" not in README] == []
+def test_the_index_links_every_page_with_its_purpose():
+    pages = [path for path in DOCS if f"docs/{path.name}" not in PARTS]
+    assert len(pages) > 15
+    for path in pages:
+        purpose = re.search(rf"^\| \[{path.name}\]\({path.name}\) \| (.*) \|$", INDEX, re.MULTILINE)
+        assert purpose, path.name
+        assert TEXTS[f"docs/{path.name}"].split("\n\n")[1].startswith(purpose[1].removesuffix(".")), path.name
 
 
-def test_every_page_opens_with_its_purpose_as_the_readme_gives_it():
-    for name in TEXTS.keys() - {"README.md"}:
-        purpose = re.search(rf"^\| \[{name}\]\({name}\) \| (.*) \|$", README, re.MULTILINE)[1]
-        assert TEXTS[name].split("\n\n")[1].startswith(purpose.removesuffix(".")), name
+def test_every_page_is_in_the_tables_of_contents():
+    listed = {name for part in PARTS for name in re.findall(r"^([\w-]+)$", TEXTS[part], re.MULTILINE)}
+    assert {path.stem for path in DOCS} - listed == {"index"}
+
+
+def test_it_is_short_and_says_first_what_it_is_not():
+    assert len(README.split()) < 900
+    assert (
+        README.index("No GPU has run") < README.index("## Who") < README.index("## Install") < README.index("## Speed")
+    )
+    assert not re.search(r"^[| ]+$", README, re.MULTILINE), "a table without heads"
 
 
 def test_the_two_commands_are_one_line_each_from_a_fresh_clone():
@@ -164,7 +182,7 @@ def test_the_version_is_the_same_everywhere():
 
 
 def test_every_function_it_names_exists():
-    table = README.partition("## What it can do")[2].partition("\n## ")[0]
+    table = README.partition("## What is in it")[2].partition("\n## ")[0]
     names = {
         name
         for row in table.splitlines()
@@ -177,28 +195,39 @@ def test_every_function_it_names_exists():
 
 def measured(file, suite):
     """By direction, the mean over the layers of a suite of how many times as fast as PyTorch gpuconv was."""
-    rows = summary.groups(Record.read(ROOT / "gpuconv" / "bench" / "results" / f"amd-epyc-2026-11-23{file}.json").rows)
+    rows = summary.groups(Record.read(ROOT / "gpuconv" / "bench" / "results" / f"{file}.json").rows)
     by_direction = [[row for row in rows[suite] if row.direction == direction] for direction in DIRECTIONS]
     return [summary.Mean.of(some, "torch") for some in by_direction]
+
+
+RANGE = "{0.mean:.2f} ({0.low:.2f} to {0.high:.2f})"
+EPYC, XEON = "amd-epyc-2026-11-23", "intel-xeon-2026-11-30"
 
 
 @pytest.mark.parametrize(
     ("row", "file", "suite", "form"),
     [
-        ("resnet50", "", "resnet50", "{0.mean:.2f} ({0.low:.2f} to {0.high:.2f})"),
-        ("vgg16", "", "vgg16", "{0.mean:.2f} ({0.low:.2f} to {0.high:.2f})"),
-        ("unet, 3×3", "", "unet", "{0.mean:.2f} ({0.low:.2f} to {0.high:.2f})"),
-        ("all of these", "", "dense", "{0.mean:.2f}"),
-        ("3×3 of stride 1", "", "3×3, stride 1", "{0.mean:.2f}"),
-        ("mobilenetv2", "", "mobilenetv2_dw", "{0.mean:.2f} ({0.low:.2f} to {0.high:.2f})"),
-        ("convnext", "-stems", "convnext_dw7x7", "{0.mean:.2f} ({0.low:.2f} to {0.high:.2f})"),
-        ("7×7 of stride 2", "-stems", "stems", "{0.mean:.2f} ({0.low:.2f} to {0.high:.2f})"),
-        ("one 63×63", "-large-kernel", "large_kernel", "{0.mean:.0f}"),
+        ("resnet50", EPYC, "resnet50", RANGE),
+        ("vgg16", EPYC, "vgg16", RANGE),
+        ("unet, 3×3", EPYC, "unet", RANGE),
+        ("all of these", EPYC, "dense", "{0.mean:.2f}"),
+        ("3×3 of stride 1", EPYC, "3×3, stride 1", "{0.mean:.2f}"),
+        ("mobilenetv2", EPYC, "mobilenetv2_dw", RANGE),
+        ("convnext", f"{EPYC}-stems", "convnext_dw7x7", RANGE),
+        ("7×7 of stride 2", f"{EPYC}-stems", "stems", RANGE),
+        ("one 63×63", f"{EPYC}-large-kernel", "large_kernel", "{0.mean:.0f}"),
     ],
 )
-def test_its_figures_are_those_of_the_saved_results(row, file, suite, form):
-    (line,) = [line for line in README.splitlines() if line.startswith(f"| {row}")]
+def test_the_figures_of_the_benchmarks_are_those_of_the_saved_results(row, file, suite, form):
+    line = next(line for line in TEXTS["docs/benchmarks.md"].splitlines() if line.startswith(f"| {row}"))
     assert line.strip("| ").split(" | ")[1:] == [form.format(mean) for mean in measured(file, suite)]
+
+
+def test_its_figures_are_those_of_the_saved_results():
+    for machine, files in {"AMD EPYC": (EPYC, EPYC), "Intel Xeon": (XEON, f"{XEON}-depthwise-stems")}.items():
+        (line,) = [line for line in README.splitlines() if line.startswith("| ") and machine in line]
+        forward = [measured(file, suite)[0] for file, suite in zip(files, ("resnet50", "mobilenetv2_dw"), strict=True)]
+        assert line.strip("| ").split(" | ")[1:] == [RANGE.format(mean) for mean in forward]
 
 
 def test_it_lists_the_algorithms_there_are():
