@@ -246,7 +246,7 @@ def warmup(
 ) -> None:
     """Compile the loops of the CPU ahead, on all cores, so that no later call on this machine waits for it.
 
-    It needs Numba. Without --problem these are the loops of direct, winograd and max pooling, and those of the
+    It needs Numba. Without --problem these are the loops of direct, winograd and pooling, and those of the
     depthwise kernels of well-known networks.
     """
     from gpuconv.tools import compiled_loops

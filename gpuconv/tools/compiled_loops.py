@@ -25,7 +25,7 @@ from gpuconv.typing import Direction, Precision
 DTYPES = ("float32", "float64")
 """The dtypes that have compiled loops."""
 
-POOLING = "n1_h64w64_c32_k32_r2s2_st2_g32"
+POOLING = "n1_h64w64_c16_k16_r2s2_st2_g16", "n1_h64w64_c64_k64_r2s2_st2_g64"
 
 DEPTHWISE = tuple(
     f"n1_h32w32_c64_k64_r{taps}s{taps}_p{taps // 2}{stride}_g64"
@@ -36,7 +36,7 @@ DEPTHWISE = tuple(
 
 @dataclass(frozen=True)
 class Job:
-    """A pass whose loops are to be compiled. The algorithm "pool" stands for max pooling and its gradient."""
+    """A pass whose loops are to be compiled. The algorithm "pool" stands for pooling and its gradients."""
 
     problem: str
     direction: Direction
@@ -69,7 +69,7 @@ def usual(dtypes: Sequence[str] = DTYPES) -> list[Job]:
             ("winograd_4x4", "n1_h8w8_c32_k32_r3s3_p1", both),
             *(("direct", problem, DIRECTIONS) for problem in DEPTHWISE),
             ("direct", "n1_h8w8_c3_k32_r3s3_p1_st2", input_grad),
-            ("pool", POOLING, input_grad),
+            *(("pool", problem, input_grad) for problem in POOLING),
         ):
             jobs += [Job(problem, direction, dtype, algorithm) for direction in directions]
     return jobs
@@ -123,6 +123,8 @@ def _run(job: Job) -> None:
         x = Numbers("cpu").integers(g.x_shape, np.dtype(job.dtype))
         y = gpuconv.max_pool2d(x, g.kernel, stride=g.stride)
         gpuconv.max_pool2d_grad(y, x, g.kernel, stride=g.stride)
+        gpuconv.avg_pool2d(x, g.kernel, stride=g.stride)
+        gpuconv.avg_pool2d_grad(y, x.shape, g.kernel, stride=g.stride)
         return
     precision: Precision = "fast" if job.algorithm == "winograd_4x4" else "strict"
     Workload.integers(g, job.dtype, "cpu").run(job.direction, algorithm=job.algorithm, precision=precision)

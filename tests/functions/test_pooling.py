@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import oracle
@@ -12,7 +13,7 @@ from guarded import Guarded
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pooling_cases import REAL_DTYPES, avg_keywords, max_keywords, pixels_per_window, spans
-from tolerances import assert_close, assert_exact, to_numpy
+from tolerances import assert_close, assert_exact, assert_near, to_numpy
 
 import gpuconv
 from gpuconv.functions.pooling import blocks as pooling_blocks
@@ -208,6 +209,10 @@ LOOPS = {
     "dilated": Case(2, (9, 10), 31, 31, (2, 3), (4, 5), (3, 2), ((0, 0), (0, 0))),
     "dilated, padded": Case(1, (8, 9), 16, 16, (3, 2), (5, 4), (2, 3), ((3, 2), (2, 3))),
     "whole image": Case(3, (4, 3), 16, 16, (4, 3), (4, 3), (1, 1), ((0, 0), (0, 0))),
+    "tiles of vectors": Case(1, (7, 5), 64, 64, (3, 2), (2, 2), (1, 1), ((1, 1), (0, 1))),
+    "1-D": Case(2, (13,), 17, 17, (3,), (2,), (2,), ((1, 2),)),
+    "3-D, overlapping": Case(1, (4, 5, 6), 19, 19, (2, 3, 2), (1, 2, 1), (2, 1, 1), ((1, 0), (0, 1), (1, 1))),
+    "3-D, side by side": Case(2, (5, 4, 3), 16, 16, (2, 2, 1), (2, 2, 2), (1, 1, 1), ((0, 0), (0, 0), (0, 0))),
 }
 every_loop = pytest.mark.parametrize("case", LOOPS.values(), ids=LOOPS)
 every_real_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -222,17 +227,22 @@ def values(case, dtype):
     return x, dy
 
 
-def windows_disjoint(case):
-    return all(span <= stride for span, stride in zip(spans(case), case.stride, strict=True))
+NAMES = ["max_pool", "max_pool_grad", "avg_pool", "avg_pool_grad"]
 
 
-def pooled(case, x, dy, y=None, dx=None):
-    """By the public functions."""
-    keywords = max_keywords(case)
-    return (
-        gpuconv.max_pool2d(x, case.kernel, **keywords, out=y),
-        gpuconv.max_pool2d_grad(dy, x, case.kernel, **keywords, out=dx),
-    )
+def pooled(case, x, dy, *outs):
+    """By the public functions, in the order of NAMES. Means of some windows count pads."""
+    keywords, ndim = max_keywords(case), case.ndim
+    outs = outs or (None,) * 4
+    counts = {"count_include_pad": case.n % 2 == 1}
+    functions = [getattr(gpuconv, f"{name.removesuffix('_grad')}{ndim}d{name[8:]}") for name in NAMES]
+    with np.errstate(invalid="ignore"):  # infinities of both signs
+        return (
+            functions[0](x, case.kernel, **keywords, out=outs[0]),
+            functions[1](dy, x, case.kernel, **keywords, out=outs[1]),
+            functions[2](x, case.kernel, **keywords, **counts, out=outs[2]),
+            functions[3](dy, x.shape, case.kernel, **keywords, **counts, out=outs[3]),
+        )
 
 
 @pytest.fixture
@@ -241,13 +251,13 @@ def loops(monkeypatch):
     calls = []
     monkeypatch.setattr(pooling_loops, "LEAST_ELEMENTS", 0)
     monkeypatch.setattr(pooling_loops, "WORTH_A_THREAD", 0)
-    for function in (pooling_loops.max_pool, pooling_loops.max_pool_grad):
 
-        def noted(*arguments, function=function):
-            calls.append(function.__name__)
-            function(*arguments)
+    def noted(function, *arguments):
+        calls.append(function.__name__)
+        return function(*arguments)
 
-        monkeypatch.setattr(pooling_loops, function.__name__, noted)
+    for name in NAMES:
+        monkeypatch.setattr(pooling_loops, name, partial(noted, getattr(pooling_loops, name)))
     return calls
 
 
@@ -257,7 +267,7 @@ class TestLoops:
     def test_the_bits_are_those_of_numpy(self, case, dtype, loops, monkeypatch):
         x, dy = values(case, dtype)
         got = pooled(case, x, dy)
-        assert loops == (["max_pool", "max_pool_grad"] if windows_disjoint(case) else ["max_pool"])
+        assert loops == NAMES
         loops.clear()
         monkeypatch.setattr(pooling_loops, "numba_is_there", lambda: False)
         want = pooled(case, x, dy)
@@ -268,9 +278,13 @@ class TestLoops:
     @every_loop
     def test_right(self, case, dtype, loops):
         x, _, dy = case.arrays(integers, dtype)
-        y, dx = pooled(case, x, dy)
+        y, dx, mean, share = pooled(case, x, dy)
         assert_exact(y, oracle.max_pool(x, case.kernel, **case.steps), dtype)
         assert_exact(dx, oracle.max_pool_grad(dy, x, case.kernel, **case.steps), dtype)
+        held = {**case.steps, "count_pads": case.n % 2 == 1}
+        want = oracle.avg_pool(x, case.kernel, **held)
+        assert_close(mean, want, dtype, numpy_result=want.astype(dtype))
+        assert_near(share, oracle.avg_pool_grad(dy, case.spatial, case.kernel, **held), dtype, units=8)
         assert loops
 
     @every_loop
@@ -290,9 +304,9 @@ class TestLoops:
         guarded = Guarded(behind)
         x, dy = values(case, "float32")
         want = pooled(case, x, dy)
-        y, dx = (guarded(np.full_like(a, 7)) for a in want)
-        assert pooled(case, guarded(x), guarded(dy), y, dx)[1] is dx
-        assert [y.tobytes(), dx.tobytes()] == [a.tobytes() for a in want]
+        outs = [guarded(np.full_like(a, 7)) for a in want]
+        assert pooled(case, guarded(x), guarded(dy), *outs)[1] is outs[1]
+        assert [a.tobytes() for a in outs] == [a.tobytes() for a in want]
 
     def test_arrays_as_they_come(self, loops):
         """Views with steps of their own are read and written where they lie; others are left to NumPy."""
@@ -301,10 +315,11 @@ class TestLoops:
         want = [a.tobytes() for a in pooled(case, x, dy)]
         loops.clear()
         wide = np.repeat(x, 2, axis=2)[:, ::-1, ::2][:, ::-1]
-        y, dx = np.zeros((*dy.shape[:3], 40), "float32"), np.full((2, 9, 7, 19), 7, "float32").swapaxes(1, 2)
-        got = pooled(case, wide, dy[::-1].copy()[::-1], y[..., 3:22], dx)
+        y, mean = (np.zeros((*dy.shape[:3], 40), "float32") for _ in range(2))
+        dx, share = (np.full((2, 9, 7, 19), 7, "float32").swapaxes(1, 2) for _ in range(2))
+        got = pooled(case, wide, dy[::-1].copy()[::-1], y[..., 3:22], dx, mean[..., 3:22], share)
         assert [a.tobytes() for a in got] == want
-        assert loops == ["max_pool", "max_pool_grad"]
+        assert loops == NAMES
         assert not y[..., :3].any()
         assert not y[..., 22:].any()
         loops.clear()
@@ -321,12 +336,15 @@ class TestLoops:
             case = replace(case, c=case.c + 8, k=case.c + 8, groups=1, pads=pads, stride=stride)
             assume(all(case.out) and all(pixels_per_window(case)))
             x, _, dy = case.arrays(integers, "float64", seed)
-            y, dx = pooled(case, x, dy)
+            y, dx, mean, share = pooled(case, x, dy)
             assert_exact(y, oracle.max_pool(x, case.kernel, **case.steps), "float64")
             assert_exact(dx, oracle.max_pool_grad(dy, x, case.kernel, **case.steps), "float64")
+            held = {**case.steps, "count_pads": case.n % 2 == 1}
+            assert_near(mean, oracle.avg_pool(x, case.kernel, **held), "float64", units=8)
+            assert_near(share, oracle.avg_pool_grad(dy, case.spatial, case.kernel, **held), "float64", units=8)
 
         check()
-        assert set(loops) == {"max_pool", "max_pool_grad"}
+        assert set(loops) == set(NAMES)
 
     def test_small_arrays_do_not_wait_for_numba(self):
         statement = (

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from gpuconv import backend
+from gpuconv.algorithms.cpu.compiled import Computation
 from gpuconv.cuda import graphs
 from gpuconv.cuda.launches import Launches, offsets, run
 from gpuconv.errors import DTypeError, WorkspaceError
@@ -70,14 +71,14 @@ class PoolCall(NamedTuple):
         pool.refuse_complex()
         xp, g, x_nhwc = pool.xp, pool.g, pool.views["x"]
 
-        def write(y_nhwc: Array) -> None:
-            if xp is np and compiled.supports(g, x_nhwc, y_nhwc):
-                compiled.max_pool(x_nhwc, g, y_nhwc)
-            else:
-                way = large if pool.is_large and not pool.has_disjoint_windows else maxima
-                way.max_pool(self.caller, xp, x_nhwc, g, y_nhwc, pool.limit)
+        def loops(y_nhwc: Array) -> Computation | None:
+            return compiled.max_pool(x_nhwc, g, y_nhwc) if compiled.supports_max_pool(g, x_nhwc, y_nhwc) else None
 
-        return pool.run(g.y_shape, write, LARGE if pool.is_large else cuda.max_pool, place=place)
+        def write(y_nhwc: Array) -> None:
+            way = large if pool.is_large and not pool.has_disjoint_windows else maxima
+            way.max_pool(self.caller, xp, x_nhwc, g, y_nhwc, pool.limit)
+
+        return pool.run(g.y_shape, write, LARGE if pool.is_large else cuda.max_pool, loops, place=place)
 
     def max_pool_indices(self, x: Array, out: Array | None) -> tuple[Array, Array]:
         """The largest values and where they are, as flat indices into the spatial axes of a sample."""
@@ -103,18 +104,23 @@ class PoolCall(NamedTuple):
         xp, g, x_nhwc, dy_nhwc = pool.xp, pool.g, pool.views["x"], pool.views["dy"]
         y_nhwc = None if y is None else pool.seen(pool.call.channels_last(y))
 
+        def loops(dx_nhwc: Array) -> Computation | None:
+            if not compiled.supports_max_pool_grad(g, dy_nhwc, x_nhwc, dx_nhwc):
+                return None
+            return compiled.max_pool_grad(dy_nhwc, x_nhwc, g, dx_nhwc)
+
         def write(dx_nhwc: Array) -> None:
-            if xp is np and compiled.supports_grad(g, dy_nhwc, x_nhwc, dx_nhwc):
-                compiled.max_pool_grad(dy_nhwc, x_nhwc, g, dx_nhwc)
-            elif xp is np and pool.is_large:
+            if xp is np and pool.is_large:
                 large.max_pool_grad(self.caller, dy_nhwc, x_nhwc, g, dx_nhwc, pool.limit)
             else:
                 maxima.max_pool_grad(self.caller, xp, dy_nhwc, x_nhwc, y_nhwc, g, dx_nhwc, pool.limit)
 
-        return pool.run(g.x_shape, write, cuda.max_pool_grad, cuda.argmax_bytes(g), place)
+        return pool.run(g.x_shape, write, cuda.max_pool_grad, loops, cuda.argmax_bytes(g), place)
 
     def avg_pool(self, x: Array, count_include_pad: bool, return_indices: bool, out: Array | None) -> Array:
-        counts = flag(count_include_pad, "count_include_pad", self.caller)
+        counts = count_include_pad
+        if type(counts) is not bool:
+            counts = flag(counts, "count_include_pad", self.caller)
         if return_indices is not False and flag(return_indices, "return_indices", self.caller):
             raise ValueError(
                 f"{self.caller}: return_indices={return_indices!r}, but a mean is at no position of its window. Use "
@@ -124,26 +130,42 @@ class PoolCall(NamedTuple):
         if place is not None and (known := place.known) is not None:
             return known(x, None, out)
         pool = _Pool(self, {"x": x}, None, out, takes_integers=True, means=True)
+        g, x_nhwc, divisor = pool.g, pool.views["x"], pool.divisor(counts)
+
+        def loops(y_nhwc: Array) -> Computation | None:
+            if pool.is_large or not compiled.supports(g, x_nhwc, y_nhwc):
+                return None
+            return compiled.avg_pool(x_nhwc, g, y_nhwc, divisor)
 
         def write(y_nhwc: Array) -> None:
             way = large if pool.is_large else averages
-            way.avg_pool(self.caller, pool.xp, pool.views["x"], pool.g, y_nhwc, pool.divisor(counts), pool.limit)
+            way.avg_pool(self.caller, pool.xp, x_nhwc, g, y_nhwc, divisor, pool.limit)
 
-        return pool.run(pool.g.y_shape, write, pool.kernels_of_means(cuda.avg_pool, counts), place=place)
+        return pool.run(g.y_shape, write, pool.kernels_of_means(cuda.avg_pool, divisor, counts), loops, place=place)
 
     def avg_pool_grad(self, dy: Array, input_shape: IntsLike, count_include_pad: bool, out: Array | None) -> Array:
-        counts = flag(count_include_pad, "count_include_pad", self.caller)
+        counts = count_include_pad
+        if type(counts) is not bool:
+            counts = flag(counts, "count_include_pad", self.caller)
         place = self.place((input_shape, int(counts)), dy, out)
         if place is not None and (known := place.known) is not None:
             return known(dy, None, out)
         shape = as_ints(input_shape, self.ndim + 2, "input_shape", self.caller, least=0)
         pool = _Pool(self, {"dy": dy}, shape, out)
+        g, dy_nhwc, divisor = pool.g, pool.views["dy"], pool.divisor(counts)
+
+        def loops(dx_nhwc: Array) -> Computation | None:
+            if pool.is_large or not compiled.supports(g, dy_nhwc, dx_nhwc):
+                return None
+            return compiled.avg_pool_grad(dy_nhwc, g, dx_nhwc, divisor)
 
         def write(dx_nhwc: Array) -> None:
             way = large if pool.is_large else averages
-            way.avg_pool_grad(self.caller, pool.xp, pool.views["dy"], pool.g, dx_nhwc, pool.divisor(counts), pool.limit)
+            way.avg_pool_grad(self.caller, pool.xp, dy_nhwc, g, dx_nhwc, divisor, pool.limit)
 
-        return pool.run(pool.g.x_shape, write, pool.kernels_of_means(cuda.avg_pool_grad, counts), place=place)
+        return pool.run(
+            g.x_shape, write, pool.kernels_of_means(cuda.avg_pool_grad, divisor, counts), loops, place=place
+        )
 
     def max_unpool(self, y: Array, indices: Array, spatial_shape: IntsLike, out: Array | None) -> Array:
         """The inverse of `max_pool_indices`; of the keywords, `layout` alone counts."""
@@ -170,10 +192,11 @@ class PoolCall(NamedTuple):
             return call.deliver(result, out)
 
     def place(self, words: tuple[Any, ...], *arrays: Array | None) -> repeats.Place | None:
-        """Where calls like this one leave what they know, on a GPU."""
-        if type(arrays[0]) is np.ndarray or type(self.ceil_mode) is not bool:
+        """Where calls like this one leave what they know."""
+        if type(self.ceil_mode) is not bool:
             return None
-        return repeats.place((*self[:6], int(self.ceil_mode), self.layout, *words), *arrays)
+        caller, _, kernel_shape, stride, pad, dilation, ceil_mode, layout = self
+        return repeats.place((caller, kernel_shape, stride, pad, dilation, int(ceil_mode), layout, *words), *arrays)
 
 
 class _Posed(NamedTuple):
@@ -270,13 +293,15 @@ class _Pool:
         shape: Ints,
         write: Callable[[Array], None],
         kernels: _Kernels | str,
+        loops: Callable[[Array], Computation | None] | None = None,
         kernel_bytes: int = 0,
         place: repeats.Place | None = None,
     ) -> Array:
         """Have `write` fill a view of `out`, or of a new array; `shape` is that of the view, which has the axes of `g`.
 
         On a GPU `kernels` fill it instead, unless they do not serve, or are the word for what none computes. They take
-        `kernel_bytes` per image. Calls that repeat this one find their launches in `place`.
+        `kernel_bytes` per image. On the CPU compiled `loops` do, if there are any for the view. Calls that repeat this
+        one find their launches, or their loops, in `place`.
         """
         shape = (*shape[: self.whole.ndim + 1], shape[-1])
         self.call.check_out(self.out, self.whole, shape, self.dtype)
@@ -285,7 +310,16 @@ class _Pool:
             result = self.call.result(self.xp, self.out, self.inputs.values(), shape, self.dtype)
             if result.size:
                 kernels = self.unserved or kernels
-                if isinstance(kernels, str):
+                if self.xp is np:
+                    target = self.seen(self.call.channels_last(result))
+                    computation = None if loops is None else loops(target)
+                    if computation is None:
+                        write(target)
+                    else:
+                        computation.run()
+                        if place is not None:
+                            self._leave_on_cpu(place, result, computation)
+                elif isinstance(kernels, str):
                     graphs.check_if_captured(self.xp, self.caller, f"{kernels} are read in several passes")
                     write(self.seen(self.call.channels_last(result)))
                 else:
@@ -295,12 +329,13 @@ class _Pool:
                     self._launch(result, kernels, kernel_bytes, place)
             return self.call.deliver(result, self.out)
 
-    def kernels_of_means(self, kernels: Callable[..., Launches], count_include_pad: bool) -> _Kernels | str:
+    def kernels_of_means(
+        self, kernels: Callable[..., Launches], divisor: Divisor, count_include_pad: bool
+    ) -> _Kernels | str:
         """The kernels with their way of counting, if they have one."""
         if self.is_large:
             return LARGE
-        counts_all = self.divisor(count_include_pad).counted is None
-        return partial(kernels, counted=None if counts_all else self.counted_pads(count_include_pad))
+        return partial(kernels, counted=None if divisor.counted is None else self.counted_pads(count_include_pad))
 
     def _launch(self, result: Array, kernels: _Kernels, image_bytes: int, place: repeats.Place | None) -> None:
         """Have `kernels` fill `result`, by as many images at a time as can be copied under max_workspace."""
@@ -344,6 +379,17 @@ class _Pool:
 
         device = backend.device_of(result)
         place.leave(self.xp, device, result.shape, self.dtype, anywhere, kernels(self.g, self.dtype, starts))
+
+    def _leave_on_cpu(self, place: repeats.Place, result: Array, computation: Computation) -> None:
+        """Leave behind the loops, for calls like this one."""
+        again = computation.again()
+        if again is None:
+            return
+
+        def of_one(read: Array, _: None, out: Array) -> None:
+            again(read, read, out)
+
+        place.leave_on_cpu(result.shape, self.dtype, again if len(self.inputs) > 1 else of_one)
 
     def divisor(self, count_include_pad: bool) -> Divisor:
         pads = self.counted_pads(count_include_pad)

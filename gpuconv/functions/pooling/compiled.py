@@ -1,29 +1,32 @@
-"""Max pooling by the compiled loops of simd/pooling.py, and its gradient, which computes the argmax again.
+"""Pooling by the compiled loops of simd/pooling.py, and its gradients, those of maxima from the argmax computed again.
 
-The loops take no workspace. A task is a block of rows of outputs. Where windows overlap, gradients add up, and are left
-to maxima.py: loops gained a tenth there.
+The loops take no workspace, and give the bits that maxima.py and averages.py give. A call of theirs can be repeated.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
 
 from gpuconv import cpu
-from gpuconv.cpu.parallel_loops import Job, run
+from gpuconv.algorithms.cpu.compiled import Computation
+from gpuconv.cpu.parallel_loops import Job
+from gpuconv.functions.pooling.averages import Divisor
 from gpuconv.functions.pooling.blocks import WORTH_A_THREAD
 from gpuconv.functions.pooling.windows import windows_disjoint, windows_of
 from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import LONGEST_VECTOR, address, has_adjacent_channels, numba_is_there, tasks_for, try_numba
-from gpuconv.typing import Array
+from gpuconv.simd.lines import OTHER, OUT, READ
+from gpuconv.typing import Array, Ints
 
 LEAST_ELEMENTS = 2**16
-"""Minimum elements of x: NumPy takes about 50 us for fewer, and no call waits for Numba."""
+"""Minimum elements of x for which a call waits until Numba has been imported: NumPy takes about 50 us for fewer."""
 
 MOST_TAPS = 64
-"""The most taps of a window, unless windows overlap little: with more taps, halves (large.py) are faster."""
+"""The most taps of a window of maxima, unless windows overlap little: with more taps, halves (large.py) are faster."""
 
 MOST_READS = 16
 """The most reads per position, on average, by windows of more taps. On an Intel Xeon with AVX-512 (one core,
@@ -32,56 +35,164 @@ MOST_READS = 16
 MOST_COUNTED = 2**24
 """Taps that a float32 can count."""
 
+BOX_BYTES = 2**18
+"""Bytes of a box of dx, so that it is still in cache when the last window that reaches into it adds its share."""
+
+MACS_PER_TAP = 4
+"""Multiply-adds of a dense convolution that take as long as a tap of a window."""
+
+MACS_PER_ELEMENT = 16
+"""The same for an element of x, which comes from memory."""
+
+ALL = 2**60
+"""A position beyond every input: all taps count."""
+
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-def supports(g: ConvGeometry, *arrays: Array) -> bool:
+def supports_max_pool(g: ConvGeometry, *arrays: Array) -> bool:
     """Whether the loops take these arrays, all of one dtype, and are expected to be faster."""
+    return math.prod(g.kernel) <= max(MOST_TAPS, MOST_READS * math.prod(g.stride)) and supports(g, *arrays)
+
+
+def supports_max_pool_grad(g: ConvGeometry, *arrays: Array) -> bool:
+    return (windows_disjoint(g) or math.prod(g.kernel) <= MOST_TAPS) and supports_max_pool(g, *arrays)
+
+
+def supports(g: ConvGeometry, *arrays: Array) -> bool:
+    """The same for averages, whose windows have few enough taps to be read one after the other."""
     if not (
-        math.prod(g.x_shape) >= LEAST_ELEMENTS
-        and all(array.dtype in DTYPES and has_adjacent_channels(array) for array in arrays)
+        all(array.dtype in DTYPES and has_adjacent_channels(array) for array in arrays)
         and g.c * arrays[0].itemsize >= LONGEST_VECTOR
-        and math.prod(g.kernel) <= min(max(MOST_TAPS, MOST_READS * math.prod(g.stride)), MOST_COUNTED)
+        and math.prod(g.kernel) <= MOST_COUNTED
     ):
         return False
-    try_numba()
+    if math.prod(g.x_shape) >= LEAST_ELEMENTS:
+        try_numba()
+    elif "numba" not in sys.modules:  # no small call waits for it
+        return False
     return numba_is_there()
 
 
-def supports_grad(g: ConvGeometry, *arrays: Array) -> bool:
-    return windows_disjoint(g) and supports(g, *arrays)
-
-
-def max_pool(x: Array, g: ConvGeometry, y: Array) -> None:
+def max_pool(x: Array, g: ConvGeometry, y: Array) -> Computation:
     """Fill y with the largest value of each window: of equal values, such as zeros of both signs, the first."""
-    from gpuconv.simd import pooling
-
-    _run(pooling.max_pool, g, x, y, y)
+    return _pooling("max_pool", g, x, y, {"x": READ, "y": OUT})
 
 
-def max_pool_grad(dy: Array, x: Array, g: ConvGeometry, dx: Array) -> None:
+def max_pool_grad(dy: Array, x: Array, g: ConvGeometry, dx: Array) -> Computation:
     """Fill dx: each dy goes to the first tap, in row order, that has the largest value of its window."""
-    from gpuconv.simd import pooling
-
-    _run(pooling.max_pool_gradient, g, x, dy, dx)
+    return _gradient("max_pool_grad", g, x, dy, dx, {"x": OTHER, "y": READ, "dx": OUT})
 
 
-def _run(loop: Any, g: ConvGeometry, x: Array, y: Array, dx: Array) -> None:
-    from gpuconv.simd.pooling import Pooling
+def avg_pool(x: Array, g: ConvGeometry, y: Array, divisor: Divisor) -> Computation:
+    """Fill y with the mean of each window, whose taps are summed in row order."""
+    return _pooling("avg_pool", g, x, y, {"x": READ, "y": OUT}, divisor)
 
-    threads = cpu.workers() if x.size > WORTH_A_THREAD else 1
-    rows = g.n * g.out[0]
+
+def avg_pool_grad(dy: Array, g: ConvGeometry, dx: Array, divisor: Divisor) -> Computation:
+    """Fill dx: each dy is distributed over its window."""
+    return _gradient("avg_pool_grad", g, None, dy, dx, {"y": READ, "dx": OUT}, divisor)
+
+
+def _pooling(
+    loop: str, g: ConvGeometry, x: Array, y: Array, roles: dict[str, int], divisor: Divisor | None = None
+) -> Computation:
+    threads = _threads(x)
+    rows = math.prod(y.shape[:-2])
     block = -(-rows // tasks_for(threads, sums=False))
-    clears = False
-    if dx is not y:
+    return _computation(loop, g, threads, -(-rows // block), (x, y, None), roles, divisor, block=block)
+
+
+def _gradient(
+    loop: str,
+    g: ConvGeometry,
+    x: Array | None,
+    dy: Array,
+    dx: Array,
+    roles: dict[str, int],
+    divisor: Divisor | None = None,
+) -> Computation:
+    threads = _threads(dx)
+    disjoint = windows_disjoint(g)
+    clears = not disjoint
+    if disjoint:
         seen = [int(window.counts(slice(0, window.out)).sum()) for window in windows_of(g)]
         clears = math.prod(seen) < math.prod(g.spatial)
-    pooling = Pooling._make(
-        (
-            *(address(x), *x.strides[:-1], address(y), *y.strides[:-1], address(dx), *dx.strides[:-1]),
-            *(*g.spatial, *g.out, *g.kernel, *g.stride, *g.dilation, g.pad[0][0], g.pad[1][0]),
-            *(g.c * x.itemsize, rows, block, int(clears)),
-        )
-    )
-    job = Job(loop, pooling, -(-rows // block), np.empty(0, x.dtype), keeps=(x, y, dx))
-    run(threads, [job], macs=math.prod(g.y_shape) * math.prod(g.kernel))
+    planes, lines = _box(g, dx, tasks_for(threads, sums=False))
+    depth, height, _ = _axes(g.spatial)
+    tasks = g.n * -(-depth // planes) * -(-height // lines)
+    more = {"planes": planes, "lines": lines, "clears": int(clears), "adds": int(not disjoint)}
+    return _computation(loop, g, threads, tasks, (x, dy, dx), roles, divisor, **more)
+
+
+def _box(g: ConvGeometry, dx: Array, tasks: int) -> tuple[int, int]:
+    """Planes and rows of a box of dx: as many tasks as that, or more, and few windows that reach into two boxes."""
+    (depth, height, _), (stride_d, stride_h, _) = _axes(g.spatial), _axes(g.stride)
+    row = max(1, dx.nbytes // max(1, g.n * depth * height))
+    if depth > 1:
+        return _part(depth, stride_d, row * height, -(-tasks // g.n)), height
+    return 1, _part(height, stride_h, row, -(-tasks // g.n))
+
+
+def _part(size: int, stride: int, each: int, parts: int) -> int:
+    """Positions of a box along an axis, of `each` bytes: a multiple of the stride."""
+    fitting = max(1, min(-(-size // parts), BOX_BYTES // each))
+    return min(size, -(-fitting // (4 * stride)) * 4 * stride)
+
+
+def _computation(
+    loop: str,
+    g: ConvGeometry,
+    threads: int,
+    tasks: int,
+    arrays: tuple[Array | None, Array, Array | None],
+    roles: dict[str, int],
+    divisor: Divisor | None,
+    **more: int,
+) -> Computation:
+    from gpuconv.simd import pooling
+
+    fields = dict.fromkeys(pooling.Pooling._fields, 0)
+    for name, array, letters in zip(("x", "y", "dx"), arrays, ("dhw", "opq", "dhw"), strict=True):
+        if array is not None:
+            steps = _axes(array.strides[1:-1], 0)
+            fields |= {name: address(array), f"{name}_n": array.strides[0]}
+            fields |= {f"{name}_{letter}": step for letter, step in zip(letters, steps, strict=True)}
+    sizes = [("dhw", g.spatial), ("opq", g.out), ("trs", g.kernel)]
+    fields |= {letter: size for letters, each in sizes for letter, size in zip(letters, _axes(each), strict=True)}
+    low, high = _counted(g, divisor)
+    first_pads = tuple(lo for lo, _ in g.pad)
+    for name, each, filler in (
+        ("stride", g.stride, 1), ("dilation", g.dilation, 1), ("pad", first_pads, 0), ("low", low, 0), ("high", high, 1)
+    ):  # fmt: skip
+        fields |= {f"{name}_{letter}": size for letter, size in zip("dhw", _axes(each, filler), strict=True)}
+    read = arrays[1] if arrays[0] is None else arrays[0]
+    fields |= {"pixel": g.c * read.itemsize, "rows": math.prod((g.n, *g.out[:-1])), **more}
+    size = (0,) * pooling.vectors_of(fields["pixel"])
+    job = Job(
+        getattr(pooling, loop), pooling.Pooling(**fields), tasks, np.empty(0, read.dtype), size,
+        keeps=arrays, roles=roles,
+    )  # fmt: skip
+    told = {role: arrays[["x", "y", "dx"].index(name)] for name, role in roles.items()}
+    given: Any = told[READ], told.get(OTHER, told[READ]), told[OUT], None
+    macs = MACS_PER_TAP * math.prod(g.y_shape) * math.prod(g.kernel) + MACS_PER_ELEMENT * math.prod(g.x_shape)
+    return Computation(threads, [job], macs, given)
+
+
+def _counted(g: ConvGeometry, divisor: Divisor | None) -> tuple[Ints, Ints]:
+    """The positions that count in means, along each axis: the first, and one past the last."""
+    if divisor is None or divisor.counted is None:
+        return (-ALL,) * g.ndim, (ALL,) * g.ndim
+    if divisor.counted == windows_of(g):
+        return (0,) * g.ndim, g.spatial
+    low = tuple(-lo for lo, _ in g.pad)
+    return low, tuple(window.size + first for window, first in zip(divisor.counted, low, strict=True))
+
+
+def _axes(sizes: Ints, filler: int = 1) -> Ints:
+    """Three numbers, one per axis, of which there are two or three."""
+    return (filler,) * (3 - len(sizes)) + tuple(sizes)
+
+
+def _threads(array: Array) -> int:
+    return cpu.workers() if array.size > WORTH_A_THREAD else 1
