@@ -21,7 +21,7 @@ Python for a moment, and nobody is inside the loop.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -100,14 +100,14 @@ class Job:
         loop: Any,
         *arguments: Any,
         keeps: object = None,
-        roles: dict[str, int] | None = None,
+        roles: Mapping[Any, int] | None = None,
         made: Sequence[Made] = (),
     ) -> None:
         """Write the arguments of a loop into a block.
 
         `roles` and `made` say of which arrays there are addresses in it, for repeated_jobs.py. `roles` is for fields of
-        the first argument with addresses in the arrays of the call, `made` for arrays that are made for every call.
-        Without `roles` the job belongs to one call.
+        the first argument, by name, and for arguments, by number, with addresses in the arrays of the call. `made` is
+        for arrays that are made for every call. Without `roles` the job belongs to one call.
         """
         words: list[int] = []
         self._places: list[int] = []

@@ -43,7 +43,7 @@ from gpuconv.simd.tile import (
     variant,
     vector_at,
 )
-from gpuconv.simd.waiting import Turn, next_task
+from gpuconv.simd.waiting import Turn, finish_task, next_task, wait_for
 
 LINE = 64
 """Bytes of a cache line."""
@@ -768,14 +768,37 @@ def _gather_run(
         done += some
 
 
-@kept
-def weight_gradient(job: Any, thread: Any, kinds: Any) -> None:
-    """Compute dw, or one partial sum per chunk of outputs, with a stride of `part_stride`.
+@compiled
+def _add_parts(source: int, step: int, parts: int, count: int, target: int, like: Any) -> None:
+    """`count` elements at `target` = the sum of those at `source`, and of as many every `step` bytes, in this order."""
+    size = size_of(like)
+    lanes, done = VECTOR_BYTES // size, 0
+    while done + lanes <= count:
+        at = source + done * size
+        total = vector_at(at, like)
+        for _ in range(1, parts):
+            at += step
+            total = plus(total, at, 0)
+        store_strided(total, target + done * size, 0)
+        done += lanes
+    for i in range(done, count):
+        at = source + i * size
+        value = get(at, like)
+        for _ in range(1, parts):
+            at += step
+            value += get(at, like)
+        put(target + i * size, value)
 
-    A task is a chunk of outputs by some of the panels. `sums` holds all results of a task.
+
+@kept
+def weight_gradient(job: Any, thread: Any, kinds: Any) -> None:  # noqa: PLR0915  (one function for Numba)
+    """Compute dw, or one partial sum per chunk of outputs, with a stride of `part_stride`, and their sum at `target`.
+
+    A task is a chunk of outputs by some of the panels. `sums` holds all results of a task. After these `tasks` there
+    are as many as there are `slices` of the `elements` of dw: each adds up a slice of all parts.
     """
     turn = Turn(job, thread)
-    p, maps, chunk, part_stride, tasks, table, panel, sums = arguments(turn, kinds)
+    p, maps, chunk, part_stride, tasks, slices, elements, target, table, panel, sums = arguments(turn, kinds)
     panel, sums = _lined_up(panel), _lined_up(sums)
     size = size_of(panel)
     lanes = VECTOR_BYTES // size
@@ -788,8 +811,15 @@ def weight_gradient(job: Any, thread: Any, kinds: Any) -> None:
     none = np.intp(0)
     while True:
         task = next_task(turn)
-        if task >= tasks:
+        if task >= tasks + slices:
             break
+        if task >= tasks:
+            wait_for(turn, tasks)
+            first, stop = (task - tasks) * elements // slices, (task - tasks + 1) * elements // slices
+            _add_parts(
+                p.w + first * size, part_stride, -(-outputs // chunk), stop - first, target + first * size, panel
+            )
+            continue
         part, piece = task // p.pieces, task % p.pieces
         begin, end = piece * panels // p.pieces, (piece + 1) * panels // p.pieces
         stop = min((part + 1) * chunk, outputs)
@@ -821,8 +851,9 @@ def weight_gradient(job: Any, thread: Any, kinds: Any) -> None:
             v0, width = _panel(vectors, most, number % by_group)
             k0, wide = v0 * lanes, width * lanes
             k_count = min(wide, p.k - k0)
-            target = p.w + part * part_stride + group * p.w_g + k0 * p.w_k
+            to = p.w + part * part_stride + group * p.w_g + k0 * p.w_k
             for run in range(runs):
                 for e in range(length):
-                    _copy(sum_, size, target + _tap_address(p, run, e), p.w_k, k_count, wide, panel)
+                    _copy(sum_, size, to + _tap_address(p, run, e), p.w_k, k_count, wide, panel)
                     sum_ += wide * size
+        finish_task(turn)

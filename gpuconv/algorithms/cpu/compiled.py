@@ -103,7 +103,7 @@ def of_part(part: AdjointPart, g: ConvGeometry, dy: Array, w: Array, out: Array,
 
 
 def told(
-    name: str, role: int, view: Callable[..., Array], arrays: Arrays, made: list[Made], roles: dict[str, int]
+    name: str, role: int, view: Callable[..., Array], arrays: Arrays, made: list[Made], roles: dict[Any, int]
 ) -> Array:
     """The array that a loop reads, entered as a part of one of the call's, or as a copy that is made for every call."""
     array = view(*arrays)

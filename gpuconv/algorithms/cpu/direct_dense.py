@@ -26,7 +26,6 @@ from gpuconv.algorithms.cpu.compiled import (
     zeros_for,
 )
 from gpuconv.algorithms.groups import weights_by_group
-from gpuconv.algorithms.strips import sum_in_order
 from gpuconv.cpu.parallel_loops import Job, Made, Room
 from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
@@ -57,6 +56,12 @@ MOST_ADDRESSES = 2**15
 
 MOST_PARTS = 2**20
 """Maximum bytes of the partial weight gradients, one per chunk of outputs, that are summed in the end."""
+
+SLICE = 2**12
+"""Minimum elements of a weight gradient that a thread adds up at a time: 10 us or less."""
+
+TARGET = 7
+"""The number of the argument of the loop of a weight gradient that is the address of the sum of its parts."""
 
 DEPTH = 256
 """Products that are summed in registers before they are added to memory. So their weights, or rows of dy, stay in the
@@ -164,14 +169,19 @@ class DenseTiling:
 
         _, dy, out, _ = views(*arrays)
         g, chunks = self.g, -(-_outputs(self.g) // self.chunk)
-        made, roles, after = list[Made](), {"y": OTHER}, tuple[Step, ...]()
+        made, after, slices = list[Made](), tuple[Step, ...](), 0
+        roles: dict[str | int, int] = {"y": OTHER}
+        names: tuple[str | int, ...] = ("w",)
         if self.in_place:
-            parts, roles["w"] = out[None], OUT
+            parts, target, roles["w"] = out[None], 0, OUT
         else:
             shape, dtype = (chunks, *out.shape), out.dtype
-            parts = np.empty(shape, dtype)
-            made.append(Made(("w",), lambda *_: np.empty(shape, dtype), parts))
-            after = (_sum_first_made,)
+            parts, slices = np.empty(shape, dtype), max(1, min(tasks_for(self.threads, sums=False), out.size // SLICE))
+            if out.flags.c_contiguous:
+                target, roles[TARGET] = address(out), OUT
+            else:
+                target, names, after = address(parts), ("w", TARGET), (_deliver_first_made,)
+            made.append(Made(names, lambda *_: np.empty(shape, dtype), parts))
         read = told("x", READ, lambda *arrays: self._readable(views(*arrays)[0]), arrays, made, roles)
         zeros, kept = zeros_for(self._zeros_bytes, made, "zeros")
         by_group = weights_by_group(parts[0], g)
@@ -179,8 +189,19 @@ class DenseTiling:
         tasks = chunks * self.pieces
         buffers = Room(self.threads, [self.worker_bytes]).buffers(*self._buffers)
         job = Job(
-            *(dense.weight_gradient, product, index_maps, self.chunk, parts.strides[0], tasks, *buffers),
-            keeps=(read, dy, parts, kept),
+            *(
+                dense.weight_gradient,
+                product,
+                index_maps,
+                self.chunk,
+                parts.strides[0],
+                tasks,
+                slices,
+                out.size,
+                target,
+            ),
+            *buffers,
+            keeps=(read, dy, parts, out, kept),
             roles=roles,
             made=made,
         )
@@ -353,8 +374,8 @@ def _one_row(outputs: int) -> Axes:
     return axes_of([Axis(size=outputs, stride=1, dilation=1, low=0, mode=ZEROS, clear=0, clear_stop=outputs)])
 
 
-def _sum_first_made(arrays: Arrays, made: Sequence[Array]) -> None:
-    arrays[2][...] = sum_in_order(made[0])
+def _deliver_first_made(arrays: Arrays, made: Sequence[Array]) -> None:
+    arrays[2][...] = made[0][0]
 
 
 def _outputs(g: ConvGeometry) -> int:
