@@ -1,11 +1,15 @@
 """The notebooks run from top to bottom, and what they show in a browser is what a run shows."""
 
+import html
 import re
 
 import pytest
 import run_notebooks
 from array_modules import ON_DEVICES, array_module
 from matplotlib import pyplot as plt
+
+import gpuconv
+from gpuconv import planning
 
 nbformat = pytest.importorskip("nbformat")
 exceptions = pytest.importorskip("nbclient.exceptions")
@@ -136,3 +140,60 @@ def test_an_error_in_a_cell_is_noticed(small):
 def test_an_output_that_no_longer_holds_is_noticed(small, shown, tags, count):
     path = small("print(1)", shown, tags)
     assert len(differences(nbformat.read(path, as_version=4), run_notebooks.execute(path))) == count
+
+
+# ------------------------------------------------------------------------------------------------ plans
+
+
+TABLE_ROW = re.compile(r"<tr[^>]*><td[^>]*>(\w+)</td><td[^>]*>(\w+)</td><td[^>]*>([^<]*)</td></tr>")
+
+
+def saved_plans(notebook):
+    """The plans of the CPU that a notebook shows as tables: head, and rows of algorithm, status and note."""
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            head = re.search(
+                r"<caption[^>]*>(n\d\S*)  (\w+) (\w+)  cpu  (\w+)  ", output.get("data", {}).get("text/html", "")
+            )
+            if head:
+                yield head.groups(), TABLE_ROW.findall(output.data["text/html"])
+
+
+def outdated(head, rows):
+    """In words, where a saved plan is not what the code plans. Timings, and bytes of workspace, depend on the machine."""
+    problem, dtype, precision, direction = head
+    plan = gpuconv.plan(problem, dtype, direction=direction, precision=precision)
+    fresh = [(c.name, c.status, html.escape(c.note) if c.status == "refused" else "") for c in plan.candidates]
+    saved = [(name, status, note if status == "refused" else "") for name, status, note in rows]
+    return [] if fresh == saved else [f"{problem} {direction}: planned is {fresh}, saved is {saved}"]
+
+
+@pytest.fixture
+def one_machine(monkeypatch):
+    """A plan follows from the problem, the width of vectors and the number of threads."""
+    pytest.importorskip("numba")
+    monkeypatch.setattr(gpuconv.cpu, "vector_bytes", lambda: 64)
+    monkeypatch.setattr(gpuconv.settings, "threads", 2)
+    planning._choose.cache_clear()
+    yield
+    planning._choose.cache_clear()
+
+
+def test_the_plans_saved_in_the_notebooks_are_those_that_the_code_makes(one_machine):
+    found, count = [], 0
+    for path in run_notebooks.NOTEBOOKS:
+        for head, rows in saved_plans(nbformat.read(path, as_version=4)):
+            count += 1
+            if not any(note.startswith("tuned") for _, _, note in rows):
+                found += outdated(head, rows)
+    assert count >= 4
+    assert found == [], "python tests/docs/run_notebooks.py saves what a run shows"
+
+
+def test_an_outdated_plan_is_noticed(one_machine):
+    plan = gpuconv.plan("n1_h8w8_c4_k4_r3s3_p1")
+    head = ("n1_h8w8_c4_k4_r3s3_p1", "float32", "strict", "forward")
+    rows = TABLE_ROW.findall(plan._repr_html_())
+    assert outdated(head, rows) == []
+    assert outdated(head, [rows[1], rows[0], *rows[2:]]) != []
+    assert outdated(head, [(*rows[0][:2], "another note"), *rows[1:-1], (*rows[-1][:2], "another reason")]) != []
