@@ -30,19 +30,21 @@ def as_if_on(processor):
     return {**os.environ, **compiled_for, "NUMBA_CACHE_DIR": kept}
 
 
-def run_as_if_on(processor, *arguments):
-    """What Python prints that is started with these arguments; it has to end well."""
-    done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, check=False, env=as_if_on(processor)
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+RUN = """
+import sys, pytest
+from gpuconv.simd import tile
+assert tile.VECTOR_BYTES == int(sys.argv[1]), tile.VECTOR_BYTES
+sys.exit(pytest.main(sys.argv[2:]))
+"""
 
 
 def run_tests_as_if_on(processor, *tests, but=()):
     """These tests in the dtype of the processor, without those whose names hold one of `but`."""
-    chosen = " and not ".join([PROCESSORS[processor][2], *but])
-    passed = run_as_if_on(
-        processor, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", chosen, *tests
-    )
-    assert " passed" in passed, passed
+    _, size, dtype = PROCESSORS[processor]
+    options = "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", " and not ".join([dtype, *but])
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(size), *options, *tests],
+        capture_output=True, text=True, check=False, env=as_if_on(processor),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout, done.stdout

@@ -38,7 +38,7 @@ PROBLEMS = [
     "n1_d4h5w6_c3_k20_t2r3s3_p1",
     "n1_d4h5w6_c17_k2_t3r3s3_p1_st2x1x2",
     "n1_h5w6_c4_k6_r1s1_p1",
-    "n1_h9w11_c32_k32_r3s3_p1_st3_g32",
+    "n1_h9w19_c32_k32_r3s3_p1_st3_g32",
 ]
 TAKEN = {"forward": "xw", "input_grad": "wy", "weight_grad": "xy"}
 

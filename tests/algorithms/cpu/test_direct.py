@@ -1,17 +1,15 @@
-"""direct on the CPU: what its compiled loops read and write, with the vectors of other processors too."""
+"""direct on the CPU: what its compiled loops read and write. test_other_processors.py runs some of it once more."""
 
 import subprocess
 import sys
 import tracemalloc
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 from calls import STRIDED, case_of, convolve, problem, same
 from cases import DIRECTIONS, integers, posed
 from guarded import Guarded
-from processors import PROCESSORS, every_processor, needs_x86, run_as_if_on, run_tests_as_if_on
 from tolerances import assert_exact
 
 import gpuconv
@@ -54,22 +52,37 @@ PROBLEMS = {
 }
 
 
+# Depthwise problems for each of which loops of its own are compiled, for seconds. The others share theirs.
+SHAPES_OF_THEIR_OWN = ("few pixels", "long rows", "circular", "symmetric")
+
+
+def is_tried(name, dtype):
+    return dtype == "float32" or not (name.startswith("depthwise") and name.endswith(SHAPES_OF_THEIR_OWN))
+
+
 every_problem = pytest.mark.parametrize("case", [case_of(text) for text in PROBLEMS.values()], ids=PROBLEMS)
+every_problem_and_dtype = pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        pytest.param(case_of(text), dtype, id=f"{name}-{dtype}")
+        for name, text in PROBLEMS.items()
+        for dtype in ("float32", "float64")
+        if is_tried(name, dtype)
+    ],
+)
 every_direction = pytest.mark.parametrize("direction", DIRECTIONS)
 every_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
 
 class TestRight:
-    @every_dtype
     @every_direction
-    @every_problem
+    @every_problem_and_dtype
     def test_to_the_bit(self, case, direction, dtype):
         arrays = case.arrays(integers, dtype)
         got = convolve(direction, case, *arrays, algorithm="direct")
         assert_exact(got, case.want(direction, *arrays), dtype)
 
-    @every_dtype
-    @every_problem
+    @every_problem_and_dtype
     def test_with_bias_and_activation(self, case, dtype):
         x, w, _ = case.arrays(integers, dtype)
         bias = np.arange(case.k, dtype=dtype) - case.k // 2
@@ -98,22 +111,6 @@ class TestRight:
             want = np.zeros(y.shape, bool)
             want[0, 2:5, 2:5, 1 if case.groups > 1 else slice(None)] = True
             assert np.array_equal(np.isnan(y), want)
-
-
-POOLING = Path(__file__).parents[2] / "functions" / "test_pooling.py"
-TESTED = f"{__file__}::TestRight", f"{POOLING}::TestLoops::test_right"
-
-
-# Depthwise loops are compiled for each length of taps and strides, which vectors of any length go through alike.
-SHAPES_TESTED_HERE_ALONE = "pixels", "long", "circular"
-
-
-@needs_x86
-@every_processor
-def test_the_vectors_of_other_processors(processor):
-    printed = run_as_if_on(processor, "-c", "from gpuconv.simd import tile; print(tile.VECTOR_BYTES)")
-    assert int(printed) == PROCESSORS[processor][1]
-    run_tests_as_if_on(processor, *TESTED, but=SHAPES_TESTED_HERE_ALONE)
 
 
 # -------------------------------------------------------------------------------------------------- memory

@@ -37,7 +37,7 @@ def all_passes(x, w, bias, dy=None, **keywords):
     return y, dy, dx, gpuconv.conv2d_weight_grad(x, dy, w.shape[:2], **keywords)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stride", [1, 3])
 def test_every_number_of_tasks_gives_the_same_bits(monkeypatch, stride):
     """Rows and channels are divided, by one thread or by more, and the tasks of a gradient are added up in order."""
     monkeypatch.setattr(direct_depthwise, "TASK_MACS", 2**10)

@@ -9,7 +9,6 @@ from calls import STRIDED, Way, case_of, convolve, largest_sum, problem, same, t
 from cases import DIRECTIONS, integers, posed, reals
 from guarded import Guarded
 from peaks import KIB, MIB, SLACK, peak_beside
-from processors import every_processor, needs_x86, run_tests_as_if_on
 
 import gpuconv
 from gpuconv.algorithms import wrappers
@@ -77,12 +76,6 @@ def test_other_activations(activation, way):
     got = convolve("forward", case, x, w, None, bias=bias, activation=activation, **way.keywords)
     want = convolve("forward", case, x, w, None, bias=bias, activation=activation, algorithm="gemm")
     np.testing.assert_allclose(got, want, atol=1e-4)
-
-
-@needs_x86
-@every_processor
-def test_the_vectors_of_other_processors(processor):
-    run_tests_as_if_on(processor, f"{__file__}::TestRight")
 
 
 # -------------------------------------------------------------------------------------------------- memory
