@@ -5,6 +5,7 @@ import codecs
 import errno
 import functools
 import io
+import json
 import os
 import re
 import subprocess
@@ -12,10 +13,12 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from nvrtc_here import needs_nvrtc
+from calls import try_each
+from nvrtc_here import needs_nvrtc, why_not
 from PIL import Image
 
 import gpuconv
@@ -26,23 +29,53 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no 
 PACKAGE = Path(gpuconv.__file__).parent
 SMALL = ("--problem", "n1_h6w5_c4_k4_r3s3_p1", "--direction", "forward", "--repeats", "1")
 
-# Enough digits to see that training works, a crop and limits that nobody waits for.
-QUICKLY = """
-import runpy, sys
-if sys.argv[1] == "demo":
-    from gpuconv.demo import digits
-    every = digits.load()
-    few = digits.Digits(every.train_x[:130], every.train_y[:130], every.test_x[:40], every.test_y[:40])
-    digits.load = lambda: few
-    from gpuconv.demo import compare
-    compare.SIDE = 8
-elif "--repeats" in sys.argv:
-    from gpuconv.bench import limits
-    limits.measure = lambda *_: limits.Limits(100.0, 10.0)
-elif sys.argv[1] == "kernels":
-    from gpuconv.tools import sass
-    sass.disassembler = lambda: None  # it takes files, which would meet a limit of their size before ours do
-runpy.run_module("gpuconv", run_name="__main__")
+# Commands, each in a fork of a process that has imported what takes longer than many of them, but not the command line.
+# There are enough digits to see that training works, and a crop and limits that nobody waits for. Zero bytes part what
+# the commands write, where it can be written, and their statuses are kept.
+PROGRAM = """
+import contextlib, json, os, runpy, sys, warnings
+import matplotlib.figure, rich.live, rich.progress, rich.table, typer
+from gpuconv.simd import host
+
+def begin(arguments):
+    if arguments[0] == "demo":
+        from gpuconv.demo import digits
+        every = digits.load()
+        few = digits.Digits(every.train_x[:130], every.train_y[:130], every.test_x[:40], every.test_y[:40])
+        digits.load = lambda: few
+        from gpuconv.demo import compare
+        compare.SIDE = 8
+    elif "--repeats" in arguments:
+        from gpuconv.bench import limits
+        limits.measure = lambda *_: limits.Limits(100.0, 10.0)
+    elif arguments[0] == "kernels":
+        from gpuconv.tools import sass
+        sass.disassembler = lambda: None  # it takes files, which would meet a limit of their size before ours do
+    sys.argv = ["gpuconv", *arguments]
+    runpy.run_module("gpuconv", run_name="__main__")
+
+commands = [[]]
+for part in sys.argv[1:]:
+    if part == ";":
+        commands.append([])
+    else:
+        commands[-1].append(part)
+if any(one[0] in {"bench", "check", "demo"} for one in commands):
+    host.try_numba()
+statuses = []
+for one in commands:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that BLAS has threads: it knows of forks
+        child = os.fork()
+    if child == 0:
+        begin(one)
+        sys.exit()
+    statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    for number in (1, 2):
+        with contextlib.suppress(OSError):
+            os.write(number, bytes(1))
+with open("statuses", "w") as file:
+    json.dump(statuses, file)
 """
 
 COMMANDS = {
@@ -50,12 +83,12 @@ COMMANDS = {
     "info": ("info",),
     "explain": ("explain", "n8_h56w56_c64_k64_r3s3_p1"),
     "check": ("check", "--device", "cpu", "--dtype", "float32"),
-    "kernels": pytest.param(("kernels", "--arch", "sm_90", "--kernel", "im2col"), marks=needs_nvrtc),
+    "kernels": ("kernels", "--arch", "sm_90", "--kernel", "clip_scale"),
     "demo": ("demo", "--epochs", "1", "--image", "small.png"),
     "bench": ("bench", *SMALL, "--json", "rows.json"),
     "bench, shown": ("bench", "--show", "saved.json"),
     "bench, a list": ("bench", "--suite", "list"),
-    "bench, training": ("bench", "--training-step", "--batch", "1", "--repeats", "1", "--json", "rows.json"),
+    "bench, training": ("bench", "--training-step", "--batch", "1", "--repeats", "1", "--json", "trained.json"),
 }
 
 
@@ -68,35 +101,44 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.fixture(params=COMMANDS.values(), ids=COMMANDS)
-def arguments(request, folder):
-    (folder / "rows.json").unlink(missing_ok=True)
-    return request.param
-
-
 def command(arguments, folder, redirection="", environment=None, *, before="", check=False):
     """A command as a shell runs it, with these redirections."""
-    if "demo" in arguments:
-        pytest.importorskip("mlxtend")
+    [done] = commands([arguments], folder, redirection, environment, before=before)
+    assert not (check and done.returncode), done.stderr
+    return done
+
+
+def commands(several, folder, redirection="", environment=None, *, before=""):
+    """Several commands, one after the other, in a process that a shell starts with these redirections."""
     surroundings = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHON"))}
     surroundings |= {"PYTHONPATH": str(PACKAGE.parent), **(environment or {})}
-    return subprocess.run(
-        [
-            "bash",
-            "-c",
-            f'set -o pipefail; {before}"$@" {redirection}',
-            "bash",
-            sys.executable,
-            "-c",
-            QUICKLY,
-            *arguments,
-        ],
-        cwd=folder,
-        env=surroundings,
-        capture_output=True,
-        check=check,
-        timeout=120,
-    )
+    parts = [part for arguments in several for part in (";", *arguments)][1:]
+    program = [sys.executable, "-c", PROGRAM, *parts]
+    done = subprocess.run(
+        ["bash", "-c", f'set -o pipefail; {before}"$@" {redirection}', "bash", *program],
+        cwd=folder, env=surroundings, capture_output=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    statuses = json.loads((folder / "statuses").read_text())
+    (folder / "statuses").unlink()
+    written = [stream.split(b"\0")[:-1] or [b""] * len(several) for stream in (done.stdout, done.stderr)]
+    return [subprocess.CompletedProcess(*one) for one in zip(several, statuses, *written, strict=True)]
+
+
+def of_every_command(folder, *arguments, **keywords):
+    """What every command wrote and how it ended, if it also saved what it was to save."""
+    for name in ("rows.json", "trained.json"):
+        (folder / name).unlink(missing_ok=True)
+    several = {name: one for name, one in COMMANDS.items() if is_there(name)}
+    done = dict(zip(several, commands(several.values(), folder, *arguments, **keywords), strict=True))
+    assert (folder / "rows.json").exists()
+    assert (folder / "trained.json").exists()
+    return done
+
+
+def is_there(name):
+    """Whether that is installed which this command alone needs."""
+    return {"kernels": not why_not(), "demo": find_spec("mlxtend") is not None}.get(name, True)
 
 
 def complaints(done):
@@ -105,58 +147,64 @@ def complaints(done):
     return b"".join(line for line in done.stderr.splitlines(keepends=True) if not re.match(progress, line))
 
 
-def saved(arguments, folder):
-    return "rows.json" not in arguments or (folder / "rows.json").exists()
+def check_each(done, check):
+    try_each(done, lambda name: check(done[name]))
 
 
-def test_nobody_reads_it(arguments, folder):
-    done = command(arguments, folder, "| true")
-    assert (done.returncode, done.stdout, complaints(done)) == (streams.READER_GONE, b"", b"")
-    assert saved(arguments, folder)
+def test_nobody_reads_it(folder):
+    def check(done):
+        assert (done.returncode, done.stdout, complaints(done)) == (streams.READER_GONE, b"", b"")
+
+    check_each(of_every_command(folder, "| true"), check)
 
 
-def test_a_full_disk(arguments, folder):
+def test_a_full_disk(folder):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full")
-    done = command(arguments, folder, "> /dev/full")
     want = b"gpuconv: standard output cannot be written: No space left on device\n"
-    assert (done.returncode, done.stdout, complaints(done)) == (1, b"", want)
-    assert saved(arguments, folder)
+
+    def check(done):
+        assert (done.returncode, done.stdout, complaints(done)) == (1, b"", want)
+
+    check_each(of_every_command(folder, "> /dev/full"), check)
 
 
-def test_no_output(arguments, folder):
-    done = command(arguments, folder, ">&-")
-    assert (done.returncode, done.stdout, complaints(done)) == (0, b"", b"")
-    assert saved(arguments, folder)
+def test_no_output(folder):
+    def check(done):
+        assert (done.returncode, done.stdout, complaints(done)) == (0, b"", b"")
+
+    check_each(of_every_command(folder, ">&-"), check)
 
 
-def test_no_character_of_ours(arguments, folder):
-    done = command(arguments, folder, environment={"PYTHONIOENCODING": "ascii", "LANG": "C"})
-    assert (done.returncode, complaints(done)) == (0, b"")
-    text = done.stdout.decode("ascii")
-    assert text.count("?") == ("is installation right?" in text)
-    if "--repeats" in arguments:
-        assert "+-" in text
-    if "demo" in arguments:
-        assert "x as fast" in text
+def test_no_character_of_ours(folder):
+    def check(done):
+        assert (done.returncode, complaints(done)) == (0, b"")
+        text = done.stdout.decode("ascii")
+        assert text.count("?") == ("is installation right?" in text)
+        if "--repeats" in done.args:
+            assert "+-" in text
+        if "demo" in done.args:
+            assert "x as fast" in text
+
+    check_each(of_every_command(folder, environment={"PYTHONIOENCODING": "ascii", "LANG": "C"}), check)
 
 
-@pytest.mark.parametrize("arguments", [("--version",), ("explain", "n1_w4_c3_k3_s1"), ("--help",)], ids=lambda a: a[0])
 @pytest.mark.parametrize(
     "redirection", ["2>&-", "2> /dev/full", "2>&1 | true", ">&- 2>&-", "<&- >&- 2>&-", "1< /dev/null"]
 )
-def test_streams_of_other_kinds(arguments, redirection, folder):
-    done = command(arguments, folder, redirection)
+def test_streams_of_other_kinds(redirection, folder):
     unwritable = b"gpuconv: standard output cannot be written: Bad file descriptor\n"
     want = {"2>&1 | true": (streams.READER_GONE, b""), "1< /dev/null": (1, unwritable)}
-    assert (done.returncode, done.stderr) == want.get(redirection, (0, b""))
-    assert bool(done.stdout) == (redirection in {"2>&-", "2> /dev/full"})
+    for done in commands([["--version"], ["explain", "n1_w4_c3_k3_s1"], ["--help"]], folder, redirection):
+        assert (done.returncode, done.stderr) == want.get(redirection, (0, b"")), done.args
+        assert bool(done.stdout) == (redirection in {"2>&-", "2> /dev/full"}), done.args
 
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2> /dev/full", "> /dev/full 2>&-", "> /dev/full 2> /dev/full"])
 def test_the_status_tells_what_standard_error_cannot(redirection, folder):
-    assert command(["explain", "n1"], folder, redirection).returncode == 2
-    assert command(["explain", "n1_w4_c3_k3_s1"], folder, redirection).returncode == int("> /dev/full 2" in redirection)
+    wrong, right = commands([["explain", "n1"], ["explain", "n1_w4_c3_k3_s1"]], folder, redirection)
+    assert wrong.returncode == 2
+    assert right.returncode == int("> /dev/full 2" in redirection)
 
 
 @pytest.mark.parametrize("settings", [{"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
@@ -202,12 +250,14 @@ def test_records_do_not_go_where_the_tables_go(redirection, folder):
         (("bench", *SMALL, "--json", "rows.json"), 1),
         (("bench", *SMALL, "--plot", "plot.png"), 2),
         (("demo", "--epochs", "1", "--image", "small.png", "--out", "plot.png"), 2),
-        pytest.param(("kernels", "--arch", "sm_90", "--kernel", "im2col", "--json", "rows.json"), 1, marks=needs_nvrtc),
+        pytest.param(("kernels", "--arch", "sm_90", "--kernel", "clip_scale", "--json", "rows.json"), 1, marks=needs_nvrtc),
     ],
     ids=lambda value: " ".join(value[::3]) if isinstance(value, tuple) else None,
 )
 def test_a_disk_that_takes_no_more_leaves_the_old_file(arguments, status, folder):
     """By a limit of the size of files, as real as a full disk; half of each would fit."""
+    if not is_there(arguments[0]):
+        pytest.skip("needs mlxtend")
     for name in ("rows.json", "plot.png"):
         (folder / name).write_bytes(b"old")
     before = sorted(path.name for path in folder.iterdir())
