@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
@@ -269,19 +270,14 @@ def parts_of(path):
 
 
 def gallery(source, target):
-    """Make a page per example, and one that shows all pictures."""
+    """Make a page per example, and one that shows all pictures. As many run at a time as there are cores."""
     target.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda name: _drawn(source / f"{name}.py", target / f"{name}.png"), ORDER))
     cards = []
     for name in ORDER:
-        path, picture = source / f"{name}.py", target / f"{name}.png"
-        title, words, code = parts_of(path)
-        output = target / f"{name}.txt"
-        if not picture.exists() or not output.exists() or picture.stat().st_mtime < path.stat().st_mtime:
-            start = time.perf_counter()
-            shown = run_example(path, picture)
-            output.write_text(shown, encoding="utf-8")
-            sys.stderr.write(f"gallery: {name} in {time.perf_counter() - start:.1f} s\n")
-        shown = output.read_text(encoding="utf-8")
+        title, words, code = parts_of(source / f"{name}.py")
+        shown = (target / f"{name}.txt").read_text(encoding="utf-8")
         printed = f"\n```text\n{shown.rstrip()}\n```\n" if shown else ""
         write(
             target / f"{name}.md",
@@ -291,6 +287,16 @@ def gallery(source, target):
     toc = "\n".join(ORDER)
     head = "# Gallery\n\nShort programs with what they draw. Each runs by itself, on NumPy alone, in a few seconds.\n\n"
     write(target / "index.md", f"{head}" + "\n".join(cards) + f"\n```{{toctree}}\n:hidden:\n\n{toc}\n```\n")
+
+
+def _drawn(path, picture):
+    """Run an example unless its picture is there and newer."""
+    output = picture.with_suffix(".txt")
+    if output.exists() and picture.exists() and picture.stat().st_mtime >= path.stat().st_mtime:
+        return
+    start = time.perf_counter()
+    output.write_text(run_example(path, picture), encoding="utf-8")
+    sys.stderr.write(f"gallery: {path.stem} in {time.perf_counter() - start:.1f} s\n")
 
 
 def unused(folder):

@@ -152,15 +152,13 @@ def saved_plans(notebook):
     """The plans of the CPU that a notebook shows as tables: head, and rows of algorithm, status and note."""
     for cell in code_cells(notebook):
         for output in cell.outputs:
-            head = re.search(
-                r"<caption[^>]*>(n\d\S*)  (\w+) (\w+)  cpu  (\w+)  ", output.get("data", {}).get("text/html", "")
-            )
-            if head:
-                yield head.groups(), TABLE_ROW.findall(output.data["text/html"])
+            shown = output.get("data", {}).get("text/html", "")
+            if head := re.search(r"<caption[^>]*>(n\d\S*)  (\w+) (\w+)  cpu  (\w+)  ", shown):
+                yield head.groups(), TABLE_ROW.findall(shown)
 
 
 def outdated(head, rows):
-    """In words, where a saved plan is not what the code plans. Timings, and bytes of workspace, depend on the machine."""
+    """In words, where a saved plan is not what the code plans, but for bytes of workspace: those depend on caches."""
     problem, dtype, precision, direction = head
     plan = gpuconv.plan(problem, dtype, direction=direction, precision=precision)
     fresh = [(c.name, c.status, html.escape(c.note) if c.status == "refused" else "") for c in plan.candidates]
