@@ -250,7 +250,9 @@ def test_records_do_not_go_where_the_tables_go(redirection, folder):
         (("bench", *SMALL, "--json", "rows.json"), 1),
         (("bench", *SMALL, "--plot", "plot.png"), 2),
         (("demo", "--epochs", "1", "--image", "small.png", "--out", "plot.png"), 2),
-        pytest.param(("kernels", "--arch", "sm_90", "--kernel", "clip_scale", "--json", "rows.json"), 1, marks=needs_nvrtc),
+        pytest.param(
+            ("kernels", "--arch", "sm_90", "--kernel", "clip_scale", "--json", "rows.json"), 1, marks=needs_nvrtc
+        ),
     ],
     ids=lambda value: " ".join(value[::3]) if isinstance(value, tuple) else None,
 )
