@@ -72,6 +72,7 @@ class ConvPlan:
       depthwise      refused   groups=1; needs groups == in_channels (4)
       winograd       refused   kernel (1, 1), stride (1, 1), dilation (1, 1); needs (3, 3), (1, 1), (1, 1)
       winograd_4x4   refused   less precise than float32; needs precision='fast'
+      wgmma          refused   runs on CUDA devices only
       implicit_gemm  refused   runs on CUDA devices only
       direct         refused   takes float32 and float64 on the CPU, but the arrays are complex64
     """

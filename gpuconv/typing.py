@@ -40,7 +40,16 @@ Direction: TypeAlias = Literal["forward", "input_grad", "weight_grad"]
 # Names, for type checkers and editors. The registries say what each of them means, and a test holds the two equal.
 
 AlgorithmName: TypeAlias = Literal[
-    "auto", "depthwise", "winograd", "winograd_4x4", "fft", "implicit_gemm", "direct", "gemm", "loops"
+    "auto",
+    "depthwise",
+    "winograd",
+    "winograd_4x4",
+    "fft",
+    "wgmma",
+    "implicit_gemm",
+    "direct",
+    "gemm",
+    "loops",
 ]
 """The algorithms of `gpuconv.algorithms`, and "auto" for the one that is expected to be the fastest."""
 

@@ -48,7 +48,7 @@
 // budget: implicit_gemm_input_grad 840 instructions per 96 HMMA where float32 PRODUCTS=3 TILE_M=128
 // budget: implicit_gemm_input_grad 535 instructions per 48 HMMA where float32 PRODUCTS=3 TILE_M=64 COPY=16
 // budget: implicit_gemm_input_grad 290 instructions per 12 HMMA where float32 PRODUCTS=3 TILE_M=32
-#include "axes.cuh"
+#include "windows.cuh"
 #include "mma.cuh"
 
 typedef AlongK<TILE_M> Windows;
@@ -60,17 +60,6 @@ typedef AcrossK<TILE_N> Weights;
 constexpr int STAGE = STAGE_BYTES<Windows, Weights>;
 constexpr int SHARED_BYTES = PIPELINE_BYTES<STAGE>;
 
-// The start of the window of a row.
-struct alignas(16) Window {
-  int start[3], unused;
-};
-struct Table {
-  Window windows[TILE_M];
-  i64 offsets[TILE_M];  // of the windows' starts, in numbers
-  i64 results[TILE_M];  // of the rows of the result; -1 where there is none
-  Axis axes[3];
-};
-
 constexpr int SIDE_BY_SIDE = 64 / COPY;               // copies of a row of a step, by neighbouring threads
 constexpr int AT_ONCE = THREADS / SIDE_BY_SIDE;       // rows that all threads copy at a time
 constexpr int OWN_WINDOWS = TILE_M / AT_ONCE;         // windows of a thread
@@ -81,52 +70,15 @@ template <bool BACK>
 __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __restrict__ w, const T* __restrict__ bias,
                                          T* out, float* partials, const Conv& g, const ProductPlan& plan) {
   extern __shared__ __align__(16) char shared[];
-  __shared__ Table table;
+  __shared__ Table<TILE_M> table;
   const int thread = (int)threadIdx.x;
 
   Job job;
   if (!job_of(plan, (u32)plan.parts[0] * (u32)plan.parts[1] * (u32)plan.parts[2], g.groups, job)) return;
-  const int n0 = job.tile_n * TILE_N, group = job.group, split = job.split;
-  const i64 m0 = (i64)job.tile_m * TILE_M;
-
-  const int(&in_size)[3] = BACK ? g.y : g.x;
-  const int(&out_size)[3] = BACK ? g.x : g.y;
-  const int in_channels = BACK ? g.k : g.c, out_channels = BACK ? g.c : g.k;
-  const int depth = in_channels / g.groups, width = out_channels / g.groups;
-
-  if (thread == 0) {
-    u32 rest = job.part;
-    for (int axis = 2; axis >= 0; axis--) {
-      table.axes[axis] = BACK ? backward_axis(g, plan, axis, (int)(rest % (u32)plan.parts[axis])) : forward_axis(g, axis);
-      rest /= (u32)plan.parts[axis];
-    }
-  }
-  __syncthreads();
-
-  for (int i = thread; i < TILE_M; i += THREADS) {
-    i64 m = m0 + i;
-    int at[3];
-    m = divide(m, plan.by_outs[2], at[2]);
-    m = divide(m, plan.by_outs[1], at[1]);
-    m = divide(m, plan.by_outs[0], at[0]);
-    bool there = m < g.n;
-    Window window = {{0, 0, 0}, 0};
-    i64 offset = m + (i64)blockIdx.y * g.n, result = offset;  // counted from the first sample of all rows of blocks
-#pragma unroll
-    for (int axis = 0; axis < 3; axis++) {
-      const Axis along = table.axes[axis];
-      there = there && at[axis] < along.outs;
-      if (!there) break;
-      window.start[axis] = at[axis] * along.scale + along.first;
-      offset = offset * in_size[axis] + window.start[axis];
-      result = result * out_size[axis] + (at[axis] * along.out_step + along.out_first);
-    }
-    if (!there) window.start[0] = BACK ? -1 : -0x7fffffff - 1;  // taps lead down, or up: none leads back into the image
-    table.windows[i] = window;
-    table.offsets[i] = there ? offset * in_channels + group * depth : 0;
-    table.results[i] = there ? result * out_channels + group * width + n0 : -1;
-  }
-  __syncthreads();
+  const Pass<BACK> pass(g);
+  const int(&in_size)[3] = pass.in_size;
+  const int n0 = job.tile_n * TILE_N, group = job.group, split = job.split, depth = pass.depth, width = pass.width;
+  fill(table, g, plan, job, pass, n0, THREADS);
 
   // These are read where they are needed, from the arguments or shared memory: registers are for sums.
   const auto taps = [&](int axis) { return BACK ? table.axes[axis].taps : g.kernel[axis]; };
@@ -173,7 +125,7 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
       } while (channel >= (u32)depth);
       const bool any = tap[0] < taps(0);
       const int shift[3] = {tap[0] * step_of(0), tap[1] * step_of(1), tap[2] * step_of(2)};
-      const i64 delta = (((i64)shift[0] * in_size[1] + shift[1]) * in_size[2] + shift[2]) * in_channels + channel;
+      const i64 delta = (((i64)shift[0] * in_size[1] + shift[1]) * in_size[2] + shift[2]) * pass.in_channels + channel;
       if (!KEEPS) from[0] = in + delta;
       inside = 0;
 #pragma unroll UNROLL
@@ -228,7 +180,7 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
   const Place place = place_of(thread);
   product<Windows, Weights>(sums, Shared{shared, smem_u32(shared)}, end - begin, place, load);
   // A row of blocks has the partial sums of its own splits, in which its results are where they are among all results.
-  const i64 size = g.n * image_length(out_size, out_channels), before = (i64)blockIdx.y * (plan.splits - 1) + split;
+  const i64 size = g.n * image_length(pass.out_size, pass.out_channels), before = (i64)blockIdx.y * (plan.splits - 1) + split;
   write(sums, shared, place, out, plan.splits > 1 ? partials + before * size : nullptr, width - n0,
         of_sample(bias, plan.bias_length), group * width + n0, plan.activation, [&](int row) { return table.results[row]; });
 }

@@ -15,6 +15,7 @@ from gpuconv.algorithms.cuda.depthwise import CudaDepthwise
 from gpuconv.algorithms.cuda.direct import CudaDirect
 from gpuconv.algorithms.cuda.gemm import CudaGemm
 from gpuconv.algorithms.cuda.implicit_gemm import ImplicitGemm
+from gpuconv.algorithms.cuda.wgmma import Wgmma
 from gpuconv.algorithms.fft import Fft
 from gpuconv.algorithms.loops import Loops
 from gpuconv.algorithms.wrappers import ByDevice, ByDtype, Folding
@@ -26,6 +27,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     WithBanks(Folding(ByDevice(Depthwise(), CudaDepthwise()))),
     *(WithBanks(Folding(ByDtype(CompiledWinograd(plain), plain))) for plain in _WINOGRAD),
     WithBanks(Folding(Fft())),
+    WithBanks(Folding(Wgmma())),
     WithBanks(Folding(ImplicitGemm())),
     WithBanks(Folding(ByDevice(Direct(), CudaDirect()))),
     WithBanks(Folding(ByDevice(Gemm(), CudaGemm()))),

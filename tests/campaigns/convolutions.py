@@ -19,7 +19,7 @@ from .arrays import draw_order, filled, room
 from .configuration import Configuration, Kind, Subject, Wrong, chance, pick, sizes, without_defaults
 
 PASSES = ("forward", "input_grad", "weight_grad", "transposed", "prepared")
-NAMES = tuple(algorithm.name for algorithm in ALGORITHMS if algorithm.name != "implicit_gemm")
+NAMES = tuple(algorithm.name for algorithm in ALGORITHMS if algorithm.name not in ("wgmma", "implicit_gemm"))
 INEXACT = {algorithm.name for algorithm in ALGORITHMS if not algorithm.exact}
 LARGEST = {1: 70, 2: 15, 3: 6}
 ACTIVATIONS = {

@@ -35,7 +35,7 @@ KEPT = 24 * KIB
 """Of a geometry, in all directions, when calls are over: its plans and how it is cut, as README says."""
 
 PASSES = ("forward", "input_grad", "weight_grad", "transposed", "prepared")
-NAMES = [name for name in ALGORITHM_NAMES if name != "implicit_gemm"]
+NAMES = [name for name in ALGORITHM_NAMES if name not in ("wgmma", "implicit_gemm")]
 SMALL = 1 / 64
 """Every element: no sum of products leaves float16."""
 

@@ -52,6 +52,7 @@ class TestPlan:
             ("loops", "possible"),
             ("depthwise", "refused"),
             ("winograd_4x4", "refused"),
+            ("wgmma", "refused"),
             ("implicit_gemm", "refused"),
         ]
         assert p.chosen == "winograd"
@@ -108,6 +109,7 @@ n1_h8w8_c4_k4_r3s3_p1  float32 strict  cpu  forward  18.4 kFLOP
   loops          possible  no workspace
   depthwise      refused   groups=1; needs groups == in_channels (4)
   winograd_4x4   refused   less precise than float32; needs precision='fast'
+  wgmma          refused   runs on CUDA devices only
   implicit_gemm  refused   runs on CUDA devices only""",
         "<ConvPlan n1_h8w8_c4_k4_r3s3_p1 float32 forward on cpu: direct, 22.3 kB workspace>",
     ),
@@ -121,6 +123,7 @@ n1_h16w16_c64_k64_r3s3_p1_g64  float16 fast  cpu  forward  295 kFLOP
   gemm           possible  741 kB workspace
   loops          possible  65.5 kB workspace
   winograd       refused   sums over 1 channels; needs 4 to err no more than a plain sum
+  wgmma          refused   runs on CUDA devices only
   implicit_gemm  refused   runs on CUDA devices only
   direct         refused   takes float32 and float64 on the CPU, but the arrays are float16""",
         "<ConvPlan n1_h16w16_c64_k64_r3s3_p1_g64 float16 forward on cpu: depthwise, 188 kB workspace>",
@@ -134,6 +137,7 @@ n1_h8w8_c4_k4_r3s3_p1_g4  complex128 strict  cpu  input_grad  4.61 kFLOP
   winograd       refused   sums over 1 channels; needs 4 to err no more than a plain sum
   winograd_4x4   refused   less precise than float32; needs precision='fast'
   fft            refused   needs 1.01 kB workspace, but max_workspace is 1 kB
+  wgmma          refused   runs on CUDA devices only
   implicit_gemm  refused   runs on CUDA devices only
   direct         refused   takes float32 and float64 on the CPU, but the arrays are complex128
   gemm           refused   needs 1.73 kB workspace, but max_workspace is 1 kB""",
@@ -150,6 +154,7 @@ n2_w9_c3_k5_s1  float32 strict  cpu  forward  540 FLOP
   depthwise      refused   groups=1; needs groups == in_channels (3)
   winograd       refused   kernel (1,), stride (1,), dilation (1,); needs (3, 3), (1, 1), (1, 1)
   winograd_4x4   refused   less precise than float32; needs precision='fast'
+  wgmma          refused   runs on CUDA devices only
   implicit_gemm  refused   runs on CUDA devices only""",
         "<ConvPlan n2_w9_c3_k5_s1 float32 forward on cpu: loops, no workspace>",
     ),

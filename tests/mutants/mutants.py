@@ -35,6 +35,7 @@ EPILOGUES = (f"{CUDA}/test_gemm.py::test_bias_and_activation", f"{CUDA}/test_gem
 DIRECT = (f"{CUDA}/test_kernels_direct.py",)
 DEPTHWISE = (f"{CUDA}/test_kernels_depthwise.py",)
 TENSOR_CORES = (f"{CUDA}/test_kernels_implicit_gemm.py", f"{CUDA}/test_precision_tensor_cores.py")
+HOPPER = (f"{CUDA}/test_kernels_wgmma.py",)
 BANKS = ("functions/test_filter_banks.py::test_every_kernel_by_the_oracle",)
 NORMS = "layers/test_optimizers.py::test_no_norm_overflows_or_vanishes"
 CLIPPING = ("is_two_launches", "adds_up_the_sums_of_many_blocks", "of_what_is_not_finite")
@@ -55,7 +56,10 @@ SUITES = {
     "direct_weights.cu": (*DIRECT, *BANKS),
     "depthwise.cu": (*DEPTHWISE, *BANKS),
     "depthwise_weights.cu": (*DEPTHWISE, *BANKS),
+    "windows.cuh": (*TENSOR_CORES, *BANKS),
     "implicit_gemm.cu": (*TENSOR_CORES, *BANKS),
+    "wgmma.cu": HOPPER,
+    "wgmma.cuh": HOPPER,
     "implicit_gemm_weights.cu": (*TENSOR_CORES, *BANKS),
     "mma.cuh": TENSOR_CORES,
     "ptx.cuh": (f"{CUDA}/test_kernels_ptx_functions.py",),
