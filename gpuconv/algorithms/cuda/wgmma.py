@@ -12,6 +12,7 @@ end of each tile. All numbers are published, estimated or counted ones: nothing 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -64,11 +65,17 @@ class HopperTile:
 
 TILES = tuple(HopperTile(m, n) for m, n in ((128, 256), (256, 128), (192, 128), (128, 128), (256, 64), (128, 64)))
 
-UNITS: tuple[Unit, ...] = tuple(
-    unit
-    for tile in TILES
-    for unit in Units("wgmma.cu", ("float16", "bfloat16"), INPUT_GRAD=(0, 1), TILE_M=(tile.m,), TILE_N=(tile.n,))
-)
+
+class _Units:
+    """Every unit that may be launched."""
+
+    def __iter__(self) -> Iterator[Unit]:
+        for tile in TILES:
+            macros = {"TILE_M": (tile.m,), "TILE_N": (tile.n,)}
+            yield from Units("wgmma.cu", ("float16", "bfloat16"), INPUT_GRAD=(0, 1), **macros)
+
+
+UNITS = _Units()
 
 
 def shared_bytes(unit: Unit) -> int:

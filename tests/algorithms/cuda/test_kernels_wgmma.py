@@ -200,7 +200,7 @@ def test_units_and_shared_memory_are_those_of_the_kernels():
         static = tile.m * 32 + 3 * 36 + 2 * 5 * 8 + 64
         assert tile.resident * (tile.shared_bytes + static + 1024) <= 228 * 1024
         assert tile.threads <= 512
-    assert len(UNITS) == len(set(UNITS)) == 4 * len(TILES)
+    assert len(list(UNITS)) == len(set(UNITS)) == 4 * len(TILES)
 
 
 @needs_nvrtc
