@@ -64,6 +64,7 @@ def test_output_and_gradients_are_those_of_the_oracle(xp, dtype, rng):
         (lambda: Dropout(0.0), 2),
         (lambda: Activation("identity"), 2),
         (lambda: Conv2D(3, 1, init_w="zeros"), 1),
+        (lambda: Conv2D(3, 1, init_w="zeros", acti_fn="relu"), 1),  # which may write to the gradient that it is given
         (lambda: Residual([Dropout(0.0)]), 3),
     ],
 )
