@@ -63,7 +63,7 @@ def _chart(name: str, train: Sequence[float], test: Sequence[float], form: str) 
         dots = "".join(f'<circle cx="{x}" cy="{y}" r="2.5" fill="{BLUE}"/>' for x, y in (p.split(",") for p in places))
         return f'<polyline points="{" ".join(places)}" fill="none" stroke="{BLUE}" {dashes}/>{dots}'
 
-    title = f"{name} {form.format(train[-1])}" + (f", validation {form.format(test[-1])}" if test else "")
+    title = f"{name} {form.format(train[-1])}" + (f", validation (dashed) {form.format(test[-1])}" if test else "")
     return (
         f'<svg width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{title}" style="margin-right: 16px">'
         f'<text x="{EDGE}" y="{EDGE}" fill="currentColor" font-size="13">{title}</text>'

@@ -82,7 +82,7 @@ def test_a_history_draws_itself():
     text = history._repr_html_()
     assert text.startswith("<div>3 epochs, interrupted</div>")
     charts = [ET.fromstring(chart) for chart in re.findall(r"<svg.*?</svg>", text)]
-    assert [chart.findtext("text") for chart in charts] == ["loss nan, validation 1.5000", "accuracy 100.00%"]
+    assert [chart.findtext("text") for chart in charts] == ["loss nan, validation (dashed) 1.5000", "accuracy 100.00%"]
     curves = [[line.get("points").split() for line in chart.iter("polyline")] for chart in charts]
     assert [[len(points) for points in chart] for chart in curves] == [[2, 3], [3]]  # what is not finite has no place
     heights = [float(point.partition(",")[2]) for curve in curves[0] for point in curve]
