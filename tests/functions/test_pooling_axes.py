@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import oracle
@@ -345,6 +346,41 @@ def test_many_taps_in_three_axes_stay_under_the_cap(monkeypatch):
             assert bits.setdefault(name, got.tobytes()) == got.tobytes()
 
     try_each([(1, 2**28), (2, 2**20), (1, 200 * KIB)], lambda each: check(*each))
+
+
+def test_calls_that_repeat_one_run_its_loops_again(monkeypatch):
+    """On other arrays, with and without `out`; what differs in a keyword or a shape is found out anew."""
+    case = Case(2, (6, 7), 16, 16, (3, 2), (2, 2), (1, 1), ((1, 0), (0, 1)))
+    monkeypatch.setattr(loops, "LEAST_ELEMENTS", 0)
+    rng = np.random.default_rng(0)
+    x, dy = (integers(rng, shape) for shape in (case.x_shape, (2, *case.out, 16)))
+    given = {"max_pool": (x,), "max_pool_grad": (dy, x), "avg_pool": (x,), "avg_pool_grad": (dy, x.shape)}
+    for name, arrays in given.items():
+        result = function(name, case)(*arrays, case.kernel, **steps(case))
+        function(name, case)(*arrays, case.kernel, **steps(case), out=result)
+    x, dy = -x[::-1].copy(), 3 * dy
+    wants = (
+        oracle.max_pool(x, case.kernel, **case.steps),
+        oracle.max_pool_grad(dy, x, case.kernel, **case.steps),
+        oracle.avg_pool(x, case.kernel, **case.steps),
+        oracle.avg_pool_grad(dy, case.spatial, case.kernel, **case.steps),
+    )
+
+    def refuse(*_, **__):
+        raise AssertionError("anew")
+
+    monkeypatch.setattr(pooling_call, "_Pool", refuse)
+    given = {"max_pool": (x,), "max_pool_grad": (dy, x), "avg_pool": (x,), "avg_pool_grad": (dy, x.shape)}
+    for (name, arrays), want in zip(given.items(), wants, strict=True):
+        call = partial(function(name, case), *arrays, case.kernel)
+        assert_near(call(**steps(case)), want, "float32", units=8)
+        out = np.full(want.shape, 7, np.float32)
+        assert call(**steps(case), out=out) is out
+        assert_near(out, want, "float32", units=8)
+        overlapping = dy if "grad" in name else x
+        for change in ({"pad": 1}, {"ceil_mode": True}, {"out": out.copy(order="F")}, {"out": overlapping}):
+            with pytest.raises(AssertionError, match="anew"):
+                call(**{**steps(case), **change})
 
 
 def test_windows_of_pads_alone():
