@@ -1,8 +1,9 @@
 """Convolutions of integers: exact, by the algorithms for floats, strip by strip.
 
 A float32 holds every integer up to 2**24, a float64 every one up to 2**53. Where no sum of products can be larger, not
-even a part of one, the convolution of floats makes no error. x is widened a strip at a time, together with its padding,
-and the results are narrowed again. Where sums are larger, both arrays are taken apart into pieces of fewer bits,
+even a part of one, the convolution of floats makes no error. Small arrays are widened as they are, and the convolution
+is called with floats; of large ones x is widened a strip at a time, together with its padding. The results are narrowed
+again. Where sums are larger, both arrays are taken apart into pieces of fewer bits,
 
     x = x0 + 2**a x1 + ...      w = w0 + 2**b w1 + ...      y = sum over i, j of  2**(a i + b j)  conv(xi, wj)
 
@@ -19,7 +20,7 @@ import math
 from dataclasses import replace
 from functools import lru_cache
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
@@ -44,6 +45,9 @@ EXACT = ("depthwise", "direct", "gemm", "loops")
 WEIGHTS_AT_ONCE = 2**13
 """Weights that are added up at a time on the CPU: their copies count for nothing. A GPU takes as many as in a strip,
 for each step is several launches there."""
+
+NARROWED_AT_ONCE = 2**13
+"""Elements of a result that are narrowed where they lie, by way of a copy that stays in the first cache."""
 
 STRIP_ELEMENTS = 2**20
 """Elements of x and y that are widened at a time: enough for all threads, and few enough to stay in cache."""
@@ -179,6 +183,8 @@ class Plan(NamedTuple):
     bytes: int
     of_x: tuple[Piece, ...]
     of_w: tuple[Piece, ...]
+    is_whole: bool = False
+    """Whether x is widened at once and without padding, for a convolution of floats as a user would call it."""
 
     @property
     def has_pieces(self) -> bool:
@@ -205,8 +211,15 @@ def _plan_of(
     *_: object,
 ) -> Plan:
     # Of each element of w, x and y: floats; and with pieces, integers before they are floats and after.
-    is_whole = len(of_x) * len(of_w) == 1
-    bytes_w, bytes_x, bytes_y = (dtype.itemsize,) * 3 if is_whole else (16, 24, 32)
+    in_one_piece = len(of_x) * len(of_w) == 1
+    if in_one_piece and math.prod(g.x_shape) + math.prod(g.y_shape) <= 4 * STRIP_ELEMENTS:
+        widened = g.bytes(dtype.itemsize)
+        inner = Problem(g, dtype, device, max_workspace=max(0, limit - widened))
+        chosen = _choose(inner, algorithm, caller)
+        needed = widened + chosen.workspace_bytes(inner)
+        if needed <= limit:
+            return Plan(Strips((g.n, *g.out), g.n * math.prod(g.out)), inner, chosen, needed, of_x, of_w, is_whole=True)
+    bytes_w, bytes_x, bytes_y = (dtype.itemsize,) * 3 if in_one_piece else (16, 24, 32)
     rows = STRIP_ELEMENTS // max(1, g.k)
     while True:
         strips = Strips((g.n, *g.out), max(1, rows))
@@ -271,10 +284,40 @@ def convolve(
         problem = replace(plan.problem, geometry=interned(_strip_geometry(g, extents)))
         y, target = ys[: math.prod(extents) * g.k].reshape(*extents, g.k), out[strip]
         compute(xp, plan, problem, g, strip, x, w, tiles, y, target)
-        if bias is not None:
-            target += bias
-        if relu:
-            xp.maximum(target, 0, out=target)
+        _finish(xp, target, bias, relu=relu)
+
+
+class _Convolves(Protocol):
+    """The keywords of a call with what they are for."""
+
+    def forward(self, x: Array, w: Array, bias: Array | None, activation: str | None, out: Array | None) -> Array: ...
+
+
+def _as_floats(call: Keywords, plan: Plan, x: Array, w: Array, out: Array, bias: Array | None, *, relu: bool) -> None:
+    """`convolve` by a call with floats, which finds at once what it chose in an earlier one."""
+    xp, dtype = plan.problem.xp, plan.problem.dtype
+    floats = call._replace(
+        layout="channels_last", algorithm=plan.algorithm.name, precision="strict",
+        max_workspace=plan.problem.max_workspace,
+    )  # fmt: skip
+    in_place = xp is np and out.dtype.itemsize == dtype.itemsize and out.flags.c_contiguous
+    y: Array = out.view(dtype) if in_place else xp.empty(out.shape, dtype)
+    cast("_Convolves", floats).forward(x.astype(dtype, order="C"), w.astype(dtype, order="C"), None, None, y)
+    if in_place:  # memory that is new to the process costs more than to narrow it
+        integers, values = out.reshape(-1), y.reshape(-1)
+        for first in range(0, out.size, NARROWED_AT_ONCE):
+            some = slice(first, first + NARROWED_AT_ONCE)
+            integers[some] = values[some].astype(out.dtype)
+    else:
+        xp.copyto(out, y, casting="unsafe")
+    _finish(xp, out, bias, relu=relu)
+
+
+def _finish(xp: ModuleType, target: Array, bias: Array | None, *, relu: bool) -> None:
+    if bias is not None:
+        target += bias
+    if relu:
+        xp.maximum(target, 0, out=target)
 
 
 def _at_once(
@@ -356,6 +399,8 @@ def forward(
         plan = plan_of(reach, g, device, limit, call.algorithm, call.caller)
         if g.macs == 0:
             fill(xp, target, bias, activation)
+        elif plan.is_whole:
+            _as_floats(call, plan, x_last, w_last, target, bias, relu=activation == "relu")
         else:
             convolve(xp, plan, g, x_last, w_last, target, bias, relu=activation == "relu")
         return call.deliver(result, out)
