@@ -274,9 +274,6 @@ class Residual(Layer):
             self.restore(before)
             raise
 
-    def kept(self) -> list[Array]:
-        return [*super().kept(), *(array for layer in self._children for array in layer.kept())]
-
     def _forward(self, xp: ModuleType, X: Array, training: bool) -> tuple[Array, Derived]:
         through, around = chain.run(self.body, X, training), chain.run(self.shortcut, X, training)
         output, Y = self._joined(xp, self.acti_fn, through, around)

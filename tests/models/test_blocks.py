@@ -37,6 +37,21 @@ def test_the_parts_of_a_large_batch_add_up():
     assert all(np.allclose(v, twin.state_dict()[k], rtol=0, atol=1e-12) for k, v in model.state_dict().items())
 
 
+def test_clipping_reaches_the_layers_inside():
+    X, y = images(12, dtype="float64")
+    model = residual_network(optimizer="SGD(lr=1.0)")
+    model.build(X.shape, "float64")
+    before = {path: layer.state_dict() for path, layer in layers.chain.by_path(model.layers).items() if layer.params}
+    model.fit(X, y, batch_size=12, clip_norm=0.01)
+    after = layers.chain.by_path(model.layers)
+    moved = sum(
+        ((after[path].params[name] - state[name]) ** 2).sum()
+        for path, state in before.items()
+        for name in after[path].params
+    )
+    assert abs(np.sqrt(moved) - 0.01) < 1e-12
+
+
 def test_a_step_cut_short_is_undone():
     X, y = images(32)
     model, twin = residual_network(), residual_network()
