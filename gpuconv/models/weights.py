@@ -115,26 +115,40 @@ def translated(
 
 
 def _modules_of(arrays: Mapping[str, Array], convention: Convention) -> dict[str, dict[str, Array]]:
-    """Return the arrays of each module, by their last names."""
+    """Return the arrays of each module, by their last names.
+
+    Raises
+    ------
+    ValueError
+        If two arrays have the same name here.
+    """
     modules: dict[str, dict[str, Array]] = {}
     for name, value in arrays.items():
         module, _, last = name.removesuffix(":0").rpartition(convention.separator)
         if last not in convention.ignored:
-            modules.setdefault(module, {})[convention.aliases.get(last, last)] = value
+            known, last = modules.setdefault(module, {}), convention.aliases.get(last, last)
+            if last in known:
+                raise ValueError(
+                    f"load_weights: the file holds {printable(last)} of {printable(module)} twice, once as "
+                    f"{printable(name)}. Save the weights of one network alone."
+                )
+            known[last] = value
     return modules
 
 
 def _places(layers: Sequence[Layer], shapes: Sequence[Ints], names: str, prefix: str = "") -> Iterator[Place]:
-    """Yield the layers that have weights, in order: those of a block's body before those of its shortcut."""
+    """Yield the layers that have weights, in order: those of a block's body before those of its shortcut.
+
+    Raises
+    ------
+    ValueError
+        If anything but Dense takes what Flatten gives, which PyTorch has in another order.
+    """
     flattened: Ints | None = None
     for number, (layer, x_shape) in enumerate(zip(layers, shapes, strict=False)):
         path = f"{prefix}{number}"
         if flattened and names == "torch" and not isinstance(layer, (Dense, Dropout, Activation, Flatten)):
-            raise ValueError(
-                f"load_weights: layer {path} ({layer.kind}) comes after Flatten, whose output PyTorch has in another "
-                "order: channels before pixels. That is known to be made right in Dense alone: put it there, or set "
-                "the weights with load_state_dict."
-            )
+            raise ValueError(f"load_weights: layer {path} ({layer.kind}) comes after Flatten, {_OTHER_ORDER}")
         if isinstance(layer, Flatten) and len(x_shape) > 2 and min(x_shape[-1], int(np.prod(x_shape[1:-1]))) > 1:
             flattened = x_shape[1:]
         if wanted := {**layer.params, **layer.buffers}:
@@ -144,6 +158,14 @@ def _places(layers: Sequence[Layer], shapes: Sequence[Ints], names: str, prefix:
             flattened = None
         for branch, inside in _branches(layer, x_shape).items():
             yield from _places(*inside, names, f"{path}.{branch}.")
+    if flattened and names == "torch" and prefix:
+        raise ValueError(f"load_weights: {prefix.rstrip('.')} of a block ends with Flatten, {_OTHER_ORDER}")
+
+
+_OTHER_ORDER = (
+    "whose output PyTorch has in another order: channels before pixels. That is made right in Dense alone: put it "
+    "there, or set the weights with load_state_dict."
+)
 
 
 def _branches(layer: Layer, x_shape: Ints) -> dict[str, tuple[list[Layer], list[Ints]]]:
@@ -296,7 +318,7 @@ def _parts(name: str) -> list[tuple[str, tuple[int, str]]]:
 
 def _are_parallel(path: str, other: str) -> bool:
     """Whether two layers are on the two ways through one block."""
-    differing = next(a for a, b in zip(path.split("."), other.split("."), strict=False) if a != b)
+    differing = next((a for a, b in zip(path.split("."), other.split("."), strict=False) if a != b), "0")
     return not differing.isdecimal()
 
 

@@ -195,6 +195,16 @@ def test_what_follows_flatten_must_be_known(path, rng):
         model.load_weights(path, "torch")
 
 
+def test_a_branch_that_ends_with_flatten_is_not_known_either(path, rng):
+    io.save_file({"0.weight": some(rng, 8, 8), "0.bias": some(rng, 8)}, path)
+    for names in ("torch", "keras"):
+        model = Sequential([Residual([Flatten(), Dense(8)], [Flatten()])])
+        model.build((1, 2, 2, 2))
+        message = "0.shortcut of a block ends with Flatten, whose" if names == "torch" else "does not suit the model"
+        with pytest.raises(ValueError, match=f"load_weights: .*{message}"):
+            model.load_weights(path, names)
+
+
 # -------------------------------------------------------------------------------------------------- Keras
 
 
@@ -230,6 +240,14 @@ def test_a_network_of_keras(path, prefix, suffix, rng):
     y = y.transpose(0, 2, 3, 1).reshape(2, -1)
     y = theirs.relu(y @ dense[0] + modules["dense"]["bias"]) @ dense[1] + modules["dense_1"]["bias"]
     assert (model.predict(x) == y).all()
+
+
+def test_one_name_twice(path):
+    io.save_file({"a/kernel": np.ones((1, 1)), "a/kernel:0": np.zeros((1, 1))}, path)
+    model = Sequential([Dense(1, use_bias=False)])
+    model.build((1, 1))
+    with pytest.raises(ValueError, match="load_weights: the file holds kernel of a twice, once as a/kernel"):
+        model.load_weights(path, "keras")
 
 
 # -------------------------------------------------------------------------------------------------- which is whose
