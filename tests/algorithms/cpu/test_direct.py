@@ -6,6 +6,7 @@ import tracemalloc
 from functools import partial
 
 import numpy as np
+import oracle
 import pytest
 from calls import STRIDED, case_of, convolve, problem, same
 from cases import DIRECTIONS, integers, posed
@@ -14,8 +15,9 @@ from tolerances import assert_exact
 
 import gpuconv
 from gpuconv.algorithms.base import Problem
-from gpuconv.algorithms.cpu import compiled, direct_dense, direct_depthwise, direct_scatter
+from gpuconv.algorithms.cpu import compiled, direct, direct_dense, direct_depthwise, direct_scatter
 from gpuconv.cpu import parallel_loops
+from gpuconv.functions import repeats
 from gpuconv.simd import host as compiled_loops
 
 # What the loops tell apart: vectors and channels that do not fill one, rows of tiles, runs of one tap and of a row of
@@ -293,3 +295,35 @@ def test_input_gradients_are_scattered_where_this_takes_fewer_products(monkeypat
     monkeypatch.setattr(direct_scatter.cpu, "vector_bytes", lambda: 64)
     posed = Problem(gpuconv.ConvGeometry.parse(problem), np.dtype("f4"), direction="input_grad", max_workspace=12345)
     assert direct_scatter.ScatterTiling.supports(posed) == is_scattered
+
+
+def clear_tilings():
+    direct_dense._choose_tiling.cache_clear()
+    direct._pieces.cache_clear()
+    repeats.forget()
+
+
+def test_threads_add_up_the_parts_of_a_weight_gradient(monkeypatch):
+    """In slices that end within a vector, into a result of either layout, in a first call and in repeated ones."""
+    monkeypatch.setattr(direct_dense, "TASK_MACS", 2**10)
+    monkeypatch.setattr(direct_dense, "SLICE", 100)
+    rng = np.random.default_rng(0)
+    x, dy = (rng.integers(-3, 4, shape).astype("f4") for shape in ((2, 30, 31, 5), (2, 28, 29, 19)))
+    noise = rng.standard_normal(x.shape).astype("f4"), rng.standard_normal(dy.shape).astype("f4")
+    g = gpuconv.ConvGeometry.from_shapes(x.shape, (3, 3, 5, 19))
+    whole = {"stride": (1, 1), "dilation": (1, 1), "pads": ((0, 0), (0, 0))}
+    want, bits = oracle.weight_grad(x, dy, (3, 3), **whole), set()
+    for threads in (1, 2, 4):
+        monkeypatch.setattr(gpuconv.settings, "threads", threads)
+        clear_tilings()
+        tiling = direct_dense.DenseTiling.of(Problem(g, x.dtype, direction="weight_grad", max_workspace=2**26), g)
+        assert not tiling.in_place
+        for _ in range(3):
+            assert_exact(gpuconv.conv2d_weight_grad(x, dy, (3, 3), algorithm="direct"), want, "float32")
+            turned = gpuconv.conv2d_weight_grad(
+                x.transpose(0, 3, 1, 2), dy.transpose(0, 3, 1, 2), (3, 3), algorithm="direct", layout="channels_first"
+            )
+            assert_exact(turned.transpose(2, 3, 1, 0), want, "float32")
+            bits.add(gpuconv.conv2d_weight_grad(*noise, (3, 3), algorithm="direct").tobytes())
+    clear_tilings()
+    assert len(bits) == 1
