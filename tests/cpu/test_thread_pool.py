@@ -139,18 +139,24 @@ def test_nobody_waits_for_a_worker_that_does_not_come(monkeypatch, state):
 
 
 def test_who_comes_late_finds_the_gate_closed_and_who_comes_in_time_does_not():
+    from numba import njit
+
     from gpuconv.simd import sharing
+
+    @njit
+    def help_at(gate):  # what only compiled code calls cannot be called from Python
+        sharing._help(gate)
 
     count, (gate, address) = Count(microseconds=0), lines.lines(1)
     gate[0, lines.JOB], gate[0, lines.ENTERED], gate[0, lines.THREADS] = count.job.address, 1, 2
-    sharing._help(address)
+    help_at(address)
     assert not count.times.any()
     gate[0, lines.OPEN] = 1
-    sharing._help(address)
+    help_at(address)
     assert count.once()
     assert set(count.threads) == {1}
     count.job.block[lines.NEXT] = 0
-    sharing._help(address)  # as many threads as the call asked for are there
+    help_at(address)  # as many threads as the call asked for are there
     assert count.once()
     assert gate[0, lines.INSIDE] == 0
 
