@@ -86,6 +86,17 @@ def test_a_planted_error_is_found(value):
         way.assert_right(got, want, "float32", lambda: largest_sum(case, "forward", *arrays))
 
 
+def test_what_meets_nothing_but_padding_leaves_its_rounding():
+    """Only the first output sees x, and its dy is 0. The other products are not wanted, but rounded with them."""
+    case = Case(1, (2,), 2, 2, (4,), (2,), (1,), ((0, 10),))
+    for seed in range(5):
+        x, _, dy = case.arrays(seed=seed)
+        dy[:, 0] = 0
+        got = convolve("weight_grad", case, x, None, dy, algorithm="fft")
+        want = case.want("weight_grad", x, None, dy)
+        Way("fft").assert_right(got, want, "float32", lambda x=x, dy=dy: largest_sum(case, "weight_grad", x, None, dy))
+
+
 def test_a_nan_fills_its_tile_and_no_other():
     """Why "auto" does not take it unless asked to be fast: by definition 3 x 3 outputs would be NaN."""
     case = Case(1, (300, 300), 1, 1, (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))

@@ -82,8 +82,15 @@ def try_each(things, check):
 
 
 def largest_sum(case, direction, *arrays):
-    """The largest sum of absolute products in one direction of a case."""
-    return np.max(case.want(direction, *(None if a is None else np.abs(a) for a in arrays)), initial=0)
+    """The largest sum of absolute products in one direction of a case.
+
+    If all of these are 0, the product of the largest elements stands for it: what meets nothing but padding takes part
+    in the transforms of a tile, and leaves its rounding there.
+    """
+    x, w, dy = (None if a is None else np.abs(a) for a in arrays)
+    largest = np.max(case.want(direction, x, w, dy), initial=0)
+    factors = {"forward": (x, w), "input_grad": (w, dy), "weight_grad": (x, dy)}[direction]
+    return largest or np.prod([np.max(factor, initial=0) for factor in factors])
 
 
 def convolve(direction, case, x, w, dy, **more):
