@@ -225,12 +225,13 @@ def own_task(turn: Any, claims: Any, tasks: int, shares: int, last: int) -> int:
     first, task = address_of(claims), last + 1
     if last < 0:
         task = turn.thread % shares * tasks // shares
-    while True:
+    for _ in range(tasks):
         if task >= tasks:
             task = 0
         if exchange(first + 8 * task, 1) == 0:
             return task
         task += 1
+    return NONE_LEFT  # those who took a number before are fewer than the tasks: the claims were no zeros
 
 
 @compiled

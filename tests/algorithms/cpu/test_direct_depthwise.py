@@ -63,6 +63,19 @@ def test_every_number_of_tasks_gives_the_same_bits(monkeypatch, stride):
     assert_exact(dw, oracle.weight_grad(x, dy, (3, 3), **keywords), "float32")
 
 
+def test_a_task_that_nobody_can_claim_ends_the_loop(monkeypatch):
+    """Then the result is wrong, which other tests find; it does not take forever."""
+    x, w, _ = arrays(32, (3, 3), (9, 11))
+    claims = DepthwiseTiling._claims
+    monkeypatch.setattr(DepthwiseTiling, "_claims", lambda tiling: claims(tiling) + 1)
+    for out, other, function in ((np.full_like(x, 7), w, gpuconv.conv2d), (np.full_like(w, 7), x, weight_gradient)):
+        assert (function(x, other, pad=1, groups=32, algorithm="direct", out=out) == 7).all()
+
+
+def weight_gradient(x, dy, **keywords):
+    return gpuconv.conv2d_weight_grad(x, dy, (3, 3), **keywords)
+
+
 def test_padding_takes_no_part_beside_what_is_not_finite():
     """Zeros stand for it, and a zero times an infinity would be a NaN."""
     x, w, bias = arrays(33, (3, 3), (5, 16))
