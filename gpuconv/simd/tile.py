@@ -66,7 +66,7 @@ inlined = njit(**PART, forceinline=True)
 """The decorator of functions so short that passing their arguments would take longer than their work."""
 
 
-def variant(*numbers: int) -> Callable[[Callable[..., Any]], Any]:
+def variant(*names: object) -> Callable[[Callable[..., Any]], Any]:
     """`compiled` for functions that one factory makes, with a distinct name for each.
 
     Numba distinguishes functions of the same name by how many it had compiled before. So the files that two processes
@@ -74,7 +74,7 @@ def variant(*numbers: int) -> Callable[[Callable[..., Any]], Any]:
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
-        function.__qualname__ += "_" + "_".join(map(str, numbers))
+        function.__qualname__ += "_" + "_".join(map(str, names))
         return compiled(function)
 
     return decorate

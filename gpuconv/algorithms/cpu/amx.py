@@ -1,0 +1,485 @@
+"""Convolution on AMX, the matrix unit of newer Intel processors, for all passes: the arguments of simd/sliced.py.
+
+    forward       y[m,k]    =  x[m at (t,c)]   w[(t,c),k]      m = (n, o, p, q)   outputs
+    input_grad   dx[m,c]    = dy[m at (t,k)]   w[(t,k),c]      m of one residue of the stride at a time, see adjoint.py
+
+Every sum is made in an order that depends on the numbers of taps and channels alone, so the bits depend neither on the
+number of threads nor on the batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
+from typing import Any
+
+import numpy as np
+
+from gpuconv import cpu
+from gpuconv.algorithms.adjoint import adjoint_classes, adjoint_parts
+from gpuconv.algorithms.base import Cost, Problem
+from gpuconv.algorithms.cpu.compiled import (
+    CORRELATIONS_AT_ONCE,
+    Arrays,
+    Computation,
+    Step,
+    Views,
+    budget,
+    copied_bytes,
+    cost_of_copies,
+    of_all,
+    of_part,
+    told,
+    zeros_for,
+)
+from gpuconv.algorithms.epilogue import fill, finish
+from gpuconv.cpu.amx import why_no_amx
+from gpuconv.cpu.parallel_loops import Job, Made, Room
+from gpuconv.cpu.threads import affordable_threads
+from gpuconv.errors import AlgorithmError
+from gpuconv.geometry import ConvGeometry
+from gpuconv.simd.host import (
+    Axes,
+    address,
+    axes_of,
+    axis_of,
+    native,
+    tasks_for,
+    three_axes,
+    why_no_numba,
+    with_adjacent_channels,
+)
+from gpuconv.simd.lines import OTHER, OUT, READ
+from gpuconv.typing import Array, Ints
+
+SLICES = {"float32": 3, "bfloat16": 1}
+"""The slices that a number of a dtype is split into, each a number of bfloat16."""
+
+FAST_SLICES = {"float32": 2, "bfloat16": 1}
+"""The same under precision="fast"."""
+
+CHUNK = 32
+"""Channels, or outputs, of two tiles."""
+
+TILE_BYTES = 1024
+
+TWIN_SIZE = 8 * TILE_BYTES // 4 + CHUNK
+"""Elements of the tiles of the twin, and two rows behind them."""
+
+SUMS = CHUNK * CHUNK
+"""Sums that are made at a time, in four tiles."""
+
+DEPTH = 24
+"""Steps, of 32 products each, that are summed in tiles before they are added to memory."""
+
+LINE = 64
+"""Bytes of a cache line."""
+
+TASK_MACS = 2**22
+"""Minimum multiply-adds per task."""
+
+
+@dataclass(frozen=True)
+class AmxTiling:
+    """How a correlation of geometry `g` is split into tasks: blocks of outputs by pieces of the panels of channels.
+
+    A block is `block` times 32 positions. With `is_packed` the weights of all panels are packed first, or have been
+    before the call; otherwise each task packs those that it needs.
+    """
+
+    g: ConvGeometry
+    dtype: np.dtype[Any]
+    slices: int
+    block: int
+    pieces: int
+    bunch: int
+    is_packed: bool
+    threads: int
+
+    @classmethod
+    def of(cls, problem: Problem, g: ConvGeometry, *, is_packed: bool = False) -> AmxTiling:
+        return _choose_tiling(problem, g, cpu.workers(), is_packed)
+
+    # ------------------------------------------------------------------------------------------ the grid
+
+    @cached_property
+    def taps(self) -> list[tuple[Ints, Ints]]:
+        """Per tap, the phase that it reads, and how many positions of it further than the output, axis by axis."""
+        return _taps(self.g)
+
+    @cached_property
+    def phases(self) -> list[Ints]:
+        """The phases that are read."""
+        return sorted({phase for phase, _ in self.taps})
+
+    @cached_property
+    def grid(self) -> Ints:
+        """The positions of a phase along each of three axes."""
+        shifts = [max(shift[axis] for _, shift in self.taps) for axis in range(3)]
+        return tuple(size + shift for size, shift in zip(three_axes(self.g.out, 1), shifts, strict=True))
+
+    @cached_property
+    def halo(self) -> int:
+        return max(self._shift(shift) for _, shift in self.taps)
+
+    def _shift(self, shift: Ints) -> int:
+        (d, h, w), (_, grid_h, grid_w) = shift, self.grid
+        return (d * grid_h + h) * grid_w + w
+
+    @cached_property
+    def blocks_of_sample(self) -> int:
+        """Blocks of 32 positions, from the first output of a sample to the last."""
+        return -(-(self._shift(tuple(size - 1 for size in three_axes(self.g.out, 1))) + 1) // CHUNK)
+
+    @cached_property
+    def all_blocks(self) -> int:
+        return self.g.n * self.blocks_of_sample
+
+    @cached_property
+    def rows(self) -> int:
+        """Positions for which there is room in the buffer of slices."""
+        segments = 1 + -(-(self.block - 1) // self.blocks_of_sample)
+        # An odd number: where planes are a power of two from each other, they share few sets of a cache.
+        return (self.block * CHUNK + segments * self.halo) | 1
+
+    # ------------------------------------------------------------------------------------------ sizes
+
+    @cached_property
+    def chunks(self) -> int:
+        """Chunks of the channels of a group."""
+        return -(-self.g.c_group // CHUNK)
+
+    @cached_property
+    def panels(self) -> int:
+        return self.g.groups * -(-self.g.k_group // CHUNK)
+
+    @cached_property
+    def steps(self) -> int:
+        return len(self.taps) * self.chunks
+
+    @cached_property
+    def depth(self) -> int:
+        """Steps that are summed in tiles: equal parts of all, or nearly so."""
+        return -(-self.steps // -(-self.steps // DEPTH))
+
+    @cached_property
+    def step_bytes(self) -> int:
+        """Bytes of the weights of a step."""
+        return 2 * TILE_BYTES * self.slices
+
+    @cached_property
+    def packed_bytes(self) -> int:
+        return self.panels * self.steps * self.step_bytes
+
+    @cached_property
+    def shared_bytes(self) -> int:
+        return (
+            4 * (self.g.k + CHUNK) + CHUNK * self.dtype.itemsize + (self.packed_bytes if self.is_packed else 0) + LINE
+        )
+
+    @cached_property
+    def buffers(self) -> tuple[tuple[int, Any], ...]:
+        """The buffers of a thread: slices, weights, sums, addresses of outputs, and numbers on their way."""
+        seen = len(self.phases) * self.g.groups * self.chunks * self.slices * self.rows * LINE
+        weights = 0 if self.is_packed else self.bunch * self.depth * self.step_bytes
+        sums = SUMS * (1 + (self.block * self.bunch if self.depth < self.steps else 0)) + LINE // 4
+        return (
+            (seen + LINE, np.uint8),
+            (weights + LINE, np.uint8),
+            (sums, np.float32),
+            (self.block * CHUNK, np.int64),
+            (CHUNK * CHUNK // 2, _seen_as(self.dtype)),
+            (CHUNK, np.float32),
+        )
+
+    @cached_property
+    def worker_bytes(self) -> int:
+        return sum(length * np.dtype(dtype).itemsize for length, dtype in self.buffers)
+
+    @property
+    def cost(self) -> Cost:
+        g = self.g
+        macs = self.all_blocks * CHUNK * self.panels * CHUNK * self.steps * CHUNK * RATE[self.slices]
+        sliced = self.all_blocks * CHUNK * self.chunks * CHUNK * g.groups * len(self.phases)
+        weights = math.prod(g.w_shape)
+        return Cost(
+            kernel_macs=macs, elements=SLICED * (sliced + weights) + (math.prod(g.x_shape) + math.prod(g.y_shape)) / 16,
+            steps=8,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------------------------------------ the passes
+
+    def job(self, views: Views, arrays: Arrays, room: Room, twin: bool, *, relu: bool, packed: bool = False) -> Job:
+        """The loop for out = relu(correlation of x with w + bias). Without `relu` it is the sum alone.
+
+        `views` gives x, w (*taps, groups, c // groups, k // groups), or packed weights, out and bias.
+        """
+        from gpuconv.simd import sliced
+
+        x, w, out, bias = views(*arrays)
+        made, roles = list[Made](), {"y": OUT, "packed" if packed else "w": OTHER}
+        x = told("x", READ, lambda *arrays: with_adjacent_channels(views(*arrays)[0]), arrays, made, roles)
+        zeros, kept = zeros_for(CHUNK * self.dtype.itemsize, made, "zeros")
+        weights = w if packed else None
+        firsts = 0
+        if self.is_packed and weights is None:
+            firsts, weights = -(-self.steps // sliced.PACKED_AT_ONCE), np.empty(self.packed_bytes, np.uint8)
+            made.append(Made(("packed",), lambda *_: np.empty(self.packed_bytes, np.uint8), weights))
+        bias_row = self._bias_row(bias)
+        if bias is not None:
+            made.append(Made((4,), lambda *arrays: self._bias_row(views(*arrays)[3]), bias_row))
+        product = self._product(x, None if packed else w, out, zeros, weights, relu=relu)
+        tasks = firsts + -(-self.all_blocks // self.block) * self.pieces
+        *buffers_of_all, (length, _) = self.buffers
+        result = length, _seen_as(out.dtype)
+        buffers = room.buffers(*buffers_of_all, result, *(((TWIN_SIZE, np.float32),) if twin else ()))
+        tiles = buffers.pop() if twin else (0,)
+        return Job(
+            *(sliced.correlate, product, _index_maps(self.g), self._phase_table, self._offsets, bias_row),
+            *(firsts, tasks, tiles, (0,) * self.slices, *buffers),
+            keeps=(x, w, out, kept, weights),
+            roles=roles,
+            made=made,
+        )
+
+    def _bias_row(self, bias: Array | None) -> Array:
+        """The bias, or zeros, as the loop reads it: a panel may reach past the last channel."""
+        row: Array = np.zeros(self.g.k + CHUNK, np.float32)
+        if bias is not None:
+            row[: self.g.k] = bias
+        return row
+
+    @cached_property
+    def _phase_table(self) -> Array:
+        return np.array(self.phases, np.int64)
+
+    @cached_property
+    def _offsets(self) -> Array:
+        """Per step, how far the slices that an output reads are from those at its own position of the first phase."""
+        numbers = {phase: number for number, phase in enumerate(self.phases)}
+        chunk = self.slices * self.rows * LINE
+        by_phase = self.g.groups * self.chunks * chunk
+        return np.array(
+            [
+                numbers[phase] * by_phase + c * chunk + self._shift(shift) * LINE
+                for phase, shift in self.taps
+                for c in range(self.chunks)
+            ],
+            np.int64,
+        )
+
+    def _product(self, x: Array, w: Array | None, y: Array, zeros: int, packed: Array | None, *, relu: bool) -> Any:
+        from gpuconv.simd.sliced import Product
+
+        g = self.g
+        x_n, *x_strides, _ = x.strides
+        y_n, *y_strides, y_k = y.strides
+        *taps, w_g, w_c, w_k = (0,) * (g.ndim + 3) if w is None else w.strides
+        _, grid_h, grid_w = self.grid
+        return Product._make(
+            (
+                *(address(x), x_n, *three_axes(x_strides, 0)),
+                *(0 if w is None else address(w), *three_axes(taps, 0), w_g, w_c, w_k),
+                *(address(y), y_n, *three_axes(y_strides, 0), y_k),
+                *(zeros, 0 if packed is None else address(packed)),
+                *three_axes(g.out, 1),
+                *three_axes(g.kernel, 1)[1:],
+                *(g.c_group, g.k_group, g.groups, grid_h, grid_w, self.halo, self.blocks_of_sample, self.rows),
+                *(int(relu), self.block, self.all_blocks, self.pieces, self.bunch, self.depth),
+            )
+        )
+
+
+RATE = {1: 0.2, 2: 0.4, 3: 0.65}
+"""Time per multiply-add of whole tiles, relative to that of `direct`, by the slices of a number."""
+
+SLICED = 0.05
+"""Time to slice an element, in passes over memory."""
+
+
+def _seen_as(dtype: np.dtype[Any]) -> Any:
+    """The dtype as which compiled code knows a dtype."""
+    return {"float32": np.float32, "bfloat16": np.uint16, "float16": np.int16}[dtype.name]
+
+
+@lru_cache(maxsize=1024)
+def _index_maps(g: ConvGeometry) -> Axes:
+    return axes_of([axis_of(g, axis) for axis in range(g.ndim)])
+
+
+def _taps(g: ConvGeometry) -> list[tuple[Ints, Ints]]:
+    kernel, stride, dilation = (three_axes(sizes, 1) for sizes in (g.kernel, g.stride, g.dilation))
+    out = three_axes(g.out, 1)
+    # A single output may have any stride, and a single tap any dilation.
+    strides = [s if size > 1 else 1 for s, size in zip(stride, out, strict=True)]
+    found = []
+    for tap in itertools.product(*map(range, kernel)):
+        pairs = [divmod(i * d if i else 0, s) for i, d, s in zip(tap, dilation, strides, strict=True)]
+        found.append((tuple(phase for _, phase in pairs), tuple(shift for shift, _ in pairs)))
+    return found
+
+
+MOST_BLOCKS = 16
+"""Maximum blocks of 32 outputs per task."""
+
+BUNCH = 4
+"""Maximum panels whose weights are packed at a time. Rows of fewer are not read ahead well."""
+
+
+@lru_cache(maxsize=1024)
+def _choose_tiling(problem: Problem, g: ConvGeometry, threads: int, is_prepacked: bool) -> AmxTiling:
+    slices = (SLICES if problem.precision == "strict" else FAST_SLICES).get(problem.dtype.name, 3)
+    least = AmxTiling(g, problem.dtype, slices, 1, 1, 1, is_prepacked, 1)
+    every, panels = least.all_blocks, least.panels
+    tasks = max(1, min(tasks_for(threads, sums=False), g.macs // TASK_MACS))
+    slices_of_block = len(least.phases) * g.groups * least.chunks * slices * CHUNK * LINE
+    most = max(1, min(cpu.cache_bytes() * 5 // 8 // slices_of_block, MOST_BLOCKS, every))
+    blocks = -(-every // most)
+    is_packed = is_prepacked or (blocks > 1 and least.packed_bytes <= 2 * cpu.cache_bytes())
+    if is_packed:  # more blocks, for all threads to have some, but not such small ones that most of them is halo
+        blocks = max(blocks, min(tasks, every // (2 + 2 * least.halo // CHUNK)))
+
+    def tiling_of(blocks: int, *, is_packed: bool, bunch: int = BUNCH, threads: int = 1) -> AmxTiling:
+        block = -(-every // blocks)
+        pieces = min(panels, -(-tasks // (2 * blocks)) if blocks < tasks else 1)
+        bunch = 1 if is_packed else min(bunch, -(-panels // pieces))
+        return AmxTiling(g, problem.dtype, slices, block, pieces, bunch, is_packed, threads)
+
+    bunch = BUNCH
+    tiling = tiling_of(blocks, is_packed=is_packed)
+    while tiling.worker_bytes > budget(problem, tiling.shared_bytes) and max(tiling.block - 1, bunch - 1) > 0:
+        is_packed = is_prepacked or (is_packed and tiling.packed_bytes <= problem.max_workspace // 4)
+        blocks, bunch = min(every, 2 * blocks), max(1, bunch // 2)
+        tiling = tiling_of(blocks, is_packed=is_packed, bunch=bunch)
+    room, blocks = budget(problem, tiling.shared_bytes), -(-every // tiling.block)
+    threads = affordable_threads(blocks * tiling.pieces, room, tiling.worker_bytes, threads)
+    return replace(tiling, threads=threads)
+
+
+class Amx:
+    """Products of slices on the matrix unit, or with `twin` on its twin in plain Numba, for tests."""
+
+    name = "amx"
+    exact = True
+
+    def __init__(self, *, twin: bool = False) -> None:
+        self._twin = twin
+
+    def refusal(self, problem: Problem) -> str | None:
+        if not problem.on_cpu:
+            return "runs on the CPU only"
+        if problem.dtype.name not in SLICES:
+            return f"takes {' and '.join(SLICES)}, but the arrays are {problem.dtype}"
+        if problem.direction == "weight_grad":
+            return "computes no weight gradients"
+        return (None if self._twin else why_no_amx()) or why_no_numba()
+
+    def why_not_auto(self, problem: Problem) -> str | None:
+        return "auto does not take it, since it takes denormal numbers for zeros, and bits depend on the machine"
+
+    def workspace_bytes(self, problem: Problem) -> int:
+        tilings = _tilings(problem)
+        if not tilings:
+            return 0
+        buffers = _threads(problem, tilings) * max(tiling.worker_bytes for tiling, _ in tilings)
+        g, out = problem.geometry, 0
+        if problem.dtype.itemsize < 4:  # results of float32, for an activation
+            out = 4 * math.prod(g.x_shape if problem.direction == "input_grad" else g.y_shape)
+        return _shared_bytes(problem, tilings) + buffers + out
+
+    def cost(self, problem: Problem) -> Cost:
+        return sum((tiling.cost * count for tiling, count in _tilings(problem)), cost_of_copies(problem))
+
+    def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
+        return problem.direction != "weight_grad"
+
+    # ------------------------------------------------------------------------------------------ the passes
+
+    def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
+        for computation in self._computations(problem, (native(x), native(w), out, bias), activation):
+            computation.run()
+
+    def input_grad(
+        self, problem: Problem, dy: Array, w: Array, out: Array, bias: Array | None, activation: str
+    ) -> None:
+        self.forward(problem, dy, w, out, bias, activation)
+
+    def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
+        raise NotImplementedError
+
+    def prepack(self, problem: Problem, w: Array) -> Array:
+        return w
+
+    def forward_prepacked(
+        self, problem: Problem, x: Array, packed: Array, out: Array, bias: Array | None, activation: str
+    ) -> None:
+        self.forward(problem, x, packed, out, bias, activation)
+
+    def _computations(self, problem: Problem, arrays: Arrays, activation: str) -> Iterable[Computation]:
+        """The computations of a forward pass or an input gradient, one after the other: one, unless parts are many."""
+        g, relu = problem.geometry, activation == "relu"
+        read, other, out, bias = arrays
+        if not self._twin and (reason := why_no_amx()) is not None:  # without the permission, the process would end
+            raise AlgorithmError(f"amx: {reason}. Choose another algorithm.")
+        after: tuple[Step, ...] = ()
+        target, is_alone = out, True
+        if activation not in ("identity", "relu"):
+            after = (lambda arrays, _: finish(np, arrays[2], None, activation),)
+            if problem.dtype.itemsize < 4:  # or the result would be rounded before the activation, and after it
+                target, is_alone = np.empty(out.shape, np.float32), False
+                after = (*after, lambda arrays, _: np.copyto(out, arrays[2], casting="unsafe"))
+        arrays = read, other, target, bias
+        parts: Iterable[tuple[ConvGeometry | None, Views]] = [(g, partial(of_all, g))]
+        if problem.direction == "input_grad":
+            parts = ((part.geometry, partial(of_part, part, g)) for part in adjoint_parts(g))
+        most = _threads(problem, _tilings(problem))
+        before: tuple[Step, ...] = ()
+        correlations: list[tuple[AmxTiling, Views]] = []
+
+        def computation(*, is_last: bool) -> Computation:
+            threads = min(max((tiling.threads for tiling, _ in correlations), default=1), most)
+            twin = 4 * TWIN_SIZE if self._twin else 0
+            room = Room(threads, [tiling.worker_bytes + twin for tiling, _ in correlations])
+            jobs = [tiling.job(views, arrays, room, self._twin, relu=relu) for tiling, views in correlations]
+            return Computation(
+                threads, jobs, g.macs, arrays, before, after if is_last else (), repeats=is_last and is_alone
+            )
+
+        for geometry, views in parts:
+            if geometry is None:
+                before = (lambda arrays, _: fill(np, arrays[2], arrays[3], "relu" if relu else "identity"),)
+                continue
+            if len(correlations) == CORRELATIONS_AT_ONCE:
+                yield computation(is_last=False)
+                before, correlations = (), []
+            correlations.append((AmxTiling.of(problem, geometry), views))
+        yield computation(is_last=True)
+
+
+Tilings = list[tuple[AmxTiling, int]]
+
+
+def _tilings(problem: Problem) -> Tilings:
+    """The tilings that a problem consists of, each with how often it occurs."""
+    g = problem.geometry
+    if g.macs == 0:
+        return []
+    classes = adjoint_classes(g) if problem.direction == "input_grad" else [(g, 1)]
+    return [(AmxTiling.of(problem, part), count) for part, count in classes]
+
+
+def _shared_bytes(problem: Problem, tilings: Tilings) -> int:
+    """Bytes that a problem takes whatever the number of threads."""
+    most = max((tiling.shared_bytes for tiling, _ in tilings), default=0)
+    together = min(CORRELATIONS_AT_ONCE, sum(count for _, count in tilings)) * most
+    return copied_bytes(problem) + min(together, sum(tiling.shared_bytes * count for tiling, count in tilings))
+
+
+def _threads(problem: Problem, tilings: Tilings) -> int:
+    """The threads of a call whose jobs share the buffers of each thread: as many as one job has, if memory suffices."""
+    wanted = max((tiling.threads for tiling, _ in tilings), default=1)
+    size = max((tiling.worker_bytes for tiling, _ in tilings), default=1)
+    return affordable_threads(wanted, problem.max_workspace - _shared_bytes(problem, tilings), size, wanted)

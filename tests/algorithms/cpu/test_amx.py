@@ -1,0 +1,125 @@
+"""Convolution on the matrix unit, by its twin everywhere, and by the unit itself where there is one."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba")
+
+from gpuconv import settings
+from gpuconv.algorithms.cpu.amx import Amx
+from gpuconv.algorithms.loops import Loops
+from gpuconv.cpu.amx import _flags, why_no_amx
+from gpuconv.geometry import ConvGeometry
+from gpuconv.planning import problem_of
+
+PROBLEMS = (
+    "n1_h8w8_c32_k32_r1s1",
+    "n2_h9w11_c40_k50_r3s3_p1_st2",
+    "n1_h9w8_c64_k64_r3s3_p2_dl2_g2",
+    "n1_h6w7_c5_k7_r3s3_p1",
+    "n1_w40_c64_k32_s3_p1",
+    "n1_d4h5w6_c32_k32_t3r3s3_p1",
+    "n3_h9w8_c33_k40_r3s3_st3_dl2",
+)
+
+
+def posed(text, direction="forward", dtype="float32", precision="strict", **more):
+    return replace(problem_of(text, dtype, "cpu", direction, precision, None, "test"), **more)
+
+
+def computed(algorithm, problem, draw, activation="relu"):
+    """A pass on arrays that `draw` makes, with a bias where there is one."""
+    g = problem.geometry
+    read, out = (g.y_shape, g.x_shape) if problem.direction == "input_grad" else (g.x_shape, g.y_shape)
+    bias = draw(g.k) if problem.direction == "forward" else None
+    arrays = [draw(shape).astype(problem.dtype) for shape in (read, g.w_shape)]
+    result = np.full(out, np.nan, problem.dtype)
+    run = getattr(algorithm, problem.direction)
+    run(problem, *arrays, result, bias, activation if bias is not None else "identity")
+    return result
+
+
+def integers(seed):
+    rng = np.random.default_rng(seed)
+    return lambda shape: rng.integers(-4, 5, shape).astype(np.float32)
+
+
+def reference(problem, draw):
+    return computed(Loops(), problem, draw)
+
+
+UNITS = [Amx(twin=True)] + ([Amx()] if why_no_amx() is None else [])
+
+
+@pytest.mark.parametrize("text", PROBLEMS)
+def test_integers_are_exact(text):
+    for direction in ("forward", "input_grad"):
+        problem = posed(text, direction)
+        want = reference(problem, integers(1))
+        for unit in UNITS:
+            for threads in (1, 2):
+                settings.threads = threads
+                try:
+                    got = computed(unit, problem, integers(1))
+                finally:
+                    settings.threads = None
+                assert np.array_equal(got, want), (direction, unit._twin, threads)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular", "symmetric"])
+def test_pad_modes(mode):
+    problem = posed(f"n1_h6w7_c33_k32_r3s3_p2_{mode}")
+    for unit in UNITS:
+        assert np.array_equal(computed(unit, problem, integers(2)), reference(problem, integers(2)))
+
+
+def test_unit_and_twin_have_the_same_bits():
+    if len(UNITS) == 1:
+        pytest.skip(str(why_no_amx()))
+    for precision in ("strict", "fast"):
+        problem = posed("n1_h9w9_c70_k40_r3s3_p1_st2", precision=precision)
+        rng = [np.random.default_rng(3) for _ in UNITS]
+        twin, unit = (
+            computed(one, problem, lambda shape, r=r: r.standard_normal(shape).astype(np.float32))
+            for one, r in zip(UNITS, rng, strict=True)
+        )
+        assert np.array_equal(twin.view(np.uint32), unit.view(np.uint32))
+
+
+def test_bfloat16():
+    pytest.importorskip("ml_dtypes")
+    for direction, activation in (("forward", "relu"), ("forward", "sigmoid"), ("input_grad", "identity")):
+        problem = posed("n2_h7w9_c40_k33_r3s3_p1_st2", direction, "bfloat16")
+        want = computed(Loops(), problem, integers(5), activation).astype(np.float32)
+        for unit in UNITS:
+            got = computed(unit, problem, integers(5), activation).astype(np.float32)
+            assert np.array_equal(got, want), (direction, activation)
+
+
+def worst(dtype, length, precision="strict"):
+    """The largest error of sums of positive products, relative to the sums."""
+    g = ConvGeometry.create(1, (32,), length, 32, (1,))
+    problem, rng = posed(g, dtype=dtype, precision=precision), np.random.default_rng(4)
+    x, w = (rng.random(shape, np.float32) for shape in (g.x_shape, g.w_shape))
+    out = np.empty(g.y_shape, np.float32)
+    UNITS[-1].forward(problem, x, w, out, None, "identity")
+    exact = x[0].astype(np.float64) @ w[0].astype(np.float64)
+    own = np.abs(x[0] @ w[0] - exact)
+    return np.max(np.abs(out[0] - exact) / exact), np.max(own / exact)
+
+
+def test_error_is_that_of_float32():
+    for length in (64, 1000, 100_000 if len(UNITS) == 2 else 8000):
+        ours, numpys = worst("float32", length)
+        assert ours <= max(2 * numpys, 2.0**-23), (length, ours, numpys)
+    assert 2.0**-23 < worst("float32", 64, "fast")[0] < 2.0**-13
+
+
+def test_refusals_in_words():
+    amx = Amx(twin=True)
+    assert "float32 and bfloat16" in (amx.refusal(posed(PROBLEMS[0], dtype="float64")) or "")
+    assert "no weight gradients" in (amx.refusal(posed(PROBLEMS[0], "weight_grad")) or "")
+    assert _flags(Path("/nowhere")) == frozenset()
