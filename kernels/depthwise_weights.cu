@@ -62,8 +62,6 @@ depthwise_weight_grad(const T* __restrict__ x, const T* __restrict__ dy, T* __re
                       const Conv g, const DepthwiseWeightPlan plan) {
   x = of_sample(x, image_length(g.x, g.c));
   dy = of_sample(dy, image_length(g.y, g.k));
-  dw = of_sample(dw, weights_length(g));
-  partials = of_sample(partials, plan.splits * weights_length(g));
   extern __shared__ Values lanes[];
   u32 job = blockIdx.x;
   const int channel = ((int)(job % (u32)plan.blocks_c) * (int)blockDim.x + (int)threadIdx.x) * CHANNELS;
@@ -159,9 +157,9 @@ depthwise_weight_grad(const T* __restrict__ x, const T* __restrict__ dy, T* __re
 #pragma unroll
       for (int i = 0; i < CHANNELS; i++) {
         if (plan.splits > 1)
-          partials[(index_t)split * all_taps * g.k + to + i] = total.at[i];
+          of_sample(partials, plan.splits * weights_length(g))[(index_t)split * all_taps * g.k + to + i] = total.at[i];
         else
-          dw[to + i] = from_acc(total.at[i]);
+          of_sample(dw, weights_length(g))[to + i] = from_acc(total.at[i]);
       }
     }
     __syncthreads();

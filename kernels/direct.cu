@@ -47,6 +47,7 @@ struct Tables {
   index_t weights[THREADS];  // the start of each product's weights, or -1, for the input gradient
   Axis axes[3];
   Job job;  // for the end: in registers it would be in the way of the products
+  const T *__restrict__ in, *__restrict__ w;  // of the block's sample, read where they are needed: registers are for sums
 };
 
 template <int V, bool BACK>
@@ -69,7 +70,11 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
   const int in_channels = BACK ? g.k : g.c, out_channels = BACK ? g.c : g.k;
   const int depth = in_channels / g.groups, width = out_channels / g.groups;
 
-  if (thread == 0) tables.job = job;
+  if (thread == 0) {
+    tables.job = job;
+    tables.in = of_sample(in, image_length(in_size, in_channels));
+    tables.w = of_sample(w, weights_length(g));
+  }
   if (BACK) {
     if (thread == 0) {
       u32 rest = job.part;
@@ -151,7 +156,7 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
       index_t from;
       if (lands(tables.rows[Windows::row(slot)], tables.products[place_of_product(step, Windows::k(slot))], in_size,
                 in_channels, BACK ? 0 : g.pad_mode, from))
-        next_a[slot] = load<V>(in + from);
+        next_a[slot] = load<V>(tables.in + from);
     }
 #pragma unroll
     for (int slot = 0; slot < SLOTS_B; slot++) {
@@ -160,12 +165,12 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
         if (!Columns::has(slot)) continue;
         const int n = job.tile_n * TILE_N + Columns::row(slot);
         const index_t weights = tables.weights[place_of_product(step, Columns::k(slot))];
-        if (n < width && weights >= 0) next_b[slot] = load<V>(w + (weights + (index_t)n * g.k));
+        if (n < width && weights >= 0) next_b[slot] = load<V>(tables.w + (weights + (index_t)n * g.k));
       } else {
         if (!Rows::has(slot)) continue;
         const int n = job.tile_n * TILE_N + Rows::row(slot);
         const index_t j = (index_t)step * TILE_K + Rows::k(slot);
-        if (n < width && j < sum_length) next_b[slot] = load<V>(w + (j * g.k + (job.group * width + n)));
+        if (n < width && j < sum_length) next_b[slot] = load<V>(tables.w + (j * g.k + (job.group * width + n)));
       }
     }
   };
@@ -188,9 +193,12 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
 
   constexpr int N = V == 1 ? 1 : WIDTH;  // neighbours of a row are handed on together
   const auto n0 = [&] { return tables.job.tile_n * TILE_N; };
+  // Where a sample's results begin is worked out where they are written: registers are for sums.
+  const auto results = [&] { return of_sample(out, image_length(out_size, out_channels)); };
   const auto collected = [&] {
     const index_t count = (index_t)g.n * out_size[0] * out_size[1] * out_size[2] * out_channels;
-    return collection(out, partials, plan.splits, tables.job.split, count);
+    A* const own = of_sample(partials, plan.splits * image_length(out_size, out_channels));
+    return collection(results(), own, plan.splits, tables.job.split, count);
   };
   const auto start = [&](int row) {
     const index_t pixel = tables.pixels[row];
@@ -227,23 +235,20 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
   if (plan.splits > 1)
     collect<N>(sums, place, n0(), width, collected(), start);
   else
-    conclude<N>(sums, place, n0(), width, out, bias ? bias + tables.job.group * width : nullptr, plan.activation, start);
+    conclude<N>(sums, place, n0(), width, results(),
+                bias ? of_sample(bias, plan.bias_length) + tables.job.group * width : nullptr, plan.activation, start);
 }
 
 #if INPUT_GRAD
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 direct_input_grad(const T* __restrict__ dy, const T* __restrict__ w, const T* __restrict__ bias, T* dx, A* partials,
                   const Conv g, const ProductPlan plan) {
-  convolve<ALIGNED ? VECTOR : 1, true>(of_sample(dy, image_length(g.y, g.k)), of_sample(w, weights_length(g)),
-                                       of_sample(bias, plan.bias_length), of_sample(dx, image_length(g.x, g.c)),
-                                       of_sample(partials, plan.splits * image_length(g.x, g.c)), g, plan);
+  convolve<ALIGNED ? VECTOR : 1, true>(dy, w, bias, dx, partials, g, plan);
 }
 #else
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 direct_forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* y, A* partials,
                const Conv g, const ProductPlan plan) {
-  convolve<ALIGNED ? VECTOR : 1, false>(of_sample(x, image_length(g.x, g.c)), of_sample(w, weights_length(g)),
-                                        of_sample(bias, plan.bias_length), of_sample(y, image_length(g.y, g.k)),
-                                        of_sample(partials, plan.splits * image_length(g.y, g.k)), g, plan);
+  convolve<ALIGNED ? VECTOR : 1, false>(x, w, bias, y, partials, g, plan);
 }
 #endif
