@@ -117,7 +117,7 @@ class Sum:
 def test_memory_is_bounded_by_chunks():
     """An image of 36 rows of 3 chunks goes through, some rows at a time; tiny chunks tell what the graph takes.
 
-    That is the order of Dask 2026.8; 2024.1 holds more.
+    That is the order of Dask 2024.8.2 and newer; older ones hold more.
     """
 
     def most_of(chunk):
