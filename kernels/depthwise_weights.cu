@@ -60,8 +60,12 @@ constexpr int TAPS = KERNEL ? KERNEL * KERNEL : 1;  // whose sums a thread keeps
 extern "C" __global__ void __launch_bounds__(256, 2)
 depthwise_weight_grad(const T* __restrict__ x, const T* __restrict__ dy, T* __restrict__ dw, A* __restrict__ partials,
                       const Conv g, const DepthwiseWeightPlan plan) {
-  x = of_sample(x, image_length(g.x, g.c));
-  dy = of_sample(dy, image_length(g.y, g.k));
+  __shared__ const T* arrays[2];  // of the block's sample: in registers they would be in the way of the sums
+  if (threadIdx.x == 0 && threadIdx.y == 0) {
+    arrays[0] = of_sample(x, image_length(g.x, g.c));
+    arrays[1] = of_sample(dy, image_length(g.y, g.k));
+  }
+  __syncthreads();
   extern __shared__ Values lanes[];
   u32 job = blockIdx.x;
   const int channel = ((int)(job % (u32)plan.blocks_c) * (int)blockDim.x + (int)threadIdx.x) * CHANNELS;
@@ -90,7 +94,7 @@ depthwise_weight_grad(const T* __restrict__ x, const T* __restrict__ dy, T* __re
     Values gradient[TILE_Q];
 #pragma unroll
     for (int j = 0; j < TILE_Q; j++)
-      gradient[j] = q + j < g.y[2] ? load(dy + ((line * g.y[2] + (q + j)) * g.k + channel)) : zeros();
+      gradient[j] = q + j < g.y[2] ? load(in_global(arrays[1]) + ((line * g.y[2] + (q + j)) * g.k + channel)) : zeros();
 
 #if KERNEL
     constexpr int WINDOW = (TILE_Q - 1) * STRIDE + KERNEL;
@@ -113,7 +117,7 @@ depthwise_weight_grad(const T* __restrict__ x, const T* __restrict__ dy, T* __re
       const index_t start = plane + (index_t)rows[r] * g.x[2] * g.c;
       Values seen[WINDOW];
 #pragma unroll
-      for (int b = 0; b < WINDOW; b++) seen[b] = columns[b] < 0 ? zeros() : load(x + (start + columns[b]));
+      for (int b = 0; b < WINDOW; b++) seen[b] = columns[b] < 0 ? zeros() : load(in_global(arrays[0]) + (start + columns[b]));
 #pragma unroll
       for (int s = 0; s < KERNEL; s++)
 #pragma unroll
@@ -134,7 +138,7 @@ depthwise_weight_grad(const T* __restrict__ x, const T* __restrict__ dy, T* __re
 #pragma unroll
     for (int j = 0; j < TILE_Q; j++)
       if (columns[j] >= 0 && q + j < g.y[2])
-        add_product(sums[0], load(x + ((start + columns[j]) * g.c + from)), gradient[j]);
+        add_product(sums[0], load(in_global(arrays[0]) + ((start + columns[j]) * g.c + from)), gradient[j]);
 #endif
   }
 

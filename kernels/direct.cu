@@ -156,7 +156,7 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
       index_t from;
       if (lands(tables.rows[Windows::row(slot)], tables.products[place_of_product(step, Windows::k(slot))], in_size,
                 in_channels, BACK ? 0 : g.pad_mode, from))
-        next_a[slot] = load<V>(tables.in + from);
+        next_a[slot] = load<V>(in_global(tables.in) + from);
     }
 #pragma unroll
     for (int slot = 0; slot < SLOTS_B; slot++) {
@@ -165,12 +165,12 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
         if (!Columns::has(slot)) continue;
         const int n = job.tile_n * TILE_N + Columns::row(slot);
         const index_t weights = tables.weights[place_of_product(step, Columns::k(slot))];
-        if (n < width && weights >= 0) next_b[slot] = load<V>(tables.w + (weights + (index_t)n * g.k));
+        if (n < width && weights >= 0) next_b[slot] = load<V>(in_global(tables.w) + (weights + (index_t)n * g.k));
       } else {
         if (!Rows::has(slot)) continue;
         const int n = job.tile_n * TILE_N + Rows::row(slot);
         const index_t j = (index_t)step * TILE_K + Rows::k(slot);
-        if (n < width && j < sum_length) next_b[slot] = load<V>(tables.w + (j * g.k + (job.group * width + n)));
+        if (n < width && j < sum_length) next_b[slot] = load<V>(in_global(tables.w) + (j * g.k + (job.group * width + n)));
       }
     }
   };

@@ -41,6 +41,13 @@ __device__ __forceinline__ u16 f32_to_bf16(float f) {
 // through this one, and adds offsets to the 32 bits; through asm it does not.
 __device__ __forceinline__ u32 smem_u32(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
+// A pointer into global memory that comes from memory itself: the compiler is told, and loads by it as by a parameter.
+template <class Element>
+__device__ __forceinline__ Element* in_global(Element* p) {
+  __builtin_assume(__isGlobal(p));
+  return p;
+}
+
 // ---- asynchronous copies from global to shared memory. `to` is aligned to the size of the copy. `bytes` of `from` are read
 // (all, or 0), and the rest is filled with zeros: with 0 bytes `from` may point anywhere. The copies begun since the last
 // commit are one group.

@@ -16,6 +16,11 @@ inline float bf16_to_f32(u16 bits) { return emulator::bfloat16_to_float(bits); }
 inline u16 f32_to_bf16(float f) { return emulator::float_to_bfloat16(f); }
 inline u32 smem_u32(const void* p, PTX_SITE) { return emulator::shared_offset(p, site); }
 
+template <class Element>
+inline Element* in_global(Element* p) {
+  return p;
+}
+
 // ---- what waits for kernels of tensor cores
 // ----------------------------------------------------------------------------
 inline void cp_async_4(u32 to, const void* from, int bytes, PTX_SITE) {
