@@ -77,20 +77,21 @@ class Tensor:
 
 
 STRANGERS = {
-    "list": (np.ndarray.tolist, "list"),
-    "masked": (np.ma.masked_array, "MaskedArray"),
-    "tensor": (Tensor, "Tensor"),
-    "scalar": (lambda a: 1.0, "float"),
+    "list": (np.ndarray.tolist, "list", "np.asarray({})"),
+    "masked": (np.ma.masked_array, "MaskedArray", "{}.filled(value)"),
+    "tensor": (Tensor, "Tensor", "asarray({})"),
+    "scalar": (lambda a: 1.0, "float", "np.asarray({})"),
 }
 
 
-@pytest.mark.parametrize(("disguise", "named"), STRANGERS.values(), ids=STRANGERS)
+@pytest.mark.parametrize(("disguise", "named", "remedy"), STRANGERS.values(), ids=STRANGERS)
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_what_is_no_array_is_named_with_the_remedy(call, disguise, named):
+def test_what_is_no_array_is_named_with_the_remedy(call, disguise, named, remedy):
     arrays = call.arrays()
     for name in arrays:
         strange = {**arrays, name: disguise(arrays[name])}
-        with pytest.raises(TypeError, match=rf"^{call.function}: {name}: \S*{named} is neither .*asarray\({name}\)"):
+        told = rf"^{call.function}: {name}: \S*{named} is neither .*{re.escape(remedy.format(name))}"
+        with pytest.raises(TypeError, match=told):
             call(strange)
 
 
