@@ -32,8 +32,8 @@
 // weight loads per output, 0.5 clocks of cache; 36 of some 100 instructions multiply: 0.8 clocks), 65% for 5 x 5 (0.8
 // clocks of cache; 100 of some 220: 1.7 clocks), 40% for 7 x 7, where 196 of some 480 instructions multiply: 3.8 clocks.
 //
-// budget: depthwise_forward 128 registers
-// budget: depthwise_input_grad 128 registers
+// budget: depthwise_forward 168 registers
+// budget: depthwise_input_grad 168 registers
 #include "conv.cuh"
 
 // Tiles along p and q start at tile number `first`. The first three divisors are the blocks along c, q and p, and by_outers
@@ -101,6 +101,9 @@ __device__ __forceinline__ void write(T* out, const Values& sums) {
   for (int i = 0; i < CHANNELS; i++) result.at[i] = from_acc(sums.at[i]);
   *reinterpret_cast<Pack<T, CHANNELS>*>(out) = result;
 }
+
+// Blocks for which there shall be registers, 128 per thread for two. Any kernel and offsets of 64 bits together need more.
+constexpr int RESIDENT = KERNEL == 0 && sizeof(index_t) == 8 ? 1 : 2;
 
 #if KERNEL
 // Along one axis, output i of a tile reads position `start + a` of the window through tap a - i * STRIDE; backwards, input
@@ -268,14 +271,14 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
 #endif
 
 #if INPUT_GRAD
-extern "C" __global__ void __launch_bounds__(256, 2)
+extern "C" __global__ void __launch_bounds__(256, RESIDENT)
 depthwise_input_grad(const T* __restrict__ dy, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ dx,
                      const Conv g, const DepthwisePlan plan) {
   convolve(of_sample(dy, image_length(g.y, g.k)), of_sample(w, weights_length(g)), of_sample(bias, plan.bias_length),
            of_sample(dx, image_length(g.x, g.c)), g, plan);
 }
 #else
-extern "C" __global__ void __launch_bounds__(256, 2)
+extern "C" __global__ void __launch_bounds__(256, RESIDENT)
 depthwise_forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y,
                   const Conv g, const DepthwisePlan plan) {
   convolve(of_sample(x, image_length(g.x, g.c)), of_sample(w, weights_length(g)), of_sample(bias, plan.bias_length),

@@ -177,7 +177,7 @@ def parse_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def printable(text: object, most: int = 300) -> str:
+def printable(text: object, most: int = 600) -> str:
     r"""Return text from a file, safe for a message or a terminal: control characters escaped, a long text cut.
 
     >>> printable("a\x1b[31mb")

@@ -34,6 +34,7 @@ def calls(cupy: ModuleType) -> Iterator[tuple[str, Callable[[], Any]]]:
     half = drawn((2, 7, 7, 40), "float16"), drawn((3, 3, 24, 40), "float16")
     yield "col2im of sums", partial(gpuconv.conv2d_input_grad, *half, SQUARE, algorithm="gemm", **steps)
     yield "max_pool2d", partial(gpuconv.max_pool2d, x, 3, **steps)
+    yield "max_pool2d with indices", partial(gpuconv.max_pool2d, x, 3, return_indices=True, **steps)
     yield "max_pool2d_grad", partial(gpuconv.max_pool2d_grad, y, x, 3, **steps)
     yield "avg_pool2d", partial(gpuconv.avg_pool2d, x, 3, **steps)
     yield "avg_pool2d_grad", partial(gpuconv.avg_pool2d_grad, y, SQUARE, 3, **steps)
@@ -44,6 +45,13 @@ def calls(cupy: ModuleType) -> Iterator[tuple[str, Callable[[], Any]]]:
     for dtype in TENSOR_DTYPES:
         arrays = (drawn(SQUARE, dtype), drawn((3, 3, 24, 40), dtype), drawn((2, 7, 7, 40), dtype))
         yield from _passes(gpuconv, "implicit_gemm", *arrays, **steps)
+    if cupy.cuda.Device().compute_capability == "90":
+        wide = drawn(SQUARE, "bfloat16"), drawn((3, 3, 24, 40), "bfloat16"), drawn((2, 7, 7, 40), "bfloat16")
+        yield "wgmma, forward", partial(gpuconv.conv2d, *wide[:2], algorithm="wgmma", **steps)
+        yield (
+            "wgmma, input_grad",
+            partial(gpuconv.conv2d_input_grad, wide[2], wide[1], SQUARE, algorithm="wgmma", **steps),
+        )
     deep = drawn((1, 4, 4, 2048), "float16"), drawn((1, 1, 2048, 16), "float16")
     yield "a sum in splits", partial(gpuconv.conv2d, *deep, algorithm="implicit_gemm")
     params, gradients = ({"W": drawn((3, 3, 24, 40)), "b": drawn((40,))} for _ in range(2))

@@ -18,6 +18,7 @@ from contact.steps import SECONDS, STEPS, Step
 
 from gpuconv.algorithms.cuda.implicit_gemm import UNITS
 from gpuconv.cuda import launches as launching
+from gpuconv.cuda import loader
 from gpuconv.functions import repeats
 from gpuconv.tools import kernel_report, workload
 
@@ -426,7 +427,8 @@ def test_there_is_a_call_for_every_kernel(monkeypatch, double):
     repeats.forget()
     for _, call in launches.calls(double):
         call()
-    files = {unit.file: unit for unit in kernel_report.units()}
+    # The double is no Hopper device, whose own kernels are called on such a one alone.
+    files = {unit.file: unit for unit in kernel_report.units() if not loader.needs(unit.file).endswith("a")}
     assert seen == {name for unit in files.values() for name in kernel_report.kernels(unit)}
 
 

@@ -124,7 +124,7 @@ def test_a_function_may_make_it(path):
 def test_what_is_not_passed_is_named(path, missing):
     network().save(path)
     with pytest.raises(
-        ValueError, match=rf"load: .*{from_string.name_of(missing)}.* is none of .*custom=\[the class\]"
+        ValueError, match=rf"(?s)load: .*{from_string.name_of(missing)}.* is none of .*custom=\[the class\]"
     ):
         Sequential.load(path, custom=[kind for kind in ALL if kind is not missing])
 

@@ -156,7 +156,10 @@ def _takes_less_time(problem: Problem) -> bool:
         return False
     # A correlation multiplies at every position of dx, which may be many more than those of dy.
     correlated = sum(part.macs * count for part, count in adjoint_classes(g)) / g.c
-    return g.n * math.prod(g.out) * scattered < ONE_VECTOR * correlated
+    if g.n * math.prod(g.out) * scattered >= ONE_VECTOR * correlated:
+        return False
+    tiling = _choose_tiling(problem, 1)  # a correlation needs less memory: where this one has none, that one serves
+    return tiling.shared_bytes + tiling.worker_bytes <= problem.max_workspace
 
 
 @lru_cache(maxsize=1024)
