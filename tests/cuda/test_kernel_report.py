@@ -77,7 +77,7 @@ def kernels(tmp_path, monkeypatch):
 
 
 def command(*arguments):
-    return CliRunner().invoke(app, ["kernels", *map(str, arguments)])
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, ["kernels", *map(str, arguments)])
 
 
 def spoil(kernels, monkeypatch, text):
