@@ -293,8 +293,16 @@ def test_arrays_as_they_come(direction):
 )
 def test_input_gradients_are_scattered_where_this_takes_fewer_products(monkeypatch, problem, is_scattered):
     monkeypatch.setattr(direct_scatter.cpu, "vector_bytes", lambda: 64)
-    posed = Problem(gpuconv.ConvGeometry.parse(problem), np.dtype("f4"), direction="input_grad", max_workspace=12345)
+    posed = Problem(gpuconv.ConvGeometry.parse(problem), np.dtype("f4"), direction="input_grad", max_workspace=2**28)
     assert direct_scatter.ScatterTiling.supports(posed) == is_scattered
+
+
+def test_a_gradient_for_whose_scatter_memory_is_missing_is_correlated(monkeypatch):
+    monkeypatch.setattr(direct_scatter.cpu, "vector_bytes", lambda: 64)
+    g = gpuconv.ConvGeometry.parse("n2_h14w14_c16_k32_r5s5")
+    for limit, is_scattered in ((2**28, True), (12345, False)):
+        posed = Problem(g, np.dtype("f4"), direction="input_grad", max_workspace=limit)
+        assert direct_scatter.ScatterTiling.supports(posed) == is_scattered
 
 
 def clear_tilings():
