@@ -4,9 +4,13 @@
 //              6 int8   7 uint8   8 int16   9 uint16   10 int32   11 int64: where a file says so
 //   -DINDEX64= 1 where an array may have more than 2^30 elements, else 0
 //
+//   -DWEIGHTS= 6 or 7: weights are int8 or uint8, where they are not of DTYPE and both have 8 bits
+//
 //   T   the type of arrays     A   the type of sums: float for the 16-bit floats, i64 for integers, int where they have 8
 //                                  bits; else T
 //   R   the real type of A     index_t   an offset into an array, counted in elements
+//   W   the type of weights    Y   the type of a convolution's result and bias: A for integers, else T
+//                              F   the type in which factors are multiplied: int for integers of up to 32 bits, else A
 //
 // The host makes the structs with gpuconv/cuda/arguments.py, which lays out the same fields in the same order.
 #pragma once
@@ -80,6 +84,27 @@ typedef i64 R;
 #define IS_COMPLEX (DTYPE == 4 || DTYPE == 5)
 #define IS_INTEGER (DTYPE >= 6)
 
+#if !defined(WEIGHTS)
+typedef T W;
+#elif WEIGHTS == 6
+typedef signed char W;
+#elif WEIGHTS == 7
+typedef u8 W;
+#else
+#error "WEIGHTS is 6 or 7"
+#endif
+
+#if IS_INTEGER
+typedef A Y;
+#else
+typedef T Y;
+#endif
+#if DTYPE >= 6 && DTYPE <= 10
+typedef int F;
+#else
+typedef A F;
+#endif
+
 #if DTYPE == 0
 __device__ __forceinline__ A to_acc(T value) { return f16_to_f32(value); }
 __device__ __forceinline__ T from_acc(A sum) { return f32_to_f16(sum); }
@@ -90,8 +115,21 @@ __device__ __forceinline__ T from_acc(A sum) { return f32_to_bf16(sum); }
 __device__ __forceinline__ A to_acc(T value) { return value; }
 __device__ __forceinline__ T from_acc(A sum) { return (T)sum; }
 #endif
+#if IS_INTEGER
+__device__ __forceinline__ F to_factor(T value) { return value; }
+#ifdef WEIGHTS
+__device__ __forceinline__ F to_factor(W value) { return value; }
+#endif
+__device__ __forceinline__ A from_result(Y value) { return value; }
+__device__ __forceinline__ Y to_result(A sum) { return sum; }
+#else
+__device__ __forceinline__ F to_factor(T value) { return to_acc(value); }
+__device__ __forceinline__ A from_result(Y value) { return to_acc(value); }
+__device__ __forceinline__ Y to_result(A sum) { return from_acc(sum); }
+#endif
 
-// zero<A>(), add, scale by a real, conj and mul_add (a * b + sum, each product and sum in one rounding) for every A.
+// zero<A>(), add, scale by a real, conj and mul_add (a * b + sum, each product and sum in one rounding) for every A. Those of
+// integers are exact modulo 2^32 or 2^64: where a sum does not fit, unsigned numbers come back to what is left of it.
 template <class Value> struct Zero { __device__ __forceinline__ static Value make() { return Value(0); } };
 template <class Real> struct Zero<Complex<Real>> {
   __device__ __forceinline__ static Complex<Real> make() { return Complex<Real>{Real(0), Real(0)}; }
@@ -101,7 +139,12 @@ template <class Value> __device__ __forceinline__ Value zero() { return Zero<Val
 __device__ __forceinline__ float add(float a, float b) { return a + b; }
 __device__ __forceinline__ double add(double a, double b) { return a + b; }
 #if IS_INTEGER
-__device__ __forceinline__ A add(A a, A b) { return a + b; }
+#if DTYPE <= 7
+typedef u32 Bits;
+#else
+typedef u64 Bits;
+#endif
+__device__ __forceinline__ A add(A a, A b) { return (A)((Bits)a + (Bits)b); }
 #endif
 template <class Real>
 __device__ __forceinline__ Complex<Real> add(Complex<Real> a, Complex<Real> b) {
@@ -117,6 +160,9 @@ __device__ __forceinline__ Complex<Real> divide(Complex<Real> a, Real by) {
 
 __device__ __forceinline__ float conj(float a) { return a; }
 __device__ __forceinline__ double conj(double a) { return a; }
+#if IS_INTEGER
+__device__ __forceinline__ F conj(F a) { return a; }
+#endif
 template <class Real>
 __device__ __forceinline__ Complex<Real> conj(Complex<Real> a) {
   return Complex<Real>{a.x, -a.y};
@@ -124,6 +170,9 @@ __device__ __forceinline__ Complex<Real> conj(Complex<Real> a) {
 
 __device__ __forceinline__ float mul_add(float a, float b, float sum) { return fmaf(a, b, sum); }
 __device__ __forceinline__ double mul_add(double a, double b, double sum) { return fma(a, b, sum); }
+#if IS_INTEGER
+__device__ __forceinline__ A mul_add(F a, F b, A sum) { return (A)((Bits)a * (Bits)b + (Bits)sum); }
+#endif
 template <class Real>
 __device__ __forceinline__ Complex<Real> mul_add(Complex<Real> a, Complex<Real> b, Complex<Real> sum) {
   return Complex<Real>{mul_add(-a.y, b.y, mul_add(a.x, b.x, sum.x)), mul_add(a.y, b.x, mul_add(a.x, b.y, sum.y))};

@@ -18,6 +18,10 @@
 // Layouts, channels last, C-contiguous: x (n, x[0], x[1], x[2], c), w (taps, c / groups, k), y (n, y[0], y[1], y[2], k),
 // bias (k), or (c) for the gradient, or null; partials (plan.splits, elements of the result) of A, or null for 1 split.
 //
+// Integers, of which there is a forward pass alone: x and w are of 8 bits each, signed or not (WEIGHTS), with sums and results
+// of 32 bits; or both of 16, 32 or 64 bits, with sums and results of 64. Sums are exact modulo 2^32 or 2^64: whoever launches
+// the kernel knows that they fit.
+//
 // Launch: block (THREADS), grid (jobs) with jobs = tiles_n * parts * tiles_m * groups * splits, no dynamic shared memory.
 // More blocks than jobs do no harm. With weights per sample the grid has a row per sample (conv.cuh). A unit is one kernel:
 // INPUT_GRAD=0 or 1; ALIGNED=1 takes arrays aligned to 16 bytes whose channels per group, in and out, are multiples of
@@ -47,12 +51,13 @@ struct Tables {
   index_t weights[THREADS];  // the start of each product's weights, or -1, for the input gradient
   Axis axes[3];
   Job job;  // for the end: in registers it would be in the way of the products
-  const T *__restrict__ in, *__restrict__ w;  // of the block's sample, read where they are needed: registers are for sums
+  const T* __restrict__ in;  // of the block's sample, as the weights, read where they are needed: registers are for sums
+  const W* __restrict__ w;
 };
 
 template <int V, bool BACK>
-__device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __restrict__ w, const T* __restrict__ bias,
-                                         T* out, A* partials, const Conv& g, const ProductPlan& plan) {
+__device__ __forceinline__ void convolve(const T* __restrict__ in, const W* __restrict__ w, const Y* __restrict__ bias,
+                                         Y* out, A* partials, const Conv& g, const ProductPlan& plan) {
   __shared__ Buffers shared;
   __shared__ Tables<V> tables;
   typedef Along<V, TILE_M> Windows;
@@ -147,7 +152,8 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
   };
   const auto place_of_product = [&](int step, int k) { return (step & (Tables<V>::STEPS - 1)) * Tables<V>::LOTS + k; };
 
-  Pack<T, V> next_a[Windows::SLOTS], next_b[SLOTS_B];
+  Pack<T, V> next_a[Windows::SLOTS];
+  Pack<W, V> next_b[SLOTS_B];
   const auto fetch = [&](int step) {
 #pragma unroll
     for (int slot = 0; slot < Windows::SLOTS; slot++) {
@@ -160,7 +166,7 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
     }
 #pragma unroll
     for (int slot = 0; slot < SLOTS_B; slot++) {
-      next_b[slot] = nothing<V>();
+      next_b[slot] = nothing<V, W>();
       if (BACK) {
         if (!Columns::has(slot)) continue;
         const int n = job.tile_n * TILE_N + Columns::row(slot);
@@ -191,7 +197,7 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
   const Place place = place_of(thread);
   A sums[THREAD_M][THREAD_N];
 
-  constexpr int N = V == 1 ? 1 : WIDTH;  // neighbours of a row are handed on together
+  constexpr int N = V == 1 ? 1 : RESULTS;  // neighbours of a row are handed on together
   const auto n0 = [&] { return tables.job.tile_n * TILE_N; };
   // Where a sample's results begin is worked out where they are written: registers are for sums.
   const auto results = [&] { return of_sample(out, image_length(out_size, out_channels)); };
@@ -214,7 +220,7 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
   __syncthreads();
   for (int step = begin;;) {
     const bool first = step == begin;
-    const int until = (IS_16_BIT && plan.splits == 1) || end - step < DEPTH_STEPS ? end : step + DEPTH_STEPS;
+    const int until = IS_INTEGER || (IS_16_BIT && plan.splits == 1) || end - step < DEPTH_STEPS ? end : step + DEPTH_STEPS;
     clear(sums);
     for (; step < until; step++) {
       if (step + 1 < end) {
@@ -241,13 +247,13 @@ __device__ __forceinline__ void convolve(const T* __restrict__ in, const T* __re
 
 #if INPUT_GRAD
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-direct_input_grad(const T* __restrict__ dy, const T* __restrict__ w, const T* __restrict__ bias, T* dx, A* partials,
+direct_input_grad(const T* __restrict__ dy, const W* __restrict__ w, const Y* __restrict__ bias, Y* dx, A* partials,
                   const Conv g, const ProductPlan plan) {
   convolve<ALIGNED ? VECTOR : 1, true>(dy, w, bias, dx, partials, g, plan);
 }
 #else
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-direct_forward(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, T* y, A* partials,
+direct_forward(const T* __restrict__ x, const W* __restrict__ w, const Y* __restrict__ bias, Y* y, A* partials,
                const Conv g, const ProductPlan plan) {
   convolve<ALIGNED ? VECTOR : 1, false>(x, w, bias, y, partials, g, plan);
 }

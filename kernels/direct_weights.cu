@@ -125,7 +125,7 @@ __device__ __forceinline__ void weight_gradient(const T* __restrict__ x, const T
   const Place place = place_of(thread);
   A sums[THREAD_M][THREAD_N];
 
-  constexpr int N = V == 1 ? 1 : WIDTH;  // neighbours of a row are handed on together
+  constexpr int N = V == 1 ? 1 : RESULTS;  // neighbours of a row are handed on together
   A* const collected = collection(dw, partials, plan.splits, split, rows * g.k);
   const auto start = [&](int row) { return targets[row]; };
 

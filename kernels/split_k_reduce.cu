@@ -7,11 +7,11 @@
 //   split 0    |  .  .  .  .  .  . |   A, C-contiguous; a thread goes down a column, its warp reads whole sectors
 //   split 1    |  .  .  .  .  .  . |
 //    ...       +-------------------+
-//   out        |  .  .  .  .  .  . |   T; bias (channels) or null
+//   out        |  .  .  .  .  .  . |   Y; bias (channels) or null
 //
 // Launch: block (any), grid (any, samples): each thread takes every (grid * block)-th element of its sample (conv.cuh). No
 // dynamic shared memory.
-// Cost: sizeof(A) * splits * count bytes read, sizeof(T) * count written; floor: these over 4.3 TB/s on an H200, where
+// Cost: sizeof(A) * splits * count bytes read, sizeof(Y) * count written; floor: these over 4.3 TB/s on an H200, where
 // short sums are bound by the launch instead.
 //
 // budget: split_k_reduce 64 registers
@@ -22,8 +22,8 @@ struct ReducePlan {
   FastDiv by_channels;
 };
 
-extern "C" __global__ void split_k_reduce(const A* __restrict__ partials, const T* __restrict__ bias,
-                                          T* __restrict__ out, index_t count, const ReducePlan plan) {
+extern "C" __global__ void split_k_reduce(const A* __restrict__ partials, const Y* __restrict__ bias,
+                                          Y* __restrict__ out, index_t count, const ReducePlan plan) {
   partials = of_sample(partials, (i64)plan.splits * count);
   bias = of_sample(bias, plan.bias_length);
   out = of_sample(out, count);
@@ -33,7 +33,7 @@ extern "C" __global__ void split_k_reduce(const A* __restrict__ partials, const 
     for (int split = 1; split < plan.splits; split++) sum = add(sum, partials[split * count + i]);
     int channel;
     divide(i, plan.by_channels, channel);
-    if (bias) sum = add(sum, to_acc(bias[channel]));
-    out[i] = from_acc(activated(sum, plan.activation));
+    if (bias) sum = add(sum, from_result(bias[channel]));
+    out[i] = to_result(activated(sum, plan.activation));
   }
 }

@@ -22,8 +22,9 @@
 #pragma once
 #include "conv.cuh"
 
-constexpr int WIDTH = sizeof(A) < 16 ? 16 / (int)sizeof(A) : 1;
-constexpr int VECTOR = 16 / (int)sizeof(T);  // elements of one access of global memory
+constexpr int WIDTH = sizeof(F) < 16 ? 16 / (int)sizeof(F) : 1;
+constexpr int VECTOR = sizeof(T) == 1 ? 8 : 16 / (int)sizeof(T);  // elements of one access of global memory
+constexpr int RESULTS = 16 / (int)sizeof(A);                      // sums of one access; WIDTH where they are as long as factors
 constexpr int THREADS_M = TILE_M / THREAD_M, THREADS_N = TILE_N / THREAD_N, THREADS = THREADS_M * THREADS_N;
 constexpr int RESIDENT = THREADS < 512 ? 512 / THREADS : 1;  // blocks for which a multiprocessor shall have registers
 constexpr bool CROWDED = THREAD_M * THREAD_N * (int)sizeof(A) / 4 >= 64 && (THREADS < 256 || IS_16_BIT || sizeof(index_t) == 8);
@@ -41,8 +42,8 @@ static_assert(THREADS >= TILE_K, "a thread for each product of a step");
 
 // One chunk more than the tile is wide, so that stores along k go to banks of their own.
 struct alignas(16) Buffers {
-  A a[2][TILE_K][TILE_M + WIDTH];
-  A b[2][TILE_K][TILE_N + WIDTH];
+  F a[2][TILE_K][TILE_M + WIDTH];
+  F b[2][TILE_K][TILE_N + WIDTH];
 };
 
 // The rows and columns of the tile that a thread multiplies: chunk number m (n) of each row of chunks.
@@ -62,9 +63,9 @@ __device__ __forceinline__ int column_of_tile(Place place, int j) {
 }
 
 __device__ __forceinline__ void multiply(const Buffers& shared, int buffer, Place place, A (&sums)[THREAD_M][THREAD_N]) {
-  typedef Pack<A, WIDTH> Chunk;
-  const A* rows = &shared.a[buffer][0][place.m * WIDTH];
-  const A* columns = &shared.b[buffer][0][place.n * WIDTH];
+  typedef Pack<F, WIDTH> Chunk;
+  const F* rows = &shared.a[buffer][0][place.m * WIDTH];
+  const F* columns = &shared.b[buffer][0][place.n * WIDTH];
 #pragma unroll UNROLL
   for (int k = 0; k < TILE_K; k++, rows += TILE_M + WIDTH, columns += TILE_N + WIDTH) {
     Chunk a[THREAD_M / WIDTH], b[THREAD_N / WIDTH];
@@ -124,40 +125,42 @@ struct Across {
   }
 };
 
-template <int V>
-__device__ __forceinline__ Pack<T, V> load(const T* __restrict__ from) {
-  return *reinterpret_cast<const Pack<T, V>*>(from);
+template <int V, class Element>
+__device__ __forceinline__ Pack<Element, V> load(const Element* __restrict__ from) {
+  return *reinterpret_cast<const Pack<Element, V>*>(from);
 }
 
-template <int V>
-__device__ __forceinline__ Pack<T, V> nothing() {
-  Pack<T, V> zeros;
+template <int V, class Element = T>
+__device__ __forceinline__ Pack<Element, V> nothing() {
+  Pack<Element, V> zeros;
 #pragma unroll
-  for (int i = 0; i < V; i++) zeros.at[i] = zero<T>();
+  for (int i = 0; i < V; i++) zeros.at[i] = zero<Element>();
   return zeros;
 }
 
-template <int V, int LENGTH>
-__device__ __forceinline__ void store_along(A (&buffer)[TILE_K][LENGTH], int k, int row, Pack<T, V> numbers, bool conjugate) {
+template <int V, class Element, int LENGTH>
+__device__ __forceinline__ void store_along(F (&buffer)[TILE_K][LENGTH], int k, int row, Pack<Element, V> numbers,
+                                            bool conjugate) {
 #pragma unroll
   for (int i = 0; i < V; i++) {
-    const A number = to_acc(numbers.at[i]);
+    const F number = to_factor(numbers.at[i]);
     buffer[k * V + i][row] = conjugate ? conj(number) : number;
   }
 }
 
-template <int V, int LENGTH>
-__device__ __forceinline__ void store_across(A (&buffer)[TILE_K][LENGTH], int k, int row, Pack<T, V> numbers, bool conjugate) {
+template <int V, class Element, int LENGTH>
+__device__ __forceinline__ void store_across(F (&buffer)[TILE_K][LENGTH], int k, int row, Pack<Element, V> numbers,
+                                             bool conjugate) {
   constexpr int N = V < WIDTH ? V : WIDTH;
 #pragma unroll
   for (int i = 0; i < V; i += N) {
-    Pack<A, N> chunk;
+    Pack<F, N> chunk;
 #pragma unroll
     for (int j = 0; j < N; j++) {
-      const A number = to_acc(numbers.at[i + j]);
+      const F number = to_factor(numbers.at[i + j]);
       chunk.at[j] = conjugate ? conj(number) : number;
     }
-    *reinterpret_cast<Pack<A, N>*>(&buffer[k][row + i]) = chunk;
+    *reinterpret_cast<Pack<F, N>*>(&buffer[k][row + i]) = chunk;
   }
 }
 
@@ -208,7 +211,7 @@ __device__ __forceinline__ bool lands(const Window window, const Window tap, con
 
 // The array in which sums are collected: the sums of one split of the products among `partials`, or the result itself if
 // it can hold them. Null for 16-bit results that are not split: they are far less precise than one long float32 sum.
-__device__ __forceinline__ A* collection(T* out, A* partials, int splits, int split, index_t count) {
+__device__ __forceinline__ A* collection(Y* out, A* partials, int splits, int split, index_t count) {
   if (splits > 1) return partials + split * count;
   return IS_16_BIT ? nullptr : reinterpret_cast<A*>(out);
 }
@@ -255,22 +258,22 @@ __device__ __forceinline__ void collect(A (&sums)[THREAD_M][THREAD_N], Place pla
 
 // Writes the results of a thread: activation(sums + bias), with the bias of column 0 first.
 template <int N, class Start>
-__device__ __forceinline__ void conclude(A (&sums)[THREAD_M][THREAD_N], Place place, int n0, int width, T* out,
-                                         const T* __restrict__ bias, int activation, Start start) {
+__device__ __forceinline__ void conclude(A (&sums)[THREAD_M][THREAD_N], Place place, int n0, int width, Y* out,
+                                         const Y* __restrict__ bias, int activation, Start start) {
   if (bias) {
 #pragma unroll
     for (int j = 0; j < THREAD_N; j++) {
       const int n = n0 + column_of_tile(place, j);
-      const A shift = n < width ? to_acc(bias[n]) : zero<A>();
+      const A shift = n < width ? from_result(bias[n]) : zero<A>();
 #pragma unroll
       for (int i = 0; i < THREAD_M; i++) sums[i][j] = add(sums[i][j], shift);
     }
   }
   activate<THREAD_M * THREAD_N>(sums[0], activation);
   each_chunk<N>(sums, place, n0, width, start, [&](index_t to, const A* chunk) {
-    Pack<T, N> result;
+    Pack<Y, N> result;
 #pragma unroll
-    for (int j = 0; j < N; j++) result.at[j] = from_acc(chunk[j]);
-    *reinterpret_cast<Pack<T, N>*>(out + to) = result;
+    for (int j = 0; j < N; j++) result.at[j] = to_result(chunk[j]);
+    *reinterpret_cast<Pack<Y, N>*>(out + to) = result;
   });
 }

@@ -24,7 +24,9 @@ class Problem(CachedHash):
     arrays are C-contiguous in channels-last order, native and aligned, so that an algorithm may view them as matrices.
     On a GPU they always are: kernels take no strides, so other arrays are copied first. `copied` is the bytes of these
     copies, and of a result that is made elsewhere because `out` overlaps an argument. `max_workspace` is the rest.
-    `captured` says that the stream is being captured in a CUDA graph, where not everything can run.
+    `captured` says that the stream is being captured in a CUDA graph, where not everything can run. `weights` is the
+    dtype of w where it is another than that of x, as integers of 8 bits may be mixed; such a problem, as any of
+    integers, has a result of another dtype than x.
     """
 
     geometry: ConvGeometry
@@ -36,6 +38,7 @@ class Problem(CachedHash):
     contiguous: bool = True
     copied: int = 0
     captured: bool = False
+    weights: np.dtype[Any] | None = None
 
     __hash__ = CachedHash.__hash__
 

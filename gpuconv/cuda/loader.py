@@ -26,6 +26,8 @@ from gpuconv.errors import DeviceError, DTypeError, KernelError
 NULL = np.uintp(0)
 """A null pointer. CuPy takes None for one from 14.0 on; before, it hands over the address of something else."""
 
+_NAMES = (*DTYPES, *INTEGERS)
+
 _INCLUDE = re.compile(r'\s*#\s*include\s*(?:"(?P<ours>[^"]+)"|(?P<other>\S.*))')
 _ONCE = re.compile(r"\s*#\s*pragma\s+once\b")
 _NEEDS = re.compile(r"^//\s*needs:\s*(sm_\d+a?)\s*$", re.MULTILINE)
@@ -152,13 +154,17 @@ def options(unit: Unit) -> tuple[str, ...]:
     >>> options(Unit("im2col.cu", np.dtype("float32"), (("INDEX64", 0),)))
     ('-std=c++17', '-DDTYPE=2', '-DINDEX64=0')
     """
-    known = (*DTYPES, *INTEGERS)
-    if unit.dtype.name not in known:
-        raise DTypeError(f"{unit.file}: there are no kernels for {unit.dtype}, only for {', '.join(known)}.")
-    macros = (("DTYPE", known.index(unit.dtype.name)), *unit.macros)
+    if unit.dtype.name not in _NAMES:
+        raise DTypeError(f"{unit.file}: there are no kernels for {unit.dtype}, only for {', '.join(_NAMES)}.")
+    macros = (("DTYPE", dtype_code(unit.dtype)), *unit.macros)
     needed = needs(unit.file)
     arch = (f"-arch={needed}",) if needed.endswith("a") else ()
     return ("-std=c++17", *(f"-D{name}={value}" for name, value in macros), *arch)
+
+
+def dtype_code(dtype: np.dtype[Any]) -> int:
+    """The number that stands for a dtype of kernels, in the macro DTYPE for instance."""
+    return _NAMES.index(dtype.name)
 
 
 def needs(file: str) -> str:
@@ -233,14 +239,17 @@ def _read(file: str, where: Path) -> str:
 
 def types(unit: Unit) -> dict[str, np.dtype[Any]]:
     """The meaning, in a unit, of the kernels' own names of number types; see conv.cuh."""
-    sums = accumulator(unit.dtype)
-    if sums.kind in "iu":
+    macros, sums = dict(unit.macros), accumulator(unit.dtype)
+    is_integer = sums.kind in "iu"
+    if is_integer:
         sums = np.dtype(np.int32 if sums.itemsize == 1 else np.int64)
     return {
         "T": unit.dtype,
         "A": sums,
+        "W": np.dtype(_NAMES[macros["WEIGHTS"]]) if "WEIGHTS" in macros else unit.dtype,
+        "Y": sums if is_integer else unit.dtype,
         "R": np.dtype(sums.char.lower()) if sums.kind == "c" else sums,
-        "index_t": np.dtype(np.int64 if dict(unit.macros).get("INDEX64") else np.int32),
+        "index_t": np.dtype(np.int64 if macros.get("INDEX64") else np.int32),
         "c64": np.dtype(np.complex64),
         "c128": np.dtype(np.complex128),
     }

@@ -37,7 +37,7 @@ class Call(Keywords):
             return self.repeat(known, x, w, out, bias)
         xp = backend.common_module(self.caller, x=x, w=w, bias=bias, out=out)
         if integers.is_integer(x) and integers.is_integer(w):
-            return integers.forward(self, xp, x, w, bias, activation, out)
+            return integers.forward(self, xp, x, w, bias, activation, out, place=place)
         if w.ndim == self.ndim + 3:
             return by_sample.forward(self, xp, x, w, bias, activation, out)
         dtype = backend.common_dtype(self.caller, x=x, w=w, bias=bias)

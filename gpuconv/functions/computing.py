@@ -46,7 +46,7 @@ def compute(
             read = xp.array(read, order="C")
         other = xp.ascontiguousarray(other)
         if not is_served(target, anywhere):
-            written = xp.empty(target.shape, problem.dtype)
+            written = xp.empty(target.shape, target.dtype)
     if packed:
         algorithm.forward_prepacked(problem, read, packed.weights, written, bias, activation)
     else:

@@ -30,6 +30,7 @@ from gpuconv.algorithms.epilogue import fill
 from gpuconv.algorithms.strips import Strip, Strips, extents_of, gather, tile_elements
 from gpuconv.cuda import graphs
 from gpuconv.errors import AlgorithmError, DTypeError, WorkspaceError
+from gpuconv.functions import integers_on_gpu, repeats
 from gpuconv.functions.keywords import Keywords
 from gpuconv.geometry import ConvGeometry, interned
 from gpuconv.simd.host import numba_is_there, try_numba
@@ -373,10 +374,12 @@ def forward(
     out: Array | None,
     *,
     wraps: bool = False,
+    place: repeats.Place | None = None,
 ) -> Array:
     """`forward` of integers, which have a result of another dtype than x, and no algorithm of their own.
 
-    `wraps`: a sum that may not fit in an int64 is right modulo 2**64, where otherwise it is refused.
+    `wraps`: a sum that may not fit in an int64 is right modulo 2**64, where otherwise it is refused. Calls on a GPU
+    that repeat this one find their launches in `place`, if they need not look at the data.
     """
     dtype = result_dtype(call.caller, x, w)
     if bias is not None and bias.dtype != dtype:
@@ -388,14 +391,24 @@ def forward(
     call.check_out(out, g, g.y_shape, dtype)
     device = backend.device_of(x)
     with backend.on_device_of(x), call.out_of_memory(device, g.y_shape, dtype):
-        graphs.check_if_captured(xp, f"{call.caller} of integers, which looks at the extremes of x first")
         x_last, w_last = call.channels_last(x), call.channels_last(w, is_w=True)
-        reach = reach_of(xp, x_last, w_last, bias)
-        if not (wraps and dtype == np.int64):
-            check_reach(call.caller, reach, dtype, g)
+        wraps = wraps and dtype == np.int64
+        by_kernel = integers_on_gpu.serve(device, call.algorithm, g, x_last.dtype)
+        if by_kernel and (wraps or (bias is None and integers_on_gpu.always_fit(g, x.dtype, w.dtype, dtype))):
+            reach = None
+        else:
+            graphs.check_if_captured(xp, f"{call.caller} of integers, which looks at the extremes of x first")
+            reach, place = reach_of(xp, x_last, w_last, bias), None
+            if not wraps:
+                check_reach(call.caller, reach, dtype, g)
         result = call.result(xp, out, (x, w, bias), g.y_shape, dtype)
         target = call.channels_last(result)
-        limit = call.limit_beside(0 if out is None or result is out else result.nbytes)
+        elsewhere = 0 if out is None or result is out else result.nbytes
+        if reach is None or by_kernel:
+            place = place if elsewhere == 0 and call.layout == "channels_last" else None
+            integers_on_gpu.convolve(call, xp, g, x_last, w_last, target, bias, activation, elsewhere, place)
+            return call.deliver(result, out)
+        limit = call.limit_beside(elsewhere)
         plan = plan_of(reach, g, device, limit, call.algorithm, call.caller)
         if g.macs == 0:
             fill(xp, target, bias, activation)

@@ -102,7 +102,7 @@ class Keywords(NamedTuple):
         if device != "cpu":
             anywhere = not goes_by_sample(direction)
             copies = [w for w in weights if not is_served(w)] + [a for a in arrays if not is_served(a, anywhere)]
-            copied += sum(array.size * dtype.itemsize for array in copies)
+            copied += sum(array.nbytes for array in copies)
         if not copied:
             return _problem(g, dtype, device, direction, precision, limit, contiguous, 0, captured)
         if copied > limit:

@@ -288,15 +288,15 @@ def jobs(archs: Collection[str], named: Collection[str] = ()) -> list[tuple[Unit
 def sample() -> list[tuple[Unit, str]]:
     """A sample of units and architectures.
 
-    It has one unit per file and dtype for the oldest architecture, for `REFERENCE` and for the newest, and one unit per
-    file for the others; the units take turns. Compiling every unit for every architecture takes half an hour. This
+    It has one unit per file and dtype (integers with and without a sign are one) for the oldest architecture, for
+    `REFERENCE` and for the newest, and one unit per file for the others; the units take turns. Compiling every unit for every architecture takes half an hour. This
     sample takes a minute and covers what can differ: the code of a file for an architecture or a dtype, and the
     registers that the assembler of an architecture needs.
     """
     archs = architectures()
     by_file: dict[str, dict[str, list[Unit]]] = {}
     for unit in units():
-        by_file.setdefault(unit.file, {}).setdefault(unit.dtype.name, []).append(unit)
+        by_file.setdefault(unit.file, {}).setdefault(unit.dtype.name.removeprefix("u"), []).append(unit)
     archs_of = {file: [arch for arch in archs if supports(file, arch, archs)] for file in by_file}
     chosen = []
     for turn, arch in enumerate(archs):

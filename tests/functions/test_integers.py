@@ -6,11 +6,13 @@ import numpy as np
 import oracle
 import pytest
 from calls import channels_first
+from on_gpu import own_stream
 from peaks import peak_beside
 from tolerances import to_numpy
 
 import gpuconv
-from gpuconv.functions import integers
+from gpuconv.functions import integers, integers_on_gpu
+from gpuconv.geometry import ConvGeometry
 
 PAIRS = [("int8", "int8"), ("uint8", "int8"), ("uint8", "uint8"), ("int16",) * 2, ("int32",) * 2, ("int64",) * 2]
 KEYWORDS = {"stride": (2, 1), "dilation": (1, 2), "groups": 2}
@@ -206,3 +208,49 @@ X, W = np.ones((1, 5, 2), np.int16), np.ones((2, 2, 3), np.int16)
 def test_what_is_refused(arrays, keywords, error, says):
     with pytest.raises(error, match=f"^conv1d: .*{says}"):
         gpuconv.conv1d(*arrays, **keywords)
+
+
+class TestKernels:
+    """On a GPU: a kernel of integers, which looks at the data only where their sums might not fit."""
+
+    @pytest.fixture
+    def arrays(self, gpu, rng):
+        x, w = full_range(rng, (2, 7, 6, 4), "uint8"), full_range(rng, (3, 2, 2, 6), "int8")
+        return gpu.asarray(x), gpu.asarray(w), want_of(x, w)
+
+    def test_no_number_comes_back_where_all_sums_fit(self, gpu, arrays, monkeypatch):
+        """Nor is anything chosen anew, checked or copied when a call repeats an earlier one."""
+        x, w, want = arrays
+        monkeypatch.setattr(integers, "reach_of", None)
+        out = gpu.zeros(want.shape, np.int32)
+        for keywords in ({}, {"out": out}):
+            gpuconv.conv2d(x, w, pad=PADS, **KEYWORDS, **keywords)
+            with monkeypatch.context() as patch:
+                patch.setattr(integers, "forward", None)
+                got = gpuconv.conv2d(x, w, pad=PADS, **KEYWORDS, **keywords)
+            assert (to_numpy(got) == want).all()
+        assert got is out
+        got = gpuconv.conv2d(x[::-1], w, pad=PADS, **KEYWORDS, out=out[::-1])  # of copies
+        assert (to_numpy(out) == want).all()
+        with pytest.raises(gpuconv.WorkspaceError, match=r"^conv2d: kernels take C-contiguous.* take 1776 bytes"):
+            gpuconv.conv2d(x[::-1], w, pad=PADS, **KEYWORDS, out=out[::-1], max_workspace=1775)
+
+    def test_such_a_call_can_be_captured(self, gpu, arrays):
+        x, w, want = arrays
+        with own_stream(gpu) as stream:
+            y = gpuconv.conv2d(x, w, pad=PADS, **KEYWORDS)
+            y[...] = 0
+            stream.begin_capture()
+            gpuconv.conv2d(x, w, pad=PADS, **KEYWORDS, out=y)
+            graph = stream.end_capture()
+            graph.launch(stream)
+            assert (to_numpy(y) == want).all()
+            stream.begin_capture()
+            with pytest.raises(gpuconv.WorkspaceError, match="which looks at the extremes of x first"):
+                gpuconv.conv2d(x, w, gpu.zeros(6, np.int32), pad=PADS, **KEYWORDS, out=y)
+            stream.end_capture()
+
+    def test_a_depthwise_convolution_is_one_of_floats(self, gpu):
+        assert integers_on_gpu.serve("cuda:0", "auto", ConvGeometry.parse("n1_w9_c4_k4_s3_g2"), np.dtype("int8"))
+        assert not integers_on_gpu.serve("cuda:0", "auto", ConvGeometry.parse("n1_w9_c4_k4_s3_g4"), np.dtype("int8"))
+        assert not integers_on_gpu.serve("cpu", "auto", ConvGeometry.parse("n1_w9_c4_k4_s3"), np.dtype("int8"))

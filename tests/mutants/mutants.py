@@ -47,7 +47,7 @@ SUITES = {
     "clip.cu": (*(f"layers/test_optimizers.py::test_clipping_{test}" for test in CLIPPING), NORMS),
     "epilogue.cu": (f"{CUDA}/test_gemm.py", *BANKS),
     "split_k_reduce.cu": (*(f"{DIRECT[0]}::{test}" for test in ("test_splits", "test_bias_and_activation")), *BANKS),
-    "conv.cuh": (f"{CUDA}/test_kernels_memory.py", *EPILOGUES, *DEPTHWISE, *BANKS),
+    "conv.cuh": (f"{CUDA}/test_kernels_memory.py", f"{DIRECT[0]}::test_integers", *EPILOGUES, *DEPTHWISE, *BANKS),
     "axes.cuh": DIRECT,
     "jobs.cuh": DIRECT,
     "tile.cuh": DIRECT,

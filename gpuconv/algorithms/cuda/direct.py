@@ -13,10 +13,14 @@ the partial sums.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
+
+import numpy as np
 
 from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.cuda import direct_stem, direct_tiles
@@ -27,30 +31,43 @@ from gpuconv.algorithms.cuda.implicit_product import (
     partial_bytes,
     product_launches,
     product_of,
+    sum_bytes,
     weights_launches,
 )
 from gpuconv.algorithms.cuda.launching import Launching
-from gpuconv.backend import accumulator, multiprocessors
-from gpuconv.cuda import Unit
+from gpuconv.backend import DTYPES, as_dtype, multiprocessors
+from gpuconv.cuda import Unit, dtype_code
 from gpuconv.cuda.arguments import Units, index64, too_long
 from gpuconv.cuda.launches import Launches
 from gpuconv.typing import Ints
 
-_NAMES = {2: ("float16", "bfloat16"), 4: ("float32",), 8: ("float64", "complex64"), 16: ("complex128",)}
+_INTEGERS = ("int8", "uint8", "int16", "int32", "int64")
 
 
 class _Units:
     """Every unit that may be launched: with 64-bit indices, only the first tile of each kind."""
 
     def __iter__(self) -> Iterator[Unit]:
-        for itemsize, names in _NAMES.items():
-            for aligned, kinds in ((1, direct_tiles.WIDE_TILES), (0, direct_tiles.NARROW_TILES)):
-                for number, tile in enumerate(kinds[itemsize]):
-                    macros = {name: [value] for name, value in tile.macros}
-                    wide_index = (0, 1) if number == 0 else (0,)
-                    common: dict[str, Any] = {"ALIGNED": [aligned], "INDEX64": wide_index, **macros}
-                    yield from Units("direct.cu", names, INPUT_GRAD=(0, 1), **common)
-                    yield from Units("direct_weights.cu", names, **common)
+        for name, aligned in itertools.product((*DTYPES, *_INTEGERS), (1, 0)):
+            if name == "bfloat16" and not find_spec("ml_dtypes"):
+                continue
+            dtype = np.dtype(name) if name in _INTEGERS else as_dtype(name, "UNITS")
+            for number, tile in enumerate(direct_tiles.tiles_for(dtype, aligned)):
+                macros = {name: [value] for name, value in tile.macros}
+                wide_index = (0, 1) if number == 0 else (0,)
+                common: dict[str, Any] = {"ALIGNED": [aligned], "INDEX64": wide_index, **macros}
+                if name not in _INTEGERS:
+                    yield from Units("direct.cu", [name], INPUT_GRAD=(0, 1), **common)
+                    yield from Units("direct_weights.cu", [name], **common)
+                    continue
+                yield from Units("direct.cu", [name], INPUT_GRAD=[0], **common)
+                if dtype.itemsize == 1:
+                    yield from Units("direct.cu", [name], INPUT_GRAD=[0], **common, WEIGHTS=[_other_code(dtype)])
+
+
+def _other_code(dtype: np.dtype[Any]) -> int:
+    """The code of uint8 beside int8, and of int8 beside uint8."""
+    return dtype_code(np.dtype(np.uint8 if dtype == np.int8 else np.int8))
 
 
 UNITS = _Units()
@@ -99,6 +116,8 @@ def _launches(problem: Problem, addresses_aligned: bool, activation: str) -> Lau
         unit = Unit("direct_weights.cu", problem.dtype, macros)
         return weights_launches(problem, tiling, unit, "direct_weight_grad", threads, 0)
     back = int(problem.direction == "input_grad")
+    if problem.weights is not None:
+        macros = (*macros, ("WEIGHTS", dtype_code(problem.weights)))
     unit = Unit("direct.cu", problem.dtype, (("INPUT_GRAD", back), *macros))
     name = "direct_input_grad" if back else "direct_forward"
     return product_launches(problem, tiling, unit, name, threads, 0, activation)
@@ -114,15 +133,15 @@ def _macros(problem: Problem, aligned: int, tiling: DirectTiling) -> tuple[tuple
 @lru_cache(maxsize=4096)
 def _tiling(problem: Problem, addresses_aligned: bool = True) -> tuple[int, DirectTiling]:
     """ALIGNED, and the tiling of a problem. `addresses_aligned`: its arrays start at multiples of 16 bytes."""
-    g, size = problem.geometry, problem.dtype.itemsize
-    vector = 16 // size
+    g = problem.geometry
+    vector = min(16 // problem.dtype.itemsize, 8)
     aligned = int(addresses_aligned and g.c_group % vector == 0 and g.k_group % vector == 0)
-    kinds = (direct_tiles.WIDE_TILES if aligned else direct_tiles.NARROW_TILES)[size]
+    kinds = direct_tiles.tiles_for(problem.dtype, aligned)
     budget = problem.max_workspace
     if not addresses_aligned:  # the alignment is not known when the workspace is computed
         budget = 0 if direct_stem.supports(problem) else partial_bytes(problem, _tiling(problem)[1])
     m, n, depth, products = product_of(problem)
-    split_bytes = math.prod(g.result_shape(problem.direction)) * accumulator(problem.dtype).itemsize
+    split_bytes = math.prod(g.result_shape(problem.direction)) * sum_bytes(problem.dtype)
     if index64(g.x_shape, g.w_shape, g.y_shape):
         kinds = kinds[:1]
     choice = direct_tiles.choose_tiling(

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
+
+import numpy as np
 
 from gpuconv.algorithms.cuda import implicit_product
 from gpuconv.algorithms.cuda.launch_cost import LAUNCH_SECONDS
@@ -55,6 +58,22 @@ NARROW_TILES: dict[int, tuple[Tile, ...]] = {
     16: (Tile(64, 32, 8, 4, 2),),
 }
 """Tiles for all other arrays, which are loaded element by element; this takes more registers."""
+
+INTEGER_TILES: dict[int, tuple[Tile, ...]] = {
+    1: (Tile(128, 64, 16, 8, 4), Tile(64, 64, 16, 8, 4)),
+    2: (Tile(64, 64, 16, 4, 4),),
+    4: (Tile(64, 64, 8, 4, 4),),
+    8: (Tile(64, 64, 8, 4, 4),),
+}
+"""Tiles for all arrays of integers: a sum takes one register for those of 8 bits, two for the others."""
+
+
+def tiles_for(dtype: np.dtype[Any], aligned: int) -> tuple[Tile, ...]:
+    """The tiles for arrays of a dtype, by whether their channels can be loaded several at a time."""
+    if dtype.kind in "iu":
+        return INTEGER_TILES[dtype.itemsize]
+    return (WIDE_TILES if aligned else NARROW_TILES)[dtype.itemsize]
+
 
 MOST_SPLITS = 256
 

@@ -18,8 +18,7 @@ import numpy as np
 from gpuconv.algorithms.base import Problem
 from gpuconv.algorithms.cuda.epilogue import activation_code
 from gpuconv.algorithms.cuda.split_k import with_splits
-from gpuconv.backend import accumulator
-from gpuconv.cuda import Launch, Unit
+from gpuconv.cuda import Launch, Unit, types
 from gpuconv.cuda.arguments import FAST_DIV, conv_struct, fast_div
 from gpuconv.cuda.launches import BIAS, OTHER, OUT, READ, Launches
 from gpuconv.geometry import ConvGeometry
@@ -115,4 +114,9 @@ def jobs(problem: Problem, tiles: TileGrid) -> int:
 
 def partial_bytes(problem: Problem, tiles: TileGrid) -> int:
     count = tiles.splits * math.prod(problem.geometry.result_shape(problem.direction)) if tiles.splits > 1 else 0
-    return count * accumulator(problem.dtype).itemsize
+    return count * sum_bytes(problem.dtype)
+
+
+def sum_bytes(dtype: np.dtype[Any]) -> int:
+    """The bytes of a partial sum of products."""
+    return types(Unit("", dtype))["A"].itemsize

@@ -120,6 +120,43 @@ def test_long_sums_in_one_split(gpu, direction, dtype):
     check(gpu, replace(case, c=2 * case.c) if direction == "forward" else case, direction, dtype, max_workspace=0)
 
 
+PAIRS = [("int8", "uint8"), ("uint8", "int8"), ("uint8", "uint8"), ("int16",) * 2, ("int32",) * 2, ("int64",) * 2]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=" ".join)
+def test_integers(gpu, rng, pair, monkeypatch):
+    """Every bit of every product, of whole vectors of channels in groups, of several splits, of each tile."""
+    case = LARGER["groups of vectors"]
+    bits = (45, 11) if pair[0] == "int64" else (30, 26)
+    most = [min(np.iinfo(dtype).max, 2**n) for dtype, n in zip(pair, bits, strict=True)]
+    x, w = (
+        rng.integers(max(np.iinfo(dtype).min, -top), top, shape, dtype, endpoint=True)
+        for dtype, top, shape in zip(pair, most, (case.x_shape, case.w_shape), strict=True)
+    )
+    wide = x.astype(np.int64)
+    halves = [(wide & 0xFFFF).astype("float64"), (wide >> 16).astype("float64")]  # of sums that a float64 holds
+    low, high = (case.want("forward", half, w.astype("float64"), None).astype(np.int64) for half in halves)
+    want = low + (high << 16)
+    dtype = np.dtype("int32" if x.itemsize == 1 else "int64")
+    bias = rng.integers(-9, 9, case.k).astype(dtype)
+    arrays = [gpu.asarray(a) for a in (x, w, bias)]
+    keywords = {"algorithm": "direct", **case.keywords}
+    for splits, number in ((1, 0), (3, 0), (1, 1)) if pair == PAIRS[0] else ((1, 0), (2, 0)):
+        forget(direct_cuda, direct_tiles, direct_stem, split_k)
+        monkeypatch.setattr(direct_tiles, "LEAST_DEPTH", 1)
+        monkeypatch.setattr(
+            direct_tiles,
+            "_total_macs",
+            lambda one, *_, wanted=(splits, number): (
+                (one.splits - wanted[0]) ** 2 + (one.tile != direct_tiles.INTEGER_TILES[x.itemsize][wanted[1]])
+            ),
+        )
+        got = gpuconv.conv2d(*arrays, activation="relu", **keywords)
+        assert got.dtype == dtype
+        assert np.array_equal(to_numpy(got), np.maximum(want + bias, 0))
+        assert np.array_equal(to_numpy(gpuconv.conv2d(*arrays[:2], **keywords)), want)
+
+
 @every_direction
 def test_more_blocks_than_jobs_do_no_harm(gpu, direction, monkeypatch):
     def launch(xp, what, *arrays):
