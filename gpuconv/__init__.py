@@ -36,6 +36,7 @@ from gpuconv.functions.conv import (
     explain,
 )
 from gpuconv.functions.patches import col2im, im2col, pad
+from gpuconv.functions.plans import plan
 from gpuconv.functions.pooling import (
     avg_pool1d,
     avg_pool1d_grad,
@@ -53,9 +54,10 @@ from gpuconv.functions.pooling import (
     max_unpool2d,
     max_unpool3d,
 )
+from gpuconv.functions.pooling.plans import PoolPlan
 from gpuconv.functions.prepared import PreparedConv, prepare, warmup
-from gpuconv.geometry import ConvGeometry
-from gpuconv.planning import ConvPlan, plan
+from gpuconv.geometry import ConvGeometry, PoolGeometry
+from gpuconv.planning import ConvPlan
 from gpuconv.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -84,6 +86,8 @@ __all__ = [
     "GeometryError",
     "GraphMemory",
     "KernelError",
+    "PoolGeometry",
+    "PoolPlan",
     "PreparedConv",
     "WorkspaceError",
     "activations",

@@ -201,6 +201,13 @@ def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def as_dtype(dtype: DTypeLike, caller: str) -> np.dtype[Any]:
     """`dtype`, or the dtype of that name, if gpuconv computes in it. "bfloat16" needs the ml_dtypes package."""
+    result = as_number(dtype, caller)
+    check_dtype(result, caller)
+    return result
+
+
+def as_number(dtype: DTypeLike, caller: str) -> np.dtype[Any]:
+    """The same for functions that take integers as well."""
     if isinstance(dtype, str) and dtype == "bfloat16":
         try:
             import ml_dtypes
@@ -217,7 +224,8 @@ def as_dtype(dtype: DTypeLike, caller: str) -> np.dtype[Any]:
         raise DTypeError(
             f"{caller}: dtype={dtype!r} is not a dtype. gpuconv computes in {', '.join(DTYPES)}."
         ) from None
-    check_dtype(result, caller)
+    if result.kind not in "iu":
+        check_dtype(result, caller)
     return result
 
 

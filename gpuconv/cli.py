@@ -196,8 +196,19 @@ def check(
 
 @app.command()
 def explain(
-    problem: Annotated[str, typer.Argument(help="A problem string, for instance n8_h56w56_c64_k64_r3s3_p1.")],
-    dtype: DType = "float32",
+    problem: Annotated[
+        str,
+        typer.Argument(
+            help="A problem string, for instance n8_h56w56_c64_k64_r3s3_p1, or max_pool2d_n8_h56w56_c64_r3s3_st2."
+        ),
+    ],
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help=f"One of {', '.join(backend.DTYPES)}; forward also int8, uint8, int16, int32 or int64.",
+            autocompletion=DTYPES,
+        ),
+    ] = "float32",
     device: Device = "cpu",
     direction: Annotated[
         str, typer.Option(help="forward, input_grad or weight_grad.", autocompletion=PASSES)

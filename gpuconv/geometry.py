@@ -525,6 +525,7 @@ class ConvGeometry(CachedHash):
             n1_d8h9w9_c2_k2_t3r3s3_p1x0x0    3-D, one pad per axis
             ..._st2_dl2_g4_reflect           stride, dilation, groups, pad mode (each omitted at its default)
             n8_h9w9_c4_k4_r3s3_banks         weights of its own for each sample
+            max_pool2d_n8_h9w9_c4_r3s3_st2   a pooling, see `PoolGeometry`
 
         Raises
         ------
@@ -537,12 +538,15 @@ class ConvGeometry(CachedHash):
             raise GeometryError(
                 f"parse: {problem[:40]!r}... has {len(problem)} characters, but at most {MAX_PROBLEM} are read."
             )
+        if (pooling := _POOLING.fullmatch(problem)) is not None:
+            return PoolGeometry.of_match(pooling)
         match = _PROBLEM.fullmatch(problem)
         if match is None:
             raise GeometryError(
                 f"parse: {problem!r} is not a problem string. It reads like n8_h56w56_c64_k64_r3s3_p1, "
                 "then _st<stride>, _dl<dilation>, _g<groups> and a pad mode where they are not 1 and zeros, and _banks "
-                "where each sample has weights of its own."
+                "where each sample has weights of its own. That of a pooling begins with the function: "
+                "max_pool2d_n8_h112w112_c64_r3s3_p1_st2."
             )
         part = match.groupdict()
         letters = re.sub(r"\d", "", part["spatial"]), re.sub(r"\d", "", part["kernel"])
@@ -582,6 +586,135 @@ _PROBLEM = re.compile(
     r"(?:_g(?P<groups>\d+))?"
     rf"(?:_(?P<mode>{'|'.join(PAD_MODES)}))?"
     r"(?:_(?P<banks>banks))?"
+)
+
+
+@dataclass(frozen=True)
+class PoolGeometry(ConvGeometry):
+    """One max or average pooling in numbers: windows that read one channel each, and no weights.
+
+    Make one with `of` (numbers) or `parse` (a problem string, which begins with the name of the function). `k` is `c`,
+    and `groups` as well. `pad` holds what `ceil_mode` adds, so that sizes are those of a convolution.
+
+    Parameters
+    ----------
+    kind : {"max", "avg"}
+    asked : tuple of (int, int)
+        Low and high pad per axis, without what `ceil_mode` adds.
+    include_pad : bool
+        Whether a mean counts the pads, see `avg_pool2d`.
+
+    Examples
+    --------
+    >>> g = PoolGeometry.of("max", 8, (112, 112), 64, 3, stride=2, pad=1)
+    >>> g.out, str(g)
+    ((56, 56), 'max_pool2d_n8_h112w112_c64_r3s3_p1_st2')
+    >>> str(PoolGeometry.of("avg", 1, (8, 8), 16, 3, stride=2, ceil_mode=True))
+    'avg_pool2d_n1_h8w8_c16_r3s3_st2_ceil'
+    >>> ConvGeometry.parse(str(g)) == g
+    True
+    """
+
+    kind: str = "max"
+    asked: Pads = ()
+    include_pad: bool = False
+
+    __hash__ = CachedHash.__hash__
+
+    @classmethod
+    def of(
+        cls,
+        kind: str,
+        n: int,
+        spatial: IntsLike,
+        c: int,
+        kernel: IntsLike,
+        stride: IntsLike | None = None,
+        pad: PadLike = 0,
+        dilation: IntsLike = 1,
+        *,
+        ceil_mode: bool = False,
+        include_pad: bool = False,
+        caller: str = "PoolGeometry",
+    ) -> PoolGeometry:
+        """Check and normalise: `spatial` fixes the number of axes, and the stride is the kernel unless it is given.
+
+        Raises
+        ------
+        GeometryError
+            For any argument that breaks a rule; the message starts with `caller`.
+        """
+        if not is_one_of(kind, POOLINGS):
+            raise GeometryError(f"{caller}: kind={kind!r} is none of {', '.join(map(repr, POOLINGS))}.")
+        counts = flag(include_pad, "include_pad", caller)
+        if counts and kind == "max":
+            raise GeometryError(f"{caller}: include_pad=True, but no pad is counted by a maximum. Use kind='avg'.")
+        ndim = 1 if is_scalar(spatial) else len(spatial)  # type: ignore[arg-type]
+        kernel = as_ints(kernel, ndim, "kernel", caller)
+        ceils = flag(ceil_mode, "ceil_mode", caller)
+        asked, g = (
+            ConvGeometry.create(
+                n, spatial, c, c, kernel, kernel if stride is None else stride, pad, dilation, max(1, c),
+                ceil_mode=ceil, caller=caller,
+            )
+            for ceil in (False, ceils)
+        )  # fmt: skip
+        sizes = g.n, g.spatial, g.c, g.k, g.kernel, g.stride, g.dilation, g.pad, g.groups
+        return cls(*sizes, kind=kind, asked=asked.pad, include_pad=counts)
+
+    @classmethod
+    def of_match(cls, found: re.Match[str]) -> PoolGeometry:
+        """The pooling that a problem string describes: that of a convolution with as many channels out as in."""
+        text = f"{found['head']}_k{found['c']}{found['rest']}"
+        inner = ConvGeometry.parse(text) if _PROBLEM.fullmatch(text) else None
+        if (
+            inner is None
+            or inner.groups > 1
+            or inner.pad_mode != "zeros"
+            or inner.banks
+            or inner.ndim != int(found["ndim"])
+        ):
+            raise GeometryError(
+                f"parse: {found[0]!r} is not the problem string of a pooling. It reads like "
+                "max_pool2d_n8_h112w112_c64_r3s3_p1_st2, with as many axes as its name says and without groups, pad "
+                "mode and weights, then _ceil if output sizes are rounded up, and _includepad if means count pads."
+            )
+        return cls.of(
+            found["kind"], inner.n, inner.spatial, inner.c, inner.kernel, inner.stride, inner.pad, inner.dilation,
+            ceil_mode=found["ceil"] is not None, include_pad=found["include"] is not None, caller="parse",
+        )  # fmt: skip
+
+    @property
+    def ceil_mode(self) -> bool:
+        """Whether some output size is rounded up."""
+        return self.pad != self.asked
+
+    @property
+    def flops(self) -> int:
+        """Comparisons or additions of each pass: one per tap of a window, those over padding included."""
+        return self.macs
+
+    def bytes(self, itemsize: int) -> int:
+        """Bytes of x and y, each moved once."""
+        return itemsize * (math.prod(self.x_shape) + math.prod(self.y_shape))
+
+    def __str__(self) -> str:
+        """The problem string; `parse` reads it back."""
+        windows = ConvGeometry(
+            self.n, self.spatial, self.c, self.k, self.kernel, self.stride, self.dilation, self.asked
+        )
+        return (
+            f"{self.kind}_pool{self.ndim}d_{str(windows).replace(f'_k{self.k}_', '_', 1)}"
+            + ("_ceil" if self.ceil_mode else "")
+            + ("_includepad" if self.include_pad else "")
+        )
+
+
+POOLINGS = ("max", "avg")
+
+_POOLING = re.compile(
+    r"(?P<kind>max|avg)_pool(?P<ndim>[123])d_(?P<head>n\d+_(?:[dhw]\d+)+_c(?P<c>\d+))(?P<rest>_.*?)"
+    r"(?P<ceil>_ceil)?(?P<include>_includepad)?"
 )
 
 

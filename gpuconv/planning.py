@@ -8,8 +8,8 @@ from typing import Literal, get_args
 
 from gpuconv import autotune, backend, cpu, heuristics, settings
 from gpuconv.algorithms import ALGORITHMS, Algorithm, Problem
-from gpuconv.errors import AlgorithmError, WorkspaceError
-from gpuconv.geometry import ConvGeometry, interned
+from gpuconv.errors import AlgorithmError, GeometryError, WorkspaceError
+from gpuconv.geometry import ConvGeometry, PoolGeometry, interned
 from gpuconv.simd.host import COMPILED, numba_is_there, try_numba
 from gpuconv.support import html
 from gpuconv.support.argument_checks import as_int, is_one_of
@@ -64,6 +64,7 @@ class ConvPlan:
 
     Examples
     --------
+    >>> from gpuconv import plan
     >>> print(plan("n1_h8w8_c4_k4_r1s1", "complex64"))
     n1_h8w8_c4_k4_r1s1  complex64 strict  cpu  forward  2.05 kFLOP
       gemm           chosen    no workspace
@@ -139,33 +140,7 @@ def plan(
     algorithm: AlgorithmName = "auto",
     max_workspace: int | None = None,
 ) -> ConvPlan:
-    """The plan of a convolution of C-contiguous, channels-last arrays; nothing is computed or allocated.
-
-    Numba is not imported either: until the first call imports it, an installed Numba is assumed to work. `explain`
-    does import it.
-
-    Parameters
-    ----------
-    geometry : ConvGeometry or str
-        The convolution x -> y, even if `direction` names one of its gradients; a problem string is parsed.
-    dtype : dtype or str
-    device : str
-        "cpu", "cuda" or "cuda:<number>".
-    direction : {"forward", "input_grad", "weight_grad"}
-    precision, algorithm, max_workspace
-        As for `conv2d`.
-
-    Raises
-    ------
-    GeometryError, DTypeError, DeviceError, AlgorithmError, WorkspaceError, ValueError
-        As the call itself would.
-
-    Examples
-    --------
-    >>> p = plan("n8_h56w56_c64_k64_r3s3_p1", direction="weight_grad")
-    >>> p.direction, p.flops
-    ('weight_grad', 1849688064)
-    """
+    """The plan of a convolution of floats. Users call that of functions/plans.py, which knows more problems."""
     problem = problem_of(geometry, dtype, device, direction, precision, max_workspace, "plan")
     return _plan_of(problem, check_algorithm(algorithm, "plan"), "plan")
 
@@ -180,8 +155,14 @@ def problem_of(
     caller: str,
 ) -> Problem:
     """The problem that C-contiguous, channels-last arrays pose, from unchecked arguments."""
+    g = geometry if isinstance(geometry, ConvGeometry) else ConvGeometry.parse(geometry)
+    if isinstance(g, PoolGeometry):
+        raise GeometryError(
+            f"{caller}: {g} is a pooling, which has no algorithms to choose from. Give the problem of a convolution, "
+            "such as n8_h56w56_c64_k64_r3s3_p1."
+        )
     return Problem(
-        geometry if isinstance(geometry, ConvGeometry) else ConvGeometry.parse(geometry),
+        g,
         backend.as_dtype(dtype, caller),
         backend.check_device(device, caller),
         check_direction(direction, caller),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from gpuconv.algorithms import Algorithm, Problem
 from gpuconv.cuda.launches import ALIGNMENT
 from gpuconv.planning import goes_by_sample
-from gpuconv.typing import Array
+from gpuconv.typing import Array, Ints
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +55,12 @@ def compute(
         getattr(algorithm, problem.direction)(problem, read, other, written, *epilogue)
     if written is not target:
         target[...] = written
+
+
+def stand_in(shape: Ints, dtype: np.dtype[Any]) -> Array:
+    """An array with the shape and strides of a C-contiguous one, and no memory: never to be read."""
+    strides = tuple(dtype.itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    return np.lib.stride_tricks.as_strided(np.empty(1, dtype), shape, strides, writeable=False)
 
 
 def is_served(array: Any, anywhere: bool = True) -> bool:

@@ -29,13 +29,13 @@ from gpuconv.algorithms import ALGORITHMS, Algorithm, Problem
 from gpuconv.algorithms.epilogue import fill
 from gpuconv.algorithms.strips import Strip, Strips, extents_of, gather, tile_elements
 from gpuconv.cuda import graphs
-from gpuconv.errors import AlgorithmError, DTypeError, WorkspaceError
+from gpuconv.errors import AlgorithmError, DTypeError, GeometryError, WorkspaceError
 from gpuconv.functions import integers_on_gpu, repeats
 from gpuconv.functions.keywords import Keywords
 from gpuconv.geometry import ConvGeometry, interned
 from gpuconv.simd.host import numba_is_there, try_numba
 from gpuconv.support.numbers import si
-from gpuconv.typing import Array, Ints
+from gpuconv.typing import Array, DTypeLike, Ints
 
 DTYPES = ("int8", "uint8", "int16", "int32", "int64")
 NARROW = ("int8", "uint8")
@@ -420,15 +420,50 @@ def forward(
 
 
 def explain(call: Keywords, xp: ModuleType, x: Array, w: Array) -> planning.ConvPlan:
-    """The plan of the floats that a strip is computed with, under the dtypes of the"""
+    """The plan of a convolution of these arrays."""
     dtype, g = result_dtype(call.caller, x, w), call.geometry(x.shape, w.shape)
     x, w = call.channels_last(x), call.channels_last(w, is_w=True)
     with backend.on_device_of(x):
         reach = reach_of(xp, x, w, None)
         check_reach(call.caller, reach, dtype, g)
-        plan = plan_of(reach, g, backend.device_of(x), call.limit_beside(0), call.algorithm, call.caller)
-    words = f"{x.dtype} by {w.dtype} in {len(plan.of_x) * len(plan.of_w)} x {plan.problem.dtype}"
-    of_floats = planning.plan_of(plan.problem, plan.algorithm.name, call.caller)
+        of_both = backend.native(x.dtype), backend.native(w.dtype)
+        return _explained(reach, g, *of_both, backend.device_of(x), call.limit_beside(0), call.algorithm, call.caller)
+
+
+def plan(
+    g: ConvGeometry, dtype: DTypeLike, device: str, algorithm: str, max_workspace: int | None, caller: str
+) -> planning.ConvPlan:
+    """The plan of a convolution of data that are as large as they may be; `dtype` is that of x and w."""
+    number = backend.as_number(dtype, caller)
+    if g.banks:
+        raise GeometryError(f"{caller}: {g} has weights for each sample, but those of integers are for all samples.")
+    limits = np.iinfo(result_dtype(caller, np.empty(0, number), np.empty(0, number)))
+    most = integers_on_gpu.most_of(number)
+    sums = min(math.prod(g.kernel) * g.c_group * most * most, limits.max)  # larger ones are refused
+    device, limit = backend.check_device(device, caller), planning.workspace_limit(max_workspace, caller)
+    algorithm = planning.check_algorithm(algorithm, caller)
+    return _explained(Reach(most, most, sums, -sums, sums), g, number, number, device, limit, algorithm, caller)
+
+
+def are_integers(dtype: DTypeLike) -> bool:
+    """Whether a dtype is one of integers; what is none is nobody's fault yet."""
+    try:
+        return np.dtype(dtype).kind in "iu"
+    except (SyntaxError, TypeError, ValueError):
+        return False
+
+
+def _explained(
+    reach: Reach, g: ConvGeometry, x: np.dtype[Any], w: np.dtype[Any], device: str, limit: int, algorithm: str,
+    caller: str,
+) -> planning.ConvPlan:  # fmt: skip
+    """The plan of the floats that a strip is computed with, under the dtypes of the integers; or that of their kernel.
+
+    Of what else might serve it has the workspace for a strip.
+    """
+    by_kernel = integers_on_gpu.serve(device, algorithm, g, x)
+    plan = plan_of(reach, g, device, limit, "auto" if by_kernel else algorithm, caller)
+    of_floats = planning.plan_of(plan.problem, plan.algorithm.name, caller)
     candidates = [
         one if one.name in EXACT else replace(one, status="refused", note="rounds", workspace=None)
         for one in of_floats.candidates
@@ -436,6 +471,17 @@ def explain(call: Keywords, xp: ModuleType, x: Array, w: Array) -> planning.Conv
     candidates[0] = replace(
         candidates[0], workspace=plan.bytes, note=f"{si(plan.bytes)}B workspace, widened strips included"
     )
+    words = f"{x} by {w} in {len(plan.of_x) * len(plan.of_w)} x {plan.problem.dtype}"
+    if by_kernel:
+        words = f"{x} by {w}"
+        needed = integers_on_gpu.KERNELS.workspace_bytes(Problem(g, x, device, max_workspace=limit))
+        note = f"{si(needed)}B workspace" if needed else "no workspace"
+        others = [
+            replace(one, status="possible") if one.status == "chosen" else one
+            for one in candidates
+            if one.name != integers_on_gpu.KERNELS.name
+        ]
+        candidates = [planning.Candidate("direct", "chosen", f"{note}; a kernel of integers", needed), *others]
     return replace(of_floats, geometry=g, dtype=words, candidates=tuple(sorted(candidates, key=_rank)))
 
 

@@ -43,10 +43,10 @@ def serve(device: str, algorithm: str, g: ConvGeometry, dtype: np.dtype[Any]) ->
 @lru_cache(maxsize=1024)
 def always_fit(g: ConvGeometry, x: np.dtype[Any], w: np.dtype[Any], result: np.dtype[Any]) -> bool:
     """Whether no sum of products of these dtypes can be larger than the result holds, whatever the data."""
-    return math.prod(g.kernel) * g.c_group * _most(x) * _most(w) <= np.iinfo(result).max
+    return math.prod(g.kernel) * g.c_group * most_of(x) * most_of(w) <= np.iinfo(result).max
 
 
-def _most(dtype: np.dtype[Any]) -> int:
+def most_of(dtype: np.dtype[Any]) -> int:
     """The largest absolute value of an integer."""
     limits = np.iinfo(dtype)
     return max(int(limits.max), -int(limits.min))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -15,7 +14,7 @@ from gpuconv.cuda import graphs
 from gpuconv.errors import WorkspaceError
 from gpuconv.functions import repeats
 from gpuconv.functions.call import Call, checked_array
-from gpuconv.functions.computing import PrepackedWeights
+from gpuconv.functions.computing import PrepackedWeights, stand_in
 from gpuconv.geometry import ConvGeometry
 from gpuconv.planning import (
     DIRECTIONS,
@@ -35,7 +34,6 @@ from gpuconv.typing import (
     Array,
     Direction,
     DTypeLike,
-    Ints,
     IntsLike,
     Layout,
     PadLike,
@@ -215,7 +213,7 @@ class PreparedConv:
         call.check_bias(bias, g.k)
         device = backend.device_of(w)
         stand_ins = [
-            call.channels_last(_stand_in(call.in_layout(shape), dtype)) for shape in (posed.x_shape, posed.y_shape)
+            call.channels_last(stand_in(call.in_layout(shape), dtype)) for shape in (posed.x_shape, posed.y_shape)
         ]
         with backend.on_device_of(w), call.out_of_memory(device, w.shape, dtype):
             if xp is not np and graphs.is_captured(xp):
@@ -269,9 +267,3 @@ class PreparedConv:
     def __repr__(self) -> str:
         plan = self.plan
         return f"<PreparedConv {plan.geometry} {plan.dtype} on {plan.device}: {plan.chosen}, {si(self.nbytes)}B kept>"
-
-
-def _stand_in(shape: Ints, dtype: np.dtype[Any]) -> Array:
-    """An array with the shape and strides of a C-contiguous one, and no memory: never to be read."""
-    strides = tuple(dtype.itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-    return np.lib.stride_tricks.as_strided(np.empty(1, dtype), shape, strides, writeable=False)

@@ -289,9 +289,9 @@ def sample() -> list[tuple[Unit, str]]:
     """A sample of units and architectures.
 
     It has one unit per file and dtype (integers with and without a sign are one) for the oldest architecture, for
-    `REFERENCE` and for the newest, and one unit per file for the others; the units take turns. Compiling every unit for every architecture takes half an hour. This
-    sample takes a minute and covers what can differ: the code of a file for an architecture or a dtype, and the
-    registers that the assembler of an architecture needs.
+    `REFERENCE` and for the newest, and one unit per file for the others; the units take turns. Compiling every unit for
+    every architecture takes half an hour. This sample takes a minute and covers what can differ: the code of a file for
+    an architecture or a dtype, and the registers that the assembler of an architecture needs.
     """
     archs = architectures()
     by_file: dict[str, dict[str, list[Unit]]] = {}

@@ -228,7 +228,7 @@ class TestErrors:
         [
             ({"direction": "backward"}, ValueError, r"direction='backward'.*forward.*input_grad.*weight_grad"),
             ({"precision": "exact"}, ValueError, r"precision='exact'.*strict.*fast"),
-            ({"dtype": "int32"}, gpuconv.DTypeError, r"int32.*float16, bfloat16, float32"),
+            ({"dtype": "bool"}, gpuconv.DTypeError, r"bool.*float16, bfloat16, float32"),
             ({"dtype": "float33"}, gpuconv.DTypeError, r"float33"),
             ({"device": "gpu"}, gpuconv.DeviceError, r"gpu"),
         ],

@@ -254,3 +254,18 @@ class TestKernels:
         assert integers_on_gpu.serve("cuda:0", "auto", ConvGeometry.parse("n1_w9_c4_k4_s3_g2"), np.dtype("int8"))
         assert not integers_on_gpu.serve("cuda:0", "auto", ConvGeometry.parse("n1_w9_c4_k4_s3_g4"), np.dtype("int8"))
         assert not integers_on_gpu.serve("cpu", "auto", ConvGeometry.parse("n1_w9_c4_k4_s3"), np.dtype("int8"))
+
+    def test_the_plan(self, gpu, arrays):
+        x, w, _ = arrays
+        made = gpuconv.explain(x, w, pad=PADS, **KEYWORDS)
+        assert (made.chosen, made.workspace, made.dtype) == ("direct", 0, "uint8 by int8")
+        assert "a kernel of integers" in str(made)
+        assert {one.name: one.status for one in made.candidates}["gemm"] == "possible"
+        assert gpuconv.explain(x, w, pad=PADS, **KEYWORDS, algorithm="gemm").chosen == "gemm"
+        posed = gpuconv.plan("n2_h7w6_c4_k6_r3s2_p1_g2", "int64", "cuda:0")
+        assert posed.chosen == "direct"
+        assert gpuconv.plan("n1_w9_c4_k4_s3_g4", "int64", "cuda:0").dtype.startswith("int64 by int64 in ")
+        with pytest.raises(gpuconv.GeometryError, match=r"^plan: n2_w9_c4_k4_s3_banks has weights for each sample"):
+            gpuconv.plan("n2_w9_c4_k4_s3_banks", "int8")
+        with pytest.raises(gpuconv.DTypeError, match=r"^plan: dtype is int8, but gpuconv computes in float16"):
+            gpuconv.plan("n2_w9_c4_k4_s3", "int8", direction="input_grad")

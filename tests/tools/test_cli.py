@@ -178,7 +178,10 @@ def test_explain_takes_what_a_plan_takes():
         ([f"n1_h56w56_c64_k64_r3s{10**30}_p1"], f"{10**30}"),
         ([f"n1_h56w56_c64_k64_r3s3_p1_st{10**30}"], f"{10**30}"),
         ([f"n{10**12}_h{10**12}w56_c64_k64_r3s3_p1"], "elements"),
-        (["n1_w4_c3_k3_s1", "--dtype", "int32"], "int32"),
+        (["n1_w4_c3_k3_s1", "--dtype", "bool"], "bool"),
+        (["n1_w4_c3_k3_s1", "--dtype", "uint32"], "int8, uint8, int16"),
+        (["n1_w4_c3_k3_s1", "--dtype", "int8", "--algorithm", "winograd"], "not for integers"),
+        (["max_pool1d_n1_w4_c3_s2", "--direction", "weight_grad"], "has no weights"),
         (["n1_w4_c3_k3_s1", "--direction", "sideways"], "sideways"),
         (["n1_w4_c3_k3_s1", "--precision", "slow"], "slow"),
         (["n1_w4_c3_k3_s1", "--device", "tpu"], "'tpu'"),
@@ -189,6 +192,11 @@ def test_explain_refuses_in_the_words_of_the_library(arguments, words):
     assert line.startswith("gpuconv explain: ")
     assert not re.match(r"gpuconv explain: \w+: ", line), "the user called no function"
     assert any(word in line for word in words.split("|"))
+
+
+def test_explain_of_pooling_and_of_integers():
+    assert "taps      chosen" in succeeds("explain", "max_pool1d_n1_w4_c3_s2", "--dtype", "int8")
+    assert "int8 by int8 in 1 x float32" in succeeds("explain", "n1_w4_c3_k3_s1", "--dtype", "int8")
 
 
 # ------------------------------------------------------------------------------------------------ check

@@ -58,7 +58,7 @@ class PoolCall(NamedTuple):
         """The windows over an input of this shape, in the layout of this call."""
         stride = self.kernel_shape if self.stride is None else self.stride
         ceils = int(flag(self.ceil_mode, "ceil_mode", self.caller))
-        return _posed(
+        return posed_of(
             self.caller, name, input_shape, self.ndim, self.kernel_shape, stride, self.pad, self.dilation, ceils,
             self.layout,
         ).whole  # fmt: skip
@@ -199,7 +199,7 @@ class PoolCall(NamedTuple):
         return repeats.place((caller, kernel_shape, stride, pad, dilation, int(ceil_mode), layout, *words), *arrays)
 
 
-class _Posed(NamedTuple):
+class Posed(NamedTuple):
     """What a pooling is, in numbers: its geometry, that with at least two axes, and how its windows are counted."""
 
     whole: ConvGeometry
@@ -210,7 +210,7 @@ class _Posed(NamedTuple):
 
 
 @remembered
-def _posed(
+def posed_of(
     caller: str,
     name: str,
     shape: Ints,
@@ -221,7 +221,7 @@ def _posed(
     dilation: IntsLike,
     ceil_mode: int,
     layout: Layout,
-) -> _Posed:
+) -> Posed:
     n, spatial, c = split_x_shape(shape, ndim, layout, caller, name)
     kernel = as_ints(kernel_shape, ndim, "kernel_shape", caller)
     whole = ConvGeometry.create(
@@ -234,7 +234,14 @@ def _posed(
     # there may be any number of taps over padding
     has_disjoint_windows = windows_disjoint(g) and all(window.taps <= window.size for window in windows)
     taps = math.prod(window.taps for window in windows)
-    return _Posed(whole, g, (*pads, *((0, 0),) * (g.ndim - ndim)), has_disjoint_windows, taps)
+    return Posed(whole, g, (*pads, *((0, 0),) * (g.ndim - ndim)), has_disjoint_windows, taps)
+
+
+def limits_of_kernels(posed: Posed, dtype: np.dtype[Any], *, means: bool, on_cpu: bool) -> tuple[str | None, bool]:
+    """What it is about a pooling that no kernel of a GPU does, and whether its windows are large for who does it."""
+    unserved = "NumPy arrays" if on_cpu else cuda.unserved(posed.g, dtype, takes_means=means)
+    most = MOST_TAPS_DISJOINT if posed.has_disjoint_windows else MOST_TAPS
+    return unserved, posed.taps > (most if unserved else MOST_TAPS_ON_GPU)
 
 
 class _Pool:
@@ -266,17 +273,16 @@ class _Pool:
         stride = kernel_shape if stride is None else stride
         self.call = Keywords.of(caller, ndim, stride=stride, pad=pad, dilation=dilation, layout=layout)
         shape, name = (inputs["x"].shape, "x.shape") if input_shape is None else (input_shape, "input_shape")
-        posed = _posed(caller, name, shape, ndim, kernel_shape, stride, pad, dilation, int(ceils), layout)
-        self.whole, self.g, self.pads, self.has_disjoint_windows, taps = posed
+        posed = posed_of(caller, name, shape, ndim, kernel_shape, stride, pad, dilation, int(ceils), layout)
+        self.whole, self.g, self.pads, self.has_disjoint_windows, _ = posed
         if "dy" in inputs:
             self.call.check_shape("dy", inputs["dy"], self.whole.y_shape, "pooling", self.whole)
         self.views = {name: self.seen(self.call.channels_last(array)) for name, array in inputs.items()}
         self.limit = workspace_limit(None, caller)
         self.written: Array | None = None  # a second result
-        unserved = None if self.xp is np else cuda.unserved(self.g, backend.native(first.dtype), takes_means=means)
-        self.unserved = "NumPy arrays" if self.xp is np else unserved
-        most = MOST_TAPS_DISJOINT if self.has_disjoint_windows else MOST_TAPS
-        self.is_large = taps > (most if self.unserved else MOST_TAPS_ON_GPU)
+        self.unserved, self.is_large = limits_of_kernels(
+            posed, backend.native(first.dtype), means=means, on_cpu=self.xp is np
+        )
 
     def seen(self, array: Array) -> Array:
         """A channels-last array with the axes of `g`."""

@@ -50,28 +50,48 @@ ALL = 2**60
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
+TOO_MANY_TAPS = "its windows have so many taps that it is faster to put them together from halves"
+
+
 def supports_max_pool(g: ConvGeometry, *arrays: Array) -> bool:
     """Whether the loops take these arrays, all of one dtype, and are expected to be faster."""
-    return math.prod(g.kernel) <= max(MOST_TAPS, MOST_READS * math.prod(g.stride)) and supports(g, *arrays)
+    return refusal_of_max_pool(g, *arrays) is None
+
+
+def refusal_of_max_pool(g: ConvGeometry, *arrays: Array) -> str | None:
+    """The reason why they do not, in words."""
+    if math.prod(g.kernel) > max(MOST_TAPS, MOST_READS * math.prod(g.stride)):
+        return TOO_MANY_TAPS
+    return refusal(g, *arrays)
 
 
 def supports_max_pool_grad(g: ConvGeometry, *arrays: Array) -> bool:
-    return (windows_disjoint(g) or math.prod(g.kernel) <= MOST_TAPS) and supports_max_pool(g, *arrays)
+    return refusal_of_max_pool_grad(g, *arrays) is None
+
+
+def refusal_of_max_pool_grad(g: ConvGeometry, *arrays: Array) -> str | None:
+    if math.prod(g.kernel) > MOST_TAPS and not windows_disjoint(g):
+        return TOO_MANY_TAPS
+    return refusal_of_max_pool(g, *arrays)
 
 
 def supports(g: ConvGeometry, *arrays: Array) -> bool:
     """The same for averages, whose windows have few enough taps to be read one after the other."""
-    if not (
-        all(array.dtype in DTYPES and has_adjacent_channels(array) for array in arrays)
-        and g.c * arrays[0].itemsize >= LONGEST_VECTOR
-        and math.prod(g.kernel) <= MOST_COUNTED
-    ):
-        return False
+    return refusal(g, *arrays) is None
+
+
+def refusal(g: ConvGeometry, *arrays: Array) -> str | None:
+    if not all(array.dtype in DTYPES for array in arrays):
+        return "takes float32 and float64"
+    if not all(map(has_adjacent_channels, arrays)) or g.c * arrays[0].itemsize < LONGEST_VECTOR:
+        return f"takes channels that are adjacent and fill {LONGEST_VECTOR} bytes"
+    if math.prod(g.kernel) > MOST_COUNTED:
+        return TOO_MANY_TAPS
     if math.prod(g.x_shape) >= LEAST_ELEMENTS:
         try_numba()
-    elif "numba" not in sys.modules:  # no small call waits for it
-        return False
-    return numba_is_there()
+    elif "numba" not in sys.modules:
+        return "needs Numba, for which no call as small as this waits until it is imported"
+    return None if numba_is_there() else "needs Numba"
 
 
 def max_pool(x: Array, g: ConvGeometry, y: Array) -> Computation:
