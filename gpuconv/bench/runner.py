@@ -16,6 +16,7 @@ from gpuconv.bench.case import Case
 from gpuconv.bench.limits import Limits
 from gpuconv.bench.peers.base import Contestant, Peer, refusal_of
 from gpuconv.bench.record import Row, Times
+from gpuconv.geometry import PoolGeometry
 from gpuconv.tools import check
 from gpuconv.tools.workload import Workload
 from gpuconv.typing import Array
@@ -127,6 +128,9 @@ def validate(case: Case) -> None:
         If they differ, or differ by more than rounding.
     """
     work = Workload.integers(case.geometry, case.dtype, case.device)
+    if isinstance(case.geometry, PoolGeometry):
+        _validate_pooling(case, case.geometry, work)
+        return
     exact_dtype = backend.accumulator(work.x.dtype).name
     if exact_dtype == case.dtype and case.plan().chosen in EXACT:
         _validate_exactly(case, work)
@@ -162,6 +166,47 @@ def _validate_exactly(case: Case, work: Workload) -> None:
     left, right = _dot(y, work.dy), _dot(work.x if case.direction == "input_grad" else work.w, case.run(work))
     if not left == right:
         raise WrongResult(f"{case} by {name} is not the adjoint: {left:g} against {right:g}")
+
+
+def _validate_pooling(case: Case, g: PoolGeometry, work: Workload) -> None:
+    """Compare some windows with the definition, and a gradient with its identity.
+
+    Each dy of a maximum reaches one x, which is that maximum, so that <y, dy> == <x, dx>, as for the linear mean. The
+    sum of dx is that of dy besides, unless a mean counts pads.
+    """
+    y, name, tolerance = work.run("forward"), case.plan().chosen, _tolerance(case)
+    rng = np.random.default_rng(0)
+    for at in [(0,) * g.ndim, tuple(size - 1 for size in g.out), *rng.integers(0, g.out, (WINDOWS, g.ndim))]:
+        inside, count = [], 1
+        for p, step, dilation, (lo, hi), taps, size in zip(
+            at, g.stride, g.dilation, g.asked, g.kernel, g.spatial, strict=True
+        ):
+            start = int(p) * step - lo
+            positions = range(start, start + taps * dilation, dilation)
+            there = [position for position in positions if 0 <= position < size]
+            inside.append(slice(there[0], there[-1] + 1, dilation))
+            count *= sum(-lo <= position < size + hi for position in positions) if g.include_pad else len(there)
+        window = _exact(work.x[(slice(None), *inside)]).reshape(g.n, -1, g.c)
+        want = window.max(axis=1) if g.kind == "max" else window.sum(axis=1) / count
+        if not _error(_exact(y[(slice(None), *at)]), want) <= (0.0 if g.kind == "max" else tolerance):
+            raise WrongResult(f"{g} forward by {name} is wrong at output {tuple(map(int, at))}")
+    if case.direction == "forward":
+        return
+    dx = case.run(work)
+    pairs = [(_dot(y, work.dy), _dot(work.x, dx))]
+    if not g.include_pad:
+        ones = backend.array_module(dx).ones_like
+        pairs.append((_dot(ones(work.dy), work.dy), _dot(ones(dx), dx)))
+    for left, right in pairs:
+        allowed = 0.0 if g.kind == "max" else tolerance * (abs(left) + 4 * float(np.sqrt(work.dy.size)))
+        if not abs(left - right) <= allowed:
+            raise WrongResult(f"{case} by {name} is not the gradient: {left:g} against {right:g}")
+
+
+def _exact(a: Array) -> Array:
+    """An array on the host, in a dtype that holds its numbers and their sums."""
+    host = backend.to_numpy(a)
+    return host.astype(np.result_type(host.dtype, np.float64))
 
 
 def _over_samples(a: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,7 +26,7 @@ class Part(TypedDict):
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution of a suite; the suite is "" if it was given as a problem string."""
+    """One convolution, or pooling, of a suite; the suite is "" if it was given as a problem string."""
 
     suite: str
     name: str
@@ -71,12 +72,21 @@ def layers(suite: str, batch: int | None = None, *, largest: bool = False) -> li
         for part in parts()
         if part["suite"] == name
         for layer, rest in part["layers"].items()
-        for problem in [f"n{batch or pick(part['batches'])}_{rest}"]
+        for problem in [with_batch(rest, batch or pick(part["batches"]))]
         if word in layer or word in problem
     }
     if not found:
         raise ValueError(f"no layer of the suite {name!r} has {word!r} in its name or problem.")
     return list(found.values())
+
+
+def with_batch(rest: str, batch: int) -> str:
+    """The problem string of a layer; a pooling's begins with its function.
+
+    >>> with_batch("h9w9_c4_k4_r3s3", 2), with_batch("max_pool2d_h9w9_c4_r3s3", 2)
+    ('n2_h9w9_c4_k4_r3s3', 'max_pool2d_n2_h9w9_c4_r3s3')
+    """
+    return re.sub(r"^(\w+_pool\dd_)?", rf"\g<1>n{batch}_", rest, count=1)
 
 
 def choose(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import geometric_mean
 
 from gpuconv.bench.record import Row
+from gpuconv.geometry import PoolGeometry
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Mean:
 
 
 def groups(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Rows by suite, then by kind of convolution, then all rows, without groups that repeat an earlier one."""
+    """Rows by suite, then by kind of convolution or pooling, then all, without groups that repeat an earlier one."""
     rows = list(rows)
     labelled: dict[str, list[Row]] = {}
     for label_of in (_suite, _kinds, lambda _: ["all"]):
@@ -46,6 +47,9 @@ def _suite(row: Row) -> Iterator[str]:
 
 def _kinds(row: Row) -> Iterator[str]:
     g = row.geometry
+    if isinstance(g, PoolGeometry):
+        yield f"{g.kind} pooling"
+        return
     if g.groups > 1:
         yield "depthwise" if g.groups == g.c else "grouped"
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gpuconv import planning
+from gpuconv.errors import AlgorithmError
 from gpuconv.functions import integers
 from gpuconv.functions.pooling import plans as pooling_plans
 from gpuconv.geometry import ConvGeometry, PoolGeometry
@@ -52,7 +53,7 @@ def plan(
     g = geometry if isinstance(geometry, ConvGeometry) else ConvGeometry.parse(geometry)
     if isinstance(g, PoolGeometry):
         if algorithm != "auto":
-            raise ValueError(
+            raise AlgorithmError(
                 f"plan: algorithm={algorithm!r}, but the ways of pooling have no names in calls. Use 'auto'."
             )
         return pooling_plans.plan(g, dtype, device, direction, "plan")

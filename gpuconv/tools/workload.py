@@ -13,7 +13,7 @@ import numpy as np
 import gpuconv
 from gpuconv import backend
 from gpuconv.backend import as_dtype
-from gpuconv.geometry import ConvGeometry
+from gpuconv.geometry import ConvGeometry, PoolGeometry
 from gpuconv.support import counter_rng
 from gpuconv.typing import Array, Direction, DTypeLike, Ints, Precision
 
@@ -81,7 +81,7 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Workload:
-    """The arrays of one convolution: x, w and the output gradient dy, channels last."""
+    """The arrays of one convolution: x, w and the output gradient dy, channels last. A pooling makes nothing of w."""
 
     geometry: ConvGeometry
     x: Array
@@ -123,6 +123,8 @@ class Workload:
     ) -> Array:
         """The output, the input gradient or the weight gradient, by its public function."""
         g = self.geometry
+        if isinstance(g, PoolGeometry):
+            return self._pooled(g, direction)
         keywords: dict[str, Any] = {
             "stride": g.stride,
             "pad": g.pad,
@@ -140,3 +142,20 @@ class Workload:
         if direction == "input_grad":
             return function(self.dy, self.w, g.x_shape, **keywords)
         return function(self.x, self.dy, g.kernel, per_sample=g.banks, **keywords)
+
+    def _pooled(self, g: PoolGeometry, direction: Direction) -> Array:
+        """The result of a pooling, or its gradient, by its public function."""
+        keywords: dict[str, Any] = {
+            "stride": g.stride,
+            "pad": g.asked,
+            "dilation": g.dilation,
+            "ceil_mode": g.ceil_mode,
+        }
+        if g.kind == "avg":
+            keywords["count_include_pad"] = g.include_pad
+        function: Callable[..., Array] = getattr(
+            gpuconv, f"{g.kind}_pool{g.ndim}d{'' if direction == 'forward' else '_grad'}"
+        )
+        if direction == "forward":
+            return function(self.x, g.kernel, **keywords)
+        return function(self.dy, self.x if g.kind == "max" else g.x_shape, g.kernel, **keywords)

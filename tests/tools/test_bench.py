@@ -49,7 +49,8 @@ def test_every_layer_of_every_suite_is_written_as_it_prints():
     for part in suites.parts():
         assert part["source"]
         for batch, rest in itertools.product(part["batches"], part["layers"].values()):
-            assert str(ConvGeometry.parse(f"n{batch}_{rest}")) == f"n{batch}_{rest}"
+            problem = suites.with_batch(rest, batch)
+            assert str(ConvGeometry.parse(problem)) == problem
 
 
 def test_the_suites_of_the_measures_are_there():
@@ -310,6 +311,71 @@ def test_threads_hold_for_all_and_are_given_back():
     with runner.threads(1):
         assert cpu.workers() == 1
     assert gpuconv.settings.threads is None
+
+
+# ------------------------------------------------------------------------------------------------ pooling
+
+
+POOLINGS = [
+    "max_pool2d_n2_h9w9_c16_r3s3_p1_st2",
+    "avg_pool2d_n2_h8w9_c16_r3s3_p1_st2_ceil",
+    "avg_pool1d_n2_w9_c16_s3_p1_includepad",
+]
+
+
+@pytest.mark.parametrize("direction", ["forward", "input_grad"])
+@pytest.mark.parametrize("problem", POOLINGS)
+def test_pooling_is_validated(problem, direction, monkeypatch, tmp_path):
+    asked = make_case(problem, direction)
+    row = runner.measure(asked, {"matmul": peers.load("matmul")}, 1)
+    assert row.refusals == {"matmul": "has nothing for a pooling"}
+    assert (row.gflops > 0, row.algorithm) == (True, asked.plan().chosen)
+    written = record.Record(record.Provenance.here("cpu", {}), Limits(1, 1), [row]).write(tmp_path / "a.json")
+    (again,) = record.Record.read(written).rows
+    assert again.geometry == asked.geometry
+    assert list(summary.groups([again])) == ["problems"]
+    pooled = Workload._pooled
+
+    def wrong(self, g, which):
+        result = pooled(self, g, which)
+        if which == direction:
+            result[-1, -1, ..., -1] += 1
+        return result
+
+    monkeypatch.setattr(Workload, "_pooled", wrong)
+    with pytest.raises(runner.WrongResult, match=f"{direction} by .* is (wrong at output|not the gradient)"):
+        runner.validate(asked)
+
+
+def test_a_pooling_has_no_weight_gradient_to_measure():
+    served, left_out = case.cases(suites.choose(None, POOLINGS[:1]), DIRECTIONS, ["auto"], "float32", "strict", "cpu")
+    assert [one.direction for one in served] == ["forward", "input_grad"]
+    assert len(left_out) == 1
+    assert "has no weights" in left_out[0]
+
+
+@pytest.mark.parametrize("direction", ["forward", "input_grad"])
+@pytest.mark.parametrize("problem", POOLINGS[:2])
+def test_torch_pools_the_same(problem, direction):
+    pytest.importorskip("torch")
+    asked = make_case(problem.replace("_ceil", ""), direction)
+    assert set(runner.measure(asked, {"torch": peers.load("torch")}, 1).peers["torch"]) == {
+        "contiguous",
+        "channels_last",
+    }
+
+
+@pytest.mark.parametrize(
+    ("problem", "direction", "says"),
+    [
+        ("max_pool2d_n1_h9w9_c4_r3s3_p2", "forward", "by half the kernel at most"),
+        ("max_pool2d_n1_h9w9_c4_r3s3_p0-1", "forward", "both sides of an axis alike"),
+        ("avg_pool2d_n1_h9w9_c4_r3s3_dl2", "forward", "no dilation in means"),
+        ("max_pool1d_n1_w9_c4_s3", "input_grad", "1-D by its 2-D pooling"),
+    ],
+)
+def test_what_torch_does_not_pool(problem, direction, says):
+    assert says in peers.PEERS["torch"].refusal(make_case(problem, direction))
 
 
 # ------------------------------------------------------------------------------------------------ a device

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gpuconv.bench.case import Case
+from gpuconv.geometry import PoolGeometry
 from gpuconv.tools.workload import Workload
 from gpuconv.typing import Array
 
@@ -37,7 +38,9 @@ class Peer(Protocol):
 
 
 def refusal_of(name: str, peer: Peer, case: Case) -> str | None:
-    """The peer's refusal. Weights per sample are what only gpuconv's own algorithms have."""
+    """The peer's refusal. PyTorch alone pools; weights per sample are what only gpuconv's own algorithms have."""
+    if isinstance(case.geometry, PoolGeometry) and name != "torch":
+        return "has nothing for a pooling"
     if case.geometry.banks and name != "candidates":
         return "has no weights of its own for each sample"
     return peer.refusal(case)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpuconv import backend
-from gpuconv.errors import DTypeError
+from gpuconv.errors import AlgorithmError, DTypeError
 from gpuconv.functions.computing import stand_in
 from gpuconv.functions.pooling import compiled, cuda
 from gpuconv.functions.pooling.call import LARGE, Posed, limits_of_kernels, posed_of
@@ -51,9 +51,13 @@ def plan(g: PoolGeometry, dtype: DTypeLike, device: str, direction: Direction, c
     ------
     GeometryError, DTypeError, DeviceError, ValueError
         As the call itself would.
+    AlgorithmError
+        If there is no such pass.
     """
     if check_direction(direction, caller) == "weight_grad":
-        raise ValueError(f"{caller}: direction='weight_grad', but {g} has no weights. Use 'forward' or 'input_grad'.")
+        raise AlgorithmError(
+            f"{caller}: direction='weight_grad', but {g} has no weights. Use 'forward' or 'input_grad'."
+        )
     means, forward, device = g.kind == "avg", direction == "forward", backend.check_device(device, caller)
     number = backend.as_number(dtype, caller) if forward else backend.as_dtype(dtype, caller)
     if backend.is_complex(number) and not means:
