@@ -22,6 +22,10 @@ those of its input, while others follow from stride and padding. A chunk that no
 **Memory.** A chunk is computed from a copy of what it reads, its neighbours' margins among it. The margins are copied
 out of the neighbours, which thus need not stay for them. Dask decides the order; a recent one holds some rows of
 chunks at a time. `max_workspace` holds for each chunk, and a scheduler of several threads computes as many at a time.
+The chunks of a NumPy array, which `dask.array.from_array` cuts into views, are read in place, margins and all.
+
+**Threads.** Several threads of a scheduler share the cores that gpuconv may use: each chunk is computed by as many as
+are left to it. `compute` puts the result together with all of them.
 
 **Bits.** The algorithms "direct" and "loops" sum each output in the same order wherever it lies. "auto" chooses for
 each chunk by the chunk's size. Name an algorithm if results must not depend on how an image is divided.
@@ -33,15 +37,19 @@ import itertools
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import dask.array as da
 import numpy as np
+from dask.array.core import finalize, slices_from_chunks
 from dask.array.utils import meta_from_array
 from dask.base import tokenize
-from dask.highlevelgraph import HighLevelGraph
+from dask.core import flatten
+from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+from numpy.lib.stride_tricks import as_strided
 
-from gpuconv import backend
+from gpuconv import backend, cpu
+from gpuconv.cpu.allocator import raise_mmap_threshold
 from gpuconv.errors import GeometryError
 from gpuconv.functions import by_sample
 from gpuconv.functions.call import Call
@@ -198,6 +206,10 @@ def conv3d(
     return _conv(call, x, w, bias, activation)
 
 
+WORTH_A_THREAD = 2**20
+"""Minimum bytes of a result that several threads put together."""
+
+
 # -------------------------------------------------------------------------------------------------- along one axis
 
 
@@ -292,29 +304,50 @@ def _part(outputs: int, sources: Array, pad: Pair, starts: list[int]) -> _Part:
 # -------------------------------------------------------------------------------------------------- the graph
 
 
+class _Source(NamedTuple):
+    """Where a block finds an array: its argument number `argument`, or item number `item` of it.
+
+    The array begins at `start` of its chunk.
+    """
+
+    argument: int
+    item: int | None
+    start: Ints
+
+
 @dataclass(frozen=True)
 class _Block:
-    """One chunk of the result: what Dask calls with the arrays that it reads, which begin at `origins` of theirs."""
+    """One chunk of the result: what Dask calls with what it reads, which lies in `sources`, piece by piece."""
 
     call: Call
     activation: ActivationName | None
     parts: tuple[_Part, ...]
-    origins: tuple[Ints, ...]
+    sources: tuple[_Source, ...]
 
-    def __call__(self, arrays: list[Array], w: Array, bias: Array | None) -> Array:
-        with backend.on_device_of(w):
-            return self.call.forward(self.gathered(arrays), w, bias, self.activation, None)
+    def __call__(self, arguments: list[Any], w: Array, bias: Array | None) -> Array:
+        raise_mmap_threshold()
+        with backend.on_device_of(w), cpu.sharing_cores:
+            return self.call.forward(self.gathered(arguments), w, bias, self.activation, None)
 
-    def gathered(self, arrays: list[Array]) -> Array:
+    def gathered(self, arguments: list[Any]) -> Array:
         """The part of the input that is read; of one array it is a view."""
+        if not self.sources:
+            whole: Array = arguments[0]
+            is_gray = self.call.channels_last(whole).shape[-1] == 1  # "direct" reads rows of pixels that are adjacent
+            return np.ascontiguousarray(whole) if is_gray else whole
         places = itertools.product(*(range(len(part.pieces)) for part in self.parts))
-        pieces = dict(zip(places, zip(arrays, self.origins, strict=True), strict=True))
+        arrays = [
+            arguments[source.argument] if source.item is None else arguments[source.argument][source.item]
+            for source in self.sources
+        ]
+        origins = (source.start for source in self.sources)
+        pieces = dict(zip(places, zip(arrays, origins, strict=True), strict=True))
         runs = list(itertools.product(*(part.runs for part in self.parts)))
         if len(runs) == 1 and all(along.step == 1 for along in runs[0]):
             return self.read(pieces, runs[0])
         n, *_, c = self.call.channels_last(arrays[0]).shape
         xp = backend.array_module(arrays[0])
-        whole: Array = xp.empty(self.call.in_layout((n, *(part.size for part in self.parts), c)), arrays[0].dtype)
+        whole = xp.empty(self.call.in_layout((n, *(part.size for part in self.parts), c)), arrays[0].dtype)
         for run in runs:
             whole[_part_of_space(self.call, [along.target for along in run])] = self.read(pieces, run)
         return whole
@@ -325,10 +358,90 @@ class _Block:
         return array[_part_of_space(self.call, sources)]
 
 
-def _margin(part: tuple[slice, ...], chunk: Array) -> Array:
-    """A copy of a part of a chunk, for which the chunk need not stay in memory."""
+Key: TypeAlias = "tuple[str | int, ...]"
+
+
+class _Margins:
+    """What the blocks read of chunks: the chunks themselves, or copies of their margins.
+
+    One task copies all margins of a chunk, so that Dask has few tasks.
+    """
+
+    def __init__(self, name: str, name_of_x: str) -> None:
+        self._name, self._name_of_x = name, name_of_x
+        self._parts: dict[Ints, dict[tuple[Pair, ...], int]] = {}
+
+    def read(self, pieces: list[tuple[Ints, tuple[_Piece, ...]]]) -> tuple[list[Key], tuple[_Source, ...]]:
+        """The keys of what a block reads, given its pieces and the places of their chunks, and where each piece is."""
+        arguments: dict[Key, int] = {}
+        sources = []
+        for place, piece in pieces:
+            key: Key = (self._name_of_x, *place)
+            item, start = None, (0,) * len(piece)
+            if 2 * math.prod(p.stop - p.start for p in piece) <= math.prod(p.size for p in piece):
+                parts = self._parts.setdefault(place, {})
+                key, start = (self._name, *place), tuple([p.start for p in piece])
+                item = parts.setdefault(tuple([(p.start, p.stop) for p in piece]), len(parts))
+            sources.append(_Source(arguments.setdefault(key, len(arguments)), item, start))
+        return list(arguments), tuple(sources)
+
+    def graph(self, call: Call) -> dict[Key, Any]:
+        """The tasks that copy margins."""
+        return {
+            (self._name, *place): (
+                partial(_copied, [_part_of_space(call, [slice(*bounds) for bounds in part]) for part in parts]),
+                (self._name_of_x, *place),
+            )
+            for place, parts in self._parts.items()
+        }
+
+
+def _copied(parts: list[tuple[slice, ...]], chunk: Array) -> tuple[Array, ...]:
+    """Copies of parts of a chunk, for which the chunk need not stay in memory."""
     with backend.on_device_of(chunk):
-        return chunk[part].copy()
+        return tuple([chunk[part].copy() for part in parts])
+
+
+def _in_memory(x: da.Array) -> dict[Ints, Array]:
+    """The chunks that lie in the graph as NumPy arrays, as those of a NumPy array do: by their places."""
+    layer = x.dask.layers.get(x.name)
+    if not isinstance(layer, MaterializedLayer):
+        return {}
+    values = {key[1:]: getattr(task, "value", task) for key, task in layer.mapping.items() if isinstance(key, tuple)}
+    return {place: value for place, value in values.items() if type(value) is np.ndarray}
+
+
+def _joined(call: Call, parts: tuple[_Part, ...], chunks: list[Array | None]) -> Array | None:
+    """The part of the input that a block reads, as a view of the one array that all its pieces are views of.
+
+    None if there is no such array, or if the part is not a rectangle of it.
+    """
+    if any(len(part.runs) != len(part.pieces) or any(run.step != 1 for run in part.runs) for part in parts):
+        return None
+    first, start = None, 0
+    for run, chunk in zip(itertools.product(*(part.runs for part in parts)), chunks, strict=True):
+        if chunk is None:
+            return None
+        piece = chunk[_part_of_space(call, [along.source(0) for along in run])]
+        if first is None:
+            first, start = piece, piece.ctypes.data
+        at = _part_of_space(call, [slice(along.at, None) for along in run])
+        offset = sum((s.start or 0) * stride for s, stride in zip(at, piece.strides, strict=True))
+        if _owner(piece) is not _owner(first) or piece.strides != first.strides or piece.ctypes.data != start + offset:
+            return None
+    if first is None:
+        return None
+    shape = call.in_layout(
+        (call.channels_last(first).shape[0], *(part.size for part in parts), call.channels_last(first).shape[-1])
+    )
+    return as_strided(first, shape, first.strides)
+
+
+def _owner(array: Array) -> Array:
+    """The array whose memory a view is of."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
 
 
 def _part_of_space(call: Call, slices: list[slice]) -> tuple[slice, ...]:
@@ -353,26 +466,52 @@ def _conv(
 
     name = f"{call.caller}-{tokenize(x, w, bias, g, activation, tuple(call))}"
     graph: dict[Any, Any] = {}
+    in_memory, margins = _in_memory(x), _Margins(f"margins-{name}", x.name)
     for n, *places in itertools.product(range(len(n_chunks)), *(range(len(along)) for along in parts)):
         of_block = tuple(along[i] for along, i in zip(parts, places, strict=True))
-        keys, origins = [], []
-        for pieces in itertools.product(*(part.pieces for part in of_block)):
-            place = call.in_layout((n, *(piece.chunk for piece in pieces), 0))
-            key, origin = (x.name, *place), (0,) * g.ndim
-            if 2 * math.prod(p.stop - p.start for p in pieces) <= math.prod(p.size for p in pieces):
-                at = [slice(piece.start, piece.stop) for piece in pieces]
-                margin = (f"margin-{name}", *place, *(end for along in at for end in (along.start, along.stop)))
-                graph[margin] = (partial(_margin, _part_of_space(call, at)), key)
-                key, origin = margin, tuple(piece.start for piece in pieces)
-            keys.append(key)
-            origins.append(origin)
-        block = _Block(call._replace(pad=tuple(part.pad for part in of_block)), activation, of_block, tuple(origins))
+        pieces = [
+            (call.in_layout((n, *(piece.chunk for piece in along), 0)), along)
+            for along in itertools.product(*(part.pieces for part in of_block))
+        ]
+        view = _joined(call, of_block, [in_memory.get(place) for place, _ in pieces])
+        arguments: list[Any]
+        arguments, sources = margins.read(pieces) if view is None else ([view], ())
+        block = _Block(call._replace(pad=tuple(part.pad for part in of_block)), activation, of_block, sources)
         its_bias = None if bias is None else _key(bias, n)
-        graph[(name, *call.in_layout((n, *places, 0)))] = (block, keys, _key(w, n), its_bias)
+        graph[(name, *call.in_layout((n, *places, 0)))] = (block, arguments, _key(w, n), its_bias)
+    graph |= margins.graph(call)
     outputs = (tuple(part.outputs for part in along) for along in parts)
     entries: tuple[Any, ...] = (n_chunks, *outputs, (g.k,))
-    sources = [x, w] if bias is None else [x, w, bias]
-    return da.Array(HighLevelGraph.from_collections(name, graph, sources), name, call.in_layout(entries), meta=meta)
+    dependencies = [x, w] if bias is None else [x, w, bias]
+    return _Result(HighLevelGraph.from_collections(name, graph, dependencies), name, call.in_layout(entries), meta=meta)
+
+
+class _Result(da.Array):  # type: ignore[misc]
+    """A Dask array whose chunks are put together by several threads; Dask's own way is to copy them with one."""
+
+    __slots__ = ()
+
+    def __dask_postcompute__(self) -> tuple[Any, ...]:
+        return _put_together, (self.chunks,)
+
+
+def _put_together(chunks: list[Any], sizes: tuple[Ints, ...]) -> Array:
+    """The array that consists of these chunks, given their sizes along each axis."""
+    blocks = list(flatten(chunks))
+    if len(blocks) == 1 or any(type(block) is not np.ndarray for block in blocks):
+        whole: Array = finalize(chunks)
+        return whole
+    whole = np.empty(tuple(map(sum, sizes)), blocks[0].dtype)
+
+    def copy(task: tuple[tuple[slice, ...], Array]) -> None:
+        where, block = task
+        whole[where] = block
+
+    threads = min(len(blocks), cpu.workers()) if whole.nbytes > WORTH_A_THREAD else 1
+    cpu.parallel_for(
+        zip(slices_from_chunks(sizes), blocks, strict=True), lambda: copy, threads, single_thread_blas=False
+    )
+    return whole
 
 
 def _check_arrays(call: Call, x: da.Array, w: Array | da.Array, bias: Array | da.Array | None) -> bool:

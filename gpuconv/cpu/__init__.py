@@ -5,6 +5,15 @@ runs compiled loops on them, `repeated_jobs` runs those of an earlier call again
 """
 
 from gpuconv.cpu.device import cache_bytes, cores, product_name, vector_bytes
-from gpuconv.cpu.threads import blas_name, parallel_for, workers
+from gpuconv.cpu.threads import blas_name, parallel_for, sharing_cores, workers
 
-__all__ = ["blas_name", "cache_bytes", "cores", "parallel_for", "product_name", "vector_bytes", "workers"]
+__all__ = [
+    "blas_name",
+    "cache_bytes",
+    "cores",
+    "parallel_for",
+    "product_name",
+    "sharing_cores",
+    "vector_bytes",
+    "workers",
+]

@@ -40,8 +40,38 @@ def workers() -> int:
     2026-11-30).
     """
     if settings.threads is None:
-        return min(device.cores(), _meant_by_openmp(), _left_by_blas())
-    return as_int(settings.threads, "settings.threads", "gpuconv")
+        most = min(device.cores(), _meant_by_openmp(), _left_by_blas())
+    else:
+        most = as_int(settings.threads, "settings.threads", "gpuconv")
+    return sharing_cores.part_of(most) if sharing_cores.counts else most
+
+
+class _SharingCores:
+    """A context manager for what several threads do at a time, as those of a scheduler do: they share the cores.
+
+    A thread that enters gets `workers()` divided by the number of those that are inside then, itself included. So one
+    that is alone has all cores. The main thread, which is none of a scheduler's, does not count: a KeyboardInterrupt,
+    which is raised there, could leave it inside for ever.
+    """
+
+    def __init__(self) -> None:
+        self.counts: dict[int, int] = {}
+
+    def __enter__(self) -> None:
+        me = threading.get_ident()
+        if me != threading.main_thread().ident:
+            self.counts[me] = 1
+            self.counts[me] = len(self.counts)
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.counts.pop(threading.get_ident(), None)
+
+    def part_of(self, most: int) -> int:
+        """The part of so many threads that the calling thread has."""
+        return max(1, most // self.counts.get(threading.get_ident(), 1))
+
+
+sharing_cores = _SharingCores()
 
 
 @cache

@@ -1,6 +1,7 @@
 """`gpuconv.dask` against the same call on the whole array, whatever the chunks."""
 
 import doctest
+import threading
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ da = pytest.importorskip("dask.array")
 
 import gpuconv  # noqa: E402
 import gpuconv.dask as ours  # noqa: E402
-from gpuconv import AlgorithmError, DTypeError, GeometryError  # noqa: E402
+from gpuconv import AlgorithmError, DTypeError, GeometryError, cpu, settings  # noqa: E402
+from gpuconv.functions.call import Call  # noqa: E402
 from gpuconv.geometry import PAD_MODES  # noqa: E402
 
 SYNCHRONOUS = {"scheduler": "synchronous"}
@@ -46,9 +48,11 @@ def generated(rng, ndim, pad_mode):
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 def test_any_chunks_give_what_the_whole_array_gives(ndim, pad_mode):
     rng = np.random.default_rng(ndim)
-    for _ in range(8 if ndim < 3 else 3):
+    for number in range(8 if ndim < 3 else 4):
         (x, w, bias), keywords = generated(rng, ndim, pad_mode)
         chunked = da.from_array(x, tuple(divided(rng, size) for size in x.shape))
+        if number % 2:  # else gpuconv reads the array itself
+            chunked = chunked.map_blocks(np.copy)
         y = getattr(ours, f"conv{ndim}d")(chunked, w, bias, **keywords)
         wanted = getattr(gpuconv, f"conv{ndim}d")(x, w, bias, **keywords)
         assert (y.shape, y.dtype, type(y._meta)) == (wanted.shape, wanted.dtype, np.ndarray)
@@ -102,6 +106,87 @@ def test_a_part_of_the_result_computes_only_what_it_reads():
     x = da.ones((1, 60, 60, 1), chunks=(1, 10, 10, 1)).map_blocks(watch, meta=np.empty((0,) * 4))
     ours.conv2d(x, np.ones((3, 3, 1, 1)), pad=1)[0, 15, 15].compute(**SYNCHRONOUS)
     assert {(i, j) for _, i, j, _ in seen} == {(i, j) for i in range(3) for j in range(3)}
+
+
+def read_by(y, monkeypatch):
+    """The result of a convolution, and what each of its calls reads."""
+    seen = []
+    forward = Call.forward
+    with monkeypatch.context() as patch:
+        patch.setattr(Call, "forward", lambda self, x, *rest: seen.append(x) or forward(self, x, *rest))
+        return y.compute(**SYNCHRONOUS), seen
+
+
+def test_chunks_of_one_array_are_read_in_place(monkeypatch):
+    """Dask cuts a NumPy array into views. The parts that overlap are views of it as well, and Dask has fewer tasks."""
+    x, w = integers(np.random.default_rng(5), (2, 20, 20, 2), "float32"), np.ones((3, 3, 2, 4), "float32")
+    chunked = da.from_array(x, (1, 5, 10, 2))
+    own = chunked.dask[(chunked.name, 0, 0, 0, 0)]
+    own = getattr(own, "value", own)  # Dask may have copied x
+    while own.base is not None:
+        own = own.base
+    y = ours.conv2d(chunked, w, pad=1)
+    found, seen = read_by(y, monkeypatch)
+    assert all(np.may_share_memory(part, own) for part in seen)
+    assert len(seen) == 2 * 4 * 2
+    np.testing.assert_array_equal(found, gpuconv.conv2d(x, w, pad=1))
+    assert sum(key[0] == y.name or "margins" in key[0] for key in y.dask if isinstance(key, tuple)) == len(seen)
+
+    halves = [da.from_array(half, (2, 5, 10, 2)) for half in (x[:, :10].copy(), x[:, 10:].copy())]
+    apart = da.concatenate(halves, axis=1).persist(**SYNCHRONOUS)  # arrays in the graph that are no parts of one
+    found, seen = read_by(ours.conv2d(apart, w, pad=1), monkeypatch)
+    assert len(seen) == 4 * 2
+    np.testing.assert_array_equal(found, gpuconv.conv2d(x, w, pad=1))
+
+    x = x[..., :1]  # of one channel a copy is read faster
+    found, seen = read_by(ours.conv2d(da.from_array(x, (1, 5, 10, 1)), w[:, :, :1], pad=1), monkeypatch)
+    assert all(part.flags.c_contiguous for part in seen)
+    np.testing.assert_array_equal(found, gpuconv.conv2d(x, w[:, :, :1], pad=1))
+
+
+@pytest.mark.parametrize("how", ["two arrays", "strides"])
+def test_chunks_that_only_follow_each_other_in_memory_are_not_read_as_one(how, monkeypatch):
+    """One that is read beyond its array might be gone, and one of other strides has its elements elsewhere."""
+    memory = bytearray(2 * 10 * 10 * 8)
+    first, second = (np.frombuffer(memory, "float64", 100, at).reshape(1, 10, 10, 1) for at in (0, 800))
+    first[...], second[...] = (integers(np.random.default_rng(seed), (1, 10, 10, 1), "float64") for seed in (1, 2))
+    if how == "strides":
+        both = np.frombuffer(memory, "float64").reshape(1, 20, 10, 1)
+        first, second = both[:, :10], np.broadcast_to(both[:, 10:, :1], (1, 10, 10, 1))
+    chunks = {("given", 0, 0, 0, 0): first, ("given", 0, 1, 0, 0): second}
+    x, w = da.Array(chunks, "given", ((1,), (10, 10), (10,), (1,)), "float64"), np.ones((3, 1, 1, 1))
+    found, seen = read_by(ours.conv2d(x, w, pad=(1, 0)), monkeypatch)
+    assert not any(np.may_share_memory(part, first) or np.may_share_memory(part, second) for part in seen)
+    np.testing.assert_array_equal(found, gpuconv.conv2d(np.concatenate([first, second], 1), w, pad=(1, 0)))
+
+
+def test_dask_has_three_tasks_for_a_chunk():
+    """The chunk itself, one that copies all its margins, and the convolution."""
+    x = da.zeros((1, 60, 60, 1), chunks=(1, 10, 10, 1))
+    y = ours.conv2d(x, np.ones((3, 3, 1, 1)), pad=1)
+    assert len(y.dask) <= 3 * 36 + 2  # and the weights
+
+
+def test_threads_of_dask_share_the_cores_and_put_the_result_together(monkeypatch):
+    monkeypatch.setattr(settings, "threads", 2)
+    x, w = integers(np.random.default_rng(6), (1, 300, 300, 2), "float32"), np.ones((3, 3, 2, 4), "float32")
+    y = ours.conv2d(da.from_array(x, (1, 100, 300, 2)), w, pad=1)
+    wanted = gpuconv.conv2d(x, w, pad=1)
+    together = threading.Barrier(3, timeout=60)
+    forward, threads = Call.forward, []
+
+    def watched(self, *arrays):
+        together.wait()
+        threads.append(cpu.workers())
+        together.wait()
+        return forward(self, *arrays)
+
+    monkeypatch.setattr(Call, "forward", watched)
+    found = y.compute(scheduler="threads", num_workers=3)
+    assert found.nbytes > ours.WORTH_A_THREAD
+    np.testing.assert_array_equal(found, wanted)
+    assert sorted(threads) == [1, 1, 2]  # of the first to come, the second and the third
+    assert cpu.workers() == 2
 
 
 class Sum:

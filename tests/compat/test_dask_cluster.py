@@ -1,0 +1,59 @@
+"""`gpuconv.dask` on a cluster of two processes: an image in a Zarr store that is 20 times as large as their limit.
+
+The processes are real, and so is what is measured: the most memory that each of them holds.
+"""
+
+import sys
+
+import numpy as np
+import pytest
+from peaks import most_of_process, watch_process
+
+dask = pytest.importorskip("dask")
+da = pytest.importorskip("dask.array")
+distributed = pytest.importorskip("distributed")
+pytest.importorskip("zarr")
+
+import gpuconv  # noqa: E402
+import gpuconv.dask as ours  # noqa: E402
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what a process holds is read from /proc")
+
+CHUNKS, SIZES = (280, 2), (128, 512)
+"""The number of chunks down and across, and the size of one: 256 KiB in float32."""
+
+LIMIT = 7 * 2**20
+"""Bytes that a process may hold beside what Dask notes of each chunk. Two rows of chunks, with the copies that Zarr and
+a convolution need of some, took 5.1 to 5.5 million in 3 runs (2 cores of a Xeon, 2026-12-01, Dask 2026.8.0)."""
+
+
+def image_of(sizes):
+    """An image in whole numbers of 0 to 8, in chunks of these sizes."""
+    down, across = (da.arange(count * size, chunks=size) for count, size in zip(CHUNKS, sizes, strict=True))
+    return ((down % 5)[None, :, None, None] * (across % 3)[None, None, :, None]).astype("float32")
+
+
+def test_an_image_20_times_the_limit_goes_through_a_cluster(tmp_path):
+    w = np.arange(9, dtype="float32").reshape(3, 3, 1, 1)
+    keywords = {"pad": "same", "pad_mode": "reflect", "algorithm": "direct"}
+    processes = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+
+    def convolve(image, name):
+        """Convolve an image from one Zarr store to another; the bytes that each process held meanwhile, at most."""
+        with dask.config.set(scheduler="threads"):
+            image.to_zarr(tmp_path / name)
+        before = client.run(watch_process)
+        ours.conv2d(da.from_zarr(tmp_path / name), w, **keywords).to_zarr(tmp_path / f"convolved {name}")
+        return [most - before[worker] for worker, most in client.run(most_of_process).items()]
+
+    image = image_of(SIZES)
+    assert image.nbytes == 20 * LIMIT
+    with distributed.LocalCluster(**processes) as cluster, distributed.Client(cluster) as client:
+        convolve(image_of((4, 4)), "small")  # imports, compiles, and makes room for what Dask notes of each chunk
+        held = convolve(image, "large")
+    assert len(held) == 2
+    assert all(0 < most < LIMIT for most in held), f"{held} bytes, of {LIMIT}"
+
+    end = image[:, -300:].compute(scheduler="synchronous")
+    found = da.from_zarr(tmp_path / "convolved large")[:, -299:].compute(scheduler="synchronous")
+    np.testing.assert_array_equal(found, gpuconv.conv2d(end, w, **keywords)[:, 1:])
