@@ -252,7 +252,7 @@ def loops(monkeypatch):
     """Take them however small the arrays are. Returns the names of those that were called."""
     calls = []
     monkeypatch.setattr(pooling_loops, "LEAST_ELEMENTS", 0)
-    monkeypatch.setattr(pooling_loops, "WORTH_A_THREAD", 0)
+    monkeypatch.setattr(pooling_loops, "WORTH_THREADS", 0)
 
     def noted(function, *arguments):
         calls.append(function.__name__)

@@ -15,7 +15,6 @@ from gpuconv import cpu
 from gpuconv.algorithms.cpu.compiled import Computation
 from gpuconv.cpu.parallel_loops import Job
 from gpuconv.functions.pooling.averages import Divisor
-from gpuconv.functions.pooling.blocks import WORTH_A_THREAD
 from gpuconv.functions.pooling.windows import windows_disjoint, windows_of
 from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import LONGEST_VECTOR, address, has_adjacent_channels, numba_is_there, tasks_for, try_numba
@@ -43,6 +42,10 @@ MACS_PER_TAP = 4
 
 MACS_PER_ELEMENT = 16
 """The same for an element of x, which comes from memory."""
+
+WORTH_THREADS = 2**20
+"""Such multiply-adds from which threads pay. Two took 0.83 to 1.13 of the speed of one at 0.25 and 0.6 million, 1.1 to
+1.2 at 1.0, and 1.5 to 2.7 from 4 million on (Intel Sapphire Rapids, 2026-12-01)."""
 
 ALL = 2**60
 """A position beyond every input: all taps count."""
@@ -117,7 +120,7 @@ def avg_pool_grad(dy: Array, g: ConvGeometry, dx: Array, divisor: Divisor) -> Co
 def _pooling(
     loop: str, g: ConvGeometry, x: Array, y: Array, roles: dict[str, int], divisor: Divisor | None = None
 ) -> Computation:
-    threads = _threads(x)
+    threads = _threads(g)
     rows = math.prod(y.shape[:-2])
     block = -(-rows // tasks_for(threads, sums=False))
     return _computation(loop, g, threads, -(-rows // block), (x, y, None), roles, divisor, block=block)
@@ -132,7 +135,7 @@ def _gradient(
     roles: dict[str, int],
     divisor: Divisor | None = None,
 ) -> Computation:
-    threads = _threads(dx)
+    threads = _threads(g)
     disjoint = windows_disjoint(g)
     clears = not disjoint
     if disjoint:
@@ -195,8 +198,7 @@ def _computation(
     )  # fmt: skip
     told = {role: arrays[["x", "y", "dx"].index(name)] for name, role in roles.items()}
     given: Any = told[READ], told.get(OTHER, told[READ]), told[OUT], None
-    macs = MACS_PER_TAP * math.prod(g.y_shape) * math.prod(g.kernel) + MACS_PER_ELEMENT * math.prod(g.x_shape)
-    return Computation(threads, [job], macs, given)
+    return Computation(threads if tasks > 1 else 1, [job], _macs(g), given)
 
 
 def _counted(g: ConvGeometry, divisor: Divisor | None) -> tuple[Ints, Ints]:
@@ -214,5 +216,10 @@ def _axes(sizes: Ints, filler: int = 1) -> Ints:
     return (filler,) * (3 - len(sizes)) + tuple(sizes)
 
 
-def _threads(array: Array) -> int:
-    return cpu.workers() if array.size > WORTH_A_THREAD else 1
+def _threads(g: ConvGeometry) -> int:
+    return cpu.workers() if _macs(g) > WORTH_THREADS else 1
+
+
+def _macs(g: ConvGeometry) -> int:
+    """The multiply-adds of a dense convolution that takes as long."""
+    return MACS_PER_TAP * math.prod(g.y_shape) * math.prod(g.kernel) + MACS_PER_ELEMENT * math.prod(g.x_shape)
