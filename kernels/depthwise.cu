@@ -34,6 +34,9 @@
 //
 // budget: depthwise_forward 168 registers
 // budget: depthwise_input_grad 168 registers
+// tight: float32 INPUT_GRAD=1 KERNEL=5 STRIDE=1
+// tight: float16 bfloat16 INPUT_GRAD=0 KERNEL=7 STRIDE=1
+// tight: float64 complex64 complex128 KERNEL=0 INDEX64=1
 #include "conv.cuh"
 
 // Tiles along p and q start at tile number `first`. The first three divisors are the blocks along c, q and p, and by_outers
@@ -102,8 +105,11 @@ __device__ __forceinline__ void write(T* out, const Values& sums) {
   *reinterpret_cast<Pack<T, CHANNELS>*>(out) = result;
 }
 
-// Blocks for which there shall be registers, 128 per thread for two. Any kernel and offsets of 64 bits together need more.
-constexpr int RESIDENT = KERNEL == 0 && sizeof(index_t) == 8 ? 1 : 2;
+// Blocks for which there shall be registers, 128 per thread for two. More need any kernel with offsets of 64 bits, and by the
+// assemblers of some architectures a gradient of 5 x 5 with two channels per thread, or 7 x 7 of 16-bit floats.
+constexpr bool CROWDED = (KERNEL == 0 && sizeof(index_t) == 8) || (KERNEL == 5 && BACK && CHANNELS == 2 && __CUDA_ARCH__ < 750) ||
+                         (KERNEL == 7 && IS_16_BIT && __CUDA_ARCH__ >= 1200);
+constexpr int RESIDENT = CROWDED ? 1 : 2;
 
 #if KERNEL
 // Along one axis, output i of a tile reads position `start + a` of the window through tap a - i * STRIDE; backwards, input

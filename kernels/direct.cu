@@ -38,6 +38,7 @@
 // budget: direct_input_grad 128 registers
 // budget: direct_forward 144 instructions per 128 FFMA where float32 ALIGNED=1 INDEX64=0 TILE_M=128 TILE_N=128
 // budget: direct_input_grad 144 instructions per 128 FFMA where float32 ALIGNED=1 INDEX64=0 TILE_M=128 TILE_N=128
+// tight: float16 bfloat16 float32 ALIGNED=1 INDEX64=1
 #include "axes.cuh"
 #include "tile.cuh"
 

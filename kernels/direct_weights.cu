@@ -23,8 +23,9 @@
 // 67 T/s (float32). Expected, not measured: 60 to 70% of it where dw fills tiles of 128 x 128; finding a pixel's
 // neighbours takes some 15 instructions beside 64 x 8 multiply-adds, and no transposition is needed.
 //
-// budget: direct_weight_grad 128 registers
+// budget: direct_weight_grad 144 registers
 // budget: direct_weight_grad 144 instructions per 128 FFMA where float32 ALIGNED=1 INDEX64=0 TILE_M=128 TILE_N=128
+// tight: float16 bfloat16 ALIGNED=1 INDEX64=1
 #include "jobs.cuh"
 #include "tile.cuh"
 
@@ -162,7 +163,10 @@ __device__ __forceinline__ void weight_gradient(const T* __restrict__ x, const T
     conclude<N>(sums, place, n0, width, dw, nullptr, 0, start);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+// sm_70 has no registers to spare for offsets of 64 bits where two blocks of the largest tile share a multiprocessor.
+constexpr bool ALONE = IS_16_BIT && sizeof(index_t) == 8 && TILE_M * TILE_N >= 128 * 128 && __CUDA_ARCH__ < 750;
+
+extern "C" __global__ void __launch_bounds__(THREADS, ALONE ? 1 : RESIDENT)
 direct_weight_grad(const T* __restrict__ x, const T* __restrict__ dy, T* dw, A* partials, const Conv g,
                    const WeightPlan plan) {
   weight_gradient<ALIGNED ? VECTOR : 1>(of_sample(x, image_length(g.x, g.c)), of_sample(dy, image_length(g.y, g.k)),

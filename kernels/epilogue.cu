@@ -6,9 +6,12 @@
 //              A thread takes as many elements as fill 16 bytes of sums (WIDE = 1: that number divides k, addresses are
 //              multiples of 16), or one (WIDE = 0). `packs` counts them, by_packs divides by the packs of a row.
 //
-// Bytes: |sums| + |y|, each once. Floor: that / copy bandwidth. Occupancy: 32 registers, 8 blocks of 256 per SM (100%).
+// Bytes: |sums| + |y|, each once. Floor: that / copy bandwidth. Occupancy: 32 registers, 8 blocks of 256 per SM (100%); with
+// 64-bit offsets up to 44, 5 blocks.
 //
-// budget: epilogue 40 registers
+// budget: epilogue 44 registers
+// tight: float64 WIDE=0 INDEX64=1
+// tight: complex64 WIDE=1 INDEX64=1
 #include "conv.cuh"
 
 constexpr int V = WIDE ? 16 / (int)sizeof(A) : 1;

@@ -9,9 +9,11 @@ sm_90a, is compiled for that one alone:
     // budget: im2col 32 registers
     // budget: implicit_gemm_forward 200 instructions per 32 HMMA where float16 bfloat16 TILE_M=128 TILE_N=128
     // needs: sm_80
+    // tight: bfloat16 KERNEL=7
 
 The second kind holds for the units of these dtypes and macros; without `where`, for all. The main loop must have at
-least as many of the named instruction, so that no part of a step hides in a loop of its own.
+least as many of the named instruction, so that no part of a step hides in a loop of its own. `tight` names units that
+leave few registers free, in the same words: a sample has them rather than others.
 
 A kernel passes if it compiles, spills nothing, and stays in its budgets in every unit on every architecture that it
 supports, and if the assembler left its asynchronous products (wgmma) as they are.
@@ -51,6 +53,7 @@ _BUDGET = re.compile(r"^//\s*budget:\s*(\w+)\s+(\d+)\s+registers\b", re.MULTILIN
 _STEP_BUDGET = re.compile(
     r"^//\s*budget:\s*(\w+)\s+(\d+)\s+instructions\s+per\s+(\d+)\s+(\w+)(?:\s+where\s+(.*\S))?\s*$", re.MULTILINE
 )
+_TIGHT = re.compile(r"^//\s*tight:\s*(.*\S)", re.MULTILINE)
 _COMPILING = re.compile(r"Compiling entry function '(\w+)'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers")
@@ -96,7 +99,7 @@ class StepBudget:
 
     def holds_for(self, unit: Unit) -> bool:
         """Whether it is a budget for this unit."""
-        return (not self.dtypes or unit.dtype.name in self.dtypes) and set(self.macros) <= set(unit.macros)
+        return _is_one_of(self.dtypes, self.macros, unit)
 
     def is_of(self, kernel: str, unit: Unit) -> bool:
         """Whether it is a budget for this kernel of this unit."""
@@ -201,14 +204,24 @@ def step_budgets(file: str) -> list[StepBudget]:
 
 
 def _step_budget(kernel: str, instructions: str, work: str, kind: str, where: str) -> StepBudget:
-    dtypes, macros = list[str](), list[tuple[str, int]]()
-    for word in where.split():
-        name, equals, value = word.partition("=")
-        if equals:
-            macros.append((name, int(value)))
-        else:
-            dtypes.append(name)
-    return StepBudget(kernel, int(instructions), int(work), kind, tuple(dtypes), tuple(macros))
+    return StepBudget(kernel, int(instructions), int(work), kind, *_selection(where))
+
+
+def is_tight(unit: Unit) -> bool:
+    """Whether the head of its file says that the unit leaves few registers free."""
+    text = (loader.folder() / unit.file).read_text(encoding="utf-8")
+    return any(_is_one_of(*_selection(where), unit) for where in _TIGHT.findall(text))
+
+
+def _selection(where: str) -> tuple[tuple[str, ...], tuple[tuple[str, int], ...]]:
+    """The dtypes and macros that select units."""
+    parted = [word.partition("=") for word in where.split()]
+    dtypes = tuple(name for name, equals, _ in parted if not equals)
+    return dtypes, tuple((name, int(value)) for name, equals, value in parted if equals)
+
+
+def _is_one_of(dtypes: Collection[str], macros: Iterable[tuple[str, int]], unit: Unit) -> bool:
+    return (not dtypes or unit.dtype.name in dtypes) and set(macros) <= set(unit.macros)
 
 
 def supports(file: str, arch: str, among: Collection[str]) -> bool:
@@ -289,9 +302,10 @@ def sample() -> list[tuple[Unit, str]]:
     """A sample of units and architectures.
 
     It has one unit per file and dtype (integers with and without a sign are one) for the oldest architecture, for
-    `REFERENCE` and for the newest, and one unit per file for the others; the units take turns. Compiling every unit for
-    every architecture takes half an hour. This sample takes a minute and covers what can differ: the code of a file for
-    an architecture or a dtype, and the registers that the assembler of an architecture needs.
+    `REFERENCE` and for the newest, and one unit per file for the others; the units take turns, and but for `REFERENCE`
+    those that are tight go before. Compiling every unit for every architecture takes half an hour. This sample takes a
+    minute and covers what can differ: the code of a file for an architecture or a dtype, and the registers that the
+    assembler of an architecture needs.
     """
     archs = architectures()
     by_file: dict[str, dict[str, list[Unit]]] = {}
@@ -304,10 +318,20 @@ def sample() -> list[tuple[Unit, str]]:
             if arch not in archs_of[file]:
                 continue
             groups = list(by_dtype.values())
+            if arch != REFERENCE:
+                groups = _tight_first(groups, in_each=arch in (archs_of[file][0], archs[-1]))
             if arch not in (archs_of[file][0], REFERENCE, archs[-1]):
                 groups = [groups[(turn + place) % len(groups)]]
             chosen += [(group[(turn + place + row) % len(group)], arch) for row, group in enumerate(groups)]
     return chosen
+
+
+def _tight_first(groups: list[list[Unit]], *, in_each: bool) -> list[list[Unit]]:
+    """The units of each group that are tight, where there are any, or all; or only groups that have some."""
+    tight = [[unit for unit in group if is_tight(unit)] for group in groups]
+    if in_each:
+        return [some or group for some, group in zip(tight, groups, strict=True)]
+    return [some for some in tight if some] or groups
 
 
 def compile_all(

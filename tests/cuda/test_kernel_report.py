@@ -108,6 +108,23 @@ def test_a_file_that_needs_an_architecture_is_not_compiled_for_older_ones(kernel
     assert {arch for unit, arch in kernel_report.sample() if unit == bad} == set(kernel_report.architectures()[2:])
 
 
+@needs_nvrtc
+def test_units_that_are_tight_go_before_others_in_a_sample(kernels, monkeypatch):
+    """But for the reference, whose units take turns; CI compiles all of them."""
+    units = [Unit("good.cu", F32, (("WIDE", wide),)) for wide in range(9)]
+    monkeypatch.setattr(kernel_report, "units", lambda: [*units, Unit("good.cu", F64)])
+    (kernels / "good.cu").write_text(f"// A page.\n//\n// tight: float32 WIDE=8\n{GOOD}")
+    assert [unit for unit in units if kernel_report.is_tight(unit)] == units[8:]
+    archs = kernel_report.architectures()
+    chosen = {arch: [unit for unit, one in kernel_report.sample() if one == arch] for arch in archs}
+    for arch in archs:
+        outer = arch in (archs[0], archs[-1])
+        if arch == kernel_report.REFERENCE:
+            assert units[8] not in chosen[arch]
+        else:
+            assert chosen[arch] == [units[8], Unit("good.cu", F64)] if outer else [units[8]]
+
+
 WGMMA = """// One product of Hopper's tensor cores.
 //
 // needs: sm_90a

@@ -61,6 +61,14 @@ def test_every_kernel_has_a_budget_and_a_signature_that_launches_check():
         assert set(kernel_report.budgets(unit.file)) == set(kernel_report.kernels(unit)), unit
 
 
+def test_every_line_of_what_is_tight_is_true_of_some_unit():
+    units = kernel_report.units()
+    for file in kernel_report.files():
+        for where in kernel_report._TIGHT.findall(TEXTS[file]):
+            chosen = kernel_report._selection(where)
+            assert any(unit.file == file and kernel_report._is_one_of(*chosen, unit) for unit in units), where
+
+
 def test_every_budget_of_a_file_is_one_that_is_read_and_holds_for_something():
     units = kernel_report.units()
     for file in kernel_report.files():
