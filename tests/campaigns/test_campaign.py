@@ -141,7 +141,7 @@ def test_threads_that_are_left(campaign, monkeypatch, fault):
         max_pool(*args)
 
     monkeypatch.setattr(maxima, "max_pool", leaking)
-    monkeypatch.setattr("gpuconv.functions.pooling.compiled.supports", lambda *_: False)
+    monkeypatch.setattr("gpuconv.functions.pooling.compiled.refusal", lambda *_: "for this test")
     try:
         said, small = campaign("pools", faults=(fault,), reducing=2)
     finally:
@@ -166,7 +166,7 @@ def test_a_process_that_computes_at_rest(campaign, monkeypatch):
         max_pool(*args)
 
     monkeypatch.setattr(maxima, "max_pool", busy)
-    monkeypatch.setattr("gpuconv.functions.pooling.compiled.supports", lambda *_: False)
+    monkeypatch.setattr("gpuconv.functions.pooling.compiled.refusal", lambda *_: "for this test")
     try:
         said, small = campaign("pools", faults=("memory",), reducing=2)
     finally:

@@ -17,7 +17,8 @@ from .arrays import draw_order, filled, room
 from .configuration import Configuration, Kind, Subject, chance, pick, sizes, without_defaults
 
 WINDOWS = ("im2col", "col2im", "pad")
-POOLS = ("max_pool2d", "max_pool2d_grad", "avg_pool2d", "avg_pool2d_grad")
+POOLS = ("max_pool{}d", "max_pool{}d_grad", "avg_pool{}d", "avg_pool{}d_grad")
+"""By the number of spatial axes."""
 UNITS = 8
 """Units in the last place that an average may be off."""
 
@@ -133,11 +134,11 @@ def columns(configuration: Configuration) -> Subject:
 
 def draw_pools(rng: np.random.Generator) -> Configuration:
     while True:
-        drawn = {"kind": "pools", **_draw(rng, POOLS, 2, ("float32", "float32", "float64", "float16"))}
-        if drawn["function"].startswith("avg"):
-            drawn.pop("dilation", None)
-            if chance(rng, 0.5):
-                drawn["inside"] = "only"
+        ndim = pick(rng, (1, 2, 2, 3))
+        functions = tuple(name.format(ndim) for name in POOLS)
+        drawn = {"kind": "pools", **_draw(rng, functions, ndim, ("float32", "float32", "float64", "float16"))}
+        if drawn["function"].startswith("avg") and chance(rng, 0.5):
+            drawn["inside"] = "only"
         if chance(rng, 0.3):
             drawn["layout"] = "channels_first"
         if chance(rng, 0.3):
@@ -150,7 +151,7 @@ def draw_pools(rng: np.random.Generator) -> Configuration:
 
 def fits_pools(configuration: Configuration) -> bool:
     s = _Shape(configuration)
-    if not s.fits() or (configuration["function"].startswith("avg") and "dilation" in configuration):
+    if not s.fits() or f"{len(s.spatial)}d" not in configuration["function"]:
         return False
     inside = oracle.sources(s.spatial, s.pads) >= 0
     steps = (s.kernel, s.stride, s.dilation)
@@ -168,15 +169,14 @@ def pools(configuration: Configuration) -> Subject:
     def placed(a: np.ndarray) -> np.ndarray:
         return channels_first(a, "x") if layout == "channels_first" else a
 
-    keywords: dict[str, Any] = {"stride": s.stride, "pad": s.pads, "layout": layout}
-    steps: dict[str, Any] = {"stride": s.stride, "pads": s.pads}
+    keywords: dict[str, Any] = {**s.keywords, "layout": layout}
+    steps: dict[str, Any] = s.steps
     if is_average:
         keywords["count_include_pad"] = steps["count_pads"] = count_pads
         want = oracle.avg_pool_grad(dy, s.spatial, s.kernel, **steps) if is_gradient else None
         want = oracle.avg_pool(x, s.kernel, **steps) if want is None else want
         arguments: list[Any] = [placed(dy), placed(np.empty(s.x, np.uint8)).shape] if is_gradient else [placed(x)]
     else:
-        keywords["dilation"] = steps["dilation"] = s.dilation
         want = oracle.max_pool_grad(dy, x, s.kernel, **steps) if is_gradient else oracle.max_pool(x, s.kernel, **steps)
         arguments = [placed(dy), placed(x)] if is_gradient else [placed(x)]
     shape = s.x if is_gradient else (s.n, *s.out, s.c)
