@@ -55,7 +55,7 @@ from gpuconv.functions.pooling import (
     max_unpool3d,
 )
 from gpuconv.functions.pooling.plans import PoolPlan
-from gpuconv.functions.prepared import PreparedConv, prepare, warmup
+from gpuconv.functions.prepared import PreparedBanks, PreparedConv, prepare, warmup
 from gpuconv.geometry import ConvGeometry, PoolGeometry
 from gpuconv.planning import ConvPlan
 from gpuconv.version import __version__ as __version__
@@ -88,6 +88,7 @@ __all__ = [
     "KernelError",
     "PoolGeometry",
     "PoolPlan",
+    "PreparedBanks",
     "PreparedConv",
     "WorkspaceError",
     "activations",

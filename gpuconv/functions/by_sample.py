@@ -55,6 +55,17 @@ def check_banks(call: Keywords, name: str, shape: Ints, w: Array) -> None:
         )
 
 
+def check_bias(call: Keywords, bias: Array | None, samples: int, channels: int) -> None:
+    """Raise unless bias is one for all samples, or one for each."""
+    if bias is None or bias.ndim == 1:
+        call.check_bias(bias, channels)
+    elif bias.shape != (samples, channels):
+        raise GeometryError(
+            f"{call.caller}: bias.shape is {bias.shape}, but {samples} samples and {channels} output channels need "
+            f"bias.shape=({samples}, {channels}), or ({channels},) for all samples."
+        )
+
+
 def with_banks(g: ConvGeometry) -> ConvGeometry:
     """The same convolution with weights of its own for each sample."""
     return interned(replace(g, banks=True))
@@ -80,13 +91,7 @@ def run(
     read, other = inputs.values()
     device, is_w = backend.device_of(read), direction == "weight_grad"
     activation = call.check_activation(activation, dtype)
-    if bias is None or bias.ndim == 1:
-        call.check_bias(bias, shape[-1])
-    elif bias.shape != (g.n, shape[-1]):
-        raise GeometryError(
-            f"{call.caller}: bias.shape is {bias.shape}, but {g.n} samples and {shape[-1]} output channels need "
-            f"bias.shape=({g.n}, {shape[-1]}), or ({shape[-1]},) for all samples."
-        )
+    check_bias(call, bias, g.n, shape[-1])
     wanted = (g.n, *call.in_layout(shape, is_w)) if is_w else call.in_layout((g.n, *shape))
     call.check_out_is(out, wanted, g, dtype)
     with backend.on_device_of(read), call.out_of_memory(device, wanted, dtype):

@@ -11,8 +11,8 @@ import numpy as np
 
 from gpuconv import autotune, backend
 from gpuconv.cuda import graphs
-from gpuconv.errors import WorkspaceError
-from gpuconv.functions import repeats
+from gpuconv.errors import GeometryError, WorkspaceError
+from gpuconv.functions import by_sample, repeats
 from gpuconv.functions.call import Call, checked_array
 from gpuconv.functions.computing import PrepackedWeights, stand_in
 from gpuconv.geometry import ConvGeometry
@@ -27,6 +27,7 @@ from gpuconv.planning import (
     problem_of,
     workspace_limit,
 )
+from gpuconv.support.argument_checks import as_ints
 from gpuconv.support.numbers import si
 from gpuconv.typing import (
     ActivationName,
@@ -136,8 +137,8 @@ def prepare(
     Parameters
     ----------
     w, bias : array
-        As for `conv1d`, `conv2d` or `conv3d`: the number of axes tells which. They are copied; what is written to them
-        later has no effect.
+        As for `conv1d`, `conv2d` or `conv3d`: the number of axes of x tells which. w may have a filter bank for each
+        sample. They are copied; what is written to them later has no effect.
     x_shape : sequence of int
         The shape of x in `layout`.
     stride, pad, dilation, groups, pad_mode, activation, layout, algorithm, precision, max_workspace
@@ -166,13 +167,21 @@ def prepare(
     >>> np.array_equal(blur(x), conv2d(x, w, pad="same", algorithm="winograd"))
     True
     """
-    _, ndim = checked_array(w, "w", "prepare", "(*kernel, C // groups, F)")
+    axes = len(x_shape) if hasattr(x_shape, "__len__") else 0
+    backend.common_module("prepare", w=w)
+    has_banks = 3 <= axes <= 5 and w.ndim == axes + 1
+    if has_banks and w.shape[0] != x_shape[0]:
+        raise GeometryError(
+            f"prepare: x_shape={tuple(x_shape)} has {axes} axes, but w.shape={w.shape} needs {axes + 1}, or as weights "
+            f"of its own for each sample {w.shape[0]} samples, where x_shape has {x_shape[0]}."
+        )
+    ndim = axes - 2 if has_banks else checked_array(w, "w", "prepare", "(*kernel, C // groups, F)")[1]
     limit = workspace_limit(max_workspace, "prepare")
     call = Call.of(
         "prepare", ndim, stride=stride, pad=pad, dilation=dilation, groups=groups, layout=layout, algorithm=algorithm,
         precision=precision, max_workspace=limit, pad_mode=pad_mode,
     )  # fmt: skip
-    return PreparedConv(call, w, x_shape, bias, activation)
+    return (PreparedBanks if has_banks else PreparedConv)(call, w, x_shape, bias, activation)
 
 
 class PreparedConv:
@@ -267,3 +276,66 @@ class PreparedConv:
     def __repr__(self) -> str:
         plan = self.plan
         return f"<PreparedConv {plan.geometry} {plan.dtype} on {plan.device}: {plan.chosen}, {si(self.nbytes)}B kept>"
+
+
+class PreparedBanks(PreparedConv):
+    """The same with a filter bank for each sample, which are laid out once as kernels and loops read them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuconv
+    >>> x, w = np.ones((2, 8, 8, 4), "float32"), np.ones((2, 3, 3, 4, 2), "float32")
+    >>> prepared = gpuconv.prepare(w, x.shape, pad=1)
+    >>> prepared
+    <PreparedBanks n2_h8w8_c4_k2_r3s3_p1_banks float32 on cpu: direct, 576 B kept>
+    >>> np.array_equal(prepared(x), gpuconv.conv2d(x, w, pad=1))
+    True
+    """
+
+    def __init__(
+        self, call: Call, w: Array, x_shape: Sequence[SupportsIndex], bias: Array | None, activation: str | None
+    ) -> None:
+        xp = backend.common_module(call.caller, w=w, bias=bias)
+        dtype = backend.common_dtype(call.caller, w=w, bias=bias)
+        shape = as_ints(x_shape, call.ndim + 2, "x_shape", call.caller, least=0)
+        by_sample.check_banks(call, "x", shape, w)
+        g = by_sample.with_banks(call.geometry(shape, w.shape[1:], "x_shape"))
+        self._activation = call.check_activation(activation, dtype)
+        by_sample.check_bias(call, bias, g.n, g.k)
+        device = backend.device_of(w)
+        with backend.on_device_of(w), call.out_of_memory(device, w.shape, dtype):
+            if xp is not np and graphs.is_captured(xp):
+                raise WorkspaceError(
+                    f"{call.caller}: a CUDA graph is being captured, so that nothing is computed now and w cannot be "
+                    "laid out. Prepare before the capture begins."
+                )
+            banks = call.banks_last(w).astype(dtype, order="C")
+            self._w = banks if call.layout == "channels_last" else banks.transpose(0, -1, -2, *range(1, call.ndim + 1))
+            self._bias = None if bias is None else bias.astype(dtype, order="C")
+            x = call.channels_last(stand_in(call.in_layout(g.x_shape), dtype))
+            y = call.channels_last(stand_in(call.in_layout(g.y_shape), dtype))
+            looked_at = slice(1 if device == "cpu" or goes_by_sample("forward") else None)
+            posed = of_a_sample(g) if goes_by_sample("forward") and device != "cpu" else g
+            problem = call.problem("forward", posed, dtype, device, [banks[looked_at]], x[looked_at], y[looked_at])
+        self.plan = plan_of(replace(problem, geometry=g), call.algorithm, call.caller)
+        self._kept = self._w.nbytes + (0 if self._bias is None else self._bias.nbytes)
+        self._graph_memory = graphs.GraphMemory()
+        self._call = call._replace(caller="prepared")
+
+    def __call__(self, x: Array, out: Array | None = None) -> Array:
+        """The convolution of x, as that of `PreparedConv`."""
+        g = self.plan.geometry
+        xp = backend.common_module(self._call.caller, x=x, w=self._w, out=out)
+        dtype = backend.common_dtype(self._call.caller, x=x, w=self._w)
+        self._call.check_shape("x", x, g.x_shape, "the convolution", g)
+        is_planned = xp is np or not graphs.is_captured(xp)  # what cannot be captured, "auto" replaces
+        call = self._call._replace(algorithm=self.plan.chosen) if is_planned else self._call
+        arrays = {"x": x, "w": self._w}
+        with nullcontext() if xp is np else graphs.keeping(self._graph_memory, xp):
+            return by_sample.run(
+                call, xp, "forward", g, dtype, arrays, out, g.y_shape[1:], self._bias, self._activation
+            )
+
+    def __repr__(self) -> str:
+        return super().__repr__().replace("PreparedConv", "PreparedBanks", 1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from calls import same, willing
 from cases import CASES, DTYPES, Case, reals
-from on_gpu import sent
+from on_gpu import own_stream, sent
 
 import gpuconv
 from gpuconv import settings
@@ -226,3 +226,64 @@ def test_on_the_gpu(xp):
     x, w, _ = (xp.asarray(a) for a in SQUARE.arrays(reals))
     prepared = gpuconv.prepare(w, x.shape, **SQUARE.keywords)
     assert (prepared(x) == gpuconv.conv2d(x, w, **SQUARE.keywords)).all()
+
+
+class TestBanks:
+    """Weights of its own for each sample."""
+
+    @pytest.mark.parametrize("layout", ["channels_last", "channels_first"])
+    @pytest.mark.parametrize("own_bias", [False, True])
+    def test_the_bits_are_those_of_conv(self, xp, rng, layout, own_bias, monkeypatch):
+        x, w = rng.standard_normal((3, 7, 6, 4), np.float32), rng.standard_normal((3, 3, 2, 2, 6), np.float32)
+        bias = rng.standard_normal((3, 6) if own_bias else 6, np.float32)
+        if layout == "channels_first":
+            x, w = np.moveaxis(x, -1, 1).copy(), w.transpose(0, 4, 3, 1, 2).copy()
+        x, w, bias = map(xp.asarray, (x, w, bias))
+        keywords = {"pad": 1, "groups": 2, "activation": "relu", "layout": layout}
+        want = gpuconv.conv2d(x, w, bias, **keywords)
+        prepared = gpuconv.prepare(w, x.shape, bias, **keywords)
+        assert str(prepared.plan.geometry) == "n3_h7w6_c4_k6_r3s2_p1_g2_banks"
+        assert prepared.plan.chosen == gpuconv.explain(x, w, pad=1, groups=2, layout=layout).chosen
+        assert prepared.nbytes == w.nbytes + bias.nbytes
+        assert repr(prepared).startswith("<PreparedBanks n3_")
+        w[...] = 0  # of no effect
+        assert same(prepared(x), want)
+        out = xp.empty_like(want)
+        assert prepared(x, out=out) is out
+        assert same(out, want)
+        monkeypatch.setattr(settings, "batch_invariant", True)
+        again = gpuconv.prepare(xp.asarray(w), x.shape, bias, **keywords)
+        assert same(again(x), gpuconv.conv2d(x, w, bias, **keywords))
+
+    def test_one_and_three_axes(self, rng):
+        for ndim in (1, 3):
+            x, w = rng.standard_normal((2, *(5,) * ndim, 2)), rng.standard_normal((2, *(2,) * ndim, 2, 3))
+            convolve = getattr(gpuconv, f"conv{ndim}d")
+            assert same(gpuconv.prepare(w, x.shape)(x), convolve(x, w))
+
+    def test_refuses_what_does_not_fit(self):
+        w = np.ones((2, 3, 3, 4, 6), np.float32)
+        with pytest.raises(gpuconv.GeometryError, match=r"^prepare: .* each sample 2 samples, where x_shape has 3\.$"):
+            gpuconv.prepare(w, (3, 7, 6, 4))
+        with pytest.raises(gpuconv.GeometryError, match=r"^prepare: bias.shape is \(3, 6\), but 2 samples and 6"):
+            gpuconv.prepare(w, (2, 7, 6, 4), np.ones((3, 6), np.float32))
+        with pytest.raises(gpuconv.GeometryError, match=r"^prepared: x.shape is \(2, 7, 5, 4\)"):
+            gpuconv.prepare(w, (2, 7, 6, 4))(np.ones((2, 7, 5, 4), np.float32))
+
+    def test_keeps_what_its_graphs_work_in(self, gpu, rng):
+        """A gemm chosen by "auto" cannot be captured, and is replaced there."""
+        x, w = (gpu.asarray(rng.integers(-4, 5, shape).astype(np.float32)) for shape in ((2, 4, 4, 8), (2, 1, 1, 8, 8)))
+        prepared = gpuconv.prepare(w, x.shape)
+        want = prepared(x)
+        with own_stream(gpu) as stream:
+            prepared(x)
+            stream.begin_capture()
+            got = prepared(x)
+            stream.end_capture().launch(stream)
+            assert same(got, want)
+        assert prepared.nbytes > w.nbytes
+        with own_stream(gpu) as stream:
+            stream.begin_capture()
+            with pytest.raises(gpuconv.WorkspaceError, match="Prepare before the capture begins"):
+                gpuconv.prepare(w, x.shape)
+            stream.end_capture()
