@@ -83,6 +83,20 @@ def test_convolutions(gpu, name, dtype, direction):
     assert_exact(out, case.want(direction, *arrays), DTYPES[dtype])
 
 
+@pytest.mark.parametrize(("of_x", "of_w"), [("uint8", "int8"), ("int32", "int32")])
+def test_integers(gpu, rng, of_x, of_w):
+    """Bytes with and without a sign, and products of 64 bits."""
+    least = {"int8": -128, "int32": -(2**25)}
+    x = rng.integers(least.get(of_x, 0), 2 ** (8 if of_x == "uint8" else 25), PLAIN.x_shape, of_x)
+    w = rng.integers(least[of_w], -least[of_w], PLAIN.w_shape, of_w)
+    got = gpuconv.conv2d(gpu.asarray(x), gpu.asarray(w), algorithm="direct", **PLAIN.keywords)
+    high, low = (
+        PLAIN.want("forward", x.astype("float64"), part.astype("float64"), None)
+        for part in (w.astype(int) >> 8, w.astype(int) & 0xFF)
+    )
+    assert np.array_equal(gpu.asnumpy(got), high.astype(np.int64) * 256 + low.astype(np.int64))
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("name", ["direct", "depthwise", "gemm"])
 def test_bias_and_activation(gpu, name, dtype):
