@@ -15,7 +15,7 @@ import numpy as np
 
 import gpuconv
 from gpuconv import cpu
-from gpuconv.geometry import ConvGeometry
+from gpuconv.geometry import ConvGeometry, PoolGeometry
 from gpuconv.planning import DIRECTIONS
 from gpuconv.simd import host
 from gpuconv.tools import worker_processes
@@ -76,7 +76,7 @@ def usual(dtypes: Sequence[str] = DTYPES) -> list[Job]:
 
 
 def of_problems(problems: Sequence[str], dtypes: Sequence[str] = DTYPES) -> list[Job]:
-    """A job for each pass of each of these problems, by the algorithm that "auto" takes.
+    """A job for each pass of each of these problems, poolings among them, by the algorithm that "auto" takes.
 
     Raises
     ------
@@ -84,7 +84,13 @@ def of_problems(problems: Sequence[str], dtypes: Sequence[str] = DTYPES) -> list
         If one of them cannot be read.
     """
     geometries = [ConvGeometry.parse(problem) for problem in problems]
-    return [Job(str(g), direction, dtype) for dtype in dtypes for g in geometries for direction in DIRECTIONS]
+    return [
+        Job(str(g), direction, dtype)
+        for dtype in dtypes
+        for g in geometries
+        for direction in DIRECTIONS
+        if not (direction == "weight_grad" and isinstance(g, PoolGeometry))
+    ]
 
 
 def compile_all(jobs: Sequence[Job], processes: int | None = None) -> Generator[Outcome, None, None]:

@@ -30,6 +30,8 @@ def test_the_usual_jobs_are_those_of_every_algorithm_in_the_dtypes_asked_for():
     jobs = compiled_loops.usual(("float64",))
     assert {job.dtype for job in jobs} == {"float64"}
     assert {job.algorithm for job in jobs} == {"direct", "winograd", "winograd_4x4", "pool"}
+    pooling = compiled_loops.of_problems(["max_pool1d_n1_w9_c4_s3"], ["float32"])
+    assert [job.direction for job in pooling] == ["forward", "input_grad"]
     assert len(compiled_loops.usual()) == 2 * len(jobs)
     of_one = compiled_loops.of_problems(["n1_h8w8_c4_k4_r3s3"], ("float32",))
     assert [job.direction for job in of_one] == ["forward", "input_grad", "weight_grad"]
