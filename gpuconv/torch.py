@@ -22,7 +22,13 @@ is made real by a copy first.
 **Automatic mixed precision.** Under `torch.autocast`, 16-bit and float32 arguments are cast to its dtype, as those of
 PyTorch's own convolutions are.
 
-**Compilation.** `torch.compile` does not look inside: the graph breaks at a call of these functions.
+**Compilation.** `torch.compile` does not look inside: the graph breaks at a call of these functions. `fullgraph=True`,
+`torch.export` and fake tensors are refused.
+
+**Transforms.** Forward mode (`torch.autograd.forward_ad`) and the transforms of `torch.func` (`grad`, `vjp`, `jvp`,
+`jacrev`, `jacfwd`, `hessian`, `vmap`) work, one inside the other too. Where `vmap` gives each element a weight of its
+own, or asks for a weight gradient of each, there is a call for each element. `is_grads_batched=True` of
+`torch.autograd.grad` is refused.
 """
 
 from __future__ import annotations
@@ -34,6 +40,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from gpuconv import backend
 from gpuconv.errors import DeviceError, GeometryError
@@ -297,10 +304,12 @@ class _Convolution(torch.autograd.Function):
     """y = conv(x, w) + bias."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.call = call
-        ctx.save_for_backward(x, w)
+    def forward(call: Call, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
         return _forward(call, x, w, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], _: Tensor) -> None:
+        _save(ctx, *inputs[:3])
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -313,15 +322,30 @@ class _Convolution(torch.autograd.Function):
             _sum_over_positions(dy) if needs_bias else None,
         )
 
+    @staticmethod
+    def jvp(ctx: Any, _: None, tx: Tensor, tw: Tensor, tbias: Tensor | None) -> Tensor:
+        x, w = ctx.saved_tensors
+        return _watched_forward(ctx.call, tx, w, tbias) + _watched_forward(ctx.call, x, tw, None)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
+        call, x, w, bias = arguments
+        if in_dims[1] is not None and in_dims[2] is None and in_dims[3] is None:
+            return _unfolded(_watched_forward(call, _folded(x, in_dims[1]), w, bias), info)
+        return _one_by_one(_watched_forward, info, in_dims, arguments)
+
 
 class _InputGrad(torch.autograd.Function):
     """dx = input_grad(dy, w) + bias, for an x of a shape. Transposed convolutions have the bias."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, dy: Tensor, w: Tensor, bias: Tensor | None, shape: Ints) -> Tensor:
-        ctx.call = call
-        ctx.save_for_backward(dy, w)
+    def forward(call: Call, dy: Tensor, w: Tensor, bias: Tensor | None, shape: Ints) -> Tensor:
         return _input_grad(call, dy, w, bias, shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], _: Tensor) -> None:
+        _save(ctx, *inputs[:3])
+        ctx.shape = inputs[4]
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -335,15 +359,32 @@ class _InputGrad(torch.autograd.Function):
             None,
         )
 
+    @staticmethod
+    def jvp(ctx: Any, _: None, tdy: Tensor, tw: Tensor, tbias: Tensor | None, __: None) -> Tensor:
+        dy, w = ctx.saved_tensors
+        of_w = _watched_input_grad(ctx.call, dy, tw, None, ctx.shape)
+        return _watched_input_grad(ctx.call, tdy, w, tbias, ctx.shape) + of_w
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
+        call, dy, w, bias, shape = arguments
+        if in_dims[1] is not None and in_dims[2] is None and in_dims[3] is None:
+            folded = _folded(dy, in_dims[1])
+            return _unfolded(_watched_input_grad(call, folded, w, bias, (folded.shape[0], *shape[1:])), info)
+        return _one_by_one(_watched_input_grad, info, in_dims, arguments)
+
 
 class _WeightGrad(torch.autograd.Function):
     """dw = weight_grad(x, dy), for a w of a shape."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, x: Tensor, dy: Tensor, shape: Ints) -> Tensor:
-        ctx.call = call
-        ctx.save_for_backward(x, dy)
+    def forward(call: Call, x: Tensor, dy: Tensor, shape: Ints) -> Tensor:
         return _weight_grad(call, x, dy, shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], _: Tensor) -> None:
+        _save(ctx, *inputs[:3])
+        ctx.shape = inputs[3]
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -356,26 +397,82 @@ class _WeightGrad(torch.autograd.Function):
             None,
         )
 
+    @staticmethod
+    def jvp(ctx: Any, _: None, tx: Tensor, tdy: Tensor, __: None) -> Tensor:
+        x, dy = ctx.saved_tensors
+        of_dy = _watched_weight_grad(ctx.call, x, tdy, ctx.shape)
+        return _watched_weight_grad(ctx.call, tx, dy, ctx.shape) + of_dy
 
-# Autograd's part costs as much as all the rest of a small call. So an operation without a gradient does not ask for it.
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
+        return _one_by_one(_watched_weight_grad, info, in_dims, arguments)
+
+
+def _save(ctx: Any, call: Call, first: Tensor, second: Tensor) -> None:
+    ctx.call = call
+    ctx.save_for_backward(first, second)
+    if forward_ad._current_level >= 0:  # noqa: SLF001
+        ctx.save_for_forward(first, second)
+
+
+# An axis of torch.func.vmap along samples makes a larger batch. Where weights differ, there is a call for each.
+
+
+def _folded(t: Tensor, axis: int) -> Tensor:
+    """The samples of all elements along an axis of vmap, as one batch."""
+    return t.movedim(axis, 0).flatten(0, 1)
+
+
+def _unfolded(t: Tensor, info: Any) -> tuple[Tensor, int]:
+    return t.unflatten(0, (info.batch_size, -1)), 0
+
+
+def _one_by_one(
+    run: Callable[..., Tensor], info: Any, in_dims: tuple[int | None, ...], arguments: tuple[Any, ...]
+) -> tuple[Tensor, int]:
+    """The results of one call for each element along an axis of vmap, which has its place in some of the arguments."""
+
+    def element(i: int) -> Tensor:
+        pairs = zip(arguments, in_dims, strict=True)
+        return run(*[a.select(axis, i) if isinstance(axis, int) else a for a, axis in pairs])
+
+    return torch.stack([element(i) for i in range(info.batch_size)]), 0
+
+
+# Autograd's part costs as much as all the rest of a small call. So an operation without a gradient does not ask for it,
+# and others do without Python's part of `Function.apply`, which only the transforms of torch.func need.
 
 
 def _watched_forward(call: Call, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
-    return (_Convolution.apply if _is_watched(x, w, bias) else _forward)(call, x, w, bias)
+    if not _is_watched(x, w, bias):
+        return _forward(call, x, w, bias)
+    return (_Convolution.apply if _is_transformed() else _apply_convolution)(call, x, w, bias)
 
 
 def _watched_input_grad(call: Call, dy: Tensor, w: Tensor, bias: Tensor | None, shape: Ints) -> Tensor:
-    return (_InputGrad.apply if _is_watched(dy, w, bias) else _input_grad)(call, dy, w, bias, shape)
+    if not _is_watched(dy, w, bias):
+        return _input_grad(call, dy, w, bias, shape)
+    return (_InputGrad.apply if _is_transformed() else _apply_input_grad)(call, dy, w, bias, shape)
 
 
 def _watched_weight_grad(call: Call, x: Tensor, dy: Tensor, shape: Ints) -> Tensor:
-    return (_WeightGrad.apply if _is_watched(x, dy, None) else _weight_grad)(call, x, dy, shape)
+    if not _is_watched(x, dy, None):
+        return _weight_grad(call, x, dy, shape)
+    return (_WeightGrad.apply if _is_transformed() else _apply_weight_grad)(call, x, dy, shape)
+
+
+_apply_convolution, _apply_input_grad, _apply_weight_grad = (
+    super(torch.autograd.Function, function).apply for function in (_Convolution, _InputGrad, _WeightGrad)
+)
+
+_is_transformed = torch._C._are_functorch_transforms_active  # noqa: SLF001
 
 
 def _is_watched(read: Tensor, other: Tensor, bias: Tensor | None) -> bool:
-    """Whether autograd has to know of an operation on these tensors."""
-    return torch.is_grad_enabled() and (
-        read.requires_grad or other.requires_grad or (bias is not None and bias.requires_grad)
+    """Whether PyTorch has to know of an operation on these tensors: for a gradient, a tangent or a transform."""
+    is_on_tape = read.requires_grad or other.requires_grad or (bias is not None and bias.requires_grad)
+    return bool(
+        (is_on_tape and torch.is_grad_enabled()) or forward_ad._current_level >= 0 or _is_transformed()  # noqa: SLF001
     )
 
 
@@ -384,18 +481,26 @@ def _sum_over_positions(dy: Tensor) -> Tensor:
     return dy.sum((0, *range(2, dy.ndim)))
 
 
-@torch.compiler.disable
 def _conv(call: Call, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    if torch.compiler.is_dynamo_compiling():
+        return _uncompiled(_conv, call, x, w, bias)
     x, w, bias, is_batch = _checked(call, x, w, bias)
     y = _watched_forward(call, x, w, bias)
     return y if is_batch else y[0]
 
 
 @torch.compiler.disable
+def _uncompiled(run: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """A call out of a compiled function, whose graph breaks here. As a decorator of all calls, `disable` takes 1 us."""
+    return run(*arguments)
+
+
 def _conv_transpose(call: Call, x: Tensor, w: Tensor, bias: Tensor | None, output_padding: IntsLike) -> Tensor:
+    if torch.compiler.is_dynamo_compiling():
+        return _uncompiled(_conv_transpose, call, x, w, bias, output_padding)
     x, w, bias, is_batch = _checked(call, x, w, bias)
     call, shape, beyond = _transposed(_shape(x), _shape(w), output_padding, *call)
-    y = _watched_input_grad(call, x, w.conj(), None if beyond else bias, shape)
+    y = _watched_input_grad(call, x, w.conj() if w.is_complex() else w, None if beyond else bias, shape)
     if beyond:
         y = torch.nn.functional.pad(y, beyond)
         y = y if bias is None else y + bias.reshape(-1, *[1] * call.ndim)
@@ -498,7 +603,14 @@ def _plain(t: Tensor) -> Tensor:
 def _as_numpy(t: Tensor, caller: str) -> Array:
     if t.dtype is _BFLOAT16:  # which NumPy knows by ml_dtypes only
         return _as_numpy(_plain(t).view(torch.int16), caller).view(backend.as_dtype("bfloat16", caller))
-    array: Array = t.numpy(force=True)  # a view without a history, or a copy if its memory does not hold its values
+    try:
+        array: Array = t.numpy(force=True)  # a view without a history, or a copy if its memory does not hold its values
+    except RuntimeError as error:
+        raise TypeError(
+            f"{caller}: a tensor of type {type(t).__name__} has no memory that NumPy can read ({error}). Such tensors "
+            "stand for others in torch.export, FakeTensorMode and torch.autograd.grad(is_grads_batched=True). Call "
+            f"{caller} outside of these, or use torch.func.vmap, which it supports."
+        ) from error
     return array
 
 
@@ -522,12 +634,14 @@ def _checked(call: Call, x: Tensor, w: Tensor, bias: Tensor | None) -> tuple[Ten
 
 
 def _check_tensor(call: Call, name: str, t: Tensor, x: Tensor) -> None:
+    if isinstance(t, Tensor) and t.is_cpu and x.is_cpu and t.layout is _STRIDED:
+        return
     if not isinstance(t, Tensor):
         raise TypeError(
             f"{call.caller}: {name} is {type(t).__name__}, where a torch.Tensor is needed. Convert it with "
             "torch.as_tensor, or call the function of gpuconv itself, which takes NumPy and CuPy arrays."
         )
-    if t.layout is not torch.strided or not (t.is_cpu or t.is_cuda):
+    if t.layout is not _STRIDED or not (t.is_cpu or t.is_cuda):
         raise DeviceError(
             f"{call.caller}: {name} is a tensor of layout {t.layout} on {t.device}. gpuconv takes strided tensors "
             f"on cpu and cuda. Convert it: {name}.to_dense(), or {name}.to('cpu')."
@@ -542,4 +656,4 @@ def _check_tensor(call: Call, name: str, t: Tensor, x: Tensor) -> None:
 _CAST = (torch.float16, torch.bfloat16, torch.float32)
 """The dtypes that autocast changes. float64 and complex numbers stay, as in PyTorch."""
 
-_BFLOAT16 = torch.bfloat16
+_BFLOAT16, _STRIDED = torch.bfloat16, torch.strided

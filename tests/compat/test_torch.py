@@ -3,8 +3,11 @@
 On a GPU nothing but the way to CuPy differs; it is tested on the double, with stand-ins for tensors.
 """
 
+import copy
 import doctest
 import itertools
+import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,12 +16,16 @@ from cases import integers
 
 torch = pytest.importorskip("torch")
 
+from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
+from torch.autograd import forward_ad  # noqa: E402
+from torch.utils.checkpoint import checkpoint  # noqa: E402
+
 import gpuconv  # noqa: E402
 import gpuconv.torch as ours  # noqa: E402
 from gpuconv import AlgorithmError, DeviceError, DTypeError, GeometryError  # noqa: E402
 from gpuconv.functions.call import Call  # noqa: E402
 
-GRADCHECK = {"check_undefined_grad": False, "check_batched_grad": False, "fast_mode": True}
+GRADCHECK = {"check_batched_grad": False, "fast_mode": True}
 SPATIAL, KERNEL = (4, 3, 3), (2, 3, 1)
 
 CONVOLUTIONS = {
@@ -32,6 +39,12 @@ TRANSPOSED = {
     "beyond every tap": {"dilation": 3, "output_padding": 2},
 }
 PAD_MODES = ("reflect", "replicate", "circular", "symmetric")
+
+
+# PyTorch warns of itself: forward mode imports what it deprecates, and Dynamo looks at the gradient of any tensor.
+of_pytorch_itself = pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script. is deprecated:DeprecationWarning", r"ignore:The \.grad attribute of a Tensor:UserWarning"
+)
 
 
 def made(shape, dtype, seed=0):
@@ -71,24 +84,166 @@ def test_results_and_gradients_are_those_of_pytorch(kind, case, ndim, dtype):
     )
 
 
+@of_pytorch_itself
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["conv", "conv_transpose"])
-def test_gradients_of_gradients(kind, ndim, dtype):
+def test_gradients_of_gradients_and_tangents(kind, ndim, dtype):
+    """With every stride, dilation, number of groups and padding mode; forward mode too, but not for each of these."""
     transposed = kind == "conv_transpose"
-    for kwargs in (TRANSPOSED if transposed else CONVOLUTIONS).values():
+    modes = {} if transposed else {mode: {"padding": 1, "pad_mode": mode} for mode in PAD_MODES}
+    for kwargs in [*(TRANSPOSED if transposed else CONVOLUTIONS).values(), *modes.values()]:
         kwargs = of_ndim(kwargs, ndim)
         tensors = arguments(ndim, kwargs, dtype, transposed)
-        run = getattr(ours, f"{kind}{ndim}d")
-        assert torch.autograd.gradcheck(lambda *t: run(*t, **kwargs), tensors, **GRADCHECK)  # noqa: B023
-        assert torch.autograd.gradgradcheck(lambda *t: run(*t, **kwargs), tensors, **GRADCHECK)  # noqa: B023
+
+        def run(*tensors, kwargs=kwargs):
+            return getattr(ours, f"{kind}{ndim}d")(*tensors, **kwargs)
+
+        is_plain = "pad_mode" not in kwargs
+        assert torch.autograd.gradcheck(run, tensors, check_forward_ad=is_plain, **GRADCHECK)
+        assert torch.autograd.gradgradcheck(run, tensors, check_fwd_over_rev=is_plain, **GRADCHECK)
 
 
-@pytest.mark.parametrize("mode", PAD_MODES)
-def test_gradients_of_gradients_through_padding_modes(mode):
-    tensors = arguments(2, {}, torch.float64)
-    assert torch.autograd.gradcheck(lambda *t: ours.conv2d(*t, padding=1, pad_mode=mode), tensors, **GRADCHECK)
-    assert torch.autograd.gradgradcheck(lambda *t: ours.conv2d(*t, padding=1, pad_mode=mode), tensors, **GRADCHECK)
+def of_both(transform, *functions):
+    """What a transform makes of convolutions, ours and PyTorch's own: they must agree."""
+    for name, *arguments in functions:
+        found, wanted = (transform(getattr(module, name), *arguments) for module in (ours, torch.nn.functional))
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@of_pytorch_itself
+def test_a_tangent_is_not_lost_where_nothing_requires_a_gradient():
+    x, w, b = (t.detach() for t in arguments(2, {}, torch.float64))
+    tx, tw, tb = (made(t.shape, t.dtype, 5) for t in (x, w, b))
+
+    def tangents(convolve, w, tw):
+        with forward_ad.dual_level():
+            for dx, dw, db in ((tx, None, None), (None, tw, None), (None, None, tb), (tx, tw, tb)):
+                given = [t if dt is None else forward_ad.make_dual(t, dt) for t, dt in ((x, dx), (w, dw), (b, db))]
+                yield forward_ad.unpack_dual(convolve(*given)).tangent
+
+    v = made((4, 6, 2, 3), torch.float64, 3)
+    of_both(lambda f, w, tw: list(tangents(f, w, tw)), ("conv2d", w, tw), ("conv_transpose2d", v, -v))
+
+
+@of_pytorch_itself
+def test_transforms_of_torch_func():
+    """Gradients, products with Jacobians, and axes of vmap: along samples, weights, both, and in a gradient."""
+    x, w, b = (t.detach() for t in arguments(2, {}, torch.float64))
+    v = made((4, 6, 2, 3), torch.float64, 3)
+    more_x, more_w, more_b = torch.stack([x, 2 * x, -x], 1), torch.stack([w, -w, w + 1]), torch.stack([b, b, -b], 1)
+    more_v = torch.stack([v, -v, v + 1], -1)
+    func, both = torch.func, [("conv2d", w, more_w, 0), ("conv_transpose2d", v, more_v, -1)]
+
+    def loss(convolve):
+        return lambda x, w, b: convolve(x, w, b).square().sum()
+
+    of_both(lambda f, w, *_: func.grad(loss(f), (0, 1, 2))(x, w, b), *both)
+    of_both(lambda f, w, *_: func.jvp(lambda x, b: f(x, w, b), (x, b), (2 * x, b)), *both)
+    of_both(lambda f, w, *_: func.vmap(lambda x: f(x, w, b), 1)(more_x), *both)
+    of_both(lambda f, w, *_: func.vmap(lambda x: f(x, w, b))(x), *both)  # (C, H, W)
+    of_both(lambda f, w, more_w, axis: func.vmap(lambda w: f(x, w, b), axis)(more_w), *both)
+    of_both(lambda f, w, more_w, axis: func.vmap(f, (1, axis, 1))(more_x, more_w, more_b), *both)
+    of_both(lambda f, w, *_: func.vmap(func.grad(loss(f), (0, 1, 2)), (0, None, None))(x, w, b), *both)
+    of_both(lambda f, w, *_: func.vmap(func.vmap(lambda x: f(x, w), 1), 0)(more_x[:, :, None]), *both)
+    of_both(lambda f, w, *_: func.hessian(lambda k: loss(f)(x, w * k, b))(torch.ones(1, dtype=x.dtype)), *both)
+
+
+def test_what_else_pytorch_does_with_a_function():
+    """Modes without gradients, hooks, recomputation, tensors that change, and modules that are copied."""
+    x, w, b = (t.detach() for t in arguments(2, {}, torch.float64))
+    weight = w.clone().requires_grad_()
+    wanted = torch.nn.functional.conv2d(x, w, b)
+    with torch.no_grad():
+        assert not ours.conv2d(x, weight).requires_grad
+    with torch.inference_mode():
+        assert ours.conv2d(x, weight).is_inference()
+
+    def gradient(y):
+        (found,) = torch.autograd.grad(y.sum(), weight)
+        return found
+
+    expected = gradient(torch.nn.functional.conv2d(x, weight, b))
+    seen = []
+    y = ours.conv2d(x, weight, b)
+    y.register_hook(seen.append)
+    handle = weight.register_hook(lambda g: 2 * g)
+    torch.testing.assert_close(gradient(y), 2 * expected, rtol=0, atol=0)
+    assert len(seen) == 1
+    handle.remove()
+    with torch.autograd.graph.save_on_cpu():
+        y = ours.conv2d(x, weight, b)
+    torch.testing.assert_close(gradient(y), expected, rtol=0, atol=0)
+    y = checkpoint(ours.conv2d, x, weight, b, use_reentrant=False)
+    torch.testing.assert_close(gradient(y), expected, rtol=0, atol=0)
+    changed = x.clone()
+    y = ours.conv2d(changed, weight, b)
+    changed += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        gradient(y)
+
+    module = Module(w, b)
+    other = Module(torch.zeros_like(w), torch.zeros_like(b))
+    other.load_state_dict(module.state_dict())
+    for copied in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), other):
+        torch.testing.assert_close(copied(x), wanted, rtol=0, atol=0)
+    found = torch.func.functional_call(module, {"bias": 0 * b}, (x,))
+    torch.testing.assert_close(found, torch.nn.functional.conv2d(x, w), rtol=0, atol=0)
+    of_input = x.clone().requires_grad_()
+    (g,) = torch.autograd.grad(module(of_input).square().sum(), of_input, create_graph=True)
+    g.square().sum().backward()
+    found = module.weight.grad
+    (g,) = torch.autograd.grad(
+        torch.nn.functional.conv2d(of_input, weight, b).square().sum(), of_input, create_graph=True
+    )
+    torch.testing.assert_close(found, gradient(g.square()), rtol=0, atol=0)
+
+
+class Module(torch.nn.Module):
+    def __init__(self, weight, bias):
+        super().__init__()
+        self.weight, self.bias = torch.nn.Parameter(weight.clone()), torch.nn.Parameter(bias.clone())
+
+    def forward(self, x):
+        return ours.conv2d(x, self.weight, self.bias)
+
+
+@of_pytorch_itself
+def test_compiled_functions_break_their_graph_at_a_call():
+    x, w, b = (t.detach() for t in arguments(2, {}, torch.float64))
+    kernels = {"conv2d": w, "conv_transpose2d": made((4, 6, 2, 3), torch.float64, 3)}
+    for name, w in kernels.items():
+
+        def run(convolve, x, w, b):
+            return (convolve(2 * x, w, b) + 1).relu().sum()
+
+        graphs = []
+
+        def count(graph, inputs, graphs=graphs):
+            graphs.append(graph)
+            return graph.forward
+
+        weights = [w.clone().requires_grad_() for _ in "12"]
+        compiled = torch.compile(partial(run, getattr(ours, name)), backend=count)(x, weights[0], b)
+        eager = run(getattr(torch.nn.functional, name), x, weights[1], b)
+        compiled.backward()
+        eager.backward()
+        torch.testing.assert_close((compiled, weights[0].grad), (eager, weights[1].grad), rtol=0, atol=0)
+        assert len(graphs) == 2  # before and after
+        with pytest.raises(torch._dynamo.exc.Unsupported, match=r"disable"):
+            torch.compile(partial(run, getattr(ours, name)), backend="eager", fullgraph=True)(x, w, b)
+
+
+def test_tensors_without_values_are_refused():
+    """Those that stand for others where PyTorch traces a program."""
+    x, w, b = (t.detach() for t in arguments(2, {}, torch.float64))
+    with FakeTensorMode() as fake, pytest.raises(TypeError, match=r"conv2d: .* FakeTensor has no memory"):
+        ours.conv2d(*(fake.from_tensor(t) for t in (x, w, b)))
+    y = ours.conv2d(x.clone().requires_grad_(), (weight := w.clone().requires_grad_()), b)
+    with pytest.raises(
+        TypeError, match=r"is_grads_batched=True\). Call conv2d outside of these, or use torch\.func\.vmap"
+    ):
+        torch.autograd.grad(y, weight, torch.stack([y.detach(), y.detach()]), is_grads_batched=True)
 
 
 def test_memory_is_shared_and_the_format_kept(monkeypatch):
