@@ -126,7 +126,7 @@ class Job:
         self.roles = {self._field(arguments, name): role for name, role in (roles or {}).items()}
         self.made = [([self._field(arguments, name) for name in one.names], one.make, one.array) for one in made]
         self.each = [(self.place(i), each) for i, each in enumerate(arguments) if isinstance(each, Each)]
-        varying = {name for one in made for name in one.names}
+        varying = {name for one in made for name in one.names} | set(roles or ())
         self.constants = [
             one for i, one in enumerate(arguments) if isinstance(one, (np.ndarray, tuple)) and i not in varying
         ]

@@ -22,6 +22,11 @@ BYTES = 64
 """Bytes of a line of the cache, at which buffers begin."""
 
 
+def is_given(*_: object) -> Array:
+    """In the place of a maker: the array is another one that the call reads."""
+    raise AssertionError
+
+
 class RepeatedJobs:
     """The jobs of a call on some arrays (both that it reads, and the result), for calls on arrays of the same kinds."""
 
@@ -67,11 +72,19 @@ class RepeatedJobs:
         self._template, self._size = address(template), len(words)
         self._bytes = 8 * len(words) + threads * part + BYTES
 
-    def __call__(self, read: Array, other: Array, out: Array, bias: Array | None = None) -> list[Array]:
-        """Run the jobs for these arrays. The result is what was made on the way."""
+    def __call__(
+        self, read: Array, other: Array, out: Array, bias: Array | None = None, given: Array | None = None
+    ) -> list[Array]:
+        """Run the jobs for these arrays. The result is what was made on the way.
+
+        `given` takes the place of the array that `is_given` would have to make.
+        """
         made, made_at = list[Array](), None
         if self._makers:
-            made = [make(read, other, out, bias) for make in self._makers]
+            made = [
+                given if make is is_given and given is not None else make(read, other, out, bias)
+                for make in self._makers
+            ]
             made_at = np.array([address(array) for array in made], np.int64)
         room = np.empty(self._bytes, np.uint8)  # the block, and then the buffers of the threads
         block = _lined(address(room))

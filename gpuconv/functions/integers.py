@@ -17,17 +17,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import ModuleType
-from typing import Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
 from gpuconv import backend, cpu, heuristics, planning
 from gpuconv.algorithms import ALGORITHMS, Algorithm, Problem
+from gpuconv.algorithms.cpu import integers as compiled
 from gpuconv.algorithms.epilogue import fill
 from gpuconv.algorithms.strips import Strip, Strips, extents_of, gather, tile_elements
+from gpuconv.algorithms.wrappers import unwrapped
 from gpuconv.cuda import graphs
 from gpuconv.errors import AlgorithmError, DTypeError, GeometryError, WorkspaceError
 from gpuconv.functions import integers_on_gpu, repeats
@@ -37,10 +40,22 @@ from gpuconv.simd.host import numba_is_there, try_numba
 from gpuconv.support.numbers import si
 from gpuconv.typing import Array, DTypeLike, Ints
 
+if TYPE_CHECKING:
+    from gpuconv.algorithms.cpu.direct import Direct
+
 DTYPES = ("int8", "uint8", "int16", "int32", "int64")
 NARROW = ("int8", "uint8")
 
-EXACT = ("depthwise", "direct", "gemm", "loops")
+SHORT_SUMS = 2**31 - 1
+"""The largest sum that is made in integers of 32 bits, of sums in float32."""
+
+FEW_WEIGHTS = 2**14
+"""Weights that are added up to find a smaller bound of the sums, where that may allow float32."""
+
+DIRECT = "direct"
+"""The algorithm whose loops add up integers."""
+
+EXACT = ("depthwise", DIRECT, "gemm", "loops")
 """Algorithms that add the products themselves, in any order, so that no rounding occurs where every sum is held."""
 
 WEIGHTS_AT_ONCE = 2**13
@@ -49,6 +64,9 @@ for each step is several launches there."""
 
 NARROWED_AT_ONCE = 2**13
 """Elements of a result that are narrowed where they lie, by way of a copy that stays in the first cache."""
+
+MOST_AT_ONCE = 2**24
+"""The most elements of x that are widened at once for loops that store integers."""
 
 STRIP_ELEMENTS = 2**20
 """Elements of x and y that are widened at a time: enough for all threads, and few enough to stay in cache."""
@@ -66,7 +84,12 @@ def result_dtype(caller: str, x: Array, w: Array) -> np.dtype[Any]:
     DTypeError
         If one of the arrays holds no integers of `DTYPES`, or they differ and are not both of 8 bits.
     """
-    found = {"x": backend.native(x.dtype).name, "w": backend.native(w.dtype).name}
+    return _result_dtype(caller, x.dtype, w.dtype)
+
+
+@lru_cache(maxsize=256)
+def _result_dtype(caller: str, of_x: np.dtype[Any], of_w: np.dtype[Any]) -> np.dtype[Any]:
+    found = {"x": backend.native(of_x).name, "w": backend.native(of_w).name}
     words = ", ".join(f"{name} is {dtype}" for name, dtype in found.items())
     if not set(found.values()) <= set(DTYPES):
         raise DTypeError(
@@ -91,23 +114,45 @@ class Reach(NamedTuple):
     most: int
 
 
-def reach_of(xp: ModuleType, x: Array, w: Array, bias: Array | None) -> Reach:
-    """The least and the greatest that a result may be, from the extremes of x and the weights; w is channels last."""
+def reach_of(
+    xp: ModuleType, x: Array, w: Array, bias: Array | None, is_enough: Callable[[Reach], bool] | None = None
+) -> Reach:
+    """The least and the greatest that a result may be, from the extremes of x and the weights; w is channels last.
+
+    Where a coarser answer `is_enough`, that is the answer: from the extremes of both arrays, or even of their dtypes.
+    """
     if x.size == 0 or w.size == 0:
         low, high = (0, 0) if bias is None or bias.size == 0 else (int(bias.min()), int(bias.max()))
         return Reach(0, 0, 0, min(low, 0), max(high, 0))
-    x_min, x_max = min(int(x.min()), 0), max(int(x.max()), 0)
-    w_max = max(-int(w.min()), int(w.max()), 0)
-    x_most, terms = max(-x_min, x_max), math.prod(w.shape[:-1])
-    if bias is None and x_most * w_max * terms <= 2**24:  # no sum can be larger, whatever the weights
-        return Reach(x_most, w_max, x_most * w_max * terms, -x_most * w_max * terms, x_most * w_max * terms)
+    terms = math.prod(w.shape[:-1])
+    added = (0, 0) if bias is None else (min(int(bias.min()), 0), max(int(bias.max()), 0))
+    is_enough = is_enough or (lambda reach: -reach.least <= 2**24 >= reach.most)
+
+    def coarse(x_most: int, w_most: int) -> Reach:
+        sums = x_most * w_most * terms
+        return Reach(x_most, w_most, sums, added[0] - sums, added[1] + sums)
+
+    if x.dtype.itemsize == 1 and is_enough(reach := coarse(*(255 if a.dtype.kind == "u" else 128 for a in (x, w)))):
+        return reach
+    w_min, w_max = _extremes(xp, w)
+    w_most = max(-w_min, w_max)
+    x_min, x_max = _extremes(xp, x)
+    x_most = max(-x_min, x_max)
+    if is_enough(reach := coarse(x_most, w_most)):
+        return reach
     above, below = _column_sums(xp, w, positive=True), _column_sums(xp, w, positive=False)
     most, least = above * x_max + below * x_min, above * x_min + below * x_max
     sums = max(int(most.max()), -int(least.min()))
     if bias is not None:
         offset = backend.to_numpy(bias).astype(object)
         most, least = most + np.maximum(offset, 0), least + np.minimum(offset, 0)
-    return Reach(x_most, w_max, sums, int(least.min()), int(most.max()))
+    return Reach(x_most, w_most, sums, int(least.min()), int(most.max()))
+
+
+def _extremes(xp: ModuleType, array: Array) -> tuple[int, int]:
+    """The least and the greatest of the elements and 0."""
+    least, greatest = compiled.extremes(array) if xp is np else (int(array.min()), int(array.max()))
+    return min(least, 0), max(greatest, 0)
 
 
 def _column_sums(xp: ModuleType, w: Array, *, positive: bool) -> Array:
@@ -159,9 +204,24 @@ def _pieces(most: int, bits: int) -> tuple[Piece, ...]:
     return tuple(Piece(first, bits, first + bits >= length) for first in range(0, length, bits))
 
 
+WHOLE = (Piece(0, 64, is_last=True),)
+"""An array in one piece."""
+
+
+def dtype_of_loops(reach: Reach, g: ConvGeometry) -> np.dtype[Any] | None:
+    """The dtype in which compiled loops make sums of a few products, which they add up as integers; None if in neither.
+
+    What is added up may wrap around on the way: the result alone has to fit.
+    """
+    most = reach.x * reach.w * compiled.products_at_once(g)
+    if most <= 2**24 and reach.least >= -SHORT_SUMS and reach.most <= SHORT_SUMS:
+        return np.dtype(np.float32)
+    return np.dtype(np.float64) if most <= 2**53 else None
+
+
 def pieces_of(reach: Reach, g: ConvGeometry) -> tuple[np.dtype[Any], tuple[Piece, ...], tuple[Piece, ...]]:
     """The dtype to compute in, and the pieces of x and of w."""
-    whole = (Piece(0, 64, is_last=True),)
+    whole = WHOLE
     if reach.sums <= 2**24:
         return np.dtype(np.float32), whole, whole
     if reach.sums <= 2**53:
@@ -186,17 +246,55 @@ class Plan(NamedTuple):
     of_w: tuple[Piece, ...]
     is_whole: bool = False
     """Whether x is widened at once and without padding, for a convolution of floats as a user would call it."""
+    in_loops: bool = False
+    """Whether compiled loops add up the sums as integers, and store them in the result."""
 
     @property
     def has_pieces(self) -> bool:
         return len(self.of_x) * len(self.of_w) > 1
 
 
-def plan_of(reach: Reach, g: ConvGeometry, device: str, limit: int, algorithm: str, caller: str) -> Plan:
-    """Strips that stay under `limit` bytes, together with what the algorithm takes beside them."""
-    if device == "cpu" and algorithm in ("auto", "direct"):
-        try_numba()
-    return _plan_of(*pieces_of(reach, g), g, device, limit, algorithm, caller, cpu.workers(), numba_is_there())
+def plan_of(
+    reach: Reach, g: ConvGeometry, device: str, limit: int, algorithm: str, caller: str, *, contiguous: bool = False
+) -> Plan:
+    """Strips that stay under `limit` bytes, together with what the algorithm takes beside them.
+
+    `contiguous`: all arrays are, channels last.
+    """
+    workers = cpu.workers()
+    if may_use_loops(device, algorithm):
+        dtype = dtype_of_loops(reach, g)
+        plan = None if dtype is None else _plan_in_loops(dtype, g, limit, contiguous, caller, workers)
+        if plan is not None:
+            return plan
+    return _plan_of(*pieces_of(reach, g), g, device, limit, algorithm, caller, workers, numba_is_there())
+
+
+def may_use_loops(device: str, algorithm: str) -> bool:
+    """Whether compiled loops may add up integers."""
+    if device != "cpu" or algorithm not in ("auto", DIRECT):
+        return False
+    try_numba()
+    return numba_is_there()
+
+
+@lru_cache(maxsize=1024)
+def _plan_in_loops(
+    dtype: np.dtype[Any], g: ConvGeometry, limit: int, contiguous: bool, caller: str, *_: object
+) -> Plan | None:
+    """A plan by which compiled loops store integers; None if they do not fit into `limit`."""
+    size_x = math.prod(g.x_shape)
+    widened = (size_x + math.prod(g.w_shape)) * dtype.itemsize
+    inner = Problem(g, dtype, "cpu", max_workspace=max(0, limit - widened), contiguous=contiguous)
+    chosen = _choose(inner, DIRECT, caller)
+    needed = widened + chosen.workspace_bytes(inner)
+    if needed <= limit and size_x <= MOST_AT_ONCE:
+        whole = Strips((g.n, *g.out), g.n * math.prod(g.out))
+        return Plan(whole, inner, chosen, needed, WHOLE, WHOLE, is_whole=True, in_loops=True)
+    try:
+        return _plan_of_strips(dtype, WHOLE, WHOLE, g, "cpu", limit, DIRECT, caller, in_loops=True)
+    except WorkspaceError:
+        return None
 
 
 @lru_cache(maxsize=1024)
@@ -211,7 +309,6 @@ def _plan_of(
     caller: str,
     *_: object,
 ) -> Plan:
-    # Of each element of w, x and y: floats; and with pieces, integers before they are floats and after.
     in_one_piece = len(of_x) * len(of_w) == 1
     if in_one_piece and math.prod(g.x_shape) + math.prod(g.y_shape) <= 4 * STRIP_ELEMENTS:
         widened = g.bytes(dtype.itemsize)
@@ -220,7 +317,26 @@ def _plan_of(
         needed = widened + chosen.workspace_bytes(inner)
         if needed <= limit:
             return Plan(Strips((g.n, *g.out), g.n * math.prod(g.out)), inner, chosen, needed, of_x, of_w, is_whole=True)
+    return _plan_of_strips(dtype, of_x, of_w, g, device, limit, algorithm, caller)
+
+
+def _plan_of_strips(
+    dtype: np.dtype[Any],
+    of_x: tuple[Piece, ...],
+    of_w: tuple[Piece, ...],
+    g: ConvGeometry,
+    device: str,
+    limit: int,
+    algorithm: str,
+    caller: str,
+    *,
+    in_loops: bool = False,
+) -> Plan:
+    # Of each element of w, x and y: floats; and with pieces, integers before they are floats and after.
+    in_one_piece = len(of_x) * len(of_w) == 1
     bytes_w, bytes_x, bytes_y = (dtype.itemsize,) * 3 if in_one_piece else (16, 24, 32)
+    if in_loops:
+        bytes_y = 0
     rows = STRIP_ELEMENTS // max(1, g.k)
     while True:
         strips = Strips((g.n, *g.out), max(1, rows))
@@ -231,7 +347,7 @@ def _plan_of(
         chosen = _choose(inner, algorithm, caller)
         needed = widened + chosen.workspace_bytes(inner)
         if needed <= limit and (sum(elements) <= 4 * STRIP_ELEMENTS or rows <= 1):
-            return Plan(strips, inner, chosen, needed, of_x, of_w)
+            return Plan(strips, inner, chosen, needed, of_x, of_w, in_loops=in_loops)
         if rows <= 1:
             raise WorkspaceError(
                 f"{caller}: integers are widened to {dtype} strip by strip, which takes {needed} bytes for {g} by "
@@ -275,7 +391,7 @@ def convolve(
     largest = extents_of(plan.strips[0])
     tiles, ys = (
         xp.empty(tile_elements(g, largest), plan.problem.dtype),
-        xp.empty(math.prod(largest) * g.k, plan.problem.dtype),
+        xp.empty(0 if plan.in_loops else math.prod(largest) * g.k, plan.problem.dtype),
     )
     compute = _in_pieces if plan.has_pieces else _at_once
     if not plan.has_pieces:
@@ -283,9 +399,35 @@ def convolve(
     for strip in plan.strips:
         extents = extents_of(strip)
         problem = replace(plan.problem, geometry=interned(_strip_geometry(g, extents)))
+        if plan.in_loops:
+            tile = gather(xp, x, g, strip, tiles, copies=True)
+            plan.algorithm.forward(problem, tile, w, out[strip], bias, "relu" if relu else "identity")
+            continue
         y, target = ys[: math.prod(extents) * g.k].reshape(*extents, g.k), out[strip]
         compute(xp, plan, problem, g, strip, x, w, tiles, y, target)
         _finish(xp, target, bias, relu=relu)
+
+
+@dataclass(frozen=True)
+class _Again:
+    """How a call of integers that repeats an earlier one is computed, if its integers are no larger."""
+
+    call: Keywords
+    g: ConvGeometry
+    is_enough: Callable[[Reach], bool]
+    correlation: compiled.Correlation
+    activation: str | None
+
+    def __call__(self, x: Array, w: Array, out: Array, bias: Array | None = None) -> None:
+        call = self.call
+        x_last, w_last = call.channels_last(x), call.channels_last(w, is_w=True)
+        reach = reach_of(np, x_last, w_last, bias, self.is_enough)
+        limit = 2 ** (8 * out.itemsize - 1)
+        fits = -limit <= reach.least and reach.most < limit
+        if fits and dtype_of_loops(reach, self.g) == self.correlation.dtype:
+            self.correlation(x_last, w_last, call.channels_last(out), bias)
+        else:
+            forward(call, np, x, w, bias, self.activation, out)
 
 
 class _Convolves(Protocol):
@@ -378,14 +520,14 @@ def forward(
 ) -> Array:
     """`forward` of integers, which have a result of another dtype than x, and no algorithm of their own.
 
-    `wraps`: a sum that may not fit in an int64 is right modulo 2**64, where otherwise it is refused. Calls on a GPU
-    that repeat this one find their launches in `place`, if they need not look at the data.
+    `wraps`: a sum that may not fit in an int64 is right modulo 2**64, where otherwise it is refused. Calls that repeat
+    this one find in `place` what it learns, on a GPU its launches, if they need not look at the data.
     """
     dtype = result_dtype(call.caller, x, w)
     if bias is not None and bias.dtype != dtype:
         raise DTypeError(f"{call.caller}: bias is {bias.dtype}, but the result is {dtype}. Give bias that dtype.")
     g = call.geometry(x.shape, w.shape)
-    activation = call.check_activation(activation, dtype)
+    asked, activation = activation, call.check_activation(activation, dtype)
     planning.check_precision(call.precision, call.caller)
     call.check_bias(bias, g.k)
     call.check_out(out, g, g.y_shape, dtype)
@@ -394,24 +536,33 @@ def forward(
         x_last, w_last = call.channels_last(x), call.channels_last(w, is_w=True)
         wraps = wraps and dtype == np.int64
         by_kernel = integers_on_gpu.serve(device, call.algorithm, g, x_last.dtype)
+        is_enough = _is_enough(call.algorithm, g, device, dtype)
         if by_kernel and (wraps or (bias is None and integers_on_gpu.always_fit(g, x.dtype, w.dtype, dtype))):
             reach = None
         else:
             graphs.check_if_captured(xp, f"{call.caller} of integers, which looks at the extremes of x first")
-            reach, place = reach_of(xp, x_last, w_last, bias), None
+            reach = reach_of(xp, x_last, w_last, bias, is_enough)
             if not wraps:
                 check_reach(call.caller, reach, dtype, g)
         result = call.result(xp, out, (x, w, bias), g.y_shape, dtype)
         target = call.channels_last(result)
         elsewhere = 0 if out is None or result is out else result.nbytes
         if reach is None or by_kernel:
-            place = place if elsewhere == 0 and call.layout == "channels_last" else None
+            place = place if reach is None and elsewhere == 0 and call.layout == "channels_last" else None
             integers_on_gpu.convolve(call, xp, g, x_last, w_last, target, bias, activation, elsewhere, place)
             return call.deliver(result, out)
         limit = call.limit_beside(elsewhere)
-        plan = plan_of(reach, g, device, limit, call.algorithm, call.caller)
+        contiguous = all(array.flags.c_contiguous for array in (x_last, w_last, target))
+        plan = plan_of(reach, g, device, limit, call.algorithm, call.caller, contiguous=contiguous)
         if g.macs == 0:
             fill(xp, target, bias, activation)
+        elif plan.is_whole and plan.in_loops:
+            direct = unwrapped(plan.algorithm, plan.problem)
+            arrays = x_last, w_last, target, bias
+            correlation = compiled.correlate(cast("Direct", direct), plan.problem, *arrays, activation)
+            if place is not None and correlation is not None and is_enough is not None:
+                again = _Again(call, g, is_enough, correlation, asked)
+                place.leave_on_cpu(result.shape, dtype, again)
         elif plan.is_whole:
             _as_floats(call, plan, x_last, w_last, target, bias, relu=activation == "relu")
         else:
@@ -419,12 +570,27 @@ def forward(
         return call.deliver(result, out)
 
 
+def _is_enough(algorithm: str, g: ConvGeometry, device: str, dtype: np.dtype[Any]) -> Callable[[Reach], bool] | None:
+    """Whether a coarse reach tells how compiled loops compute, as well as a fine one would."""
+    if not may_use_loops(device, algorithm):
+        return None
+    limits, weights = np.iinfo(dtype), math.prod(g.w_shape)
+    least, most = int(limits.min), int(limits.max)
+
+    def is_enough(reach: Reach) -> bool:
+        found = dtype_of_loops(reach, g)
+        fits = least <= reach.least and reach.most <= most
+        return fits and found is not None and (found == np.float32 or weights > FEW_WEIGHTS)
+
+    return is_enough
+
+
 def explain(call: Keywords, xp: ModuleType, x: Array, w: Array) -> planning.ConvPlan:
     """The plan of a convolution of these arrays."""
     dtype, g = result_dtype(call.caller, x, w), call.geometry(x.shape, w.shape)
     x, w = call.channels_last(x), call.channels_last(w, is_w=True)
     with backend.on_device_of(x):
-        reach = reach_of(xp, x, w, None)
+        reach = reach_of(xp, x, w, None, _is_enough(call.algorithm, g, backend.device_of(x), dtype))
         check_reach(call.caller, reach, dtype, g)
         of_both = backend.native(x.dtype), backend.native(w.dtype)
         return _explained(reach, g, *of_both, backend.device_of(x), call.limit_beside(0), call.algorithm, call.caller)

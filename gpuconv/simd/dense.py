@@ -23,13 +23,17 @@ import numpy as np
 from gpuconv.simd.arguments import arguments
 from gpuconv.simd.axes import ZEROS, axis_of, is_clear, seen, source
 from gpuconv.simd.tile import (
+    INTEGERS,
+    LONG_INTEGERS,
     MOST_VECTORS,
+    RELU,
     VECTOR_BYTES,
     address_of,
     compiled,
     get,
     has_nan,
     inlined,
+    integer_at,
     kept,
     plus,
     prefetch,
@@ -37,6 +41,7 @@ from gpuconv.simd.tile import (
     relu,
     rows_of,
     size_of,
+    store_integers,
     store_strided,
     tile_of,
     transpose,
@@ -88,7 +93,7 @@ class Product(NamedTuple):
     c: int
     k: int
     groups: int
-    relu: int
+    store: int  # see tile.py
     merges: int
     block: int  # outputs per task
     rows: int  # outputs for which there is room in the buffers
@@ -101,6 +106,12 @@ class Product(NamedTuple):
 
 
 # -------------------------------------------------------------------------------------------------- runs
+
+
+@inlined
+def _result_size(p: Any, size: int) -> int:
+    """Bytes of an element of y, which is a float of `size` bytes or an integer."""
+    return 8 if p.store & LONG_INTEGERS else size
 
 
 @inlined
@@ -190,7 +201,7 @@ def _build_indirection_buffer(  # noqa: C901, PLR0912, PLR0915  (one function fo
     runs, rows = _runs(p), p.rows
     output_pointers, marks = runs * rows, (runs + 1) * rows  # their numbers in the table
     starts, firsts = _starts(runs, rows, place), _firsts(runs, rows, place)
-    is_scattered = p.y_k != size or p.k % (VECTOR_BYTES // size) > 0
+    is_scattered = p.y_k != _result_size(p, size) or p.k % (VECTOR_BYTES // size) > 0
     none = np.intp(0)
     x_step, strip_step = along_w.stride * p.x_w, along_w.stride * p.c * size
     i, line = 0, 0
@@ -406,11 +417,11 @@ _add_to_row, _one_address = _row.add_products, _row.strided_addresses
 @compiled
 def _multiply_row(
     table: Any, rows: int, zero_run: int, i: int, run: int, runs: int, at: int, first: int, stop: int, depth: int,
-    panel: Any, width: int, sums: Any, bias: int, is_relu: bool, y: int,
+    panel: Any, width: int, sums: Any, bias: int, result: int, y: int,
 ) -> None:  # fmt: skip
     """The sums of `_multiply` for output i, product by product, from element `first` to `stop` of each run.
 
-    They are stored at `y`, or in `sums` if that is 0.
+    They are stored at `y`, or in `sums` if that is 0. They are no integers: those have no NaN.
     """
     size, step = size_of(panel), width * VECTOR_BYTES
     for part in range(0, step, VECTOR_BYTES):
@@ -424,7 +435,7 @@ def _multiply_row(
         sum_ = address_of(sums) + i * step + part
         total = plus(total, bias + part if bias else sum_, 0)
         if y:
-            store_strided(relu(total) if is_relu else total, y + part, 0)
+            store_strided(relu(total) if result else total, y + part, 0)
         else:
             store_strided(total, sum_, 0)
 
@@ -434,7 +445,7 @@ def _make_multiply(vectors: int) -> Any:  # noqa: C901, PLR0915  (one function f
     tile = tile_of(rows, vectors)
     zeros, add_products, addresses = tile.zeros, tile.add_products, tile.addresses
     spaced, further_on, add_spaced = tile.spaced, tile.further_on, tile.add_spaced
-    store, all_at = tile.store, tile.all_at
+    store, all_at, strided_addresses = tile.store, tile.all_at, tile.strided_addresses
     step = vectors * VECTOR_BYTES
     lines = max(1, step // LINE)
     fetches = vectors > 1  # with one vector, there is as much to read as the processor can
@@ -442,7 +453,7 @@ def _make_multiply(vectors: int) -> Any:  # noqa: C901, PLR0915  (one function f
     @variant(vectors)
     def multiply_tiles(  # noqa: C901, PLR0912, PLR0915
         table: Any, table_rows: int, starts: Any, firsts: Any, x_step: int, y_step: int, all_runs: int, start: int,
-        count: int, run: int, runs: int, at: int, depth: int, panel: Any, sums: Any, bias: int, to: int, is_relu: int,
+        count: int, run: int, runs: int, at: int, depth: int, panel: Any, sums: Any, bias: int, to: int, result: int,
         is_finite: bool, ahead: int, ahead_step: int,
     ) -> int:  # fmt: skip
         """The tiles of `_multiply`, from row `start` on; the result is the first row that was not computed.
@@ -497,11 +508,19 @@ def _make_multiply(vectors: int) -> Any:  # noqa: C901, PLR0915  (one function f
             if not is_inside and not is_finite and not all_at(addresses(marks, i), 0) and has_nan(total):
                 return i
             sum_ = address_of(sums) + i * step
+            if result > RELU:
+                before, before_step = bias or sum_, 0 if bias else step
+                if to < 0:
+                    store_integers(total, before, before_step, strided_addresses(sum_, step), 0, INTEGERS)
+                else:
+                    ys = strided_addresses(y, y_step) if y else addresses(output_pointers, i)
+                    store_integers(total, before, before_step, ys, to, result)
+                continue
             total = plus(total, bias or sum_, 0 if bias else step)
             if to < 0:
                 store_strided(total, sum_, step)
             else:
-                if is_relu:
+                if result:
                     total = relu(total)
                 if y:
                     store_strided(total, y + to, y_step)
@@ -538,17 +557,17 @@ def _multiply(
         if width == 4:
             done = _multiply_tiles_4(
                 table, rows, starts, firsts, x_step, p.y_q, all_runs, done, count, run, runs, at, depth, panel, sums,
-                bias, to, p.relu, is_finite, ahead, p.w_c,
+                bias, to, p.store, is_finite, ahead, p.w_c,
             )  # fmt: skip
         elif width == 2:
             done = _multiply_tiles_2(
                 table, rows, starts, firsts, x_step, p.y_q, all_runs, done, count, run, runs, at, depth, panel, sums,
-                bias, to, p.relu, is_finite, ahead, p.w_c,
+                bias, to, p.store, is_finite, ahead, p.w_c,
             )  # fmt: skip
         else:
             done = _multiply_tiles_1(
                 table, rows, starts, firsts, x_step, p.y_q, all_runs, done, count, run, runs, at, depth, panel, sums,
-                bias, to, p.relu, is_finite, ahead, p.w_c,
+                bias, to, p.store, is_finite, ahead, p.w_c,
             )  # fmt: skip
         if done >= count:
             return
@@ -559,7 +578,7 @@ def _multiply(
                 first, stop = _elements(p, last, behind[rows + i])
                 _multiply_row(
                     table, rows, p.zeros, i, run, runs, at, max(first - e0, 0), min(stop - e0, depth), depth, panel,
-                    width, sums, bias, p.relu, behind[i] + to if to >= 0 else 0,
+                    width, sums, bias, p.store, behind[i] + to if to >= 0 else 0,
                 )  # fmt: skip
             done += tile
             if done >= count:
@@ -571,10 +590,20 @@ def _scatter(p: Any, sums: Any, width: int, output_pointers: Any, count: int, to
     """Store sums one by one, where channels are not contiguous or do not fill a vector."""
     for i in range(count):
         for k in range(k_count):
+            at = output_pointers[i] + to + k * p.y_k
+            if p.store > RELU:
+                whole = integer_at(address_of(sums) + (i * width + k) * size_of(sums), sums)
+                if p.store & RELU:
+                    whole = max(whole, 0)
+                if _result_size(p, size_of(sums)) == 8:
+                    put(at, np.int64(whole))
+                else:
+                    put(at, np.int32(whole))
+                continue
             value = sums[i * width + k]
-            if p.relu and value < 0:
+            if p.store and value < 0:
                 value = sums.dtype.type(0)
-            put(output_pointers[i] + to + k * p.y_k, value)
+            put(at, value)
 
 
 @kept
@@ -587,6 +616,7 @@ def correlate(job: Any, thread: Any, kinds: Any) -> None:  # noqa: C901, PLR0915
     p, maps, bias, tasks, table, panel, sums = arguments(turn, kinds)
     panel, sums = _lined_up(panel), _lined_up(sums)
     size = size_of(panel)
+    y_size = _result_size(p, size)
     lanes = VECTOR_BYTES // size
     vectors = -(-p.k // lanes)
     most = min(p.vectors, MOST_VECTORS)
@@ -617,7 +647,7 @@ def correlate(job: Any, thread: Any, kinds: Any) -> None:  # noqa: C901, PLR0915
             v0, width = _panel(vectors, most, number % by_group)
             k0, wide = v0 * lanes, width * lanes
             k_count = min(wide, p.k - k0)
-            in_place = p.y_k == size and k_count == wide
+            in_place = p.y_k == y_size and k_count == wide
             weights = p.w + group * p.w_g + k0 * p.w_k
             start = address_of(bias) + (group * p.k + k0) * size
             for step in range(steps):
@@ -641,7 +671,7 @@ def correlate(job: Any, thread: Any, kinds: Any) -> None:  # noqa: C901, PLR0915
                     v0 = _panel(vectors, most, next_ % by_group)[0]
                     ahead = p.w + next_ // by_group * p.w_g + v0 * lanes * p.w_k
                 is_last = step + 1 == steps
-                to = (group * p.k + k0) * size if is_last and in_place else -1
+                to = (group * p.k + k0) * y_size if is_last and in_place else -1
                 _multiply(
                     p, maps[2], table, count, run, some, group, e0, depth, panel, width, sums, start, to, ahead
                 )  # fmt: skip

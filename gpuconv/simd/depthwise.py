@@ -32,9 +32,22 @@ from gpuconv.simd.sliding import (
     one_pixel,
     pixel_tile,
     store_some,
+    store_some_integers,
     tap_tile,
 )
-from gpuconv.simd.tile import VECTOR_BYTES, address_of, compiled, has_nan, inlined, kept, plus, relu, store_strided
+from gpuconv.simd.tile import (
+    LONG_INTEGERS,
+    RELU,
+    VECTOR_BYTES,
+    address_of,
+    compiled,
+    has_nan,
+    inlined,
+    kept,
+    plus,
+    relu,
+    store_strided,
+)
 from gpuconv.simd.waiting import Turn, count_up, own_task
 
 columns_of = inlined(columns_of)
@@ -84,7 +97,7 @@ class Depthwise(NamedTuple):
     threads: int  # the tasks are divided among so many threads to begin with
     known: int  # tiles near the ends of a row whose tables a weight gradient makes only once
     depth: int  # outputs that a weight gradient sums in registers
-    relu: int
+    store: int  # see tile.py
 
 
 @compiled
@@ -146,8 +159,12 @@ def _columns(shape: Any) -> int:
 
 @inlined
 def _finish(p: Any, total: Any, at: int, y: int, count: int, spill: int) -> None:
-    total = plus(total, p.bias + at, 0)
-    store_some(relu(total) if p.relu else total, y + at, p.y_q, count, spill)
+    if p.store > RELU:
+        y += 2 * at if p.store & LONG_INTEGERS else at
+        store_some_integers(total, p.bias + at, y, p.y_q, count, spill, p.store)
+    else:
+        total = plus(total, p.bias + at, 0)
+        store_some(relu(total) if p.store else total, y + at, p.y_q, count, spill)
 
 
 @compiled
@@ -210,10 +227,10 @@ def _make_rows(
             at = min(panel, p.pixel - step)
             for j in range(row_count):
                 total, y = _sum_taps(p, along, rows, j, first, is_clear, table, at, like, shape), rows[j] + q * p.y_q
-                if is_clear:
+                if is_clear and p.store <= RELU:
                     total = plus(total, p.bias + at, 0)
-                    store_strided(relu(total) if p.relu else total, y + at, p.y_q)
-                elif has_nan(total):
+                    store_strided(relu(total) if p.store else total, y + at, p.y_q)
+                elif p.store <= RELU and has_nan(total):
                     _make_carefully(p, last, rows, j, q, min(pixels, p.q - q), at, y, like, shape)
                 else:
                     _finish(p, total, at, y, p.q - q, spill)

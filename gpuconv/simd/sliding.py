@@ -20,7 +20,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from gpuconv.simd.llvm import I64, further, load, multiply_add, store_value
-from gpuconv.simd.tile import VECTOR_BYTES, TileType
+from gpuconv.simd.tile import VECTOR_BYTES, TileType, store_as_integers
 
 NOWHERE = 2**62
 """The place of a zero."""
@@ -182,6 +182,21 @@ def store_some(_: Any, tile: Any, _address: Any, _step: Any, _count: Any, _spill
         return context.get_dummy_value()
 
     return types.void(tile, *(types.intp,) * 4), build
+
+
+@intrinsic
+def store_some_integers(
+    _: Any, tile: Any, _before: Any, _address: Any, _step: Any, _count: Any, _spill: Any, _store: Any
+) -> Any:
+    """As `store_some` of whole numbers as integers, to each of whose rows those at `before` are added: see tile.py."""
+
+    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
+        total, before, address, step, count, spill, store = args
+        rows = _some(builder, _strided(builder, tile.rows, address, step), count, spill)
+        store_as_integers(builder, tile, total, before, I64(0), rows, store)
+        return context.get_dummy_value()
+
+    return types.void(tile, *(types.intp,) * 6), build
 
 
 # -------------------------------------------------------------------------------------------------- addresses

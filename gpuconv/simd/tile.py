@@ -58,6 +58,11 @@ def rows_of(vectors: int) -> int:
     return {1: 2 * ROWS, 2: ROWS, 4: 6}[vectors]
 
 
+RELU, INTEGERS, LONG_INTEGERS = 1, 2, 4
+"""What becomes of sums when they are stored, added up. RELU: 0 takes the place of those that are negative. INTEGERS:
+sums of up to `depth` products are whole numbers; they are added up, and stored, as integers of the size of the float,
+and so is the bias. LONG_INTEGERS: the same for float32, with results of 64 bits."""
+
 PART = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 """The options of what only compiled code calls: wrappers for Python and C would take a quarter of the compilation."""
 
@@ -244,6 +249,67 @@ def store_strided(_: Any, tile: Any, _address: Any, _step: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(tile, types.intp, types.intp), build
+
+
+@intrinsic
+def store_integers(_: Any, tile: Any, _before: Any, _step: Any, xs: Any, _at: Any, _store: Any) -> Any:
+    """Memory at xs[i] + at = row i of a tile of whole numbers + the integers in memory at before + i * step.
+
+    These have the size of the tile's elements, and so has the result unless `store` says otherwise.
+    """
+
+    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
+        total, before, step, addresses, at, store = args
+        rows = [builder.add(builder.extract_value(addresses, i), at) for i in range(tile.rows)]
+        store_as_integers(builder, tile, total, before, step, rows, store)
+        return context.get_dummy_value()
+
+    return types.void(tile, types.intp, types.intp, xs, types.intp, types.intp), build
+
+
+@intrinsic
+def integer_at(_: Any, _address: Any, like: Any) -> Any:
+    """The integer at an address, which has the size of an element."""
+
+    def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
+        found = load(builder, args[0], ir.IntType(like.dtype.bitwidth))
+        return found if like.dtype.bitwidth == 64 else builder.sext(found, I64)
+
+    return types.intp(types.intp, like), build
+
+
+def store_as_integers(
+    builder: Any, tile: TileType, total: Any, before: Any, step: Any, rows: list[Any], store: Any
+) -> None:
+    """Store the rows of a tile of whole numbers, + integers in memory, at some addresses."""
+    bits, count = tile.dtype.bitwidth, tile.vector.count
+    scalar = ir.IntType(bits)
+    vector = ir.VectorType(scalar, count)
+    is_relu = builder.icmp_signed("!=", builder.and_(store, I64(RELU)), I64(0))
+    least = broadcast(builder, builder.select(is_relu, scalar(0), scalar(-(2 ** (bits - 1)))), vector)
+    values = []
+    for i, j, number in tile.numbers:
+        address = further(builder, builder.add(before, builder.mul(step, I64(i))), j * VECTOR_BYTES)
+        value = builder.fptosi(builder.extract_value(total, number), vector)
+        value = builder.add(value, load(builder, address, vector))
+        values.append(builder.select(builder.icmp_signed(">", value, least), value, least))
+
+    def store_all(element_bytes: int) -> None:
+        for i, j, number in tile.numbers:
+            value = values[number]
+            if 8 * element_bytes > bits:
+                value = builder.sext(value, ir.VectorType(I64, count))
+            store_value(builder, value, further(builder, rows[i], j * count * element_bytes))
+
+    if bits == 64:
+        store_all(8)
+        return
+    is_long = builder.icmp_signed("!=", builder.and_(store, I64(LONG_INTEGERS)), I64(0))
+    with builder.if_else(is_long) as (then, otherwise):
+        with then:
+            store_all(8)
+        with otherwise:
+            store_all(4)
 
 
 def _zeros(tile: TileType, *arguments: Any) -> Any:

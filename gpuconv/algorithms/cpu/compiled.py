@@ -71,8 +71,22 @@ def padded_bias(g: ConvGeometry, dtype: np.dtype[Any], bias: Array | None) -> Ar
     """The bias, or zeros without one, followed by zeros up to the size that the loops read."""
     padded: Array = np.zeros(bias_size(g, dtype), dtype)
     if bias is not None:
-        padded[: g.k] = bias
+        as_added(padded, bias)[: g.k] = bias
     return padded
+
+
+def as_added(row: Array, bias: Array) -> Array:
+    """A row of floats as what the loops add to their sums: integers where the bias holds integers."""
+    return row.view(f"i{row.itemsize}") if bias.dtype.kind == "i" else row
+
+
+def stored_as(y: Array, dtype: np.dtype[Any], *, relu: bool) -> int:
+    """How simd/tile.py stores the sums of loops that compute in `dtype`: y may hold integers, for whole numbers."""
+    from gpuconv.simd.tile import INTEGERS, LONG_INTEGERS, RELU
+
+    if y.dtype.kind != "i":
+        return RELU if relu else 0
+    return (LONG_INTEGERS if y.itemsize > dtype.itemsize else INTEGERS) + (RELU if relu else 0)
 
 
 # -------------------------------------------------------------------------------------------------- repeated calls

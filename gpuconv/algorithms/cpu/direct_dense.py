@@ -22,6 +22,7 @@ from gpuconv.algorithms.cpu.compiled import (
     budget,
     macs_of,
     padded_bias,
+    stored_as,
     told,
     zeros_for,
 )
@@ -227,7 +228,7 @@ class DenseTiling:
                 *(address(x), x_n, *three_axes(x_strides, 0)),
                 *(w_address, *three_axes(taps, 0), w_g, w_c, w_k),
                 *(address(y), y_n, *three_axes(y_strides, 0), y_k, zeros),
-                *(*outputs, *self._sizes, int(relu), int(self.merges), *self._blocks),
+                *(*outputs, *self._sizes, stored_as(y, self.dtype, relu=relu), int(self.merges), *self._blocks),
             )
         )
         return product, index_maps
@@ -302,7 +303,7 @@ def _choose_tiling(problem: Problem, g: ConvGeometry, threads: int) -> DenseTili
             wide = -(-panels // pieces) * min(VECTORS, vectors_k) * lanes + (lanes if pieces > 1 else 0)
             panel, sums = rows * widest, math.prod(g.kernel) * g.c_group * wide
         else:
-            panel, sums = depth * widest, rows * widest + g.k + widest
+            panel, sums = depth * widest, rows * widest + 2 * (g.k + widest)
         # Three more per output: its own address, whether its window holds padding, and what is said of the tiles, for
         # three widths of panels. Of these each has a number per run, and at least six rows.
         table = (runs + 3) * rows + 3 * runs * (rows // 6)

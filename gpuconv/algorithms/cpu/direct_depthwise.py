@@ -22,9 +22,11 @@ from gpuconv.algorithms.cpu.compiled import (
     Computation,
     Step,
     Views,
+    as_added,
     budget,
     copied_bytes,
     macs_of,
+    stored_as,
     told,
     zeros_for,
 )
@@ -37,7 +39,6 @@ from gpuconv.simd.host import (
     address,
     axes_of,
     axis_of,
-    native,
     tasks_for,
     three_axes,
     with_adjacent_channels,
@@ -227,7 +228,8 @@ class DepthwiseTiling:
         return with_adjacent_channels(w)
 
     def _row(self, bias: Any) -> Array:
-        row: Array = np.ascontiguousarray(native(bias))
+        row: Array = np.empty(self.g.k, self.dtype)
+        as_added(row, bias)[:] = bias
         return row
 
     @property
@@ -280,7 +282,7 @@ class DepthwiseTiling:
         """Elements of the buffers of a thread: addresses of rows, places along a row, and sums."""
         rows = self._together * (1 + math.prod(self.g.kernel[:-1]))
         if self.direction != "weight_grad":
-            return rows, self._columns * self._pieces + PANELS // 8, 0
+            return rows, self._columns * self._pieces + 2 * PANELS // 8, 0
         return (
             rows,
             self._columns * (self._known * self._pieces + 1),
@@ -322,7 +324,7 @@ class DepthwiseTiling:
         y_n, *y_strides, _ = y.strides
         steps_of_x, steps_of_y, steps_of_w = (three_axes(s, 0) for s in (x_strides, y_strides, w.strides[:-1]))
         ends = (address(x), x_n, *steps_of_x, address(y), y_n, *steps_of_y, address(w), *steps_of_w, bias, zeros)
-        return _loops().Depthwise._make((*ends, *self._sizes, int(relu)))
+        return _loops().Depthwise._make((*ends, *self._sizes, stored_as(y, self.dtype, relu=relu)))
 
 
 @cache
