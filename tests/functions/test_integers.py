@@ -210,6 +210,80 @@ def test_what_is_refused(arrays, keywords, error, says):
         gpuconv.conv1d(*arrays, **keywords)
 
 
+def want_of_2d(x, w, groups=1, bias=0):
+    """The sums for a stride of 1 and a pad of 1 in float64, tap by tap, which are exact below 2**53."""
+    (r, s, c, k), padded = w.shape, np.pad(x.astype(float), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    rows, columns = padded.shape[1] - r + 1, padded.shape[2] - s + 1
+    y = np.zeros((len(x), rows, columns, groups, k // groups))
+    for i, j in itertools.product(range(r), range(s)):
+        seen = padded[:, i : i + rows, j : j + columns].reshape(len(x), rows, columns, groups, 1, c)
+        y += (seen @ w[i, j].reshape(c, groups, -1).transpose(1, 0, 2).astype(float))[..., 0, :]
+    return y.reshape(*y.shape[:3], k).astype(np.int64) + bias
+
+
+class TestLoops:
+    """On the CPU: products in floats, few of which are added up at a time, and their sums as integers."""
+
+    @pytest.mark.parametrize("threads", [1, 2, 4])
+    def test_of_all_shapes_and_calls_that_repeat(self, rng, monkeypatch, threads):
+        """Whole vectors of channels and parts of one, merged taps, sums in pieces, groups, depthwise ones, views."""
+        monkeypatch.setattr(gpuconv.settings, "threads", threads)
+        for shape, kernel, groups in (
+            ((1, 9, 8, 3), (5, 5, 3, 64), 1),
+            ((2, 5, 7, 33), (3, 3, 33, 37), 1),
+            ((1, 6, 5, 8), (1, 3, 4, 32), 2),
+            ((1, 20, 21, 16), (3, 3, 1, 16), 16),
+            ((1, 61, 47, 2), (7, 7, 1, 2), 2),
+        ):
+            for pair in (("uint8", "int8"), ("int64", "int64")):
+                x, w = full_range(rng, shape, pair[0], 2**14), full_range(rng, kernel, pair[1], 2**15)
+                few = x // 2**11 if x.itemsize > 1 else x
+                bias = rng.integers(-(2**20), 2**20, kernel[-1]).astype("int32" if x.itemsize == 1 else "int64")
+                for one in (x, few):  # sums in float64 and in float32
+                    want = np.maximum(want_of_2d(one, w, groups, bias), 0)
+                    for image in (one, one[:, ::-1, ::-1].copy()[:, ::-1, ::-1], one):  # a view, and a call again
+                        got = gpuconv.conv2d(image, w, bias, pad=1, groups=groups, activation="relu")
+                        assert np.array_equal(got, want), (shape, pair)
+
+    @pytest.mark.parametrize(("dtype", "most"), [("uint8", 255), ("int8", -128), ("int16", 2**8), ("int32", -(2**22))])
+    def test_sums_that_no_float_would_hold(self, dtype, most):
+        """Long sums of the largest products there are, all of one sign, and one more at their end."""
+        x, w = np.full((1, 3, 3, 300), most, dtype), np.full((3, 3, 300, 20), most, dtype)
+        w[2, 2, -1] = x[0, 2, 2, -1] = 1
+        got = gpuconv.conv2d(x, w)
+        assert (got == 2699 * most**2 + 1).all()
+
+    def test_data_that_grow_between_calls(self):
+        x, w = np.full((1, 5, 3), 7), np.full((2, 3, 4), -1)
+        out = np.zeros((1, 4, 4), np.int64)
+        for size in (1, 2**30, 2**56, 1):
+            assert (gpuconv.conv1d(x * size, w, out=out) == -42 * size).all()
+        with pytest.raises(OverflowError, match=r"^conv1d: sums of 6 products may reach"):
+            gpuconv.conv1d(x * 2**56, w * 2**4, out=out)
+        assert (out == -42).all()
+
+    def test_an_image_that_all_threads_widen(self, rng):
+        """It is looked at and widened by loops, in whatever order it lies in memory."""
+        x, w = full_range(rng, (1, 700, 800, 1), "int32", 2**12), full_range(rng, (3, 3, 1, 2), "int32", 2**9)
+        want = want_of_2d(x, w)
+        for image in (x, x, np.asfortranarray(x), x[:, ::-1][:, ::-1], x.astype(">i4")):
+            assert np.array_equal(gpuconv.conv2d(image, w, pad=1), want)
+
+    def test_strips_of_a_large_image(self, rng, monkeypatch):
+        monkeypatch.setattr(integers, "MOST_AT_ONCE", 1000)
+        monkeypatch.setattr(integers, "STRIP_ELEMENTS", 500)
+        integers._plan_in_loops.cache_clear()
+        x, w = full_range(rng, (1, 40, 30, 2), "int8"), full_range(rng, (3, 3, 2, 4), "int8")
+        assert np.array_equal(gpuconv.conv2d(x, w, pad=1), want_of_2d(x, w))
+        integers._plan_in_loops.cache_clear()
+
+    def test_explain_names_what_makes_the_sums(self):
+        x, w = np.full((1, 9, 9, 40), 255, np.uint8), np.full((3, 3, 40, 8), 255, np.uint8)
+        assert "in 1 x float32 strict" in str(gpuconv.explain(x, w, pad=1))  # 360 products, of which 256 fit
+        x, w = x.astype("int16") * 2, w.astype("int16")
+        assert "in 1 x float64 strict" in str(gpuconv.explain(x, w, pad=1))
+
+
 class TestKernels:
     """On a GPU: a kernel of integers, which looks at the data only where their sums might not fit."""
 
