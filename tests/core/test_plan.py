@@ -9,6 +9,7 @@ from calls import ALGORITHM_NAMES, convolve, problem, willing
 from cases import CASES, DIRECTIONS, DTYPES, PLAIN
 
 import gpuconv
+from gpuconv.algorithms import ALGORITHMS
 
 RESNET = "n8_h56w56_c64_k64_r3s3_p1"
 
@@ -262,3 +263,34 @@ def test_what_fast_gives_up(dtype, device, name, says, double):
     assert note.endswith(says) if says else "gives up" not in note
     strict = gpuconv.plan("n1_h8w8_c8_k8_r3s3_p1", dtype, device)
     assert "gives up" not in str(strict)
+
+
+FASTEST = {
+    ("forward", "depthwise"): ["n4_h32w32_c10_k10_r19s19_p9_g10", "n4_h32w32_c8_k8_r15s15_p7_g8"],
+    ("forward", "direct"): ["n4_h64w64_c2_k2_r15s15_p7_st2_g2", "n4_h32w32_c12_k12_r7s7_p3_g12"],
+    ("input_grad", "direct"): [
+        "n1_h16w16_c12_k1_r7s7_p3_st3",
+        "n1_h28w28_c12_k4_r5s5_st3",
+        "n4_h100w100_c10_k3_r4s4_p2_st4",
+    ],
+    ("input_grad", "depthwise"): ["n1_h100w100_c12_k12_r19s19_g12", "n1_h64w64_c2_k2_r19s19_g2"],
+    ("weight_grad", "depthwise"): [
+        "n16_h64w64_c4_k4_r4s4_p2_st2_g4",
+        "n16_h128w128_c8_k8_r2s2_st2_g8",
+        "n1_h28w28_c10_k10_r19s19_g10",
+    ],
+    ("weight_grad", "gemm"): ["n4_h128w128_c1_k1_r1s1", "n1_h128w128_c4_k1_r1s1"],
+    ("weight_grad", "direct"): ["n4_h64w64_c16_k16_r1s1", "n1_h64w64_c16_k8_r3s3_p1", "n1_h56w56_c64_k64_r1s1"],
+}
+"""The fastest of depthwise, direct and gemm on 2 cores of a Xeon with AVX-512 (2026-12-01)."""
+
+
+@pytest.mark.parametrize(("direction", "fastest"), FASTEST)
+def test_the_fastest_is_expected_to_be_the_fastest(monkeypatch, direction, fastest):
+    monkeypatch.setattr(gpuconv.settings, "threads", 2)
+    monkeypatch.setattr(gpuconv.cpu, "vector_bytes", lambda: 64)
+    for name in FASTEST[direction, fastest]:
+        posed = gpuconv.planning.problem_of(name, "float32", "cpu", direction, "strict", None, "test")
+        of_cpu = [a for a in ALGORITHMS if a.name in ("depthwise", "direct", "gemm")]
+        able = [a for a in of_cpu if a.name == "direct" or a.refusal(posed) is None]  # direct refuses without Numba
+        assert gpuconv.heuristics.rank(posed, able)[0].name == fastest, name

@@ -27,6 +27,10 @@ PANEL = 2 * LONGEST_VECTOR
 ONE_VECTOR = 1.4
 """Relative time per vector of channels where a product has only one vector, for which it reads as much of x."""
 
+LOOP_STEPS = 2
+"""Operations from Python that a loop of a repeated call takes as long as: 16 correlations of 7x7 outputs took 126 us
+together (Xeon with AVX-512, 2026-12-01)."""
+
 COPIED = 2
 """The cost of an element of such a copy, in passes over memory: its channels may be far apart (Xeon with AVX-512,
 2026-11-30)."""

@@ -32,6 +32,14 @@ from gpuconv.algorithms.strips import Strip, extents_of, gather, tile_elements, 
 from gpuconv.backend import is_complex
 from gpuconv.typing import Array, Ints
 
+# Costs in passes over an element: fitted on 2026-12-01 to 100 problems of 2 to 14 channels, on 2 cores of a Xeon with
+# AVX-512.
+PRODUCT = 0.6
+"""A product in a long run."""
+
+ROW, WINDOW = 50, 80
+"""What einsum takes to begin with another row of outputs, or with other taps of one output."""
+
 
 class Depthwise(StripAlgorithm):
     name = "depthwise"
@@ -52,8 +60,13 @@ class Depthwise(StripAlgorithm):
         return [slice(0, c.g.groups)]
 
     def correlation_cost(self, c: Correlation, strips: int) -> Cost:
-        long_runs = 1.0 if _has_long_runs(c) else 1 + 100 / c.g.groups
-        return Cost(elements=c.g.macs * long_runs, steps=(10 + 3 * c.g.c_group * c.g.k_group) * strips)
+        g = c.g
+        if _has_long_runs(c):
+            elements = g.macs * (PRODUCT + ROW / (g.out[-1] * g.groups))
+        else:
+            merges_taps = g.dilation[-1] == 1 and g.c_group == 1
+            elements = g.macs * (1 + WINDOW / (g.groups * (g.kernel[-1] if merges_taps else 1)))
+        return Cost(elements=elements, steps=(10 + 3 * g.c_group * g.k_group) * strips)
 
     # ------------------------------------------------------------------------------------------ forward
 

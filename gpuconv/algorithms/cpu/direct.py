@@ -50,6 +50,10 @@ from gpuconv.typing import Array
 Tilings = list[tuple[DenseTiling | DepthwiseTiling | ScatterTiling, int]]
 """The tilings that a problem consists of, each with how often it occurs."""
 
+PART_STEPS = {"forward": 3, "input_grad": 3, "weight_grad": 20}
+"""Operations from Python that a part of a row takes as long as: its copies of the weights, or of their gradient, whose
+calls are not repeated by compiled loops (Xeon with AVX-512, 2026-12-01)."""
+
 
 class Direct(PlainWeights):
     name = "direct"
@@ -74,7 +78,11 @@ class Direct(PlainWeights):
         return _shared_bytes(problem, tilings) + buffers
 
     def cost(self, problem: Problem) -> Cost:
-        return sum((tiling.cost * count for tiling, count in _tilings(problem)), cost_of_copies(problem))
+        tilings = _tilings(problem)
+        parts = sum(count for _, count in tilings)
+        are_parts = parts > sum(count for _, count in _correlations(problem))
+        apart = Cost(steps=PART_STEPS[problem.direction] * parts if are_parts else 0)
+        return sum((tiling.cost * count for tiling, count in tilings), cost_of_copies(problem) + apart)
 
     def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
         """An output is summed by itself, in an order set by the loop, and by whether it merges taps of long sums."""

@@ -18,6 +18,7 @@ import numpy as np
 from gpuconv import cpu
 from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.cpu.compiled import (
+    LOOP_STEPS,
     Arrays,
     Computation,
     Step,
@@ -160,7 +161,7 @@ class DepthwiseTiling:
     @property
     def cost(self) -> Cost:
         elements = math.prod(self.g.x_shape) + math.prod(self.g.y_shape)
-        return Cost(kernel_macs=DENSE_MACS * self.g.macs, elements=elements / 16, steps=8)
+        return Cost(kernel_macs=DENSE_MACS * self.g.macs, elements=elements / 16, steps=LOOP_STEPS)
 
     # ------------------------------------------------------------------------------------------ the passes
 

@@ -17,7 +17,7 @@ import numpy as np
 from gpuconv import cpu
 from gpuconv.algorithms.adjoint import adjoint_classes
 from gpuconv.algorithms.base import Cost, Problem
-from gpuconv.algorithms.cpu.compiled import ONE_VECTOR, Arrays, Views, copied_bytes, told
+from gpuconv.algorithms.cpu.compiled import LOOP_STEPS, ONE_VECTOR, Arrays, Views, copied_bytes, told
 from gpuconv.cpu.parallel_loops import Job, Made, Room
 from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
@@ -76,7 +76,8 @@ class ScatterTiling:
         g, lanes = self.g, cpu.vector_bytes() // self.dtype.itemsize
         outputs = g.n * math.prod(g.out)
         kernel_macs = outputs * _vectors(g, lanes) * lanes * (g.k + SCATTERED)
-        return Cost(kernel_macs=kernel_macs, elements=(math.prod(g.x_shape) + math.prod(g.y_shape)) / 16, steps=10)
+        elements = (math.prod(g.x_shape) + math.prod(g.y_shape)) / 16
+        return Cost(kernel_macs=kernel_macs, elements=elements, steps=LOOP_STEPS)
 
     def job(self, views: Views, arrays: Arrays, *, relu: bool) -> Job:
         """The loop for out = the input gradient with w (*taps, c, k) + bias, then relu.

@@ -22,6 +22,7 @@ from gpuconv import cpu
 from gpuconv.algorithms.adjoint import adjoint_classes, adjoint_parts
 from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.cpu.compiled import (
+    LOOP_STEPS,
     ONE_VECTOR,
     PANEL,
     Arrays,
@@ -536,4 +537,4 @@ def _cost(blocking: WinogradBlocking) -> Cost:
         kernel_macs *= ONE_VECTOR
     tiles = TRANSFORMS[m] * blocking.tiles * xis * (c + k)
     weights = (WEIGHT_SUMS if blocking.is_w else WEIGHTS) * math.prod(g.w_shape) * xis / 9
-    return Cost(kernel_macs=kernel_macs, elements=tiles + weights, steps=12)
+    return Cost(kernel_macs=kernel_macs, elements=tiles + weights, steps=(5 if blocking.is_w else 3) * LOOP_STEPS)
