@@ -21,6 +21,7 @@ The mailbox of a worker:
     STATE     what the worker does: one of the four below, or the address of the gate to which it has been asked
     ASKED     how often the worker has been asked to return to Python
     LOCK      address of the lock on which the worker sleeps
+    THREAD    the worker, as the system's library for threads calls it
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ NONE_LEFT = 2**62
 
 OPEN, INSIDE, ENTERED, THREADS, JOB = range(5)
 
-STATE, ASKED, LOCK = range(3)
+STATE, ASKED, LOCK, THREAD = range(4)
 
 NOTHING, READ, OTHER, OUT, BLOCK, ROOM, MADE = range(7)
 """What an address in a template of jobs may be relative to (gpuconv/cpu/repeated_jobs.py): nothing, both arrays that a

@@ -45,6 +45,7 @@ from gpuconv.simd.lines import (
     READ,
     ROOM,
     STATE,
+    THREAD,
     THREADS,
 )
 from gpuconv.simd.llvm import I64
@@ -57,9 +58,11 @@ from gpuconv.simd.waiting import (
     nap,
     pause,
     relax,
+    release_elsewhere,
     release_lock,
     replace,
     set_value,
+    this_thread,
     value_now,
     wait_for_lock,
 )
@@ -99,7 +102,7 @@ def _ask(mailbox: int, state: int, gate: int) -> bool:
     if value_at(mailbox + 8 * STATE) != state or not replace(mailbox + 8 * STATE, state, gate):
         return False
     if state == ASLEEP:
-        release_lock(value_at(mailbox + 8 * LOCK))
+        release_elsewhere(value_at(mailbox + 8 * LOCK), value_at(mailbox + 8 * THREAD))
     return True
 
 
@@ -188,6 +191,7 @@ def attend(mailbox: int, answered: int) -> int:
     """
     state, asked = mailbox + 8 * STATE, mailbox + 8 * ASKED
     if value_at(mailbox + 8 * LOCK) == 0:
+        set_value(mailbox + 8 * THREAD, this_thread())
         set_value(mailbox + 8 * LOCK, make_lock())
     lock = value_at(mailbox + 8 * LOCK)
     exchange(state, FREE)

@@ -11,6 +11,7 @@ between polls was slower in measurements (docs/performance-notes.md).
 
 from __future__ import annotations
 
+import sys
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -29,6 +30,11 @@ AVX-512), about as long as a task takes that the other thread is at."""
 
 NAP = 20
 """Microseconds of sleep between polls. Linux makes 70 to 100 of them."""
+
+ON_LINUX = sys.platform == "linux"
+
+CORE_WORDS = 16
+"""Words of bits of cores: with more than 1024 cores, Linux does not say which ones a thread may use."""
 
 
 class Turn(NamedTuple):
@@ -175,6 +181,56 @@ def _lock_of(builder: Any, address: Any) -> Any:
     return builder.inttoptr(address, ir.IntType(8).as_pointer())
 
 
+# Which cores a thread may use is asked of Linux alone; on other systems there seem to be none.
+
+
+@intrinsic
+def this_thread(_: Any) -> Any:
+    """This thread, as the functions below take it."""
+
+    def build(_: Any, builder: Any, __: Any, ___: Any) -> Any:
+        return _call(builder, "pthread_self", I64, []) if ON_LINUX else I64(0)
+
+    return types.intp(), build
+
+
+@intrinsic
+def this_core(_: Any) -> Any:
+    """The number of the core that this thread is on; -1 if it is not known."""
+
+    def build(_: Any, builder: Any, __: Any, ___: Any) -> Any:
+        return builder.sext(_call(builder, "sched_getcpu", ir.IntType(32), []), I64) if ON_LINUX else I64(-1)
+
+    return types.intp(), build
+
+
+@intrinsic
+def cores_of(_: Any, _thread: Any) -> Any:
+    """The address of the bits of the cores that a thread may use, in this function's own memory: none if unknown."""
+
+    def build(_: Any, builder: Any, __: Any, args: Any) -> Any:
+        bits = cgutils.alloca_once_value(builder, ir.Constant(ir.ArrayType(I64, CORE_WORDS), None))
+        builder.store(ir.Constant(ir.ArrayType(I64, CORE_WORDS), None), bits)
+        address = builder.ptrtoint(bits, I64)
+        if ON_LINUX:
+            _call(builder, "pthread_getaffinity_np", ir.IntType(32), [args[0], I64(8 * CORE_WORDS), address])
+        return address
+
+    return types.intp(types.intp), build
+
+
+@intrinsic
+def keep_to(_: Any, _thread: Any, _cores: Any) -> Any:
+    """Keep a thread to cores, whose bits are at an address."""
+
+    def build(context: Any, builder: Any, __: Any, args: Any) -> Any:
+        if ON_LINUX:
+            _call(builder, "pthread_setaffinity_np", ir.IntType(32), [args[0], I64(8 * CORE_WORDS), args[1]])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), build
+
+
 # ---------------------------------------------------------------------------------------------- waiting
 
 
@@ -186,6 +242,41 @@ def nap(microseconds: int) -> None:
         wait_for_lock(lock, microseconds)
         release_lock(lock)
         free_lock(lock)
+
+
+@compiled
+def is_one_of_several(core: int, cores: int) -> bool:
+    """Whether a core is among those whose bits are at an address, and not the only one."""
+    if core < 0 or core >= 64 * CORE_WORDS:
+        return False
+    others = 0
+    for i in range(CORE_WORDS):
+        others |= value_at(cores + 8 * i) & ~(1 << core % 64 if i == core // 64 else 0)
+    return others != 0 and value_at(cores + 8 * (core // 64)) >> core % 64 & 1 == 1
+
+
+@compiled
+def release_elsewhere(lock: int, thread: int) -> None:
+    """Wake the thread that waits for a lock, on another core than this one if it may use any.
+
+    Linux would often wake it on this core, where it could not begin before this thread waits: in a virtual machine it
+    takes a core that has been idle for some time for one that the host has taken away.
+    """
+    core = this_core()
+    if thread == 0 or core < 0:
+        release_lock(lock)
+        return
+    cores = cores_of(thread)
+    if not is_one_of_several(core, cores):
+        release_lock(lock)
+        return
+    word = cores + 8 * (core // 64)
+    bits = value_at(word)
+    set_value(word, bits & ~(1 << core % 64))
+    keep_to(thread, cores)
+    release_lock(lock)  # the thread is given a core here, and may use all of them afterwards
+    set_value(word, bits)
+    keep_to(thread, cores)
 
 
 @compiled

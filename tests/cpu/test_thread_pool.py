@@ -100,6 +100,78 @@ def test_workers_fall_asleep_and_use_no_time():
     assert time.process_time() - used < 0.02
 
 
+@functools.cache
+def waking():
+    """Compiled functions by which one thread wakes another. `sleep` and `wake` return the core that they are on."""
+    from numba import njit
+
+    from gpuconv.simd import tile, waiting
+
+    @njit(nogil=True)
+    def sleep(lock):
+        waiting.wait_for_lock(lock, -1)
+        return waiting.this_core()
+
+    @njit
+    def wake(lock, thread):
+        core = waiting.this_core()
+        waiting.release_elsewhere(lock, thread)
+        return core
+
+    @njit
+    def lock_and_thread():
+        return waiting.make_lock(), waiting.this_thread()
+
+    @njit
+    def is_one_of_several(core, words):
+        return waiting.is_one_of_several(core, tile.address_of(words))
+
+    return SimpleNamespace(sleep=sleep, wake=wake, begin=lock_and_thread, is_one_of_several=is_one_of_several)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="which cores a thread may use is asked of Linux alone")
+@pytest.mark.parametrize("most", [1, 1024])
+def test_a_sleeper_wakes_on_another_core_and_may_use_all_that_it_might(most):
+    functions, known, slept_on, woken_on = waking(), [], [], []
+    cores = set(sorted(os.sched_getaffinity(0))[:most])
+
+    def sleeper():
+        os.sched_setaffinity(0, cores)
+        known.extend((*functions.begin(), threading.get_native_id()))
+        slept_on.extend(functions.sleep(known[0]) for _ in range(21))
+
+    thread = threading.Thread(target=sleeper, daemon=True)
+    thread.start()
+    while len(known) < 3:
+        time.sleep(0.01)
+    for times in range(1, 21):
+        time.sleep(0.003)
+        woken_on.append(functions.wake(*known[:2]))
+        while len(slept_on) < times:
+            time.sleep(0.001)
+        assert os.sched_getaffinity(known[2]) == cores
+    functions.wake(*known[:2])
+    thread.join()
+    elsewhere = sum(one != other for one, other in zip(slept_on, woken_on, strict=False))
+    assert len(cores) == 1 or elsewhere >= 15  # it may be moved before it begins
+
+
+def test_the_core_of_the_caller_is_left_out_if_there_are_others():
+    is_one_of_several, words = waking().is_one_of_several, np.zeros(16, np.int64)
+    for others in ([], [0], [63], [64], [500]):
+        words[:] = 0
+        for core in others:
+            words.view(np.uint64)[core // 64] |= np.uint64(1 << core % 64)
+        for core in (0, 63, 64, 65, 1023):
+            assert not is_one_of_several(core, words)  # not among them, or alone
+            word = words.view(np.uint64)[core // 64]
+            words.view(np.uint64)[core // 64] |= np.uint64(1 << core % 64)
+            assert is_one_of_several(core, words) == (others not in ([], [core]))
+            words.view(np.uint64)[core // 64] = word
+        assert not is_one_of_several(-1, words)
+        assert not is_one_of_several(1024, words)
+
+
 def test_a_small_call_leaves_sleepers_alone_unless_calls_are_frequent(monkeypatch):
     """What counts is the time between the end of a call and the beginning of the next, however long calls take."""
     from gpuconv.simd import sharing
