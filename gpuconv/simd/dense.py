@@ -22,6 +22,7 @@ import numpy as np
 
 from gpuconv.simd.arguments import arguments
 from gpuconv.simd.axes import ZEROS, axis_of, is_clear, seen, source
+from gpuconv.simd.host import PAIR_BYTES
 from gpuconv.simd.tile import (
     INTEGERS,
     LONG_INTEGERS,
@@ -38,6 +39,7 @@ from gpuconv.simd.tile import (
     plus,
     prefetch,
     put,
+    put_counted,
     relu,
     rows_of,
     size_of,
@@ -149,8 +151,9 @@ def _elements(p: Any, last: Any, mark: int) -> Any:
 # -------------------------------------------------------------------------------------------------- addresses
 
 
-NOTHING, SCATTERED = 0, 1
-"""Of a run of a tile, where there is no first address: all of its addresses are zeros, or stand in the table."""
+NOTHING, SCATTERED, PAIRED = 0, 1, 2
+"""Of a run of a tile, where there is no first address: all of its addresses are zeros, or stand in the table; or in
+the table, each odd one as far behind the one before as inputs of neighbouring outputs are."""
 
 
 @compiled
@@ -173,13 +176,83 @@ def _edge(axis: Any, c: int, taps: int, x: int, x_w: int, first: int, count: int
 @compiled
 def _count_on(table: Any, at: int, count: int, value: int, step: int) -> None:
     """table[at + i] = value + i * step, for `count` numbers."""
-    for i in range(at, at + count):
-        table[i] = value
-        value += step
+    # Of a plain loop LLVM makes scattered stores, since an index might be negative.
+    to = address_of(table) + 8 * at
+    while count > 0:
+        put_counted(to, value, step, count)
+        to += VECTOR_BYTES
+        value += VECTOR_BYTES // 8 * step
+        count -= VECTOR_BYTES // 8
+
+
+@inlined
+def _address_row(  # noqa: C901, PLR0915  (one function for Numba)
+    p: Any, along_w: Any, table: Any, sums: Any, tile: int, firsts: int, runs: int, run: int, begin: int, end: int,
+    q0: int, s: int, x: int, is_there: bool, is_clear_row: bool, line: int, may_pair: bool,
+) -> None:  # fmt: skip
+    """What `_build_indirection_buffer` says of a run of the outputs from `begin` to `end`, all of one row.
+
+    They begin with number `q0` of the row. The run is tap `s` along the last axis, or all of them if they are merged,
+    of the row of x at `x`.
+    """
+    size, none = size_of(sums), np.intp(0)
+    x_step, strip_step = along_w.stride * p.x_w, along_w.stride * p.c * size
+    i, number = begin, begin // tile if tile else 0
+    offset = s * along_w.dilation - along_w.low
+    strip = address_of(sums) + (p.strips + (line * runs + run) * p.strip) * size
+    while i < end:
+        q, stop = q0 + i - begin, min(end, (number + 1) * tile) if tile else end
+        length = stop - i
+        in_row = length == tile
+        column = q * along_w.stride + offset
+        value = x + column * p.x_w
+        if not (in_row and is_clear_row and along_w.clear <= q and q + tile <= along_w.clear_stop):
+            is_paired = may_pair and i % 2 == 0 and length % 2 == 0
+            uneven = PAIRED if is_paired else SCATTERED
+            to = run * p.rows + i
+            last = column + (length - 1) * along_w.stride
+            if is_there and (p.merges or (column >= 0 and last < along_w.size)):
+                # Outputs that are cut off at the beginning and at the end of the row read strips: pairs of them, or if
+                # these are none, all of a tile.
+                left = min(max(along_w.clear - q, 0), length) if p.merges else none
+                right = min(max(q + length - along_w.clear_stop, 0), length - left) if p.merges else none
+                is_cut = left + right > 0
+                if is_paired:
+                    left, right = left + left % 2, right + right % 2
+                elif in_row and is_cut:
+                    left, right = (length, none) if left > 0 else (none, length)
+                _count_on(table, to, length, value, x_step)
+                if left > 0:
+                    value = strip + (q - q0) * strip_step
+                    _edge(along_w, p.c, p.s, x, p.x_w, q, left, value, sums)
+                    _count_on(table, to, left, value, strip_step)
+                if right > 0:
+                    cut = length - right
+                    place_q = q + cut - max(q0, along_w.clear_stop - MOST_ROWS + 1)
+                    at = strip + p.left * size + place_q * strip_step
+                    _edge(along_w, p.c, p.s, x, p.x_w, q + cut, right, at, sums)
+                    _count_on(table, to + cut, right, at, strip_step)
+                    value = at
+                if not in_row or (is_paired and is_cut):
+                    value = uneven
+            elif not is_there or (along_w.mode == ZEROS and (last < 0 or column >= along_w.size)):
+                _count_on(table, to, length, p.zeros, none)
+                value = NOTHING if in_row else uneven
+            else:
+                for j in range(length):
+                    position = source(along_w, column + j * along_w.stride)
+                    table[to + j] = p.zeros if position < 0 else x + position * p.x_w
+                value = SCATTERED
+        if tile:
+            said = firsts + number * runs + run
+            if in_row or i == number * tile or table[said] != SCATTERED:
+                table[said] = value
+        number += 1
+        i = stop
 
 
 @compiled
-def _build_indirection_buffer(  # noqa: C901, PLR0912, PLR0915  (one function for Numba)
+def _build_indirection_buffer(
     p: Any, maps: Any, table: Any, sums: Any, tile: int, place: int, first: int, count: int, spare: int
 ) -> None:
     """table[run, i] = the address at which that run of output number first + i begins, for `count` outputs.
@@ -192,9 +265,9 @@ def _build_indirection_buffer(  # noqa: C901, PLR0912, PLR0915  (one function fo
     said of the tiles. First there are two numbers for each: the address of its first output, or 0 if not all of them
     are in one row, and whether it is in one row and all its windows are inside of the picture. For each run of each
     tile there follows the address of the first output's run, if those of the others follow at equal distances, or
-    NOTHING or SCATTERED. For tiles that are inside, nothing else is filled in, except output pointers if `_scatter`
-    will need them. In the last tile there may be more rows than outputs: their runs are zeros, and their pointer is
-    `spare`.
+    NOTHING, SCATTERED or PAIRED. For tiles that are inside, nothing else is filled in, except output pointers if
+    `_scatter` will need them. In the last tile there may be more rows than outputs: their runs are zeros, and their
+    pointer is `spare`.
     """
     along_d, along_h, along_w = axis_of(maps[0]), axis_of(maps[1]), axis_of(maps[2])
     size = size_of(sums)
@@ -203,7 +276,10 @@ def _build_indirection_buffer(  # noqa: C901, PLR0912, PLR0915  (one function fo
     starts, firsts = _starts(runs, rows, place), _firsts(runs, rows, place)
     is_scattered = p.y_k != _result_size(p, size) or p.k % (VECTOR_BYTES // size) > 0
     none = np.intp(0)
-    x_step, strip_step = along_w.stride * p.x_w, along_w.stride * p.c * size
+    x_step = along_w.stride * p.x_w
+    # Behind the zeros of one output are as many as another's would need.
+    may_pair = tile > 0 and 0 <= x_step <= min(along_w.stride * p.groups * p.c * size, PAIR_BYTES)
+    taps = 1 if p.merges else p.s
     i, line = 0, 0
     while i < count:
         # Outputs of one row read the same rows.
@@ -216,7 +292,7 @@ def _build_indirection_buffer(  # noqa: C901, PLR0912, PLR0915  (one function fo
         y = p.y + n * p.y_n + o * p.y_o + row * p.y_p
         while i < end:
             q, stop = q0 + i - begin, end
-            in_row, is_inside, number = False, False, 0
+            in_row, is_inside = False, False
             if tile:
                 number = i // tile
                 stop = min(end, (number + 1) * tile)
@@ -224,54 +300,25 @@ def _build_indirection_buffer(  # noqa: C901, PLR0912, PLR0915  (one function fo
                 is_inside = in_row and is_clear_row and along_w.clear <= q and q + tile <= along_w.clear_stop
                 table[starts + 2 * number] = y + q * p.y_q if in_row else 0
                 table[starts + 2 * number + 1] = is_inside
-            length = stop - i
             if not is_inside or is_scattered:
-                _count_on(table, output_pointers + i, length, y + q * p.y_q, p.y_q)
+                _count_on(table, output_pointers + i, stop - i, y + q * p.y_q, p.y_q)
             if not is_inside:
-                for j in range(length):
+                for j in range(stop - i):
                     clear = has_rows and is_clear(along_w, q + j)
                     table[marks + i + j] = 0 if clear else (q + j) * along_w.stride + 1
-            # Outputs that are cut off at the beginning and at the end of the row. All of a tile reads one strip.
-            left = min(max(along_w.clear - q, 0), length) if p.merges else 0
-            right = min(max(q + length - along_w.clear_stop, 0), length - left) if p.merges else 0
-            if in_row and left + right > 0:
-                left, right = (length, 0) if left > 0 else (0, length)
-            for run in range(runs):
-                s, rest = (0, run) if p.merges else (run % p.s, run // p.s)
-                d, h = seen(along_d, o, rest // p.r), seen(along_h, row, rest % p.r)
-                column = q * along_w.stride + s * along_w.dilation - along_w.low
-                x = p.x + n * p.x_n + d * p.x_d + h * p.x_h
-                value = x + column * p.x_w
-                if not is_inside:
-                    to = run * rows + i
-                    last = column + (length - 1) * along_w.stride
-                    is_there = d >= 0 and h >= 0
-                    if is_there and (p.merges or (column >= 0 and last < along_w.size)):
-                        _count_on(table, to, length, value, x_step)
-                        strip = address_of(sums) + (p.strips + (line * runs + run) * p.strip) * size
-                        if left > 0:
-                            value = strip + (q - q0) * strip_step
-                            _edge(along_w, p.c, p.s, x, p.x_w, q, left, value, sums)
-                            _count_on(table, to, left, value, strip_step)
-                        if right > 0:
-                            cut = length - right
-                            place_q = q + cut - max(q0, along_w.clear_stop - MOST_ROWS + 1)
-                            at = strip + p.left * size + place_q * strip_step
-                            _edge(along_w, p.c, p.s, x, p.x_w, q + cut, right, at, sums)
-                            _count_on(table, to + cut, right, at, strip_step)
-                            value = at
-                        value = value if in_row else SCATTERED
-                    elif not is_there or (along_w.mode == ZEROS and (last < 0 or column >= along_w.size)):
-                        _count_on(table, to, length, p.zeros, none)
-                        value = NOTHING if in_row else SCATTERED
-                    else:
-                        for j in range(length):
-                            position = source(along_w, column + j * along_w.stride)
-                            table[to + j] = p.zeros if position < 0 else x + position * p.x_w
-                        value = SCATTERED
-                if tile:
-                    table[firsts + number * runs + run] = value
             i = stop
+        run = 0
+        for t in range(p.t):
+            d = seen(along_d, o, t)
+            for r in range(p.r):
+                h = seen(along_h, row, r)
+                x, is_there = p.x + n * p.x_n + d * p.x_d + h * p.x_h, d >= 0 and h >= 0
+                for s in range(taps):
+                    _address_row(
+                        p, along_w, table, sums, tile, firsts, runs, run, begin, end, q0, s, x, is_there, is_clear_row,
+                        line, may_pair,
+                    )  # fmt: skip
+                    run += 1
         line += 1
     if tile:
         behind = -(-count // tile) * tile - count
@@ -444,7 +491,7 @@ def _make_multiply(vectors: int) -> Any:  # noqa: C901, PLR0915  (one function f
     rows = rows_of(vectors)
     tile = tile_of(rows, vectors)
     zeros, add_products, addresses = tile.zeros, tile.add_products, tile.addresses
-    spaced, further_on, add_spaced = tile.spaced, tile.further_on, tile.add_spaced
+    pairs, pairs_at, further_on, add_pairs = tile.pairs, tile.pairs_at, tile.further_on, tile.add_pairs
     store, all_at, strided_addresses = tile.store, tile.all_at, tile.strided_addresses
     step = vectors * VECTOR_BYTES
     lines = max(1, step // LINE)
@@ -477,8 +524,10 @@ def _make_multiply(vectors: int) -> Any:  # noqa: C901, PLR0915  (one function f
                     w += depth * step
                     continue
                 if x != SCATTERED:
-                    xs = spaced(x + at, x_step)
-                    c = 0
+                    if x == PAIRED:
+                        xs = further_on(pairs_at(address_of(table), r * table_rows + i, x_step), at)
+                    else:
+                        xs = pairs(x + at, x_step)
                     for _ in range(depth // 4):  # integers would be a third of the instructions
                         if fetches:
                             prefetch(soon)
@@ -486,16 +535,15 @@ def _make_multiply(vectors: int) -> Any:  # noqa: C901, PLR0915  (one function f
                             prefetch(soon + 2 * soon_step)
                             prefetch(soon + 3 * soon_step)
                             soon += 4 * soon_step
-                        near = further_on(xs, c)
-                        total = add_spaced(total, near, 0, w)
-                        total = add_spaced(total, near, size, w + step)
-                        total = add_spaced(total, near, 2 * size, w + 2 * step)
-                        total = add_spaced(total, near, 3 * size, w + 3 * step)
-                        c += 4 * size
+                        total = add_pairs(total, xs, 0, w)
+                        total = add_pairs(total, xs, size, w + step)
+                        total = add_pairs(total, xs, 2 * size, w + 2 * step)
+                        total = add_pairs(total, xs, 3 * size, w + 3 * step)
+                        xs = further_on(xs, 4 * size)
                         w += 4 * step
                     for _ in range(depth % 4):
-                        total = add_spaced(total, further_on(xs, c), 0, w)
-                        c += size
+                        total = add_pairs(total, xs, 0, w)
+                        xs = further_on(xs, size)
                         w += step
                     continue
                 ys = addresses(address_of(table), r * table_rows + i)

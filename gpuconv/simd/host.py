@@ -31,6 +31,8 @@ TASKS_OF_A_THREAD = 4
 LONGEST_VECTOR = 64
 """Bytes of the longest vectors there are. Buffers allow for these, since only simd/tile.py knows this CPU's vectors."""
 
+PAIR_BYTES = 2**12
+"""Maximum bytes from what an output reads to what the next one reads, for two that are computed as a pair."""
 
 COMPILED = frozenset(("auto", "direct", "winograd", "winograd_4x4"))
 """The names of algorithms under which compiled loops may run."""

@@ -22,6 +22,7 @@ from gpuconv.simd.compiled_cache import kept as kept  # noqa: PLC0414  # the loo
 from gpuconv.simd.llvm import (
     I64,
     broadcast,
+    call,
     further,
     lanes_below,
     load,
@@ -118,9 +119,10 @@ class Tile(NamedTuple):
     strided_addresses(first, step)          xs, with a stride of `step` bytes
     first_addresses(step, count)            xs from 0, with a stride of `step` bytes; from `count` on, the last repeats
     all_at(xs, address)                     whether all xs are this address
-    spaced(first, step)                     strided addresses in few registers: of every fourth row, and 1 and 3 steps
-    further_on(spaced, at)                  such addresses, `at` bytes further
-    add_spaced(tile, spaced, at, ws)        add_products for such addresses, where `at` is a constant
+    pairs(first, step)                      strided addresses in few registers: of every other row, and one step
+    pairs_at(table, i, step)                those whose every other one is in a table, from number i on
+    further_on(pairs, at)                   such addresses, `at` bytes further
+    add_pairs(tile, pairs, at, ws)          add_products for such addresses, where `at` is a constant
     """
 
     zeros: Callable[..., Any]
@@ -131,12 +133,13 @@ class Tile(NamedTuple):
     strided_addresses: Callable[..., Any]
     first_addresses: Callable[..., Any]
     all_at: Callable[..., Any]
-    spaced: Callable[..., Any]
+    pairs: Callable[..., Any]
+    pairs_at: Callable[..., Any]
     further_on: Callable[..., Any]
-    add_spaced: Callable[..., Any]
+    add_pairs: Callable[..., Any]
 
 
-def tile_of(rows: int, vectors: int) -> Tile:
+def tile_of(rows: int, vectors: int) -> Tile:  # noqa: C901  (a list of operations)
     """The operations on tiles of this size."""
     address, xs = types.intp, types.UniTuple(types.intp, rows)
 
@@ -172,23 +175,27 @@ def tile_of(rows: int, vectors: int) -> Tile:
     def all_at(_: Any, _xs: Any, _address: Any) -> Any:
         return types.boolean(xs, address), _built(_all_at, rows)
 
-    few = types.UniTuple(types.intp, -(-rows // 4) + 2)
+    few = types.UniTuple(types.intp, -(-rows // 2) + 1)
 
     @intrinsic
-    def spaced(_: Any, _first: Any, _step: Any) -> Any:
-        return few(address, address), _built(_spaced, rows)
+    def pairs(_: Any, _first: Any, _step: Any) -> Any:
+        return few(address, address), _built(_pairs, rows)
 
     @intrinsic
-    def further_on(_: Any, _spaced: Any, _at: Any) -> Any:
-        return few(few, address), _built(_further_on, -(-rows // 4))
+    def pairs_at(_: Any, _table: Any, _i: Any, _step: Any) -> Any:
+        return few(address, address, address), _built(_pairs_at, rows)
 
     @intrinsic
-    def add_spaced(_: Any, tile: Any, _spaced: Any, _at: Any, _ws: Any) -> Any:
-        return tile(tile, few, address, address), _built(_add_spaced, tile)
+    def further_on(_: Any, _pairs: Any, _at: Any) -> Any:
+        return few(few, address), _built(_further_on, -(-rows // 2))
+
+    @intrinsic
+    def add_pairs(_: Any, tile: Any, _pairs: Any, _at: Any, _ws: Any) -> Any:
+        return tile(tile, few, address, address), _built(_add_pairs, tile)
 
     return Tile(
-        zeros, add_products, plus_rows, store, addresses, strided_addresses, first_addresses, all_at, spaced,
-        further_on, add_spaced,
+        zeros, add_products, plus_rows, store, addresses, strided_addresses, first_addresses, all_at, pairs, pairs_at,
+        further_on, add_pairs,
     )  # fmt: skip
 
 
@@ -327,22 +334,29 @@ def _built(operation: Callable[..., Any], of: Any) -> Callable[..., Any]:
 # -------------------------------------------------------------------------------------------------- of tiles
 
 
-def _spaced(builder: Any, rows: int, first: Any, step: Any) -> Any:
-    starts = [builder.add(first, builder.mul(step, I64(row))) for row in range(0, rows, 4)]
-    return tuple_of(builder, [*starts, unrelated(builder, step), unrelated(builder, builder.mul(step, I64(3)))])
+def _pairs(builder: Any, rows: int, first: Any, step: Any) -> Any:
+    starts = [builder.add(first, builder.mul(step, I64(row))) for row in range(0, rows, 2)]
+    return tuple_of(builder, [*starts, unrelated(builder, step)])
 
 
-def _further_on(builder: Any, starts: int, spaced: Any, at: Any) -> Any:
+def _pairs_at(builder: Any, rows: int, table: Any, i: Any, step: Any) -> Any:
+    first = builder.add(table, builder.mul(i, I64(8)))
+    starts = [load(builder, further(builder, first, 8 * row), I64) for row in range(0, rows, 2)]
+    return tuple_of(builder, [*starts, unrelated(builder, step)])
+
+
+def _further_on(builder: Any, starts: int, pairs: Any, at: Any) -> Any:
     for number in range(starts):
-        start = builder.add(builder.extract_value(spaced, number), at)
-        spaced = builder.insert_value(spaced, unrelated(builder, start), number)
-    return spaced
+        start = builder.add(builder.extract_value(pairs, number), at)
+        pairs = builder.insert_value(pairs, unrelated(builder, start), number)
+    return pairs
 
 
-def _add_spaced(builder: Any, tile: TileType, total: Any, spaced: Any, at: Any, ws: Any) -> Any:
-    *starts, one, three = (builder.extract_value(spaced, i) for i in range(-(-tile.rows // 4) + 2))
-    steps = [I64(0), one, builder.mul(one, I64(2)), three]
-    xs = tuple_of(builder, [builder.add(starts[row // 4], steps[row % 4]) for row in range(tile.rows)])
+def _add_pairs(builder: Any, tile: TileType, total: Any, pairs: Any, at: Any, ws: Any) -> Any:
+    *starts, step = (builder.extract_value(pairs, i) for i in range(-(-tile.rows // 2) + 1))
+    xs = tuple_of(
+        builder, [builder.add(starts[row // 2], step) if row % 2 else starts[row // 2] for row in range(tile.rows)]
+    )
     return _add_products(builder, tile, total, xs, at, ws)
 
 
@@ -492,6 +506,24 @@ def get(_: Any, _address: Any, like: Any) -> Any:
         return load(builder, args[0], context.get_value_type(like.dtype))
 
     return like.dtype(types.intp, like), build
+
+
+@intrinsic
+def put_counted(_: Any, _address: Any, _first: Any, _step: Any, _count: Any) -> Any:
+    """Store integers, from `first` on with a distance of `step`: `count` of them, but no more than a vector has."""
+    lanes = VECTOR_BYTES // 8
+    vector = ir.VectorType(I64, lanes)
+
+    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
+        address, first, step, count = args
+        numbers = builder.mul(broadcast(builder, step, vector), ir.Constant(vector, list(range(lanes))))
+        numbers = builder.add(broadcast(builder, first, vector), numbers)
+        place, align = builder.inttoptr(address, vector.as_pointer()), ir.IntType(32)(8)
+        mask = lanes_below(builder, vector, count)
+        call(builder, f"llvm.masked.store.v{lanes}i64.p0", ir.VoidType(), [numbers, place, align, mask])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp, types.intp), build
 
 
 @intrinsic

@@ -33,6 +33,7 @@ from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import (
     LONGEST_VECTOR,
+    PAIR_BYTES,
     Axes,
     address,
     axes_of,
@@ -276,7 +277,7 @@ class DenseTiling:
 
     @property
     def _zeros_bytes(self) -> int:
-        return _zeros_size(self.g, self.merges) * self.dtype.itemsize
+        return _zeros_bytes(self.g, self.merges, self.dtype)
 
     @property
     def _buffers(self) -> tuple[tuple[int, Any], ...]:
@@ -297,7 +298,7 @@ def _choose_tiling(problem: Problem, g: ConvGeometry, threads: int) -> DenseTili
     panels = g.groups * (vectors_k // VECTORS + (vectors_k % VECTORS).bit_count())
     tasks = max(1, min(tasks_for(threads, sums=is_w), g.macs // TASK_MACS))
 
-    shared = _zeros_size(g, merges) * dtype.itemsize
+    shared = _zeros_bytes(g, merges, dtype)
     in_place, chunk = False, outputs
     most = max(ROWS, min(MOST_OUTPUTS, MOST_ADDRESSES // runs))
     if is_w:
@@ -316,6 +317,7 @@ def _choose_tiling(problem: Problem, g: ConvGeometry, threads: int) -> DenseTili
         pieces = min(panels, -(-tasks // blocks))
         blocks = max(blocks, min(-(-tasks // pieces), outputs // ROWS))
         block = -(-outputs // blocks)
+        block += block % 2  # so that pairs of outputs are in one block
         tasks = -(-outputs // block) * pieces
 
     def tiling_of(block: int, vectors: int, threads: int) -> DenseTiling:
@@ -406,6 +408,7 @@ def _outputs(g: ConvGeometry) -> int:
     return g.n * math.prod(g.out)
 
 
-def _zeros_size(g: ConvGeometry, merges: bool) -> int:
-    """Elements of a run of zeros for all groups."""
-    return g.c * (g.kernel[-1] if merges else 1)
+def _zeros_bytes(g: ConvGeometry, merges: bool, dtype: np.dtype[Any]) -> int:
+    """Bytes of a run of zeros for all groups, and of another that begins where that of the next output would."""
+    pixel = g.c * dtype.itemsize
+    return pixel * (g.kernel[-1] if merges else 1) + min(pixel * g.stride[-1], PAIR_BYTES)
