@@ -51,6 +51,8 @@ def plan(
     ('weight_grad', 1849688064)
     """
     g = geometry if isinstance(geometry, ConvGeometry) else ConvGeometry.parse(geometry)
+    planning.check_direction(direction, "plan")
+    planning.check_algorithm(algorithm, "plan")
     if isinstance(g, PoolGeometry):
         if algorithm != "auto":
             raise AlgorithmError(
