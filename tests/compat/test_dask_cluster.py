@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from peaks import most_of_process, watch_process
 
-dask = pytest.importorskip("dask")
 da = pytest.importorskip("dask.array")
 distributed = pytest.importorskip("distributed")
 pytest.importorskip("zarr")
@@ -38,19 +37,20 @@ def test_an_image_20_times_the_limit_goes_through_a_cluster(tmp_path):
     keywords = {"pad": "same", "pad_mode": "reflect", "algorithm": "direct"}
     processes = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
 
-    def convolve(image, name):
+    image = image_of(SIZES)
+    assert image.nbytes == 20 * LIMIT
+    image.to_zarr(tmp_path / "large")
+    image_of((4, 4)).to_zarr(tmp_path / "small")
+
+    def convolve(name):
         """Convolve an image from one Zarr store to another; the bytes that each process held meanwhile, at most."""
-        with dask.config.set(scheduler="threads"):
-            image.to_zarr(tmp_path / name)
         before = client.run(watch_process)
         ours.conv2d(da.from_zarr(tmp_path / name), w, **keywords).to_zarr(tmp_path / f"convolved {name}")
         return [most - before[worker] for worker, most in client.run(most_of_process).items()]
 
-    image = image_of(SIZES)
-    assert image.nbytes == 20 * LIMIT
     with distributed.LocalCluster(**processes) as cluster, distributed.Client(cluster) as client:
-        convolve(image_of((4, 4)), "small")  # imports, compiles, and makes room for what Dask notes of each chunk
-        held = convolve(image, "large")
+        convolve("small")  # imports, compiles, and makes room for what Dask notes of each chunk
+        held = convolve("large")
     assert len(held) == 2
     assert all(0 < most < LIMIT for most in held), f"{held} bytes, of {LIMIT}"
 
