@@ -12,6 +12,7 @@ from cases import DIRECTIONS, Case, reals
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import gpuconv
+from gpuconv import cpu
 from gpuconv.cpu import threads as cpu_threads
 
 # Large enough to be cut into many strips under the cap.
@@ -141,3 +142,38 @@ def test_a_senseless_setting_is_named(monkeypatch, threads):
     with pytest.raises(ValueError, match=r"settings\.threads"):
         convolve("forward", LARGE, x, w, dy)
     assert np.isfinite(x).all()
+
+
+def test_threads_of_a_scheduler_share_the_cores(monkeypatch):
+    """Each has its part of those that were there when it came; the main thread, which may be interrupted, has all."""
+    monkeypatch.setattr("gpuconv.settings.threads", 8)
+    steps = [threading.Barrier(2, timeout=60) for _ in "12"]
+
+    def first():
+        with cpu.sharing_cores:
+            alone = cpu.workers()
+            steps[0].wait()
+            steps[1].wait()
+            return alone, cpu.workers()
+
+    def second():
+        steps[0].wait()
+        with cpu.sharing_cores:
+            beside = cpu.workers()
+            steps[1].wait()
+        return beside, cpu.workers()
+
+    with ThreadPoolExecutor(2) as pool:
+        found = [pool.submit(first), pool.submit(second)]
+        with cpu.sharing_cores:
+            assert cpu.workers() == 8
+        assert [future.result() for future in found] == [(8, 8), (4, 8)]
+    assert cpu.workers() == 8
+    with pytest.raises(ZeroDivisionError), ThreadPoolExecutor(1) as pool:
+        pool.submit(_fails).result()
+    assert not cpu.sharing_cores.counts
+
+
+def _fails():
+    with cpu.sharing_cores:
+        raise ZeroDivisionError
