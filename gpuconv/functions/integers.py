@@ -124,13 +124,8 @@ def reach_of(
     if x.size == 0 or w.size == 0:
         low, high = (0, 0) if bias is None or bias.size == 0 else (int(bias.min()), int(bias.max()))
         return Reach(0, 0, 0, min(low, 0), max(high, 0))
-    terms = math.prod(w.shape[:-1])
-    added = (0, 0) if bias is None else (min(int(bias.min()), 0), max(int(bias.max()), 0))
+    coarse = _coarse(w, bias)
     is_enough = is_enough or (lambda reach: -reach.least <= 2**24 >= reach.most)
-
-    def coarse(x_most: int, w_most: int) -> Reach:
-        sums = x_most * w_most * terms
-        return Reach(x_most, w_most, sums, added[0] - sums, added[1] + sums)
 
     if x.dtype.itemsize == 1 and is_enough(reach := coarse(*(255 if a.dtype.kind == "u" else 128 for a in (x, w)))):
         return reach
@@ -147,6 +142,18 @@ def reach_of(
         offset = backend.to_numpy(bias).astype(object)
         most, least = most + np.maximum(offset, 0), least + np.minimum(offset, 0)
     return Reach(x_most, w_most, sums, int(least.min()), int(most.max()))
+
+
+def _coarse(w: Array, bias: Array | None) -> Callable[[int, int], Reach]:
+    """How far a convolution reaches at the most, from the largest sizes of elements of x and of w."""
+    terms = math.prod(w.shape[:-1])
+    least, most = (0, 0) if bias is None else (min(int(bias.min()), 0), max(int(bias.max()), 0))
+
+    def coarse(x_most: int, w_most: int) -> Reach:
+        sums = x_most * w_most * terms
+        return Reach(x_most, w_most, sums, least - sums, most + sums)
+
+    return coarse
 
 
 def _extremes(xp: ModuleType, array: Array) -> tuple[int, int]:
@@ -410,24 +417,38 @@ def convolve(
 
 @dataclass(frozen=True)
 class _Again:
-    """How a call of integers that repeats an earlier one is computed, if its integers are no larger."""
+    """How a call of integers that repeats an earlier one is computed, if its integers are no larger.
+
+    A call whose result nobody has yet `looks_after` it has computed: then x is read only once.
+    """
 
     call: Keywords
     g: ConvGeometry
     is_enough: Callable[[Reach], bool]
     correlation: compiled.Correlation
     activation: str | None
+    looks_after: bool
+    place: repeats.Place
 
     def __call__(self, x: Array, w: Array, out: Array, bias: Array | None = None) -> None:
         call = self.call
-        x_last, w_last = call.channels_last(x), call.channels_last(w, is_w=True)
-        reach = reach_of(np, x_last, w_last, bias, self.is_enough)
+        x_last, w_last, target = call.channels_last(x), call.channels_last(w, is_w=True), call.channels_last(out)
+        if self.looks_after:
+            w_min, w_max = _extremes(np, w_last)
+            found = self.correlation(x_last, w_last, target, bias)
+            x_most = 0 if found is None else max(-int(found.min()), int(found.max()))
+            if self.serves(_coarse(w_last, bias)(x_most, max(-w_min, w_max)), out):
+                return
+        elif self.serves(reach_of(np, x_last, w_last, bias, self.is_enough), out):
+            self.correlation(x_last, w_last, target, bias)
+            return
+        forward(call, np, x, w, bias, self.activation, out, place=self.place)
+
+    def serves(self, reach: Reach, out: Array) -> bool:
+        """Whether the loops are exact for a convolution that reaches so far."""
         limit = 2 ** (8 * out.itemsize - 1)
         fits = -limit <= reach.least and reach.most < limit
-        if fits and dtype_of_loops(reach, self.g) == self.correlation.dtype:
-            self.correlation(x_last, w_last, call.channels_last(out), bias)
-        else:
-            forward(call, np, x, w, bias, self.activation, out)
+        return fits and dtype_of_loops(reach, self.g) in (np.float32, self.correlation.dtype)
 
 
 class _Convolves(Protocol):
@@ -561,7 +582,9 @@ def forward(
             arrays = x_last, w_last, target, bias
             correlation = compiled.correlate(cast("Direct", direct), plan.problem, *arrays, activation)
             if place is not None and correlation is not None and is_enough is not None:
-                again = _Again(call, g, is_enough, correlation, asked)
+                is_coarse = reach == _coarse(w_last, bias)(reach.x, reach.w)
+                looks_after = out is None and x.itemsize > 1 and correlation.widens and is_coarse
+                again = _Again(call, g, is_enough, correlation, asked, looks_after, place)
                 place.leave_on_cpu(result.shape, dtype, again)
         elif plan.is_whole:
             _as_floats(call, plan, x_last, w_last, target, bias, relu=activation == "relu")

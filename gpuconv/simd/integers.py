@@ -17,17 +17,22 @@ from gpuconv.simd.waiting import Turn, finish_task, next_task, wait_for
 def widen(job: Any, thread: Any, kinds: Any) -> None:
     """target = source, as floats, `block` elements per task. A thread leaves when all of it is there for the next job.
 
-    If the tasks are done in slices, it leaves when those of its slice are done.
+    extremes[task] = the least and the greatest of its elements. If the tasks are done in slices, a thread leaves when
+    those of its slice are done.
     """
     turn = Turn(job, thread)
-    source, target, block, tasks = arguments(turn, kinds)
+    source, target, extremes, block, tasks = arguments(turn, kinds)
     while True:
         task = next_task(turn)
         if task >= tasks:
             break
         some, floats = source[task * block : (task + 1) * block], target[task * block : (task + 1) * block]
+        least = greatest = some[0]
         for i in range(len(some)):
-            floats[i] = some[i]
+            value = some[i]
+            least, greatest = min(least, value), max(greatest, value)
+            floats[i] = value
+        extremes[task, 0], extremes[task, 1] = least, greatest
         finish_task(turn)
     wait_for(turn, min(tasks, value_at(turn.job + 8 * LIMIT)))
 

@@ -69,8 +69,11 @@ def _widening(source: Array, target: Array) -> Job:
     """The job that widens a vector."""
     from gpuconv.simd import integers
 
-    made = Made((0,), is_given, source)
-    return Job(integers.widen, source, target, *_blocks(source.size), roles={1: READ}, made=[made])
+    block, tasks = _blocks(source.size)
+    dtype = source.dtype
+    extremes = np.empty((tasks, 2), dtype)
+    made = [Made((0,), is_given, source), Made((2,), lambda *_: np.empty((tasks, 2), dtype), extremes)]
+    return Job(integers.widen, source, target, extremes, block, tasks, roles={1: READ}, made=made)
 
 
 def widened(dtype: np.dtype[Any], array: Array) -> Array:
@@ -97,12 +100,13 @@ class Correlation(NamedTuple):
     loops: RepeatedJobs
     widens: bool
 
-    def __call__(self, x: Array, w: Array, out: Array, bias: Array | None) -> None:
+    def __call__(self, x: Array, w: Array, out: Array, bias: Array | None) -> Array | None:
+        """Compute such a call; the result is an array that has the extremes of x, if loops widen x."""
         w = widened(self.dtype, w)
         if self.widens:
-            self.loops(np.empty(x.shape, self.dtype), w, out, bias, x)
-        else:
-            self.loops(widened(self.dtype, x), w, out, bias)
+            return self.loops(np.empty(x.shape, self.dtype), w, out, bias, x)[1]  # what `_widening` makes comes first
+        self.loops(widened(self.dtype, x), w, out, bias)
+        return None
 
 
 def correlate(
