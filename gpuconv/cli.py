@@ -26,6 +26,7 @@ from rich.text import Text
 import gpuconv
 from gpuconv import autotune, backend, cpu, settings
 from gpuconv.algorithms import ALGORITHMS
+from gpuconv.cpu.amx import why_no_amx
 from gpuconv.errors import DeviceError
 from gpuconv.planning import DIRECTIONS, PRECISIONS
 from gpuconv.simd.host import try_numba, why_no_numba
@@ -114,6 +115,7 @@ def info(json: Json = None) -> None:
             "versions": versions,
             "devices": devices,
             "why_no_cuda": why_no_cuda or None,
+            "why_no_amx": why_no_amx(),
             "algorithms": algorithms,
             "threads": cpu.workers(),
             "max_workspace": settings.max_workspace,
@@ -130,6 +132,7 @@ def info(json: Json = None) -> None:
     if "cupy" in versions and why_no_cuda:
         rows.append(("", why_no_cuda))
     rows += [
+        ("amx", why_no_amx() or "permitted"),
         ("algorithms", ", ".join(algorithms)),
         ("threads", str(cpu.workers())),
         ("max_workspace", f"{si(settings.max_workspace)}B"),

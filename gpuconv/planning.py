@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from gpuconv import autotune, backend, cpu, heuristics, settings
 from gpuconv.algorithms import ALGORITHMS, Algorithm, Problem
+from gpuconv.cpu.amx import why_no_amx
 from gpuconv.errors import AlgorithmError, GeometryError, WorkspaceError
 from gpuconv.geometry import ConvGeometry, PoolGeometry, interned
 from gpuconv.simd.host import COMPILED, numba_is_there, try_numba
@@ -75,6 +76,7 @@ class ConvPlan:
       winograd_4x4   refused   less precise than float32; needs precision='fast'
       wgmma          refused   runs on CUDA devices only
       implicit_gemm  refused   runs on CUDA devices only
+      amx            refused   takes float32 and bfloat16, but the arrays are complex64
       direct         refused   takes float32 and float64 on the CPU, but the arrays are complex64
     """
 
@@ -248,10 +250,10 @@ def choose(problem: Problem, algorithm: str, caller: str) -> Algorithm:
 
 def _try_numba_for(problem: Problem, algorithm: str) -> None:
     """Find out whether Numba works, if compiled loops may serve this problem."""
-    # 16-bit floats are widened, and then served, only for gradients of padding that repeats.
+    # 16-bit floats are served if they are bfloat16, by amx, or where they are widened: see `Folding`.
     if algorithm in COMPILED and problem.on_cpu:
         is_served = problem.dtype.char in "fd" or problem.geometry.pad_mode != "zeros"  # .name takes 3 us
-        if is_served:
+        if is_served or (problem.dtype.name == "bfloat16" and why_no_amx() is None):
             try_numba()
 
 
@@ -275,9 +277,9 @@ def _no_such(algorithm: object, caller: str) -> AlgorithmError:
     return AlgorithmError(f"{caller}: algorithm={algorithm!r} does not exist. Choose 'auto' or one of {names}.")
 
 
-def _circumstances() -> tuple[int, bool, int, bool]:
+def _circumstances() -> tuple[int, bool, int, bool, bool | None]:
     """The state that a choice depends on in addition to its problem."""
-    return cpu.workers(), settings.autotune, autotune.generation(), numba_is_there()
+    return cpu.workers(), settings.autotune, autotune.generation(), numba_is_there(), settings.amx
 
 
 @lru_cache(maxsize=4096)
@@ -350,6 +352,8 @@ def given_up(problem: Problem, name: str) -> str:
     bits = BITS.get(problem.dtype.name)
     if problem.precision != "fast" or bits is None:
         return ""
+    if name == "amx" and problem.dtype.name == "float32":
+        return f"; gives up 8 of {bits} bits of each factor"
     if name == "winograd_4x4":
         return f"; gives up 3 of {bits} bits"
     if name == "fft" and bits == BITS["float32"]:

@@ -19,6 +19,14 @@ None means as many as the process was given, which is the least of these:
 
 NUMBA_NUM_THREADS does not count: it limits Numba's own threads, which gpuconv does not use."""
 
+amx: bool | None = None
+"""Whether ``algorithm="auto"`` takes AMX, the matrix unit of newer Intel processors, where it is faster.
+
+None means for bfloat16, and for float32 under ``precision="fast"``. True means for strict float32 as well: the error is
+still that of float32, but denormal numbers count as zeros, and an infinity may become a NaN, see docs/numbers.md. False
+means never. ``algorithm="amx"`` is allowed by each of them. The bits are not those of other algorithms, so results of
+"auto" differ between processors with and without AMX where it is taken."""
+
 batch_invariant: bool = False
 """Whether the result of a sample has the same bits in a batch of any size.
 

@@ -47,6 +47,7 @@ AlgorithmName: TypeAlias = Literal[
     "fft",
     "wgmma",
     "implicit_gemm",
+    "amx",
     "direct",
     "gemm",
     "loops",

@@ -14,9 +14,11 @@ import pytest
 from array_modules import ON_DEVICES, array_module, skip_without_emulator
 from hypothesis import HealthCheck, settings
 from listed_units import must_ask_for_no_more, must_be_listed
-from on_gpu import cupy_with_a_device, turn_on_the_device
+from on_gpu import cupy_with_a_device, forget, turn_on_the_device
 
 import gpuconv
+from gpuconv import planning
+from gpuconv.cpu import amx
 from gpuconv.cuda import loader
 from gpuconv.functions import repeats
 
@@ -89,6 +91,16 @@ def gpu(request):
 def device(xp):
     """The name that gpuconv gives to where the arrays of `xp` live."""
     return "cpu" if xp is np else f"cuda:{xp.cuda.Device().id}"
+
+
+@pytest.fixture
+def without_amx(monkeypatch):
+    """No AMX, whatever this machine has, so that plans are the same on every machine."""
+    monkeypatch.setattr(amx, "_flags", frozenset)
+    forget(amx, planning)
+    yield
+    monkeypatch.undo()
+    forget(amx, planning)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ the tests, in `gpuconv check`, `gpuconv bench` and `explain`.
 
 from gpuconv.algorithms.banks import WithBanks
 from gpuconv.algorithms.base import Algorithm, Cost, Problem
+from gpuconv.algorithms.cpu.amx import Amx
 from gpuconv.algorithms.cpu.depthwise import Depthwise
 from gpuconv.algorithms.cpu.direct import Direct
 from gpuconv.algorithms.cpu.gemm import Gemm
@@ -29,6 +30,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     WithBanks(Folding(Fft())),
     WithBanks(Folding(Wgmma())),
     WithBanks(Folding(ImplicitGemm())),
+    WithBanks(Folding(Amx())),
     WithBanks(Folding(ByDevice(Direct(), CudaDirect()))),
     WithBanks(Folding(ByDevice(Gemm(), CudaGemm()))),
     WithBanks(Loops()),

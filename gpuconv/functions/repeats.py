@@ -182,7 +182,7 @@ def place(words: tuple[Any, ...], *arrays: Array | None) -> Place | None:
     seen = _look(arrays)
     if seen is None:
         return None
-    around = (settings.max_workspace, settings.autotune, autotune.generation())
+    around = (settings.max_workspace, settings.autotune, autotune.generation(), settings.amx)
     if type(around[0]) is not int or not are_exact(words):
         return None
     facts, starts = seen

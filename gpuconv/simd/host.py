@@ -34,7 +34,7 @@ LONGEST_VECTOR = 64
 PAIR_BYTES = 2**12
 """Maximum bytes from what an output reads to what the next one reads, for two that are computed as a pair."""
 
-COMPILED = frozenset(("auto", "direct", "winograd", "winograd_4x4"))
+COMPILED = frozenset(("amx", "auto", "direct", "winograd", "winograd_4x4"))
 """The names of algorithms under which compiled loops may run."""
 
 

@@ -87,7 +87,7 @@ class TestOverAnInput:
         if algorithm not in willing(case, "forward", "float32", device):
             return  # that it then raises is tested with the convolutions
         x, w, _ = case.arrays()
-        for cap in (2**17 if algorithm.startswith(("winograd", "fft", "direct")) else 2**12, 2**24):
+        for cap in (2**17 if algorithm.startswith(("winograd", "fft", "amx", "direct")) else 2**12, 2**24):
             room = xp.asarray(np.concatenate([x, x + 1]))
             source, out = over(room)
             keywords = {"algorithm": algorithm, "max_workspace": cap}

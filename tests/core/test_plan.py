@@ -43,7 +43,7 @@ class TestPlan:
         assert (np.dtype(p.dtype), p.device, p.direction, p.precision) == (np.float32, "cpu", "forward", "strict")
         assert p == gpuconv.plan(gpuconv.ConvGeometry.parse(RESNET), "float32", "cpu")
 
-    def test_candidates_are_the_list_what_serves_first(self):
+    def test_candidates_are_the_list_what_serves_first(self, without_amx):
         p = gpuconv.plan(RESNET)
         assert [(c.name, c.status) for c in p.candidates] == [
             ("winograd", "chosen"),
@@ -55,6 +55,7 @@ class TestPlan:
             ("winograd_4x4", "refused"),
             ("wgmma", "refused"),
             ("implicit_gemm", "refused"),
+            ("amx", "refused"),
         ]
         assert p.chosen == "winograd"
 
@@ -111,7 +112,8 @@ n1_h8w8_c4_k4_r3s3_p1  float32 strict  cpu  forward  18.4 kFLOP
   depthwise      refused   groups=1; needs groups == in_channels (4)
   winograd_4x4   refused   less precise than float32; needs precision='fast'
   wgmma          refused   runs on CUDA devices only
-  implicit_gemm  refused   runs on CUDA devices only""",
+  implicit_gemm  refused   runs on CUDA devices only
+  amx            refused   needs AMX, which this CPU does not have""",
         "<ConvPlan n1_h8w8_c4_k4_r3s3_p1 float32 forward on cpu: direct, 22.3 kB workspace>",
     ),
     "depthwise": (
@@ -126,6 +128,7 @@ n1_h16w16_c64_k64_r3s3_p1_g64  float16 fast  cpu  forward  295 kFLOP
   winograd       refused   sums over 1 channels; needs 4 to err no more than a plain sum
   wgmma          refused   runs on CUDA devices only
   implicit_gemm  refused   runs on CUDA devices only
+  amx            refused   takes float32 and bfloat16, but the arrays are float16
   direct         refused   takes float32 and float64 on the CPU, but the arrays are float16""",
         "<ConvPlan n1_h16w16_c64_k64_r3s3_p1_g64 float16 forward on cpu: depthwise, 188 kB workspace>",
     ),
@@ -140,6 +143,7 @@ n1_h8w8_c4_k4_r3s3_p1_g4  complex128 strict  cpu  input_grad  4.61 kFLOP
   fft            refused   needs 1.01 kB workspace, but max_workspace is 1 kB
   wgmma          refused   runs on CUDA devices only
   implicit_gemm  refused   runs on CUDA devices only
+  amx            refused   takes float32 and bfloat16, but the arrays are complex128
   direct         refused   takes float32 and float64 on the CPU, but the arrays are complex128
   gemm           refused   needs 1.73 kB workspace, but max_workspace is 1 kB""",
         "<ConvPlan n1_h8w8_c4_k4_r3s3_p1_g4 complex128 input_grad on cpu: loops, no workspace>",
@@ -156,14 +160,15 @@ n2_w9_c3_k5_s1  float32 strict  cpu  forward  540 FLOP
   winograd       refused   kernel (1,), stride (1,), dilation (1,); needs (3, 3), (1, 1), (1, 1)
   winograd_4x4   refused   less precise than float32; needs precision='fast'
   wgmma          refused   runs on CUDA devices only
-  implicit_gemm  refused   runs on CUDA devices only""",
+  implicit_gemm  refused   runs on CUDA devices only
+  amx            refused   needs AMX, which this CPU does not have""",
         "<ConvPlan n2_w9_c3_k5_s1 float32 forward on cpu: loops, no workspace>",
     ),
 }
 
 
 @pytest.mark.parametrize(("asked", "table", "line"), GOLDEN.values(), ids=GOLDEN)
-def test_the_text_is_golden(asked, table, line):
+def test_the_text_is_golden(asked, table, line, without_amx):
     text, keywords = asked
     p = gpuconv.plan(text, **keywords)
     assert str(p) == table

@@ -123,7 +123,7 @@ for direction in ("forward", "input_grad", "weight_grad"):
         call = gpuconv.conv2d if direction == "forward" else gpuconv.conv2d_input_grad
         call(*arrays, algorithm={name!r}, precision="fast")
     except gpuconv.AlgorithmError as error:
-        assert {name!r} in ("direct", "wgmma", "implicit_gemm", "depthwise"), error
+        assert {name!r} in ("direct", "wgmma", "implicit_gemm", "amx", "depthwise"), error
 """,
         tmp_path,
         names,

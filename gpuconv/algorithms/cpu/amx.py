@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv import cpu
+from gpuconv import cpu, settings
 from gpuconv.algorithms.adjoint import adjoint_classes, adjoint_parts
 from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.cpu.compiled import (
@@ -30,6 +30,7 @@ from gpuconv.algorithms.cpu.compiled import (
     budget,
     copied_bytes,
     cost_of_copies,
+    is_native,
     of_all,
     of_part,
     told,
@@ -201,14 +202,16 @@ class AmxTiling:
 
     @property
     def cost(self) -> Cost:
-        g = self.g
-        macs = self.all_blocks * CHUNK * self.panels * CHUNK * self.steps * CHUNK * RATE[self.slices]
-        sliced = self.all_blocks * CHUNK * self.chunks * CHUNK * g.groups * len(self.phases)
-        weights = math.prod(g.w_shape)
+        """The products of whole tiles, and what is sliced, packed and stored. It depends on no number of threads."""
+        tiles, packings = self.all_blocks * CHUNK, 1 if self.is_packed else -(-self.all_blocks // self.block)
+        sliced = tiles * self.chunks * CHUNK * self.g.groups * len(self.phases)
+        packed = packings * self.panels * self.steps * CHUNK * CHUNK
+        stored = tiles * self.panels * CHUNK
         return Cost(
-            kernel_macs=macs, elements=SLICED * (sliced + weights) + (math.prod(g.x_shape) + math.prod(g.y_shape)) / 16,
-            steps=8,
-        )  # fmt: skip
+            kernel_macs=MACS[self.slices] * stored * self.steps * CHUNK,
+            elements=SLICED * sliced + PACKED * packed + stored,
+            steps=4,
+        )
 
     # ------------------------------------------------------------------------------------------ the passes
 
@@ -293,11 +296,22 @@ class AmxTiling:
         )
 
 
-RATE = {1: 0.2, 2: 0.4, 3: 0.65}
-"""Time per multiply-add of whole tiles, relative to that of `direct`, by the slices of a number."""
+MACS = {1: 0.26, 2: 0.375, 3: 0.51}
+"""Time per multiply-add of whole tiles, relative to that of `direct`, by the slices of a number.
 
-SLICED = 0.05
+This and the next two were fitted on 2026-12-01 to forward passes and input gradients of 36 layers (1x1, 3x3, 5x5, 1-D;
+1 to 2048 channels, stride, dilation, groups, batch 1 and 8) by direct, winograd, winograd_4x4, gemm and amx, on 2 cores
+of an Intel Xeon (Sapphire Rapids). The algorithm that is chosen took 1.03 times as long as the fastest in the geometric
+mean in strict float32 (1.07 without amx) and under precision="fast" (1.27 without), 1.5 times at worst, where
+winograd_4x4 is taken for fewer channels than pay; in bfloat16 it was always the fastest, which without amx took 7.8
+times as long.
+"""
+
+SLICED = 0.4
 """Time to slice an element, in passes over memory."""
+
+PACKED = 0.3
+"""The same for an element of the weights."""
 
 
 def _seen_as(dtype: np.dtype[Any]) -> Any:
@@ -378,7 +392,9 @@ class Amx:
         return (None if self._twin else why_no_amx()) or why_no_numba()
 
     def why_not_auto(self, problem: Problem) -> str | None:
-        return "auto does not take it, since it takes denormal numbers for zeros, and bits depend on the machine"
+        if settings.amx is None and problem.dtype.name == "float32" and problem.precision == "strict":
+            return "auto takes it under precision='fast', or if settings.amx is True"
+        return None if settings.amx in (None, True) else f"auto does not take it, as settings.amx is {settings.amx}"
 
     def workspace_bytes(self, problem: Problem) -> int:
         tilings = _tilings(problem)
@@ -417,6 +433,13 @@ class Amx:
         self, problem: Problem, x: Array, packed: Array, out: Array, bias: Array | None, activation: str
     ) -> None:
         self.forward(problem, x, packed, out, bias, activation)
+
+    def computation(self, problem: Problem, arrays: Arrays, activation: str, *, is_packed: bool) -> Computation | None:
+        """As `Repeating` describes it."""
+        if problem.direction == "weight_grad" or not is_native(arrays):
+            return None
+        first, *others = itertools.islice(self._computations(problem, arrays, activation), 2)
+        return None if others else first
 
     def _computations(self, problem: Problem, arrays: Arrays, activation: str) -> Iterable[Computation]:
         """The computations of a forward pass or an input gradient, one after the other: one, unless parts are many."""

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from on_gpu import forget
 
 pytest.importorskip("numba")
 
-from gpuconv import settings
+import gpuconv
+from gpuconv import planning, settings
+from gpuconv.algorithms.cpu import amx
 from gpuconv.algorithms.cpu.amx import Amx
 from gpuconv.algorithms.loops import Loops
 from gpuconv.cpu.amx import _flags, why_no_amx
@@ -118,8 +121,67 @@ def test_error_is_that_of_float32():
     assert 2.0**-23 < worst("float32", 64, "fast")[0] < 2.0**-13
 
 
+@pytest.fixture
+def planned(monkeypatch):
+    """A function that says what "auto" would take if this machine had AMX, and in which words; nothing may be run."""
+    for module in (amx, planning):
+        monkeypatch.setattr(module, "why_no_amx", lambda: None)
+    monkeypatch.setattr(gpuconv.cpu, "vector_bytes", lambda: 64)
+    monkeypatch.setattr(gpuconv.cpu, "cache_bytes", lambda: 2**21)
+    forget(planning, amx)
+    yield lambda text, *rest, **more: str(gpuconv.plan(text, *rest, **more))
+    forget(planning, amx)
+
+
+def test_auto_takes_it_where_it_is_expected_to_be_faster_and_allowed(planned, monkeypatch):
+    layers = "n1_h28w28_c512_k128_r1s1", "n1_h224w224_c3_k64_r7s7_p3_st2", "n1_h56w56_c8_k64_r3s3_p1"
+    for allowed, dtype, precision, direction, wanted in (
+        (None, "float32", "strict", "forward", ""),
+        (True, "float32", "strict", "forward", "amx - -"),
+        (True, "float32", "strict", "input_grad", "amx - -"),
+        (None, "float32", "fast", "forward", "amx - -"),
+        (False, "float32", "fast", "forward", ""),
+        (None, "bfloat16", "strict", "forward", "amx amx amx"),
+        (False, "bfloat16", "strict", "forward", ""),
+        (True, "float64", "strict", "forward", ""),
+    ):
+        monkeypatch.setattr(settings, "amx", allowed)
+        keywords = {"direction": direction, "precision": precision}
+        chosen = [gpuconv.plan(text, dtype, **keywords).chosen for text in layers]
+        got = ["amx" if name == "amx" else "-" for name in chosen]
+        assert got == (wanted or "- - -").split(), (allowed, dtype, precision, direction, chosen)
+
+
+def test_explain_says_what_it_gives_up_and_why_auto_leaves_it(planned, monkeypatch):
+    layer = "n1_h28w28_c512_k128_r1s1"
+    assert "; auto takes it under precision='fast', or if settings.amx is True\n" in planned(layer)
+    assert "; gives up 8 of 24 bits of each factor" in planned(layer, precision="fast")
+    assert "gives up" not in planned(layer, "bfloat16", precision="fast").partition("amx")[2].partition("\n")[0]
+    monkeypatch.setattr(settings, "amx", False)
+    assert "; auto does not take it, as settings.amx is False\n" in planned(layer)
+    assert gpuconv.plan(layer, algorithm="amx").chosen == "amx"
+
+
+def test_the_cost_depends_on_no_number_of_threads(monkeypatch):
+    for text in (*PROBLEMS, "n1_h7w7_c2048_k512_r1s1", "n8_h56w56_c64_k64_r3s3_p1"):
+        costs = set()
+        for threads in (1, 2, 16):
+            monkeypatch.setattr(settings, "threads", threads)
+            costs.add(Amx().cost(posed(text)))
+        assert len(costs) == 1, text
+
+
+def test_without_amx_it_refuses_in_words(without_amx):
+    x, w = np.ones((1, 4, 4, 8), np.float32), np.ones((1, 1, 8, 8), np.float32)
+    with pytest.raises(gpuconv.AlgorithmError, match=r"needs AMX, which this CPU does not have\. Choose another, or"):
+        gpuconv.conv2d(x, w, algorithm="amx")
+    with pytest.raises(gpuconv.AlgorithmError, match=r"needs AMX, which this CPU does not have\. Choose another"):
+        computed(Amx(), posed(PROBLEMS[0]), integers(1))
+    assert "amx refused" in " ".join(str(gpuconv.plan(PROBLEMS[0], "bfloat16")).split())
+
+
 def test_refusals_in_words():
-    amx = Amx(twin=True)
-    assert "float32 and bfloat16" in (amx.refusal(posed(PROBLEMS[0], dtype="float64")) or "")
-    assert "no weight gradients" in (amx.refusal(posed(PROBLEMS[0], "weight_grad")) or "")
+    twin = Amx(twin=True)
+    assert "float32 and bfloat16" in (twin.refusal(posed(PROBLEMS[0], dtype="float64")) or "")
+    assert "no weight gradients" in (twin.refusal(posed(PROBLEMS[0], "weight_grad")) or "")
     assert _flags(Path("/nowhere")) == frozenset()
