@@ -52,6 +52,7 @@ CALLS = {
     "winograd of NumPy, weight gradient": lambda out=None: gpuconv.conv2d_weight_grad(
         z[:1], z[:1], 3, pad=1, algorithm="winograd", out=out
     ),
+    "amx": lambda out=None: gpuconv.conv2d(x, w, pad=1, algorithm="amx", out=out),
     "gemm": lambda out=None: gpuconv.conv2d(x[:1], w, pad=1, algorithm="gemm", max_workspace=2**19, out=out),
     "gemm, weight gradient": lambda out=None: gpuconv.conv2d_weight_grad(
         x, x, 3, pad=1, algorithm="gemm", max_workspace=2**21, out=out
@@ -126,7 +127,7 @@ def _two_threads(monkeypatch):
 def test_a_storm_of_interrupts(name):
     call = CALLS[name]
     if not available(call):
-        pytest.skip("needs Numba")
+        pytest.skip("needs Numba, or AMX")
     want, before = call().copy(), blas_threads()
     start = time.perf_counter()
     call()
@@ -155,7 +156,7 @@ def test_an_interrupt_at_any_line_of_a_call(name):
     """Put there by a trace function: at each line that the caller runs, of any module, once or later."""
     call = CALLS[name]
     if not available(call):
-        pytest.skip("needs Numba")
+        pytest.skip("needs Numba, or AMX")
     want, before = call().copy(), blas_threads()
     lines, _ = traced(call)
     interrupted = 0

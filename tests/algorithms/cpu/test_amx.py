@@ -9,6 +9,11 @@ from on_gpu import forget
 
 pytest.importorskip("numba")
 
+try:
+    import ml_dtypes
+except ModuleNotFoundError:
+    ml_dtypes = None
+
 import gpuconv
 from gpuconv import planning, settings
 from gpuconv.algorithms.cpu import amx
@@ -100,6 +105,56 @@ def test_bfloat16():
         for unit in UNITS:
             got = computed(unit, problem, integers(5), activation).astype(np.float32)
             assert np.array_equal(got, want), (direction, activation)
+
+
+def test_numbers_that_are_not_usual():
+    """A NaN, an infinity and what rounds to one make NaN of the outputs that see them; denormal numbers are zeros."""
+    problem = posed("n1_w12_c5_k7_s3")
+    for unit in UNITS:
+
+        def of(number, at=5, dtype="float32", unit=unit):
+            x, w = np.ones((1, 12, 5), dtype), np.ones((3, 5, 7), dtype)
+            x[0, at, 2] = number
+            out = np.empty((1, 10, 7), dtype)
+            unit.forward(replace(problem, dtype=np.dtype(dtype)), x, w, out, None, "identity")
+            return out.astype(np.float32)
+
+        for number in (np.nan, -np.nan, np.inf, -np.inf, 3.397e38):
+            got = of(number)
+            assert np.isnan(got[:, 3:6]).all(), (unit._twin, number)
+            assert np.all(np.delete(got, [3, 4, 5], 1) == 15), (unit._twin, number)
+        assert np.allclose(of(3.39e38)[:, 3:6], 3.39e38, rtol=1e-6)
+        assert np.all(of(1e-39) == of(0))
+        # As little as this is added to exactly, and what is smaller loses 2**-126 at most.
+        for number, lost in ((2.0**-102 * (1 + 2.0**-23), 0), (2.0**-120 * (1 + 2.0**-23), 2.0**-126)):
+            x, w, out = (np.zeros(shape, np.float32) for shape in ((1, 12, 5), (3, 5, 7), (1, 10, 7)))
+            x[0, 5, 2], w[1] = number, 1
+            unit.forward(problem, x, w, out, None, "identity")
+            assert 0 <= number - float(out[0, 4, 0]) <= lost, (unit._twin, number)
+        if ml_dtypes is not None:
+            assert np.all(of(np.inf, dtype="bfloat16")[:, 3:6] == np.inf)
+            assert np.isnan(of(np.nan, dtype="bfloat16")[:, 3:6]).all()
+
+
+def test_the_same_bits_by_any_number_of_threads(monkeypatch):
+    monkeypatch.setattr(amx, "TASK_MACS", 2**10)
+    forget(amx)
+    try:
+        for text, direction in (("n2_h9w11_c40_k50_r3s3_p1_st2", "forward"), ("n1_h16w16_c70_k32_r1s1", "input_grad")):
+            for unit in UNITS:
+                bits, tilings = set(), set()
+                for threads in (1, 2, 4):
+                    monkeypatch.setattr(settings, "threads", threads)
+                    rng, problem = np.random.default_rng(6), posed(text, direction)
+                    bits.add(computed(unit, problem, rng.standard_normal).tobytes())
+                    tilings.add(
+                        tuple((tiling.block, tiling.pieces, tiling.threads) for tiling, _ in amx._tilings(problem))
+                    )
+                assert len(bits) == 1, (text, unit._twin)
+                assert len(tilings) > 1, text
+    finally:
+        monkeypatch.undo()
+        forget(amx)
 
 
 def worst(dtype, length, precision="strict"):
