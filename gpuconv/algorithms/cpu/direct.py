@@ -38,7 +38,7 @@ from gpuconv.algorithms.cpu.compiled import (
 )
 from gpuconv.algorithms.cpu.direct_dense import DenseTiling
 from gpuconv.algorithms.cpu.direct_depthwise import DepthwiseTiling
-from gpuconv.algorithms.cpu.direct_narrow import Part, parts_of
+from gpuconv.algorithms.cpu.direct_narrow import Part, has_adjacent_columns, parts_of, with_adjacent_columns
 from gpuconv.algorithms.cpu.direct_scatter import ScatterTiling
 from gpuconv.algorithms.epilogue import fill, finish
 from gpuconv.cpu.parallel_loops import Room
@@ -79,9 +79,8 @@ class Direct(PlainWeights):
 
     def cost(self, problem: Problem) -> Cost:
         tilings = _tilings(problem)
-        parts = sum(count for _, count in tilings)
-        are_parts = parts > sum(count for _, count in _correlations(problem))
-        apart = Cost(steps=PART_STEPS[problem.direction] * parts if are_parts else 0)
+        parts = sum(count for _, count in tilings) if _has_parts(problem) else 0
+        apart = Cost(steps=PART_STEPS[problem.direction] * parts)
         return sum((tiling.cost * count for tiling, count in tilings), cost_of_copies(problem) + apart)
 
     def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
@@ -106,6 +105,8 @@ class Direct(PlainWeights):
 
     def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
         x, dy = native(x), native(dy)
+        if _has_parts(problem):
+            x, dy = with_adjacent_columns(x), with_adjacent_columns(dy)
         for number, (part, tiling) in enumerate(_pieces(problem, problem.geometry, cpu.workers())):
             if part.columns == 0:
                 tiling.weight_gradient(as_they_are, (x, dy, out, None)).run()
@@ -205,9 +206,17 @@ def _copy(target: Array) -> Step:
 
 def _target(problem: Problem, out: Array) -> Array:
     """The array that the loops write to: `out`, or a buffer where they cannot write to it."""
-    if DepthwiseTiling.supports(problem, problem.geometry) and not has_adjacent_channels(out):
+    is_depthwise, has_parts = DepthwiseTiling.supports(problem, problem.geometry), _has_parts(problem)
+    if (is_depthwise and not has_adjacent_channels(out)) or (has_parts and not has_adjacent_columns(out)):
         return np.empty(out.shape, out.dtype)
     return out
+
+
+def _has_parts(problem: Problem) -> bool:
+    """Whether a problem consists of parts of rows, see direct_narrow.py."""
+    if ScatterTiling.supports(problem):
+        return False
+    return any(part.columns for g, _ in _correlations(problem) for part in parts_of(problem, g))
 
 
 def _tilings(problem: Problem) -> Tilings:
@@ -224,6 +233,9 @@ def _shared_bytes(problem: Problem, tilings: Tilings) -> int:
     most = max((tiling.shared_bytes for tiling, _ in tilings), default=0)
     together = min(CORRELATIONS_AT_ONCE, sum(count for _, count in tilings)) * most
     shared = copied_bytes(problem) + min(together, sum(tiling.shared_bytes * count for tiling, count in tilings))
+    if not problem.contiguous and _has_parts(problem):  # parts whose columns are copied overlap
+        parts = [part for g, _ in _correlations(problem) for part in parts_of(problem, g)]
+        shared += sum(part.read_size for part in parts) * problem.dtype.itemsize
     if problem.direction == "weight_grad":
         shared += max(part.gradients_size for part in parts_of(problem, problem.geometry)) * problem.dtype.itemsize
     return shared

@@ -1,8 +1,8 @@
 """Depthwise convolution of fewer channels than a vector has, for direct.py: several columns are treated as one.
 
-Where the columns of x and of y are contiguous, neighbouring outputs of a row read neighbouring elements of x, channel
-by channel. So `columns` outputs of c channels are one output of columns * c channels. Its weights are as many copies of
-w, and consecutive taps still read consecutive columns of x:
+Where the columns of x and of y are contiguous, or copied so that they are, neighbouring outputs of a row read
+neighbouring elements of x, channel by channel. So `columns` outputs of c channels are one output of columns * c
+channels. Its weights are as many copies of w, and consecutive taps still read consecutive columns of x:
 
     y[q * columns + i, g]  =  x[q * columns + i + t, g]  w[t, g]      (i, g) is the channel, t the tap, q the output
 
@@ -50,7 +50,7 @@ class Part(NamedTuple):
             w = np.tile(w.reshape(*self.g.kernel, -1), self.columns)[..., None, None]
             bias = None if bias is None else np.tile(bias, self.columns)
         x, y = self.between(x, y)
-        return x, w, y, bias
+        return with_adjacent_columns(x), w, y, bias
 
     def between(self, x: Array, y: Array) -> tuple[Array, Array]:
         """This part of x and y, unless it is all of a row."""
@@ -58,8 +58,13 @@ class Part(NamedTuple):
         y = y[..., self.out : self.out + self.g.out[-1] * self.columns, :]
         if self.columns == 1:
             return x, y
-        strides = (*y.strides[:-2], y.strides[-2] * self.columns, y.strides[-1])
+        strides = (*y.strides[:-2], y.strides[-2] * self.columns, y.itemsize)
         return x, np.lib.stride_tricks.as_strided(y, self.g.y_shape, strides)
+
+    @property
+    def read_size(self) -> int:
+        """Elements of x that the part reads, with padding."""
+        return self.g.n * math.prod(self.g.spatial) * (self.g.c // max(1, self.columns))
 
     @property
     def gradients_size(self) -> int:
@@ -73,13 +78,24 @@ class Part(NamedTuple):
         return total
 
 
+def has_adjacent_columns(array: Array) -> bool:
+    """Whether a row of an array (n, *axes, c) is contiguous."""
+    c, size = array.shape[-1], array.itemsize
+    return (c == 1 or array.strides[-1] == size) and (array.shape[-2] == 1 or array.strides[-2] == c * size)
+
+
+def with_adjacent_columns(array: Array) -> Array:
+    """The array, or a copy of it whose rows are contiguous."""
+    return array if has_adjacent_columns(array) else np.ascontiguousarray(array)
+
+
 @lru_cache(maxsize=1024)
 def parts_of(problem: Problem, g: ConvGeometry) -> tuple[Part, ...]:
     """The parts of a correlation: itself alone, where it is better computed as it is."""
     lanes = LONGEST_VECTOR // problem.dtype.itemsize
     reach = (g.kernel[-1] - 1) * g.dilation[-1]
     first, stop = clear_along(g, g.ndim - 1)
-    is_narrow = problem.contiguous and g.groups == g.c == g.k < lanes
+    is_narrow = g.groups == g.c == g.k < lanes
     is_plain = problem.geometry.stride[-1] == g.stride[-1] == 1 and (g.pad_mode == "zeros" or g.pad[-1] == (0, 0))
     worth = WORTH_PARTS * (2 if g.c == 1 else 1) // (2 if problem.direction == "weight_grad" else 1)
     if not is_narrow or not is_plain or g.macs < worth:

@@ -124,10 +124,44 @@ def test_a_weight_reaches_what_it_meets_and_no_more(special):
         assert np.array_equal(gpuconv.conv2d(x, odd, pad=1, groups=3, algorithm="direct"), want, equal_nan=True)
 
 
-def test_what_is_not_contiguous_is_computed_as_it_is():
-    x, w, _ = arrays(3, KERNEL, (6, 100))
-    want = gpuconv.conv2d(x[:, :, ::2].copy(), w, pad=1, groups=3, algorithm="loops")
-    assert same(gpuconv.conv2d(x[:, :, ::2], w, pad=1, groups=3, algorithm="direct"), want)
+VIEWS = {
+    "cut out": lambda big: big[:, 2:-2, 5:56, 1:4],
+    "every other column": lambda big: big[:, 2:-2, ::2, :3],
+    "every other row": lambda big: big[:, ::2, :50, 2:5],
+    "rows cut out": lambda big: np.ascontiguousarray(big[..., :3])[:, 2:-2, 7:-9],
+    "backwards": lambda big: big[:, ::-1, ::-1, 2::-1],
+    "channels first": lambda big: np.ascontiguousarray(np.moveaxis(big[..., :3], -1, 1)).transpose(0, 2, 3, 1),
+    "one channel": lambda big: big[..., 4:],
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_arrays_of_any_strides(view):
+    """Twice, since the second call runs the loops of the first on other arrays."""
+    rng = np.random.default_rng(3)
+    for _ in range(2):
+        big, results = (rng.integers(-3, 4, (2, 14, 100, 5)).astype("float32") for _ in range(2))
+        x = view(big)
+        c = x.shape[-1]
+        call, w = {"pad": 1, "groups": c}, rng.integers(-3, 4, (*KERNEL, 1, c)).astype("float32")
+        sizes = {"stride": (1, 1), "pads": ((1, 1), (1, 1)), "dilation": (1, 1), "groups": c}
+        out = view(results)[:, : x.shape[1] + 2 - KERNEL[0] + 1, : x.shape[2] + 2 - KERNEL[1] + 1]
+        around = results.copy()
+        want = oracle.conv(x, w, None, **sizes)
+        view(around)[:, : out.shape[1], : out.shape[2]] = want
+        assert len(parts(x, w, pad=1)) > 1
+        gpuconv.conv2d(x, w, algorithm="direct", out=out, **call)
+        assert_exact(results, around, "float32")  # and nothing else was written to
+        dx = gpuconv.conv2d_input_grad(out, w, x.shape, algorithm="direct", **call)
+        assert_exact(dx, oracle.input_grad(out, w, x.shape[1:-1], **sizes), "float32")
+        dw = gpuconv.conv2d_weight_grad(x, out, KERNEL, algorithm="direct", **call)
+        assert_exact(dw, oracle.weight_grad(x, out, KERNEL, **sizes), "float32")
+
+
+def test_the_memory_of_copied_columns_is_counted():
+    x, w, _ = arrays(3, KERNEL, (40, 400))
+    tight = gpuconv.explain(x[:, :, ::2], w, pad=1, groups=3, algorithm="direct").workspace
+    assert tight >= x[:, :, ::2].nbytes * 2
 
 
 def test_small_problems_are_left_as_they_are(monkeypatch):
