@@ -160,8 +160,8 @@ def test_arrays_of_any_strides(view):
 
 def test_the_memory_of_copied_columns_is_counted():
     x, w, _ = arrays(3, KERNEL, (40, 400))
-    tight = gpuconv.explain(x[:, :, ::2], w, pad=1, groups=3, algorithm="direct").workspace
-    assert tight >= x[:, :, ::2].nbytes * 2
+    needed = gpuconv.explain(x[:, :, ::2], w, pad=1, groups=3, algorithm="direct").workspace
+    assert needed >= x[:, :, ::2].nbytes * 2.5  # x, y and w, and the columns that parts copy
 
 
 def test_small_problems_are_left_as_they_are(monkeypatch):
