@@ -9,8 +9,13 @@ again. Where sums are larger, both arrays are taken apart into pieces of fewer b
 
 such that each of these convolutions is exact in float64. They are added modulo 2**64, which is exact as y itself fits.
 
+The compiled loops of `direct` on the CPU get by with less: they add up a few products as floats, and these sums as
+integers, which they store in the result. So float32 serves wherever it holds the sum of a few products, and the result
+fits in 32 bits. x is widened by all threads at the beginning of a call (algorithms/cpu/integers.py).
+
 How large a sum can be is found before anything is computed, from the data: each element of x may be anything from the
-least one to the greatest one, or 0, as padding is.
+least one to the greatest one, or 0, as padding is. A call that repeats an earlier one, and whose result is a new array,
+widens x and finds its extremes in one go; if they are too large, what it has computed is dropped.
 """
 
 from __future__ import annotations
