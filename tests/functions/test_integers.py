@@ -245,13 +245,19 @@ class TestLoops:
                         got = gpuconv.conv2d(image, w, bias, pad=1, groups=groups, activation="relu")
                         assert np.array_equal(got, want), (shape, pair)
 
-    @pytest.mark.parametrize(("dtype", "most"), [("uint8", 255), ("int8", -128), ("int16", 2**8), ("int32", -(2**22))])
+    @pytest.mark.parametrize(("dtype", "most"), [("uint8", 255), ("int8", -128), ("int16", 4095), ("int32", 1 - 2**22)])
     def test_sums_that_no_float_would_hold(self, dtype, most):
         """Long sums of the largest products there are, all of one sign, and one more at their end."""
         x, w = np.full((1, 3, 3, 300), most, dtype), np.full((3, 3, 300, 20), most, dtype)
         w[2, 2, -1] = x[0, 2, 2, -1] = 1
         got = gpuconv.conv2d(x, w)
         assert (got == 2699 * most**2 + 1).all()
+
+    @pytest.mark.parametrize(("most", "terms"), [(4095, 100), (255, 40_000)])
+    def test_where_float32_and_its_integers_end(self, most, terms):
+        """Sums of few products that float32 does not hold, and of many that 32 bits do not."""
+        x, w = np.full((1, 2, terms), most, np.int16), np.full((1, terms, 3), most, np.int16)
+        assert (gpuconv.conv1d(x, w) == terms * most**2).all()
 
     def test_data_that_grow_between_calls(self):
         x, w = np.full((1, 5, 3), 7), np.full((2, 3, 4), -1)
