@@ -495,7 +495,7 @@ def bench(
         return
     versions = {package: version for name in against for package, version in peers.versions(name).items()}
     with held_to(threads):
-        record = Record(Provenance.here(device, versions), measure_limits(dtype, device))
+        record = Record(Provenance.here(device, versions), measure_limits(dtype, device, cases))
         takes = runner.estimate(cases, against, repeats, record.limits)
         _say(f"{len(cases)} cases to measure, {_roughly(takes)}", err=True)
         status = _measure(cases, opponents, repeats, record, json)

@@ -234,7 +234,10 @@ class Record:
         try:
             content = parse_json(read_text(path, "--show"))
             provenance = {f.name: _SAVED[f.type](content["provenance"][f.name]) for f in fields(Provenance)}
-            limits = Limits(**{f.name: _rate(content["limits"][f.name]) for f in fields(Limits)})
+            rates = {name: rate for name, rate in content["limits"].items() if rate is not None}
+            limits = Limits(
+                **{name: _rate(rates[name]) for name in ("gflops", "gbs", *(["amx"] if "amx" in rates else []))}
+            )
             return cls(Provenance(**provenance), limits, [_row(saved) for saved in content["results"]])
         except OSError as error:
             raise ValueError(f"{error.strerror}: {str(path)!r}") from None
@@ -246,7 +249,7 @@ class Record:
         return {
             "gflops": row.gflops,
             "gbs": row.gbs,
-            "of_peak": row.gflops / self.limits.gflops,
+            "of_peak": row.gflops / self.limits.peak(row.algorithm),
             "ratios": {peer: row.ratio(peer) for peer in row.peers},
         }
 

@@ -39,7 +39,7 @@ def rows(some: Sequence[Row], limits: Limits, peers: Sequence[str], width: int) 
         *([Column("host µs", lambda row: _host(row.times), spare=1)] if on_device else []),
         Column("spread", lambda row: f"±{row.times.spread:.0%}", spare=5),
         Column("GFLOP/s", lambda row: digits(row.gflops), spare=2),
-        Column("of peak", lambda row: f"{row.gflops / limits.gflops:.0%}", spare=3),
+        Column("of peak", lambda row: f"{row.gflops / limits.peak(row.algorithm):.0%}", spare=3),
         Column("GB/s", lambda row: digits(row.gbs), spare=6),
         Column("workspace", lambda row: f"{si(row.workspace)}B", spare=8),
         Column("extra memory", lambda row: f"{si(row.extra_bytes)}B", spare=7),
@@ -110,9 +110,10 @@ def _means(record: Record, peer: str, before_extremes: str) -> Table:
 def head(record: Record) -> str:
     """The provenance and the limits of the machine, in a few lines."""
     limits = record.limits
+    on_amx = f"{digits(limits.amx)} in one on AMX, " if limits.amx else ""
     return (
         f"{origin(record.provenance)}\n"
-        f"the most that was measured here: {digits(limits.gflops)} GFLOP/s in a matrix product, "
+        f"the most that was measured here: {digits(limits.gflops)} GFLOP/s in a matrix product, {on_amx}"
         f"{digits(limits.gbs)} GB/s in a copy"
     )
 
