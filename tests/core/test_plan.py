@@ -104,7 +104,7 @@ GOLDEN = {  # small problems, done in one strip by one thread, so that no number
         ("n1_h8w8_c4_k4_r3s3_p1", {}),
         """\
 n1_h8w8_c4_k4_r3s3_p1  float32 strict  cpu  forward  18.4 kFLOP
-  direct         chosen    22.3 kB workspace
+  direct         chosen    22.4 kB workspace
   winograd       possible  86 kB workspace
   fft            possible  72.3 kB workspace; auto takes it under precision='fast' only
   gemm           possible  10.8 kB workspace
@@ -114,7 +114,7 @@ n1_h8w8_c4_k4_r3s3_p1  float32 strict  cpu  forward  18.4 kFLOP
   wgmma          refused   runs on CUDA devices only
   implicit_gemm  refused   runs on CUDA devices only
   amx            refused   needs AMX, which this CPU does not have""",
-        "<ConvPlan n1_h8w8_c4_k4_r3s3_p1 float32 forward on cpu: direct, 22.3 kB workspace>",
+        "<ConvPlan n1_h8w8_c4_k4_r3s3_p1 float32 forward on cpu: direct, 22.4 kB workspace>",
     ),
     "depthwise": (
         ("n1_h16w16_c64_k64_r3s3_p1_g64", {"dtype": "float16", "precision": "fast"}),
@@ -154,7 +154,7 @@ n1_h8w8_c4_k4_r3s3_p1_g4  complex128 strict  cpu  input_grad  4.61 kFLOP
 n2_w9_c3_k5_s1  float32 strict  cpu  forward  540 FLOP
   loops          chosen    no workspace
   fft            possible  6.83 kB workspace; auto takes it under precision='fast' only
-  direct         possible  5.36 kB workspace
+  direct         possible  5.46 kB workspace
   gemm           possible  no workspace
   depthwise      refused   groups=1; needs groups == in_channels (3)
   winograd       refused   kernel (1,), stride (1,), dilation (1,); needs (3, 3), (1, 1), (1, 1)
