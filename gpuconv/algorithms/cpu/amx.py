@@ -23,6 +23,7 @@ from gpuconv.algorithms.adjoint import adjoint_classes, adjoint_parts
 from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.cpu.compiled import (
     CORRELATIONS_AT_ONCE,
+    LOOP_STEPS,
     Arrays,
     Computation,
     Step,
@@ -209,8 +210,8 @@ class AmxTiling:
         stored = tiles * self.panels * CHUNK
         return Cost(
             kernel_macs=MACS[self.slices] * stored * self.steps * CHUNK,
-            elements=SLICED * sliced + PACKED * packed + stored,
-            steps=4,
+            elements=SLICED * sliced + PACKED * packed + STORED * stored,
+            steps=LOOP_STEPS,
         )
 
     # ------------------------------------------------------------------------------------------ the passes
@@ -299,19 +300,21 @@ class AmxTiling:
 MACS = {1: 0.26, 2: 0.375, 3: 0.51}
 """Time per multiply-add of whole tiles, relative to that of `direct`, by the slices of a number.
 
-This and the next two were fitted on 2026-12-01 to forward passes and input gradients of 36 layers (1x1, 3x3, 5x5, 1-D;
-1 to 2048 channels, stride, dilation, groups, batch 1 and 8) by direct, winograd, winograd_4x4, gemm and amx, on 2 cores
-of an Intel Xeon (Sapphire Rapids). The algorithm that is chosen took 1.03 times as long as the fastest in the geometric
-mean in strict float32 (1.07 without amx) and under precision="fast" (1.27 without), 1.5 times at worst, where
-winograd_4x4 is taken for fewer channels than pay; in bfloat16 it was always the fastest, which without amx took 7.8
-times as long.
+This and the next three were fitted on 2026-12-01 to forward passes and input gradients of 36 layers (1x1, 3x3, 5x5 and
+1-D, 1 to 2048 channels, stride, dilation, groups, batch 1 and 8) by direct, winograd, winograd_4x4, gemm and amx, on 2
+cores of an Intel Xeon (Sapphire Rapids). The algorithm that is chosen took 1.03 times as long as the fastest in the
+geometric mean in strict float32 (1.07 without amx), and 1.02 times under precision="fast" (1.27 without); 1.5 times at
+worst, where winograd_4x4 is taken for fewer channels than pay. In bfloat16 it was always the fastest, which without amx
+took 7.8 times as long.
 """
 
-SLICED = 0.4
+SLICED = 0.2
 """Time to slice an element, in passes over memory."""
 
-PACKED = 0.3
-"""The same for an element of the weights."""
+PACKED = 0.2
+"""The same for an element of the weights, and the next for one of the result."""
+
+STORED = 0.3
 
 
 def _seen_as(dtype: np.dtype[Any]) -> Any:
