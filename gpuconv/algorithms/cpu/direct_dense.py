@@ -85,8 +85,8 @@ VECTORS = 4
 LEAST_ROWS = 4
 """Minimum rows of a tile of a weight gradient. With fewer, its products wait for each other."""
 
-# Costs in multiply-adds, or relative to them: fitted on 2026-12-01 to 220 problems of 1 to 16 channels, on 2 cores of a
-# Xeon with AVX-512.
+# Costs in multiply-adds, or relative to them: fitted on 2026-12-01 to some 220 problems of 1 to 16 channels, on 2 cores
+# of a Xeon with AVX-512.
 SINGLE_SUMS = 5
 """The relative time of a weight gradient whose tiles have one row: its products wait for each other."""
 
