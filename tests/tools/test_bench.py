@@ -482,6 +482,27 @@ def test_the_limits_of_a_device(pace, monkeypatch):
     assert found.gbs > 0
 
 
+def test_rows_of_amx_are_compared_with_a_product_on_that_unit(tmp_path, monkeypatch):
+    """Such a product is timed only where a row needs it, and records without it are read as well."""
+    rows = [
+        dataclasses.replace(make_row(), algorithm=name, times=record.Times(0.01, 0.01, 0.01, 3))
+        for name in ("amx", "gemm")
+    ]
+    for amx, wanted in ((400.0, 0.25), (None, 1.0)):
+        found = dataclasses.replace(make_record(rows), limits=Limits(rows[0].gflops, 10.0, amx and 4 * rows[0].gflops))
+        path = found.write(tmp_path / "rows.json")
+        assert [row["of_peak"] for row in json.loads(path.read_text())["results"]] == [wanted, 1.0]
+        assert record.Record.read(path).limits == found.limits
+        assert ("in one on AMX" in tables.head(found)) == (amx is not None)
+    monkeypatch.setattr(limits, "SIDE", {"cpu": 8})
+    monkeypatch.setattr(limits, "COPIED", {"cpu": 2**21})
+    monkeypatch.setattr(limits, "_product_on_amx", lambda case, side: 2 * side**3 / 7e9)
+    for name, wanted in (("amx", 7.0), ("gemm", None)):
+        one = dataclasses.replace(make_case("n1_w9_c8_k8_s1", "forward"), algorithm="gemm")
+        monkeypatch.setattr(case.Case, "plan", lambda _, name=name: types.SimpleNamespace(chosen=name))
+        assert limits.measure("float32", "cpu", [one]).amx == wanted
+
+
 def test_tables_show_the_host_where_there_is_one():
     def text(*rows):
         console = rich.console.Console(width=200, file=io.StringIO())

@@ -20,6 +20,7 @@ from gpuconv.algorithms.cpu import amx
 from gpuconv.algorithms.cpu.amx import Amx
 from gpuconv.algorithms.loops import Loops
 from gpuconv.cpu.amx import _flags, why_no_amx
+from gpuconv.functions import repeats
 from gpuconv.geometry import ConvGeometry
 from gpuconv.planning import problem_of
 
@@ -215,6 +216,14 @@ def test_explain_says_what_it_gives_up_and_why_auto_leaves_it(planned, monkeypat
     monkeypatch.setattr(settings, "amx", False)
     assert "; auto does not take it, as settings.amx is False\n" in planned(layer)
     assert gpuconv.plan(layer, algorithm="amx").chosen == "amx"
+
+
+def test_a_repeated_call_heeds_the_setting(monkeypatch):
+    x = np.ones((1, 4, 4, 8), np.float32)
+    before = repeats.place(("words",), x, None)
+    assert repeats.place(("words",), x, None) is before is not None
+    monkeypatch.setattr(settings, "amx", True)
+    assert repeats.place(("words",), x, None) is not before
 
 
 def test_the_cost_depends_on_no_number_of_threads(monkeypatch):
