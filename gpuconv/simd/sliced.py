@@ -257,6 +257,22 @@ def _slice_row(
 
 
 @compiled
+def _find_outputs(p: Any, sample: int, first: int, positions: int, at: int, pointers: Any) -> None:
+    """The addresses of the outputs at some positions of a sample, from pointers[at] on; 0 for none."""
+    i = 0
+    while i < positions:
+        column, rest = (first + i) % p.grid_w, (first + i) // p.grid_w
+        length = min(p.grid_w - column, positions - i)
+        row, o = rest % p.grid_h, rest // p.grid_h
+        y = p.y + sample * p.y_n + o * p.y_o + row * p.y_p + column * p.y_q
+        there = p.q if row < p.p and o < p.o else 0
+        for j in range(length):
+            pointers[at + i + j] = y if column + j < there else 0
+            y += p.y_q
+        i += length
+
+
+@compiled
 def _slice_block(
     p: Any, maps: Any, phases: Any, block: int, count: int, slices: Any, seen: int, pointers: Any, scratch: Any
 ) -> None:
@@ -270,17 +286,7 @@ def _slice_block(
         sample, start = (block + done) // p.blocks_of_sample, (block + done) % p.blocks_of_sample
         some = min(count - done, p.blocks_of_sample - start)
         first, positions = start * CHUNK, some * CHUNK
-        i = 0
-        while i < positions:
-            column, rest = (first + i) % p.grid_w, (first + i) // p.grid_w
-            length = min(p.grid_w - column, positions - i)
-            row, o = rest % p.grid_h, rest // p.grid_h
-            y = p.y + sample * p.y_n + o * p.y_o + row * p.y_p + column * p.y_q
-            there = p.q if row < p.p and o < p.o else 0
-            for j in range(length):
-                pointers[done * CHUNK + i + j] = y if column + j < there else 0
-                y += p.y_q
-            i += length
+        _find_outputs(p, sample, first, positions, done * CHUNK, pointers)
         to = seen + (done * CHUNK + segment * p.halo) * ROW_BYTES
         for number in range(len(phases)):
             i = 0

@@ -402,8 +402,7 @@ def _convolutions(i, algorithm):
     keywords = {"pad": 1, "groups": 8 if depthwise else 1, "algorithm": algorithm}
     y = gpuconv.conv2d(x, w, **keywords)
     gpuconv.conv2d_input_grad(y, w, x.shape, **keywords)
-    if algorithm != "amx":  # which has no weight gradient
-        gpuconv.conv2d_weight_grad(x, y, 3, **keywords)
+    gpuconv.conv2d_weight_grad(x, y, 3, **keywords)
 
 
 def _strided(i):

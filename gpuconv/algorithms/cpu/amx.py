@@ -2,9 +2,10 @@
 
     forward       y[m,k]    =  x[m at (t,c)]   w[(t,c),k]      m = (n, o, p, q)   outputs
     input_grad   dx[m,c]    = dy[m at (t,k)]   w[(t,k),c]      m of one residue of the stride at a time, see adjoint.py
+    weight_grad  dw[(t,c),k] = x[m at (t,c)]  dy[m,k]          summed over m, part by part, see simd/sliced_gradient.py
 
-Every sum is made in an order that depends on the numbers of taps and channels alone, so the bits depend neither on the
-number of threads nor on the batch.
+Every output of the first two is summed in an order that depends on the numbers of taps and channels alone, so the bits
+depend neither on the number of threads nor on the batch. Those of a weight gradient do not depend on the threads.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from gpuconv.algorithms.cpu.compiled import (
     zeros_for,
 )
 from gpuconv.algorithms.epilogue import fill, finish
+from gpuconv.algorithms.groups import weights_by_group
 from gpuconv.cpu.amx import why_no_amx
 from gpuconv.cpu.parallel_loops import Job, Made, Room
 from gpuconv.cpu.threads import affordable_threads
@@ -125,16 +127,16 @@ class AmxTiling:
 
     @cached_property
     def halo(self) -> int:
-        return max(self._shift(shift) for _, shift in self.taps)
+        return max(self.shift_of(shift) for _, shift in self.taps)
 
-    def _shift(self, shift: Ints) -> int:
+    def shift_of(self, shift: Ints) -> int:
         (d, h, w), (_, grid_h, grid_w) = shift, self.grid
         return (d * grid_h + h) * grid_w + w
 
     @cached_property
     def blocks_of_sample(self) -> int:
         """Blocks of 32 positions, from the first output of a sample to the last."""
-        return -(-(self._shift(tuple(size - 1 for size in three_axes(self.g.out, 1))) + 1) // CHUNK)
+        return -(-(self.shift_of(tuple(size - 1 for size in three_axes(self.g.out, 1))) + 1) // CHUNK)
 
     @cached_property
     def all_blocks(self) -> int:
@@ -242,7 +244,7 @@ class AmxTiling:
         buffers = room.buffers(*buffers_of_all, result, *(((TWIN_SIZE, np.float32),) if twin else ()))
         tiles = buffers.pop() if twin else (0,)
         return Job(
-            *(sliced.correlate, product, _index_maps(self.g), self._phase_table, self._offsets, bias_row),
+            *(sliced.correlate, product, _index_maps(self.g), self.phase_table, self._offsets, bias_row),
             *(firsts, tasks, tiles, (0,) * self.slices, *buffers),
             keeps=(x, w, out, kept, weights),
             roles=roles,
@@ -257,7 +259,7 @@ class AmxTiling:
         return row
 
     @cached_property
-    def _phase_table(self) -> Array:
+    def phase_table(self) -> Array:
         return np.array(self.phases, np.int64)
 
     @cached_property
@@ -268,7 +270,7 @@ class AmxTiling:
         by_phase = self.g.groups * self.chunks * chunk
         return np.array(
             [
-                numbers[phase] * by_phase + c * chunk + self._shift(shift) * LINE
+                numbers[phase] * by_phase + c * chunk + self.shift_of(shift) * LINE
                 for phase, shift in self.taps
                 for c in range(self.chunks)
             ],
@@ -376,6 +378,146 @@ def _choose_tiling(problem: Problem, g: ConvGeometry, threads: int, is_prepacked
     return replace(tiling, threads=threads)
 
 
+GRADIENT_BLOCK = 24
+"""Steps, of 32 positions each, that are summed in tiles before they are added to memory."""
+
+LEAST_BLOCKS = 4
+"""Minimum steps per part of the positions."""
+
+MOST_PARTS = 2**22
+"""Maximum bytes of the sums of all parts, unless there is one."""
+
+
+@dataclass(frozen=True)
+class AmxGradientTiling:
+    """How a weight gradient is split into tasks: parts of the positions by pieces of the panels of output channels.
+
+    Neither depends on the number of threads, nor do the bits. `correlation` has the grid of positions.
+    """
+
+    correlation: AmxTiling
+    parts: int
+    pieces: int
+    threads: int
+
+    @classmethod
+    def of(cls, problem: Problem) -> AmxGradientTiling:
+        return _choose_gradient_tiling(problem, problem.geometry, cpu.workers())
+
+    @property
+    def sums_bytes(self) -> int:
+        """Bytes of the sums of a part."""
+        return self.correlation.panels * self.correlation.steps * 4 * SUMS
+
+    @property
+    def shared_bytes(self) -> int:
+        return self.parts * self.sums_bytes + LINE
+
+    @cached_property
+    def buffers(self) -> tuple[tuple[int, Any], ...]:
+        """The buffers of a thread: slices of x and of dy, addresses, and numbers on their way."""
+        of = self.correlation
+        seen = len(of.phases) * of.slices * 2 * of.rows * LINE
+        dys = -(-of.panels // self.pieces) * of.block * of.step_bytes
+        return (
+            (seen + LINE, np.uint8),
+            (dys + LINE, np.uint8),
+            (len(of.phases) * of.rows + of.block * (CHUNK + 1), np.int64),
+            (2 * CHUNK, _seen_as(of.dtype)),
+            (SUMS, np.float32),
+            (CHUNK, np.float32),
+        )
+
+    @cached_property
+    def worker_bytes(self) -> int:
+        return sum(length * np.dtype(dtype).itemsize for length, dtype in self.buffers)
+
+    @property
+    def cost(self) -> Cost:
+        of = self.correlation
+        tiles = of.all_blocks * CHUNK
+        sliced = self.pieces * 2 * tiles * of.chunks * CHUNK * of.g.groups * len(of.phases)
+        sums = of.panels * of.steps * SUMS * (self.parts + of.all_blocks // of.block)
+        return Cost(
+            kernel_macs=MACS[of.slices] * tiles * of.panels * CHUNK * of.steps * CHUNK,
+            elements=SLICED * (sliced + tiles * of.panels * CHUNK) + sums,
+            steps=4,
+        )
+
+    def computation(self, arrays: Arrays, twin: bool) -> Computation:
+        """The computation of out = the gradient of w from x and dy."""
+        from gpuconv.simd import sliced_gradient
+
+        out = arrays[2]
+        of, g = self.correlation, self.correlation.g
+        made, roles = list[Made](), {"w": OUT}
+        x = told("x", READ, lambda x, *_: with_adjacent_channels(x), arrays, made, roles)
+        y = told("y", OTHER, lambda _x, dy, *_: with_adjacent_channels(dy), arrays, made, roles)
+        zeros, kept = zeros_for(4 * CHUNK, made, "zeros")
+        sums = np.empty(self.shared_bytes, np.uint8)
+        made.append(Made(("sums",), lambda *_: np.empty(self.shared_bytes, np.uint8), sums))
+        x_n, *x_strides, _ = x.strides
+        y_n, *y_strides, _ = y.strides
+        *taps, w_g, w_c, w_k = weights_by_group(out, g).strides
+        _, grid_h, grid_w = of.grid
+        gradient = sliced_gradient.Gradient._make(
+            (
+                *(address(x), x_n, *three_axes(x_strides, 0)),
+                *(address(out), *three_axes(taps, 0), w_g, w_c, w_k),
+                *(address(y), y_n, *three_axes(y_strides, 0)),
+                *(zeros, address(sums), *three_axes(g.out, 1), *three_axes(g.kernel, 1)[1:]),
+                *(g.c_group, g.k_group, g.groups, grid_h, grid_w, of.halo, of.blocks_of_sample, of.rows),
+                *(of.block, of.all_blocks, self.parts, self.pieces, len(of.taps)),
+            )
+        )
+        firsts = self.parts * self.pieces
+        tasks = firsts + of.panels * of.steps
+        *buffers_of_all, (length, _) = self.buffers
+        room = Room(self.threads, [self.worker_bytes + (4 * TWIN_SIZE if twin else 0)])
+        result = length, _seen_as(out.dtype)
+        buffers = room.buffers(*buffers_of_all, result, *(((TWIN_SIZE, np.float32),) if twin else ()))
+        tiles = buffers.pop() if twin else (0,)
+        job = Job(
+            *(sliced_gradient.weight_gradient, gradient, _index_maps(g), of.phase_table, self._shifts),
+            *(firsts, tasks, tiles, (0,) * of.slices, *buffers),
+            keeps=(x, y, out, kept, sums),
+            roles=roles,
+            made=made,
+        )
+        return Computation(self.threads, [job], g.macs, arrays)
+
+    @cached_property
+    def _shifts(self) -> Array:
+        """Per tap, how far the slices that it reads are from those of the first phase, in bytes."""
+        of = self.correlation
+        numbers = {phase: number for number, phase in enumerate(of.phases)}
+        by_phase = of.slices * 2 * of.rows * LINE
+        return np.array([numbers[phase] * by_phase + of.shift_of(shift) * LINE for phase, shift in of.taps], np.int64)
+
+
+@lru_cache(maxsize=1024)
+def _choose_gradient_tiling(problem: Problem, g: ConvGeometry, threads: int) -> AmxGradientTiling:
+    slices = (SLICES if problem.precision == "strict" else FAST_SLICES).get(problem.dtype.name, 3)
+
+    def tiling_of(block: int, parts: int, pieces: int) -> AmxGradientTiling:
+        return AmxGradientTiling(AmxTiling(g, problem.dtype, slices, block, 1, 1, False, 1), parts, pieces, 1)
+
+    least = tiling_of(1, 1, 1)
+    every, panels, wanted = least.correlation.all_blocks, least.correlation.panels, tasks_for(1, sums=True)
+    most = min(MOST_PARTS, problem.max_workspace // 4) // least.sums_bytes
+    parts = max(1, min(wanted, every // LEAST_BLOCKS, most))
+    pieces = min(panels, -(-wanted // parts))
+    # As many blocks per part as there must be, of the same size.
+    block = -(-every // parts)
+    block = -(-block // -(-block // GRADIENT_BLOCK))
+    tiling = tiling_of(block, parts, pieces)
+    while tiling.worker_bytes > budget(problem, tiling.shared_bytes) and block > 1:
+        block //= 2
+        tiling = tiling_of(block, parts, panels)
+    room = budget(problem, tiling.shared_bytes)
+    return replace(tiling, threads=affordable_threads(parts * tiling.pieces, room, tiling.worker_bytes, threads))
+
+
 class Amx:
     """Products of slices on the matrix unit, or with `twin` on its twin in plain Numba, for tests."""
 
@@ -390,16 +532,21 @@ class Amx:
             return "runs on the CPU only"
         if problem.dtype.name not in SLICES:
             return f"takes {' and '.join(SLICES)}, but the arrays are {problem.dtype}"
-        if problem.direction == "weight_grad":
-            return "computes no weight gradients"
         return (None if self._twin else why_no_amx()) or why_no_numba()
 
     def why_not_auto(self, problem: Problem) -> str | None:
+        if problem.direction == "weight_grad" and problem.dtype.name == "float32":
+            return "auto takes it for weight gradients in bfloat16 only"
         if settings.amx is None and problem.dtype.name == "float32" and problem.precision == "strict":
             return "auto takes it under precision='fast', or if settings.amx is True"
         return None if settings.amx in (None, True) else f"auto does not take it, as settings.amx is {settings.amx}"
 
     def workspace_bytes(self, problem: Problem) -> int:
+        if problem.direction == "weight_grad":
+            if problem.geometry.macs == 0:
+                return 0
+            tiling = AmxGradientTiling.of(problem)
+            return copied_bytes(problem) + tiling.shared_bytes + tiling.threads * tiling.worker_bytes
         tilings = _tilings(problem)
         if not tilings:
             return 0
@@ -410,6 +557,9 @@ class Amx:
         return _shared_bytes(problem, tilings) + buffers + out
 
     def cost(self, problem: Problem) -> Cost:
+        if problem.direction == "weight_grad":
+            of_loop = AmxGradientTiling.of(problem).cost if problem.geometry.macs else Cost()
+            return of_loop + cost_of_copies(problem)
         return sum((tiling.cost * count for tiling, count in _tilings(problem)), cost_of_copies(problem))
 
     def is_the_same_for(self, problem: Problem, sample: Problem) -> bool:
@@ -427,7 +577,13 @@ class Amx:
         self.forward(problem, dy, w, out, bias, activation)
 
     def weight_grad(self, problem: Problem, x: Array, dy: Array, out: Array) -> None:
-        raise NotImplementedError
+        self._require_unit()
+        AmxGradientTiling.of(problem).computation((native(x), native(dy), out, None), self._twin).run()
+
+    def _require_unit(self) -> None:
+        """Without the permission, the process would end."""
+        if not self._twin and (reason := why_no_amx()) is not None:
+            raise AlgorithmError(f"amx: {reason}. Choose another algorithm.")
 
     def prepack(self, problem: Problem, w: Array) -> Array:
         return w
@@ -439,8 +595,11 @@ class Amx:
 
     def computation(self, problem: Problem, arrays: Arrays, activation: str, *, is_packed: bool) -> Computation | None:
         """As `Repeating` describes it."""
-        if problem.direction == "weight_grad" or not is_native(arrays):
+        if not is_native(arrays):
             return None
+        if problem.direction == "weight_grad":
+            self._require_unit()
+            return AmxGradientTiling.of(problem).computation(arrays, self._twin)
         first, *others = itertools.islice(self._computations(problem, arrays, activation), 2)
         return None if others else first
 
@@ -448,8 +607,7 @@ class Amx:
         """The computations of a forward pass or an input gradient, one after the other: one, unless parts are many."""
         g, relu = problem.geometry, activation == "relu"
         read, other, out, bias = arrays
-        if not self._twin and (reason := why_no_amx()) is not None:  # without the permission, the process would end
-            raise AlgorithmError(f"amx: {reason}. Choose another algorithm.")
+        self._require_unit()
         after: tuple[Step, ...] = ()
         target, is_alone = out, True
         if activation not in ("identity", "relu"):

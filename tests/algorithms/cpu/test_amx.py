@@ -42,11 +42,18 @@ def posed(text, direction="forward", dtype="float32", precision="strict", **more
 def computed(algorithm, problem, draw, activation="relu"):
     """A pass on arrays that `draw` makes, with a bias where there is one."""
     g = problem.geometry
-    read, out = (g.y_shape, g.x_shape) if problem.direction == "input_grad" else (g.x_shape, g.y_shape)
+    read, other, out = {
+        "forward": (g.x_shape, g.w_shape, g.y_shape),
+        "input_grad": (g.y_shape, g.w_shape, g.x_shape),
+        "weight_grad": (g.x_shape, g.y_shape, g.w_shape),
+    }[problem.direction]
     bias = draw(g.k) if problem.direction == "forward" else None
-    arrays = [draw(shape).astype(problem.dtype) for shape in (read, g.w_shape)]
+    arrays = [draw(shape).astype(problem.dtype) for shape in (read, other)]
     result = np.full(out, np.nan, problem.dtype)
     run = getattr(algorithm, problem.direction)
+    if problem.direction == "weight_grad":
+        run(problem, *arrays, result)
+        return result
     run(problem, *arrays, result, bias, activation if bias is not None else "identity")
     return result
 
@@ -65,7 +72,7 @@ UNITS = [Amx(twin=True)] + ([Amx()] if why_no_amx() is None else [])
 
 @pytest.mark.parametrize("text", PROBLEMS)
 def test_integers_are_exact(text):
-    for direction in ("forward", "input_grad"):
+    for direction in ("forward", "input_grad", "weight_grad"):
         problem = posed(text, direction)
         want = reference(problem, integers(1))
         for unit in UNITS:
@@ -80,27 +87,30 @@ def test_integers_are_exact(text):
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular", "symmetric"])
 def test_pad_modes(mode):
-    problem = posed(f"n1_h6w7_c33_k32_r3s3_p2_{mode}")
-    for unit in UNITS:
-        assert np.array_equal(computed(unit, problem, integers(2)), reference(problem, integers(2)))
+    for direction in ("forward", "weight_grad"):
+        problem = posed(f"n1_h6w7_c33_k32_r3s3_p2_{mode}", direction)
+        for unit in UNITS:
+            assert np.array_equal(computed(unit, problem, integers(2)), reference(problem, integers(2))), direction
 
 
 def test_unit_and_twin_have_the_same_bits():
     """With three slices: with fewer they run less of the same loop, which takes seconds to compile for each unit."""
     if len(UNITS) == 1:
         pytest.skip(str(why_no_amx()))
-    problem = posed("n1_h9w9_c70_k40_r3s3_p1_st2")
-    rng = [np.random.default_rng(3) for _ in UNITS]
-    twin, unit = (
-        computed(one, problem, lambda shape, r=r: r.standard_normal(shape).astype(np.float32))
-        for one, r in zip(UNITS, rng, strict=True)
-    )
-    assert np.array_equal(twin.view(np.uint32), unit.view(np.uint32))
+    for direction in ("forward", "weight_grad"):
+        problem = posed("n1_h9w9_c70_k40_r3s3_p1_st2", direction)
+        rng = [np.random.default_rng(3) for _ in UNITS]
+        twin, unit = (
+            computed(one, problem, lambda shape, r=r: r.standard_normal(shape).astype(np.float32))
+            for one, r in zip(UNITS, rng, strict=True)
+        )
+        assert np.array_equal(twin.view(np.uint32), unit.view(np.uint32)), direction
 
 
 def test_bfloat16():
     pytest.importorskip("ml_dtypes")
-    for direction, activation in (("forward", "relu"), ("forward", "sigmoid"), ("input_grad", "identity")):
+    passes = ("forward", "relu"), ("forward", "sigmoid"), ("input_grad", "identity"), ("weight_grad", "identity")
+    for direction, activation in passes:
         problem = posed("n2_h7w9_c40_k33_r3s3_p1_st2", direction, "bfloat16")
         want = computed(Loops(), problem, integers(5), activation).astype(np.float32)
         got = computed(UNITS[-1], problem, integers(5), activation).astype(np.float32)
@@ -140,13 +150,22 @@ def test_the_same_bits_by_any_number_of_threads(monkeypatch):
     monkeypatch.setattr(amx, "TASK_MACS", 2**10)
     forget(amx)
     try:
-        for text, direction in (("n2_h9w11_c40_k50_r3s3_p1_st2", "forward"), ("n1_h16w16_c70_k32_r1s1", "input_grad")):
+        for text, direction in (
+            ("n2_h9w11_c40_k50_r3s3_p1_st2", "forward"),
+            ("n1_h16w16_c70_k32_r1s1", "input_grad"),
+            ("n3_h14w15_c40_k70_r3s3_p1", "weight_grad"),
+        ):
             for unit in UNITS:
                 bits, tilings = set(), set()
                 for threads in (1, 2, 4):
                     monkeypatch.setattr(settings, "threads", threads)
                     rng, problem = np.random.default_rng(6), posed(text, direction)
                     bits.add(computed(unit, problem, rng.standard_normal).tobytes())
+                    if direction == "weight_grad":
+                        tiling = amx.AmxGradientTiling.of(problem)
+                        assert (tiling.parts > 1, tiling.pieces > 1) == (True, True)
+                        tilings.add(tiling.threads)
+                        continue
                     tilings.add(
                         tuple((tiling.block, tiling.pieces, tiling.threads) for tiling, _ in amx._tilings(problem))
                     )
@@ -167,6 +186,34 @@ def worst(dtype, length, precision="strict"):
     exact = x[0].astype(np.float64) @ w[0].astype(np.float64)
     own = np.abs(x[0] @ w[0] - exact)
     return np.max(np.abs(out[0] - exact) / exact), np.max(own / exact)
+
+
+def worst_gradient(length):
+    """The same of a weight gradient, whose sums are over `length` positions."""
+    problem, rng = posed(f"n1_w{length}_c32_k32_s1", "weight_grad"), np.random.default_rng(4)
+    x, dy = (rng.random((1, length, 32), np.float32) for _ in range(2))
+    out = np.empty((1, 32, 32), np.float32)
+    UNITS[-1].weight_grad(problem, x, dy, out)
+    exact = x[0].T.astype(np.float64) @ dy[0].astype(np.float64)
+    return np.max(np.abs(out[0] - exact) / exact), np.max(np.abs(x[0].T @ dy[0] - exact) / exact)
+
+
+def test_error_of_a_weight_gradient_is_that_of_float32():
+    for length in (64, 1000, 100_000 if len(UNITS) == 2 else 8000):
+        ours, numpys = worst_gradient(length)
+        assert ours <= max(2 * numpys, 2.0**-23), (length, ours, numpys)
+
+
+def test_a_weight_gradient_keeps_to_its_workspace():
+    problem = posed("n2_h20w20_c40_k70_r3s3_p1", "weight_grad")
+    unit, sizes = UNITS[-1], set()
+    want = reference(problem, integers(1))
+    for most in (2**30, 2**22, 3 * 2**20, 2**20):
+        small = replace(problem, max_workspace=most)
+        sizes.add(unit.workspace_bytes(small))
+        assert unit.workspace_bytes(small) <= most
+        assert np.array_equal(computed(unit, small, integers(1)), want)
+    assert len(sizes) > 1
 
 
 def test_error_is_that_of_float32():
@@ -246,5 +293,4 @@ def test_without_amx_it_refuses_in_words(without_amx):
 def test_refusals_in_words():
     twin = Amx(twin=True)
     assert "float32 and bfloat16" in (twin.refusal(posed(PROBLEMS[0], dtype="float64")) or "")
-    assert "no weight gradients" in (twin.refusal(posed(PROBLEMS[0], "weight_grad")) or "")
     assert _flags(Path("/nowhere")) == frozenset()
