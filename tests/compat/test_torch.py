@@ -15,10 +15,9 @@ from array_modules import array_module
 from cases import integers
 
 torch = pytest.importorskip("torch")
-
-from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
-from torch.autograd import forward_ad  # noqa: E402
-from torch.utils.checkpoint import checkpoint  # noqa: E402
+forward_ad = pytest.importorskip("torch.autograd.forward_ad")
+checkpoint = pytest.importorskip("torch.utils.checkpoint").checkpoint
+FakeTensorMode = pytest.importorskip("torch._subclasses.fake_tensor").FakeTensorMode
 
 import gpuconv  # noqa: E402
 import gpuconv.torch as ours  # noqa: E402

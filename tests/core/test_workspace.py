@@ -130,7 +130,9 @@ def test_the_cap_does_not_change_the_result(case, direction, way):
         else:  # other tiles round otherwise
             way.assert_right(got, np.rint(free), "float32", largest)
     # Winograd's weights are larger transformed, and those of "2d-wide-weights" then fit under the largest cap alone.
-    assert served >= (1 if way.algorithm.startswith("winograd") else len(CAPS))
+    # On a matrix unit a channel that is alone in its group takes as much room as 32.
+    least = {"winograd": 1, "winograd_4x4": 1, "amx": len(CAPS) - 1}.get(way.algorithm, len(CAPS))
+    assert served >= least
 
 
 def test_no_cap_uses_the_setting(monkeypatch):

@@ -57,7 +57,7 @@ from gpuconv.simd.host import (
     with_adjacent_channels,
 )
 from gpuconv.simd.lines import OTHER, OUT, READ
-from gpuconv.typing import Array, Ints
+from gpuconv.typing import Array, Ints, Pair
 
 SLICES = {"float32": 3, "bfloat16": 1}
 """The slices that a number of a dtype is split into, each a number of bfloat16."""
@@ -109,25 +109,36 @@ class AmxTiling:
 
     # ------------------------------------------------------------------------------------------ the grid
 
-    @cached_property
-    def taps(self) -> list[tuple[Ints, Ints]]:
+    # Tilings are remembered, and a kernel may have 100,000 taps: numbers are kept here, and no lists of taps.
+
+    @property
+    def taps(self) -> Iterable[tuple[Ints, Ints]]:
         """Per tap, the phase that it reads, and how many positions of it further than the output, axis by axis."""
-        return _taps(self.g)
+        for pairs in itertools.product(*_taps(self.g)):
+            yield tuple(phase for _, phase in pairs), tuple(shift for shift, _ in pairs)
+
+    @property
+    def phases(self) -> Iterable[Ints]:
+        """The phases that are read."""
+        return itertools.product(*(sorted({phase for _, phase in pairs}) for pairs in _taps(self.g)))
 
     @cached_property
-    def phases(self) -> list[Ints]:
-        """The phases that are read."""
-        return sorted({phase for phase, _ in self.taps})
+    def phase_count(self) -> int:
+        return math.prod(len({phase for _, phase in pairs}) for pairs in _taps(self.g))
+
+    @cached_property
+    def _reach(self) -> Ints:
+        """How far the last tap is shifted along each of three axes."""
+        return tuple(max(shift for shift, _ in pairs) for pairs in _taps(self.g))
 
     @cached_property
     def grid(self) -> Ints:
         """The positions of a phase along each of three axes."""
-        shifts = [max(shift[axis] for _, shift in self.taps) for axis in range(3)]
-        return tuple(size + shift for size, shift in zip(three_axes(self.g.out, 1), shifts, strict=True))
+        return tuple(size + shift for size, shift in zip(three_axes(self.g.out, 1), self._reach, strict=True))
 
     @cached_property
     def halo(self) -> int:
-        return max(self.shift_of(shift) for _, shift in self.taps)
+        return self.shift_of(self._reach)
 
     def shift_of(self, shift: Ints) -> int:
         (d, h, w), (_, grid_h, grid_w) = shift, self.grid
@@ -162,7 +173,7 @@ class AmxTiling:
 
     @cached_property
     def steps(self) -> int:
-        return len(self.taps) * self.chunks
+        return math.prod(self.g.kernel) * self.chunks
 
     @cached_property
     def depth(self) -> int:
@@ -187,7 +198,7 @@ class AmxTiling:
     @cached_property
     def buffers(self) -> tuple[tuple[int, Any], ...]:
         """The buffers of a thread: slices, weights, sums, addresses of outputs, and numbers on their way."""
-        seen = len(self.phases) * self.g.groups * self.chunks * self.slices * self.rows * LINE
+        seen = self.phase_count * self.g.groups * self.chunks * self.slices * self.rows * LINE
         weights = 0 if self.is_packed else self.bunch * self.depth * self.step_bytes
         sums = SUMS * (1 + (self.block * self.bunch if self.depth < self.steps else 0)) + LINE // 4
         return (
@@ -207,7 +218,7 @@ class AmxTiling:
     def cost(self) -> Cost:
         """The products of whole tiles, and what is sliced, packed and stored. It depends on no number of threads."""
         tiles, packings = self.all_blocks * CHUNK, 1 if self.is_packed else -(-self.all_blocks // self.block)
-        sliced = tiles * self.chunks * CHUNK * self.g.groups * len(self.phases)
+        sliced = tiles * self.chunks * CHUNK * self.g.groups * self.phase_count
         packed = packings * self.panels * self.steps * CHUNK * CHUNK
         stored = tiles * self.panels * CHUNK
         return Cost(
@@ -260,7 +271,7 @@ class AmxTiling:
 
     @cached_property
     def phase_table(self) -> Array:
-        return np.array(self.phases, np.int64)
+        return np.array(list(self.phases), np.int64)
 
     @cached_property
     def _offsets(self) -> Array:
@@ -329,16 +340,14 @@ def _index_maps(g: ConvGeometry) -> Axes:
     return axes_of([axis_of(g, axis) for axis in range(g.ndim)])
 
 
-def _taps(g: ConvGeometry) -> list[tuple[Ints, Ints]]:
+def _taps(g: ConvGeometry) -> list[list[Pair]]:
+    """Along each of three axes, for each tap: how many positions of a phase it is shifted, and the phase."""
     kernel, stride, dilation = (three_axes(sizes, 1) for sizes in (g.kernel, g.stride, g.dilation))
     out = three_axes(g.out, 1)
     # A single output may have any stride, and a single tap any dilation.
     strides = [s if size > 1 else 1 for s, size in zip(stride, out, strict=True)]
-    found = []
-    for tap in itertools.product(*map(range, kernel)):
-        pairs = [divmod(i * d if i else 0, s) for i, d, s in zip(tap, dilation, strides, strict=True)]
-        found.append((tuple(phase for _, phase in pairs), tuple(shift for shift, _ in pairs)))
-    return found
+    axes = zip(kernel, dilation, strides, strict=True)
+    return [[divmod(i * d if i else 0, s) for i in range(taps)] for taps, d, s in axes]
 
 
 MOST_BLOCKS = 16
@@ -354,7 +363,7 @@ def _choose_tiling(problem: Problem, g: ConvGeometry, threads: int, is_prepacked
     least = AmxTiling(g, problem.dtype, slices, 1, 1, 1, is_prepacked, 1)
     every, panels = least.all_blocks, least.panels
     tasks = max(1, min(tasks_for(threads, sums=False), g.macs // TASK_MACS))
-    slices_of_block = len(least.phases) * g.groups * least.chunks * slices * CHUNK * LINE
+    slices_of_block = least.phase_count * g.groups * least.chunks * slices * CHUNK * LINE
     most = max(1, min(cpu.cache_bytes() * 5 // 8 // slices_of_block, MOST_BLOCKS, every))
     blocks = -(-every // most)
     is_packed = is_prepacked or (blocks > 1 and least.packed_bytes <= 2 * cpu.cache_bytes())
@@ -417,12 +426,12 @@ class AmxGradientTiling:
     def buffers(self) -> tuple[tuple[int, Any], ...]:
         """The buffers of a thread: slices of x and of dy, addresses, and numbers on their way."""
         of = self.correlation
-        seen = len(of.phases) * of.slices * 2 * of.rows * LINE
+        seen = of.phase_count * of.slices * 2 * of.rows * LINE
         dys = -(-of.panels // self.pieces) * of.block * of.step_bytes
         return (
             (seen + LINE, np.uint8),
             (dys + LINE, np.uint8),
-            (len(of.phases) * of.rows + of.block * (CHUNK + 1), np.int64),
+            (of.phase_count * of.rows + of.block * (CHUNK + 1), np.int64),
             (2 * CHUNK, _seen_as(of.dtype)),
             (SUMS, np.float32),
             (CHUNK, np.float32),
@@ -436,7 +445,7 @@ class AmxGradientTiling:
     def cost(self) -> Cost:
         of = self.correlation
         tiles = of.all_blocks * CHUNK
-        sliced = self.pieces * 2 * tiles * of.chunks * CHUNK * of.g.groups * len(of.phases)
+        sliced = self.pieces * 2 * tiles * of.chunks * CHUNK * of.g.groups * of.phase_count
         sums = of.panels * of.steps * SUMS * (self.parts + of.all_blocks // of.block)
         return Cost(
             kernel_macs=MACS[of.slices] * tiles * of.panels * CHUNK * of.steps * CHUNK,
@@ -467,7 +476,7 @@ class AmxGradientTiling:
                 *(address(y), y_n, *three_axes(y_strides, 0)),
                 *(zeros, address(sums), *three_axes(g.out, 1), *three_axes(g.kernel, 1)[1:]),
                 *(g.c_group, g.k_group, g.groups, grid_h, grid_w, of.halo, of.blocks_of_sample, of.rows),
-                *(of.block, of.all_blocks, self.parts, self.pieces, len(of.taps)),
+                *(of.block, of.all_blocks, self.parts, self.pieces, math.prod(of.g.kernel)),
             )
         )
         firsts = self.parts * self.pieces

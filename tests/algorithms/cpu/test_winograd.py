@@ -275,7 +275,7 @@ def test_other_dtypes_are_computed_on_numpy(direction, dtype, monkeypatch):
 
 
 @every_direction
-def test_a_large_layer_is_given_to_it_and_a_small_one_is_not(direction):
+def test_a_large_layer_is_given_to_it_and_a_small_one_is_not(direction, without_amx):
     assert gpuconv.plan("n1_h56w56_c64_k64_r3s3_p1", direction=direction).chosen == "winograd"
     assert gpuconv.plan("n1_h56w56_c64_k64_r3s3_p1", direction=direction, precision="fast").chosen == "winograd_4x4"
     assert gpuconv.plan("n1_h7w7_c8_k8_r3s3_p1", direction=direction).chosen != "winograd"
