@@ -186,6 +186,12 @@ def _count_on(table: Any, at: int, count: int, value: int, step: int) -> None:
 
 
 @inlined
+def _is_inside(along_w: Any, q: int, length: int, tile: int) -> bool:
+    """Whether outputs of a row, from number q on, are all of a tile, and no window holds padding along the row."""
+    return bool(length == tile and along_w.clear <= q and q + tile <= along_w.clear_stop)
+
+
+@inlined
 def _address_row(  # noqa: C901, PLR0915  (one function for Numba)
     p: Any, along_w: Any, table: Any, sums: Any, tile: int, firsts: int, runs: int, run: int, begin: int, end: int,
     q0: int, s: int, x: int, is_there: bool, is_clear_row: bool, line: int, may_pair: bool,
@@ -206,7 +212,7 @@ def _address_row(  # noqa: C901, PLR0915  (one function for Numba)
         in_row = length == tile
         column = q * along_w.stride + offset
         value = x + column * p.x_w
-        if not (in_row and is_clear_row and along_w.clear <= q and q + tile <= along_w.clear_stop):
+        if not (is_clear_row and _is_inside(along_w, q, length, tile)):
             is_paired = may_pair and i % 2 == 0 and length % 2 == 0
             uneven = PAIRED if is_paired else SCATTERED
             to = run * p.rows + i
@@ -297,7 +303,7 @@ def _build_indirection_buffer(
                 number = i // tile
                 stop = min(end, (number + 1) * tile)
                 in_row = stop - i == tile
-                is_inside = in_row and is_clear_row and along_w.clear <= q and q + tile <= along_w.clear_stop
+                is_inside = is_clear_row and _is_inside(along_w, q, stop - i, tile)
                 table[starts + 2 * number] = y + q * p.y_q if in_row else 0
                 table[starts + 2 * number + 1] = is_inside
             if not is_inside or is_scattered:

@@ -398,73 +398,82 @@ def _pack(
 # -------------------------------------------------------------------------------------------------- products
 
 
-def _make_multiply(unit: Unit, slices: int) -> Any:  # noqa: PLR0915  (one function for Numba)
+def _make_multiply(unit: Unit, slices: int, *, moves_a: bool) -> Any:  # noqa: PLR0915  (one function for Numba)
+    """The products of 2 x 2 tiles. Tiles of one factor move by an offset per step: the first factor if `moves_a`.
+
+    Those of the other factor lie in the order of the steps.
+    """
     clears = [unit.clear(number) for number in range(4)]
     loads = [unit.load(number) for number in range(4, 8)]
     stores = [unit.store(number) for number in range(4)]
     dots = [unit.dot(number, 4 + number // 2, 6 + number % 2) for number in range(4)]
     clear_0, clear_1, clear_2, clear_3 = clears
-    load_a0, load_a1, load_b0, load_b1 = loads
+    moving_0, moving_1, still_0, still_1 = loads if moves_a else (*loads[2:], *loads[:2])
     store_0, store_1, store_2, store_3 = stores
     dot_0, dot_1, dot_2, dot_3 = dots
 
-    @variant_inlined(unit.name, slices)
-    def load_a(tiles: Any, a: int, a_half: int) -> None:
-        load_a0(tiles, a, ROW_BYTES)
-        load_a1(tiles, a + a_half, ROW_BYTES)
+    names = unit.name, slices, "moves_a" if moves_a else "moves_b"
 
-    @variant_inlined(unit.name, slices)
-    def load_b(tiles: Any, b: int) -> None:
-        load_b0(tiles, b, ROW_BYTES)
-        load_b1(tiles, b + TILE_BYTES, ROW_BYTES)
+    @variant_inlined(*names)
+    def load_moving(tiles: Any, at: int, half: int) -> None:
+        moving_0(tiles, at, ROW_BYTES)
+        moving_1(tiles, at + half, ROW_BYTES)
 
-    @variant_inlined(unit.name, slices)
+    @variant_inlined(*names)
+    def load_still(tiles: Any, at: int) -> None:
+        still_0(tiles, at, ROW_BYTES)
+        still_1(tiles, at + TILE_BYTES, ROW_BYTES)
+
+    @variant_inlined(*names)
     def dot(tiles: Any) -> None:
         dot_0(tiles)
         dot_1(tiles)
         dot_2(tiles)
         dot_3(tiles)
 
-    @variant(unit.name, slices)
+    @variant(*names)
     def multiply(
-        tiles: Any, offsets: Any, first: int, count: int, a: int, a_plane: int, b: int, sums: int
+        tiles: Any, offsets: Any, first: int, count: int, moving: int, half: int, plane: int, still: int, sums: int
     ) -> None:  # fmt: skip
-        """The sums over some steps of 32 outputs, the first at a + the offset of the step, and 32 channels."""
+        """The sums over some steps of 32 by 32, of which one factor is at `moving` + the offset of the step.
+
+        Its two tiles are `half` bytes apart, and those of the next slice `plane` bytes further.
+        """
         clear_0(tiles)
         clear_1(tiles)
         clear_2(tiles)
         clear_3(tiles)
         for step in range(first, first + count):
-            at = a + offsets[step]
-            # Slices of x and of w in an order in which few are loaded twice, and the product of both first ones last.
+            at = moving + offsets[step]
+            # Slices of both in an order in which few are loaded twice, and the product of both first ones last.
             if slices == 3:
-                load_b(tiles, b)
-                load_a(tiles, at + 2 * a_plane, TILE_BYTES)
+                load_still(tiles, still)
+                load_moving(tiles, at + 2 * plane, half)
                 dot(tiles)
-                load_a(tiles, at + a_plane, TILE_BYTES)
+                load_moving(tiles, at + plane, half)
                 dot(tiles)
-                load_b(tiles, b + 2 * TILE_BYTES)
+                load_still(tiles, still + 2 * TILE_BYTES)
                 dot(tiles)
-                load_a(tiles, at, TILE_BYTES)
+                load_moving(tiles, at, half)
                 dot(tiles)
-                load_b(tiles, b + 4 * TILE_BYTES)
+                load_still(tiles, still + 4 * TILE_BYTES)
                 dot(tiles)
-                load_b(tiles, b)
+                load_still(tiles, still)
                 dot(tiles)
             elif slices == 2:
-                load_b(tiles, b)
-                load_a(tiles, at + a_plane, TILE_BYTES)
+                load_still(tiles, still)
+                load_moving(tiles, at + plane, half)
                 dot(tiles)
-                load_a(tiles, at, TILE_BYTES)
-                load_b(tiles, b + 2 * TILE_BYTES)
+                load_moving(tiles, at, half)
+                load_still(tiles, still + 2 * TILE_BYTES)
                 dot(tiles)
-                load_b(tiles, b)
+                load_still(tiles, still)
                 dot(tiles)
             else:
-                load_b(tiles, b)
-                load_a(tiles, at, TILE_BYTES)
+                load_still(tiles, still)
+                load_moving(tiles, at, half)
                 dot(tiles)
-            b += 2 * TILE_BYTES * slices
+            still += 2 * TILE_BYTES * slices
         store_0(tiles, sums, SUMS_ROW)
         store_1(tiles, sums + ROW_BYTES, SUMS_ROW)
         store_2(tiles, sums + ROWS * SUMS_ROW, SUMS_ROW)
@@ -483,7 +492,13 @@ def variant_inlined(*names: Any) -> Any:
     return decorate
 
 
-_MULTIPLY = {(unit.name, count): _make_multiply(unit, count) for unit in (HARDWARE, TWIN) for count in (1, 2, 3)}
+def multiplications(*, moves_a: bool) -> dict[tuple[str, int], Any]:
+    """The functions of `_make_multiply`, by the name of the unit and the number of slices."""
+    pairs = [(unit, count) for unit in (HARDWARE, TWIN) for count in (1, 2, 3)]
+    return {(unit.name, count): _make_multiply(unit, count, moves_a=moves_a) for unit, count in pairs}
+
+
+_MULTIPLY = multiplications(moves_a=True)
 
 
 def _unit_of(tiles: Any) -> Unit:
@@ -502,7 +517,7 @@ def _multiply_of(
 ) -> Any:
     multiply = _MULTIPLY[_unit_of(tiles).name, slices.count]
     return lambda tiles, slices, offsets, first, count, a, a_plane, b, sums: multiply(
-        tiles, offsets, first, count, a, a_plane, b, sums
+        tiles, offsets, first, count, a, TILE_BYTES, a_plane, b, sums
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from numba.extending import overload
 
-from gpuconv.simd.amx import HARDWARE, ROW_BYTES, ROWS, TILE_BYTES, TWIN, Unit
+from gpuconv.simd.amx import ROW_BYTES, ROWS, TILE_BYTES
 from gpuconv.simd.arguments import arguments
 from gpuconv.simd.axes import axis_of, source
 from gpuconv.simd.sliced import (
@@ -32,9 +32,9 @@ from gpuconv.simd.sliced import (
     _store_slices,
     _transpose,
     _unit_of,
-    variant_inlined,
+    multiplications,
 )
-from gpuconv.simd.tile import VECTOR_BYTES, address_of, compiled, get, kept, put, size_of, variant
+from gpuconv.simd.tile import VECTOR_BYTES, address_of, compiled, get, kept, put, size_of
 from gpuconv.simd.waiting import Turn, finish_task, next_task, wait_for
 
 
@@ -163,72 +163,7 @@ def _slice_outputs(
 # -------------------------------------------------------------------------------------------------- products
 
 
-def _make_multiply(unit: Unit, slices: int) -> Any:
-    clear_0, clear_1, clear_2, clear_3 = (unit.clear(number) for number in range(4))
-    load_a0, load_a1, load_b0, load_b1 = (unit.load(number) for number in range(4, 8))
-    store_0, store_1, store_2, store_3 = (unit.store(number) for number in range(4))
-    dot_0, dot_1, dot_2, dot_3 = (unit.dot(number, 4 + number // 2, 6 + number % 2) for number in range(4))
-
-    @variant_inlined(unit.name, slices)
-    def load_dy(tiles: Any, a: int) -> None:
-        load_a0(tiles, a, ROW_BYTES)
-        load_a1(tiles, a + TILE_BYTES, ROW_BYTES)
-
-    @variant_inlined(unit.name, slices)
-    def load_x(tiles: Any, b: int, half: int) -> None:
-        load_b0(tiles, b, ROW_BYTES)
-        load_b1(tiles, b + half, ROW_BYTES)
-
-    @variant_inlined(unit.name, slices)
-    def dot_all(tiles: Any) -> None:
-        dot_0(tiles)
-        dot_1(tiles)
-        dot_2(tiles)
-        dot_3(tiles)
-
-    @variant(unit.name, slices)
-    def multiply_steps(tiles: Any, starts: Any, count: int, a: int, b: int, half: int, sums: int) -> None:
-        """The sums over `count` steps for 32 channels of dy, and 32 of x at b + the start of the step."""
-        clear_0(tiles)
-        clear_1(tiles)
-        clear_2(tiles)
-        clear_3(tiles)
-        for step in range(count):
-            at = b + starts[step]
-            # As in sliced.py: few slices are loaded twice, and the product of both first ones comes last.
-            if slices == 3:
-                load_dy(tiles, a)
-                load_x(tiles, at + 4 * half, half)
-                dot_all(tiles)
-                load_x(tiles, at + 2 * half, half)
-                dot_all(tiles)
-                load_dy(tiles, a + 2 * TILE_BYTES)
-                dot_all(tiles)
-                load_x(tiles, at, half)
-                dot_all(tiles)
-                load_dy(tiles, a + 4 * TILE_BYTES)
-                dot_all(tiles)
-            elif slices == 2:
-                load_dy(tiles, a)
-                load_x(tiles, at + 2 * half, half)
-                dot_all(tiles)
-                load_dy(tiles, a + 2 * TILE_BYTES)
-                load_x(tiles, at, half)
-                dot_all(tiles)
-            else:
-                load_x(tiles, at, half)
-            load_dy(tiles, a)
-            dot_all(tiles)
-            a += 2 * TILE_BYTES * slices
-        store_0(tiles, sums, SUMS_ROW)
-        store_1(tiles, sums + ROW_BYTES, SUMS_ROW)
-        store_2(tiles, sums + ROWS * SUMS_ROW, SUMS_ROW)
-        store_3(tiles, sums + ROWS * SUMS_ROW + ROW_BYTES, SUMS_ROW)
-
-    return multiply_steps
-
-
-_MULTIPLY = {(unit.name, count): _make_multiply(unit, count) for unit in (HARDWARE, TWIN) for count in (1, 2, 3)}
+_MULTIPLY = multiplications(moves_a=False)  # the first factor is dy, and x moves with the tap
 
 
 def _multiply_steps(tiles: Any, slices: Any, starts: Any, count: int, a: int, b: int, half: int, sums: int) -> None:
@@ -237,8 +172,10 @@ def _multiply_steps(tiles: Any, slices: Any, starts: Any, count: int, a: int, b:
 
 @overload(_multiply_steps, strict=False)
 def _multiply_steps_of(tiles: Any, slices: Any, starts: Any, count: Any, a: Any, b: Any, half: Any, sums: Any) -> Any:
-    multiply_steps = _MULTIPLY[_unit_of(tiles).name, slices.count]
-    return lambda tiles, slices, starts, count, a, b, half, sums: multiply_steps(tiles, starts, count, a, b, half, sums)
+    multiply = _MULTIPLY[_unit_of(tiles).name, slices.count]
+    return lambda tiles, slices, starts, count, a, b, half, sums: multiply(
+        tiles, starts, 0, count, b, half, 2 * half, a, sums
+    )
 
 
 @compiled

@@ -212,7 +212,7 @@ class AmxTiling:
 
     @cached_property
     def worker_bytes(self) -> int:
-        return sum(length * np.dtype(dtype).itemsize for length, dtype in self.buffers)
+        return _bytes_of(self.buffers)
 
     @property
     def cost(self) -> Cost:
@@ -330,6 +330,10 @@ PACKED = 0.2
 STORED = 0.3
 
 
+def _bytes_of(buffers: Iterable[tuple[int, Any]]) -> int:
+    return sum(length * np.dtype(dtype).itemsize for length, dtype in buffers)
+
+
 def _seen_as(dtype: np.dtype[Any]) -> Any:
     """The dtype as which compiled code knows a dtype."""
     return {"float32": np.float32, "bfloat16": np.uint16, "float16": np.int16}[dtype.name]
@@ -439,7 +443,7 @@ class AmxGradientTiling:
 
     @cached_property
     def worker_bytes(self) -> int:
-        return sum(length * np.dtype(dtype).itemsize for length, dtype in self.buffers)
+        return _bytes_of(self.buffers)
 
     @property
     def cost(self) -> Cost:
