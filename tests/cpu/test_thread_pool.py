@@ -132,28 +132,37 @@ def waking():
 @pytest.mark.skipif(sys.platform != "linux", reason="which cores a thread may use is asked of Linux alone")
 @pytest.mark.parametrize("most", [1, 1024])
 def test_a_sleeper_wakes_on_another_core_and_may_use_all_that_it_might(most):
-    functions, known, slept_on, woken_on = waking(), [], [], []
+    functions, known, slept_on, is_over = waking(), [], [], []
     cores = set(sorted(os.sched_getaffinity(0))[:most])
 
     def sleeper():
         os.sched_setaffinity(0, cores)
         known.extend((*functions.begin(), threading.get_native_id()))
-        slept_on.extend(functions.sleep(known[0]) for _ in range(21))
+        while not is_over:
+            slept_on.append(functions.sleep(known[0]))
+
+    def wakes_elsewhere():
+        time.sleep(0.003)
+        times = len(slept_on) + 1
+        core = functions.wake(*known[:2])
+        while len(slept_on) < times:
+            time.sleep(0.001)
+        assert os.sched_getaffinity(known[2]) == cores
+        return slept_on[-1] != core
 
     thread = threading.Thread(target=sleeper, daemon=True)
     thread.start()
     while len(known) < 3:
         time.sleep(0.01)
-    for times in range(1, 21):
-        time.sleep(0.003)
-        woken_on.append(functions.wake(*known[:2]))
-        while len(slept_on) < times:
-            time.sleep(0.001)
-        assert os.sched_getaffinity(known[2]) == cores
+    elsewhere = 0
+    for _ in range(3):  # it may be moved before it begins, by processes that are busy for a while
+        elsewhere = sum(wakes_elsewhere() for _ in range(20))
+        if len(cores) == 1 or elsewhere >= 15:
+            break
+    is_over.append(True)
     functions.wake(*known[:2])
     thread.join()
-    elsewhere = sum(one != other for one, other in zip(slept_on, woken_on, strict=False))
-    assert len(cores) == 1 or elsewhere >= 15  # it may be moved before it begins
+    assert len(cores) == 1 or elsewhere >= 15
 
 
 def test_the_core_of_the_caller_is_left_out_if_there_are_others():
