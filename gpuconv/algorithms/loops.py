@@ -52,8 +52,10 @@ class Loops(PlainWeights):
         return math.prod(problem.geometry.result_shape(problem.direction)) * acc.itemsize
 
     def cost(self, problem: Problem) -> Cost:
+        """The cost of the calls, and of the weights: each product reads one, or is written, read and added to one."""
         g = problem.geometry
-        return Cost(steps=4 * math.prod((g.n, *g.out, *g.kernel)))
+        passes = 4 if problem.direction == "weight_grad" else 1
+        return Cost(elements=passes * g.macs, steps=4 * math.prod((g.n, *g.out, *g.kernel)))
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
         g, y = problem.geometry, _sums(problem, out)

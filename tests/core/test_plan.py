@@ -10,6 +10,8 @@ from cases import CASES, DIRECTIONS, DTYPES, PLAIN
 
 import gpuconv
 from gpuconv.algorithms import ALGORITHMS
+from gpuconv.bench import suites
+from gpuconv.geometry import PoolGeometry
 
 RESNET = "n8_h56w56_c64_k64_r3s3_p1"
 
@@ -299,3 +301,19 @@ def test_the_fastest_is_expected_to_be_the_fastest(monkeypatch, direction, faste
         of_cpu = [a for a in ALGORITHMS if a.name in ("depthwise", "direct", "gemm")]
         able = [a for a in of_cpu if a.name == "direct" or a.refusal(posed) is None]  # direct refuses without Numba
         assert gpuconv.heuristics.rank(posed, able)[0].name == fastest, name
+
+
+@pytest.mark.parametrize("vector_bytes", [16, 32, 64])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_the_loops_of_python_are_expected_to_be_slow_on_the_layers_of_networks(monkeypatch, direction, vector_bytes):
+    """They once counted calls alone, so a layer of few outputs with many channels seemed to be fast."""
+    monkeypatch.setattr(gpuconv.settings, "threads", 2)
+    monkeypatch.setattr(gpuconv.cpu, "vector_bytes", lambda: vector_bytes)
+    without_numba = [a for a in ALGORITHMS if a.name in ("depthwise", "gemm", "loops")]
+    layers = {layer.geometry for name in suites.names() for layer in suites.layers(name)}
+    convolutions = [g for g in layers if not isinstance(g, PoolGeometry) and g.macs > 2**20]
+    assert len(convolutions) > 50
+    for g in convolutions:
+        posed = gpuconv.planning.problem_of(g, "float32", "cpu", direction, "strict", None, "test")
+        able = [a for a in without_numba if a.refusal(posed) is None]
+        assert gpuconv.heuristics.rank(posed, able)[0].name != "loops", g
