@@ -439,17 +439,35 @@ def _pack(source: int, step: int, step_k: int, depth: int, k_count: int, width: 
 
 
 @compiled
+def _adjacent(pointers: Any, start: int, stop: int, size: int) -> int:
+    """The number of outputs, from number `start` on, of which each is right behind the one before in memory."""
+    i = start + 1
+    while i < stop and pointers[i] == pointers[i - 1] + size:
+        i += 1
+    return i - start
+
+
+@compiled
 def _pack_outputs(
     pointers: Any, at: int, step_k: int, count: int, k_count: int, width: int, panel: Any
 ) -> None:  # fmt: skip
     """panel[i, k] = the scalar at pointers[i] + at + k * step_k; 0 for k from `k_count` to `width`."""
     size = size_of(panel)
+    lanes = VECTOR_BYTES // size
     target = address_of(panel)
-    for i in range(count):
+    i = 0
+    while i < count:
+        if k_count == width and step_k != size and _adjacent(pointers, i, min(i + lanes, count), size) == lanes:
+            for k in range(0, width, lanes):
+                transpose(pointers[i] + at + k * step_k, step_k, target + k * size, width * size, panel)
+            target += lanes * width * size
+            i += lanes
+            continue
         if k_count < width:
             _clear(target, width, panel)
         _copy(pointers[i] + at, step_k, target, size, k_count, width, panel)
         target += width * size
+        i += 1
 
 
 @compiled
@@ -640,9 +658,45 @@ def _multiply(
 
 
 @compiled
+def _scatter_floats(p: Any, sums: Any, width: int, output_pointers: Any, count: int, to: int, k_count: int) -> int:
+    """Store the sums of the first outputs, as long as enough are adjacent, channel by channel; how many these are.
+
+    In arrays with channels first, outputs are adjacent, and channels far apart.
+    """
+    size = size_of(sums)
+    lanes = VECTOR_BYTES // size
+    if p.y_k == size:
+        return 0
+    if p.store:
+        for at in range(address_of(sums), address_of(sums) + count * width * size, VECTOR_BYTES):
+            store_strided(relu(vector_at(at, sums)), at, 0)
+    i = 0
+    while i < count:
+        adjacent = _adjacent(output_pointers, i, count, size)
+        if adjacent < lanes:
+            break
+        if k_count < lanes:
+            for k in range(k_count):
+                target, source = output_pointers[i] + to + k * p.y_k, address_of(sums) + (i * width + k) * size
+                for j in range(adjacent):
+                    put(target + j * size, get(source + j * width * size, sums))
+            i += adjacent
+            continue
+        for k in range(0, k_count, lanes):
+            channel = min(k, k_count - lanes)  # the last squares store some sums again
+            for j in range(0, adjacent, lanes):
+                at = i + min(j, adjacent - lanes)
+                source = address_of(sums) + (at * width + channel) * size
+                transpose(source, width * size, output_pointers[at] + to + channel * p.y_k, p.y_k, sums)
+        i += adjacent
+    return i
+
+
+@compiled
 def _scatter(p: Any, sums: Any, width: int, output_pointers: Any, count: int, to: int, k_count: int) -> None:
-    """Store sums one by one, where channels are not contiguous or do not fill a vector."""
-    for i in range(count):
+    """Store sums where channels are not contiguous or do not fill a vector: in squares, or one by one."""
+    done = _scatter_floats(p, sums, width, output_pointers, count, to, k_count) if p.store <= RELU else 0
+    for i in range(done, count):
         for k in range(k_count):
             at = output_pointers[i] + to + k * p.y_k
             if p.store > RELU:

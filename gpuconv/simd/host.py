@@ -160,10 +160,6 @@ def has_adjacent_channels(array: Array) -> bool:
     return array.shape[-1] == 1 or array.strides[-1] == array.itemsize
 
 
-def with_adjacent_channels(array: Array) -> Array:
-    return array if has_adjacent_channels(array) else np.ascontiguousarray(array)
-
-
 def zeros_at(size: int) -> tuple[int, Array]:
     """The address of `size` read-only bytes of zeros, and the array that owns them: `_ZEROS` if it is large enough."""
     if size <= _ZEROS.nbytes:

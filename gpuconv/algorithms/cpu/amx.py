@@ -41,21 +41,12 @@ from gpuconv.algorithms.cpu.compiled import (
 from gpuconv.algorithms.epilogue import fill, finish
 from gpuconv.algorithms.groups import weights_by_group
 from gpuconv.cpu.amx import why_no_amx
+from gpuconv.cpu.copies import with_adjacent_channels
 from gpuconv.cpu.parallel_loops import Job, Made, Room
 from gpuconv.cpu.threads import affordable_threads
 from gpuconv.errors import AlgorithmError
 from gpuconv.geometry import ConvGeometry
-from gpuconv.simd.host import (
-    Axes,
-    address,
-    axes_of,
-    axis_of,
-    native,
-    tasks_for,
-    three_axes,
-    why_no_numba,
-    with_adjacent_channels,
-)
+from gpuconv.simd.host import Axes, address, axes_of, axis_of, native, tasks_for, three_axes, why_no_numba
 from gpuconv.simd.lines import OTHER, OUT, READ
 from gpuconv.typing import Array, Ints, Pair
 

@@ -11,6 +11,7 @@ import numpy as np
 from gpuconv.algorithms.adjoint import AdjointPart
 from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.groups import weights_by_group
+from gpuconv.cpu.copies import LEAST, contiguous, copy
 from gpuconv.cpu.parallel_loops import Job, Made, run
 from gpuconv.cpu.repeated_jobs import RepeatedJobs, may_repeat
 from gpuconv.geometry import ConvGeometry
@@ -132,6 +133,12 @@ def told(
     return array
 
 
+def readable_weights(w: Array) -> Array:
+    """Weights (..., c, k), or a copy of them: loops read them along one of these axes, or far slower."""
+    is_readable = any(size == 1 or step == w.itemsize for size, step in zip(w.shape[-2:], w.strides[-2:], strict=True))
+    return w if is_readable or w.size < LEAST else contiguous(w)
+
+
 def zeros_for(size: int, made: list[Made], *names: str) -> tuple[int, Array]:
     """The address of bytes of zeros, and the array that owns them, which is added to `made` if it is for one call.
 
@@ -143,10 +150,16 @@ def zeros_for(size: int, made: list[Made], *names: str) -> tuple[int, Array]:
     return zeros, owner
 
 
+def written(out: Array, *, is_fit: bool) -> tuple[Array, Array | None]:
+    """The array that loops write to, and the `result` of their computation: see `Computation`."""
+    return (out, None) if is_fit else (np.empty(out.shape, out.dtype), out)
+
+
 class Computation(NamedTuple):
     """The loops of a call, and what NumPy does before and after them.
 
-    `repeats` says whether calls on other arrays of the same kinds are computed by the same loops and steps.
+    `repeats` says whether calls on other arrays of the same kinds are computed by the same loops and steps. If there is
+    a `result`, loops and steps write to a C-contiguous array in its place, which is copied to it in the end.
     """
 
     threads: int
@@ -156,6 +169,7 @@ class Computation(NamedTuple):
     before: tuple[Step, ...] = ()
     after: tuple[Step, ...] = ()
     repeats: bool = True
+    result: Array | None = None
 
     def run(self) -> None:
         made = [array for job in self.jobs for _, _, array in job.made]
@@ -164,21 +178,27 @@ class Computation(NamedTuple):
         run(self.threads, self.jobs, macs=self.macs)
         for step in self.after:
             step(self.arrays, made)
+        if self.result is not None:
+            copy(self.arrays[2], self.result)
 
     def again(self) -> Callable[..., object] | None:
         """The computation of calls like this one, as a function of their arrays; None if it cannot be repeated."""
         if not (self.repeats and may_repeat(self.jobs, self.macs)):
             return None
         jobs, before, after = RepeatedJobs(self.threads, self.jobs, self.macs, self.arrays[:3]), self.before, self.after
-        if not (before or after):
+        is_fit = self.result is None
+        if is_fit and not (before or after):
             return jobs
 
         def compute(read: Array, other: Array, out: Array, bias: Array | None = None) -> None:
+            target, result = written(out, is_fit=is_fit)
             for step in before:
-                step((read, other, out, bias), ())
-            made = jobs(read, other, out, bias)
+                step((read, other, target, bias), ())
+            made = jobs(read, other, target, bias)
             for step in after:
-                step((read, other, out, bias), made)
+                step((read, other, target, bias), made)
+            if result is not None:
+                copy(target, result)
 
         return compute
 

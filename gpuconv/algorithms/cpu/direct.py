@@ -35,6 +35,7 @@ from gpuconv.algorithms.cpu.compiled import (
     macs_of,
     of_all,
     of_part,
+    written,
 )
 from gpuconv.algorithms.cpu.direct_dense import DenseTiling
 from gpuconv.algorithms.cpu.direct_depthwise import DepthwiseTiling
@@ -131,21 +132,19 @@ def _correlations_of(problem: Problem, arrays: Arrays, activation: str) -> Itera
     read, other, out, bias = arrays
     read, other, relu, g = native(read), native(other), activation == "relu", problem.geometry
     arrays = read, other, out, bias
-    after: tuple[Step, ...] = () if activation in ("identity", "relu") else (_activate(activation, None),)
+    after: tuple[Step, ...] = () if activation in ("identity", "relu") else (_activate(activation),)
     if ScatterTiling.supports(problem):
         scattered = ScatterTiling.of(problem)
         job = scattered.job(as_they_are, arrays, relu=relu)
         yield Computation(scattered.threads, [job], macs_of(scattered), arrays, after=after)
         return
-    target = _target(problem, out)
-    if target is not out:
-        after = (*([_activate(activation, target)] if after else []), _copy(target))
-    is_alone, before = target is out, tuple[Step, ...]()
+    target, result = written(out, is_fit=_writes_to(problem, out))
+    arrays, before = (read, other, target, bias), tuple[Step, ...]()
     if DepthwiseTiling.inverts(problem):
         inverting = DepthwiseTiling.of_input_gradient(problem)
         room = Room(inverting.threads, [inverting.worker_bytes])
-        job = inverting.job(partial(of_all, g), (read, other, target, bias), room, relu=relu)
-        yield Computation(inverting.threads, [job], macs_of(inverting), arrays, after=after, repeats=is_alone)
+        job = inverting.job(partial(of_all, g), arrays, room, relu=relu)
+        yield Computation(inverting.threads, [job], macs_of(inverting), arrays, after=after, result=result)
         return
     correlations: list[tuple[ConvGeometry, Views]] = []
     most = _threads(problem, _tilings(problem))
@@ -158,7 +157,7 @@ def _correlations_of(problem: Problem, arrays: Arrays, activation: str) -> Itera
         ]
         threads = min(max((tiling.threads for tiling, _ in pieces), default=1), most)
         room = Room(threads, [tiling.worker_bytes for tiling, _ in pieces])
-        jobs = [tiling.job(views, (read, other, target, bias), room, relu=relu) for tiling, views in pieces]
+        jobs = [tiling.job(views, arrays, room, relu=relu) for tiling, views in pieces]
         return Computation(
             threads,
             jobs,
@@ -166,7 +165,8 @@ def _correlations_of(problem: Problem, arrays: Arrays, activation: str) -> Itera
             arrays,
             before,
             after if is_last else (),
-            repeats=is_last and is_alone,
+            repeats=is_last,
+            result=result if is_last else None,
         )
 
     parts: Iterable[tuple[ConvGeometry | None, Views]] = [(g, partial(of_all, g))]
@@ -174,7 +174,7 @@ def _correlations_of(problem: Problem, arrays: Arrays, activation: str) -> Itera
         parts = ((part.geometry, partial(of_part, part, g)) for part in adjoint_parts(g))
     for geometry, views in parts:
         if geometry is None:
-            before = (_fill("relu" if relu else "identity", None if is_alone else target),)
+            before = (_fill("relu" if relu else "identity"),)
             continue
         if len(correlations) == CORRELATIONS_AT_ONCE:
             yield computation(is_last=False)
@@ -187,29 +187,20 @@ def _of_piece(part: Part, views: Views, *arrays: Any) -> Arrays:
     return part.of(*views(*arrays))
 
 
-def _fill(activation: str, target: Array | None) -> Step:
-    """The step that fills the result, or what is computed in its place, as if every sum were empty."""
-    return lambda arrays, _: fill(np, arrays[2] if target is None else target, arrays[3], activation)
+def _fill(activation: str) -> Step:
+    """The step that fills the result as if every sum were empty."""
+    return lambda arrays, _: fill(np, arrays[2], arrays[3], activation)
 
 
-def _activate(activation: str, target: Array | None) -> Step:
-    """The step that applies an activation that the loops do not, to the result or what is computed in its place."""
-    return lambda arrays, _: finish(np, arrays[2] if target is None else target, None, activation)
+def _activate(activation: str) -> Step:
+    """The step that applies an activation that the loops do not."""
+    return lambda arrays, _: finish(np, arrays[2], None, activation)
 
 
-def _copy(target: Array) -> Step:
-    def copy(arrays: Arrays, _: object) -> None:
-        arrays[2][...] = target
-
-    return copy
-
-
-def _target(problem: Problem, out: Array) -> Array:
-    """The array that the loops write to: `out`, or a buffer where they cannot write to it."""
+def _writes_to(problem: Problem, out: Array) -> bool:
+    """Whether the loops can write to `out`."""
     is_depthwise, has_parts = DepthwiseTiling.supports(problem, problem.geometry), _has_parts(problem)
-    if (is_depthwise and not has_adjacent_channels(out)) or (has_parts and not has_adjacent_columns(out)):
-        return np.empty(out.shape, out.dtype)
-    return out
+    return (not is_depthwise or has_adjacent_channels(out)) and (not has_parts or has_adjacent_columns(out))
 
 
 def _has_parts(problem: Problem) -> bool:

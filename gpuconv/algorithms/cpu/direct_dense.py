@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -17,17 +16,19 @@ from gpuconv.algorithms.cpu.compiled import (
     ONE_VECTOR,
     Arrays,
     Computation,
-    Step,
     Views,
     bias_size,
     budget,
     macs_of,
     padded_bias,
+    readable_weights,
     stored_as,
     told,
+    written,
     zeros_for,
 )
 from gpuconv.algorithms.groups import weights_by_group
+from gpuconv.cpu.copies import contiguous, with_adjacent_channels
 from gpuconv.cpu.parallel_loops import Job, Made, Room
 from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
@@ -39,10 +40,10 @@ from gpuconv.simd.host import (
     axes_of,
     axis_of,
     clear_along,
+    has_adjacent_channels,
     is_mostly_pads,
     tasks_for,
     three_axes,
-    with_adjacent_channels,
 )
 from gpuconv.simd.lines import OTHER, OUT, READ
 from gpuconv.typing import Array, Ints, Pair
@@ -173,7 +174,8 @@ class DenseTiling:
         from gpuconv.simd import dense
 
         _, w, out, bias = views(*arrays)
-        made, roles = list[Made](), {"y": OUT, "w": OTHER}
+        made, roles = list[Made](), {"y": OUT}
+        w = told("w", OTHER, lambda *arrays: readable_weights(views(*arrays)[1]), arrays, made, roles)
         read = told("x", READ, lambda *arrays: self._readable(views(*arrays)[0]), arrays, made, roles)
         zeros, kept = zeros_for(self._zeros_bytes, made, "zeros")
         product, index_maps = self._product(read, w.strides, address(w), out, zeros, relu=relu)
@@ -192,21 +194,20 @@ class DenseTiling:
         """The computation of out = the gradient of w, (*taps, c // groups, k); `views` gives x, dy and out."""
         from gpuconv.simd import dense
 
+        is_fit = has_adjacent_channels(arrays[2]) if self.in_place else arrays[2].flags.c_contiguous
+        held, result = written(arrays[2], is_fit=is_fit)
+        arrays = *arrays[:2], held, None
         _, dy, out, _ = views(*arrays)
         g, chunks = self.g, -(-_outputs(self.g) // self.chunk)
-        made, after, slices = list[Made](), tuple[Step, ...](), 0
+        made, slices = list[Made](), 0
         roles: dict[str | int, int] = {"y": OTHER}
-        names: tuple[str | int, ...] = ("w",)
         if self.in_place:
             parts, target, roles["w"] = out[None], 0, OUT
         else:
             shape, dtype = (chunks, *out.shape), out.dtype
             parts, slices = np.empty(shape, dtype), max(1, min(tasks_for(self.threads, sums=False), out.size // SLICE))
-            if out.flags.c_contiguous:
-                target, roles[TARGET] = address(out), OUT
-            else:
-                target, names, after = address(parts), ("w", TARGET), (_deliver_first_made,)
-            made.append(Made(names, lambda *_: np.empty(shape, dtype), parts))
+            target, roles[TARGET] = address(out), OUT
+            made.append(Made(("w",), lambda *_: np.empty(shape, dtype), parts))
         read = told("x", READ, lambda *arrays: self._readable(views(*arrays)[0]), arrays, made, roles)
         zeros, kept = zeros_for(self._zeros_bytes, made, "zeros")
         by_group = weights_by_group(parts[0], g)
@@ -230,7 +231,7 @@ class DenseTiling:
             roles=roles,
             made=made,
         )
-        return Computation(self.threads, [job], macs_of(self), arrays, after=after)
+        return Computation(self.threads, [job], macs_of(self), arrays, result=result)
 
     # ------------------------------------------------------------------------------------------ arguments
 
@@ -272,7 +273,7 @@ class DenseTiling:
         """x, or a copy of it in which a run is contiguous."""
         g = self.g
         if self.merges and g.spatial[-1] > 1 and x.strides[-2] != g.c * x.itemsize:
-            return np.ascontiguousarray(x)
+            return contiguous(x)
         return with_adjacent_channels(x)
 
     @property
@@ -398,10 +399,6 @@ def _one_row(outputs: int) -> Axes:
     from gpuconv.simd.axes import ZEROS, Axis
 
     return axes_of([Axis(size=outputs, stride=1, dilation=1, low=0, mode=ZEROS, clear=0, clear_stop=outputs)])
-
-
-def _deliver_first_made(arrays: Arrays, made: Sequence[Array]) -> None:
-    arrays[2][...] = made[0][0]
 
 
 def _outputs(g: ConvGeometry) -> int:

@@ -7,7 +7,7 @@ loop: the gradient is a correlation of dy whose columns stand a stride apart, wi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from types import ModuleType
@@ -21,7 +21,6 @@ from gpuconv.algorithms.cpu.compiled import (
     LOOP_STEPS,
     Arrays,
     Computation,
-    Step,
     Views,
     as_added,
     budget,
@@ -29,8 +28,10 @@ from gpuconv.algorithms.cpu.compiled import (
     macs_of,
     stored_as,
     told,
+    written,
     zeros_for,
 )
+from gpuconv.cpu.copies import with_adjacent_channels
 from gpuconv.cpu.parallel_loops import Job, Made, Room
 from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
@@ -40,9 +41,9 @@ from gpuconv.simd.host import (
     address,
     axes_of,
     axis_of,
+    has_adjacent_channels,
     tasks_for,
     three_axes,
-    with_adjacent_channels,
 )
 from gpuconv.simd.lines import OTHER, OUT, READ
 from gpuconv.typing import Array, Ints, Pair
@@ -193,18 +194,14 @@ class DepthwiseTiling:
 
     def weight_gradient(self, views: Views, arrays: Arrays) -> Computation:
         """The computation of out = the gradient of w, (*taps, 1, channels); `views` gives x, dy and out."""
+        out, result = written(arrays[2], is_fit=has_adjacent_channels(arrays[2]))
+        arrays = *arrays[:2], out, None
         dw = views(*arrays)[2][..., 0, :]
-        made, roles, after = list[Made](), dict[str, int](), tuple[Step, ...]()
-        if dw.strides[-1] == dw.itemsize:
-            target, roles["w"] = dw, OUT
-        else:
-            target = np.empty(dw.shape, self.dtype)
-            made.append(Made(("w",), lambda *_: np.empty(dw.shape, self.dtype), target))
-            after = (_deliver_first_made,)
+        made, roles = list[Made](), {"w": OUT}
         x = told("x", READ, lambda *arrays: with_adjacent_channels(views(*arrays)[0]), arrays, made, roles)
         dy = told("y", OTHER, lambda *arrays: with_adjacent_channels(views(*arrays)[1]), arrays, made, roles)
         added, zeros = zeros_for(self._zeros_size, made, "zeros", "bias")
-        record, claims = self._record(x, dy, target, added, added, relu=False), self._claims()
+        record, claims = self._record(x, dy, dw, added, added, relu=False), self._claims()
         parts_size = self.row_tasks * math.prod(self.g.kernel) * self.g.k
         parts = np.empty(parts_size, self.dtype)
         made += [
@@ -215,11 +212,11 @@ class DepthwiseTiling:
         job = Job(
             *(_loops().depthwise_gradient, record, _index_maps(self.g, self.direction), self._shape, self._tasks),
             *(claims, parts, *buffers),
-            keeps=(x, dy, target, zeros),
+            keeps=(x, dy, dw, zeros),
             roles=roles,
             made=made,
         )
-        return Computation(self.threads, [job], macs_of(self), arrays, after=after)
+        return Computation(self.threads, [job], macs_of(self), arrays, result=result)
 
     def _weights(self, w: Array) -> Array:
         """w as the loop reads it, (*taps, channels), of an input gradient with the taps the other way round."""
@@ -431,10 +428,6 @@ def _index_maps(g: ConvGeometry, direction: str = "forward") -> Axes:
             for axis in range(g.ndim)
         ]
     )
-
-
-def _deliver_first_made(arrays: Arrays, made: Sequence[Array]) -> None:
-    arrays[2][..., 0, :] = made[0]
 
 
 def _rows(g: ConvGeometry, direction: str) -> int:

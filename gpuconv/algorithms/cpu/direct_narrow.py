@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpuconv.algorithms.base import Problem
+from gpuconv.cpu.copies import contiguous
 from gpuconv.geometry import ConvGeometry
 from gpuconv.simd.host import LONGEST_VECTOR, clear_along
 from gpuconv.typing import Array
@@ -86,7 +87,7 @@ def has_adjacent_columns(array: Array) -> bool:
 
 def with_adjacent_columns(array: Array) -> Array:
     """The array, or a copy of it whose rows are contiguous."""
-    return array if has_adjacent_columns(array) else np.ascontiguousarray(array)
+    return array if has_adjacent_columns(array) else contiguous(array)
 
 
 @lru_cache(maxsize=1024)

@@ -18,10 +18,11 @@ from gpuconv import cpu
 from gpuconv.algorithms.adjoint import adjoint_classes
 from gpuconv.algorithms.base import Cost, Problem
 from gpuconv.algorithms.cpu.compiled import LOOP_STEPS, ONE_VECTOR, Arrays, Views, copied_bytes, told
+from gpuconv.cpu.copies import with_adjacent_channels
 from gpuconv.cpu.parallel_loops import Job, Made, Room
 from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
-from gpuconv.simd.host import LONGEST_VECTOR, address, is_mostly_pads, three_axes, with_adjacent_channels
+from gpuconv.simd.host import LONGEST_VECTOR, address, is_mostly_pads, three_axes
 from gpuconv.simd.lines import OUT, READ
 from gpuconv.typing import Array, Ints
 

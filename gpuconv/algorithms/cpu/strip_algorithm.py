@@ -23,6 +23,7 @@ import numpy as np
 from gpuconv import cpu
 from gpuconv.algorithms.adjoint import adjoint_classes, adjoint_parts
 from gpuconv.algorithms.base import Cost, Problem
+from gpuconv.algorithms.cpu.compiled import cost_of_copies
 from gpuconv.algorithms.epilogue import fill
 from gpuconv.algorithms.groups import channels_by_group
 from gpuconv.algorithms.strips import Strip, Strips, extents_of, fit, sum_in_order, tile_elements
@@ -211,12 +212,13 @@ class StripAlgorithm(ABC):
             return Cost()
         if problem.direction == "weight_grad":
             c = Correlation.of(problem)
-            return self.correlation_cost(c, len(self._plan_weight_grad(c, problem.max_workspace).strips))
+            strips = len(self._plan_weight_grad(c, problem.max_workspace).strips)
+            return self.correlation_cost(c, strips) + cost_of_copies(problem)
         parts = [(self._forward_correlation(problem), 1)] if problem.direction == "forward" else self._parts(problem)
         costs = (
             self.correlation_cost(c, len(self._plan(c, problem.max_workspace).strips)) * count for c, count in parts
         )
-        return sum(costs, Cost())
+        return sum(costs, cost_of_copies(problem))
 
     def forward(self, problem: Problem, x: Array, w: Array, out: Array, bias: Array | None, activation: str) -> None:
         self.forward_prepacked(problem, x, self.prepack(problem, w), out, bias, activation)

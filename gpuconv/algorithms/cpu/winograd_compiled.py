@@ -38,16 +38,19 @@ from gpuconv.algorithms.cpu.compiled import (
     of_all,
     of_part,
     padded_bias,
+    readable_weights,
     told,
+    written,
     zeros_for,
 )
 from gpuconv.algorithms.cpu.winograd import SUM_CHANNELS, Winograd, tile_count
 from gpuconv.algorithms.epilogue import fill, finish
 from gpuconv.algorithms.groups import weights_by_group
+from gpuconv.cpu.copies import with_adjacent_channels
 from gpuconv.cpu.parallel_loops import Each, Job, Made, run
 from gpuconv.cpu.threads import affordable_threads
 from gpuconv.geometry import ConvGeometry
-from gpuconv.simd.host import LONGEST_VECTOR, address, has_adjacent_channels, native, tasks_for, with_adjacent_channels
+from gpuconv.simd.host import LONGEST_VECTOR, address, has_adjacent_channels, native, tasks_for
 from gpuconv.simd.lines import OTHER, OUT, READ
 from gpuconv.simd.transforms import Transforms
 from gpuconv.typing import Array, Ints
@@ -372,32 +375,27 @@ def _correlation(
 
     `views` gives x, the weights (3, 3, groups, c // groups, k // groups), or packed ones, out and bias.
     """
+    target, result = written(arrays[2], is_fit=has_adjacent_channels(arrays[2]))
+    arrays = *arrays[:2], target, arrays[3]
     _, weights, out, bias = views(*arrays)
-    target = out if has_adjacent_channels(out) else np.empty(out.shape, out.dtype)
     roles, made, dtype = {"y": OUT}, list[Made](), blocking.dtype
     w, packed = (None, weights) if is_packed else (weights, None)
-    roles["u" if is_packed else "w"] = OTHER
-    if packed is None and not blocking.by_panel:
-        packed = _aligned(blocking.u, dtype)
-        made.append(Made(("u",), lambda *_: _aligned(blocking.u, dtype), packed))
+    if is_packed:
+        roles["u"] = OTHER
+    else:
+        w = told("w", OTHER, lambda *arrays: readable_weights(views(*arrays)[1]), arrays, made, roles)
+        if not blocking.by_panel:
+            packed = _aligned(blocking.u, dtype)
+            made.append(Made(("u",), lambda *_: _aligned(blocking.u, dtype), packed))
     x = told("x", READ, lambda *arrays: with_adjacent_channels(views(*arrays)[0]), arrays, made, roles)
     bias_row = padded_bias(blocking.g, dtype, bias)
     if bias is not None:
         made.append(Made((2,), lambda *arrays: padded_bias(blocking.g, dtype, views(*arrays)[3]), bias_row))
-    after, is_alone = list[Step](), target is out
-    job = _job(blocking, (x, w, packed, target, bias_row), roles, made, relu=activation == "relu")
-    if not is_alone:
-        after.append(partial(_finish_elsewhere, target, out, activation))
-    elif activation not in ("identity", "relu"):
-        after.append(lambda arrays, _: finish(np, views(*arrays)[2], None, activation))
-    return Computation(blocking.threads, [job], blocking.g.macs, arrays, after=tuple(after), repeats=is_alone)
-
-
-def _finish_elsewhere(target: Array, out: Array, activation: str, *_: object) -> None:
-    """Apply an activation that the loops do not to a result that was made elsewhere, and copy it to `out`."""
+    after = list[Step]()
+    job = _job(blocking, (x, w, packed, out, bias_row), roles, made, relu=activation == "relu")
     if activation not in ("identity", "relu"):
-        finish(np, target, None, activation)
-    out[...] = target
+        after.append(lambda arrays, _: finish(np, views(*arrays)[2], None, activation))
+    return Computation(blocking.threads, [job], blocking.g.macs, arrays, after=tuple(after), result=result)
 
 
 def _job(
@@ -460,9 +458,9 @@ def _weight_gradient(blocking: WinogradBlocking, arrays: Arrays) -> Computation:
     from gpuconv.simd import winograd
     from gpuconv.simd.tile import VECTOR_BYTES
 
-    _, _, result, _ = arrays
+    out, result = written(arrays[2], is_fit=has_adjacent_channels(arrays[2]))
+    arrays = *arrays[:2], out, None
     g, dtype, by_m = blocking.g, blocking.dtype, _sides(blocking.f)
-    out = result if has_adjacent_channels(result) else np.empty(result.shape, result.dtype)
     made, roles = list[Made](), {"w": OUT}
     x = told("x", READ, lambda *arrays: with_adjacent_channels(arrays[0]), arrays, made, roles)
     dy = told("y", OTHER, lambda *arrays: with_adjacent_channels(arrays[1]), arrays, made, roles)
@@ -494,9 +492,7 @@ def _weight_gradient(blocking: WinogradBlocking, arrays: Arrays) -> Computation:
         roles=roles,
         made=made,
     )
-    is_alone = out is result
-    after: tuple[Step, ...] = () if is_alone else (partial(_finish_elsewhere, out, result, "identity"),)
-    return Computation(blocking.threads, [job], g.macs, arrays, after=after, repeats=is_alone)
+    return Computation(blocking.threads, [job], g.macs, arrays, result=result)
 
 
 def _tables(blocking: WinogradBlocking) -> Each:
