@@ -1,7 +1,10 @@
 """Max and average pooling and their gradients."""
 
+import gc
 import subprocess
 import sys
+import weakref
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -232,9 +235,14 @@ def values(case, dtype):
 NAMES = ["max_pool", "max_pool_grad", "avg_pool", "avg_pool_grad"]
 
 
-def pooled(case, x, dy, *outs):
+def first(a):
+    """An array with channels first, C-contiguous."""
+    return np.ascontiguousarray(np.moveaxis(a, -1, 1))
+
+
+def pooled(case, x, dy, *outs, **more):
     """By the public functions, in the order of NAMES. Means of some windows count pads."""
-    keywords, ndim = max_keywords(case), case.ndim
+    keywords, ndim = {**max_keywords(case), **more}, case.ndim
     outs = outs or (None,) * 4
     counts = {"count_include_pad": case.n % 2 == 1}
     functions = [getattr(gpuconv, f"{name.removesuffix('_grad')}{ndim}d{name[8:]}") for name in NAMES]
@@ -314,7 +322,7 @@ class TestLoops:
         assert [a.tobytes() for a in outs] == [a.tobytes() for a in want]
 
     def test_arrays_as_they_come(self, loops):
-        """Views with steps of their own are read and written where they lie; others are left to NumPy."""
+        """Views with steps of their own are read and written where they lie; those of other bytes are left to NumPy."""
         case = LOOPS["odd"]
         x, dy = values(case, "float32")
         want = [a.tobytes() for a in pooled(case, x, dy)]
@@ -328,9 +336,35 @@ class TestLoops:
         assert not y[..., :3].any()
         assert not y[..., 22:].any()
         loops.clear()
-        for change in (lambda a: a.astype(">f4"), lambda a: np.moveaxis(np.moveaxis(a, -1, 0).copy(), 0, -1)):
-            assert [a.astype("float32").tobytes() for a in pooled(case, change(x), change(dy))] == want
+        assert [a.astype("f4").tobytes() for a in pooled(case, x.astype(">f4"), dy.astype(">f4"))] == want
         assert not loops
+
+    @every_loop
+    def test_channels_first_has_the_same_bits(self, case, loops, monkeypatch):
+        """The loops take copies, if `settings.max_workspace` has room for them, and a second call repeats the first."""
+        x, dy = values(case, "float32")
+        want = [first(a).tobytes() for a in pooled(case, x, dy)]
+        moved = first(x), first(dy)
+        outs = [np.full_like(a, 7) for a in (moved[1], moved[0], moved[1], moved[0])]
+        loops.clear()
+        for given_outs in ((), outs, (), outs):
+            got = pooled(case, *moved, *given_outs, layout="channels_first")
+            assert [a.tobytes() for a in got] == want
+        assert loops == [*NAMES, *NAMES]  # of the first call of each kind
+        loops.clear()
+        monkeypatch.setattr(gpuconv.settings, "max_workspace", x.nbytes - 1)
+        with suppress(gpuconv.WorkspaceError):  # NumPy may need more
+            pooled(case, *moved, layout="channels_first")
+        assert not loops
+
+    def test_what_repeats_a_call_keeps_none_of_its_arrays(self, loops):
+        x = np.ones((1, 16, 20, 20), np.float32)
+        watched = weakref.ref(x)
+        gpuconv.max_pool2d(x, 2, layout="channels_first")
+        assert loops
+        del x
+        gc.collect()
+        assert watched() is None
 
     def test_any_geometry(self, loops):
         @given(cases(2, modes=("zeros",)), st.integers(0, 2**32 - 1), st.booleans())

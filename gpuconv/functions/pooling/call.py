@@ -72,7 +72,11 @@ class PoolCall(NamedTuple):
         xp, g, x_nhwc = pool.xp, pool.g, pool.views["x"]
 
         def loops(y_nhwc: Array) -> Computation | None:
-            return compiled.max_pool(x_nhwc, g, y_nhwc) if compiled.supports_max_pool(g, x_nhwc, y_nhwc) else None
+            return (
+                compiled.max_pool(x_nhwc, g, y_nhwc)
+                if compiled.supports_max_pool(g, pool.limit, x_nhwc, y_nhwc)
+                else None
+            )
 
         def write(y_nhwc: Array) -> None:
             way = large if pool.is_large and not pool.has_disjoint_windows else maxima
@@ -105,7 +109,7 @@ class PoolCall(NamedTuple):
         y_nhwc = None if y is None else pool.seen(pool.call.channels_last(y))
 
         def loops(dx_nhwc: Array) -> Computation | None:
-            if not compiled.supports_max_pool_grad(g, dy_nhwc, x_nhwc, dx_nhwc):
+            if not compiled.supports_max_pool_grad(g, pool.limit, dy_nhwc, x_nhwc, dx_nhwc):
                 return None
             return compiled.max_pool_grad(dy_nhwc, x_nhwc, g, dx_nhwc)
 
@@ -133,7 +137,7 @@ class PoolCall(NamedTuple):
         g, x_nhwc, divisor = pool.g, pool.views["x"], pool.divisor(counts)
 
         def loops(y_nhwc: Array) -> Computation | None:
-            if pool.is_large or not compiled.supports(g, x_nhwc, y_nhwc):
+            if pool.is_large or not compiled.supports(g, pool.limit, x_nhwc, y_nhwc):
                 return None
             return compiled.avg_pool(x_nhwc, g, y_nhwc, divisor)
 
@@ -155,7 +159,7 @@ class PoolCall(NamedTuple):
         g, dy_nhwc, divisor = pool.g, pool.views["dy"], pool.divisor(counts)
 
         def loops(dx_nhwc: Array) -> Computation | None:
-            if pool.is_large or not compiled.supports(g, dy_nhwc, dx_nhwc):
+            if pool.is_large or not compiled.supports(g, pool.limit, dy_nhwc, dx_nhwc):
                 return None
             return compiled.avg_pool_grad(dy_nhwc, g, dx_nhwc, divisor)
 
@@ -392,10 +396,21 @@ class _Pool:
         if again is None:
             return
 
-        def of_one(read: Array, _: None, out: Array) -> None:
-            again(read, read, out)
+        copies = computation.result is not None or any(job.made for job in computation.jobs)
+        call, is_one_axis = self.call, self.whole is not self.g  # what is left behind keeps no arrays
 
-        place.leave_on_cpu(result.shape, self.dtype, again if len(self.inputs) > 1 else of_one)
+        def view(array: Array) -> Array:
+            last = call.channels_last(array)
+            return last[:, :, None] if is_one_axis else last
+
+        def compute(read: Array, other: Array | None, out: Array) -> None:
+            other = read if other is None else other
+            if copies:
+                again(view(read), view(other), view(out))
+            else:  # the loops take the arrays by their addresses, in any layout
+                again(read, other, out)
+
+        place.leave_on_cpu(result.shape, self.dtype, compute)
 
     def divisor(self, count_include_pad: bool) -> Divisor:
         pads = self.counted_pads(count_include_pad)

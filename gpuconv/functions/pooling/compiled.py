@@ -1,19 +1,20 @@
 """Pooling by the compiled loops of simd/pooling.py, and its gradients, those of maxima from the argmax computed again.
 
-The loops take no workspace, and give the bits that maxima.py and averages.py give. A call of theirs can be repeated.
+The loops give the bits that maxima.py and averages.py give. They take no workspace but for copies of arrays whose
+channels are not adjacent. A call of theirs can be repeated.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from typing import Any
 
 import numpy as np
 
 from gpuconv import cpu
-from gpuconv.algorithms.cpu.compiled import Computation
-from gpuconv.cpu.parallel_loops import Job
+from gpuconv.algorithms.cpu.compiled import Computation, told, written
+from gpuconv.cpu.copies import with_adjacent_channels
+from gpuconv.cpu.parallel_loops import Job, Made
 from gpuconv.functions.pooling.averages import Divisor
 from gpuconv.functions.pooling.windows import windows_disjoint, windows_of
 from gpuconv.geometry import ConvGeometry
@@ -50,44 +51,53 @@ WORTH_THREADS = 2**20
 ALL = 2**60
 """A position beyond every input: all taps count."""
 
+LETTERS = {"x": "dhw", "y": "opq", "dx": "dhw"}
+"""The axes of the arrays, by which the loops name steps."""
+
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 TOO_MANY_TAPS = "its windows have so many taps that it is faster to put them together from halves"
 
 
-def supports_max_pool(g: ConvGeometry, *arrays: Array) -> bool:
-    """Whether the loops take these arrays, all of one dtype, and are expected to be faster."""
-    return refusal_of_max_pool(g, *arrays) is None
+def supports_max_pool(g: ConvGeometry, limit: int, *arrays: Array) -> bool:
+    """Whether the loops take these arrays, all of one dtype, and are expected to be faster.
+
+    Copies of arrays may take up to `limit` bytes.
+    """
+    return refusal_of_max_pool(g, limit, *arrays) is None
 
 
-def refusal_of_max_pool(g: ConvGeometry, *arrays: Array) -> str | None:
+def refusal_of_max_pool(g: ConvGeometry, limit: int, *arrays: Array) -> str | None:
     """The reason why they do not, in words."""
     if math.prod(g.kernel) > max(MOST_TAPS, MOST_READS * math.prod(g.stride)):
         return TOO_MANY_TAPS
-    return refusal(g, *arrays)
+    return refusal(g, limit, *arrays)
 
 
-def supports_max_pool_grad(g: ConvGeometry, *arrays: Array) -> bool:
-    return refusal_of_max_pool_grad(g, *arrays) is None
+def supports_max_pool_grad(g: ConvGeometry, limit: int, *arrays: Array) -> bool:
+    return refusal_of_max_pool_grad(g, limit, *arrays) is None
 
 
-def refusal_of_max_pool_grad(g: ConvGeometry, *arrays: Array) -> str | None:
+def refusal_of_max_pool_grad(g: ConvGeometry, limit: int, *arrays: Array) -> str | None:
     if math.prod(g.kernel) > MOST_TAPS and not windows_disjoint(g):
         return TOO_MANY_TAPS
-    return refusal_of_max_pool(g, *arrays)
+    return refusal_of_max_pool(g, limit, *arrays)
 
 
-def supports(g: ConvGeometry, *arrays: Array) -> bool:
+def supports(g: ConvGeometry, limit: int, *arrays: Array) -> bool:
     """The same for averages, whose windows have few enough taps to be read one after the other."""
-    return refusal(g, *arrays) is None
+    return refusal(g, limit, *arrays) is None
 
 
-def refusal(g: ConvGeometry, *arrays: Array) -> str | None:
+def refusal(g: ConvGeometry, limit: int, *arrays: Array) -> str | None:
     if not all(array.dtype in DTYPES for array in arrays):
         return "takes float32 and float64"
-    if not all(map(has_adjacent_channels, arrays)) or g.c * arrays[0].itemsize < LONGEST_VECTOR:
-        return f"takes channels that are adjacent and fill {LONGEST_VECTOR} bytes"
+    if g.c * arrays[0].itemsize < LONGEST_VECTOR:
+        return f"takes channels that fill {LONGEST_VECTOR} bytes"
+    copied = sum(array.nbytes for array in arrays if not has_adjacent_channels(array))
+    if copied > limit:
+        return f"needs {copied} bytes for copies with adjacent channels, but settings.max_workspace is {limit}"
     if math.prod(g.kernel) > MOST_COUNTED:
         return TOO_MANY_TAPS
     if math.prod(g.x_shape) >= LEAST_ELEMENTS:
@@ -99,41 +109,33 @@ def refusal(g: ConvGeometry, *arrays: Array) -> str | None:
 
 def max_pool(x: Array, g: ConvGeometry, y: Array) -> Computation:
     """Fill y with the largest value of each window: of equal values, such as zeros of both signs, the first."""
-    return _pooling("max_pool", g, x, y, {"x": READ, "y": OUT})
+    return _pooling("max_pool", g, x, y)
 
 
 def max_pool_grad(dy: Array, x: Array, g: ConvGeometry, dx: Array) -> Computation:
     """Fill dx: each dy goes to the first tap, in row order, that has the largest value of its window."""
-    return _gradient("max_pool_grad", g, x, dy, dx, {"x": OTHER, "y": READ, "dx": OUT})
+    return _gradient("max_pool_grad", g, x, dy, dx)
 
 
 def avg_pool(x: Array, g: ConvGeometry, y: Array, divisor: Divisor) -> Computation:
     """Fill y with the mean of each window, whose taps are summed in row order."""
-    return _pooling("avg_pool", g, x, y, {"x": READ, "y": OUT}, divisor)
+    return _pooling("avg_pool", g, x, y, divisor)
 
 
 def avg_pool_grad(dy: Array, g: ConvGeometry, dx: Array, divisor: Divisor) -> Computation:
     """Fill dx: each dy is distributed over its window."""
-    return _gradient("avg_pool_grad", g, None, dy, dx, {"y": READ, "dx": OUT}, divisor)
+    return _gradient("avg_pool_grad", g, None, dy, dx, divisor)
 
 
-def _pooling(
-    loop: str, g: ConvGeometry, x: Array, y: Array, roles: dict[str, int], divisor: Divisor | None = None
-) -> Computation:
+def _pooling(loop: str, g: ConvGeometry, x: Array, y: Array, divisor: Divisor | None = None) -> Computation:
     threads = _threads(g)
     rows = math.prod(y.shape[:-2])
     block = -(-rows // tasks_for(threads, sums=False))
-    return _computation(loop, g, threads, -(-rows // block), (x, y, None), roles, divisor, block=block)
+    return _computation(loop, g, threads, -(-rows // block), {"x": x, "y": y}, divisor, block=block)
 
 
 def _gradient(
-    loop: str,
-    g: ConvGeometry,
-    x: Array | None,
-    dy: Array,
-    dx: Array,
-    roles: dict[str, int],
-    divisor: Divisor | None = None,
+    loop: str, g: ConvGeometry, x: Array | None, dy: Array, dx: Array, divisor: Divisor | None = None
 ) -> Computation:
     threads = _threads(g)
     disjoint = windows_disjoint(g)
@@ -145,7 +147,8 @@ def _gradient(
     depth, height, _ = _axes(g.spatial)
     tasks = g.n * -(-depth // planes) * -(-height // lines)
     more = {"planes": planes, "lines": lines, "clears": int(clears), "adds": int(not disjoint)}
-    return _computation(loop, g, threads, tasks, (x, dy, dx), roles, divisor, **more)
+    others = {} if x is None else {"x": x}
+    return _computation(loop, g, threads, tasks, {"y": dy, **others, "dx": dx}, divisor, **more)
 
 
 def _box(g: ConvGeometry, dx: Array, tasks: int) -> tuple[int, int]:
@@ -168,19 +171,25 @@ def _computation(
     g: ConvGeometry,
     threads: int,
     tasks: int,
-    arrays: tuple[Array | None, Array, Array | None],
-    roles: dict[str, int],
+    arrays: dict[str, Array],
     divisor: Divisor | None,
     **more: int,
 ) -> Computation:
+    """The computation by a loop; `arrays` are those that it reads, as a call passes them, and the result."""
     from gpuconv.simd import pooling
 
+    (first, read), *others, (last, out) = arrays.items()
+    target, result = written(out, is_fit=has_adjacent_channels(out))
+    given = read, others[0][1] if others else read, target, None
+    made, roles = list[Made](), {last: OUT}
+    seen = {last: target, first: told(first, READ, _first_readable, given, made, roles)}
+    if others:
+        seen[others[0][0]] = told(others[0][0], OTHER, _second_readable, given, made, roles)
     fields = dict.fromkeys(pooling.Pooling._fields, 0)
-    for name, array, letters in zip(("x", "y", "dx"), arrays, ("dhw", "opq", "dhw"), strict=True):
-        if array is not None:
-            steps = _axes(array.strides[1:-1], 0)
-            fields |= {name: address(array), f"{name}_n": array.strides[0]}
-            fields |= {f"{name}_{letter}": step for letter, step in zip(letters, steps, strict=True)}
+    for name, array in seen.items():
+        steps = _axes(array.strides[1:-1], 0)
+        fields |= {name: address(array), f"{name}_n": array.strides[0]}
+        fields |= {f"{name}_{letter}": step for letter, step in zip(LETTERS[name], steps, strict=True)}
     sizes = [("dhw", g.spatial), ("opq", g.out), ("trs", g.kernel)]
     fields |= {letter: size for letters, each in sizes for letter, size in zip(letters, _axes(each), strict=True)}
     low, high = _counted(g, divisor)
@@ -189,16 +198,21 @@ def _computation(
         ("stride", g.stride, 1), ("dilation", g.dilation, 1), ("pad", first_pads, 0), ("low", low, 0), ("high", high, 1)
     ):  # fmt: skip
         fields |= {f"{name}_{letter}": size for letter, size in zip("dhw", _axes(each, filler), strict=True)}
-    read = arrays[1] if arrays[0] is None else arrays[0]
     fields |= {"pixel": g.c * read.itemsize, "rows": math.prod((g.n, *g.out[:-1])), **more}
     size = (0,) * pooling.vectors_of(fields["pixel"])
     job = Job(
         getattr(pooling, loop), pooling.Pooling(**fields), tasks, np.empty(0, read.dtype), size,
-        keeps=arrays, roles=roles,
+        keeps=seen, roles=roles, made=made,
     )  # fmt: skip
-    told = {role: arrays[["x", "y", "dx"].index(name)] for name, role in roles.items()}
-    given: Any = told[READ], told.get(OTHER, told[READ]), told[OUT], None
-    return Computation(threads if tasks > 1 else 1, [job], _macs(g), given)
+    return Computation(threads if tasks > 1 else 1, [job], _macs(g), given, result=result)
+
+
+def _first_readable(read: Array, *_: object) -> Array:
+    return with_adjacent_channels(read)
+
+
+def _second_readable(_: object, other: Array, *__: object) -> Array:
+    return with_adjacent_channels(other)
 
 
 def _counted(g: ConvGeometry, divisor: Divisor | None) -> tuple[Ints, Ints]:

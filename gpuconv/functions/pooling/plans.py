@@ -97,7 +97,7 @@ def _refusal_of_loops(
     """The reason why compiled loops do not compute a pooling of such arrays on the CPU."""
     x, y = (stand_in(shape, dtype) for shape in (posed.g.x_shape, posed.g.y_shape))
     if g.kind == "avg":
-        return compiled.TOO_MANY_TAPS if is_large else compiled.refusal(posed.g, x, y)
+        return compiled.TOO_MANY_TAPS if is_large else compiled.refusal(posed.g, 0, x, y)
     if forward:
-        return compiled.refusal_of_max_pool(posed.g, x, y)
-    return compiled.refusal_of_max_pool_grad(posed.g, y, x, x)
+        return compiled.refusal_of_max_pool(posed.g, 0, x, y)
+    return compiled.refusal_of_max_pool_grad(posed.g, 0, y, x, x)
