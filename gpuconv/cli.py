@@ -256,21 +256,22 @@ def warmup(
     problem: Annotated[
         list[str] | None, typer.Option(help="A problem whose loops are compiled instead of the usual ones; repeatable.")
     ] = None,
-    dtype: Annotated[list[str] | None, typer.Option(help="float32 or float64; repeatable. Default: both.")] = None,
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(help="float32, float64 or, with AMX, bfloat16; repeatable. Default: all of these."),
+    ] = None,
 ) -> None:
     """Compile the loops of the CPU ahead, on all cores, so that no later call on this machine waits for it.
 
-    It needs Numba. Without --problem these are the loops of direct, winograd and pooling, and those of the
-    depthwise kernels of well-known networks.
+    It needs Numba. Without --problem these are the loops of direct, winograd and pooling, those of the
+    depthwise kernels of well-known networks and, for bfloat16, those of amx.
     """
     from gpuconv.tools import compiled_loops
 
-    dtypes = dtype or compiled_loops.DTYPES
+    dtypes = dtype or compiled_loops.served()
     with _usage_errors("warmup"):
         for name in dtypes:
-            if name not in compiled_loops.DTYPES:
-                known = ", ".join(compiled_loops.DTYPES)
-                raise ValueError(f"dtype={name!r} has no loops. Choose among {known}.")
+            compiled_loops.check_dtype(name)
         jobs = compiled_loops.of_problems(problem, dtypes) if problem else compiled_loops.usual(dtypes)
     try_numba()
     if reason := why_no_numba():

@@ -15,6 +15,8 @@ import numpy as np
 
 import gpuconv
 from gpuconv import cpu
+from gpuconv.cpu import copies
+from gpuconv.cpu.amx import why_no_amx
 from gpuconv.geometry import ConvGeometry, PoolGeometry
 from gpuconv.planning import DIRECTIONS
 from gpuconv.simd import host
@@ -23,7 +25,7 @@ from gpuconv.tools.workload import Numbers, Workload
 from gpuconv.typing import Direction, Precision
 
 DTYPES = ("float32", "float64")
-"""The dtypes that have compiled loops."""
+"""The dtypes that have compiled loops on every CPU. bfloat16 has those of AMX, where that can be used."""
 
 POOLING = "n1_h64w64_c16_k16_r2s2_st2_g16", "n1_h64w64_c64_k64_r2s2_st2_g64"
 
@@ -36,7 +38,10 @@ DEPTHWISE = tuple(
 
 @dataclass(frozen=True)
 class Job:
-    """A pass whose loops are to be compiled. The algorithm "pool" stands for pooling and its gradients."""
+    """A pass whose loops are to be compiled.
+
+    The algorithm "pool" stands for pooling and its gradients, and "copy" for copies of arrays with channels first.
+    """
 
     problem: str
     direction: Direction
@@ -57,12 +62,29 @@ class Outcome:
     error: str = ""
 
 
+def served() -> tuple[str, ...]:
+    """The dtypes that have compiled loops on this machine."""
+    return DTYPES if why_no_amx() else (*DTYPES, "bfloat16")
+
+
+def check_dtype(name: str) -> None:
+    """Raise ValueError unless a dtype has loops on this machine."""
+    if name in served():
+        return
+    reason = f" on this machine: it {why_no_amx()}" if name == "bfloat16" else ""
+    raise ValueError(f"dtype={name!r} has no loops{reason}. Choose among {', '.join(served())}.")
+
+
 def usual(dtypes: Sequence[str] = DTYPES) -> list[Job]:
     """A job for each loop that calls in these dtypes usually take, those that take the longest first."""
     jobs = []
     both: tuple[Direction, ...] = ("forward", "weight_grad")
+    forward: tuple[Direction, ...] = ("forward",)
     input_grad: tuple[Direction, ...] = ("input_grad",)
     for dtype in dtypes:
+        if dtype == "bfloat16":
+            jobs += [Job("n1_h8w8_c32_k32_r3s3_p1", direction, dtype, "amx") for direction in both]
+            continue
         for algorithm, problem, directions in (
             ("direct", "n1_h8w8_c32_k32_r3s3_p1", both),
             ("winograd", "n1_h8w8_c32_k32_r3s3_p1", both),
@@ -70,6 +92,7 @@ def usual(dtypes: Sequence[str] = DTYPES) -> list[Job]:
             *(("direct", problem, DIRECTIONS) for problem in DEPTHWISE),
             ("direct", "n1_h8w8_c3_k32_r3s3_p1_st2", input_grad),
             *(("pool", problem, input_grad) for problem in POOLING),
+            ("copy", "n1_h64w64_c16_k16_r1s1", forward),
         ):
             jobs += [Job(problem, direction, dtype, algorithm) for direction in directions]
     return jobs
@@ -131,6 +154,9 @@ def _run(job: Job) -> None:
         gpuconv.max_pool2d_grad(y, x, g.kernel, stride=g.stride)
         gpuconv.avg_pool2d(x, g.kernel, stride=g.stride)
         gpuconv.avg_pool2d_grad(y, x.shape, g.kernel, stride=g.stride)
+        return
+    if job.algorithm == "copy":
+        copies.contiguous(np.ones((g.n, g.c, *g.spatial), job.dtype).swapaxes(1, -1))
         return
     precision: Precision = "fast" if job.algorithm == "winograd_4x4" else "strict"
     Workload.integers(g, job.dtype, "cpu").run(job.direction, algorithm=job.algorithm, precision=precision)

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gpuconv.cli import app
+from gpuconv.cpu import parallel_loops
 from gpuconv.support import shielded
 from gpuconv.support.installing import how_to_add
 from gpuconv.tools import compiled_loops, worker_processes
@@ -17,7 +18,7 @@ from gpuconv.tools.compiled_loops import Job, Outcome
 
 pytest.importorskip("numba")
 
-from gpuconv.simd import compiled_cache  # it imports Numba
+from gpuconv.simd import compiled_cache, exchange  # they import Numba
 
 POOL = Job("n1_h64w64_c16_k16_r2s2_st2_g16", "input_grad", "float32", "pool")
 
@@ -29,12 +30,30 @@ def warmup(*words):
 def test_the_usual_jobs_are_those_of_every_algorithm_in_the_dtypes_asked_for():
     jobs = compiled_loops.usual(("float64",))
     assert {job.dtype for job in jobs} == {"float64"}
-    assert {job.algorithm for job in jobs} == {"direct", "winograd", "winograd_4x4", "pool"}
+    assert {job.algorithm for job in jobs} == {"direct", "winograd", "winograd_4x4", "pool", "copy"}
     pooling = compiled_loops.of_problems(["max_pool1d_n1_w9_c4_s3"], ["float32"])
     assert [job.direction for job in pooling] == ["forward", "input_grad"]
     assert len(compiled_loops.usual()) == 2 * len(jobs)
     of_one = compiled_loops.of_problems(["n1_h8w8_c4_k4_r3s3"], ("float32",))
     assert [job.direction for job in of_one] == ["forward", "input_grad", "weight_grad"]
+
+
+def test_bfloat16_has_the_loops_of_amx_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(compiled_loops, "why_no_amx", lambda: None)
+    assert compiled_loops.served() == ("float32", "float64", "bfloat16")
+    compiled_loops.check_dtype("bfloat16")
+    jobs = compiled_loops.usual(("bfloat16",))
+    assert [(job.algorithm, job.direction) for job in jobs] == [("amx", "forward"), ("amx", "weight_grad")]
+    monkeypatch.setattr(compiled_loops, "why_no_amx", lambda: "needs a better CPU")
+    result = warmup("--dtype", "bfloat16")
+    assert result.exit_code == 2
+    assert "has no loops on this machine: it needs a better CPU. Choose among float32, float64." in result.stderr
+
+
+def test_copies_are_compiled():
+    (job,) = (job for job in compiled_loops.usual(("float32",)) if job.algorithm == "copy")
+    assert compiled_loops.compile_one(job).error == ""
+    assert any(exchange.copy is loop for loop, _ in parallel_loops._functions)
 
 
 def test_what_is_compiled_is_found_by_the_next_command(monkeypatch, tmp_path):
@@ -83,7 +102,7 @@ def test_a_warning_is_a_failure_because_nothing_was_kept(monkeypatch):
 
 def test_wrong_words_are_refused():
     for words, message in {
-        ("--dtype", "float16"): "dtype='float16' has no loops. Choose among float32, float64.",
+        ("--dtype", "float16"): "dtype='float16' has no loops. Choose among float32, float64",
         ("--problem", "n1"): "is not a problem string",
     }.items():
         result = warmup(*words)

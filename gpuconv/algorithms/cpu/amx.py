@@ -29,6 +29,7 @@ from gpuconv.algorithms.cpu.compiled import (
     Computation,
     Step,
     Views,
+    as_they_are,
     budget,
     copied_bytes,
     cost_of_copies,
@@ -42,7 +43,7 @@ from gpuconv.algorithms.epilogue import fill, finish
 from gpuconv.algorithms.groups import weights_by_group
 from gpuconv.cpu.amx import why_no_amx
 from gpuconv.cpu.copies import with_adjacent_channels
-from gpuconv.cpu.parallel_loops import Job, Made, Room
+from gpuconv.cpu.parallel_loops import Job, Made, Room, run
 from gpuconv.cpu.threads import affordable_threads
 from gpuconv.errors import AlgorithmError
 from gpuconv.geometry import ConvGeometry
@@ -81,8 +82,8 @@ TASK_MACS = 2**22
 class AmxTiling:
     """How a correlation of geometry `g` is split into tasks: blocks of outputs by pieces of the panels of channels.
 
-    A block is `block` times 32 positions. With `is_packed` the weights of all panels are packed first, or have been
-    before the call; otherwise each task packs those that it needs.
+    A block is `block` times 32 positions. With `is_packed` the weights of all panels are packed first; otherwise each
+    task packs those that it needs. With `is_given` as well, they have been packed before the call.
     """
 
     g: ConvGeometry
@@ -93,10 +94,11 @@ class AmxTiling:
     bunch: int
     is_packed: bool
     threads: int
+    is_given: bool = False
 
     @classmethod
-    def of(cls, problem: Problem, g: ConvGeometry, *, is_packed: bool = False) -> AmxTiling:
-        return _choose_tiling(problem, g, cpu.workers(), is_packed)
+    def of(cls, problem: Problem, g: ConvGeometry, *, is_given: bool = False) -> AmxTiling:
+        return _choose_tiling(problem, g, cpu.workers(), is_given)
 
     # ------------------------------------------------------------------------------------------ the grid
 
@@ -182,9 +184,8 @@ class AmxTiling:
 
     @cached_property
     def shared_bytes(self) -> int:
-        return (
-            4 * (self.g.k + CHUNK) + CHUNK * self.dtype.itemsize + (self.packed_bytes if self.is_packed else 0) + LINE
-        )
+        packed = self.packed_bytes if self.is_packed and not self.is_given else 0
+        return 4 * (self.g.k + CHUNK) + CHUNK * self.dtype.itemsize + packed + LINE
 
     @cached_property
     def buffers(self) -> tuple[tuple[int, Any], ...]:
@@ -220,37 +221,61 @@ class AmxTiling:
 
     # ------------------------------------------------------------------------------------------ the passes
 
-    def job(self, views: Views, arrays: Arrays, room: Room, twin: bool, *, relu: bool, packed: bool = False) -> Job:
+    def job(self, views: Views, arrays: Arrays, room: Room, twin: bool, *, relu: bool) -> Job:
         """The loop for out = relu(correlation of x with w + bias). Without `relu` it is the sum alone.
 
-        `views` gives x, w (*taps, groups, c // groups, k // groups), or packed weights, out and bias.
+        `views` gives x, w (*taps, groups, c // groups, k // groups), or packed weights if they are given, out and bias.
         """
-        from gpuconv.simd import sliced
-
         x, w, out, bias = views(*arrays)
-        made, roles = list[Made](), {"y": OUT, "packed" if packed else "w": OTHER}
+        made, roles = list[Made](), {"y": OUT, "packed" if self.is_given else "w": OTHER}
         x = told("x", READ, lambda *arrays: with_adjacent_channels(views(*arrays)[0]), arrays, made, roles)
         zeros, kept = zeros_for(CHUNK * self.dtype.itemsize, made, "zeros")
-        weights = w if packed else None
+        weights = w if self.is_given else None
         firsts = 0
         if self.is_packed and weights is None:
-            firsts, weights = -(-self.steps // sliced.PACKED_AT_ONCE), np.empty(self.packed_bytes, np.uint8)
-            made.append(Made(("packed",), lambda *_: np.empty(self.packed_bytes, np.uint8), weights))
+            firsts, weights = self._packing_tasks, self.room_for_weights()
+            made.append(Made(("packed",), lambda *_: self.room_for_weights(), weights))
         bias_row = self._bias_row(bias)
         if bias is not None:
             made.append(Made((4,), lambda *arrays: self._bias_row(views(*arrays)[3]), bias_row))
-        product = self._product(x, None if packed else w, out, zeros, weights, relu=relu)
+        product = self._product(x, None if self.is_given else w, out, zeros, weights, relu=relu)
         tasks = firsts + -(-self.all_blocks // self.block) * self.pieces
+        arguments = self._arguments(product, bias_row, firsts, tasks, out.dtype, room, twin)
+        return Job(*arguments, keeps=(x, w, out, kept, weights), roles=roles, made=made)
+
+    def packing(self, w: Array, packed: Array, room: Room, twin: bool) -> Job:
+        """The loop that packs w (*taps, groups, c // groups, k // groups), and computes nothing."""
+        # There is nothing to read or to write but weights.
+        none = np.empty((0,) * (self.g.ndim + 2), self.dtype)
+        product, tasks = self._product(none, w, none, 0, packed, relu=False), self._packing_tasks
+        arguments = self._arguments(product, self._bias_row(None), tasks, tasks, self.dtype, room, twin)
+        return Job(*arguments, keeps=(w, packed))
+
+    @property
+    def _packing_tasks(self) -> int:
+        from gpuconv.simd.sliced import PACKED_AT_ONCE
+
+        return -(-self.steps // PACKED_AT_ONCE)
+
+    def room_for_weights(self) -> Array:
+        """Memory for the packed weights, of which each row of a tile is a line of the cache."""
+        room = np.empty(self.packed_bytes + LINE, np.uint8)
+        start = -address(room) % LINE
+        return room[start : start + self.packed_bytes]
+
+    def _arguments(
+        self, product: Any, bias_row: Array, firsts: int, tasks: int, result: np.dtype[Any], room: Room, twin: bool
+    ) -> tuple[Any, ...]:
+        """The loop and its arguments."""
+        from gpuconv.simd import sliced
+
         *buffers_of_all, (length, _) = self.buffers
-        result = length, _seen_as(out.dtype)
-        buffers = room.buffers(*buffers_of_all, result, *(((TWIN_SIZE, np.float32),) if twin else ()))
+        of_result = length, _seen_as(result)
+        buffers = room.buffers(*buffers_of_all, of_result, *(((TWIN_SIZE, np.float32),) if twin else ()))
         tiles = buffers.pop() if twin else (0,)
-        return Job(
+        return (
             *(sliced.correlate, product, _index_maps(self.g), self.phase_table, self._offsets, bias_row),
             *(firsts, tasks, tiles, (0,) * self.slices, *buffers),
-            keeps=(x, w, out, kept, weights),
-            roles=roles,
-            made=made,
         )
 
     def _bias_row(self, bias: Array | None) -> Array:
@@ -353,15 +378,15 @@ BUNCH = 4
 
 
 @lru_cache(maxsize=1024)
-def _choose_tiling(problem: Problem, g: ConvGeometry, threads: int, is_prepacked: bool) -> AmxTiling:
+def _choose_tiling(problem: Problem, g: ConvGeometry, threads: int, is_given: bool) -> AmxTiling:
     slices = (SLICES if problem.precision == "strict" else FAST_SLICES).get(problem.dtype.name, 3)
-    least = AmxTiling(g, problem.dtype, slices, 1, 1, 1, is_prepacked, 1)
+    least = AmxTiling(g, problem.dtype, slices, 1, 1, 1, is_given, 1, is_given)
     every, panels = least.all_blocks, least.panels
     tasks = max(1, min(tasks_for(threads, sums=False), g.macs // TASK_MACS))
     slices_of_block = least.phase_count * g.groups * least.chunks * slices * CHUNK * LINE
     most = max(1, min(cpu.cache_bytes() * 5 // 8 // slices_of_block, MOST_BLOCKS, every))
     blocks = -(-every // most)
-    is_packed = is_prepacked or (blocks > 1 and least.packed_bytes <= 2 * cpu.cache_bytes())
+    is_packed = is_given or (blocks > 1 and least.packed_bytes <= 2 * cpu.cache_bytes())
     if is_packed:  # more blocks, for all threads to have some, but not such small ones that most of them is halo
         blocks = max(blocks, min(tasks, every // (2 + 2 * least.halo // CHUNK)))
 
@@ -369,12 +394,12 @@ def _choose_tiling(problem: Problem, g: ConvGeometry, threads: int, is_prepacked
         block = -(-every // blocks)
         pieces = min(panels, -(-tasks // (2 * blocks)) if blocks < tasks else 1)
         bunch = 1 if is_packed else min(bunch, -(-panels // pieces))
-        return AmxTiling(g, problem.dtype, slices, block, pieces, bunch, is_packed, threads)
+        return AmxTiling(g, problem.dtype, slices, block, pieces, bunch, is_packed, threads, is_given)
 
     bunch = BUNCH
     tiling = tiling_of(blocks, is_packed=is_packed)
     while tiling.worker_bytes > budget(problem, tiling.shared_bytes) and max(tiling.block - 1, bunch - 1) > 0:
-        is_packed = is_prepacked or (is_packed and tiling.packed_bytes <= problem.max_workspace // 4)
+        is_packed = is_given or (is_packed and tiling.packed_bytes <= problem.max_workspace // 4)
         blocks, bunch = min(every, 2 * blocks), max(1, bunch // 2)
         tiling = tiling_of(blocks, is_packed=is_packed, bunch=bunch)
     room, blocks = budget(problem, tiling.shared_bytes), -(-every // tiling.block)
@@ -590,12 +615,19 @@ class Amx:
             raise AlgorithmError(f"amx: {reason}. Choose another algorithm.")
 
     def prepack(self, problem: Problem, w: Array) -> Array:
-        return w
+        self._require_unit()
+        g = problem.geometry
+        tiling = AmxTiling.of(problem, g, is_given=True)
+        packed, threads = tiling.room_for_weights(), tiling.threads
+        room = Room(threads, [tiling.worker_bytes + self._twin_bytes])
+        run(threads, [tiling.packing(weights_by_group(native(w), g), packed, room, self._twin)])
+        return packed
 
     def forward_prepacked(
         self, problem: Problem, x: Array, packed: Array, out: Array, bias: Array | None, activation: str
     ) -> None:
-        self.forward(problem, x, packed, out, bias, activation)
+        for computation in self._computations(problem, (native(x), packed, out, bias), activation, is_packed=True):
+            computation.run()
 
     def computation(self, problem: Problem, arrays: Arrays, activation: str, *, is_packed: bool) -> Computation | None:
         """As `Repeating` describes it."""
@@ -604,11 +636,21 @@ class Amx:
         if problem.direction == "weight_grad":
             self._require_unit()
             return AmxGradientTiling.of(problem).computation(arrays, self._twin)
-        first, *others = itertools.islice(self._computations(problem, arrays, activation), 2)
+        computations = self._computations(problem, arrays, activation, is_packed=is_packed)
+        first, *others = itertools.islice(computations, 2)
         return None if others else first
 
-    def _computations(self, problem: Problem, arrays: Arrays, activation: str) -> Iterable[Computation]:
-        """The computations of a forward pass or an input gradient, one after the other: one, unless parts are many."""
+    @property
+    def _twin_bytes(self) -> int:
+        return 4 * TWIN_SIZE if self._twin else 0
+
+    def _computations(
+        self, problem: Problem, arrays: Arrays, activation: str, *, is_packed: bool = False
+    ) -> Iterable[Computation]:
+        """The computations of a forward pass or an input gradient, one after the other: one, unless parts are many.
+
+        With `is_packed`, which only a forward pass may be, packed weights stand in the place of w.
+        """
         g, relu = problem.geometry, activation == "relu"
         read, other, out, bias = arrays
         self._require_unit()
@@ -620,17 +662,16 @@ class Amx:
                 target, is_alone = np.empty(out.shape, np.float32), False
                 after = (*after, lambda arrays, _: np.copyto(out, arrays[2], casting="unsafe"))
         arrays = read, other, target, bias
-        parts: Iterable[tuple[ConvGeometry | None, Views]] = [(g, partial(of_all, g))]
+        parts: Iterable[tuple[ConvGeometry | None, Views]] = [(g, as_they_are if is_packed else partial(of_all, g))]
         if problem.direction == "input_grad":
             parts = ((part.geometry, partial(of_part, part, g)) for part in adjoint_parts(g))
-        most = _threads(problem, _tilings(problem))
+        most = _threads(problem, _tilings(problem, is_given=is_packed))
         before: tuple[Step, ...] = ()
         correlations: list[tuple[AmxTiling, Views]] = []
 
         def computation(*, is_last: bool) -> Computation:
             threads = min(max((tiling.threads for tiling, _ in correlations), default=1), most)
-            twin = 4 * TWIN_SIZE if self._twin else 0
-            room = Room(threads, [tiling.worker_bytes + twin for tiling, _ in correlations])
+            room = Room(threads, [tiling.worker_bytes + self._twin_bytes for tiling, _ in correlations])
             jobs = [tiling.job(views, arrays, room, self._twin, relu=relu) for tiling, views in correlations]
             return Computation(
                 threads, jobs, g.macs, arrays, before, after if is_last else (), repeats=is_last and is_alone
@@ -643,20 +684,20 @@ class Amx:
             if len(correlations) == CORRELATIONS_AT_ONCE:
                 yield computation(is_last=False)
                 before, correlations = (), []
-            correlations.append((AmxTiling.of(problem, geometry), views))
+            correlations.append((AmxTiling.of(problem, geometry, is_given=is_packed), views))
         yield computation(is_last=True)
 
 
 Tilings = list[tuple[AmxTiling, int]]
 
 
-def _tilings(problem: Problem) -> Tilings:
+def _tilings(problem: Problem, *, is_given: bool = False) -> Tilings:
     """The tilings that a problem consists of, each with how often it occurs."""
     g = problem.geometry
     if g.macs == 0:
         return []
     classes = adjoint_classes(g) if problem.direction == "input_grad" else [(g, 1)]
-    return [(AmxTiling.of(problem, part), count) for part, count in classes]
+    return [(AmxTiling.of(problem, part, is_given=is_given), count) for part, count in classes]
 
 
 def _shared_bytes(problem: Problem, tilings: Tilings) -> int:

@@ -204,6 +204,49 @@ def test_error_of_a_weight_gradient_is_that_of_float32():
         assert ours <= max(2 * numpys, 2.0**-23), (length, ours, numpys)
 
 
+@pytest.mark.parametrize("text", PROBLEMS)
+def test_packed_weights_give_the_same_bits(text, monkeypatch):
+    rng = np.random.default_rng(7)
+    for dtype, precision, most in (
+        ("float32", "strict", None),
+        ("float32", "strict", 2**18),
+        ("bfloat16", "fast", None),
+    ):
+        problem = posed(text, dtype=dtype, precision=precision)
+        problem = replace(problem, max_workspace=most or problem.max_workspace)
+        g = problem.geometry
+        x, w = (rng.standard_normal(shape).astype(problem.dtype) for shape in (g.x_shape, g.w_shape))
+        bias = rng.standard_normal(g.k).astype(problem.dtype)
+        for unit in UNITS:
+            want = np.empty(g.y_shape, problem.dtype)
+            unit.forward(problem, x, w, want, bias, "relu")
+            packed, kept = unit.prepack(problem, w), w.copy()
+            w[...] = np.nan
+            for threads in (1, 2):
+                monkeypatch.setattr(settings, "threads", threads)
+                got, again = np.empty_like(want), np.empty_like(want)
+                unit.forward_prepacked(problem, x, packed, got, bias, "relu")
+                repeated = unit.computation(problem, (x, packed, got, bias), "relu", is_packed=True).again()
+                repeated(x, packed, again, bias)
+                assert got.tobytes() == want.tobytes() == again.tobytes(), (dtype, most, unit._twin, threads)
+            w[...] = kept
+
+
+def test_prepare_keeps_packed_weights(monkeypatch):
+    """By the public functions, with the twin in the place of the unit."""
+    twin = Amx(twin=True)
+    monkeypatch.setattr(planning, "ALGORITHMS", [twin if a.name == "amx" else a for a in planning.ALGORITHMS])
+    forget(planning, amx)
+    rng = np.random.default_rng(8)
+    x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((1, 8, 9, 40), (3, 3, 40, 50)))
+    want = gpuconv.conv2d(x, w, pad=1, algorithm="amx")
+    prepared = gpuconv.prepare(w, x.shape, pad=1, algorithm="amx")
+    assert prepared.nbytes == w.nbytes + 2 * 9 * 2 * 3 * 2048  # panels, taps, chunks, slices, bytes of two tiles
+    for _ in range(3):
+        assert np.array_equal(prepared(x), want)
+    forget(planning, amx)
+
+
 def test_a_weight_gradient_keeps_to_its_workspace():
     problem = posed("n2_h20w20_c40_k70_r3s3_p1", "weight_grad")
     unit, sizes = UNITS[-1], set()
