@@ -421,9 +421,12 @@ def test_no_races_nor_stray_reads_in_stems(checked, name, how):
 FAR = 2**30
 DOWN = gpuconv.ConvGeometry.create(1, (FAR + 8, 5), 8, 8, (2, 1), dilation=(FAR, 1))  # tap 1 lies far down x
 UP = gpuconv.ConvGeometry.create(1, (8, 5), 8, 8, (1, 1), pad=((FAR, 0), (0, 0)))  # x is seen by outputs far down y
+APART = gpuconv.ConvGeometry.create(1, (FAR + 8, 5), 8, 8, (1, 1), stride=(FAR, 1))  # output 1 reads far down x
 
 
-@pytest.mark.parametrize(("direction", "g"), [("forward", DOWN), ("input_grad", UP), ("weight_grad", DOWN)])
+@pytest.mark.parametrize(
+    ("direction", "g"), [("forward", DOWN), ("input_grad", UP), ("input_grad", APART), ("weight_grad", DOWN)]
+)
 def test_an_offset_beyond_32_bits_is_reached_without_overflow(checked, direction, g):
     """Huge arrays that are not there: the first block must come as far as touching what lies beyond."""
     checked(ubsan=True)
