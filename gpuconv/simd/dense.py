@@ -43,6 +43,8 @@ from gpuconv.simd.tile import (
     relu,
     rows_of,
     size_of,
+    store_first,
+    store_first_integers,
     store_integers,
     store_strided,
     tile_of,
@@ -665,8 +667,6 @@ def _scatter_floats(p: Any, sums: Any, width: int, output_pointers: Any, count: 
     """
     size = size_of(sums)
     lanes = VECTOR_BYTES // size
-    if p.y_k == size:
-        return 0
     if p.store:
         for at in range(address_of(sums), address_of(sums) + count * width * size, VECTOR_BYTES):
             store_strided(relu(vector_at(at, sums)), at, 0)
@@ -694,7 +694,7 @@ def _scatter_floats(p: Any, sums: Any, width: int, output_pointers: Any, count: 
 
 @compiled
 def _scatter(p: Any, sums: Any, width: int, output_pointers: Any, count: int, to: int, k_count: int) -> None:
-    """Store sums where channels are not contiguous or do not fill a vector: in squares, or one by one."""
+    """Store sums where channels are not contiguous: in squares, or one by one."""
     done = _scatter_floats(p, sums, width, output_pointers, count, to, k_count) if p.store <= RELU else 0
     for i in range(done, count):
         for k in range(k_count):
@@ -712,6 +712,22 @@ def _scatter(p: Any, sums: Any, width: int, output_pointers: Any, count: int, to
             if p.store and value < 0:
                 value = sums.dtype.type(0)
             put(at, value)
+
+
+@compiled
+def _store_rows(p: Any, sums: Any, width: int, output_pointers: Any, count: int, to: int, k_count: int) -> None:
+    """Store the first `k_count` sums of each output, where channels are contiguous but do not fill their vectors."""
+    size = size_of(sums)
+    lanes, y_size, source = VECTOR_BYTES // size, _result_size(p, size), address_of(sums)
+    for i in range(count):
+        target = output_pointers[i] + to
+        for k in range(0, k_count, lanes):
+            if p.store > RELU:
+                store_first_integers(source + k * size, target + k * y_size, k_count - k, p.store, sums)
+            else:
+                total = vector_at(source + k * size, sums)
+                store_first(relu(total) if p.store else total, target + k * size, k_count - k)
+        source += width * size
 
 
 @kept
@@ -784,8 +800,13 @@ def correlate(job: Any, thread: Any, kinds: Any) -> None:  # noqa: C901, PLR0915
                     p, maps[2], table, count, run, some, group, e0, depth, panel, width, sums, start, to, ahead
                 )  # fmt: skip
                 start = 0
-            if not in_place:
-                _scatter(p, sums, wide, table[runs * p.rows :], count, (group * p.k + k0) * p.y_k, k_count)
+            if in_place:
+                continue
+            pointers, to = table[runs * p.rows :], (group * p.k + k0) * p.y_k
+            if p.y_k == y_size:
+                _store_rows(p, sums, wide, pointers, count, to, k_count)
+            else:
+                _scatter(p, sums, wide, pointers, count, to, k_count)
 
 
 # -------------------------------------------------------------------------------------------------- weight gradient

@@ -65,7 +65,17 @@ def multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
 
 def vector_name(vector: ir.VectorType) -> str:
     """The name of a type of vectors, as the names of LLVM's functions contain it."""
-    return f"v{vector.count}f{32 if isinstance(vector.element, ir.FloatType) else 64}"
+    element = vector.element
+    if isinstance(element, ir.IntType):
+        return f"v{vector.count}i{element.width}"
+    return f"v{vector.count}f{32 if isinstance(element, ir.FloatType) else 64}"
+
+
+def store_lanes(builder: Any, value: Any, address: Any, mask: Any) -> None:
+    """Store the lanes of a vector that a mask selects; of the others, no memory is touched."""
+    vector = value.type
+    place, align = builder.inttoptr(address, vector.as_pointer()), ir.IntType(32)(1)
+    call(builder, f"llvm.masked.store.{vector_name(vector)}.p0", ir.VoidType(), [value, place, align, mask])
 
 
 def call(builder: Any, name: str, result: Any, args: list[Any]) -> Any:

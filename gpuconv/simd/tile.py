@@ -22,13 +22,13 @@ from gpuconv.simd.compiled_cache import kept as kept  # noqa: PLC0414  # the loo
 from gpuconv.simd.llvm import (
     I64,
     broadcast,
-    call,
     further,
     lanes_below,
     load,
     multiply_add,
     prefetch_to_second_cache,
     shuffle,
+    store_lanes,
     store_value,
     tuple_of,
     unrelated,
@@ -275,6 +275,38 @@ def store_integers(_: Any, tile: Any, _before: Any, _step: Any, xs: Any, _at: An
 
 
 @intrinsic
+def store_first(_: Any, tile: Any, _address: Any, _count: Any) -> Any:
+    """Store the first `count` elements of a tile of one vector."""
+
+    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
+        total, address, count = args
+        store_lanes(builder, builder.extract_value(total, 0), address, lanes_below(builder, tile.vector, count))
+        return context.get_dummy_value()
+
+    return types.void(tile, types.intp, types.intp), build
+
+
+@intrinsic
+def store_first_integers(_: Any, _source: Any, _address: Any, _count: Any, _store: Any, like: Any) -> Any:
+    """Store the first `count` of the integers at `source`, which have the size of an element, as `store` says."""
+    tile = TileType(1, 1, like.dtype)
+
+    def build(context: Any, builder: Any, _: Any, args: Any) -> Any:
+        source, address, count, store, _like = args
+        vector = ir.VectorType(ir.IntType(tile.dtype.bitwidth), tile.vector.count)
+        value = _maximum(builder, load(builder, source, vector), _least(builder, vector, store))
+        mask = lanes_below(builder, vector, count)
+
+        def store_as(element: ir.IntType) -> None:
+            store_lanes(builder, _widened(builder, value, element), address, mask)
+
+        _in_size_of_result(builder, vector.element, store, store_as)
+        return context.get_dummy_value()
+
+    return types.void(*(types.intp,) * 4, like), build
+
+
+@intrinsic
 def integer_at(_: Any, _address: Any, like: Any) -> Any:
     """The integer at an address, which has the size of an element."""
 
@@ -289,34 +321,51 @@ def store_as_integers(
     builder: Any, tile: TileType, total: Any, before: Any, step: Any, rows: list[Any], store: Any
 ) -> None:
     """Store the rows of a tile of whole numbers, + integers in memory, at some addresses."""
-    bits, count = tile.dtype.bitwidth, tile.vector.count
-    scalar = ir.IntType(bits)
-    vector = ir.VectorType(scalar, count)
-    is_relu = builder.icmp_signed("!=", builder.and_(store, I64(RELU)), I64(0))
-    least = broadcast(builder, builder.select(is_relu, scalar(0), scalar(-(2 ** (bits - 1)))), vector)
+    count = tile.vector.count
+    vector = ir.VectorType(ir.IntType(tile.dtype.bitwidth), count)
+    least = _least(builder, vector, store)
     values = []
     for i, j, number in tile.numbers:
         address = further(builder, builder.add(before, builder.mul(step, I64(i))), j * VECTOR_BYTES)
         value = builder.fptosi(builder.extract_value(total, number), vector)
-        value = builder.add(value, load(builder, address, vector))
-        values.append(builder.select(builder.icmp_signed(">", value, least), value, least))
+        values.append(_maximum(builder, builder.add(value, load(builder, address, vector)), least))
 
-    def store_all(element_bytes: int) -> None:
+    def store_as(element: ir.IntType) -> None:
         for i, j, number in tile.numbers:
-            value = values[number]
-            if 8 * element_bytes > bits:
-                value = builder.sext(value, ir.VectorType(I64, count))
-            store_value(builder, value, further(builder, rows[i], j * count * element_bytes))
+            value = _widened(builder, values[number], element)
+            store_value(builder, value, further(builder, rows[i], j * count * element.width // 8))
 
-    if bits == 64:
-        store_all(8)
+    _in_size_of_result(builder, vector.element, store, store_as)
+
+
+def _least(builder: Any, vector: ir.VectorType, store: Any) -> Any:
+    """A vector of the least integer that is stored: 0 with RELU, else the least of all."""
+    scalar = vector.element
+    is_relu = builder.icmp_signed("!=", builder.and_(store, I64(RELU)), I64(0))
+    return broadcast(builder, builder.select(is_relu, scalar(0), scalar(-(2 ** (scalar.width - 1)))), vector)
+
+
+def _maximum(builder: Any, value: Any, least: Any) -> Any:
+    return builder.select(builder.icmp_signed(">", value, least), value, least)
+
+
+def _widened(builder: Any, value: Any, element: ir.IntType) -> Any:
+    """A vector of integers as one of `element`, which is no shorter."""
+    vector = value.type
+    return value if vector.element == element else builder.sext(value, ir.VectorType(element, vector.count))
+
+
+def _in_size_of_result(builder: Any, scalar: ir.IntType, store: Any, store_as: Callable[[ir.IntType], None]) -> None:
+    """Store integers of type `scalar` as such, or with LONG_INTEGERS as those of 64 bits."""
+    if scalar.width == 64:
+        store_as(I64)
         return
     is_long = builder.icmp_signed("!=", builder.and_(store, I64(LONG_INTEGERS)), I64(0))
     with builder.if_else(is_long) as (then, otherwise):
         with then:
-            store_all(8)
+            store_as(I64)
         with otherwise:
-            store_all(4)
+            store_as(scalar)
 
 
 def _zeros(tile: TileType, *arguments: Any) -> Any:
@@ -518,9 +567,7 @@ def put_counted(_: Any, _address: Any, _first: Any, _step: Any, _count: Any) -> 
         address, first, step, count = args
         numbers = builder.mul(broadcast(builder, step, vector), ir.Constant(vector, list(range(lanes))))
         numbers = builder.add(broadcast(builder, first, vector), numbers)
-        place, align = builder.inttoptr(address, vector.as_pointer()), ir.IntType(32)(8)
-        mask = lanes_below(builder, vector, count)
-        call(builder, f"llvm.masked.store.v{lanes}i64.p0", ir.VoidType(), [numbers, place, align, mask])
+        store_lanes(builder, numbers, address, lanes_below(builder, vector, count))
         return context.get_dummy_value()
 
     return types.void(types.intp, types.intp, types.intp, types.intp), build

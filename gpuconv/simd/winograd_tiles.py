@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from gpuconv.simd.llvm import I64, call, lanes_below, load, multiply_add, store_value, vector_name
+from gpuconv.simd.llvm import I64, call, lanes_below, load, multiply_add, store_lanes, store_value, vector_name
 from gpuconv.simd.tile import TileType
 from gpuconv.simd.transforms import F2, F4
 
@@ -180,9 +180,7 @@ def store_part_of_tile(_: Any, tile: Any, _table: Any, _at: Any, _count: Any) ->
         lanes = lanes_below(builder, tile.vector, args[3])
         for number in range(tile.rows):
             value = builder.extract_value(args[0], number)
-            place = builder.inttoptr(_place(builder, args[1], number, args[2]), tile.vector.as_pointer())
-            name = f"llvm.masked.store.{vector_name(tile.vector)}.p0"
-            call(builder, name, ir.VoidType(), [value, place, ir.IntType(32)(1), lanes])
+            store_lanes(builder, value, _place(builder, args[1], number, args[2]), lanes)
         return context.get_dummy_value()
 
     return types.void(tile, types.intp, types.intp, types.intp), build

@@ -245,6 +245,20 @@ class TestLoops:
                         got = gpuconv.conv2d(image, w, bias, pad=1, groups=groups, activation="relu")
                         assert np.array_equal(got, want), (shape, pair)
 
+    @pytest.mark.parametrize("k", [1, 7, 8, 17, 33])
+    @pytest.mark.parametrize(("dtype", "most"), [("int8", 2**7), ("int16", 2**7), ("int16", 2**15), ("int64", 2**20)])
+    def test_channels_beside_those_of_the_result_stay(self, rng, dtype, most, k):
+        """Channels that do not fill their vectors, in an array with others: as 32 and 64 bits, and with products in
+        either float.
+        """
+        x, w = full_range(rng, (2, 9, 8, 3), dtype, most), full_range(rng, (3, 3, 3, k), dtype, most)
+        whole = np.full((2, 9, 8, k + 2), -7, gpuconv.conv2d(x, w).dtype)
+        for activation in (None, "relu"):
+            got = gpuconv.conv2d(x, w, pad=1, activation=activation, out=whole[..., 1:-1])
+            want = want_of_2d(x, w)
+            assert np.array_equal(got, np.maximum(want, 0) if activation else want)
+            assert (whole[..., [0, -1]] == -7).all()
+
     @pytest.mark.parametrize(("dtype", "most"), [("uint8", 255), ("int8", -128), ("int16", 4095), ("int32", 1 - 2**22)])
     def test_sums_that_no_float_would_hold(self, dtype, most):
         """Long sums of the largest products there are, all of one sign, and one more at their end."""
