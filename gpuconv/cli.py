@@ -419,7 +419,10 @@ def bench(
     ] = None,
     direction: Annotated[
         list[str] | None,
-        typer.Option(help="forward, input_grad or weight_grad; repeatable. Default: all three.", autocompletion=PASSES),
+        typer.Option(
+            help="forward, input_grad or weight_grad; repeatable. Default: all three, of integers forward.",
+            autocompletion=PASSES,
+        ),
     ] = None,
     algorithm: Annotated[
         list[str] | None,
@@ -431,8 +434,9 @@ def bench(
     against: Annotated[
         list[str] | None,
         typer.Option(
-            help="matmul (the default), candidates (other algorithms), torch, jax, onnxruntime or scipy; repeatable.",
-            autocompletion=_among(["matmul", "candidates", "torch", "jax", "onnxruntime", "scipy"]),
+            help="matmul (the default), candidates (other algorithms), float64 (for integers), torch, jax, "
+            "onnxruntime or scipy; repeatable.",
+            autocompletion=_among(["matmul", "candidates", "float64", "torch", "jax", "onnxruntime", "scipy"]),
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads, on both sides. Default: all cores.", min=1)] = None,
@@ -480,7 +484,7 @@ def bench(
         chosen = suites.choose(suite, problem, batch, largest=device != "cpu")
         cases, left_out = case.cases(
             chosen,
-            cast("list[Direction]", direction or DIRECTIONS),
+            cast("list[Direction]", direction or _passes_of(dtype)),
             algorithm or ["auto"],
             dtype,
             cast("Precision", precision),
@@ -507,6 +511,13 @@ def bench(
     if left_out:
         _say(f"{len(left_out)} cases left out, for instance: {_plain(left_out[0])}")
     raise typer.Exit(status)
+
+
+def _passes_of(dtype: str) -> Sequence[str]:
+    """The passes that a dtype has: integers have no gradients."""
+    from gpuconv.functions.integers import are_integers
+
+    return ("forward",) if are_integers(dtype) else DIRECTIONS
 
 
 def _beside_neighbours(cases: Sequence[Case], opponents: Mapping[str, Peer], count: int) -> None:

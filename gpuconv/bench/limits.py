@@ -9,7 +9,7 @@ import numpy as np
 
 from gpuconv import backend, cpu
 from gpuconv.bench import timer
-from gpuconv.bench.case import Case
+from gpuconv.bench.case import Case, dtype_of_product
 from gpuconv.geometry import ConvGeometry
 from gpuconv.tools.workload import Numbers, Workload
 from gpuconv.typing import Array
@@ -50,9 +50,7 @@ def measure(dtype: str, device: str, cases: Sequence[Case] = ()) -> Limits:
     The matrix unit is measured if one of the cases runs on it.
     """
     kind = device.partition(":")[0]
-    resolved = backend.as_dtype(dtype, "limits")
-    if device == "cpu":
-        resolved = backend.accumulator(resolved)
+    resolved = dtype_of_product(dtype, device)
     run = timer.stopwatch(device)
     side = SIDE[kind]
     a = Numbers(device).normal((side, side), resolved)

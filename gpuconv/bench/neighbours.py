@@ -41,7 +41,7 @@ def measure(
 ) -> Iterator[tuple[Case, str, Slowdown, str]]:
     """The slowdown of each case, for gpuconv and for each peer's way that is fastest alone, with the way's name."""
     for case in cases:
-        work = Workload.normal(case.geometry, backend.as_dtype(case.dtype, "bench"), case.device)
+        work = Workload.normal(case.geometry, backend.as_number(case.dtype, "bench"), case.device)
         sides: dict[str, dict[str, Callable[[], object]]] = {
             "gpuconv": {case.plan().chosen: lambda case=case, work=work: case.run(work)}  # type: ignore[misc]
         }

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv import backend, cpu
+from gpuconv.bench.case import bytes_moved
 from gpuconv.bench.limits import Limits
 from gpuconv.bench.timer import Taken
 from gpuconv.geometry import ConvGeometry
@@ -133,7 +134,7 @@ class Row:
     @property
     def bytes(self) -> int:
         """Bytes of x, w and y."""
-        return self.geometry.bytes(backend.as_dtype(self.dtype, "Row").itemsize)
+        return bytes_moved(self.geometry, self.dtype)
 
     @property
     def gflops(self) -> float:

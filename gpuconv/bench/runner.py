@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from gpuconv import backend, cpu, settings
 from gpuconv.algorithms import ALGORITHMS
 from gpuconv.bench import timer
-from gpuconv.bench.case import Case
+from gpuconv.bench.case import Case, bytes_moved
 from gpuconv.bench.limits import Limits
 from gpuconv.bench.peers.base import Contestant, Peer, refusal_of
 from gpuconv.bench.record import Row, Times
@@ -64,7 +64,7 @@ def estimate(cases: Sequence[Case], peers: Sequence[str], repeats: int, limits: 
     total = 0.0
     for case in cases:
         g, pace, ways = case.geometry, timer.turns(case.device), 1 + sum(WAYS.get(name, 1) for name in peers)
-        moved = g.bytes(backend.as_dtype(case.dtype, "bench").itemsize)
+        moved = bytes_moved(g, case.dtype)
         call = 2e-9 * (g.flops / limits.gflops + moved / limits.gbs)
         turn = pace.warm + pace.slot + RESTS * pace.rest + 2 * call
         total += SECONDS_BEFORE_TURNS + ways * max(timer.FEWEST * turn, min(repeats * turn, pace.budget))
@@ -256,12 +256,17 @@ def _error(got: Array, want: Array) -> float:
         return 0.0
     xp = backend.array_module(want)
     with backend.on_device_of(want):
-        got, want = (array.astype(backend.accumulator(array.dtype)) for array in (got, want))
+        got, want = (
+            array.astype(np.float64 if array.dtype.kind in "iu" else backend.accumulator(array.dtype))
+            for array in (got, want)
+        )
         scale = float(xp.sqrt(xp.square(xp.abs(want)).mean(dtype=np.float64)))
         return float(xp.abs(got - want).max()) / (scale or 1.0)
 
 
 def _tolerance(case: Case) -> float:
+    if case.is_of_integers:
+        return 0.0
     dtype = backend.as_dtype(case.dtype, "bench")
     strict = TOLERANCES[dtype.itemsize // (2 if backend.is_complex(dtype) else 1)]
     return strict if case.precision == "strict" else max(strict, FAST_TOLERANCE)

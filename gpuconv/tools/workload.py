@@ -12,7 +12,7 @@ import numpy as np
 
 import gpuconv
 from gpuconv import backend
-from gpuconv.backend import as_dtype
+from gpuconv.backend import as_number
 from gpuconv.geometry import ConvGeometry, PoolGeometry
 from gpuconv.support import counter_rng
 from gpuconv.typing import Array, Direction, DTypeLike, Ints, Precision
@@ -45,7 +45,9 @@ class Numbers:
         return self._repeated(draw, shape, dtype)
 
     def normal(self, shape: Ints, dtype: np.dtype[Any]) -> Array:
-        """Normal deviates of variance 1, in real and imaginary parts."""
+        """Normal deviates of variance 1, in real and imaginary parts; of integers, all values of 8 bits."""
+        if dtype.kind in "iu":
+            return self._of_8_bits(shape, dtype)
         if self._device == "cpu":
             return self._complete(lambda: self._rng.standard_normal(shape, np.float32), dtype)
 
@@ -59,6 +61,13 @@ class Numbers:
             return length
 
         return self._repeated(draw, shape, dtype)
+
+    def _of_8_bits(self, shape: Ints, dtype: np.dtype[Any]) -> Array:
+        """All values of uint8 or of int8, in equal numbers."""
+        byte = np.uint8 if dtype.kind == "u" else np.int8
+        if self._device == "cpu":
+            return self._rng.integers(0, 256, shape, np.uint8).view(byte).astype(dtype)
+        return self._repeated(lambda: (self._words(shape) >> np.uint64(56)).astype(np.uint8).view(byte), shape, dtype)
 
     def _words(self, shape: Ints) -> Array:
         count = min(PERIOD, math.prod(shape))
@@ -100,14 +109,14 @@ class Workload:
         >>> work.run("forward").shape, work.run("weight_grad").shape
         ((1, 3, 3), (3, 2, 3))
         """
-        return cls._filled(geometry, Numbers(device, seed).integers, as_dtype(dtype, "Workload.integers"))
+        return cls._filled(geometry, Numbers(device, seed).integers, as_number(dtype, "Workload.integers"))
 
     @classmethod
     def normal(
         cls, geometry: ConvGeometry, dtype: DTypeLike = "float32", device: str = "cpu", seed: int = 0
     ) -> Workload:
-        """Fill x, w and dy with normally distributed numbers, as in a network."""
-        return cls._filled(geometry, Numbers(device, seed).normal, as_dtype(dtype, "Workload.normal"))
+        """Fill x, w and dy with normally distributed numbers, as in a network; integers with all values of 8 bits."""
+        return cls._filled(geometry, Numbers(device, seed).normal, as_number(dtype, "Workload.normal"))
 
     @classmethod
     def _filled(cls, g: ConvGeometry, drawn: Callable[[Ints, np.dtype[Any]], Array], dtype: np.dtype[Any]) -> Workload:

@@ -35,6 +35,7 @@ from gpuconv.support import disk
 from gpuconv.tools.workload import Numbers, Workload
 
 SMALL = "n1_h8w8_c4_k4_r3s3_p1"
+INTEGERS = ("int8", "uint8", "int16", "int32", "int64")
 
 
 def make_case(problem=SMALL, direction="forward", **options):
@@ -243,6 +244,25 @@ def test_on_a_gpu_memory_is_what_the_pool_grows_by(monkeypatch):
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "complex64"])
 def test_right_results_pass(dtype, direction):
     runner.validate(make_case("n2_h7w8_c4_k6_r3s2_p1_st2_g2", direction, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_right_results_of_integers_pass(dtype):
+    runner.validate(make_case("n2_h7w8_c4_k6_r3s2_p1_st2_g2", dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_one_wrong_integer_does_not_pass(monkeypatch, dtype):
+    run = case.Case.run
+
+    def spoiled(self, work):
+        result = run(self, work)
+        result[0, 0, 0, 0] += 1
+        return result
+
+    monkeypatch.setattr(case.Case, "run", spoiled)
+    with pytest.raises(runner.WrongResult, match=r"forward by .* is wrong at output"):
+        runner.validate(make_case(dtype=dtype))
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -556,7 +576,7 @@ PROBLEMS = (
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("name", [name for name in peers.PEERS if name != "matmul"])
+@pytest.mark.parametrize("name", [name for name in peers.PEERS if name not in ("matmul", "float64")])
 def test_peers_agree_or_refuse(name, direction):
     for package in peers.PACKAGES[name]:
         pytest.importorskip(package)
@@ -575,6 +595,48 @@ def test_peers_agree_or_refuse(name, direction):
             np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-4)
     assert served or (name, direction) == ("onnxruntime", "weight_grad")
     assert set(peers.versions(name)) == set(peers.PACKAGES[name])
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_peers_agree_in_integers_or_refuse(name, dtype):
+    """Those that do not have the same integers would not be timed."""
+    for package in peers.PACKAGES[name]:
+        pytest.importorskip(package)
+    served = {"matmul": INTEGERS, "float64": INTEGERS, "torch": INTEGERS[3:], "onnxruntime": INTEGERS[:2]}
+    for problem in PROBLEMS[:5]:
+        row = runner.measure(make_case(problem, dtype=dtype), {name: peers.load(name)}, 1)
+        assert bool(row.peers) == (dtype in served.get(name, ())), row.refusals
+
+
+def test_integers_are_compared_with_float64_and_floats_are_not():
+    of_8 = make_case(dtype="int8")
+    (contestant,) = peers.load("float64").contestants(of_8, Workload.normal(of_8.geometry, "int8")).values()
+    assert contestant.call().dtype == np.float64
+    assert peers.base.refusal_of("float64", peers.load("float64"), make_case()) == "is what integers are compared with"
+
+
+def test_an_integer_that_a_peer_has_otherwise_is_not_timed():
+    def change(y):
+        y[0, 0, 0, 0] += 1
+        return y
+
+    with pytest.raises(runner.WrongResult, match=r"float64 .* and gpuconv differ by .* but only 0e"):
+        runner.measure(make_case(dtype="int8"), {"float64": Echo(change)}, 1)
+
+
+def test_integers_move_results_of_more_bits():
+    g = make_case().geometry
+    x_and_w, y = np.prod(g.x_shape) + np.prod(g.w_shape), np.prod(g.y_shape)
+    assert case.bytes_moved(g, "int8") == x_and_w + 4 * y
+    assert case.bytes_moved(g, "int16") == 2 * x_and_w + 8 * y
+    assert case.bytes_moved(g, "int64") == g.bytes(8)
+
+
+def test_integers_have_all_values_of_8_bits():
+    for dtype, least, greatest in (("int8", -128, 127), ("uint8", 0, 255), ("int64", -128, 127)):
+        x = Workload.normal(ConvGeometry.parse("n1_h99w99_c4_k4_r1s1"), dtype).x
+        assert (x.dtype, x.min(), x.max(), len(np.unique(x))) == (dtype, least, greatest, 256)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64"])

@@ -5,12 +5,13 @@ from __future__ import annotations
 from importlib.metadata import version
 from importlib.util import find_spec
 
-from gpuconv.bench.peers import candidates, jax, matmul, onnxruntime, scipy, torch
+from gpuconv.bench.peers import candidates, float64, jax, matmul, onnxruntime, scipy, torch
 from gpuconv.bench.peers.base import Peer
 
 PEERS: dict[str, Peer] = {
     "matmul": matmul,
     "candidates": candidates,
+    "float64": float64,
     "torch": torch,
     "jax": jax,
     "onnxruntime": onnxruntime,
@@ -20,6 +21,7 @@ PEERS: dict[str, Peer] = {
 PACKAGES = {
     "matmul": (),
     "candidates": (),
+    "float64": (),
     "torch": ("torch",),
     "jax": ("jax",),
     "onnxruntime": ("onnxruntime", "onnx"),

@@ -38,11 +38,16 @@ class Peer(Protocol):
 
 
 def refusal_of(name: str, peer: Peer, case: Case) -> str | None:
-    """The peer's refusal. PyTorch alone pools; weights per sample are what only gpuconv's own algorithms have."""
+    """The peer's refusal. PyTorch alone pools; weights per sample are what only gpuconv's own algorithms have.
+
+    SciPy and JAX keep the dtype of integers, in which sums do not fit; those of PyTorch do in 32 and 64 bits.
+    """
     if isinstance(case.geometry, PoolGeometry) and name != "torch":
         return "has nothing for a pooling"
     if case.geometry.banks and name != "candidates":
         return "has no weights of its own for each sample"
+    if case.is_of_integers and name not in ("matmul", "float64", "torch", "onnxruntime"):
+        return "is not compared in integers"
     return peer.refusal(case)
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 
-from gpuconv import backend
-from gpuconv.bench.case import Case
+from gpuconv.bench.case import Case, dtype_of_product
 from gpuconv.bench.peers.base import Contestant
 from gpuconv.tools.workload import Numbers, Workload
 from gpuconv.typing import Array
@@ -24,12 +23,10 @@ def contestants(case: Case, work: Workload) -> dict[str, Contestant]:
     With m = n*p*q rows of columns, k = r*s*c and n output channels, per group: forward is [m,k][k,n]->[m,n], the input
     gradient [m,n][n,k]->[m,k], the weight gradient [k,m][m,n]->[k,n]. Where the columns would be larger than 256 MiB, m
     is cut to that size and the time is scaled up, because only the rate counts. 16-bit floats are multiplied as float32
-    on the CPU, which has no product of its own for them.
+    on the CPU, which has no product of its own for them, and integers as float64.
     """
     g = case.geometry
-    dtype = backend.as_dtype(case.dtype, "matmul")
-    if case.device == "cpu":
-        dtype = backend.accumulator(dtype)
+    dtype = dtype_of_product(case.dtype, case.device)
     depth, width = math.prod(g.kernel) * g.c_group, g.k_group
     all_rows = g.n * math.prod(g.out)
     rows = min(all_rows, max(1, LARGEST_OPERAND // (dtype.itemsize * g.groups * max(depth, width))))

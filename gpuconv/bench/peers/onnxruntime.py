@@ -21,15 +21,15 @@ def refusal(case: Case) -> str | None:
         return "is measured on the CPU only"
     if case.direction == "weight_grad":
         return "has no operator for the weight gradient"
-    if case.dtype != "float32":
-        return "convolves float32 on the CPU"
+    if case.dtype not in ("float32", "int8", "uint8"):
+        return "convolves float32 and 8-bit integers on the CPU"
     if case.geometry.pad_mode != "zeros":
         return "its convolution pads with zeros"
     return None
 
 
 def contestants(case: Case, work: Workload) -> dict[str, Contestant]:
-    """Conv, and for the input gradient ConvTranspose with the same weights."""
+    """Conv, for integers ConvInteger, and for the input gradient ConvTranspose with the same weights."""
     import onnxruntime
 
     g = case.geometry
@@ -47,7 +47,8 @@ def contestants(case: Case, work: Workload) -> dict[str, Contestant]:
     x = np.ascontiguousarray(channels_first(x))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cpu.workers()
-    model = _model("Conv" if case.direction == "forward" else "ConvTranspose", x, weights_first(work.w), attributes)
+    of_x = "ConvInteger" if case.is_of_integers else "Conv"
+    model = _model(of_x if case.direction == "forward" else "ConvTranspose", x, weights_first(work.w), attributes)
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     binding = session.io_binding()
     binding.bind_cpu_input("x", x)
@@ -63,11 +64,16 @@ def _model(operator: str, x: Array, w: Array, attributes: dict[str, Any]) -> byt
     """The model y = operator(x, w), ready to load."""
     from onnx import TensorProto, helper, numpy_helper
 
+    of_x, of_y = (
+        helper.np_dtype_to_tensor_dtype(x.dtype),
+        TensorProto.FLOAT if x.dtype.kind == "f" else TensorProto.INT32,
+    )
+
     graph = helper.make_graph(
         [helper.make_node(operator, ["x", "w"], ["y"], **attributes)],
         "one operator",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * x.ndim)],
+        [helper.make_tensor_value_info("x", of_x, x.shape)],
+        [helper.make_tensor_value_info("y", of_y, [None] * x.ndim)],
         [numpy_helper.from_array(np.ascontiguousarray(w), "w")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)

@@ -24,6 +24,8 @@ def refusal(case: Case) -> str | None:
         return _refusal_to_pool(case, g)
     if case.dtype.startswith("complex"):
         return "complex gradients are not its own"
+    if case.is_of_integers and (case.dtype not in ("int32", "int64") or case.device != "cpu"):
+        return "convolves integers on the CPU, and keeps their dtype: sums fit in 32 and 64 bits"
     if g.pad_mode != "zeros":
         return "its convolution pads with zeros"
     if any(low != high for low, high in g.pad):
