@@ -169,8 +169,9 @@ def check_number(x: Array, caller: str, name: str) -> None:
 
 def check_dtype(dtype: np.dtype[Any], caller: str, name: str = "dtype") -> None:
     if not _is_known(dtype):
+        of_integers = "; of integers it computes forward convolutions and pooling alone" if dtype.kind in "iu" else ""
         raise DTypeError(
-            f"{caller}: {name} is {dtype}, but gpuconv computes in {', '.join(DTYPES)}. Cast with .astype."
+            f"{caller}: {name} is {dtype}, but gpuconv computes in {', '.join(DTYPES)}{of_integers}. Cast with .astype."
         )
 
 
