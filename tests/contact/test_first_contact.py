@@ -207,7 +207,7 @@ def test_parts_die_and_hang_each_for_itself(run):
     text += (
         'def part(setting, journal, name):\n    {"dies": os.abort, "hangs": lambda: time.sleep(99)}.get(name, list)()\n'
     )
-    status, page, _ = run(3.0, parts=text)
+    status, page, _ = run(9.0, parts=text)
     assert status == 1
     assert all(
         line in page for line in ("! dies: its process died by SIGABRT", "! hangs: its process hung", "right: seen")
